@@ -1,0 +1,82 @@
+"""Data sets: what an experiment can name under `data`, and the one class that makes examples of it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from data.augment import AugmentConfig
+from data.davis import DavisConfig
+from data.examples import PreparedExamples
+from data.flying_chairs import FlyingChairsConfig
+from data.folder import FolderConfig
+from data.io import DataError, MissingDataError
+from data.kitti import KittiConfig
+from data.listing import Labels, RawDataset
+from data.middlebury import MiddleburyConfig
+from data.scene_flow import DrivingConfig, FlyingThingsConfig, MonkaaConfig
+from data.sintel import SintelConfig
+from mtsp.config import Config
+from mtsp.types import Examples, Raw
+
+__all__ = ["AnyDataset", "DataConfig", "DataError", "Labels", "MissingDataError", "RawDataset"]
+
+AnyDataset = Annotated[
+    DavisConfig
+    | FlyingChairsConfig
+    | MonkaaConfig
+    | DrivingConfig
+    | FlyingThingsConfig
+    | SintelConfig
+    | KittiConfig
+    | MiddleburyConfig
+    | FolderConfig,
+    Field(discriminator="name"),
+]
+"""The data sets that an experiment can name: `dataset: {name: davis, root: ...}`."""
+
+
+class DataConfig(Config):
+    """A data set, and what is done to it before a network sees it."""
+
+    dataset: AnyDataset
+    augment: AugmentConfig | None = None
+    """What training draws at random; None: frames as they are."""
+    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    """Height and width that frames are resized to for the network at evaluation; labels keep their own."""
+    limit: int | None = Field(default=None, gt=0)
+    """Only this many examples, evenly spaced over the data set."""
+
+    def build(self) -> Examples:
+        """Return the examples, files checked to be there.
+
+        Raises:
+            DataError: the data set's files are not as they should be.
+        """
+        augmentation = None if self.augment is None else self.augment.build()
+        return PreparedExamples(self.build_raw(), augmentation, self.size)
+
+    def build_raw(self) -> RawDataset:
+        """Return the examples as decoded: nothing resized, nothing augmented. Raises as :meth:`build`."""
+        dataset = self.dataset.build()
+        if self.limit is None or self.limit >= len(dataset):
+            return dataset
+        return EvenlySpaced(dataset, self.limit)
+
+
+class EvenlySpaced:
+    """`count` examples of `dataset`, evenly spaced, the first one first. Each still has its next frame."""
+
+    def __init__(self, dataset: RawDataset, count: int) -> None:
+        self._dataset = dataset
+        self._indices = [i * len(dataset) // count for i in range(count)]
+        self.names = [dataset.names[i] for i in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Raw:
+        return self._dataset[self._indices[index]]
+
+    def labels(self, index: int) -> Labels:
+        """Return the labels of example `index`."""
+        return self._dataset.labels(self._indices[index])

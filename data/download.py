@@ -1,0 +1,241 @@
+"""Fetch an archive that may be interrupted at any byte and continued, check it, and unpack it without trusting it.
+
+pooch and `torchvision.datasets.utils` start a broken download again from zero, which for 31 GB is not a download; so
+this is urllib with a Range header, and the standard library's zip and tar readers.
+"""
+
+import hashlib
+import http.client
+import lzma
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+Progress = Callable[[int, int | None], None]
+"""Called with (bytes so far, bytes in all or None where that is not known)."""
+
+_CHUNK = 1 << 20
+_TIMEOUT = 60.0  # seconds without a byte
+# RuntimeError: the zip is encrypted. NotImplementedError: packed by a method that Python does not know.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+)
+
+
+class DownloadError(ValueError):
+    """Something could not be fetched or unpacked. The message says what and whether to run again."""
+
+
+def download(
+    url: str, path: Path, *, checksum: str | None = None, progress: Progress | None = None, attempts: int = 5
+) -> None:
+    """Fetch `url` to `path`, which appears only when it is whole and has the right checksum.
+
+    Until then the bytes are in `<path>.part`; a later call continues where it ends, if the server still has the same
+    file (its ETag or date is kept in `<path>.part.version`), else starts again.
+
+    Args:
+        url: http or https.
+        path: the file to make; its folder is made too. If it is there, it is only checked.
+        checksum: "md5:..." or "sha256:..."; None: only the length is checked.
+        progress: called for each megabyte or less.
+        attempts: connections in a row that may bring nothing, before giving up.
+
+    Raises:
+        DownloadError: the server refuses or keeps silent, the disk is too small, or the checksum is another.
+    """
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise DownloadError(f"{url} is not an http or https address")
+    part = path.with_name(f"{path.name}.part")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, progress, attempts)
+        _check(part, checksum, url)
+        os.replace(part, path)
+        _version(part).unlink(missing_ok=True)
+    else:
+        _check(path, checksum, url)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise DownloadError unless the disk of `folder` (which exists) has `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DownloadError(f"{folder}: {needed / 1e9:.1f} GB are needed on this disk, {free / 1e9:.1f} GB are free")
+
+
+def unpack(archive: Path, folder: Path, *, strip: str | None = None, progress: Progress | None = None) -> None:
+    """Unpack a zip or tar archive (gz, bz2, xz or none) into the new folder `folder`, plain files only.
+
+    Args:
+        archive: recognized by its content, not its name.
+        folder: replaced if it is there: an earlier call that was interrupted.
+        strip: leave this top folder of the archive out of the paths.
+        progress: called for each megabyte or less, in bytes of the archive.
+
+    Raises:
+        DownloadError: not an archive, a damaged one, one that the disk has no room for, or one with a member that is a
+            link or device or would land outside `folder`. What was unpacked before the bad member stays in `folder`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        if zipfile.is_zipfile(archive):
+            _unzip(archive, folder, strip, progress)
+        elif tarfile.is_tarfile(archive):
+            _untar(archive, folder, strip, progress)
+        else:
+            raise DownloadError(f"{archive}: neither a zip nor a tar archive")
+    except (*_DAMAGED, OSError) as error:
+        raise DownloadError(f"{archive}: cannot be unpacked: {error}") from error
+
+
+def _fetch(url: str, part: Path, progress: Progress | None, attempts: int) -> None:
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            if _continue(url, part, progress):
+                return
+            reason = "the connection was closed early"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in (408, 429):
+                raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+            reason = f"the server answers {error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = str(getattr(error, "reason", error))
+        failures = 0 if _size(part) > before else failures + 1
+        if failures >= attempts:
+            raise DownloadError(f"{url}: {reason}; {_size(part):,} bytes are kept, run again to continue")
+
+
+def _continue(url: str, part: Path, progress: Progress | None) -> bool:
+    """Ask for what `part` lacks and append it; return whether it is whole now."""
+    start = _size(part)
+    headers = {"User-Agent": "mtsp", "Accept-Encoding": "identity"}
+    if start and _version(part).exists():
+        headers |= {"Range": f"bytes={start}-", "If-Range": _version(part).read_text(encoding="utf-8")}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        # 416: nothing follows `start`. Either the part is whole, or it is longer than the file has become.
+        if error.code != 416:
+            raise
+        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(start):
+            return True
+        part.unlink()
+        return False
+    with response:
+        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if version is None or version.startswith("W/"):
+            _version(part).unlink(missing_ok=True)  # without a strong name for the version it cannot be continued
+        else:
+            _version(part).write_text(version, encoding="utf-8")
+        require_space(part.parent, 0 if total is None else total - start)
+        with part.open("ab" if start else "wb") as file:
+            for end in _copy(response, file):
+                if progress is not None:
+                    progress(start + end, total)
+    return total is None or _size(part) == total
+
+
+def _check(path: Path, checksum: str | None, url: str) -> None:
+    """Raise, and remove the file, unless it has this checksum."""
+    if checksum is None:
+        return
+    kind, _, expected = checksum.partition(":")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, kind).hexdigest()
+    if found != expected.lower():
+        path.unlink()
+        raise DownloadError(f"{url}: the {kind} is {found}, expected {expected}; removed, run again to fetch it anew")
+
+
+def _unzip(archive: Path, folder: Path, strip: str | None, progress: Progress | None) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+        targets = [_target(archive, folder, member.filename, strip) for member in members]  # all, before any is written
+        for member in members:
+            kind = (member.external_attr >> 28) & 0xF  # of the Unix mode; 0 where there is none
+            if kind not in (0, 0x4, 0x8):
+                raise DownloadError(f"{archive}: {member.filename!r} is a link or a device, only files are unpacked")
+        require_space(folder, sum(member.file_size for member in members))
+        done, total = 0, sum(member.compress_size for member in members)
+        for member, target in zip(members, targets, strict=True):
+            if not member.is_dir():
+                with opened.open(member) as source, _new_file(target) as file:
+                    shutil.copyfileobj(source, file, _CHUNK)
+            done += member.compress_size
+            if progress is not None:
+                progress(done, total)
+
+
+def _untar(archive: Path, folder: Path, strip: str | None, progress: Progress | None) -> None:
+    total = archive.stat().st_size
+    require_space(folder, total)
+    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as opened:
+        for member in opened:
+            target = _target(archive, folder, member.name, strip)
+            if member.isfile():
+                source = opened.extractfile(member)
+                assert source is not None
+                with source, _new_file(target) as file:
+                    shutil.copyfileobj(source, file, _CHUNK)
+            elif not member.isdir():
+                raise DownloadError(f"{archive}: {member.name!r} is a link or a device, only files are unpacked")
+            if progress is not None:
+                progress(raw.tell(), total)
+
+
+def _target(archive: Path, folder: Path, name: str, strip: str | None) -> Path:
+    """Return where a member goes, refusing whatever is not plainly below `folder`."""
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or any(bad in name for bad in "\\\0") or (parts and ":" in parts[0]):
+        raise DownloadError(f"{archive}: {name!r} would be unpacked outside {folder}; refused, nothing is published")
+    if strip is not None and parts[:1] == (strip,):
+        parts = parts[1:]
+    return folder.joinpath(*parts)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        yield file
+
+
+def _copy(source: http.client.HTTPResponse, file: BinaryIO) -> Iterator[int]:
+    """Copy until the source ends, yielding how many bytes were copied so far."""
+    done = 0
+    while chunk := source.read1(_CHUNK):
+        file.write(chunk)
+        done += len(chunk)
+        yield done
+
+
+def _version(part: Path) -> Path:
+    return part.with_name(f"{part.name}.version")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,121 @@
+"""A dataset's decoded examples as the framework takes them: tensors, alone and in batches."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import geometry
+from data.augment import Augmentation, check_sizes
+from data.geometry import Size
+from mtsp.types import IGNORE, Batch, Raw
+
+
+class Dataset(Protocol):
+    """Decoded examples in a fixed order."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of each example, unique."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Raw:
+        """Example `index`. Raises for one that cannot be read, with its path."""
+        ...
+
+
+class PreparedExamples:
+    """A dataset with its augmentation: implements `mtsp.types.Examples`.
+
+    Each example has no batch dimension, and its name is a list of one. Bytes become floats at the very end, after
+    the crop.
+
+    Args:
+        dataset: where examples come from.
+        augmentation: what :meth:`draw` does to them; None only resizes.
+        size: height and width of frames at evaluation, and of everything that is drawn without augmentation; None keeps
+            each image's own. An augmentation has its own size, which this does not change.
+    """
+
+    def __init__(self, dataset: Dataset, augmentation: Augmentation | None = None, size: Size | None = None) -> None:
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.size = size
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each example, in order."""
+        return list(self.dataset.names)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return example `index` as it is evaluated: frames of `size`, labels and flow vectors at native resolution."""
+        raw = self.dataset[index]
+        check_sizes(raw)
+        if self.size is not None:
+            raw = Raw(**{**raw, **_resized_frames(raw, self.size)})
+        return to_tensors(raw)
+
+    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+        """Return example `index` as it is trained on: augmented by `rng`; without augmentation, all of it of `size`."""
+        raw = self.dataset[index]
+        if self.augmentation is not None:
+            return to_tensors(self.augmentation(raw, rng))
+        return to_tensors(resized(raw, self.size or check_sizes(raw)))
+
+
+def resized(raw: Raw, size: Size) -> Raw:
+    """Return `raw` with frames and labels stretched to `size`, flow in the new pixels.
+
+    Raises:
+        ValueError: the arrays of `raw` differ in height or width.
+    """
+    source = check_sizes(raw)
+    if size == source:
+        return raw
+    stretch = geometry.resize(source, size)
+    out = _resized_frames(raw, size)
+    if "mask" in raw:
+        out["mask"] = geometry.warp_mask(raw["mask"], stretch, size, IGNORE)
+    if "flow" in raw:
+        out["flow"], out["flow_valid"] = geometry.warp_flow(raw["flow"], raw.get("flow_valid"), stretch, stretch, size)
+    return out
+
+
+def to_tensors(raw: Raw) -> Batch:
+    """Return `raw` as tensors laid out as a `Batch` without its batch dimension. `raw` is copied, not referred to."""
+    out = Batch(name=[raw["name"]], frame=_floats(raw["frame"]))
+    if "next_frame" in raw:
+        out["next_frame"] = _floats(raw["next_frame"])
+    if "mask" in raw:
+        out["mask"] = torch.from_numpy(raw["mask"].astype(np.int64))
+    if "flow" in raw:
+        out["flow"] = torch.from_numpy(np.stack([raw["flow"][..., 0], raw["flow"][..., 1]]))
+    if "flow_valid" in raw:
+        out["flow_valid"] = torch.from_numpy(raw["flow_valid"].astype(bool))
+    return out
+
+
+def _resized_frames(raw: Raw, size: Size) -> Raw:
+    """The name, and both frames at `size`: averaged over areas where they shrink, interpolated where they grow."""
+    height, width = raw["frame"].shape[:2]
+    how = cv2.INTER_AREA if size[0] * size[1] < height * width else cv2.INTER_LINEAR
+    out = Raw(name=raw["name"], frame=cv2.resize(raw["frame"], size[::-1], interpolation=how))
+    if "next_frame" in raw:
+        out["next_frame"] = cv2.resize(raw["next_frame"], size[::-1], interpolation=how)
+    return out
+
+
+def _floats(image: np.ndarray) -> Tensor:
+    """HW3 bytes as 3HW float32 in [0, 1], contiguous: plane by plane is 2.5 times faster than a transposed copy."""
+    out = np.empty((3, *image.shape[:2]), np.float32)
+    for channel, plane in enumerate(cv2.split(image)):
+        np.divide(plane, np.float32(255), out=out[channel])
+    return torch.from_numpy(out)

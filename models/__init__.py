@@ -1,0 +1,11 @@
+"""Networks. A network is chosen in a config by its `name`; to add one, add its config here."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from models.flownets import FlowNetConfig
+from models.segflow import SegFlowConfig
+
+AnyModel = Annotated[SegFlowConfig | FlowNetConfig, Field(discriminator="name")]
+"""The config of any network here."""

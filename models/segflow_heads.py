@@ -1,0 +1,149 @@
+"""The two decoders that SegFlow can have on the features of both branches: summed score maps, or a feature pyramid."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SCALES = (1e-4, 1e-2, 1.0)
+"""Factors on encoder maps at strides 8, 16, 32, before they meet the flow features."""
+
+
+class ScoreHead(nn.Module):
+    """SegFlow's decoder: a 1x1 convolution per level gives score maps, which are enlarged and summed, coarse to fine.
+
+    Encoder and flow features are concatenated at strides 8, 16 and 32. The convolutions start at zero.
+
+    With `crops`, all is as released: fixed factors on the encoder maps, fixed bilinear deconvolutions without padding,
+    and cuts where maps are larger than the level they join, which leave the two streams up to 43 pixels apart.
+    Without, the flow features lie on the encoder's grid, factors are learned, and maps are enlarged without a shift.
+
+    Args:
+        encoder: channels of the encoder's maps at strides 8, 16, 32.
+        motion: channels of the flow features there; empty without a flow branch.
+        channels: of the score maps.
+        crops: where the flow features are cut at strides 8, 16, 32, rows and columns alike; None: they fit.
+    """
+
+    scales: Tensor
+    up2: Tensor
+    up8: Tensor
+
+    def __init__(
+        self, encoder: Sequence[int], motion: Sequence[int], channels: int, *, crops: tuple[int, int, int] | None
+    ) -> None:
+        super().__init__()
+        self.crops = crops
+        inputs = [a + b for a, b in zip(encoder, motion or (0, 0, 0), strict=True)]
+        self.score3, self.score4, self.score5 = (nn.Conv2d(count, channels, 1) for count in inputs)
+        for score in (self.score3, self.score4, self.score5):
+            _zero(score)
+        if crops is None:
+            self.scales = nn.Parameter(torch.tensor(SCALES))
+        else:
+            self.register_buffer("scales", torch.tensor(SCALES), persistent=False)
+            self.register_buffer("up2", bilinear_kernel(channels, 2), persistent=False)
+            self.register_buffer("up8", bilinear_kernel(channels, 8), persistent=False)
+
+    def forward(self, encoder: Sequence[Tensor], motion: Sequence[Tensor]) -> Tensor:
+        """Return score maps: with `crops` at stride 1 and some pixels too large at the bottom right, else at stride 8.
+
+        Args:
+            encoder: BChw at strides 8, 16, 32 (more maps may come before).
+            motion: BChw at strides 8, 16, 32, on the encoder's grid or larger, to be cut; empty without a flow branch.
+        """
+        score3, score4, score5 = (
+            score(self._joined(level, encoder[level - 3], motion))
+            for level, score in enumerate((self.score3, self.score4, self.score5))
+        )
+        if self.crops is None:
+            score4 = score4 + _resized(score5, score4)
+            return score3 + _resized(score4, score3)
+        channels = score5.shape[1]
+        up = F.conv_transpose2d(score5, self.up2.to(score5.dtype), stride=2, groups=channels)
+        score4 = score4 + _cut(up, score4, 2)
+        up = F.conv_transpose2d(score4, self.up2.to(score4.dtype), stride=2, groups=channels)
+        score3 = score3 + _cut(up, score3, 2)
+        up = F.conv_transpose2d(score3, self.up8.to(score3.dtype), stride=8, groups=channels)
+        return up[..., 8:, 8:]
+
+    def _joined(self, level: int, encoder: Tensor, motion: Sequence[Tensor]) -> Tensor:
+        encoder = encoder * self.scales[level]
+        if not motion:
+            return encoder
+        offset = self.crops[level] if self.crops else 0
+        return torch.cat([encoder, _cut(motion[level], encoder, offset)], dim=1)
+
+
+class PyramidHead(nn.Module):
+    """A feature pyramid over both branches' features: maps at stride 4, from context at stride 32.
+
+    Not SegFlow's: its sums of two-channel score maps lose most of what the encoder knows and have no features at
+    stride 4. Here each level of the encoder is projected to `width` channels and normalized (which replaces the fixed
+    factors), concatenated with the projected flow features at strides 8, 16 and 32, and merged upwards by 3x3
+    convolutions. GroupNorm, so that batches of one train and frozen batch-norm statistics do not matter.
+
+    Args:
+        encoder: channels of the encoder's maps at strides 4, 8, 16, 32.
+        motion: channels of the flow features at strides 8, 16, 32; empty without a flow branch.
+        channels: of the result.
+        width: channels inside; a multiple of 8.
+        zero: whether the result starts at zero.
+    """
+
+    def __init__(self, encoder: Sequence[int], motion: Sequence[int], channels: int, *, width: int, zero: bool) -> None:
+        super().__init__()
+        joined = [width, *(2 * width if motion else width for _ in range(3))]
+        self.lateral = nn.ModuleList([_block(count, width, 1) for count in encoder])
+        self.exchange = nn.ModuleList([_block(count, width, 1) for count in motion])
+        self.context = nn.Conv2d(joined[3], width, 1)  # of the mean over the image: is there an object at all, which
+        self.merge = nn.ModuleList(
+            [_block(count + (width if level < 3 else 0), width, 3) for level, count in enumerate(joined)]
+        )
+        self.predict = nn.Conv2d(width, channels, 1)
+        if zero:
+            _zero(self.predict)
+
+    def forward(self, encoder: Sequence[Tensor], motion: Sequence[Tensor]) -> Tensor:
+        """Return BChw at stride 4.
+
+        Args:
+            encoder: BChw at strides 4, 8, 16, 32.
+            motion: BChw at strides 8, 16, 32, on the encoder's grid; empty without a flow branch.
+        """
+        levels = [lateral(features) for lateral, features in zip(self.lateral, encoder, strict=True)]
+        for level, (exchange, features) in enumerate(zip(self.exchange, motion, strict=True), start=1):
+            levels[level] = torch.cat([levels[level], exchange(features)], dim=1)
+        x = self.merge[3](levels[3]) + self.context(levels[3].mean((2, 3), keepdim=True))
+        for level in (2, 1, 0):
+            x = self.merge[level](torch.cat([_resized(x, levels[level]), levels[level]], dim=1))
+        return self.predict(x)
+
+
+def bilinear_kernel(channels: int, factor: int) -> Tensor:
+    """Return the weight, C1kk with k = 2 * factor, that makes a grouped deconvolution enlarge `factor` times."""
+    place = torch.arange(2 * factor, dtype=torch.float32)
+    tent = 1 - (place - (factor - 0.5)).abs() / factor
+    return torch.outer(tent, tent).expand(channels, 1, -1, -1).contiguous()
+
+
+def _zero(conv: nn.Conv2d) -> None:
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _block(channels_in: int, channels_out: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return nn.Sequential(conv, nn.GroupNorm(math.gcd(8, channels_out), channels_out), nn.ReLU(inplace=True))
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _cut(x: Tensor, like: Tensor, offset: int) -> Tensor:
+    height, width = like.shape[-2:]
+    return x[..., offset : offset + height, offset : offset + width]

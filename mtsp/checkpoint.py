@@ -1,0 +1,179 @@
+"""Checkpoints that are whole or not there: staged in a temporary folder, synced, hashed, and renamed into place.
+
+A checkpoint is a folder `step-00001000` with `model.safetensors`, `optimizer.pt` (tensors and plain data only, read
+with `weights_only=True`), `state.json`, and `manifest.json`, which holds the size and SHA-256 of the others and is
+written last. A run killed at any moment leaves the checkpoints before it untouched.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_LOG = logging.getLogger("mtsp")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used: the message names the file and what is wrong with it."""
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds, verified."""
+
+    path: Path
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    state: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `step` into `folder`, then remove all but the newest `keep`; return its path.
+
+    Args:
+        folder: of this run's checkpoints.
+        step: optimizer steps done.
+        model: tensors by name.
+        optimizer: its state_dict.
+        state: everything else, as plain data for JSON.
+        keep: how many checkpoints stay, at least 1. Older ones go only after this one is in place.
+
+    Raises:
+        OSError: it could not be written (no space, no permission). What was there before is untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    final = folder / f"step-{step:08d}"
+    stage = folder / f".tmp-{final.name}-{os.getpid()}"
+    try:
+        stage.mkdir()
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.items()}, stage / "model.safetensors")
+        torch.save(dict(optimizer), stage / "optimizer.pt")
+        (stage / "state.json").write_text(json.dumps(dict(state), indent=1), encoding="utf-8")
+        names = ("model.safetensors", "optimizer.pt", "state.json")
+        files = {name: {"bytes": (stage / name).stat().st_size, "sha256": _hash(stage / name)} for name in names}
+        manifest = {"format": FORMAT, "step": step, "files": files}
+        (stage / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*stage.iterdir(), stage):
+            _sync(path)
+        if final.exists():
+            _remove(final)
+        stage.rename(final)
+        _sync(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        free = shutil.disk_usage(folder).free / 2**20
+        raise OSError(
+            f"the checkpoint of step {step} was not written to {folder}: {error} ({free:,.0f} MiB free)"
+        ) from error
+    for old in checkpoints(folder)[:-keep]:
+        _remove(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, oldest first, whole or not."""
+    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, or None; say which were passed over and why."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            _LOG.warning("%s; trying the one before", error)
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path`, every byte of it verified.
+
+    Raises:
+        CheckpointError: it is missing, incomplete, changed, of another format, or holds more than tensors.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a complete checkpoint: {_MANIFEST} cannot be read ({error})") from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {manifest.get('format')}; this version reads {FORMAT}")
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"] or _hash(file) != expected["sha256"]:
+            raise CheckpointError(f"{file} is missing, truncated or changed since it was written")
+    try:
+        return Checkpoint(
+            path,
+            load_file(path / "model.safetensors"),
+            torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+            json.loads((path / "state.json").read_text(encoding="utf-8")),
+        )
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `path` so that a reader, or a kill, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def export(path: Path, model: Mapping[str, Tensor]) -> None:
+    """Write the weights alone as safetensors, atomically: what a branch of another run can start from."""
+    from safetensors.torch import save as serialize
+
+    write_atomically(path, serialize({k: v.detach().cpu().contiguous().clone() for k, v in model.items()}))
+
+
+def _remove(path: Path) -> None:
+    """Rename first, so that a kill in the middle never leaves half a checkpoint under its name."""
+    trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
+    path.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    for left in (*folder.glob(".tmp-step-*"), *folder.glob(".trash-step-*")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

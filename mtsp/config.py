@@ -1,0 +1,260 @@
+"""Configuration: typed sections, read from YAML and the command line, wrong in one clear message or right.
+
+A section is a :class:`Config` declared beside the class that it configures; its ``build()`` makes the object. A file
+holds values and nothing else: no inheritance, no interpolation, no class paths.
+"""
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import pydantic
+import yaml
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+"""Where a config named without a folder is looked for."""
+
+MAX_BYTES = 1 << 20
+_ConfigT = TypeVar("_ConfigT", bound="Config")
+
+
+class ConfigError(ValueError):
+    """What a person wrote cannot be run. The message says what, where, and what to write instead."""
+
+
+class Config(pydantic.BaseModel):
+    """A section of an experiment. Unknown keys are errors, values are not converted, and a section never changes."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its surprises: 1e-3 is a number, `on` and `yes` are words, a repeated key is an error."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+    for _REPLACED in [{"tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN))$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: a key must be a word, got {key!r}")
+        if key in seen:
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def _alias(loader: _Loader, node: yaml.Node | None, index: Any) -> yaml.Node:
+    if loader.check_event(yaml.AliasEvent):
+        raise ConfigError("anchors and aliases (& and *) are not read; write the value out")
+    return yaml.SafeLoader.compose_node(loader, node, index)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+_Loader.compose_node = _alias  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain data in `text`. Raises ConfigError, never runs code, and reads `1e-3` as a number."""
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"a config of {len(text):,} bytes; the most that is read is {MAX_BYTES:,}")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ConfigError("nested too deeply") from error
+
+
+def find(name: str | Path) -> Path:
+    """Return the config file called `name`: as given, or in `configs/`. Raises ConfigError with the nearest names."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.parent == Path(".") and (CONFIGS / path).is_file():
+        return CONFIGS / path
+    if not path.is_absolute() and (CONFIGS / path).is_file():
+        return CONFIGS / path
+    known = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml") if "accelerate" not in p.parts)
+    near = difflib.get_close_matches(path.as_posix(), known, n=3, cutoff=0.4)
+    raise ConfigError(f"no config {path}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {known}"))
+
+
+def load(kind: type[_ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> _ConfigT:
+    """Return the config at `path` (see :func:`find`) with `key.path=value` overrides applied, as a `kind`.
+
+    Raises:
+        ConfigError: every problem of file and command line at once, each with its key.
+    """
+    path = find(path)
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} cannot be run: expected `key: value` lines, got {type(values).__name__}")
+    problems = [problem for override in overrides if (problem := _override(values, override))]
+    try:
+        config = parse(kind, values)
+    except ConfigError as error:
+        problems.append(str(error))
+    else:
+        if not problems:
+            return config
+    raise ConfigError(f"{path} cannot be run:\n" + "\n".join(f"  {line}" for p in problems for line in p.split("\n")))
+
+
+def parse(kind: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:
+    """Return `values` as a `kind`, strictly: lists may become tuples and words paths, `true` may not become 1."""
+    try:
+        return kind.model_validate_json(_json(values), strict=True)
+    except pydantic.ValidationError as error:
+        raise ConfigError("\n".join(_sentences(kind, values, error))) from error
+
+
+def _json(values: Any) -> str:
+    def plain(value: Any) -> str:
+        raise ConfigError(f"{value!r} is not a value that a config can hold")
+
+    return json.dumps(values, default=plain)
+
+
+def _override(values: dict[str, Any], text: str) -> str | None:
+    """Apply one `a.b.c=value`; return what is wrong with it."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        return f"{text!r} is not key=value, as in train.batch_size=4"
+    try:
+        parsed = parse_yaml(value) if value else ""
+    except ConfigError as error:
+        return f"{key}: {error}"
+    *sections, last = key.split(".")
+    here: Any = values
+    for depth, section in enumerate(sections):
+        if isinstance(here, dict):
+            if here.get(section) is None:
+                here[section] = {}
+            here = here[section]
+        elif isinstance(here, list) and section.isdigit() and int(section) < len(here):
+            here = here[int(section)]
+        else:
+            return f"{key}: {'.'.join(sections[:depth])} has no part {section!r}"
+    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = parsed
+    elif isinstance(here, dict):
+        here[last] = parsed
+    else:
+        return f"{key}: {'.'.join(sections) or 'the config'} is a single value, it has no part {last!r}"
+    return None
+
+
+def _sentences(kind: type[Config], values: Any, error: pydantic.ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        location = list(problem["loc"])
+        key, section, value = _walk(kind, values, location)
+        if problem["type"] == "extra_forbidden":
+            known = sorted(section.model_fields) if section else []
+            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            parent = key.rpartition(".")[0]
+            hint = (
+                f"did you mean {f'{parent}.' if parent else ''}{near[0]}?"
+                if near
+                else f"known here: {', '.join(known)}"
+            )
+            yield f"{key}: unknown key; {hint}"
+        elif problem["type"] == "missing":
+            yield f"{key}: missing; it must be given"
+        elif problem["type"] in ("union_tag_invalid", "literal_error"):
+            context = problem.get("ctx", {})
+            expected = re.findall(r"'([^']+)'", str(context.get("expected_tags") or context.get("expected") or ""))
+            given = context.get("tag", value)
+            near = difflib.get_close_matches(str(given), expected, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            name = f"{key}.name" if problem["type"] == "union_tag_invalid" else key
+            yield f"{name}: {given!r} is not one of {', '.join(expected)}{hint}"
+        elif problem["type"] == "union_tag_not_found":
+            yield f"{key}.name: missing; it says which one this is"
+        else:
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            lines = [line for line in message.split("\n") if line]
+            if problem["type"] == "value_error":
+                yield from (f"{key}: {line}" if key else line for line in lines)
+            else:
+                yield f"{key}: {message}, got {value!r}"
+
+
+def _walk(kind: type[Config], values: Any, location: Iterable[Any]) -> tuple[str, type[Config] | None, Any]:
+    """Follow a pydantic location, which also names union tags; return the key as written, the section, the value."""
+    key: list[str] = []
+    section: Any = kind
+    owner: type[Config] | None = kind
+    for part in location:
+        members = _sections(section)
+        tagged = [m for m in members if _tag(m) == part]
+        if len(members) > 1 and tagged:
+            section = tagged[0]
+            owner = section
+            continue
+        if not isinstance(part, int) and str(part).startswith(("function-", "tuple[", "list[", "dict[", "is-")):
+            continue
+        if isinstance(values, dict) and part not in values and any(m.__name__ == part for m in members):
+            continue
+        key.append(str(part))
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        owner = members[0] if len(members) == 1 else owner
+        if owner is not None and len(members) == 1 and part in owner.model_fields:
+            section = owner.model_fields[part].annotation
+        else:
+            section = _item(section)
+    return ".".join(key), owner, values
+
+
+def _sections(annotation: Any) -> list[type[Config]]:
+    """The Config classes that a value of this type may be."""
+    if get_origin(annotation) is Annotated:
+        return _sections(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [section for member in get_args(annotation) for section in _sections(member)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Config) else []
+
+
+def _item(annotation: Any) -> Any:
+    """The type of what a container of this type holds."""
+    if get_origin(annotation) is Annotated:
+        return _item(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        items = [_item(member) for member in get_args(annotation)]
+        return next((item for item in items if item is not None), None)
+    arguments = [a for a in get_args(annotation) if a is not Ellipsis]
+    return arguments[-1] if arguments else None
+
+
+def _tag(section: type[Config]) -> str | None:
+    field = section.model_fields.get("name")
+    arguments = get_args(field.annotation) if field else ()
+    return arguments[0] if arguments else None

@@ -1,0 +1,166 @@
+"""Training batches as a pure function of (seed, step): the same on any number of processes and workers, and on resume.
+
+A stream draws from an endless sequence of samples: permutation after permutation of the dataset, each f(seed, epoch).
+Sample number g of the sequence is entry g % length of permutation g // length, augmented with a random generator that
+is f(seed, epoch, index). Global batch t is samples t*B .. t*B + B - 1, of which each process takes its share. Nothing
+is remembered but t. Accelerate's own resume replays other samples or other augmentations (huggingface/accelerate#2016).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mtsp.types import Batch, Examples
+
+
+class Failure(NamedTuple):
+    """A sample that could not be read, carried out of a worker process as one line instead of a traceback."""
+
+    message: str
+
+
+class Slice(NamedTuple):
+    """Which samples of each global batch are this process's, in how many micro-batches."""
+
+    rank: int = 0
+    processes: int = 1
+    accumulate: int = 1
+
+
+class _Positions(Sampler[list[int]]):
+    """This process's micro-batches of places in the endless sequence, from global batch `start` on."""
+
+    def __init__(self, batch_size: int, start: int, part: Slice) -> None:
+        self.batch_size, self.start, self.part = batch_size, start, part
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, processes, accumulate = self.part
+        size = self.batch_size // (processes * accumulate)
+        batch = self.start
+        while True:
+            for micro in range(accumulate):
+                first = batch * self.batch_size + (micro * processes + rank) * size
+                yield list(range(first, first + size))
+            batch += 1
+
+
+class _Drawn(Dataset[Batch | Failure]):
+    """Places in the endless sequence -> augmented samples."""
+
+    def __init__(self, examples: Examples, seed: int) -> None:
+        self.examples, self.seed = examples, seed
+        self.permutation: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, position: int) -> Batch | Failure:
+        epoch, place = divmod(position, len(self.examples))
+        if self.permutation is None or self.permutation[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+            self.permutation = (epoch, order)
+        index = int(self.permutation[1][place])
+        try:
+            return self.examples.draw(index, np.random.default_rng([self.seed, epoch, index]))
+        except (ValueError, OSError) as error:
+            return Failure(str(error))
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def micro_batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    start: int,
+    seed: int,
+    part: Slice,
+    collate: Callable[[Sequence[Batch]], Batch],
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Yield this process's micro-batches for ever, `part.accumulate` of them per global batch, from batch `start` on.
+
+    Args:
+        examples: the dataset; at least one example.
+        batch_size: samples of a global batch, over all processes and micro-batches.
+        start: the global batch to begin with: how many this stream has given before.
+        seed: of the order and of every augmentation.
+        part: this process's share.
+        collate: samples -> a batch.
+        workers: processes that decode and augment; 0 does it in this one.
+        pin_memory: for faster copies to a GPU.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly, or (while iterating) a sample cannot be read; the message
+            names the file.
+    """
+    shares = part.processes * part.accumulate
+    if batch_size % shares:
+        raise ValueError(
+            f"a global batch of {batch_size} cannot be shared by {part.processes} processes x {part.accumulate} "
+            f"micro-batches; use a multiple of {shares}"
+        )
+    loader = DataLoader(
+        _Drawn(examples, seed),
+        batch_sampler=_Positions(batch_size, start, part),
+        collate_fn=_Collate(collate),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread if workers else None,
+        multiprocessing_context="forkserver" if workers else None,
+        prefetch_factor=2 if workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, Failure):
+            raise ValueError(batch.message)
+        yield batch
+
+
+class _Collate:
+    """Samples -> a batch, or the first failure among them."""
+
+    def __init__(self, collate: Callable[[Sequence[Batch]], Batch]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> Batch | Failure:
+        failures = [sample for sample in samples if isinstance(sample, Failure)]
+        if failures:
+            return failures[0]
+        try:
+            return self.collate(samples)
+        except ValueError as error:
+            return Failure(str(error))
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Return the samples as one batch: names in a list, tensors stacked.
+
+    Raises:
+        ValueError: the samples do not have the same labels or sizes; the message names two that differ.
+    """
+    first = samples[0]
+    batch: dict[str, Any] = {"name": [name for sample in samples for name in sample["name"]]}
+    for other in samples[1:]:
+        if other.keys() != first.keys():
+            odd = ", ".join(sorted(other.keys() ^ first.keys()))
+            raise ValueError(
+                f"{first['name'][0]} and {other['name'][0]} cannot share a batch: only one of them has {odd}"
+            )
+    for key in first:
+        if key == "name":
+            continue
+        values: list[torch.Tensor] = [sample[key] for sample in samples]
+        odd = next((sample for sample in samples if sample[key].shape != first[key].shape), None)
+        if odd is not None:
+            raise ValueError(
+                f"{first['name'][0]} and {odd['name'][0]} cannot share a batch: their {key} has sizes "
+                f"{tuple(first[key].shape)} and {tuple(odd[key].shape)}; crop or resize to one size"
+            )
+        batch[key] = torch.stack(values)
+    return batch  # pyright: ignore[reportReturnType]

@@ -1,0 +1,166 @@
+"""Losses as sums with their counts, so that a mean over micro-batches and processes is a mean over all their pixels.
+
+The loss of a step is the sum of `total` over its micro-batches and processes, divided by the sum of `count`. A mean of
+means would weigh a pixel in a batch with few known pixels more than one in a batch with many.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtsp.types import IGNORE
+
+SCALE_WEIGHTS = (0.005, 0.01, 0.02, 0.08, 0.32)
+"""Weights of FlowNetS's five flows, finest first, in its Caffe training files."""
+
+
+class LossSum(NamedTuple):
+    """A loss before its division: `total / count`. Both are float32 scalars; only `total` has a gradient."""
+
+    total: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def cross_entropy(
+    logits: Tensor, mask: Tensor, *, balanced: bool, reduction: Literal["mean", "sum"] = "mean"
+) -> LossSum:
+    """Return the cross-entropy of a mask, over its known pixels.
+
+    Balanced, a pixel of class c weighs 1 - n_c / N, where N of its frame's pixels are known and n_c are of class c:
+    with two classes the rare one and the common one pull equally. SegFlow's authors apply this to the gradient and
+    report the unweighted loss (spec A.5); here the loss is the weighted one. The weights are not renormalized: a frame
+    of one class only has weight 0 everywhere.
+
+    A published learning rate for "sum" is for a loss that is as many times larger as a frame has pixels. With frames
+    of 480x854 = 409 920 pixels, 1e-9 for "sum" is 1e-9 * 409 920 = 4.1e-4 for "mean"; see :func:`mean_rate`.
+
+    Args:
+        logits: BKHW, of any float type; the loss is computed in float32, also inside autocast.
+        mask: BHW of integers in [0, K), or IGNORE.
+        reduction: "mean": count is the number of known pixels, ignoring weights. "sum": count is the number of frames.
+
+    Raises:
+        ValueError: sizes differ; or, where looking costs nothing (CPU), a class is not in [0, K).
+    """
+    if logits.shape[:1] + logits.shape[2:] != mask.shape:
+        raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit a mask of shape {tuple(mask.shape)}")
+    classes = logits.shape[1]
+    mask = mask.long()
+    known = mask != IGNORE
+    if mask.device.type == "cpu" and bool((wrong := known & ((mask < 0) | (mask >= classes))).any()):
+        raise ValueError(f"the mask has class {int(mask[wrong][0])}, but the network has classes 0 to {classes - 1}")
+    with torch.autocast(logits.device.type, enabled=False):
+        losses = F.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none")
+        if balanced:
+            losses = losses * _balance(mask, known, classes)
+        count = known.sum() if reduction == "mean" else torch.tensor(len(mask), device=mask.device)
+        return LossSum(losses.sum(), count.float())
+
+
+def mean_rate(rate: float, height: int, width: int) -> float:
+    """Return the learning rate for a mean over pixels that equals `rate` for a sum over frames of this size.
+
+    >>> mean_rate(1e-9, 480, 854)  # SegFlow's solver file
+    0.00040992
+    """
+    return rate * height * width
+
+
+def end_point_error(flow: Tensor, truth: Tensor, valid: Tensor | None = None, *, eps: float = 1e-12) -> LossSum:
+    """Return the end-point error sqrt(du*du + dv*dv + eps), in pixels; count is the number of known pixels.
+
+    `eps`, in square pixels, keeps the gradient finite where the error is zero. Larger values smooth small errors away:
+    FlowNet's Caffe loss has 0.01 in units of 20 pixels, which is 4. (`vector_norm` over two channels would do without
+    but takes 100 times as long on a CPU.)
+
+    Args:
+        flow: B2HW, pixels.
+        truth: as `flow`.
+        valid: BHW bool, where `truth` is known; None: everywhere. Unknown pixels may hold NaN.
+
+    Raises:
+        ValueError: sizes differ.
+    """
+    if flow.shape != truth.shape:
+        raise ValueError(f"a flow of shape {tuple(flow.shape)} has a truth of shape {tuple(truth.shape)}")
+    with torch.autocast(flow.device.type, enabled=False):
+        truth = truth.float()
+        if valid is None:
+            valid = torch.ones_like(truth[:, 0], dtype=torch.bool)
+        error = _error(flow.float(), truth, valid, eps)
+        return LossSum(error.sum(), valid.sum().float())
+
+
+def multiscale_epe(
+    pyramid: Sequence[Tensor],
+    truth: Tensor,
+    valid: Tensor | None = None,
+    *,
+    weights: Sequence[float] = SCALE_WEIGHTS,
+    eps: float = 1e-12,
+    scale: float = 20.0,
+) -> LossSum:
+    """Return FlowNet's training loss: at each scale the sum of end-point errors over pixels; count is of frames.
+
+    After Dosovitskiy et al. (arXiv:1504.06852) and its Caffe files: errors are in units of `scale` pixels, summed over
+    a scale's pixels, weighted by scale, divided by the number of frames. `eps` is in those units, squared; Caffe's is
+    0.01, which smooths errors below 2 pixels. The truth of a coarse pixel is the mean over the known pixels under it,
+    and is unknown if more than half of them are; Caffe's mean is triangle-weighted over a wider window.
+
+    Args:
+        pyramid: B2hw each, finest first, in pixels of the frame's resolution.
+        truth: B2HW, in pixels.
+        valid: BHW bool, where `truth` is known; None: everywhere. Unknown pixels may hold NaN.
+        weights: one per scale, finest first.
+
+    Raises:
+        ValueError: the pyramid has not as many scales as there are weights.
+    """
+    if len(pyramid) != len(weights):
+        raise ValueError(f"a pyramid of {len(pyramid)} scales has {len(weights)} weights: {tuple(weights)}")
+    with torch.autocast(truth.device.type, enabled=False):
+        truth = truth.float()
+        if valid is None:
+            valid = torch.ones_like(truth[:, 0], dtype=torch.bool)
+        total = truth.new_zeros(())
+        for flow, weight in zip(pyramid, weights, strict=True):
+            coarse, known = _shrunk(truth, valid, flow.shape[-2], flow.shape[-1])
+            total = total + weight * _error(flow.float() / scale, coarse / scale, known, eps).sum()
+        return LossSum(total, torch.tensor(float(len(truth)), device=truth.device))
+
+
+def _balance(mask: Tensor, known: Tensor, classes: int) -> Tensor:
+    """Return BHW float: 1 - n_c / N of each known pixel's class c in its own frame; anything elsewhere."""
+    codes = torch.where(known, mask, classes)  # unknown pixels are a class of their own
+    frame = torch.arange(len(mask), device=mask.device).view(-1, 1, 1)
+    counts = torch.bincount((codes + frame * (classes + 1)).flatten(), minlength=len(mask) * (classes + 1))
+    counts = counts.view(len(mask), classes + 1).float()
+    share = counts / counts[:, :classes].sum(1, keepdim=True).clamp(min=1)
+    return 1 - share.gather(1, codes.flatten(1)).view_as(mask)
+
+
+def _error(flow: Tensor, truth: Tensor, valid: Tensor, eps: float) -> Tensor:
+    """Return BHW end-point errors, zero where not valid. The truth is replaced there first: 0 * NaN is NaN."""
+    difference = torch.where(valid[:, None], flow - truth, 0.0)
+    u, v = difference.unbind(1)
+    return torch.where(valid, (u * u + v * v + eps).sqrt(), 0.0)
+
+
+def _shrunk(truth: Tensor, valid: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return B2hw means over the known pixels of each cell, and Bhw bool: at least half of the cell is known."""
+    full_height, full_width = truth.shape[-2:]
+    cells = {2**k: (math.ceil(full_height / 2**k), math.ceil(full_width / 2**k)) for k in range(8)}
+    stride = next((stride for stride, sides in cells.items() if sides == (height, width)), None)
+    weight = valid[:, None].float()
+    values = torch.cat([torch.where(valid[:, None], truth, 0.0), weight, torch.ones_like(weight)], dim=1)
+    if stride is not None:
+        values = F.pad(values, [0, width * stride - full_width, 0, height * stride - full_height])
+        values = F.avg_pool2d(values, stride)
+    else:  # FlowNetS scaled the frames to multiples of 64: its cells span the frame evenly
+        values = F.adaptive_avg_pool2d(values, (height, width))
+    known, inside = values[:, 2], values[:, 3]
+    return values[:, :2] / known.clamp(min=1e-6)[:, None], known >= 0.5 * inside

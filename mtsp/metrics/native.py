@@ -1,0 +1,98 @@
+"""What the metrics share: arrays without a copy, loops compiled by numba at their first call, and threads for them.
+
+numba is imported when a loop is first needed, never at import. Its compiled code is kept on disk where there is a
+folder to keep it in, and only in memory where there is none; without numba every metric has a numpy form. The threads
+are Python's, since the compiled loops release the interpreter: numba's own OpenMP threads kill a forked child that
+uses them after its parent did.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = Union[np.ndarray, "torch.Tensor"]
+"""A numpy array, or a torch tensor on any device."""
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+def on_host(array: Array) -> bool:
+    """Return whether the memory of `array` can be read from here: numpy, or a torch tensor on the CPU."""
+    return isinstance(array, np.ndarray) or array.device.type == "cpu"
+
+
+def as_numpy(array: Array) -> np.ndarray:
+    """Return `array` as numpy: the same memory where it is on the CPU. float16 and bfloat16 become float32."""
+    if not isinstance(array, np.ndarray):
+        array = array.detach()
+        if array.is_floating_point() and array.element_size() == 2:
+            array = array.float()
+        array = array.cpu().numpy()
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """Return a read-only view, so that a loop is compiled once and not again for arrays that were read-only before."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def compiled(loop: Callable[..., Any], *, fastmath: bool | set[str] = False) -> Callable[..., Any] | None:
+    """Return `loop`, a function of this package's top level, as machine code, or None where numba cannot be used.
+
+    Args:
+        loop: plain numpy indexing; compiled per type of its arguments when first called with them.
+        fastmath: numba's relaxations of float arithmetic. Never `True` where NaN must be seen.
+    """
+    try:
+        import numba
+    except ImportError:
+        return None
+    if numba.config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+    try:
+        code = numba.njit(loop, nogil=True, cache=True, fastmath=fastmath)
+    except RuntimeError:  # numba found no folder that it may write its cache to
+        return numba.njit(loop, nogil=True, fastmath=fastmath)
+
+    @functools.wraps(loop)
+    def call(*arguments: Any) -> Any:
+        try:
+            return code(*arguments)
+        except OSError:  # compiled, but the disk refused the cache entry: the second call finds the code in memory
+            return code(*arguments)
+
+    return call
+
+
+def threads() -> int:
+    """Return how many threads to use: `OMP_NUM_THREADS` (torchrun sets it), or the processors we may run on."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
+    """Return `function` of each task, in order, computed in as many threads as :func:`threads` says."""
+    if len(tasks) < 2 or threads() < 2:
+        return [function(task) for task in tasks]
+    return list(_pool(threads()).map(function, tasks))
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="mtsp-metrics")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the pool but not its threads, and would wait for ever
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,105 @@
+"""Optimizers with a learning rate per branch, and schedules as pure functions of the step."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from mtsp.config import Config
+
+
+class SGDConfig(Config):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameter groups. It decays nothing: that is the regularizer's work."""
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+
+
+class AdamConfig(Config):
+    """Adam. With a decoupled regularizer it is AdamW, so there is no second entry for that."""
+
+    name: Literal["adam"]
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameter groups. It decays nothing: that is the regularizer's work."""
+        return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+OptimizerConfig = Annotated[SGDConfig | AdamConfig, Field(discriminator="name")]
+
+
+class ScheduleConfig(Config):
+    """The learning rate over the run, as a share of each group's own."""
+
+    name: Literal["constant", "poly", "step", "cosine"] = "constant"
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the rate rises linearly to its full value."""
+    power: float = Field(default=0.9, gt=0)
+    """poly: (1 - done) ** power."""
+    every: int | None = Field(default=None, gt=0)
+    """step: multiply by `factor` every so many steps."""
+    milestones: tuple[int, ...] = ()
+    """step: multiply by `factor` at each of these steps instead."""
+    factor: float = Field(default=0.5, gt=0, lt=1)
+    final: float = Field(default=0.0, ge=0, lt=1)
+    """poly, cosine: the share that is left at the end."""
+
+    @model_validator(mode="after")
+    def _step_says_when(self) -> "ScheduleConfig":
+        if self.name == "step" and (self.every is None) == (not self.milestones):
+            raise ValueError("a step schedule needs one of `every` and `milestones`")
+        return self
+
+    def share(self, step: int, steps: int) -> float:
+        """Return what the learning rate of step `step` (from 0) of a run of `steps` is multiplied by."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        done = min(1.0, step / max(1, steps))
+        match self.name:
+            case "constant":
+                fall = 1.0
+            case "poly":
+                fall = self.final + (1 - self.final) * (1 - done) ** self.power
+            case "cosine":
+                fall = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+            case "step":
+                times = step // self.every if self.every else sum(step >= milestone for milestone in self.milestones)
+                fall = self.factor**times
+        return rise * fall
+
+
+def parameter_groups(model: nn.Module, branches: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return one parameter group per branch: its name, its parameters, its learning rate (also as `full_lr`).
+
+    Args:
+        model: every parameter's name begins with the name of one of `branches`, followed by a dot.
+        branches: learning rate by branch.
+
+    Raises:
+        ValueError: a parameter belongs to no branch: it would never be trained.
+    """
+    groups = {branch: {"name": branch, "params": [], "lr": lr, "full_lr": lr} for branch, lr in branches.items()}
+    for name, parameter in model.named_parameters():
+        branch = name.partition(".")[0]
+        if branch not in groups:
+            raise ValueError(f"the weight {name} belongs to none of the branches {', '.join(branches)}")
+        groups[branch]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def set_learning_rates(optimizer: Any, share: float) -> dict[str, float]:
+    """Set each group's learning rate to `share` of its full one; return them by branch."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_lr"] * share
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}

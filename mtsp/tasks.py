@@ -1,0 +1,103 @@
+"""Tasks: which losses a label asks for, what each loss is divided by, and which metrics judge it.
+
+A batch carries the labels it has; a task without its label contributes nothing. The losses of one optimizer step are
+sums, divided by counts over all its micro-batches and all processes: never a mean of means.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mtsp.config import Config
+from mtsp.losses import cross_entropy, end_point_error, multiscale_epe
+from mtsp.types import IGNORE, Batch, Outputs
+
+
+class SegmentationConfig(Config):
+    """How the mask is learned."""
+
+    weight: float = Field(default=1.0, ge=0)
+    balanced: bool = True
+    """Weight each frame's pixels by 1 - (share of their class), as SegFlow's authors do."""
+    reduction: str = Field(default="mean", pattern="^(mean|sum)$")
+    """`mean` over pixels; `sum` over pixels, mean over images, as the Caffe release (its learning rates need it)."""
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what each loss of this batch is divided by."""
+        if "mask" not in batch:
+            return {}
+        valid = (batch["mask"] != IGNORE).sum() if self.reduction == "mean" else torch.tensor(len(batch["mask"]))
+        return {"segmentation": valid.to(batch["mask"].device)}
+
+    def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted, undivided losses of this batch."""
+        if "mask" not in batch or "mask_logits" not in outputs:
+            return {}
+        total = cross_entropy(
+            outputs["mask_logits"],
+            batch["mask"],
+            balanced=self.balanced,
+            reduction="mean" if self.reduction == "mean" else "sum",
+        ).total
+        return {"segmentation": self.weight * total}
+
+
+class FlowConfig(Config):
+    """How the flow is learned."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Of the end-point error of the returned flow, a mean over known pixels, in pixels."""
+    pyramid: float = Field(default=0.0, ge=0)
+    """Of FlowNetS's own multi-scale loss, a sum over pixels and a mean over images, as its authors train it."""
+    pyramid_weights: tuple[float, ...] = (0.005, 0.01, 0.02, 0.08, 0.32)
+    """Finest scale first."""
+    eps: float = Field(default=1e-6, gt=0)
+    """Inside the root of the end-point error, in squared pixels: its gradient is finite at zero error."""
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what each loss of this batch is divided by."""
+        if "flow" not in batch:
+            return {}
+        flow = batch["flow"]
+        known = batch["flow_valid"].sum() if "flow_valid" in batch else torch.tensor(flow[:, 0].numel())
+        counts = {}
+        if self.weight:
+            counts["flow"] = known.to(flow.device)
+        if self.pyramid:
+            counts["flow_pyramid"] = torch.tensor(len(flow), device=flow.device)
+        return counts
+
+    def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted, undivided losses of this batch."""
+        if "flow" not in batch:
+            return {}
+        truth, valid = batch["flow"], batch.get("flow_valid")
+        sums = {}
+        if self.weight and "flow" in outputs:
+            sums["flow"] = self.weight * end_point_error(outputs["flow"], truth, valid, eps=self.eps).total
+        if self.pyramid and "flow_pyramid" in outputs:
+            scales = multiscale_epe(outputs["flow_pyramid"], truth, valid, weights=self.pyramid_weights)
+            sums["flow_pyramid"] = self.pyramid * scales.total
+        return sums
+
+
+class Tasks(Config):
+    """What is learned."""
+
+    segmentation: SegmentationConfig | None = None
+    flow: FlowConfig | None = None
+
+    @property
+    def wanted(self) -> list[Any]:
+        """The tasks that are learned."""
+        return [task for task in (self.segmentation, self.flow) if task is not None]
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what each loss of this batch is divided by, by the loss's name."""
+        return {name: count for task in self.wanted for name, count in task.counts(batch).items()}
+
+    def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted losses of this batch, to be divided by their counts."""
+        return {name: total for task in self.wanted for name, total in task.sums(outputs, batch).items()}

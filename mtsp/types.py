@@ -1,0 +1,61 @@
+"""What the parts hand each other: samples in, outputs out. Every tensor's layout is said here, once.
+
+Letters: B batch, K classes, H and W image height and width in pixels.
+
+All are dicts, not dataclasses: PyTorch's collate function and Accelerate's device placement, float32 outputs and
+gathering look inside dicts, and pass a dataclass by untouched.
+"""
+
+from typing import NotRequired, Protocol, TypedDict
+
+import numpy as np
+from torch import Tensor
+
+IGNORE = 255
+"""The mask value of a pixel whose class is unknown: no loss and no metric counts it."""
+
+
+class Raw(TypedDict):
+    """One example as a dataset decodes it: numpy, not augmented. A label that the dataset does not have is left out."""
+
+    name: str  # unique within the dataset and a relative path without suffix: "surf/00054", "00050"
+    frame: np.ndarray  # HW3 uint8, RGB
+    next_frame: NotRequired[np.ndarray]  # HW3 uint8, RGB
+    mask: NotRequired[np.ndarray]  # HW uint8, class of each pixel of `frame`, IGNORE = unknown
+    flow: NotRequired[np.ndarray]  # HW2 float32, (dx, dy) in pixels, frame -> next_frame; finite everywhere
+    flow_valid: NotRequired[np.ndarray]  # HW bool, where flow is known; absent = everywhere
+
+
+class Batch(TypedDict):
+    """One mini-batch. A label that the dataset does not have is left out."""
+
+    name: list[str]
+    frame: Tensor  # B3HW float, RGB in [0, 1]
+    next_frame: NotRequired[Tensor]  # B3HW float, RGB in [0, 1]
+    mask: NotRequired[Tensor]  # BHW long, class of each pixel of `frame`, IGNORE = unknown
+    flow: NotRequired[Tensor]  # B2HW float, (dx, dy) in pixels of this resolution, frame -> next_frame
+    flow_valid: NotRequired[Tensor]  # BHW bool, where flow is known; absent = everywhere
+
+
+class Outputs(TypedDict):
+    """What a network predicts. A task it does not have is left out."""
+
+    mask_logits: NotRequired[Tensor]  # BKHW, at the input's resolution
+    flow: NotRequired[Tensor]  # B2HW, (dx, dy) in pixels of the input's resolution, frame -> next_frame
+    flow_pyramid: NotRequired[
+        list[Tensor]
+    ]  # B2hw each, finest first, pixels of the *input's* resolution; training only
+
+
+class Examples(Protocol):
+    """A dataset as the framework sees it: keys as in `Batch`, tensors without the batch dimension, a list of a name."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch:
+        """Example `index` as it is evaluated: nothing random, native resolution."""
+        ...
+
+    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+        """Example `index` as it is trained on: augmented, every random choice taken from `rng`."""
+        ...

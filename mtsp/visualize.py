@@ -1,0 +1,319 @@
+"""Pictures of samples and predictions: masks over frames, flow in colors, errors, and labeled panels of them all.
+
+Images are HW3 uint8, RGB, in and out. Nothing here opens a window or needs matplotlib.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from mtsp.types import IGNORE, Batch, Outputs
+
+TILE = 320
+"""Width of one picture of a panel, in pixels."""
+
+_IGNORED = (224, 224, 192)  # the color of "void" in PASCAL VOC's palette
+_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+_GAP, _TITLE, _FONT = 8, 20, 14
+
+
+def palette(classes: int = 256) -> np.ndarray:
+    """Return the colors of class ids 0, 1, ... as DAVIS and PASCAL VOC give them, N3 uint8: 0 black, 1 dark red."""
+    ids = np.arange(classes)
+    colors = np.zeros((classes, 3), np.uint8)
+    for bit in range(8):  # of three bits of the id, each goes to one channel, the first three to its highest bit
+        for channel in range(3):
+            colors[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return colors
+
+
+def overlay(
+    frame: np.ndarray, mask: np.ndarray, *, background: int | None = 0, ignore: int = IGNORE, opacity: float = 0.5
+) -> np.ndarray:
+    """Return `frame` with the classes of `mask` laid over it in the DAVIS palette, each with a bright contour.
+
+    Args:
+        frame: HW3 uint8.
+        mask: HW, class ids 0..254.
+        background: the class that is left as it is. None colors every class, with the palette moved on by one.
+        ignore: the value of unknown pixels; drawn pale, without a contour.
+        opacity: 0 shows only the frame and the contours, 1 hides the frame.
+    """
+    _same_size(frame, mask)
+    ids = mask.astype(np.uint8)
+    colors = palette()
+    if background is None:
+        colors = np.roll(colors, -1, axis=0)
+    colors[ignore] = _IGNORED
+    drawn = ids != background if background is not None else np.ones_like(ids, dtype=bool)
+    image = frame.copy()
+    image[drawn] = ((1 - opacity) * frame[drawn] + opacity * colors[ids[drawn]] + 0.5).astype(np.uint8)
+
+    square = np.ones((3, 3), np.uint8)
+    edge = drawn & (ids != ignore) & (cv2.dilate(ids, square) != cv2.erode(ids, square))
+    bright = colors.astype(float) * 255 / np.maximum(colors.max(axis=1, keepdims=True), 1)
+    image[edge] = bright[ids[edge]].astype(np.uint8)
+    return image
+
+
+def _wheel() -> np.ndarray:
+    """The 55 colors of the wheel, red first and again last: red, yellow, green, cyan, blue, magenta."""
+    corners = [(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0)]
+    steps = [15, 6, 4, 11, 13, 6]  # finer where the eye tells more hues apart
+    parts = []
+    for start, end, count in zip(corners, corners[1:], steps, strict=False):
+        way = np.arange(count)[:, None] / count
+        parts.append(np.floor(255 * way) * np.sign(np.subtract(end, start)) + start)
+    return np.concatenate(parts)
+
+
+def flow_to_color(flow: np.ndarray, radius: float | None = None) -> np.ndarray:
+    """Return `flow` in the usual color wheel: right is red, down yellow, left cyan-blue, up violet; still is white.
+
+    After Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011, and its published code:
+    the hue is the direction, the saturation the length.
+
+    Args:
+        flow: HW2, (dx, dy) in pixels, y downwards. Not finite, or beyond 1e6 as in Middlebury's files: unknown, black.
+        radius: the length with full color, in pixels; longer ones are darker. The same one makes pictures comparable.
+            None takes the longest known vector.
+    """
+    known = _known(flow)
+    flow = np.where(known[..., None], flow, 0).astype(np.float64)
+    length = np.hypot(flow[..., 0], flow[..., 1])
+    if radius is None:
+        radius = float(length.max(initial=0))
+    length /= max(radius, 1e-9)
+
+    wheel = _wheel() / 255
+    turn = np.arctan2(-flow[..., 1], -flow[..., 0]) / np.pi  # -1..1, right is -1
+    place = (turn + 1) / 2 * (len(wheel) - 1)
+    low = np.floor(place).astype(int)
+    part = (place - low)[..., None]
+    hue = (1 - part) * wheel[low] + part * wheel[(low + 1) % len(wheel)]
+    shade = length[..., None]
+    color = np.where(shade <= 1, 1 - shade * (1 - hue), 0.75 * hue)
+    return np.where(known[..., None], np.floor(255 * color), 0).astype(np.uint8)
+
+
+def color_wheel(size: int) -> np.ndarray:
+    """Return the legend of :func:`flow_to_color`, size x size: each pixel shows the vector from the center to it."""
+    axis = np.linspace(-1, 1, size)
+    flow = np.stack(np.meshgrid(axis, axis), axis=-1)
+    image = flow_to_color(flow, radius=1)
+    image[np.hypot(flow[..., 0], flow[..., 1]) > 1] = _PAPER
+    return image
+
+
+_ERROR_COLORS = np.array(
+    [
+        (49, 54, 149), (69, 117, 180), (116, 173, 209), (171, 217, 233), (224, 243, 248),
+        (254, 224, 144), (253, 174, 97), (244, 109, 67), (215, 48, 39), (165, 0, 38),
+    ],
+    np.uint8,
+)  # fmt: skip
+
+
+def error_map(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Return the end-point error in ten colors: blue is right, red an outlier of the KITTI benchmark (Fl).
+
+    An error counts relative to the larger of 3 pixels and 5 % of the true length; the shades change at 1/16, 1/8, ...,
+    1 (blue to red), ..., 16 times that. Unknown is black.
+
+    Args:
+        prediction: HW2, pixels.
+        truth: as `prediction`; not finite or beyond 1e6 is unknown.
+        valid: HW bool, where `truth` is known; absent = everywhere.
+    """
+    _same_size(prediction, truth)
+    known = _known(truth) if valid is None else _known(truth) & valid
+    truth = np.where(known[..., None], truth, 0)
+    error = np.hypot(*np.moveaxis(prediction - truth, -1, 0))
+    bound = np.maximum(3, 0.05 * np.hypot(truth[..., 0], truth[..., 1]))
+    with np.errstate(invalid="ignore"):
+        shade = np.searchsorted(2.0 ** np.arange(-4, 5), error / bound, side="left")
+    return np.where(known[..., None], _ERROR_COLORS[shade], 0).astype(np.uint8)
+
+
+class _Tile(NamedTuple):
+    title: str
+    image: np.ndarray
+
+
+def panels(
+    batch: Batch,
+    outputs: Outputs,
+    limit: int,
+    *,
+    background: int | None = 0,
+    flow_radius: float | None = None,
+) -> list[np.ndarray]:
+    """Return :func:`panel` of the first `limit` examples of the batch."""
+    count = min(limit, len(batch["frame"]))
+    return [panel(batch, outputs, i, background=background, flow_radius=flow_radius) for i in range(count)]
+
+
+def panel(
+    batch: Batch,
+    outputs: Outputs,
+    index: int = 0,
+    *,
+    background: int | None = 0,
+    flow_radius: float | None = None,
+) -> np.ndarray:
+    """Return one picture of example `index`: what is known of it, and below, what the network says.
+
+    Columns: frame and next frame; true and predicted mask; true and predicted flow; flow error and legend. What the
+    batch or the outputs do not have is left out. A prediction at another resolution is brought to the frame's, flow
+    vectors scaled with it.
+
+    Args:
+        batch: tensors on any device.
+        outputs: of the same examples.
+        index: which example.
+        background: the class left uncolored, see :func:`overlay`.
+        flow_radius: pixels of flow with full color. None takes the longest true vector, or, without truth, the longest
+            predicted one: the same for both flows of a panel.
+    """
+    frame = _image(batch["frame"][index])
+    inputs = [_Tile(batch["name"][index], _fit(frame))]
+    if "next_frame" in batch:
+        inputs.append(_Tile("next frame", _fit(_image(batch["next_frame"][index]))))
+    columns = [
+        inputs,
+        _masks(batch, outputs, index, frame, background),
+        *_flows(batch, outputs, index, frame.shape[:2], flow_radius),
+    ]
+    return _compose([column for column in columns if column])
+
+
+def _masks(batch: Batch, outputs: Outputs, index: int, frame: np.ndarray, background: int | None) -> list[_Tile]:
+    small = _fit(frame)
+    tiles = []
+    if "mask" in batch:
+        truth = batch["mask"][index].cpu().numpy().astype(np.uint8)
+        tiles.append(_Tile("true mask", overlay(small, _nearest(truth, small), background=background)))
+    if "mask_logits" in outputs:
+        logits = _resize(outputs["mask_logits"][index], frame.shape[:2])
+        predicted = logits.argmax(dim=0).numpy().astype(np.uint8)
+        tiles.append(_Tile("predicted mask", overlay(small, _nearest(predicted, small), background=background)))
+    return tiles
+
+
+def _flows(
+    batch: Batch, outputs: Outputs, index: int, size: tuple[int, int], radius: float | None
+) -> Iterable[list[_Tile]]:
+    truth = valid = predicted = None
+    if "flow" in batch:
+        truth = batch["flow"][index].cpu().float().permute(1, 2, 0).numpy()
+        valid = _known(truth)
+        if "flow_valid" in batch:
+            valid &= batch["flow_valid"][index].cpu().numpy()
+        truth = np.where(valid[..., None], truth, np.nan)
+    if "flow" in outputs:
+        predicted = resize_flow(outputs["flow"][index], size).permute(1, 2, 0).numpy()
+    shown = truth if truth is not None else predicted
+    if shown is None:
+        return
+    if radius is None:
+        radius = max(float(np.nanmax(np.hypot(shown[..., 0], shown[..., 1]), initial=0)), 1.0)  # noise is not motion
+
+    flows = [_Tile("true flow", _fit(flow_to_color(truth, radius)))] if truth is not None else []
+    if predicted is not None:
+        flows.append(_Tile("predicted flow", _fit(flow_to_color(predicted, radius))))
+    legend = _Tile(f"flow up to {radius:.3g} px", _legend(flows[0].image.shape[:2], truth is not None))
+    if truth is None or predicted is None:
+        yield [*flows, legend]
+        return
+    yield flows
+    error = np.hypot(*np.moveaxis(predicted - truth, -1, 0))[valid]
+    mean = f", mean {error.mean():.2f} px" if error.size else ", none known"
+    yield [_Tile("flow error" + mean, _fit(error_map(predicted, truth, valid))), legend]
+
+
+def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return a 2HW flow at another size, float on the CPU: bilinear, dx and dy grown as width and height are."""
+    grown = torch.tensor([size[1] / flow.shape[2], size[0] / flow.shape[1]])
+    return _resize(flow, size) * grown[:, None, None]
+
+
+def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    maps = maps.detach().cpu().float()
+    if maps.shape[1:] == size:
+        return maps
+    return torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _image(frame: torch.Tensor) -> np.ndarray:
+    return (frame.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def _fit(image: np.ndarray) -> np.ndarray:
+    """The image at the width of a tile: averaged when it shrinks, in blocks when it grows."""
+    height = max(1, round(image.shape[0] * TILE / image.shape[1]))
+    shrinks = image.shape[1] > TILE
+    return cv2.resize(image, (TILE, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+
+
+def _nearest(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return cv2.resize(mask, (like.shape[1], like.shape[0]), interpolation=cv2.INTER_NEAREST)
+
+
+def _legend(size: tuple[int, int], with_errors: bool) -> np.ndarray:
+    """The color wheel, and beside it the shades of the error."""
+    height, width = size
+    canvas = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=_FONT)
+    side = max(8, min(height, width // 2) - 8)
+    left = 0 if with_errors else (width - side) // 2
+    canvas.paste(Image.fromarray(color_wheel(side)), (left, (height - side) // 2))
+    if not with_errors:
+        return np.asarray(canvas)
+    band = max(1, min(14, (height - 8) // len(_ERROR_COLORS)))
+    x, top = width // 2 + 16, (height - band * len(_ERROR_COLORS)) // 2
+    for shade, color in enumerate(_ERROR_COLORS[::-1].tolist()):
+        draw.rectangle((x, top + shade * band, x + 24, top + (shade + 1) * band - 1), fill=tuple(color))
+    for bands, text in ((1, "> 48 px"), (5, "3 px or 5 %"), (9, "< 0.19 px")):
+        if bands == 5 or band >= 7:
+            draw.text((x + 30, top + bands * band), text, fill=_INK, font=font, anchor="lm")
+    return np.asarray(canvas)
+
+
+def _compose(columns: Sequence[Sequence[_Tile]]) -> np.ndarray:
+    """The tiles of each column below each other, every one with its title above it."""
+    rows = max(len(column) for column in columns)
+    cell = max(tile.image.shape[0] for column in columns for tile in column) + _TITLE
+    width = len(columns) * (TILE + _GAP) + _GAP
+    canvas = Image.new("RGB", (width, rows * (cell + _GAP) + _GAP), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=_FONT)
+    for i, column in enumerate(columns):
+        for j, (title, image) in enumerate(column):
+            x, y = _GAP + i * (TILE + _GAP), _GAP + j * (cell + _GAP)
+            draw.text((x, y + _TITLE - 6), _shortened(title, font), fill=_INK, font=font, anchor="ls")
+            canvas.paste(Image.fromarray(image), (x, y + _TITLE))
+    return np.asarray(canvas)
+
+
+def _shortened(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The end of a title that is too long: paths differ in their ends."""
+    if font.getlength(title) <= TILE:
+        return title
+    while font.getlength("..." + title) > TILE:
+        title = title[1:]
+    return "..." + title
+
+
+def _known(flow: np.ndarray) -> np.ndarray:
+    return np.all(np.abs(flow) < 1e6, axis=-1)  # NaN is not below it
+
+
+def _same_size(one: np.ndarray, other: np.ndarray) -> None:
+    if one.shape[:2] != other.shape[:2]:
+        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (one, other))
+        raise ValueError(f"pictures of one size are needed, got {sizes} (width x height)")

@@ -1,0 +1,52 @@
+"""Schedules are functions of the step; every parameter is in the group of its branch."""
+
+import pytest
+import torch
+from torch import nn
+
+from mtsp.config import ConfigError, parse
+from mtsp.optim import ScheduleConfig, parameter_groups, set_learning_rates
+
+
+def test_poly_falls_as_written() -> None:
+    schedule = ScheduleConfig(name="poly", power=0.9)
+    assert schedule.share(0, 100) == 1.0
+    assert schedule.share(75, 100) == pytest.approx(0.25**0.9)
+    assert schedule.share(100, 100) == 0.0
+
+
+def test_step_halves_every_so_many_steps_or_at_milestones() -> None:
+    every = ScheduleConfig(name="step", every=50, factor=0.5)
+    assert [every.share(s, 200) for s in (0, 49, 50, 149, 150)] == [1.0, 1.0, 0.5, 0.25, 0.125]
+    milestones = ScheduleConfig(name="step", milestones=(10, 30), factor=0.1)
+    assert [milestones.share(s, 200) for s in (9, 10, 29, 30)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+
+
+def test_cosine_is_at_half_in_the_middle_and_ends_at_its_final_share() -> None:
+    schedule = ScheduleConfig(name="cosine", final=0.2)
+    assert schedule.share(50, 100) == pytest.approx(0.6)
+    assert schedule.share(100, 100) == pytest.approx(0.2)
+
+
+def test_warmup_rises_linearly_to_the_full_rate() -> None:
+    schedule = ScheduleConfig(name="constant", warmup=4)
+    assert [schedule.share(s, 100) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_a_step_schedule_that_does_not_say_when_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a step schedule needs one of `every` and `milestones`"):
+        parse(ScheduleConfig, {"name": "step"})
+
+
+def test_groups_follow_the_branches_and_the_schedule_keeps_their_ratio() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
+    optimizer = torch.optim.SGD(parameter_groups(model, {"a": 0.1, "b": 0.02}))
+    assert [(g["name"], len(g["params"])) for g in optimizer.param_groups] == [("a", 2), ("b", 2)]
+    assert set_learning_rates(optimizer, 0.5) == {"a": 0.05, "b": 0.01}
+    assert set_learning_rates(optimizer, 1.0) == {"a": 0.1, "b": 0.02}
+
+
+def test_a_weight_of_no_branch_is_refused() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(1, 1), "lost": nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match=r"the weight lost.weight belongs to none of the branches a$"):
+        parameter_groups(model, {"a": 0.1})

@@ -1,0 +1,113 @@
+"""What the programs build alike: an experiment from its file, and a network with its branches' pretrained weights."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from data import DataConfig
+from models import AnyModel
+from models.weights import Loaded, load_branch
+from mtsp import anchors
+from mtsp.config import ConfigError, load
+from mtsp.experiment import Experiment
+
+AnyExperiment = Experiment[AnyModel, DataConfig]  # pyright: ignore[reportInvalidTypeArguments]
+
+
+class Started(NamedTuple):
+    """A network as fine-tuning finds it."""
+
+    model: nn.Module
+    anchors: dict[str, Tensor]
+    loaded: dict[str, Loaded]
+
+
+def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
+    """Return the experiment in a config file. Raises ConfigError with everything that is wrong with it."""
+    return load(AnyExperiment, path, overrides)
+
+
+def as_yaml(experiment: AnyExperiment) -> str:
+    """Return the resolved experiment as a config file that gives the same one."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def start(experiment: AnyExperiment) -> Started:
+    """Build the network, load each branch's pretrained weights, and take the anchors from them.
+
+    Raises:
+        ConfigError: the network's branches are not the config's.
+        ValueError: weights that do not fit, or pretrained tensors none of which is a weight to anchor.
+    """
+    torch.manual_seed(experiment.seed)
+    model = experiment.model.build()
+    names: tuple[str, ...] = model.branches
+    if set(names) != set(experiment.branches):
+        raise ConfigError(
+            f"branches: this {experiment.model.name} has {', '.join(names)}, "
+            f"the config describes {', '.join(experiment.branches) or 'none'}"
+        )
+    loaded = {
+        name: load_branch(model, name, branch.weights)
+        for name, branch in experiment.branches.items()
+        if branch.weights is not None
+    }
+    references = {}
+    for branch in loaded.values():
+        references |= anchors.capture(model, branch.names)
+    return Started(model, references, loaded)
+
+
+def accelerator_of(precision: str, *, several_stages: bool = False) -> Accelerator:
+    """Return the Accelerator of this process.
+
+    Args:
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        several_stages: some branches are held for part of the run, so that DDP must look for them in every step.
+
+    Raises:
+        ConfigError: the launcher started more processes than found each other, or fp16 is asked of a CPU.
+    """
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    mixed = {"fp32": "no", "auto": "bf16" if computes_bf16() else "no"}.get(precision, precision)
+    if mixed == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision: fp16 needs a GPU; use bf16 or fp32 here")
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=several_stages)],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise ConfigError(
+            f"{started} processes were started, but this one is {accelerator.process_index + 1} of "
+            f"{accelerator.num_processes}: without GPUs set ACCELERATE_USE_CPU=true for torchrun"
+        )
+    return accelerator
+
+
+def computes_bf16() -> bool:
+    """Return whether bf16 is computed in hardware here: a GPU that has it, or a CPU with AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.cpu.get_cpu_capability() == "AMX" or torch.cpu._is_amx_tile_supported()
+
+
+def run_or_say_why(main: Callable[[], int]) -> int:
+    """Run a program; turn what a person can mend into one `error:` line and exit code 1. Our own faults keep theirs."""
+    import sys
+
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
