@@ -45,7 +45,7 @@ def save(
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `step` into `folder`, then remove all but the newest `keep`; return its path.
+    """Write the checkpoint of `step` into `folder`, then keep it and the newest others, `keep` in all; return its path.
 
     Args:
         folder: of this run's checkpoints.
@@ -58,7 +58,10 @@ def save(
     Raises:
         OSError: it could not be written (no space, no permission). What was there before is untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the checkpoint of step {step} was not written to {folder}: {error.strerror}") from error
     _sweep(folder)
     final = folder / f"step-{step:08d}"
     stage = folder / f".tmp-{final.name}-{os.getpid()}"
@@ -83,7 +86,8 @@ def save(
         raise OSError(
             f"the checkpoint of step {step} was not written to {folder}: {error} ({free:,.0f} MiB free)"
         ) from error
-    for old in checkpoints(folder)[:-keep]:
+    others = [path for path in checkpoints(folder) if path != final]  # a run may have gone back to before some of them
+    for old in others[: max(0, len(others) + 1 - keep)]:
         _remove(old)
     return final
 

@@ -7,7 +7,7 @@ the batch was shared out. Gradients are synchronized once per step.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -38,7 +38,7 @@ class Progress:
     step: int = 0
     """Optimizer steps done."""
     batches: dict[str, int] = field(default_factory=dict)
-    """Global batches taken from each data entry."""
+    """Global batches taken from each stream, `davis:4`: a data entry in batches of one size."""
 
 
 class StepResult(NamedTuple):
@@ -63,6 +63,8 @@ class Parts:
     """Branches that never learn."""
     fixed_norm: tuple[str, ...] = ()
     """Branches that learn, but keep the statistics of their batch normalization."""
+    channels_last: bool = True
+    """Memory format of the images, which should be the network's."""
 
 
 def train(
@@ -72,7 +74,7 @@ def train(
     steps: int,
     stages: tuple[StageConfig, ...],
     schedule: ScheduleConfig,
-    open_stream: Callable[[str, int, int], Iterator[Batch]],
+    open_stream: Callable[[str, int, int], Generator[Batch, None, None]],
     seed: int,
     accumulate: int = 1,
     clip: float | None = None,
@@ -98,25 +100,28 @@ def train(
         NonFiniteLoss: on all processes at once, before the weights change.
         ValueError: a sample cannot be read.
     """
-    streams: dict[tuple[str, int], Iterator[Batch]] = {}
+    streams: dict[str, Generator[Batch, None, None]] = {}
     stage: StageConfig | None = None
-    while progress.step < steps:
-        if stage is not (stage := stage_at(stages, progress.step)):
-            hold_all_but(parts, stage.learn)
-        seed_model(seed, progress.step, parts.accelerator.process_index)
-        rates = set_learning_rates(parts.optimizer, schedule.share(progress.step, steps))
-        micro_batches = []
-        for name, size in stage.batches.items():
-            if (name, size) not in streams:
-                streams[name, size] = open_stream(name, size, progress.batches.get(name, 0))
-            micro_batches += [next(streams[name, size]) for _ in range(accumulate)]
-        result = optimizer_step(parts, micro_batches, step=progress.step + 1, clip=clip, stop=stop())
-        progress.step += 1
-        for name in stage.batches:
-            progress.batches[name] = progress.batches.get(name, 0) + 1
-        after_step(result, rates)
-        if result.stop:
-            return True
+    with contextlib.ExitStack() as opened:  # worker processes end here, whatever happens
+        while progress.step < steps:
+            if stage is not (stage := stage_at(stages, progress.step)):
+                hold_all_but(parts, stage.learn)
+            seed_model(seed, progress.step, parts.accelerator.process_index)
+            rates = set_learning_rates(parts.optimizer, schedule.share(progress.step, steps))
+            micro_batches = []
+            for name, size in stage.batches.items():
+                key = f"{name}:{size}"
+                if key not in streams:
+                    stream = open_stream(name, size, progress.batches.setdefault(key, 0))
+                    streams[key] = opened.enter_context(contextlib.closing(stream))
+                micro_batches += [next(streams[key]) for _ in range(accumulate)]
+            result = optimizer_step(parts, micro_batches, step=progress.step + 1, clip=clip, stop=stop())
+            progress.step += 1
+            for name, size in stage.batches.items():
+                progress.batches[f"{name}:{size}"] += 1
+            after_step(result, rates)
+            if result.stop:
+                return True
     return False
 
 
@@ -125,7 +130,7 @@ def optimizer_step(
 ) -> StepResult:
     """Take one optimizer step on these micro-batches and those of the other processes; return what was measured."""
     accelerator, model, optimizer = parts.accelerator, parts.model, parts.optimizer
-    batches = [to_device(batch, accelerator.device) for batch in micro_batches]
+    batches = [to_device(batch, accelerator.device, channels_last=parts.channels_last) for batch in micro_batches]
     counted = [parts.tasks.counts(batch) for batch in batches]
     names = sorted({name for counts in counted for name in counts})
     local = [sum((counts[name].double() for counts in counted if name in counts), torch.zeros(())) for name in names]
@@ -159,7 +164,7 @@ def optimizer_step(
         raise NonFiniteLoss(f"the loss is not finite at step {step}: {listed}; samples {batches[0]['name'][:4]}")
     norm = None
     if clip is not None:
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), clip))
+        norm = float(cast(Tensor, accelerator.clip_grad_norm_(model.parameters(), clip)))
     optimizer.step()
     optimizer.zero_grad()
     return StepResult({"loss": sum(losses.values()), **losses}, norm, int(samples), asked > 0)
@@ -186,13 +191,13 @@ def seed_model(seed: int, step: int, process: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with its tensors on `device`, images in channels_last memory."""
+def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:
+    """Return the batch with its tensors on `device`, images in channels_last memory unless told otherwise."""
     moved = {}
     for key, value in batch.items():
         if isinstance(value, Tensor):
             value = value.to(device, non_blocking=True)
-            if value.ndim == 4:
+            if value.ndim == 4 and channels_last:
                 value = value.contiguous(memory_format=torch.channels_last)
         moved[key] = value
     return moved  # pyright: ignore[reportReturnType]
@@ -255,7 +260,7 @@ def evaluate(
             pixels.update(predicted, truth)
             if classes == 2:
                 davis = davis or DavisMeasure()
-                davis.update(sample["name"][0], predicted[0], truth[0])
+                davis.update(sample["name"][0], predicted[0], truth[0] == 1)
         if "flow" in batch and "flow" in outputs:
             flow = flow or FlowErrors()
             flow.update(outputs["flow"].float().cpu(), batch["flow"], batch.get("flow_valid"), sample["name"][0])

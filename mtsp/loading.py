@@ -6,7 +6,11 @@ is f(seed, epoch, index). Global batch t is samples t*B .. t*B + B - 1, of which
 is remembered but t. Accelerate's own resume replays other samples or other augmentations (huggingface/accelerate#2016).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,11 +70,39 @@ class _Drawn(Dataset[Batch | Failure]):
             return Failure(str(error))
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    """One thread, deaf ears, and an end with the run: a fork server keeps the workers of a killed run alive."""
     import cv2
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # the fork server may be older than `_start_fork_server`
+        signal.signal(number, signal.SIG_IGN)
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _start_fork_server() -> None:
+    """Start what workers are forked from, deaf to Ctrl-C and SIGTERM, and so are they.
+
+    A terminal and torchrun send these to every process of a run. The run's own process then saves and stops, for which
+    it needs the workers once more; it ends them itself.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # which would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def micro_batches(
@@ -83,7 +115,7 @@ def micro_batches(
     collate: Callable[[Sequence[Batch]], Batch],
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield this process's micro-batches for ever, `part.accumulate` of them per global batch, from batch `start` on.
 
     Args:
@@ -106,13 +138,15 @@ def micro_batches(
             f"a global batch of {batch_size} cannot be shared by {part.processes} processes x {part.accumulate} "
             f"micro-batches; use a multiple of {shares}"
         )
+    if workers:
+        _start_fork_server()
     loader = DataLoader(
         _Drawn(examples, seed),
         batch_sampler=_Positions(batch_size, start, part),
         collate_fn=_Collate(collate),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=2 if workers else None,
     )

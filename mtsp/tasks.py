@@ -48,7 +48,9 @@ class FlowConfig(Config):
     """How the flow is learned."""
 
     weight: float = Field(default=1.0, ge=0)
-    """Of the end-point error of the returned flow, a mean over known pixels, in pixels."""
+    """Of the end-point error of the returned flow, in pixels."""
+    reduction: str = Field(default="mean", pattern="^(mean|sum)$")
+    """Of that error: `mean` over known pixels, or `sum` over them and mean over images, as in Caffe."""
     pyramid: float = Field(default=0.0, ge=0)
     """Of FlowNetS's own multi-scale loss, a sum over pixels and a mean over images, as its authors train it."""
     pyramid_weights: tuple[float, ...] = (0.005, 0.01, 0.02, 0.08, 0.32)
@@ -64,7 +66,7 @@ class FlowConfig(Config):
         known = batch["flow_valid"].sum() if "flow_valid" in batch else torch.tensor(flow[:, 0].numel())
         counts = {}
         if self.weight:
-            counts["flow"] = known.to(flow.device)
+            counts["flow"] = (known if self.reduction == "mean" else torch.tensor(len(flow))).to(flow.device)
         if self.pyramid:
             counts["flow_pyramid"] = torch.tensor(len(flow), device=flow.device)
         return counts

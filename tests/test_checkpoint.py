@@ -101,30 +101,30 @@ from mtsp.checkpoint import save, newest
 folder = Path(sys.argv[1])
 found = newest(folder)
 step = found.state["step"] if found else 0
-print("ready", flush=True)
 while True:
     step += 1
     tensors = {str(i): torch.full((40_000,), float(step)) for i in range(8)}
     save(folder, step, tensors, {"state": {}, "step": torch.tensor(step)}, {"step": step}, keep=1)
+    print(step, flush=True)
 """
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Ten kills with SIGKILL at different moments of a process that does nothing but save, keeping one checkpoint."""
-    before = 0
-    for attempt in range(10):
+    """Kills with SIGKILL, from 0 to 14 ms after a save, of a process that does nothing but save and keeps one."""
+    told = 0
+    for attempt in range(8):
         process = subprocess.Popen([sys.executable, "-c", _SAVER, str(tmp_path)], stdout=subprocess.PIPE)
         assert process.stdout is not None
-        process.stdout.readline()
-        deadline = time.monotonic() + 0.013 * attempt + 0.02
-        while time.monotonic() < deadline or (attempt == 0 and not checkpoints(tmp_path)):
+        for _ in range(1 + attempt % 3):
+            told = int(process.stdout.readline())
+        moment = time.monotonic() + 0.002 * attempt
+        while time.monotonic() < moment:
             pass
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         found = newest(tmp_path)
         assert found is not None
-        assert found.state["step"] >= before
+        assert found.state["step"] >= told  # what was said to be saved is there
         values = {tensor.unique().item() for tensor in found.model.values()}
         assert values == {float(found.state["step"])}  # never the tensors of one step and the state of another
-        before = found.state["step"]
-    assert before > 1
+    assert told >= 8

@@ -1,16 +1,29 @@
-"""Stored predictions scored by the program: numbers, files, and what it refuses."""
+"""Networks and stored predictions measured by the program: numbers, files, and what it refuses."""
 
 import csv
 import json
+import multiprocessing
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
-from data.io import write_flo, write_image, write_mask
+from data.io import read_flo, write_flo, write_image, write_mask
+from data.synthetic import SyntheticConfig
+from data.synthetic_files import write_scene_flow
+from mtsp.checkpoint import export
+from mtsp.config import parse
 from tools.evaluate import main
+from tools.parts import AnyExperiment
 
+ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
 
@@ -103,7 +116,7 @@ def test_a_setting_of_the_data_set_can_be_given(davis: list[str], tmp_path: Path
 
 def test_passes_and_directions_have_their_own_numbers() -> None:
     from mtsp.metrics import FlowErrors
-    from tools.evaluate import _flow_values
+    from tools.scores import flow_scores
 
     errors = FlowErrors()
     for error, name in (
@@ -112,7 +125,7 @@ def test_passes_and_directions_have_their_own_numbers() -> None:
         (4, "final/into_past/left/x/0001"),
     ):
         errors.update(np.full((2, 1, 1), error, np.float32) * [[[1]], [[0]]], np.zeros((2, 1, 1)), names=name)
-    found = _flow_values(errors)
+    found = flow_scores(errors).values
     assert {name: part["epe"] for name, part in found["per_pass"].items()} == {
         "clean/into_future": 1,
         "clean/into_past": 2,
@@ -233,3 +246,146 @@ def test_half_of_the_true_flow_is_wrong_by_half_its_length(tmp_path: Path) -> No
     assert found["fl_all"] == pytest.approx((np.concatenate(list(lengths.values())) / 2 > 3).mean(), abs=1e-5)
     for name, values in lengths.items():
         assert found["per_sequence"][name]["epe"] == pytest.approx(values.mean() / 2, rel=1e-6)
+
+
+@pytest.fixture
+def network(values: dict[str, Any], synthetic: Path, tmp_path: Path) -> list[str]:
+    """Arguments for a network with random weights on 9 frames, 5 pairs and 3 pairs of Monkaa: two divides none."""
+    scene = SyntheticConfig(clips=1, frames=3, height=64, width=96, objects=(1, 1))
+    write_scene_flow(scene, tmp_path / "Monkaa")
+    chairs = {"name": "flying_chairs", "root": str(synthetic / "chairs")}
+    monkaa = {"name": "monkaa", "root": str(tmp_path / "Monkaa"), "split": "all", "passes": ["clean"]}
+    values["data"]["chairs_five"] = {"dataset": chairs, "limit": 5}
+    values["data"]["monkaa"] = {"dataset": monkaa, "limit": 3}
+    values["evaluation"]["data"] = ["davis", "chairs_five", "monkaa"]
+    values["branches"]["flow"]["weights"] = "nowhere.pth"  # what a trained network started from is not looked at
+    (tmp_path / "small.yaml").write_text(json.dumps(values))
+    torch.manual_seed(1)
+    model = parse(AnyExperiment, values).model.build()
+    export(tmp_path / "weights.safetensors", model.state_dict())
+    return ["--config", str(tmp_path / "small.yaml"), "--checkpoint", str(tmp_path / "weights.safetensors")]
+
+
+def test_stored_predictions_have_the_scores_of_the_network(network: list[str], synthetic: Path, tmp_path: Path) -> None:
+    files = ["--save-predictions", str(tmp_path / "saved"), "--csv", str(tmp_path / "scores.csv")]
+    found = scored([*network, *files], tmp_path)["entries"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert {name: (entry["data"], entry["split"]) for name, entry in found.items()} == {
+        "davis": ("davis", "train"),
+        "chairs_five": ("flying_chairs", "train"),
+        "monkaa": ("monkaa", "all"),
+    }
+    assert len(found["davis"]["per_sequence"]) == 3
+    assert len(found["chairs_five"]["per_image"]) == 5
+    assert {name: part["images"] for name, part in found["monkaa"]["per_pass"].items()} == {
+        "clean/into_future": 2,
+        "clean/into_past": 1,
+    }
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    totals = {row["data"]: row for row in rows if row["sequence"] == "all"}
+    assert float(totals["davis"]["J_mean"]) == found["davis"]["J_mean"]
+    assert totals["davis"]["epe"] == totals["monkaa"]["J_mean"] == ""
+    assert float(totals["monkaa"]["epe"]) == found["monkaa"]["epe"]
+
+    stored = ["--data", "davis", "--root", str(synthetic / "DAVIS"), "--split", "train"]
+    again = scored([*stored, "--predictions", str(tmp_path / "saved/davis")], tmp_path)
+    assert {key: again[key] for key in again if key != "predictions"} == found["davis"]
+    for pair, numbers in found["chairs_five"]["per_image"].items():
+        flow = read_flo(tmp_path / f"saved/chairs_five/{pair}.flo")
+        truth = read_flo(synthetic / f"chairs/data/{pair}_flow.flo")
+        assert numbers["epe"] == pytest.approx(np.hypot(*np.moveaxis(flow - truth, -1, 0)).mean(), rel=1e-5)
+
+
+def rank(number: int, port: int, arguments: list[str]) -> None:
+    """One of two processes, as torchrun starts them."""
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    main(arguments)
+
+
+def test_two_processes_write_what_one_writes(network: list[str], tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert main([*network, "--json", str(one)]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    saved = ["--save-predictions", str(tmp_path / "saved"), "--json", str(two)]
+    context = multiprocessing.get_context("forkserver")  # which has imported everything, see conftest.py
+    ranks = [context.Process(target=rank, args=(number, port, [*network, *saved])) for number in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    # The files are judged, not the exit codes: gloo may abort while the processes end, after all is written.
+    assert one.read_text() == two.read_text()
+    assert [len(list((tmp_path / "saved").rglob(f"*.{suffix}"))) for suffix in ("png", "flo")] == [9, 8]
+
+
+def test_a_run_is_measured_as_it_measured_itself(
+    values: dict[str, Any], train: Callable[..., dict[str, dict[str, float]]], tmp_path: Path
+) -> None:
+    results = train(values, tmp_path / "run")
+    config = ["--config", str(tmp_path / "run/experiment.yaml")]
+    for checkpoint in ("weights.safetensors", "checkpoints/step-00000006"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        found = scored([*config, "--checkpoint", str(tmp_path / "run" / checkpoint)], tmp_path)["entries"]
+        for entry, numbers in results.items():
+            same = {
+                key: value for key, value in numbers.items() if key != "miou"
+            }  # of the pixels, as mean of J it is iou
+            assert {key: found[entry][key] for key in same} == pytest.approx(same, rel=1e-12)
+
+
+def test_an_entry_and_its_split_can_be_chosen(network: list[str], tmp_path: Path) -> None:
+    chosen = ["--data-entry", "davis", "data.davis.limit=2", "--split", "val"]
+    found = scored([*network, *chosen], tmp_path)["entries"]
+    assert list(found) == ["davis"]
+    assert found["davis"]["split"] == "val"
+    assert len(found["davis"]["per_sequence"]) == 1  # train has three
+
+
+def of_another_network(folder: Path) -> None:
+    tensors = load_file(folder / "weights.safetensors")
+    tensors["segmentation.new"] = torch.zeros(1)
+    del tensors["segmentation.mean"]
+    export(folder / "weights.safetensors", tensors)
+
+
+def truncated(folder: Path) -> None:
+    whole = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(whole[:-100])
+
+
+@pytest.mark.parametrize(
+    ("change", "extra", "message"),
+    [
+        (of_another_network, [], "tensors are missing, as segmentation.mean; 1 have no place, as segmentation.new"),
+        (truncated, [], "weights.safetensors cannot be read as weights"),
+        (None, ["model.width=16"], "is of another network than the config's segflow"),
+        (None, ["model.widht=16"], "model.widht: unknown key; did you mean model.width?"),
+        (None, ["--checkpoint", "nowhere"], "no weights at nowhere"),
+        (None, ["--checkpoint", "."], ". is a folder, but no checkpoint"),
+        (None, ["--data-entry", "davos"], "there is no data entry 'davos'; the config has davis"),
+        (None, ["evaluation.data=[]"], "evaluation.data is empty; name entries with --data-entry: davis"),
+        (None, ["--data-entry", "davis", "--split", "vall"], "data.davis: split: 'vall' is not one of train, val"),
+        (None, ["--save-predictions", "tests"], "tests holds something already"),
+    ],
+)
+def test_a_network_that_cannot_be_measured_says_why(
+    network: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None] | None,
+    extra: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    if change is not None:
+        change(tmp_path)
+    assert main([*network, *extra, "--json", str(tmp_path / "scores.json")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert not (tmp_path / "scores.json").exists()

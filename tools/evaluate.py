@@ -1,79 +1,190 @@
-"""Evaluate: `python tools/evaluate.py --data davis --root DAVIS --predictions DIR --json scores.json`.
+"""Evaluate a trained network: `accelerate launch tools/evaluate.py --config RUN/experiment.yaml --checkpoint RUN/...`.
 
-Scores stored predictions, without any network: masks DIR/<sequence>/<frame>.png, of which whatever is not 0 is the
-object, or flow DIR/<name of the pair>.flo, in pixels of the truth's resolution. Names are the data set's own.
+`--checkpoint` is RUN/weights.safetensors or RUN/checkpoints/step-...; key=value changes the config as in training. Each
+entry of `evaluation.data` is measured, or those named by `--data-entry`, the same on any number of processes.
+
+With `--data davis --root DAVIS --predictions DIR` stored predictions are scored instead, without any network: masks
+DIR/<sequence>/<frame>.png, of which whatever is not 0 is the object, or flow DIR/<name of the pair>.flo, in pixels of
+the truth's resolution. Names are the data set's own; `--save-predictions` writes such files.
 
 The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and the shares of outliers are
 fractions in [0, 1]; what nothing was measured of is null (empty in the CSV), not 0.
 """
 
 import argparse
-import csv
-import io
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from data import AnyDataset, DataError, MissingDataError, RawDataset
-from data.io import read_flow, read_foreground
+from data import AnyDataset, DataConfig, DataError, MissingDataError, RawDataset
+from data.io import read_flow, read_foreground, write_flo, write_mask
 from mtsp.checkpoint import write_atomically
 from mtsp.config import Config, ConfigError, parse, parse_yaml
+from mtsp.engine import evaluate
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.native import threads
+from mtsp.types import Batch, Examples, Outputs
+from tools.parts import AnyExperiment, accelerator_of, read_experiment
+from tools.scores import Scores, as_csv, flow_scores, joined, mask_scores, plain, scores_of, table
+from tools.trained import load_trained
 
 DATASETS: dict[str, type[Config]] = {
     get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(AnyDataset)[0])
 }
 """The config of each data set that can be scored, by its name."""
 
-_PASSES = ("clean", "final", "into_future", "into_past")
-_SHOWN = {
-    "mask": ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "iou"),
-    "flow": ("epe", "epe_0_10", "epe_10_40", "epe_40_plus", "out_1px", "out_3px", "out_5px", "fl_all"),
-}
 
+class Measured(NamedTuple):
+    """What is reported: numbers for the JSON, and scores by data entry for CSV and tables."""
 
-class Scores(NamedTuple):
-    """What predictions are worth: numbers of the whole, as in the JSON, and of parts under `per_...` keys."""
-
-    kind: str  # "mask" or "flow"
     values: dict[str, Any]
+    entries: dict[str, list[Scores]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code. A person's mistake is one `error:` line, and nothing is written then."""
-    arguments = _parser().parse_args(argv)
+    """Run the program; return its exit code. A mistake is one `error:` line, and no scores are written then."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    wanted = ("config", "checkpoint") if arguments.predictions is None else ("data",)
+    if missing := [f"--{name}" for name in wanted if getattr(arguments, name) is None]:
+        parser.error(f"{' and '.join(missing)} missing: --config with --checkpoint, or --data with --predictions")
     try:
         for file in (arguments.json, arguments.csv):
             if file is not None and not file.absolute().parent.is_dir():
                 raise ValueError(f"{file}: there is no folder {file.absolute().parent} to write it in")
-        dataset = truth_of(arguments.data, arguments.root, arguments.split, arguments.resolution, arguments.settings)
-        scores = score(dataset, arguments.predictions, arguments.workers)
-        written = {"data": arguments.data, "split": arguments.split, "predictions": str(arguments.predictions)}
-        contents = {
-            arguments.json: json.dumps(_plain(written | scores.values), indent=2, allow_nan=False) + "\n",
-            arguments.csv: _csv(scores),
-        }
-        for file, text in contents.items():
-            if file is not None:
-                write_atomically(file, text.encode())
+        measured = _of_network(arguments) if arguments.predictions is None else _of_predictions(arguments)
+        if measured is not None:
+            _write(measured, arguments.json, arguments.csv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    _print(scores)
     return 0
+
+
+def _write(measured: Measured, json_file: Path | None, csv_file: Path | None) -> None:
+    contents = {
+        json_file: json.dumps(plain(measured.values), indent=2, allow_nan=False) + "\n",
+        csv_file: as_csv(measured.entries),
+    }
+    for file, text in contents.items():
+        if file is not None:
+            write_atomically(file, text.encode())
+    for name, scores in measured.entries.items():
+        for one in scores:
+            Console().print(table(one, name))
+
+
+def _of_predictions(arguments: argparse.Namespace) -> Measured:
+    split = arguments.split or "val"
+    dataset = truth_of(arguments.data, arguments.root, split, arguments.resolution, arguments.settings)
+    scores = score(dataset, arguments.predictions, arguments.workers)
+    about = {"data": arguments.data, "split": split, "predictions": str(arguments.predictions)}
+    return Measured(about | scores.values, {arguments.data: [scores]})
+
+
+def _of_network(arguments: argparse.Namespace) -> Measured | None:
+    """Measure a checkpoint; None on all processes but the main one."""
+    names = [name for name in arguments.data_entry or () if "=" not in name]
+    changes = [*arguments.settings, *(change for change in arguments.data_entry or () if "=" in change)]
+    experiment = read_experiment(arguments.config, changes)
+    entries = chosen_entries(experiment, names, arguments.split)
+    saved = arguments.save_predictions
+    if saved is not None and saved.exists() and (not saved.is_dir() or any(saved.iterdir())):
+        raise ValueError(f"{saved} holds something already; predictions are saved in an empty folder")
+    examples = {name: entry.build() for name, entry in entries.items()}
+    model = load_trained(experiment, arguments.checkpoint)
+    accelerator = accelerator_of(experiment.train.precision)
+    if experiment.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    accelerator.wait_for_everyone()  # all have seen the folder empty before anyone writes to it
+    scores = {}
+    for name, data in examples.items():
+        folder = saved / name if saved is not None else None
+        scores[name] = _measured(accelerator, model, name, data, folder)
+    main_process = accelerator.is_main_process
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    about = {"config": str(arguments.config), "checkpoint": str(arguments.checkpoint)}
+    results = {
+        name: {"data": entries[name].dataset.name, "split": getattr(entries[name].dataset, "split", None)}
+        | joined(found)
+        for name, found in scores.items()
+    }
+    return Measured(about | {"entries": results}, scores) if main_process else None
+
+
+def chosen_entries(experiment: AnyExperiment, names: Sequence[str], split: str | None) -> dict[str, DataConfig]:
+    """Return the data entries to measure: `names`, or without any those of `evaluation.data`.
+
+    Args:
+        experiment: which has them.
+        names: of entries of `data`.
+        split: of their data sets, in place of their own.
+
+    Raises:
+        ConfigError: an entry that is not there, or that has no such split, or nothing to measure.
+    """
+    names = names or experiment.evaluation.data
+    if not names:
+        raise ConfigError(f"evaluation.data is empty; name entries with --data-entry: {', '.join(experiment.data)}")
+    if unknown := [name for name in names if name not in experiment.data]:
+        raise ConfigError(f"there is no data entry {unknown[0]!r}; the config has {', '.join(experiment.data)}")
+    return {name: _with_split(name, experiment.data[name], split) for name in names}
+
+
+def _with_split(name: str, entry: DataConfig, split: str | None) -> DataConfig:
+    if split is None:
+        return entry
+    if "split" not in type(entry.dataset).model_fields:
+        raise ConfigError(f"data.{name}: {entry.dataset.name} has no splits; leave out --split")
+    try:
+        dataset = parse(type(entry.dataset), entry.dataset.model_dump(mode="json") | {"split": split})
+    except ConfigError as error:
+        raise ConfigError(f"data.{name}: {error}") from error
+    return entry.model_copy(update={"dataset": dataset})
+
+
+def _measured(
+    accelerator: Accelerator, model: torch.nn.Module, name: str, data: Examples, folder: Path | None
+) -> list[Scores]:
+    """Measure one entry on all processes; store what was predicted of its labels in `folder`, if there is one."""
+    mine = range(accelerator.process_index, len(data), accelerator.num_processes)
+    with _bar(f"measuring {name}", len(mine), shown=accelerator.is_main_process) as advance:
+
+        def after_example(index: int, batch: Batch, outputs: Outputs) -> None:
+            if folder is not None:
+                _save(folder, batch, outputs)
+            advance()
+
+        found = scores_of(evaluate(accelerator, model, data, after_example=after_example))
+    if not found:
+        raise ConfigError(f"data.{name}: nothing to measure: the data set has no label of what this network predicts")
+    return found
+
+
+def _save(folder: Path, batch: Batch, outputs: Outputs) -> None:
+    path = folder / batch["name"][0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if "mask" in batch and "mask_logits" in outputs:
+        mask = outputs["mask_logits"][0].argmax(0).to(torch.uint8).cpu().numpy()
+        write_mask(path.with_name(f"{path.name}.png"), mask)
+    if "flow" in batch and "flow" in outputs:
+        flow = outputs["flow"][0].float().cpu().permute(1, 2, 0).numpy()
+        write_flo(path.with_name(f"{path.name}.flo"), flow)
 
 
 def truth_of(
@@ -141,25 +252,11 @@ def score(dataset: RawDataset, predictions: Path, workers: int | None = None) ->
         for one in _each(lambda i: _mask(dataset, i, files[i]), len(files), workers):
             davis.merge(one[0])
             pixels.merge(one[1])
-        accuracy = pixels.compute()["pixel_accuracy"]
-        values = davis.compute() | {"pixel_accuracy": accuracy, "per_sequence": davis.per_sequence()}
-        return Scores(kind, values)
+        return mask_scores(davis, pixels)
     flow = FlowErrors()
     for one in _each(lambda i: _flow(dataset, i, files[i]), len(files), workers):
         flow.merge(one)
-    return Scores(kind, _flow_values(flow))
-
-
-def _flow_values(flow: FlowErrors) -> dict[str, Any]:
-    """Return the errors of all pairs, of each sequence (the folder of a name, else the name), pair and pass."""
-    values: dict[str, Any] = {**flow.compute()}
-    sequences = flow.grouped(lambda name: name.rpartition("/")[0] or name)
-    values["per_sequence"] = {name: part.compute() for name, part in sequences.items()}
-    values["per_image"] = flow.per_image()
-    passes = flow.grouped(lambda name: "/".join(part for part in name.split("/")[:2] if part in _PASSES))
-    if "" not in passes:
-        values["per_pass"] = {name: part.compute() for name, part in passes.items()}
-    return values
+    return flow_scores(flow)
 
 
 def _mask(dataset: RawDataset, index: int, file: Path) -> tuple[DavisMeasure, ConfusionMatrix]:
@@ -208,63 +305,44 @@ def _require(folder: Path, files: Sequence[Path]) -> None:
 
 def _each(work: Callable[[int], Any], count: int, workers: int | None) -> Iterator[Any]:
     """Yield `work` of 0, 1, ..., in order, done in threads, with a progress bar where somebody sees it."""
-    console = Console(stderr=True)
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pool = ThreadPoolExecutor(workers or threads())
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            yield from progress.track(pool.map(work, range(count)), total=count)
+        with _bar("scoring", count) as advance:
+            for result in pool.map(work, range(count)):
+                yield result
+                advance()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` with null for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _csv(scores: Scores) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    keys = _SHOWN[scores.kind]
-    rows.writerow(["sequence", *keys])
-    for name, values in [*scores.values["per_sequence"].items(), ("all", scores.values)]:
-        rows.writerow([name, *(_plain(values[key]) for key in keys)])
-    return text.getvalue()
-
-
-def _print(scores: Scores) -> None:
-    keys, values = _SHOWN[scores.kind], scores.values
-    last = "mean over sequences" if scores.kind == "mask" else "all pixels"
-    table = Table()
-    table.add_column("sequence", no_wrap=True)
-    for key in keys:
-        table.add_column(key.replace("_", " "), justify="right")  # words break where the terminal is narrow
-    parts = [(name, part, False) for name, part in values["per_sequence"].items()]
-    passes = [(name, part, True) for name, part in values.get("per_pass", {}).items()]
-    for name, part, total in [*parts, *passes, (last, values, True)]:
-        cells = ("-" if math.isnan(part[key]) else f"{part[key]:.3f}" for key in keys)
-        table.add_row(name, *cells, style="bold" if total else None)
-    Console().print(table)
+@contextmanager
+def _bar(title: str, count: int, *, shown: bool = True) -> Iterator[Callable[[], None]]:
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
+        task = progress.add_task(title, total=count)
+        yield lambda: progress.advance(task)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True, choices=sorted(DATASETS), help="whose labels are the truth")
-    parser.add_argument("--root", type=Path, help="where that data set is")
-    parser.add_argument("--split", default="val", help="which part of it (default: val)")
-    parser.add_argument("--resolution", help="of DAVIS, the folder below Annotations (default: 480p)")
-    parser.add_argument("--predictions", type=Path, required=True, help="folder of <name>.png masks or <name>.flo flow")
+    network = parser.add_argument_group("a trained network")
+    network.add_argument("--config", help="its experiment; RUN/experiment.yaml is the one that was run")
+    network.add_argument("--checkpoint", type=Path, help="RUN/weights.safetensors or RUN/checkpoints/step-...")
+    network.add_argument("--data-entry", nargs="+", action="extend", metavar="NAME", help="entries of data to measure")
+    network.add_argument("--save-predictions", type=Path, metavar="DIR", help="store them in DIR/<entry>, to be scored")
+    stored = parser.add_argument_group("stored predictions")
+    stored.add_argument("--predictions", type=Path, help="folder of <name>.png masks or <name>.flo flow")
+    stored.add_argument("--data", choices=sorted(DATASETS), help="whose labels are the truth")
+    stored.add_argument("--root", type=Path, help="where that data set is")
+    stored.add_argument("--resolution", help="of DAVIS, the folder below Annotations (default: 480p)")
+    stored.add_argument("--workers", type=int, help="threads that read files (default: one for each processor)")
+    parser.add_argument("--split", help="which part of the data (default: the config's; of stored predictions val)")
     parser.add_argument("--json", type=Path, help="write every number, of every sequence, to this file")
-    parser.add_argument("--csv", type=Path, help="write the table to this file")
-    parser.add_argument("--workers", type=int, help="threads that read files (default: one for each processor)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="other settings of the data set")
+    parser.add_argument("--csv", type=Path, help="write the tables to this file")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config, or of the data set")
     return parser
 
 

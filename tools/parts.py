@@ -64,12 +64,11 @@ def start(experiment: AnyExperiment) -> Started:
     return Started(model, references, loaded)
 
 
-def accelerator_of(precision: str, *, several_stages: bool = False) -> Accelerator:
+def accelerator_of(precision: str) -> Accelerator:
     """Return the Accelerator of this process.
 
     Args:
         precision: `auto`, `fp32`, `bf16` or `fp16`.
-        several_stages: some branches are held for part of the run, so that DDP must look for them in every step.
 
     Raises:
         ConfigError: the launcher started more processes than found each other, or fp16 is asked of a CPU.
@@ -79,10 +78,10 @@ def accelerator_of(precision: str, *, several_stages: bool = False) -> Accelerat
     mixed = {"fp32": "no", "auto": "bf16" if computes_bf16() else "no"}.get(precision, precision)
     if mixed == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision: fp16 needs a GPU; use bf16 or fp32 here")
-    accelerator = Accelerator(
-        mixed_precision=mixed,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=several_stages)],
-    )
+    # Which weights a step reaches depends on its labels: without a mask the segmentation head has no gradient, and a
+    # held branch never has one. DDP that does not look for them waits for their gradients and raises at the next step.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[unused])
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise ConfigError(

@@ -5,23 +5,20 @@ checkpoints, the weights at the end (`weights.safetensors`) and what they measur
 """
 
 import argparse
-import fcntl
 import json
 import logging
 import os
-import signal
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import nn
 
@@ -37,6 +34,7 @@ from mtsp.tracking import Tracker
 from mtsp.types import Batch, Examples
 from mtsp.visualize import panels
 from tools.parts import AnyExperiment, Started, accelerator_of, as_yaml, read_experiment, run_or_say_why, start
+from tools.running import Interruption, Meter, locked, progress_bar
 
 _LOG = logging.getLogger("mtsp")
 
@@ -56,19 +54,19 @@ def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> 
     Raises:
         ValueError, OSError, FloatingPointError: what a person can mend, in one line.
     """
-    several = any(stage.learn is not None for stage in experiment.train.stages) or len(experiment.train.stages) > 1
-    accelerator = accelerator_of(experiment.train.precision, several_stages=several)
+    accelerator = accelerator_of(experiment.train.precision)
     main = accelerator.is_main_process
-    with _locked(run_dir) if main else nullcontext(), _Interruption() as interruption:
+    with locked(run_dir) if main else nullcontext(), Interruption() as interruption:
         found = _checkpoint_to_resume(run_dir, resume)
         with accelerator.main_process_first():  # one process downloads, the others find the file
             started = start(experiment)
         data = {name: section.build() for name, section in experiment.data.items() if _used(experiment, name)}
         parts = _prepare(experiment, accelerator, started)
         regularizer = _regularize(experiment, parts, started)
-        done = Done()
+        done, meter = Done(), Meter()
         if found is not None:
             done = _restore(found, experiment, parts, started)
+            meter.values = found.state["meter"]
         tracker = Tracker.silent()
         if main:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -79,8 +77,10 @@ def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> 
                 experiment.tracking, run_dir, experiment.model_dump(mode="json"), experiment.name, state
             )
         try:
-            finished = _train(experiment, parts, data, regularizer, started, done, tracker, run_dir, interruption)
-            results = _finish(experiment, parts, data, tracker, run_dir, done) if finished else {}
+            measured = _train(
+                experiment, parts, data, regularizer, started, done, meter, tracker, run_dir, interruption
+            )
+            results = _finish(parts, measured, run_dir, done) if measured is not None else {}
         finally:
             tracker.close()
         accelerator.wait_for_everyone()  # without it, gloo aborts some runs while the group is torn down
@@ -112,6 +112,7 @@ def _prepare(experiment: AnyExperiment, accelerator: Accelerator, started: Start
         tuple(branches),
         held=tuple(name for name, branch in branches.items() if branch.freeze),
         fixed_norm=tuple(name for name, branch in branches.items() if branch.freeze_norm),
+        channels_last=experiment.train.channels_last,
     )
 
 
@@ -164,7 +165,13 @@ def _restore(found: checkpoint.Checkpoint, experiment: AnyExperiment, parts: Par
 
 
 def _save(
-    experiment: AnyExperiment, parts: Parts, started: Started, done: Done, tracker: Tracker, run_dir: Path
+    experiment: AnyExperiment,
+    parts: Parts,
+    started: Started,
+    done: Done,
+    meter: Meter,
+    tracker: Tracker,
+    run_dir: Path,
 ) -> None:
     """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
     accelerator = parts.accelerator
@@ -176,6 +183,7 @@ def _save(
             "anchors": fingerprint(started.anchors),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "processes": accelerator.num_processes,
+            "meter": meter.values,
             "tracker": tracker.state(),
         }
         model = accelerator.unwrap_model(parts.model).state_dict()
@@ -192,15 +200,16 @@ def _train(
     regularizer: L2SP | None,
     started: Started,
     done: Done,
+    meter: Meter,
     tracker: Tracker,
     run_dir: Path,
-    interruption: "_Interruption",
-) -> bool:
-    """Train to the end; return False if a signal stopped the run, which is saved then."""
+    interruption: Interruption,
+) -> dict[str, Evaluation] | None:
+    """Train to the end; return what the last weights measure, or None if a signal stopped the run, saved by then."""
     accelerator, plan, tracking = parts.accelerator, experiment.train, experiment.tracking
     slice_ = loading.Slice(accelerator.process_index, accelerator.num_processes, plan.accumulate)
 
-    def open_stream(name: str, size: int, first: int) -> Iterator[Batch]:
+    def open_stream(name: str, size: int, first: int) -> Generator[Batch, None, None]:
         return loading.micro_batches(
             data[name],
             batch_size=size,
@@ -212,15 +221,17 @@ def _train(
             pin_memory=accelerator.device.type == "cuda",
         )
 
-    def measure() -> None:
-        evaluate_all(experiment, parts, data, tracker, done.step)
+    def measure() -> dict[str, Evaluation]:
+        return evaluate_all(experiment, parts, data, tracker, done.step)
 
     if done.step == 0 and experiment.evaluation.at_start:
         measure()
-    meter = _Meter(done.step)
-    with _progress_bar(accelerator.is_main_process, plan.steps, done.step) as advance:
+    measured: dict[str, Evaluation] | None = None
+    meter.restart()
+    with progress_bar(accelerator.is_main_process, plan.steps, done.step) as advance:
 
         def after_step(result: StepResult, rates: Mapping[str, float]) -> None:
+            nonlocal measured
             meter.add(result)
             advance(done.step, result.losses)
             if done.step % tracking.log_every == 0 or done.step == plan.steps:
@@ -233,11 +244,11 @@ def _train(
                 _LOG.debug("step %d  %s", done.step, describe(values))
             last = done.step == plan.steps
             every = experiment.evaluation.every
-            if every is not None and done.step % every == 0 and not last:
-                measure()
+            if last or (every is not None and done.step % every == 0):
+                measured = measure()
                 meter.restart()
             if done.step % plan.save_every == 0 or last or result.stop:
-                _save(experiment, parts, started, done, tracker, run_dir)
+                _save(experiment, parts, started, done, meter, tracker, run_dir)
                 meter.restart()
 
         stopped = train(
@@ -255,8 +266,10 @@ def _train(
         )
     if stopped and done.step < plan.steps:
         _LOG.warning("stopped and saved at step %d of %d; go on with --resume auto", done.step, plan.steps)
-        return False
-    return True
+        return None
+    if measured is None:  # resumed at its end: the curves have these numbers already
+        measured = evaluate_all(experiment, parts, data, Tracker.silent(), done.step)
+    return measured
 
 
 def evaluate_all(
@@ -286,15 +299,7 @@ def _headline(name: str) -> bool:
     return name.rpartition("/")[2] in ("J_mean", "F_mean", "iou", "miou", "epe", "fl_all")
 
 
-def _finish(
-    experiment: AnyExperiment,
-    parts: Parts,
-    data: Mapping[str, Examples],
-    tracker: Tracker,
-    run_dir: Path,
-    done: Done,
-) -> dict[str, dict[str, float]]:
-    measured = evaluate_all(experiment, parts, data, tracker, done.step)
+def _finish(parts: Parts, measured: Mapping[str, Evaluation], run_dir: Path, done: Done) -> dict[str, dict[str, float]]:
     results = {name: evaluation.values() for name, evaluation in measured.items()}
     if parts.accelerator.is_main_process:
         checkpoint.export(run_dir / "weights.safetensors", parts.accelerator.unwrap_model(parts.model).state_dict())
@@ -305,9 +310,14 @@ def _finish(
 
 def _describe(experiment: AnyExperiment, parts: Parts, started: Started, regularizer: L2SP | None) -> None:
     """Print which weights are anchored to what, which are new, which are free, and how strong the pulls are."""
-    table = Table(title=f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})")
-    for column in ("branch", "starts from", "pretrained", "new", "free", "alpha", "beta", "lr", "time constant"):
-        table.add_column(column, justify="left" if column in ("branch", "starts from") else "right")
+    table = Table(
+        title=f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in ("branch", "pretrained", "new", "free", "alpha", "beta", "lr", "steps to 1/e"):
+        table.add_column(column, justify="left" if column == "branch" else "right", no_wrap=True)
     alpha, beta = experiment.strengths()
     model = parts.accelerator.unwrap_model(parts.model)
     pulls = regularizer.pulls if regularizer is not None else {}
@@ -322,121 +332,21 @@ def _describe(experiment: AnyExperiment, parts: Parts, started: Started, regular
         tau = "-"
         if regularizer is not None and alpha[branch] and not (coupled and momentum is None):
             steps = time_constant(alpha[branch], lr, coupled=coupled, momentum=momentum or 0.0)
-            tau = f"{steps:,.0f} steps"
-        origin = started.loaded[branch].description if branch in started.loaded else "random"
+            tau = f"{steps:,.0f}"
         held = experiment.branches[branch].freeze
         table.add_row(
             branch + (" (frozen)" if held else ""),
-            origin,
-            *(f"{size:,}" for size in sizes.values()),
+            *(f"{size / 1e6:.2f} M" for size in sizes.values()),
             *(f"{strength[branch]:g}" if strength else "-" for strength in (alpha, beta)),
             f"{lr:g}",
             tau,
         )
     Console(stderr=True).print(table)
-    for branch, loaded in started.loaded.items():
-        for name in loaded.left_out:
-            _LOG.info("%s: left out %s", branch, name)
-
-
-class _Meter:
-    """Averages of the losses and the speed since they were last taken."""
-
-    def __init__(self, step: int) -> None:
-        self.restart()
-        self.sums: dict[str, list[float]] = {}
-        self.samples = 0
-
-    def add(self, result: StepResult) -> None:
-        self.samples += result.samples
-        measured = dict(result.losses)
-        if result.gradient_norm is not None:
-            measured["gradient_norm"] = result.gradient_norm
-        for name, value in measured.items():
-            self.sums.setdefault(name, []).append(value)
-
-    def take(self) -> dict[str, float]:
-        values = {name: sum(found) / len(found) for name, found in self.sums.items()}
-        seconds = time.perf_counter() - self.since
-        values["samples_per_second"] = self.samples / max(seconds, 1e-9)
-        if torch.cuda.is_available():
-            values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.sums.clear()
-        self.restart()
-        return values
-
-    def restart(self) -> None:
-        self.since = time.perf_counter()
-        self.samples = 0
-
-
-@contextmanager
-def _progress_bar(shown: bool, steps: int, start: int) -> Iterator[Any]:
-    if not shown or not sys.stderr.isatty():
-        yield _plain_lines(shown, steps)
-        return
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=steps, completed=start, loss="")
-
-        def advance(step: int, losses: Mapping[str, float]) -> None:
-            progress.update(task, completed=step, loss=describe(losses))
-
-        yield advance
-
-
-def _plain_lines(shown: bool, steps: int) -> Any:
-    """A line each twentieth of the run, where there is no terminal to draw a bar on."""
-    began = time.perf_counter()
-    first: list[int] = []
-
-    def advance(step: int, losses: Mapping[str, float]) -> None:
-        first.append(step) if not first else None
-        if shown and (step % max(1, steps // 20) == 0 or step == steps):
-            pace = (time.perf_counter() - began) / max(1, step - first[0] + 1)
-            left = (steps - step) * pace
-            print(f"step {step}/{steps}  {describe(losses)}  {left:,.0f} s left", file=sys.stderr, flush=True)
-
-    return advance
-
-
-class _Interruption:
-    """SIGTERM and Ctrl-C ask the run to save and stop at the next step; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Interruption":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self._asked:
-            os._exit(128 + number)
-        self._asked = True
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-    def asked(self) -> bool:
-        """Return whether a signal came."""
-        return self._asked
-
-
-@contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """Refuse a second run in the same folder. The lock goes with the process, however it ends."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{run_dir} is in use by another run; choose another --run-dir") from error
-        yield
+    for branch in parts.branches:
+        loaded = started.loaded.get(branch)
+        _LOG.info("%s starts from %s", branch, loaded.description if loaded else "random weights, all of them new")
+        if loaded and loaded.left_out:
+            _LOG.info("%s left out %d tensors of its source: %s", branch, len(loaded.left_out), loaded.left_out[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,128 @@
+"""What whole runs share: synthetic data in the layouts of the real data sets, and a small experiment on it."""
+
+import copy
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from data.synthetic import SyntheticConfig
+from data.synthetic_files import write_davis, write_flying_chairs
+
+torch.set_num_threads(1)
+# Worker processes, and the runs that tests kill, are forked from a process that has imported everything once.
+multiprocessing.set_forkserver_preload(["tools.train", "timm", "segmentation_models_pytorch"])
+
+RUN_SPECIFIC = ("time", "train/samples_per_second")
+"""What two runs of one experiment may differ in."""
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `DAVIS` (9 frames of 64x96 to train on, 3 to validate) and `chairs` (6 pairs and 2). Read only."""
+    root = tmp_path_factory.mktemp("synthetic")
+    config = SyntheticConfig(clips=4, frames=3, height=64, width=96, objects=(1, 2))
+    write_davis(config, root / "DAVIS", validation=0.25)
+    write_flying_chairs(config, root / "chairs", validation=0.25)
+    return root
+
+
+@pytest.fixture
+def values(synthetic: Path) -> dict[str, Any]:
+    """An experiment with all that a resumed run must take up again: three stages that begin anew, branches that are
+    held after they gathered momentum, a data entry in batches of two sizes, batch normalization, augmentation, a
+    schedule.
+    """
+    davis, chairs = str(synthetic / "DAVIS"), str(synthetic / "chairs")
+    return copy.deepcopy(
+        {
+            "name": "small",
+            "seed": 3,
+            "model": {
+                "name": "segflow",
+                "encoder": "tu-test_efficientnet",
+                "width": 8,
+                "flow_width": 8,
+                "flow": {"width": 0.04},
+            },
+            "branches": {"segmentation": {}, "flow": {}},
+            "data": {
+                "davis": {
+                    "dataset": {"name": "davis", "root": davis},
+                    "augment": {"preset": "segflow", "resize": [64, 96]},
+                },
+                "davis_val": {"dataset": {"name": "davis", "root": davis, "split": "val"}},
+                "chairs": {"dataset": {"name": "flying_chairs", "root": chairs}},
+                "chairs_val": {"dataset": {"name": "flying_chairs", "root": chairs, "split": "val"}, "limit": 1},
+            },
+            "tasks": {"segmentation": {}, "flow": {"weight": 0.1, "pyramid": 0.01}},
+            "regularizer": {"name": "l2", "alpha": 0.001, "beta": 0.001},
+            "optimizer": {"name": "sgd", "lr": 0.01},
+            "schedule": {"name": "poly", "warmup": 2},
+            "train": {
+                "steps": 6,
+                "stages": [
+                    {"steps": 2, "batches": {"davis": 2}, "learn": ["segmentation"]},
+                    {"steps": 1, "batches": {"chairs": 2}, "learn": ["flow"]},
+                    {"steps": 1, "batches": {"davis": 1, "chairs": 2}},
+                ],
+                "workers": 0,
+                "save_every": 2,
+            },
+            "evaluation": {"data": ["davis_val", "chairs_val"], "every": 3},
+            "tracking": {"log_every": 1, "images": 0},
+        }
+    )
+
+
+@pytest.fixture
+def config(values: dict[str, Any], tmp_path: Path) -> Path:
+    """The experiment as a file."""
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(values))  # YAML, as every JSON
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator() -> Iterator[None]:
+    """Let each test have its own precision: Accelerate keeps the first one for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def train() -> Callable[..., dict[str, dict[str, float]]]:
+    """`train(values, run_dir, resume=None)` runs an experiment in this process and returns its results."""
+    from mtsp.config import parse
+    from tools.parts import AnyExperiment
+    from tools.train import run
+
+    def call(values: dict[str, Any], run_dir: Path, resume: str | None = None) -> dict[str, dict[str, float]]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return run(parse(AnyExperiment, values), run_dir, resume)
+
+    return call
+
+
+@pytest.fixture
+def outcome() -> Callable[[Path], tuple[dict[str, bytes], list[dict[str, float]], dict[str, Any]]]:
+    """`outcome(run_dir)` is all that a run leaves and that must not depend on how it was run: the bytes of its weights,
+    its curves without clock and speed, its results.
+    """
+
+    def read(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, Any]]:
+        weights = load_file(run_dir / "weights.safetensors")
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        return (
+            {name: value.numpy().tobytes() for name, value in weights.items()},
+            [{key: value for key, value in row.items() if key not in RUN_SPECIFIC} for row in rows],
+            json.loads((run_dir / "results.json").read_text()),
+        )
+
+    return read

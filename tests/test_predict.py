@@ -1,0 +1,150 @@
+"""Files that prediction writes: which, where, of what size, and what it refuses."""
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.io import read_flo, read_image, read_mask, write_image
+from mtsp.checkpoint import export
+from mtsp.config import parse
+from mtsp.types import Outputs
+from tools.parts import AnyExperiment, run_or_say_why
+from tools.predict import frames_of, main, predict
+
+
+@pytest.fixture
+def arguments(values: dict[str, Any], tmp_path: Path) -> list[str]:
+    """A network with random weights, three frames of 48x80 of one video and one frame of another."""
+    (tmp_path / "small.yaml").write_text(json.dumps(values))
+    torch.manual_seed(1)
+    export(tmp_path / "weights.safetensors", parse(AnyExperiment, values).model.build().state_dict())
+    rng = np.random.default_rng(0)
+    for name in ("dog/8.png", "dog/9.png", "dog/10.png", "cat/1.png"):
+        (tmp_path / "frames" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / "frames" / name, rng.integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    network = ["--config", str(tmp_path / "small.yaml"), "--checkpoint", str(tmp_path / "weights.safetensors")]
+    return [*network, "--frames", str(tmp_path / "frames"), "--out", str(tmp_path / "out")]
+
+
+def files(out: Path) -> list[str]:
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def test_every_frame_has_its_files_and_the_last_of_a_video_no_flow(arguments: list[str], tmp_path: Path) -> None:
+    assert main([*arguments, "--size", "64x96"]) == 0
+    masks = [f"{kind}/{name}.png" for kind in ("masks", "overlay") for name in ("dog/8", "dog/9", "dog/10", "cat/1")]
+    flows = ["flow/dog/8.flo", "flow/dog/9.flo", "flow_color/dog/8.png", "flow_color/dog/9.png"]
+    assert files(tmp_path / "out") == sorted(masks + flows)
+    assert read_mask(tmp_path / "out/masks/dog/8.png").shape == (48, 80)
+    assert set(np.unique(read_mask(tmp_path / "out/masks/dog/8.png"))) <= {0, 1}
+    assert read_flo(tmp_path / "out/flow/dog/9.flo").shape == (48, 80, 2)
+    assert read_image(tmp_path / "out/overlay/cat/1.png").shape == (48, 80, 3)
+
+
+def test_only_what_is_asked_for_is_written(arguments: list[str], tmp_path: Path) -> None:
+    assert main([*arguments, "--what", "masks,flow"]) == 0
+    assert {name.partition("/")[0] for name in files(tmp_path / "out")} == {"masks", "flow"}
+
+
+class Moving(nn.Module):
+    """Says that all moves by (2, 3) pixels of its own input, and that the left half is class 1."""
+
+    def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
+        batch, _, height, width = frame.shape
+        flow = torch.tensor([2.0, 3.0]).view(1, 2, 1, 1).expand(batch, 2, height, width)
+        left = torch.arange(width) < width // 2
+        logits = torch.stack([~left, left]).float().view(1, 2, 1, width).expand(batch, 2, height, width)
+        return Outputs(flow=flow, mask_logits=logits)
+
+
+def test_predictions_are_brought_back_to_the_frames_resolution() -> None:
+    frame = np.zeros((48, 80, 3), np.uint8)
+    found = predict(Moving(), {"name": "a", "frame": frame, "next_frame": frame}, (24, 20), torch.device("cpu"))
+    assert found.mask is not None
+    assert found.flow is not None
+    assert found.mask.shape == (48, 80)
+    assert found.mask[:, :40].all()
+    assert not found.mask[:, 40:].any()
+    assert np.array_equal(found.flow, np.broadcast_to(np.array([2 * 80 / 20, 3 * 48 / 24], np.float32), (48, 80, 2)))
+
+
+def test_files_that_are_there_stay_unless_told_otherwise(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = tmp_path / "out/masks/dog/9.png"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("earlier")
+    assert run_or_say_why(lambda: main(arguments)) == 1
+    assert "1 of the files are there already" in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["masks/dog/9.png"]
+    assert earlier.read_text() == "earlier"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert read_mask(earlier).shape == (48, 80)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--frames", "nowhere"], "nowhere: no such folder or video"),
+        (["--checkpoint", "nowhere"], "no weights at nowhere"),
+        (["model.width=16"], "is of another network"),
+        (["model.mode=paper", "model.encoder=resnet50"], "is of another network"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said_in_a_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    assert run_or_say_why(lambda: main([*arguments, *extra])) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_flow_of_a_network_without_a_flow_branch_is_refused(
+    arguments: list[str], values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = parse(AnyExperiment, values | {"model": values["model"] | {"flow": None}}).model.build()
+    export(tmp_path / "weights.safetensors", model.state_dict())
+    arguments = [*arguments, "model.flow=null"]
+    assert run_or_say_why(lambda: main([*arguments, "--what", "masks,flow"])) == 1
+    assert "--what flow: this network predicts mask_logits only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(arguments) == 0
+    assert {name.partition("/")[0] for name in files(tmp_path / "out")} == {"masks", "overlay"}
+
+
+def test_a_video_without_pyav_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"no video")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"clip.mp4: reading a video needs PyAV: pip install mtsp\[video\]"):
+        frames_of(tmp_path / "clip.mp4")
+
+
+def test_a_video_gives_its_frames_in_pairs(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install mtsp[video]")
+    grays = (40, 120, 200)
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for gray in grays:
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), gray, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    found = list(frames_of(tmp_path / "clip.mp4").pairs)
+    assert [raw["name"] for raw in found] == ["clip/00000", "clip/00001", "clip/00002"]
+    assert [abs(float(raw["frame"].mean()) - gray) < 8 for raw, gray in zip(found, grays, strict=True)] == [True] * 3
+    for raw, after in pairwise(found):
+        assert np.array_equal(raw.get("next_frame", 0), after["frame"])
+    assert "next_frame" not in found[-1]
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"text.mp4: not a video"):
+        frames_of(tmp_path / "text.mp4")

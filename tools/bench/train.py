@@ -1,0 +1,324 @@
+"""Training steps of SegFlow per second: in fp32, bf16, channels_last, compiled; with memory and share of the peak.
+
+    python tools/bench/train.py [--size 480x854] [--batch 4] [--encoder resnet101] [--rounds 3] [--quick]
+
+A step is what training does: forward, both losses, backward, the pull of L2-SP, SGD with momentum. Each variant has
+a process of its own, so that its memory is its own. They take turns, round after round, and the median step is shown.
+The peak is what a large matrix product of the same type reaches here, in the same rounds. FLOP are those of the
+convolutions and products of the network as it is written (torch.utils.flop_counter), whatever computes them.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from models.segflow import SegFlowConfig
+from mtsp.regularizers import L2SP
+from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
+from mtsp.types import Batch
+
+GIB = 2**30
+
+
+class Variant(NamedTuple):
+    """One way to compute a step."""
+
+    name: str
+    bf16: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+
+
+VARIANTS = (
+    Variant("fp32"),
+    Variant("fp32, channels_last", channels_last=True),
+    Variant("bf16", bf16=True),
+    Variant("bf16, channels_last", bf16=True, channels_last=True),
+    Variant("bf16, channels_last, compiled", bf16=True, channels_last=True, compiled=True),
+)
+
+
+class Workload(NamedTuple):
+    """What a step is taken on."""
+
+    encoder: str
+    height: int
+    width: int
+    batch: int
+    device: str
+
+    def network(self) -> torch.nn.Module:
+        """Return SegFlow in mode modern."""
+        return SegFlowConfig(name="segflow", encoder=self.encoder).build()
+
+    def flop(self) -> int:
+        """Return how many floating-point operations a step takes, counted without computing them."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.device("meta"):
+            network, frame = self.network(), torch.empty(self.batch, 3, self.height, self.width)
+        with FlopCounterMode(display=False) as counter:
+            outputs = network(frame, frame)
+            (outputs["mask_logits"].sum() + outputs["flow"].sum()).backward()
+        return counter.get_total_flops()
+
+
+class Turn(NamedTuple):
+    """What a process measured in one turn."""
+
+    seconds: list[float]
+    peak: int  # bytes
+
+
+class Worker:
+    """A process that builds a program, warms it up, and then runs it when it is told to."""
+
+    def __init__(self, build: Callable[..., Callable[[], object]], *arguments: Any) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
+        self.problem = ""
+        self.turns: list[Turn] = []
+
+    def warm_up(self, limit: float) -> None:
+        """Build and run the program once; give up after `limit` seconds, or where it fails, and say so in `problem`."""
+        self.process.start()
+        self.problem = self._received(limit, f"not available: no step within {limit:.0f} s")
+        if self.problem:
+            self.end()
+
+    def turn(self, steps: int, limit: float) -> None:
+        """Run the program `steps` times, once before that unmeasured; give up after `limit` seconds."""
+        if self.problem:
+            return
+        self.pipe.send(steps)
+        found = self._received(limit, "time ran out")
+        if isinstance(found, Turn):
+            self.turns.append(found)
+        else:
+            self.problem = found
+            self.end()
+
+    def _received(self, limit: float, late: str) -> Any:
+        try:
+            return self.pipe.recv() if self.pipe.poll(max(0.0, limit)) else late
+        except EOFError:
+            return "not available: the process died, as when memory runs out"
+
+    def end(self) -> None:
+        """Stop the process."""
+        self.process.terminate()
+        self.process.join()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    options = _parser().parse_args(arguments)
+    cuda = torch.cuda.is_available()
+    height, width = options.size or ((480, 854) if cuda else (64, 96) if options.quick else (128, 224))
+    batch = options.batch or (4 if cuda else 1)
+    work = Workload(options.encoder, height, width, batch, "cuda" if cuda else "cpu")
+    rounds, steps = (1, 1) if options.quick else (options.rounds, 10 if cuda else 2)
+    limit = options.limit or (1200.0 if cuda else 60.0 if options.quick else 170.0)
+    end = time.monotonic() + limit
+    multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.segflow"])
+    console = Console(width=120)
+    console.print(f"{_machine()}; torch {torch.__version__}", highlight=False)
+
+    flop = work.flop()
+    peaks = {bf16: Worker(_product, work.device, bf16) for bf16 in (False, True)}
+    workers = {variant: Worker(_step, work, variant) for variant in VARIANTS}
+    everyone = [*peaks.values(), *workers.values()]
+    try:
+        with console.status("") as status:
+            for variant, worker in [*peaks.items(), *workers.items()]:
+                status.update(f"warming up {variant.name if isinstance(variant, Variant) else 'matrix products'}")
+                worker.warm_up(end - time.monotonic() - limit / 3)  # the last third is for what is to be measured
+            for number in range(rounds):
+                status.update(f"round {number + 1} of {rounds}")
+                for worker in everyone:
+                    worker.turn(steps, end - time.monotonic())
+    finally:
+        for worker in everyone:
+            if worker.process.is_alive():
+                worker.end()
+    console.print(_table(work, flop, peaks, workers))
+    return 0
+
+
+def _table(work: Workload, flop: int, peaks: dict[bool, Worker], workers: dict[Variant, Worker]) -> Table:
+    size = f"{work.batch} x {work.height}x{work.width}"
+    table = Table(title=f"SegFlow, {work.encoder}, {size}: {flop / 1e9:,.0f} GFLOP a step")
+    for column in ("variant", "s/step", "images/s", "GFLOP/s", "peak GFLOP/s", "share", "memory GiB"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for variant, worker in workers.items():
+        times = [s for turn in worker.turns for s in turn.seconds]
+        if not times:
+            table.add_row(variant.name, worker.problem)
+            continue
+        seconds = statistics.median(times)
+        products = [s for turn in peaks[variant.bf16].turns for s in turn.seconds]
+        peak = 2 * _side(work.device) ** 3 / min(products) if products else float("nan")
+        table.add_row(
+            variant.name,
+            f"{seconds:.3f}",
+            f"{work.batch / seconds:.2f}",
+            f"{flop / seconds / 1e9:,.0f}",
+            f"{peak / 1e9:,.0f}",
+            f"{100 * flop / seconds / peak:.0f} %",
+            f"{max(turn.peak for turn in worker.turns) / GIB:.2f}",
+        )
+    table.caption = (
+        "memory: the process's largest resident set (VmHWM)" if work.device == "cpu" else "memory: on the GPU"
+    )
+    return table
+
+
+def _serve(pipe: Connection, build: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
+    """Build, warm up, say how that went (nothing: well), and then measure one turn for each number of steps."""
+    try:
+        program = build(*arguments)
+        program()
+        pipe.send("")
+    except Exception as error:  # whatever a compiler or a device raises, the others are still to be measured
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        pipe.send(f"not available: {type(error).__name__}: {(lines or [''])[0][:80]}")
+        return
+    while True:
+        try:
+            steps = pipe.recv()
+        except EOFError:
+            return
+        program()
+        _forget_peak()
+        seconds = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            program()
+            seconds.append(time.perf_counter() - start)
+        pipe.send(Turn(seconds, _peak()))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the others need the room
+
+
+def _step(work: Workload, variant: Variant) -> Callable[[], object]:
+    """Return one training step as a function."""
+    torch.manual_seed(0)
+    model = work.network().to(work.device).train()
+    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    if variant.compiled:
+        model.compile()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    L2SP(model, anchors=dict(model.named_parameters()), alpha=0.1, beta=0.1).attach(optimizer)
+    tasks = Tasks(segmentation=SegmentationConfig(), flow=FlowConfig())
+    size = (work.batch, 3, work.height, work.width)
+    frame, next_frame = (torch.rand(size, device=work.device).contiguous(memory_format=layout) for _ in range(2))
+    mask = torch.randint(0, 2, (work.batch, work.height, work.width), device=work.device)
+    flow = torch.randn(work.batch, 2, work.height, work.width, device=work.device)
+    batch = Batch(name=["noise"] * work.batch, frame=frame, next_frame=next_frame, mask=mask, flow=flow)
+    counts = tasks.counts(batch)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(work.device, torch.bfloat16, enabled=variant.bf16):
+            outputs = model(frame, next_frame)
+        sums = tasks.sums(outputs, batch)
+        loss = torch.stack([total / counts[name] for name, total in sums.items()]).sum()
+        loss.backward()
+        optimizer.step()
+        _wait(work.device)
+
+    return step
+
+
+def _side(device: str) -> int:
+    return 8192 if device == "cuda" else 1536
+
+
+def _product(device: str, bf16: bool) -> Callable[[], object]:
+    """Return a square matrix product as a function; fp32 as the convolutions compute it, on a GPU in TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    kind = torch.bfloat16 if bf16 else torch.float32
+    left, right = (torch.randn(_side(device), _side(device), device=device).to(kind) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(left, right)
+        _wait(device)
+
+    return product
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _forget_peak() -> None:
+    """Let the largest memory count from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif (file := Path("/proc/self/clear_refs")).exists():
+        file.write_text("5")  # of proc(5): resets VmHWM
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not x or not height.isdecimal() or not width.isdecimal() or not int(height) or not int(width):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, as 480x854")
+    return int(height), int(width)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=_size, metavar="HxW", help="of frames (default: 480x854 on a GPU, else 128x224)")
+    parser.add_argument("--batch", type=_positive, help="frame pairs in a step (default: 4 on a GPU, else 1)")
+    parser.add_argument("--encoder", default="resnet101", help="of the segmentation branch (default: resnet101)")
+    parser.add_argument("--rounds", type=_positive, default=3, help="turns of each variant (default: 3)")
+    parser.add_argument(
+        "--limit", type=float, help="seconds a variant has to get ready (default: 600 on a GPU, else 75)"
+    )
+    parser.add_argument("--quick", action="store_true", help="one step of each: does it run at all")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""What predictions are worth, as numbers for JSON, CSV and a table in the terminal.
+
+Lengths are pixels; J, F, IoU and the shares of outliers are fractions in [0, 1]; what nothing was measured of is null
+(empty in the CSV, a dash in the table), not 0.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from rich.table import Table
+
+from mtsp.engine import Evaluation
+from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
+
+SHOWN = {
+    "mask": ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "iou", "pixel_accuracy"),
+    "classes": ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou"),
+    "flow": ("epe", "epe_0_10", "epe_10_40", "epe_40_plus", "out_1px", "out_3px", "out_5px", "fl_all"),
+}
+"""What tables and CSV show of each kind; the JSON has everything."""
+
+MOST_ROWS = 60
+"""A table of more sequences than this, as the 640 pairs of FlyingChairs, shows only their total."""
+
+_PASSES = ("clean", "final", "into_future", "into_past")
+_TOTALS = {"mask": "mean over sequences", "classes": "all pixels", "flow": "all pixels"}
+
+
+class Scores(NamedTuple):
+    """What predictions are worth: numbers of the whole, as in the JSON, and of parts under `per_...` keys."""
+
+    kind: Literal["mask", "classes", "flow"]
+    values: dict[str, Any]
+
+
+def mask_scores(davis: DavisMeasure, pixels: ConfusionMatrix) -> Scores:
+    """Return J and F by DAVIS's rules, of all and `per_sequence`, and the accuracy of all pixels."""
+    accuracy = pixels.compute()["pixel_accuracy"]
+    return Scores("mask", davis.compute() | {"pixel_accuracy": accuracy, "per_sequence": davis.per_sequence()})
+
+
+def class_scores(pixels: ConfusionMatrix) -> Scores:
+    """Return IoU and accuracies over all pixels; `class_iou` has one number for each class."""
+    return Scores("classes", pixels.compute() | {"class_iou": pixels.class_iou().tolist()})
+
+
+def flow_scores(flow: FlowErrors) -> Scores:
+    """Return the errors of all pairs, of each sequence (the folder of a name, else the name), pair and pass.
+
+    Sums are added up in the order of names: the last digit does not depend on who measured which pair.
+    """
+    values: dict[str, Any] = {**flow.grouped(lambda _: "")[""].compute()}
+    sequences = flow.grouped(lambda name: name.rpartition("/")[0] or name)
+    values["per_sequence"] = {name: part.compute() for name, part in sequences.items()}
+    values["per_image"] = flow.per_image()
+    passes = flow.grouped(lambda name: "/".join(part for part in name.split("/")[:2] if part in _PASSES))
+    if "" not in passes:
+        values["per_pass"] = {name: part.compute() for name, part in passes.items()}
+    return Scores("flow", values)
+
+
+def scores_of(measured: Evaluation) -> list[Scores]:
+    """Return what the engine measured on one data set, one entry for each kind of label."""
+    found = []
+    if measured.davis is not None and measured.pixels is not None:
+        found.append(mask_scores(measured.davis, measured.pixels))
+    elif measured.pixels is not None:
+        found.append(class_scores(measured.pixels))
+    if measured.flow is not None:
+        found.append(flow_scores(measured.flow))
+    return found
+
+
+def joined(scores: Sequence[Scores]) -> dict[str, Any]:
+    """Return the values of all kinds as one dict; a sequence that two kinds were measured on has both numbers."""
+    values: dict[str, Any] = {}
+    for one in scores:
+        sequences = {name: dict(part) for name, part in values.get("per_sequence", {}).items()}
+        for name, part in one.values.get("per_sequence", {}).items():
+            sequences[name] = sequences.get(name, {}) | part
+        values |= one.values
+        if sequences:
+            values["per_sequence"] = sequences
+    return values
+
+
+def plain(value: Any) -> Any:
+    """Return `value` with null for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_csv(entries: Mapping[str, Sequence[Scores]]) -> str:
+    """Return the rows of all tables, `data` and `sequence` first; a number that a row does not have is empty."""
+    kinds = {one.kind for scores in entries.values() for one in scores}
+    keys = list(dict.fromkeys(key for kind, keys in SHOWN.items() if kind in kinds for key in keys))
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["data", "sequence", *keys])
+    for data, scores in entries.items():
+        for one in scores:
+            for name, values, _ in _rows(one, "all"):
+                rows.writerow([data, name, *(plain(values.get(key)) for key in keys)])
+    return text.getvalue()
+
+
+def table(scores: Scores, title: str) -> Table:
+    """Return the numbers of each sequence and of all."""
+    keys = SHOWN[scores.kind]
+    drawn = Table(title=title)
+    drawn.add_column("sequence", no_wrap=True)
+    for key in keys:
+        drawn.add_column(key.replace("_", " "), justify="right")  # words break where the terminal is narrow
+    many = len(scores.values.get("per_sequence", {})) > MOST_ROWS
+    for name, part, total in _rows(scores, _TOTALS[scores.kind]):
+        if total or not many:
+            cells = ("-" if math.isnan(part.get(key, math.nan)) else f"{part[key]:.3f}" for key in keys)
+            drawn.add_row(name, *cells, style="bold" if total else None)
+    if many:
+        drawn.caption = f"each of the {len(scores.values['per_sequence'])} sequences: --csv or --json"
+    return drawn
+
+
+def _rows(scores: Scores, last: str) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    """Yield name, numbers and whether they are of more than one sequence."""
+    for name, part in scores.values.get("per_sequence", {}).items():
+        yield name, part, False
+    for name, part in scores.values.get("per_pass", {}).items():
+        yield name, part, True
+    yield last, scores.values, True
