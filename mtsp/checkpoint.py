@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -134,6 +134,39 @@ def load(path: Path) -> Checkpoint:
         )
     except Exception as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+
+
+def sharded(model: nn.Module) -> bool:
+    """Return whether the weights are spread over the processes (FSDP2): all of them must then gather and run it."""
+    return any(hasattr(weight, "device_mesh") for weight in model.parameters())
+
+
+def states(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the whole state of network and optimizer. Call it on every process: sharded weights are gathered."""
+    if not sharded(model):
+        return model.state_dict(), optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_state_dict(model, optimizer, options=options)  # pyright: ignore[reportReturnType]
+
+
+def set_states(model: nn.Module, optimizer: torch.optim.Optimizer, found: Checkpoint) -> None:
+    """Give network and optimizer what :func:`states` returned. Raises what their `load_state_dict` raises."""
+    if not sharded(model):
+        model.load_state_dict(found.model)
+        optimizer.load_state_dict(found.optimizer)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=found.model,  # pyright: ignore[reportArgumentType]
+        optim_state_dict=found.optimizer,  # pyright: ignore[reportArgumentType]
+        options=options,
+    )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from mtsp.checkpoint import sharded
 from mtsp.experiment import StageConfig, stage_at
 from mtsp.metrics.davis import DavisMeasure
 from mtsp.metrics.flow import FlowErrors
@@ -247,7 +248,8 @@ def evaluate(
     davis: DavisMeasure | None = None
     pixels: ConfusionMatrix | None = None
     flow: FlowErrors | None = None
-    for index in range(accelerator.process_index, len(examples), accelerator.num_processes):
+    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    for index in mine:
         sample = examples[index]
         batch = _of_one(sample)
         on_device = to_device(batch, accelerator.device)
@@ -265,6 +267,11 @@ def evaluate(
             flow = flow or FlowErrors()
             flow.update(outputs["flow"].float().cpu(), batch["flow"], batch.get("flow_valid"), sample["name"][0])
         after_example(index, batch, outputs)
+    if sharded(bare):  # every process must take part in every forward pass, also the one that has an example less
+        missing = math.ceil(len(examples) / accelerator.num_processes) - len(mine)
+        for _ in range(missing):
+            first = to_device(_of_one(examples[0]), accelerator.device)
+            bare(first["frame"], first.get("next_frame"))
     for module, mode in modes:
         module.training = mode
     return Evaluation(*(_merged(accelerator, metric) for metric in (davis, pixels, flow)))

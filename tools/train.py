@@ -155,8 +155,7 @@ def _restore(found: checkpoint.Checkpoint, experiment: AnyExperiment, parts: Par
             f"{found.path} was trained towards other anchors than the branches' `weights` give now; restore those files"
         )
     try:
-        parts.accelerator.unwrap_model(parts.model).load_state_dict(found.model)
-        parts.optimizer.load_state_dict(found.optimizer)
+        checkpoint.set_states(parts.accelerator.unwrap_model(parts.model), parts.optimizer.optimizer, found)
     except (RuntimeError, ValueError, KeyError) as error:
         raise checkpoint.CheckpointError(f"{found.path} is of another network: {str(error).splitlines()[0]}") from error
     if parts.accelerator.scaler is not None and state["scaler"]:
@@ -175,6 +174,7 @@ def _save(
 ) -> None:
     """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
     accelerator = parts.accelerator
+    model, optimizer = checkpoint.states(accelerator.unwrap_model(parts.model), parts.optimizer.optimizer)
     if accelerator.is_main_process:
         state = {
             "step": done.step,
@@ -186,10 +186,7 @@ def _save(
             "meter": meter.values,
             "tracker": tracker.state(),
         }
-        model = accelerator.unwrap_model(parts.model).state_dict()
-        checkpoint.save(
-            run_dir / "checkpoints", done.step, model, parts.optimizer.state_dict(), state, experiment.train.keep
-        )
+        checkpoint.save(run_dir / "checkpoints", done.step, model, optimizer, state, experiment.train.keep)
     accelerator.wait_for_everyone()
 
 
@@ -237,7 +234,7 @@ def _train(
             if done.step % tracking.log_every == 0 or done.step == plan.steps:
                 values = {f"train/{k}": v for k, v in meter.take().items()}
                 values |= {f"lr/{k}": v for k, v in rates.items()}
-                if regularizer is not None and accelerator.is_main_process:
+                if regularizer is not None:
                     values |= {"penalty": regularizer.penalty()}
                     values |= {f"distance/{k}": v for k, v in regularizer.distances(parts.branches).items()}
                 tracker.log(done.step, values)
@@ -301,8 +298,9 @@ def _headline(name: str) -> bool:
 
 def _finish(parts: Parts, measured: Mapping[str, Evaluation], run_dir: Path, done: Done) -> dict[str, dict[str, float]]:
     results = {name: evaluation.values() for name, evaluation in measured.items()}
+    weights, _ = checkpoint.states(parts.accelerator.unwrap_model(parts.model), parts.optimizer.optimizer)
     if parts.accelerator.is_main_process:
-        checkpoint.export(run_dir / "weights.safetensors", parts.accelerator.unwrap_model(parts.model).state_dict())
+        checkpoint.export(run_dir / "weights.safetensors", weights)
         checkpoint.write_atomically(run_dir / "results.json", json.dumps(results, indent=1).encode())
         _LOG.info("done: %d steps; weights, curves and pictures are in %s", done.step, run_dir)
     return results
