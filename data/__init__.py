@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.augment import AugmentConfig
 from data.davis import DavisConfig
@@ -42,9 +42,24 @@ class DataConfig(Config):
     augment: AugmentConfig | None = None
     """What training draws at random; None: frames as they are."""
     size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
-    """Height and width that frames are resized to for the network at evaluation; labels keep their own."""
+    """Height and width that frames are resized to for the network at evaluation; labels keep their own. Training
+    without `augment` resizes to it as well, labels included."""
     limit: int | None = Field(default=None, gt=0)
-    """Only this many examples, evenly spaced over the data set."""
+    """Only this many examples, evenly spaced over the data set. Not of videos with masks, which are scored whole."""
+
+    @model_validator(mode="after")
+    def _videos_stay_whole(self) -> "DataConfig":
+        """J and F are means over a video without its first and last frame: of a few of its frames they are wrong."""
+        if self.limit is None:
+            return self
+        if isinstance(self.dataset, DavisConfig):
+            raise ValueError("`limit` would tear sequences apart, which are scored whole; set `dataset.sequences`")
+        if isinstance(self.dataset, FolderConfig) and self.dataset.masks is not None:
+            raise ValueError(
+                "`limit` would tear sequences apart, which are scored whole; let `dataset.frames` and `dataset.masks` "
+                "name a folder of fewer sequences"
+            )
+        return self
 
     def build(self) -> Examples:
         """Return the examples, files checked to be there.

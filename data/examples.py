@@ -1,8 +1,5 @@
 """A dataset's decoded examples as the framework takes them: tensors, alone and in batches."""
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import cv2
 import numpy as np
 import torch
@@ -11,22 +8,8 @@ from torch import Tensor
 from data import geometry
 from data.augment import Augmentation, check_sizes
 from data.geometry import Size
+from data.listing import RawDataset
 from mtsp.types import IGNORE, Batch, Raw
-
-
-class Dataset(Protocol):
-    """Decoded examples in a fixed order."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Name of each example, unique."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Raw:
-        """Example `index`. Raises for one that cannot be read, with its path."""
-        ...
 
 
 class PreparedExamples:
@@ -42,7 +25,7 @@ class PreparedExamples:
             each image's own. An augmentation has its own size, which this does not change.
     """
 
-    def __init__(self, dataset: Dataset, augmentation: Augmentation | None = None, size: Size | None = None) -> None:
+    def __init__(self, dataset: RawDataset, augmentation: Augmentation | None = None, size: Size | None = None) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
         self.size = size

@@ -17,15 +17,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mtsp.metrics.flow import KNOWN_FLOW
+from mtsp.visualize import palette
+
 MAX_PIXELS = 1 << 26
 """The most pixels that are decoded, 8192 x 8192; a PNG of 261 kB can claim 16384 x 16384."""
 
 MAX_BYTES = 1 << 29
 UNKNOWN_FLOW = np.float32(1.6666668e9)
 """What is written into a .flo where flow is unknown, as in Middlebury's own files."""
-
-KNOWN_FLOW = 1e6
-"""Flow of more pixels than this stands for "unknown". Middlebury's code says 1e9; no true vector is near either."""
 
 _FLO_MAGIC = b"PIEH"  # the float 202021.25, little-endian
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -59,7 +59,7 @@ def read_flow(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Return flow, HW2 float32 in pixels, and where it is known, HW bool or None for everywhere.
 
     The format is the suffix's: .flo, .pfm of three channels (the third is dropped), or .png as KITTI has it. Unknown
-    flow, which .flo and .pfm store as a value beyond :data:`KNOWN_FLOW`, is returned as 0.
+    flow, which .flo and .pfm store as a value beyond :data:`mtsp.metrics.flow.KNOWN_FLOW`, is returned as 0.
 
     Raises:
         DataError: see the reader of each format.
@@ -242,19 +242,8 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_) or mask.size == 0:
         raise DataError(f"{path}: a mask is HW uint8 or bool, got {'x'.join(map(str, mask.shape))} {mask.dtype}")
     image = Image.fromarray(np.ascontiguousarray(mask, np.uint8), mode="P")
-    image.putpalette(mask_palette().tobytes())
+    image.putpalette(palette().tobytes())
     image.save(path, format="PNG")
-
-
-def mask_palette() -> np.ndarray:
-    """Return the color of each class id, 256x3 uint8 RGB: each bit of the id lights one bit of one channel."""
-    ids = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((ids >> channel) & 1) << (7 - bit)).astype(np.uint8)
-        ids >>= 3
-    return palette
 
 
 def read_image(path: Path) -> np.ndarray:

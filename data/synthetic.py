@@ -33,8 +33,8 @@ class SyntheticConfig(Config):
     clips: int = Field(default=100, ge=1)
     frames: int = Field(default=2, ge=2)
     """Frames per clip."""
-    height: int = Field(default=192, ge=16)
-    width: int = Field(default=256, ge=16)
+    height: int = Field(default=192, ge=16, le=4096)
+    width: int = Field(default=256, ge=16, le=4096)
     seed: int = Field(default=0, ge=0)
 
     objects: tuple[int, int] = (3, 10)

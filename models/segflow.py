@@ -34,7 +34,7 @@ class SegFlowConfig(Config):
     encoder: str = "resnet101"
     """Any name that :mod:`models.encoders` knows. In `released` and `paper`, resnet50 and resnet101 mean Caffe's."""
 
-    classes: int = Field(default=2, gt=1)
+    classes: int = Field(default=2, gt=1, lt=256)
     """Classes of the mask, background included."""
 
     flow: FlowNetSConfig | None = FlowNetSConfig()

@@ -52,10 +52,10 @@ def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     wanted = set(names)
     weights = {plain_name(name): weight for name, weight in model.named_parameters()}
     chosen = [name for name in penalized(model) if name in wanted]
-    if wanted and not chosen:
+    if not chosen:
         raise ValueError(
-            f"none of the {len(wanted)} pretrained tensors, the first {min(wanted)!r}, is a convolution or linear "
-            f"weight here; the weights here are named like {next(iter(penalized(model)), 'nothing')!r}"
+            f"none of the {len(wanted)} pretrained tensors, the first {min(wanted, default=None)!r}, is a convolution "
+            f"or linear weight here; the weights here are named like {next(iter(penalized(model)), 'nothing')!r}"
         )
     return {name: weights[name].detach().clone() for name in chosen}
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
+_FILES = ("model.safetensors", "optimizer.pt", "state.json")
 _LOG = logging.getLogger("mtsp")
 
 
@@ -70,8 +71,7 @@ def save(
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.items()}, stage / "model.safetensors")
         torch.save(dict(optimizer), stage / "optimizer.pt")
         (stage / "state.json").write_text(json.dumps(dict(state), indent=1), encoding="utf-8")
-        names = ("model.safetensors", "optimizer.pt", "state.json")
-        files = {name: {"bytes": (stage / name).stat().st_size, "sha256": _hash(stage / name)} for name in names}
+        files = {name: {"bytes": (stage / name).stat().st_size, "sha256": _hash(stage / name)} for name in _FILES}
         manifest = {"format": FORMAT, "step": step, "files": files}
         (stage / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*stage.iterdir(), stage):
@@ -116,7 +116,7 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
+        files = {name: manifest["files"][name] for name in _FILES}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {_MANIFEST} cannot be read ({error})") from error
     if manifest.get("format") != FORMAT:
@@ -157,16 +157,16 @@ def set_states(model: nn.Module, optimizer: torch.optim.Optimizer, found: Checkp
         model.load_state_dict(found.model)
         optimizer.load_state_dict(found.optimizer)
         return
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
-
-    options = StateDictOptions(full_state_dict=True)
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=found.model,  # pyright: ignore[reportArgumentType]
-        optim_state_dict=found.optimizer,  # pyright: ignore[reportArgumentType]
-        options=options,
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
     )
+
+    set_model_state_dict(model, dict(found.model), options=StateDictOptions(full_state_dict=True))
+    # A branch that has not learned yet has no optimizer state.
+    loose = StateDictOptions(full_state_dict=True, strict=False)
+    set_optimizer_state_dict(model, optimizer, found.optimizer, options=loose)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -25,7 +25,7 @@ from mtsp.metrics.flow import FlowErrors
 from mtsp.metrics.segmentation import ConfusionMatrix
 from mtsp.optim import ScheduleConfig, set_learning_rates
 from mtsp.tasks import Tasks
-from mtsp.types import Batch, Examples, Outputs
+from mtsp.types import IGNORE, Batch, Examples, Outputs
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -33,7 +33,7 @@ class NonFiniteLoss(FloatingPointError):
 
 
 @dataclass
-class Progress:
+class Position:
     """How far a run is: all that a resumed run needs to know besides tensors."""
 
     step: int = 0
@@ -70,7 +70,7 @@ class Parts:
 
 def train(
     parts: Parts,
-    progress: Progress,
+    position: Position,
     *,
     steps: int,
     stages: tuple[StageConfig, ...],
@@ -86,7 +86,7 @@ def train(
 
     Args:
         parts: the network, its optimizer and what it learns.
-        progress: where to go on from; kept up to date.
+        position: where to go on from; kept up to date.
         steps: length of the whole run, which the schedule spans.
         stages: what is learned from what, in turn.
         schedule: of the learning rates.
@@ -104,22 +104,23 @@ def train(
     streams: dict[str, Generator[Batch, None, None]] = {}
     stage: StageConfig | None = None
     with contextlib.ExitStack() as opened:  # worker processes end here, whatever happens
-        while progress.step < steps:
-            if stage is not (stage := stage_at(stages, progress.step)):
+        while position.step < steps:
+            before, stage = stage, stage_at(stages, position.step)
+            if stage is not before:
                 hold_all_but(parts, stage.learn)
-            seed_model(seed, progress.step, parts.accelerator.process_index)
-            rates = set_learning_rates(parts.optimizer, schedule.share(progress.step, steps))
+            seed_model(seed, position.step, parts.accelerator.process_index)
+            rates = set_learning_rates(parts.optimizer, schedule.share(position.step, steps))
             micro_batches = []
             for name, size in stage.batches.items():
                 key = f"{name}:{size}"
                 if key not in streams:
-                    stream = open_stream(name, size, progress.batches.setdefault(key, 0))
+                    stream = open_stream(name, size, position.batches.setdefault(key, 0))
                     streams[key] = opened.enter_context(contextlib.closing(stream))
                 micro_batches += [next(streams[key]) for _ in range(accumulate)]
-            result = optimizer_step(parts, micro_batches, step=progress.step + 1, clip=clip, stop=stop())
-            progress.step += 1
+            result = optimizer_step(parts, micro_batches, step=position.step + 1, clip=clip, stop=stop())
+            position.step += 1
             for name, size in stage.batches.items():
-                progress.batches[f"{name}:{size}"] += 1
+                position.batches[f"{name}:{size}"] += 1
             after_step(result, rates)
             if result.stop:
                 return True
@@ -133,36 +134,42 @@ def optimizer_step(
     accelerator, model, optimizer = parts.accelerator, parts.model, parts.optimizer
     batches = [to_device(batch, accelerator.device, channels_last=parts.channels_last) for batch in micro_batches]
     counted = [parts.tasks.counts(batch) for batch in batches]
-    names = sorted({name for counts in counted for name in counts})
-    local = [sum((counts[name].double() for counts in counted if name in counts), torch.zeros(())) for name in names]
+    names = parts.tasks.names  # from the config, not the labels: the same on every process
+    local = [sum(int(counts.get(name, 0)) for counts in counted) for name in names]
     samples = sum(len(batch["name"]) for batch in batches)
-    *counts, samples, asked = _sum_over_processes(accelerator, [*local, float(samples), float(stop)])
+    *totaled, samples, asked = _sum_over_processes(accelerator, [*local, samples, int(stop)])
+    counts = dict(zip(names, totaled, strict=True))
 
-    sums: dict[str, Any] = dict.fromkeys(names, 0.0)
+    sums: list[dict[str, Tensor]] = []
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             outputs: Outputs = model(batch["frame"], batch.get("next_frame"))
             totals = parts.tasks.sums(outputs, batch)
-            terms = [total / max(1.0, counts[names.index(name)]) for name, total in totals.items()]
-            if not terms:
+            if not totals or counted[index].keys() - totals.keys():
                 raise ValueError(
-                    f"nothing to learn from {batch['name'][0]}: its labels are "
-                    f"{', '.join(batch.keys() - {'name', 'frame', 'next_frame'}) or 'none'}, the network gives "
-                    f"{', '.join(outputs)}; check `tasks` and the stage's data"
+                    f"{batch['name'][0]} has the labels "
+                    f"{', '.join(sorted(batch.keys() & {'mask', 'flow'})) or 'none'}, the network gives "
+                    f"{', '.join(outputs)}: nothing, or not all, of `tasks` can be learned from it"
                 )
-            loss = torch.stack(terms).sum()
-            for name, total in totals.items():
-                sums[name] = sums[name] + total.detach().double()
+            loss = torch.stack([total / max(1.0, counts[name]) for name, total in totals.items()]).sum()
+            sums.append({name: total.detach() for name, total in totals.items()})
             # DDP averages the gradients of the processes; the loss is divided by the global count already.
             accelerator.backward(loss * accelerator.num_processes)
 
-    values = _sum_over_processes(accelerator, [sums[name] for name in names])
-    losses = {name: value / max(1.0, count) for name, value, count in zip(names, values, counts, strict=True)}
+    values = _sum_over_processes(accelerator, [sum(float(s[name]) for s in sums if name in s) for name in names])
+    losses = {name: value / counts[name] for name, value in zip(names, values, strict=True) if counts[name]}
     if not all(map(math.isfinite, losses.values())):
         optimizer.zero_grad()
         listed = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        raise NonFiniteLoss(f"the loss is not finite at step {step}: {listed}; samples {batches[0]['name'][:4]}")
+        culprits = [
+            name
+            for batch, totals in zip(batches, sums, strict=True)
+            if not all(bool(total.isfinite()) for total in totals.values())
+            for name in batch["name"]
+        ]
+        culprits = gather_object(culprits) if accelerator.num_processes > 1 else culprits
+        raise NonFiniteLoss(f"the loss is not finite at step {step}: {listed}; in a batch of {', '.join(culprits[:8])}")
     norm = None
     if clip is not None:
         norm = float(cast(Tensor, accelerator.clip_grad_norm_(model.parameters(), clip)))
@@ -243,6 +250,9 @@ def evaluate(
         after_example: called on every process with its own examples: index, batch of one, outputs.
     """
     bare = accelerator.unwrap_model(model)
+    if accelerator.num_processes > 1 and not sharded(bare):
+        for buffer in bare.buffers():  # without SyncBN each process has statistics of its own: measure the saved ones
+            torch.distributed.broadcast(buffer, 0)
     modes = [(module, module.training) for module in bare.modules()]
     bare.eval()
     davis: DavisMeasure | None = None
@@ -262,7 +272,8 @@ def evaluate(
             pixels.update(predicted, truth)
             if classes == 2:
                 davis = davis or DavisMeasure()
-                davis.update(sample["name"][0], predicted[0], truth[0] == 1)
+                known = truth[0] != IGNORE
+                davis.update(sample["name"][0], (predicted[0] == 1) & known, (truth[0] == 1) & known)
         if "flow" in batch and "flow" in outputs:
             flow = flow or FlowErrors()
             flow.update(outputs["flow"].float().cpu(), batch["flow"], batch.get("flow_valid"), sample["name"][0])
@@ -312,10 +323,10 @@ def _merged(accelerator: Accelerator, metric: Any) -> Any:
     return present[0] if present else None
 
 
-def _sum_over_processes(accelerator: Accelerator, values: Sequence[Any]) -> list[float]:
+def _sum_over_processes(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
     if not values:
         return []
-    stacked = torch.stack([torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in values])
+    stacked = torch.tensor(values, dtype=torch.float64)
     if accelerator.num_processes > 1:
         stacked = cast(Tensor, accelerator.reduce(stacked.to(accelerator.device), "sum"))
     return stacked.tolist()

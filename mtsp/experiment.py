@@ -1,7 +1,7 @@
 """An experiment: everything that a run depends on, in one file of sections."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -78,9 +78,9 @@ class EvaluationConfig(Config):
 class Experiment(Config, Generic[ModelT, DataT]):
     """A whole run. `ModelT` and `DataT` are the networks and the datasets that the caller knows."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     """Of the run's folder and its tracker entry."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     model: ModelT
     branches: dict[str, BranchConfig]
     data: dict[str, DataT]
@@ -94,7 +94,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Experiment[ModelT, DataT]":
-        wrong = []
+        wrong = [*self._ignored(), *self._nothing_learns()]
         for index, stage in enumerate(self.train.stages):
             for name in stage.batches:
                 if name not in self.data:
@@ -114,6 +114,30 @@ class Experiment(Config, Generic[ModelT, DataT]):
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    def _ignored(self) -> list[str]:
+        """What the branches ask of a regularizer that is not there."""
+        if self.regularizer.name != "none":
+            return []
+        return [
+            f"branches.{name}.{key}: ignored by regularizer none; leave it out, or use l2 or l2sp"
+            for name, branch in self.branches.items()
+            for key in ("alpha", "beta")
+            if getattr(branch, key) is not None
+        ]
+
+    def _nothing_learns(self) -> list[str]:
+        wrong = []
+        if self.tasks.segmentation is None and self.tasks.flow is None:
+            wrong.append(f"tasks: there is nothing to learn; give one of {', '.join(type(self.tasks).model_fields)}")
+        if self.branches and all(branch.freeze for branch in self.branches.values()):
+            wrong.append("branches: all of them are frozen, so nothing would learn; set `freeze: false` for one")
+        wrong += [
+            f"train.stages.{index}.learn: names no branch, so nothing would learn; null lets all of them learn"
+            for index, stage in enumerate(self.train.stages)
+            if stage.learn == ()
+        ]
+        return wrong
 
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return alpha and beta by branch."""
@@ -148,7 +172,15 @@ FREE_TO_CHANGE = (
     "train.keep",
     "train.steps",
 )
-"""What a resumed run may have otherwise than the run that it continues."""
+"""What a resumed run may have otherwise than the run that it continues, with all that is below it."""
+
+FREE_TO_MOVE = (
+    "data.*.dataset.root",
+    "data.*.dataset.frames",
+    "data.*.dataset.masks",
+    "branches.*.weights",
+)
+"""Where files lie: another place is allowed, none is not. The anchors' fingerprint tells whether weights are others."""
 
 
 def check_resumable(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
@@ -157,19 +189,39 @@ def check_resumable(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str
     Raises:
         ConfigError: something differs that would make the resumed run another run.
     """
-    changed = sorted(_differences(now, then, ""))
-    forbidden = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
+    changed = _differences(now, then, ())
+    forbidden = [str(difference) for difference in changed if not difference.allowed()]
     if forbidden:
-        lines = "\n".join(f"  {line}" for line in forbidden)
+        lines = "\n".join(f"  {line}" for line in sorted(forbidden))
         raise ConfigError(f"this checkpoint belongs to another experiment; start a new run, or set back:\n{lines}")
-    return changed
+    return sorted(map(str, changed))
 
 
-def _differences(now: Any, then: Any, key: str) -> list[str]:
+class _Difference(NamedTuple):
+    key: tuple[str, ...]
+    now: Any
+    then: Any
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.key)}: now {self.now!r}, was {self.then!r}"
+
+    def allowed(self) -> bool:
+        if any(_matches(self.key, pattern) for pattern in FREE_TO_CHANGE):
+            return True
+        return None not in (self.now, self.then) and any(_matches(self.key, pattern) for pattern in FREE_TO_MOVE)
+
+
+def _matches(key: tuple[str, ...], pattern: str) -> bool:
+    """Whether `key` is `pattern` or below it, part by part; `*` stands for any one part."""
+    parts = pattern.split(".")
+    return len(key) >= len(parts) and all(part in ("*", name) for part, name in zip(parts, key, strict=False))
+
+
+def _differences(now: Any, then: Any, key: tuple[str, ...]) -> list[_Difference]:
     if isinstance(now, Mapping) and isinstance(then, Mapping):
         return [
-            line
+            difference
             for name in now.keys() | then.keys()
-            for line in _differences(now.get(name), then.get(name), f"{key}.{name}" if key else str(name))
+            for difference in _differences(now.get(name), then.get(name), (*key, str(name)))
         ]
-    return [] if now == then else [f"{key}: now {now!r}, was {then!r}"]
+    return [] if now == then else [_Difference(key, now, then)]

@@ -54,18 +54,18 @@ class _Positions(Sampler[list[int]]):
 class _Drawn(Dataset[Batch | Failure]):
     """Places in the endless sequence -> augmented samples."""
 
-    def __init__(self, examples: Examples, seed: int) -> None:
-        self.examples, self.seed = examples, seed
+    def __init__(self, examples: Examples, seed: Sequence[int]) -> None:
+        self.examples, self.seed = examples, tuple(seed)
         self.permutation: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, position: int) -> Batch | Failure:
         epoch, place = divmod(position, len(self.examples))
         if self.permutation is None or self.permutation[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+            order = np.random.default_rng([*self.seed, 0, epoch]).permutation(len(self.examples))
             self.permutation = (epoch, order)
         index = int(self.permutation[1][place])
         try:
-            return self.examples.draw(index, np.random.default_rng([self.seed, epoch, index]))
+            return self.examples.draw(index, np.random.default_rng([*self.seed, 1, epoch, index]))
         except (ValueError, OSError) as error:
             return Failure(str(error))
 
@@ -110,7 +110,7 @@ def micro_batches(
     *,
     batch_size: int,
     start: int,
-    seed: int,
+    seed: Sequence[int],
     part: Slice,
     collate: Callable[[Sequence[Batch]], Batch],
     workers: int = 0,
@@ -122,7 +122,7 @@ def micro_batches(
         examples: the dataset; at least one example.
         batch_size: samples of a global batch, over all processes and micro-batches.
         start: the global batch to begin with: how many this stream has given before.
-        seed: of the order and of every augmentation.
+        seed: of the order and of every augmentation; one sequence of numbers for each stream.
         part: this process's share.
         collate: samples -> a batch.
         workers: processes that decode and augment; 0 does it in this one.

@@ -40,6 +40,16 @@ class AdamConfig(Config):
 OptimizerConfig = Annotated[SGDConfig | AdamConfig, Field(discriminator="name")]
 
 
+_USERS = {
+    "power": ("poly",),
+    "every": ("step",),
+    "milestones": ("step",),
+    "factor": ("step",),
+    "final": ("poly", "cosine"),
+}
+"""The schedules that use each field; `warmup` belongs to all."""
+
+
 class ScheduleConfig(Config):
     """The learning rate over the run, as a share of each group's own."""
 
@@ -55,6 +65,15 @@ class ScheduleConfig(Config):
     factor: float = Field(default=0.5, gt=0, lt=1)
     final: float = Field(default=0.0, ge=0, lt=1)
     """poly, cosine: the share that is left at the end."""
+
+    @model_validator(mode="after")
+    def _every_field_counts(self) -> "ScheduleConfig":
+        """A default may be given: the resolved config of a run has them all."""
+        for key, users in _USERS.items():
+            if self.name not in users and getattr(self, key) != type(self).model_fields[key].default:
+                names = " or ".join(f"`name: {user}`" for user in users)
+                raise ValueError(f"`{key}` does nothing in a {self.name} schedule; leave it out, or set {names}")
+        return self
 
     @model_validator(mode="after")
     def _step_says_when(self) -> "ScheduleConfig":

@@ -124,6 +124,8 @@ class L2SP:
         if self._handles:
             raise ValueError("this regularizer is attached already; detach() it first, or the pull would act twice")
         pulled = {id(weight) for weight, _ in self._named_pulls()}
+        if any(isinstance(getattr(hook, "__self__", None), L2SP) for hook in _pre_hooks(optimizer)):
+            raise ValueError("another regularizer acts on this optimizer already; detach() it first")
         decayed = [
             group["weight_decay"]
             for group in optimizer.param_groups
@@ -150,7 +152,7 @@ class L2SP:
         return sum(0.5 * pull.strength * _squared(weight, pull.anchor) for weight, pull in self._named_pulls())
 
     def distances(self, prefixes: Iterable[str]) -> dict[str, float]:
-        """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix; 0 where nothing is anchored."""
+        """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix under which something is anchored."""
         result = {}
         for prefix in prefixes:
             moved = start = 0.0
@@ -159,7 +161,8 @@ class L2SP:
                 if pull is not None and pull.anchor is not None and _under(name, prefix):
                     moved += _squared(weight, pull.anchor)
                     start += _squared(pull.anchor, None)
-            result[prefix] = (moved / start) ** 0.5 if start else 0.0
+            if start:
+                result[prefix] = (moved / start) ** 0.5
         return result
 
     def coupled(self, optimizer: Any) -> bool:
@@ -289,6 +292,12 @@ def _pulls(
         raise ValueError(
             f"none of the {len(given)} anchors is a convolution or linear weight, the first {next(iter(given))!r}"
         )
+    for strength, word in ((alpha, "alpha"), (beta, "beta")):
+        unknown = (
+            [p for p in strength if not any(_under(n, p) for n in weights)] if isinstance(strength, Mapping) else []
+        )
+        if unknown:
+            raise ValueError(f"{word} is given for {unknown[0]!r}, but no weight's name begins so")
     pulls = {}
     for name in chosen:
         anchor = given.get(name)
@@ -298,6 +307,8 @@ def _pulls(
                 "leave it out to treat the weight as new"
             )
         strength = _strength(name, alpha if anchor is not None else beta, "alpha" if anchor is not None else "beta")
+        if anchor is not None and not anchor.is_meta and not bool(anchor.isfinite().all()):
+            raise ValueError(f"the anchor of {name} has values that are NaN or infinite")
         held = None if anchor is None or zero else _copy(anchor, weights[name])
         pulls[name] = Pull(strength, held, anchor is not None)
     return pulls
@@ -312,6 +323,10 @@ def _strength(name: str, strength: Strength, word: str) -> float:
     if not 0 <= strength < float("inf"):
         raise ValueError(f"{word} must be a number from 0 up, got {strength} for {name}")
     return float(strength)
+
+
+def _pre_hooks(optimizer: Any) -> Iterable[Any]:
+    return getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
 
 
 def _under(name: str, prefix: str) -> bool:

@@ -4,7 +4,7 @@ A batch carries the labels it has; a task without its label contributes nothing.
 sums, divided by counts over all its micro-batches and all processes: never a mean of means.
 """
 
-from typing import Any
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -15,14 +15,36 @@ from mtsp.losses import cross_entropy, end_point_error, multiscale_epe
 from mtsp.types import IGNORE, Batch, Outputs
 
 
+class Task(Protocol):
+    """A label that can be learned."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its losses."""
+        ...
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what each loss of this batch is divided by; nothing without its label."""
+        ...
+
+    def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted, undivided losses of this batch."""
+        ...
+
+
 class SegmentationConfig(Config):
     """How the mask is learned."""
 
     weight: float = Field(default=1.0, ge=0)
     balanced: bool = True
     """Weight each frame's pixels by 1 - (share of their class), as SegFlow's authors do."""
-    reduction: str = Field(default="mean", pattern="^(mean|sum)$")
+    reduction: Literal["mean", "sum"] = "mean"
     """`mean` over pixels; `sum` over pixels, mean over images, as the Caffe release (its learning rates need it)."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its losses."""
+        return ["segmentation"]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return what each loss of this batch is divided by."""
@@ -39,7 +61,7 @@ class SegmentationConfig(Config):
             outputs["mask_logits"],
             batch["mask"],
             balanced=self.balanced,
-            reduction="mean" if self.reduction == "mean" else "sum",
+            reduction=self.reduction,
         ).total
         return {"segmentation": self.weight * total}
 
@@ -49,7 +71,7 @@ class FlowConfig(Config):
 
     weight: float = Field(default=1.0, ge=0)
     """Of the end-point error of the returned flow, in pixels."""
-    reduction: str = Field(default="mean", pattern="^(mean|sum)$")
+    reduction: Literal["mean", "sum"] = "mean"
     """Of that error: `mean` over known pixels, or `sum` over them and mean over images, as in Caffe."""
     pyramid: float = Field(default=0.0, ge=0)
     """Of FlowNetS's own multi-scale loss, a sum over pixels and a mean over images, as its authors train it."""
@@ -57,6 +79,11 @@ class FlowConfig(Config):
     """Finest scale first."""
     eps: float = Field(default=1e-6, gt=0)
     """Inside the root of the end-point error, in squared pixels: its gradient is finite at zero error."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its losses."""
+        return ["flow"] * bool(self.weight) + ["flow_pyramid"] * bool(self.pyramid)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return what each loss of this batch is divided by."""
@@ -92,9 +119,14 @@ class Tasks(Config):
     flow: FlowConfig | None = None
 
     @property
-    def wanted(self) -> list[Any]:
+    def wanted(self) -> list[Task]:
         """The tasks that are learned."""
         return [task for task in (self.segmentation, self.flow) if task is not None]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the losses that are learned from, whatever labels a batch has."""
+        return [name for task in self.wanted for name in task.names]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return what each loss of this batch is divided by, by the loss's name."""

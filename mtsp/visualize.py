@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from mtsp.metrics.flow import KNOWN_FLOW
 from mtsp.types import IGNORE, Batch, Outputs
 
 TILE = 320
@@ -310,7 +311,7 @@ def _shortened(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -
 
 
 def _known(flow: np.ndarray) -> np.ndarray:
-    return np.all(np.abs(flow) < 1e6, axis=-1)  # NaN is not below it
+    return np.all(np.abs(flow) <= KNOWN_FLOW, axis=-1)  # NaN is not
 
 
 def _same_size(one: np.ndarray, other: np.ndarray) -> None:

@@ -98,14 +98,14 @@ def own_accelerator() -> Iterator[None]:
 
 @pytest.fixture
 def train() -> Callable[..., dict[str, dict[str, float]]]:
-    """`train(values, run_dir, resume=None)` runs an experiment in this process and returns its results."""
+    """`train(values, run_dir, resume=None)` runs an experiment here and returns its results, {} if stopped."""
     from mtsp.config import parse
     from tools.parts import AnyExperiment
     from tools.train import run
 
     def call(values: dict[str, Any], run_dir: Path, resume: str | None = None) -> dict[str, dict[str, float]]:
         AcceleratorState._reset_state(reset_partial_state=True)
-        return run(parse(AnyExperiment, values), run_dir, resume)
+        return run(parse(AnyExperiment, values), run_dir, resume) or {}
 
     return call
 

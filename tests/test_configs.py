@@ -69,6 +69,26 @@ def test_a_config_begins_with_what_it_is_and_its_command(path: Path) -> None:
     assert re.search(rf"(launch|python) tools/\w+\.py .*{re.escape(own)}|make demo", text), "the header has no command"
 
 
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
+def test_davis_is_read_as_it_is_released_or_as_the_demo_writes_it(path: Path) -> None:
+    entries = [entry.dataset for entry in read_experiment(path).data.values()]
+    assert {entry.resolution for entry in entries if entry.name == "davis"} <= {"480p"}
+
+
+def test_the_weak_pull_of_the_large_example_is_told() -> None:
+    experiment = read_experiment(CONFIGS / "davis_segflow.yaml")
+    alpha, beta = experiment.strengths()
+    rates = experiment.learning_rates()
+    steps = [
+        time_constant(strength[branch], rates[branch], coupled=True, momentum=0.9)
+        for strength in (alpha, beta)
+        for branch in ("segmentation", "flow")
+    ]
+    assert steps == pytest.approx([1e4, 1e4, 1e6, 1e7])
+    said = "for alpha of both branches, as many as each learns in; for beta 1e6 and 1e7"
+    assert said in header(CONFIGS / "davis_segflow.yaml")
+
+
 def test_names_are_unique_and_are_those_of_the_files() -> None:
     names = {path: read_experiment(path).name for path in EXPERIMENTS}
     assert {path.stem: name for path, name in names.items()} == {path.stem: path.stem for path in EXPERIMENTS}

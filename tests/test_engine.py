@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtsp.engine import (
     NonFiniteLoss,
     Parts,
-    Progress,
+    Position,
     at_resolution,
     evaluate,
     hold_all_but,
@@ -139,7 +139,9 @@ def test_the_gradient_is_clipped_as_a_whole_and_its_norm_before_that_is_told() -
 
 def test_a_batch_that_teaches_nothing_is_refused_with_its_labels() -> None:
     batch = Batch(name=["a"], frame=torch.zeros(1, 3, HEIGHT, WIDTH), mask=torch.zeros(1, HEIGHT, WIDTH).long())
-    with pytest.raises(ValueError, match="nothing to learn from a: its labels are mask, the network gives mask_log"):
+    with pytest.raises(
+        ValueError, match="a has the labels mask, the network gives mask_logits, flow: nothing, or not all"
+    ):
         optimizer_step(Fixture(fresh(), Tasks(flow=FlowConfig())).parts, [batch], step=1)
 
 
@@ -149,7 +151,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_changes_no_weight() -
     before = run.weights()
     poisoned = example(2, 24)
     poisoned["flow"][0, 0, 0, 0] = math.nan  # pyright: ignore[reportTypedDictNotRequiredAccess]
-    said = r"not finite at step 2: flow nan, segmentation 0\.\d+; samples \['frame 2'\]"
+    said = r"not finite at step 2: segmentation 0\.\d+, flow nan; in a batch of frame 2$"
     with pytest.raises(NonFiniteLoss, match=said):
         optimizer_step(run.parts, [poisoned], step=2)
     assert all(torch.equal(value, before[name]) for name, value in run.weights().items())
@@ -219,7 +221,7 @@ STAGES = (
 
 
 def test_stages_follow_each_other_and_begin_again_where_their_streams_were() -> None:
-    run, progress, opened, learned = Fixture(fresh(), BOTH), Progress(), [], []
+    run, progress, opened, learned = Fixture(fresh(), BOTH), Position(), [], []
     before = run.weights()
 
     def after_step(result: Any, rates: dict[str, float]) -> None:
@@ -231,7 +233,7 @@ def test_stages_follow_each_other_and_begin_again_where_their_streams_were() -> 
     arguments: dict[str, Any] = {"stages": STAGES, "schedule": ScheduleConfig(), "seed": 0, "after_step": after_step}
     assert not train(run.parts, progress, steps=4, open_stream=stream_of(opened), **arguments)
     assert learned == [{"segmentation"}, {"segmentation"}, {"flow"}, {"segmentation"}]
-    assert progress == Progress(4, {"a:1": 3, "a:4": 1, "b:1": 1})
+    assert progress == Position(4, {"a:1": 3, "a:4": 1, "b:1": 1})
     assert opened[:3] == ["a by 1 from 0", "a by 4 from 0", "b by 1 from 0"]
     assert sorted(opened[3:]) == ["a closed", "a closed", "b closed"]
     opened.clear()
@@ -248,7 +250,7 @@ def test_streams_are_closed_also_when_a_step_fails() -> None:
     with pytest.raises(RuntimeError, match="the disk is gone"):
         train(
             Fixture(fresh(), BOTH).parts,
-            Progress(),
+            Position(),
             steps=2,
             stages=STAGES,
             schedule=ScheduleConfig(),
@@ -263,7 +265,7 @@ def test_each_branch_has_its_own_rate_under_the_common_schedule() -> None:
     run, rates = Fixture(fresh(), BOTH, lr=0.1), []
     train(
         run.parts,
-        Progress(),
+        Position(),
         steps=4,
         stages=STAGES,
         schedule=ScheduleConfig(name="poly", power=1.0, warmup=2),
@@ -278,7 +280,7 @@ def test_each_branch_has_its_own_rate_under_the_common_schedule() -> None:
 
 
 def test_a_run_that_is_asked_to_stop_ends_after_the_step() -> None:
-    progress = Progress()
+    progress = Position()
     asked = iter([False, True])
     assert train(
         Fixture(fresh(), BOTH).parts,
@@ -305,7 +307,7 @@ def test_dropout_is_a_function_of_seed_step_and_process() -> None:
         stages = (StageConfig(steps=1, batches={"a": 1}),)
         train(
             run.parts,
-            Progress(first, {"a:1": first}),
+            Position(first, {"a:1": first}),
             steps=steps,
             stages=stages,
             schedule=ScheduleConfig(),
@@ -394,3 +396,28 @@ def test_what_is_not_predicted_or_not_labeled_is_not_measured() -> None:
     found = evaluate(Accelerator(cpu=True), Masks(), Stored(2))
     assert found.flow is None
     assert not {"epe", "fl_all"} & found.values().keys()
+
+
+def test_unknown_pixels_count_neither_for_nor_against_a_mask() -> None:
+    class LeftHalfUnknownElsewhere(Stored):
+        def __getitem__(self, index: int) -> Batch:
+            sample = super().__getitem__(index)
+            assert "mask" in sample
+            sample["mask"][:, WIDTH // 2 :] = IGNORE
+            return sample
+
+    values = evaluate(Accelerator(cpu=True), Constant(), LeftHalfUnknownElsewhere(4)).values()
+    assert values["J_mean"] == 1.0  # right on every known pixel; as background the rest would make it 0.5
+    assert values["pixel_accuracy"] == 1.0
+
+
+def test_a_label_that_the_network_does_not_predict_is_refused_not_counted_as_learned() -> None:
+    class OnlyMasks(TwoBranches):
+        def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
+            return Outputs(mask_logits=self.segmentation(frame))
+
+    fixture = Fixture(OnlyMasks(), BOTH)
+    with pytest.raises(
+        ValueError, match=r"frame 0 has the labels flow, mask, the network gives mask_logits: nothing, or"
+    ):
+        optimizer_step(fixture.parts, [example(0, 5)], step=1)

@@ -338,7 +338,7 @@ def test_a_run_is_measured_as_it_measured_itself(
 
 
 def test_an_entry_and_its_split_can_be_chosen(network: list[str], tmp_path: Path) -> None:
-    chosen = ["--data-entry", "davis", "data.davis.limit=2", "--split", "val"]
+    chosen = ["--data-entry", "davis", "--split", "val"]
     found = scored([*network, *chosen], tmp_path)["entries"]
     assert list(found) == ["davis"]
     assert found["davis"]["split"] == "val"

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from data import DataConfig, Labels
 from data.augment import AugmentConfig
 from data.color import ColorConfig
 from data.examples import PreparedExamples
+from mtsp.config import ConfigError, parse
 from mtsp.types import Examples, Raw
 
 
@@ -36,6 +38,9 @@ class Two:
             "flow_valid": valid,
         }
         return cast(Raw, {key: value for key, value in whole.items() if key not in self.missing})
+
+    def labels(self, index: int) -> Labels:
+        return cast(Labels, {key: value for key, value in self[index].items() if "frame" not in key})
 
 
 def drawn(examples: PreparedExamples, index: int = 0, seed: int = 0) -> dict[str, Any]:
@@ -130,3 +135,22 @@ def test_a_mask_of_another_size_than_its_frame_is_refused(size: tuple[int, int] 
         PreparedExamples(Odd(), size=size).draw(0, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"surf/00000: mask is 4x5"):
         PreparedExamples(Odd(), size=size)[0]
+
+
+VIDEO = {"name": "davis", "root": "DAVIS"}
+OWN = {"name": "folder", "frames": "frames"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "instead"),
+    [(VIDEO, "set `dataset.sequences`$"), (OWN | {"masks": "masks"}, "a folder of fewer sequences$")],
+)
+def test_videos_with_masks_are_not_limited_to_some_of_their_frames(dataset: dict[str, str], instead: str) -> None:
+    with pytest.raises(ConfigError, match=rf"`limit` would tear sequences apart, .*{instead}"):
+        parse(DataConfig, {"dataset": dataset, "limit": 10})
+    assert parse(DataConfig, {"dataset": dataset}).limit is None
+
+
+@pytest.mark.parametrize("dataset", [OWN, {"name": "flying_chairs", "root": "chairs"}])
+def test_examples_that_are_scored_one_by_one_can_be_limited(dataset: dict[str, str]) -> None:
+    assert parse(DataConfig, {"dataset": dataset, "limit": 10}).limit == 10

@@ -32,7 +32,7 @@ def values(
     length: int, part: Slice, start: int, count: int, batch_size: int = 4, workers: int = 0
 ) -> list[torch.Tensor]:
     stream = micro_batches(
-        Numbers(length), batch_size=batch_size, start=start, seed=3, part=part, collate=collate, workers=workers
+        Numbers(length), batch_size=batch_size, start=start, seed=[3], part=part, collate=collate, workers=workers
     )
     return [batch["frame"] for batch in islice(stream, count)]
 
@@ -71,7 +71,7 @@ def test_a_dataset_smaller_than_a_batch_repeats_itself_with_other_augmentations(
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_sample_is_one_line(workers: int) -> None:
     stream = micro_batches(
-        Numbers(4, bad=2), batch_size=4, start=0, seed=0, part=Slice(), collate=collate, workers=workers
+        Numbers(4, bad=2), batch_size=4, start=0, seed=[0], part=Slice(), collate=collate, workers=workers
     )
     with pytest.raises(ValueError, match=r"^frame2.png is truncated$"):
         next(stream)
@@ -79,7 +79,7 @@ def test_an_unreadable_sample_is_one_line(workers: int) -> None:
 
 def test_a_batch_that_cannot_be_shared_out_evenly_is_refused() -> None:
     with pytest.raises(ValueError, match="6 cannot be shared by 2 processes x 2 micro-batches; use a multiple of 4"):
-        next(micro_batches(Numbers(9), batch_size=6, start=0, seed=0, part=Slice(0, 2, 2), collate=collate))
+        next(micro_batches(Numbers(9), batch_size=6, start=0, seed=[0], part=Slice(0, 2, 2), collate=collate))
 
 
 def test_samples_that_differ_in_labels_or_sizes_are_named() -> None:

@@ -210,7 +210,6 @@ def one_error(text: str) -> str:
     assert len(places) == 1, text
     told = lines[places[0] :]
     assert all(line.startswith("  ") for line in told[1:]), text
-    assert "  " in told[-1] or len(told[0]) > len("error: ") + 10
     return "\n".join(told)
 
 
@@ -254,9 +253,12 @@ def test_a_mistake_is_one_clear_line(
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("mistake", [truncated_jpeg, truncated_flo])
+@pytest.mark.parametrize(
+    ("mistake", "said"), [(truncated_jpeg, "clip-0000/00001.jpg"), (truncated_flo, "00002_flow.flo")]
+)
 def test_a_mistake_seen_by_a_worker_process_is_told_as_clearly(
     mistake: Callable[[dict[str, Any], Path], None],
+    said: str,
     world: dict[str, Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -264,7 +266,7 @@ def test_a_mistake_seen_by_a_worker_process_is_told_as_clearly(
     mistake(world, tmp_path / "data")
     world["train"]["workers"] = 1
     assert failing(world, tmp_path / "run") == 1
-    assert "clip-0000/00001.jpg" in (told := one_error(capsys.readouterr().err)) or "00002_flow.flo" in told
+    assert said in one_error(capsys.readouterr().err)
 
 
 def test_odd_sizes_are_no_mistake_in_mode_modern(world: dict[str, Any], tmp_path: Path) -> None:

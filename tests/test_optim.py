@@ -1,5 +1,7 @@
 """Schedules are functions of the step; every parameter is in the group of its branch."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +38,32 @@ def test_warmup_rises_linearly_to_the_full_rate() -> None:
 def test_a_step_schedule_that_does_not_say_when_is_refused() -> None:
     with pytest.raises(ConfigError, match="a step schedule needs one of `every` and `milestones`"):
         parse(ScheduleConfig, {"name": "step"})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"every": 100, "factor": 0.5},
+            "`every` does nothing in a constant schedule; leave it out, or set `name: step`",
+        ),
+        ({"name": "cosine", "milestones": [10]}, "`milestones` does nothing in a cosine schedule; .* `name: step`"),
+        ({"name": "poly", "factor": 0.1}, "`factor` does nothing in a poly schedule; .* `name: step`"),
+        ({"name": "cosine", "power": 2.0}, "`power` does nothing in a cosine schedule; .* `name: poly`"),
+        ({"final": 0.1}, "`final` does nothing in a constant schedule; .* `name: poly` or `name: cosine`"),
+    ],
+)
+def test_a_field_that_the_schedule_does_not_use_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(ScheduleConfig, values)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"name": "step", "every": 9}, {"name": "poly"}, {"name": "cosine", "final": 0.1}]
+)
+def test_a_resolved_schedule_which_has_every_default_is_read_again(values: dict[str, Any]) -> None:
+    schedule = parse(ScheduleConfig, values)
+    assert parse(ScheduleConfig, schedule.model_dump(mode="json")) == schedule
 
 
 def test_groups_follow_the_branches_and_the_schedule_keeps_their_ratio() -> None:

@@ -147,7 +147,7 @@ def test_one_step_by_hand() -> None:
     regularizer = L2SP(model, anchors={"old.weight": torch.ones(1, 1)}, alpha=2.0, beta=10.0)
     regularizer.attach(optimizer)
     assert regularizer.penalty() == pytest.approx(84.0)  # 2/2 (3 - 1)^2 + 10/2 4^2
-    assert regularizer.distances(["old", "head"]) == {"old": pytest.approx(2.0), "head": 0.0}
+    assert regularizer.distances(["old", "head"]) == {"old": pytest.approx(2.0)}
     model["old"].weight.grad = torch.full((1, 1), 5.0)
     model["head"].weight.grad = torch.zeros(1, 1)
     optimizer.step()
@@ -345,3 +345,27 @@ def test_the_time_constant_of_sgd_is_measured() -> None:
     measured = -300 / math.log(model.weight.item())
     assert measured == pytest.approx(100.0, rel=0.12)  # momentum makes it a little faster than the formula
     assert time_constant(0.0, 0.1, coupled=True) == float("inf")
+
+
+def test_a_second_regularizer_on_one_optimizer_is_refused() -> None:
+    model = network()
+    anchors = capture(model, old_names(model))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = L2SP(model, anchors=anchors, alpha=1.0, beta=1.0)
+    first.attach(optimizer)
+    second = L2SP(model, anchors=anchors, alpha=1.0, beta=1.0)
+    with pytest.raises(ValueError, match="another regularizer acts on this optimizer"):
+        second.attach(optimizer)
+    first.detach()
+    second.attach(optimizer)
+
+
+def test_what_would_regularize_wrongly_without_a_word_is_refused() -> None:
+    model = network()
+    anchors = capture(model, old_names(model))
+    with pytest.raises(ValueError, match="none of the 0 pretrained tensors"):
+        capture(model, [])
+    with pytest.raises(ValueError, match="alpha is given for 'backbone', but no weight's name begins so"):
+        L2SP(model, anchors=anchors, alpha={"old": 1.0, "backbone": 2.0}, beta=1.0)
+    with pytest.raises(ValueError, match=r"the anchor of old\.0\.weight has values that are NaN"):
+        L2SP(model, anchors=anchors | {"old.0.weight": torch.full((6, 5), float("nan"))}, alpha=1.0, beta=1.0)

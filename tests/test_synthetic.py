@@ -121,7 +121,7 @@ def test_warping_the_next_frame_by_the_flow_gives_this_frame_where_it_is_visible
         assert inside.mean() > 0.4
         error = np.abs(look_up(clip.frames[t + 1], clip.flow[t]).astype(float) - clip.frames[t])[inside]
         unmoved = np.abs(clip.frames[t + 1].astype(float) - clip.frames[t])[inside]
-        assert error.mean() < 0.35 * unmoved.mean() or error.mean() < 3.0
+        assert error.mean() < min(2.5, 0.6 * unmoved.mean())  # of 255; at most 2.1, and 0.55 in a slow, grainy clip
         # Resampled twice, sharp textures lose some; half a pixel of wrong flow would lose more.
         shifted = np.abs(look_up(clip.frames[t + 1], clip.flow[t] + 0.7).astype(float) - clip.frames[t])[inside]
         assert error.mean() < 0.6 * shifted.mean()

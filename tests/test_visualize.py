@@ -66,6 +66,11 @@ def test_a_fixed_radius_makes_pictures_comparable() -> None:
     assert beyond.tolist() == [191, 0, 0]  # 0.75 * 255: longer than the legend shows
 
 
+def test_flow_is_unknown_beyond_a_million_pixels_and_not_at_it() -> None:
+    flow = np.array([[[1e6, 0], [1.1e6, 0], [0, -1e6], [0, np.nan]]], np.float32)
+    assert flow_to_color(flow).any(axis=-1).tolist() == [[True, False, True, False]]
+
+
 def test_an_empty_or_wholly_unknown_flow_is_drawn() -> None:
     assert flow_to_color(np.zeros((0, 4, 2))).shape == (0, 4, 3)
     assert not flow_to_color(np.full((2, 2, 2), np.nan)).any()

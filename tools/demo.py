@@ -225,7 +225,7 @@ def _train(experiment: AnyExperiment, run_dir: Path) -> bool:
             raise ConfigError(f"{run_dir} is finished, but with other settings; start over with --fresh: {odd[0]}")
         _say("done before; --fresh starts over")
         return True
-    return bool(run(experiment, run_dir, resume="auto"))
+    return run(experiment, run_dir, resume="auto") is not None
 
 
 def _validation(experiment: AnyExperiment) -> tuple[Examples, Examples]:

@@ -58,8 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = ("config", "checkpoint") if arguments.predictions is None else ("data",)
     if missing := [f"--{name}" for name in wanted if getattr(arguments, name) is None]:
         parser.error(f"{' and '.join(missing)} missing: --config with --checkpoint, or --data with --predictions")
+    unused = ("data", "root", "resolution") if arguments.predictions is None else ("config", "checkpoint")
+    if ignored := [f"--{name}" for name in unused if getattr(arguments, name) is not None]:
+        mode = "a trained network" if arguments.predictions is None else "stored predictions"
+        parser.error(f"{' and '.join(ignored)} would be ignored when {mode} is measured; leave it out")
     try:
+        if arguments.json is not None and arguments.json == arguments.csv:
+            raise ValueError(f"{arguments.json}: --json and --csv cannot be the same file")
         for file in (arguments.json, arguments.csv):
+            if file is not None and file.is_dir():
+                raise ValueError(f"{file} is a folder; name a file in it")
             if file is not None and not file.absolute().parent.is_dir():
                 raise ValueError(f"{file}: there is no folder {file.absolute().parent} to write it in")
         measured = _of_network(arguments) if arguments.predictions is None else _of_predictions(arguments)
@@ -324,6 +332,12 @@ def _bar(title: str, count: int, *, shown: bool = True) -> Iterator[Callable[[],
         yield lambda: progress.advance(task)
 
 
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads, at least 1")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -338,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
     stored.add_argument("--data", choices=sorted(DATASETS), help="whose labels are the truth")
     stored.add_argument("--root", type=Path, help="where that data set is")
     stored.add_argument("--resolution", help="of DAVIS, the folder below Annotations (default: 480p)")
-    stored.add_argument("--workers", type=int, help="threads that read files (default: one for each processor)")
+    stored.add_argument("--workers", type=_workers, help="threads that read files (default: one for each processor)")
     parser.add_argument("--split", help="which part of the data (default: the config's; of stored predictions val)")
     parser.add_argument("--json", type=Path, help="write every number, of every sequence, to this file")
     parser.add_argument("--csv", type=Path, help="write the tables to this file")

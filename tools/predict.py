@@ -205,6 +205,8 @@ def _size(text: str) -> tuple[int, int]:
     height, x, width = text.partition("x")
     if not x or not height.isdecimal() or not width.isdecimal() or not int(height) or not int(width):
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, as 480x854")
+    if max(int(height), int(width)) > 16384 or min(int(height), int(width)) < 32:
+        raise argparse.ArgumentTypeError(f"{text}: a side is from 32 to 16384 pixels")
     return int(height), int(width)
 
 

@@ -13,13 +13,22 @@ from pathlib import Path
 
 from mtsp.config import parse_yaml
 from mtsp.report import CURVES, HEADLINES, Run, curves, table
+from mtsp.tracking import METRICS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        runs = [Run.read(path) for path in arguments.runs]
+        found = [path for path in arguments.runs if (path / METRICS).is_file()]
+        passed_over = sorted(set(arguments.runs) - set(found))
+        if not found:
+            raise FileNotFoundError(
+                f"no {passed_over[0] / METRICS}; a run folder, as tools/train.py writes it, holds one"
+            )
+        for path in passed_over:
+            print(f"passed over {path}: no {METRICS} in it", file=sys.stderr)
+        runs = [Run.read(path) for path in found]
         if arguments.command == "curves":
             curves(runs, arguments.out, arguments.metrics or CURVES)
             print(arguments.out)

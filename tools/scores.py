@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from mtsp.engine import Evaluation
@@ -113,10 +114,11 @@ def as_csv(entries: Mapping[str, Sequence[Scores]]) -> str:
 def table(scores: Scores, title: str) -> Table:
     """Return the numbers of each sequence and of all."""
     keys = SHOWN[scores.kind]
-    drawn = Table(title=title)
+    drawn = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     drawn.add_column("sequence", no_wrap=True)
     for key in keys:
-        drawn.add_column(key.replace("_", " "), justify="right")  # words break where the terminal is narrow
+        heading = key.replace("_", "\n").replace("pixel\naccuracy", "pixel\nacc.")
+        drawn.add_column(heading, justify="right", no_wrap=True, min_width=5)
     many = len(scores.values.get("per_sequence", {})) > MOST_ROWS
     for name, part, total in _rows(scores, _TOTALS[scores.kind]):
         if total or not many:

@@ -9,14 +9,17 @@ import json
 import logging
 import os
 import sys
+import zlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -25,8 +28,7 @@ from torch import nn
 from mtsp import checkpoint, loading
 from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError
-from mtsp.engine import Evaluation, Parts, StepResult, describe, evaluate, train
-from mtsp.engine import Progress as Done
+from mtsp.engine import Evaluation, Parts, Position, StepResult, describe, evaluate, train
 from mtsp.experiment import check_resumable
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import L2SP, time_constant
@@ -39,7 +41,26 @@ from tools.running import Interruption, Meter, locked, progress_bar
 _LOG = logging.getLogger("mtsp")
 
 
-def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> dict[str, dict[str, float]]:
+@dataclass
+class Run:
+    """A run under way."""
+
+    experiment: AnyExperiment
+    folder: Path
+    parts: Parts
+    started: Started
+    data: Mapping[str, Examples]
+    regularizer: L2SP | None = None
+    tracker: Tracker = field(default_factory=Tracker.silent)
+    position: Position = field(default_factory=Position)
+    meter: Meter = field(default_factory=Meter)
+    measured: dict[str, Evaluation] | None = None
+    """What was measured last."""
+    measured_at: int = -1
+    """The step of that."""
+
+
+def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> dict[str, dict[str, float]] | None:
     """Build the parts in the order the data flows through them, train, evaluate, and write everything to `run_dir`.
 
     Args:
@@ -49,7 +70,7 @@ def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> 
             checkpoint.
 
     Returns:
-        What the final weights measure, by data entry; empty if the run was stopped.
+        What the final weights measure, by data entry; None if a signal stopped the run, saved by then.
 
     Raises:
         ValueError, OSError, FloatingPointError: what a person can mend, in one line.
@@ -57,32 +78,27 @@ def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> 
     accelerator = accelerator_of(experiment.train.precision)
     main = accelerator.is_main_process
     with locked(run_dir) if main else nullcontext(), Interruption() as interruption:
-        found = _checkpoint_to_resume(run_dir, resume)
+        found = _checkpoint_to_resume(accelerator, run_dir, resume)
         with accelerator.main_process_first():  # one process downloads, the others find the file
             started = start(experiment)
         data = {name: section.build() for name, section in experiment.data.items() if _used(experiment, name)}
         parts = _prepare(experiment, accelerator, started)
-        regularizer = _regularize(experiment, parts, started)
-        done, meter = Done(), Meter()
+        this = Run(experiment, run_dir, parts, started, data)
         if found is not None:
-            done = _restore(found, experiment, parts, started)
-            meter.values = found.state["meter"]
-        tracker = Tracker.silent()
+            _restore(this, found)
+        this.regularizer = _regularize(this)
         if main:
-            run_dir.mkdir(parents=True, exist_ok=True)
             checkpoint.write_atomically(run_dir / "experiment.yaml", as_yaml(experiment).encode())
-            _describe(experiment, parts, started, regularizer)
+            _describe(this)
             state = found.state["tracker"] if found is not None else None
-            tracker = Tracker.open(
+            this.tracker = Tracker.open(
                 experiment.tracking, run_dir, experiment.model_dump(mode="json"), experiment.name, state
             )
         try:
-            measured = _train(
-                experiment, parts, data, regularizer, started, done, meter, tracker, run_dir, interruption
-            )
-            results = _finish(parts, measured, run_dir, done) if measured is not None else {}
+            measured = _train(this, interruption)
+            results = None if measured is None else _finish(this, measured)
         finally:
-            tracker.close()
+            this.tracker.close()
         accelerator.wait_for_everyone()  # without it, gloo aborts some runs while the group is torn down
         accelerator.end_training()
     return results
@@ -100,6 +116,12 @@ def _prepare(experiment: AnyExperiment, accelerator: Accelerator, started: Start
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if experiment.train.compile:
         model.compile()
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu" and _moving_statistics(experiment, model):
+        _LOG.warning(
+            "batch normalization of %s uses each process's own statistics on CPUs: not the run of one process; "
+            "freeze_norm makes it so",
+            ", ".join(_moving_statistics(experiment, model)),
+        )
     learning_rates = experiment.learning_rates()
     optimizer = experiment.optimizer.build(parameter_groups(model, learning_rates))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -116,198 +138,219 @@ def _prepare(experiment: AnyExperiment, accelerator: Accelerator, started: Start
     )
 
 
-def _regularize(experiment: AnyExperiment, parts: Parts, started: Started) -> L2SP | None:
-    if experiment.regularizer.name == "none":
+def _moving_statistics(experiment: AnyExperiment, model: nn.Module) -> list[str]:
+    """Return the branches whose batch normalization learns statistics."""
+    return [
+        name
+        for name, branch in experiment.branches.items()
+        if not (branch.freeze or branch.freeze_norm)
+        and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.get_submodule(name).modules())
+    ]
+
+
+def _regularize(run: Run) -> L2SP | None:
+    """Attach the regularizer: after restoring, for which torch may step a sharded optimizer."""
+    regularizer = run.experiment.regularizer
+    if regularizer.name == "none":
         return None
-    alpha, beta = experiment.strengths()
-    regularizer = L2SP(
-        parts.accelerator.unwrap_model(parts.model),
-        anchors=started.anchors,
+    alpha, beta = run.experiment.strengths()
+    pull = L2SP(
+        run.parts.accelerator.unwrap_model(run.parts.model),
+        anchors=run.started.anchors,
         alpha=alpha,
         beta=beta,
-        placement=experiment.regularizer.placement,
-        zero=experiment.regularizer.name == "l2",
+        placement=regularizer.placement,
+        zero=regularizer.name == "l2",
     )
-    regularizer.attach(parts.optimizer)
-    return regularizer
+    pull.attach(run.parts.optimizer)
+    return pull
 
 
-def _checkpoint_to_resume(run_dir: Path, resume: str | None) -> checkpoint.Checkpoint | None:
+def _checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> checkpoint.Checkpoint | None:
     folder = run_dir / "checkpoints"
     if resume is None:
         if checkpoint.checkpoints(folder) or (run_dir / "results.json").exists():
             raise ConfigError(f"{run_dir} holds a run already; go on with --resume auto, or choose another --run-dir")
         return None
-    if resume != "auto":
-        return checkpoint.load(Path(resume))
-    found = checkpoint.newest(folder)
+    found = checkpoint.newest(folder) if resume == "auto" else checkpoint.load(Path(resume))
     if found is None and checkpoint.checkpoints(folder):
         raise checkpoint.CheckpointError(f"none of the checkpoints in {folder} is whole; remove them to start anew")
+    steps = [found.state["step"] if found is not None else 0]
+    if accelerator.num_processes > 1 and len(set(steps := gather_object(steps))) > 1:
+        raise checkpoint.CheckpointError(
+            f"the processes would go on from different steps, {steps}: {folder} must be on a disk that all nodes share"
+        )
     return found
 
 
-def _restore(found: checkpoint.Checkpoint, experiment: AnyExperiment, parts: Parts, started: Started) -> Done:
-    state = found.state
-    for line in check_resumable(experiment.model_dump(mode="json"), state["experiment"]):
+def _restore(run: Run, found: checkpoint.Checkpoint) -> None:
+    state, accelerator = found.state, run.parts.accelerator
+    for line in check_resumable(run.experiment.model_dump(mode="json"), state["experiment"]):
         _LOG.info("changed since the checkpoint: %s", line)
-    if state["anchors"] != fingerprint(started.anchors):
+    if state["processes"] != accelerator.num_processes:
+        _LOG.info("processes: now %d, was %d; dropout will differ", accelerator.num_processes, state["processes"])
+    if state["anchors"] != fingerprint(run.started.anchors):
         raise checkpoint.CheckpointError(
             f"{found.path} was trained towards other anchors than the branches' `weights` give now; restore those files"
         )
+    model = accelerator.unwrap_model(run.parts.model)
+    if state["sharded"] != checkpoint.sharded(model):
+        here, there = ("with", "without") if checkpoint.sharded(model) else ("without", "with")
+        raise checkpoint.CheckpointError(f"{found.path} was saved {there} FSDP and cannot be resumed {here} it")
     try:
-        checkpoint.set_states(parts.accelerator.unwrap_model(parts.model), parts.optimizer.optimizer, found)
+        checkpoint.set_states(model, run.parts.optimizer.optimizer, found)
     except (RuntimeError, ValueError, KeyError) as error:
         raise checkpoint.CheckpointError(f"{found.path} is of another network: {str(error).splitlines()[0]}") from error
-    if parts.accelerator.scaler is not None and state["scaler"]:
-        parts.accelerator.scaler.load_state_dict(state["scaler"])
-    return Done(state["step"], state["batches"])
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    if state["step"] > run.experiment.train.steps:
+        raise ConfigError(
+            f"{found.path} is beyond train.steps={run.experiment.train.steps}; give more, or a new --run-dir"
+        )
+    run.position = Position(state["step"], state["batches"])
+    run.meter.values = state["meter"]
+    run.measured_at = state["measured_at"]
 
 
-def _save(
-    experiment: AnyExperiment,
-    parts: Parts,
-    started: Started,
-    done: Done,
-    meter: Meter,
-    tracker: Tracker,
-    run_dir: Path,
-) -> None:
+def _save(run: Run) -> None:
     """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
-    accelerator = parts.accelerator
-    model, optimizer = checkpoint.states(accelerator.unwrap_model(parts.model), parts.optimizer.optimizer)
+    accelerator = run.parts.accelerator
+    bare = accelerator.unwrap_model(run.parts.model)
+    model, optimizer = checkpoint.states(bare, run.parts.optimizer.optimizer)
     if accelerator.is_main_process:
         state = {
-            "step": done.step,
-            "batches": done.batches,
-            "experiment": experiment.model_dump(mode="json"),
-            "anchors": fingerprint(started.anchors),
+            "step": run.position.step,
+            "batches": run.position.batches,
+            "experiment": run.experiment.model_dump(mode="json"),
+            "anchors": fingerprint(run.started.anchors),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "processes": accelerator.num_processes,
-            "meter": meter.values,
-            "tracker": tracker.state(),
+            "sharded": checkpoint.sharded(bare),
+            "meter": run.meter.values,
+            "measured_at": run.measured_at,
+            "tracker": run.tracker.state(),
         }
-        checkpoint.save(run_dir / "checkpoints", done.step, model, optimizer, state, experiment.train.keep)
+        folder = run.folder / "checkpoints"
+        checkpoint.save(folder, run.position.step, model, optimizer, state, run.experiment.train.keep)
     accelerator.wait_for_everyone()
 
 
-def _train(
-    experiment: AnyExperiment,
-    parts: Parts,
-    data: Mapping[str, Examples],
-    regularizer: L2SP | None,
-    started: Started,
-    done: Done,
-    meter: Meter,
-    tracker: Tracker,
-    run_dir: Path,
-    interruption: Interruption,
-) -> dict[str, Evaluation] | None:
+def _train(run: Run, interruption: Interruption) -> dict[str, Evaluation] | None:
     """Train to the end; return what the last weights measure, or None if a signal stopped the run, saved by then."""
-    accelerator, plan, tracking = parts.accelerator, experiment.train, experiment.tracking
-    slice_ = loading.Slice(accelerator.process_index, accelerator.num_processes, plan.accumulate)
+    accelerator, plan, position, meter = run.parts.accelerator, run.experiment.train, run.position, run.meter
+    share = loading.Slice(accelerator.process_index, accelerator.num_processes, plan.accumulate)
 
     def open_stream(name: str, size: int, first: int) -> Generator[Batch, None, None]:
         return loading.micro_batches(
-            data[name],
+            run.data[name],
             batch_size=size,
             start=first,
-            seed=experiment.seed,
-            part=slice_,
+            seed=(run.experiment.seed, zlib.crc32(name.encode())),
+            part=share,
             collate=loading.collate,
             workers=plan.workers,
             pin_memory=accelerator.device.type == "cuda",
         )
 
-    def measure() -> dict[str, Evaluation]:
-        return evaluate_all(experiment, parts, data, tracker, done.step)
+    def due() -> bool:
+        every = run.experiment.evaluation.every
+        at_start = position.step == 0 and run.experiment.evaluation.at_start
+        regular = position.step > 0 and every is not None and position.step % every == 0
+        return run.measured_at < position.step and (at_start or regular or position.step == plan.steps)
 
-    if done.step == 0 and experiment.evaluation.at_start:
-        measure()
-    measured: dict[str, Evaluation] | None = None
+    if due():  # before the first step, or where a signal came between training and measuring
+        evaluate_all(run)
     meter.restart()
-    with progress_bar(accelerator.is_main_process, plan.steps, done.step) as advance:
+    with progress_bar(accelerator.is_main_process, plan.steps, position.step) as advance:
 
         def after_step(result: StepResult, rates: Mapping[str, float]) -> None:
-            nonlocal measured
             meter.add(result)
-            advance(done.step, result.losses)
-            if done.step % tracking.log_every == 0 or done.step == plan.steps:
-                values = {f"train/{k}": v for k, v in meter.take().items()}
-                values |= {f"lr/{k}": v for k, v in rates.items()}
-                if regularizer is not None:
-                    values |= {"penalty": regularizer.penalty()}
-                    values |= {f"distance/{k}": v for k, v in regularizer.distances(parts.branches).items()}
-                tracker.log(done.step, values)
-                _LOG.debug("step %d  %s", done.step, describe(values))
-            last = done.step == plan.steps
-            every = experiment.evaluation.every
-            if last or (every is not None and done.step % every == 0):
-                measured = measure()
+            advance(position.step, result.losses)
+            last = position.step == plan.steps
+            if position.step % run.experiment.tracking.log_every == 0 or last:
+                _log_training(run, rates)
+            stopping = result.stop and not last  # save first: who asked may not wait for an evaluation
+            if last:
+                _save(run)  # an evaluation that fails must not cost the run
+            if due() and not stopping:
+                evaluate_all(run)
                 meter.restart()
-            if done.step % plan.save_every == 0 or last or result.stop:
-                _save(experiment, parts, started, done, meter, tracker, run_dir)
+            if position.step % plan.save_every == 0 or last or stopping:
+                _save(run)
                 meter.restart()
 
         stopped = train(
-            parts,
-            done,
+            run.parts,
+            position,
             steps=plan.steps,
             stages=plan.stages,
-            schedule=experiment.schedule,
+            schedule=run.experiment.schedule,
             open_stream=open_stream,
-            seed=experiment.seed,
+            seed=run.experiment.seed,
             accumulate=plan.accumulate,
             clip=plan.clip,
             stop=interruption.asked,
             after_step=after_step,
         )
-    if stopped and done.step < plan.steps:
-        _LOG.warning("stopped and saved at step %d of %d; go on with --resume auto", done.step, plan.steps)
+    if stopped and position.step < plan.steps:
+        _LOG.warning("stopped and saved at step %d of %d; go on with --resume auto", position.step, plan.steps)
         return None
-    if measured is None:  # resumed at its end: the curves have these numbers already
-        measured = evaluate_all(experiment, parts, data, Tracker.silent(), done.step)
-    return measured
+    if run.measured is None:  # resumed at its end: the curves have these numbers already
+        run.tracker.close()
+        run.tracker = Tracker.silent()
+        evaluate_all(run)
+    return run.measured
 
 
-def evaluate_all(
-    experiment: AnyExperiment, parts: Parts, data: Mapping[str, Examples], tracker: Tracker, step: int
-) -> dict[str, Evaluation]:
+def _log_training(run: Run, rates: Mapping[str, float]) -> None:
+    values = {f"train/{name}": value for name, value in run.meter.take().items()}
+    values |= {f"lr/{branch}": rate for branch, rate in rates.items()}
+    if run.regularizer is not None:  # on every process: sharded weights are gathered for it
+        values["penalty"] = run.regularizer.penalty()
+        values |= {f"distance/{k}": v for k, v in run.regularizer.distances(run.parts.branches).items()}
+    run.tracker.log(run.position.step, values)
+
+
+def evaluate_all(run: Run) -> None:
     """Measure the network on every entry of `evaluation.data`; log the numbers and a few pictures."""
-    measured = {}
-    for name in experiment.evaluation.data:
-        examples = data[name]
-        count = min(experiment.tracking.images, len(examples))
-        shown = {round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)}
+    accelerator, step = run.parts.accelerator, run.position.step
+    run.measured, run.measured_at = {}, step
+    for name in run.experiment.evaluation.data:
+        examples = run.data[name]
+        count = min(run.experiment.tracking.images, len(examples))
+        wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
+        shown: set[int] = {index - index % accelerator.num_processes for index in wanted}
         pictures = {}
 
         def draw(index: int, batch: Batch, outputs: Any, shown: set[int] = shown, pictures: dict = pictures) -> None:
             if index in shown:
                 pictures[f"{index:05d}"] = panels(batch, outputs, 1)[0]
 
-        measured[name] = evaluate(parts.accelerator, parts.model, examples, after_example=draw)
-        values = {f"{name}/{k}": v for k, v in measured[name].values().items()}
-        tracker.log(step, values)
-        tracker.pictures(step, {f"{name}/{k}": v for k, v in pictures.items()})
+        run.measured[name] = evaluate(accelerator, run.parts.model, examples, after_example=draw)
+        values = {f"{name}/{k}": v for k, v in run.measured[name].values().items()}
+        run.tracker.log(step, values)
+        run.tracker.pictures(step, {f"{name}/{k}": v for k, v in pictures.items()})
         _LOG.info("step %d  %s", step, describe({k: v for k, v in values.items() if _headline(k)}))
-    return measured
 
 
 def _headline(name: str) -> bool:
     return name.rpartition("/")[2] in ("J_mean", "F_mean", "iou", "miou", "epe", "fl_all")
 
 
-def _finish(parts: Parts, measured: Mapping[str, Evaluation], run_dir: Path, done: Done) -> dict[str, dict[str, float]]:
+def _finish(run: Run, measured: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    accelerator = run.parts.accelerator
     results = {name: evaluation.values() for name, evaluation in measured.items()}
-    weights, _ = checkpoint.states(parts.accelerator.unwrap_model(parts.model), parts.optimizer.optimizer)
-    if parts.accelerator.is_main_process:
-        checkpoint.export(run_dir / "weights.safetensors", weights)
-        checkpoint.write_atomically(run_dir / "results.json", json.dumps(results, indent=1).encode())
-        _LOG.info("done: %d steps; weights, curves and pictures are in %s", done.step, run_dir)
+    weights, _ = checkpoint.states(accelerator.unwrap_model(run.parts.model), run.parts.optimizer.optimizer)
+    if accelerator.is_main_process:
+        checkpoint.export(run.folder / "weights.safetensors", weights)
+        checkpoint.write_atomically(run.folder / "results.json", json.dumps(results, indent=1).encode())
+        _LOG.info("done: %d steps; weights, curves and pictures are in %s", run.position.step, run.folder)
     return results
 
 
-def _describe(experiment: AnyExperiment, parts: Parts, started: Started, regularizer: L2SP | None) -> None:
+def _describe(run: Run) -> None:
     """Print which weights are anchored to what, which are new, which are free, and how strong the pulls are."""
+    experiment, parts, started, regularizer = run.experiment, run.parts, run.started, run.regularizer
     table = Table(
         title=f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})",
         box=SIMPLE,
@@ -350,7 +393,7 @@ def _describe(experiment: AnyExperiment, parts: Parts, started: Started, regular
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--config", required=True, help="a YAML file, looked for in configs/ if no folder is named")
+    parser.add_argument("--config", help="a YAML file, looked for in configs/ if no folder is named")
     parser.add_argument("--run-dir", type=Path, help="where the results go (default: runs/NAME)")
     parser.add_argument("--resume", metavar="auto|PATH", help="go on from the newest checkpoint, or from this one")
     parser.add_argument("--print-config", action="store_true", help="show the resolved experiment and stop")
@@ -363,6 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.print_schema:
         print(json.dumps(AnyExperiment.model_json_schema(), indent=1))
         return 0
+    if options.config is None:
+        parser.error("--config is missing: a YAML file, as in --config davis_segflow.yaml")
     experiment = read_experiment(options.config, options.overrides)
     if options.print_config:
         print(as_yaml(experiment), end="")

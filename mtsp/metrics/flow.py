@@ -15,8 +15,9 @@ import numpy as np
 
 from mtsp.metrics.native import Array, as_numpy, compiled, frozen, in_threads, on_host, threads
 
-UNKNOWN = 1e6
-"""A truth component larger than this marks an unknown vector (Middlebury stores 1e9, real files also 1.7e9)."""
+KNOWN_FLOW = 1e6
+"""A flow component of more pixels than this stands for "unknown" (this many is still known). Middlebury's code says
+1e9 and its files 1.7e9; no true vector is near either."""
 
 SUMS = ("pixels", "lost", "slow", "fast", "error_slow", "error_mid", "error_fast", "over_1", "over_3", "over_5", "fl")
 """What is summed: known pixels with a finite prediction; known pixels without one; pixels with a true length below
@@ -33,7 +34,7 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None) -> np
 
     Args:
         prediction: B2HW or 2HW, (dx, dy) in pixels; any strides (a transposed BHW2 is read where it lies).
-        truth: as `prediction`. NaN, infinite and unknown (see `UNKNOWN`) vectors are left out.
+        truth: as `prediction`. NaN, infinite and unknown (see :data:`KNOWN_FLOW`) vectors are left out.
         valid: BHW or HW, 0 or False where the truth is unknown; all known without it.
 
     Raises:
@@ -205,7 +206,7 @@ def _add_rows(  # pragma: no cover, runs as machine code
     to at each step, selections instead of branches, and rows taken out of the planes before the inner loop.
     """
     kind, count = pu.dtype.type, np.int32
-    nothing, limit, infinity = kind(0), kind(1e6), kind(np.inf)
+    nothing, limit, infinity = kind(0), kind(KNOWN_FLOW), kind(np.inf)
     masked = valid.size > 0
     height, width = pu.shape
     for y in range(height):
@@ -252,7 +253,7 @@ def _add_rows(  # pragma: no cover, runs as machine code
 
 def _numpy_rows(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     """Return the sums of one 2HW block, without boolean indexing, which costs more than the arithmetic."""
-    known = (np.abs(truth) <= UNKNOWN).all(axis=0)
+    known = (np.abs(truth) <= KNOWN_FLOW).all(axis=0)
     if valid is not None:
         known &= valid
     finite = np.isfinite(prediction).all(axis=0)
@@ -282,7 +283,7 @@ def _torch_sums(prediction: Any, truth: Any, valid: Any) -> np.ndarray:
     prediction, truth = prediction.detach(), torch.as_tensor(truth, device=prediction.device)
     kind = torch.promote_types(torch.promote_types(prediction.dtype, truth.dtype), torch.float32)
     prediction, truth = prediction.to(kind), truth.to(kind)
-    known = (truth.abs() <= UNKNOWN).all(dim=1)
+    known = (truth.abs() <= KNOWN_FLOW).all(dim=1)
     if valid is not None:
         known &= torch.as_tensor(valid, device=prediction.device) != 0
     finite = torch.isfinite(prediction).all(dim=1)
