@@ -260,10 +260,10 @@ def read_image(path: Path) -> np.ndarray:
     # lacks with gray and says nothing; that its imdecode refuses it, as 5.0 does, is promised nowhere. A whole file
     # ends with the end marker, which compressed data cannot contain; any other goes to PIL, which counts the rows.
     if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")):
-        pixels = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = _decode(path, data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels.shape != (image.height, image.width, 3):
             raise DataError(f"{path}: the header says {image.height}x{image.width}, decoded {pixels.shape}")
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return pixels
     return _pixels(path, image, mode="RGB")
 
 
