@@ -99,7 +99,11 @@ def computes_bf16() -> bool:
 
 
 def run_or_say_why(main: Callable[[], int]) -> int:
-    """Run a program; turn what a person can mend into one `error:` line and exit code 1. Our own faults keep theirs."""
+    """Run a program; turn what a person can mend into one `error:` line and exit code 1.
+
+    Those are ValueError, OSError, FloatingPointError and MemoryError, wherever they come from; any other fault is ours
+    and keeps its traceback.
+    """
     import sys
 
     try:
