@@ -93,11 +93,10 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.parent == Path(".") and (CONFIGS / path).is_file():
-        return CONFIGS / path
     if not path.is_absolute() and (CONFIGS / path).is_file():
         return CONFIGS / path
-    known = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml") if "accelerate" not in p.parts)
+    shipped = (found.relative_to(CONFIGS) for found in CONFIGS.rglob("*.yaml"))
+    known = sorted(name.as_posix() for name in shipped if name.parts[0] != "accelerate")
     near = difflib.get_close_matches(path.as_posix(), known, n=3, cutoff=0.4)
     raise ConfigError(f"no config {path}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {known}"))
 

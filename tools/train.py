@@ -116,11 +116,12 @@ def _prepare(experiment: AnyExperiment, accelerator: Accelerator, started: Start
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if experiment.train.compile:
         model.compile()
-    if accelerator.num_processes > 1 and accelerator.device.type == "cpu" and _moving_statistics(experiment, model):
+    moving = _moving_statistics(experiment, model)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu" and moving:
         _LOG.warning(
             "batch normalization of %s uses each process's own statistics on CPUs: not the run of one process; "
             "freeze_norm makes it so",
-            ", ".join(_moving_statistics(experiment, model)),
+            ", ".join(moving),
         )
     learning_rates = experiment.learning_rates()
     optimizer = experiment.optimizer.build(parameter_groups(model, learning_rates))
