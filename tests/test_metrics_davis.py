@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
 
 from data.io import read_foreground
-from mtsp.metrics import DavisMeasure, boundary_measure, davis, region_and_boundary, region_similarity, statistics
+from mtsp.metrics import DavisMeasure, boundary, boundary_measure, region_and_boundary, region_similarity, statistics
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
@@ -57,7 +57,7 @@ def random_mask(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("compiled", [True, False])
 def test_any_masks_give_the_measures_of_the_slow_forms(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
     if not compiled:
-        monkeypatch.setattr(davis, "_kernel", lambda: None)
+        monkeypatch.setattr(boundary, "_kernel", lambda: None)
 
     @settings(max_examples=60, deadline=None)
     @given(
@@ -75,6 +75,10 @@ def test_any_masks_give_the_measures_of_the_slow_forms(monkeypatch: pytest.Monke
         assert region_and_boundary(prediction, truth, bound=radius) == expected
 
     check()
+
+
+def test_the_compiled_loop_is_used_here() -> None:
+    assert boundary._kernel() is not None
 
 
 def test_small_masks_worked_out_by_hand() -> None:
@@ -113,6 +117,7 @@ def test_the_object_is_what_is_not_zero_in_any_layout(kind: type) -> None:
     ours, theirs = (mask.astype(kind) * kind(1 if kind is bool else 255) for mask in (prediction, truth))
     assert region_and_boundary(np.asfortranarray(ours), torch.from_numpy(theirs)) == expected
     assert region_and_boundary(np.repeat(ours, 2, axis=1)[:, ::2], theirs) == expected
+    assert region_and_boundary(ours[::-1, ::-1][::-1, ::-1], theirs.astype(np.dtype(kind).newbyteorder())) == expected
 
 
 def test_statistics_of_eight_frames_worked_out_by_hand() -> None:
@@ -185,9 +190,94 @@ def test_frames_of_two_processes_are_merged_in_any_order() -> None:
     assert not merged.per_sequence()
 
 
+def test_frames_dealt_out_in_any_way_give_identical_numbers() -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.random((2, 11, 9, 70)) < 0.4
+    names = [f"{sequence}/{i}" for sequence, frames in (("a", 7), ("b", 4)) for i in range(frames)]
+    results = []
+    for processes in (1, 2, 3):
+        parts = [DavisMeasure(bound=1) for _ in range(processes)]
+        for i in rng.permutation(11):
+            parts[i % processes].update(names[i], masks[0, i], masks[1, i])
+        for part in parts[1:]:
+            parts[0].merge(part)
+        results.append(parts[0].per_sequence() | parts[0].compute())
+    assert results[0] == results[1] == results[2]
+    with pytest.raises(ValueError, match="do not add up"):
+        DavisMeasure().merge(DavisMeasure(every_frame=True))
+
+
+def test_every_frame_counts_when_asked_for() -> None:
+    measure = DavisMeasure(every_frame=True)
+    for name, share in (("a/0", 0.2), ("a/1", 0.6)):
+        measure.update(name, frame(share), frame(1))
+    assert measure.compute()["J_mean"] == pytest.approx(0.4)
+
+
+def objects(*widths: int) -> np.ndarray:
+    """Object i + 1 is the first `widths[i]` pixels of row 2 i + 1."""
+    mask = np.zeros((2 * len(widths) + 1, 12), np.uint8)
+    for i, width in enumerate(widths):
+        mask[2 * i + 1, :width] = i + 1
+    return mask
+
+
+def test_several_objects_worked_out_by_hand() -> None:
+    measure = DavisMeasure()
+    # Sequence a has the objects 1 and 2 of its first frame; 3 comes later and is none of them.
+    for name, prediction, truth in [
+        ("a/0", objects(0, 0, 0), objects(10, 10, 0)),
+        ("a/1", objects(5, 10, 7), objects(10, 10, 10)),
+        ("a/2", objects(10, 0, 10), objects(10, 0, 10)),
+        ("a/3", objects(0, 0, 0), objects(10, 10, 0)),
+        ("b/0", objects(0), objects(10)),
+        ("b/1", objects(2), objects(10)),
+        ("b/2", objects(0), objects(10)),
+    ]:
+        measure.update_objects(name, prediction, truth)
+    found = measure.per_object()
+    assert {sequence: list(rows) for sequence, rows in found.items()} == {"a": [1, 2], "b": [1]}
+    assert found["a"][1]["J"] == [0.5, 1.0]
+    assert found["a"][2]["J"] == [1.0, 1.0]  # in neither mask of frame 2: agreement
+    assert found["b"][1]["J"] == [0.2]
+    assert measure.per_sequence()["a"]["J"] == [0.75, 1.0]
+    assert measure.per_sequence()["a"]["J_mean"] == 0.875
+    assert measure.compute()["J_mean"] == pytest.approx((0.75 + 1 + 0.2) / 3)  # over objects, not sequences
+    assert measure.compute()["J_recall"] == pytest.approx((0.5 + 1 + 0) / 3)
+    both = measure.compute()
+    assert both["JF_mean"] == pytest.approx((both["J_mean"] + both["F_mean"]) / 2)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_each_object_is_scored_as_a_mask_of_its_own_without_void(kind: type) -> None:
+    rng = np.random.default_rng(0)
+    prediction, truth = rng.integers(0, 4, (2, 3, 20, 70)).astype(kind)
+    truth[rng.random(truth.shape) < 0.2] = 255
+    measure = DavisMeasure()
+    for i in range(3):
+        measure.update_objects(f"a/{i}", torch.from_numpy(prediction[i]), truth[i])
+    for number, row in measure.per_object()["a"].items():
+        known = truth[1] != 255
+        j, f = region_and_boundary((prediction[1] == number) & known, (truth[1] == number) & known)
+        assert (row["J"], row["F"]) == ([j], [f])
+    assert list(measure.per_object()["a"]) == [1, 2, 3]
+
+
+def test_one_object_by_number_is_one_mask() -> None:
+    rng = np.random.default_rng(0)
+    masks = (rng.random((2, 4, 9, 30)) < 0.5).astype(np.uint8)
+    one, several = DavisMeasure(), DavisMeasure()
+    for i in range(4):
+        one.update(f"a/{i}", *masks[:, i])
+        several.update_objects(f"a/{i}", *masks[:, i])
+    assert one.compute() == several.compute()
+
+
 def test_masks_that_cannot_be_compared_are_named() -> None:
     with pytest.raises(ValueError, match="dog/1: the predicted mask is 3x4, the true one 4x3"):
         DavisMeasure().update("dog/1", np.zeros((3, 4), bool), np.zeros((4, 3), bool))
+    with pytest.raises(ValueError, match="dog/1: the predicted mask is 3x4, the true one 4x3"):
+        DavisMeasure().update_objects("dog/1", np.zeros((3, 4), np.uint8), np.zeros((4, 3), np.uint8))
     with pytest.raises(ValueError, match="float64 and bool; scores must be cut at a threshold first"):
         region_similarity(np.zeros((3, 4)), np.zeros((3, 4), bool))
 

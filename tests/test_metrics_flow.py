@@ -1,9 +1,11 @@
-"""Flow errors against a loop over pixels, and the rules about what counts."""
+"""Flow errors against a loop over pixels, on made-up and on real flow, and the rules about what counts."""
 
 import math
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsp.metrics import FlowErrors, flow, flow_sums, native
+from data.io import read_flo, read_kitti_flow
+from mtsp.metrics import FlowErrors, flow_loops, flow_sums, native
 
 KEYS = ("epe", "epe_0_10", "epe_10_40", "epe_40_plus", "out_1px", "out_3px", "out_5px", "fl_all")
 
 
 def by_hand(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
     """Every number from lists of pixels, in Python floats."""
-    rows: list[tuple[float, float]] = []
+    rows: list[tuple[float, float, float]] = []
     lost = 0
     for image in range(len(truth)):
         for y, x in np.ndindex(truth.shape[2:]):
@@ -27,7 +30,7 @@ def by_hand(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None 
             if not (abs(u) <= 1e6 and abs(v) <= 1e6) or (valid is not None and not valid[image, y, x]):
                 continue
             if math.isfinite(a) and math.isfinite(b):
-                rows.append((math.hypot(a - u, b - v), math.hypot(u, v)))
+                rows.append((math.hypot(a - u, b - v), math.hypot(u, v), angle(a, b, u, v)))
             else:
                 lost += 1
 
@@ -35,17 +38,26 @@ def by_hand(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None 
         return sum(values) / len(values) if values else math.nan
 
     return {
-        "epe": mean([e for e, _ in rows]),
-        "epe_0_10": mean([e for e, s in rows if s < 10]),
-        "epe_10_40": mean([e for e, s in rows if 10 <= s < 40]),
-        "epe_40_plus": mean([e for e, s in rows if s >= 40]),
-        "out_1px": mean([float(e > 1) for e, _ in rows]),
-        "out_3px": mean([float(e > 3) for e, _ in rows]),
-        "out_5px": mean([float(e > 5) for e, _ in rows]),
-        "fl_all": mean([float(e > 3 and e > 0.05 * s) for e, s in rows]),
+        "epe": mean([e for e, *_ in rows]),
+        "epe_0_10": mean([e for e, s, _ in rows if s < 10]),
+        "epe_10_40": mean([e for e, s, _ in rows if 10 <= s < 40]),
+        "epe_40_plus": mean([e for e, s, _ in rows if s >= 40]),
+        "out_1px": mean([float(e > 1) for e, *_ in rows]),
+        "out_3px": mean([float(e > 3) for e, *_ in rows]),
+        "out_5px": mean([float(e > 5) for e, *_ in rows]),
+        "fl_all": mean([float(e > 3 and e > 0.05 * s) for e, s, _ in rows]),
+        "aae": mean([a for *_, a in rows]),
         "pixels": len(rows),
         "nan_predictions": lost,
     }
+
+
+def angle(a: float, b: float, u: float, v: float) -> float:
+    """Degrees between (a, b, 1) and (u, v, 1), from the lengths of the sum and the difference of the unit vectors."""
+    ours, theirs = math.hypot(a, b, 1), math.hypot(u, v, 1)
+    unit = [(x / ours, y / theirs) for x, y in ((a, u), (b, v), (1, 1))]
+    apart, together = math.hypot(*(x - y for x, y in unit)), math.hypot(*(x + y for x, y in unit))
+    return math.degrees(2 * math.atan2(apart, together))
 
 
 def random_pair(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,7 +73,7 @@ def random_pair(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.
     return prediction, truth, rng.random((images, height, width)) < 0.8
 
 
-def computed(*arguments: flow.Array | None) -> dict[str, float]:
+def computed(*arguments: native.Array | None) -> dict[str, float]:
     errors = FlowErrors()
     errors.update(*arguments)  # pyright: ignore[reportArgumentType]
     return errors.compute()
@@ -98,25 +110,47 @@ def test_an_error_of_exactly_the_limit_is_no_outlier(error: int) -> None:
     assert computed(prediction, truth)[f"out_{error}px"] == 0
 
 
-@settings(max_examples=40, deadline=None)
+def laid(array: np.ndarray, layout: str) -> np.ndarray:
+    """The same B2HW numbers, elsewhere in memory."""
+    if layout == "double":
+        return array.astype(np.float64)
+    if layout == "BHW2":
+        return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    if layout == "cut out":
+        wide = np.full((*array.shape[:2], array.shape[2] + 3, array.shape[3] + 5), 7, array.dtype)
+        wide[:, :, 1:-2, 3:-2] = array
+        return wide[:, :, 1:-2, 3:-2]
+    if layout == "mirrored":
+        return np.ascontiguousarray(array[:, :, ::-1, ::-1])[:, :, ::-1, ::-1]
+    if layout == "one of three":
+        return np.repeat(array.transpose(0, 2, 3, 1), 3, axis=3)[..., ::3].transpose(0, 3, 1, 2)
+    return array
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    shape=st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 40)),
+    shape=st.tuples(st.integers(0, 3), st.integers(0, 40), st.integers(0, 40)),
     seed=st.integers(0, 99),
     masked=st.booleans(),
-    layout=st.sampled_from(["plain", "double", "BHW2"]),
+    layout=st.sampled_from(["plain", "double", "BHW2", "cut out", "mirrored", "one of three"]),
+    tensors=st.booleans(),
 )
 def test_any_shape_type_and_stride_gives_the_sums_of_a_loop(
-    shape: tuple[int, int, int], seed: int, masked: bool, layout: str
+    shape: tuple[int, int, int], seed: int, masked: bool, layout: str, tensors: bool
 ) -> None:
     prediction, truth, valid = random_pair(shape, seed)
-    expected = by_hand(prediction, truth, valid if masked else None)
-    if layout == "double":
-        prediction, truth = prediction.astype(np.float64), truth.astype(np.float64)
-    if layout == "BHW2":
-        prediction, truth = (
-            np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in (prediction, truth)
-        )
-    same(computed(prediction, truth, valid if masked else None), expected)
+    arrays = [laid(prediction, layout), laid(truth, layout), np.asfortranarray(valid) if masked else None]
+    if tensors and layout != "mirrored":  # torch knows no negative steps
+        arrays = [None if a is None else torch.from_numpy(a) for a in arrays]
+    same(computed(*arrays), by_hand(prediction, truth, valid if masked else None))
+
+
+def test_no_copy_is_made_of_flow_in_any_order() -> None:
+    for layout in ("plain", "BHW2", "cut out", "mirrored", "one of three"):
+        array = laid(np.ones((2, 2, 5, 6), np.float32), layout)
+        memory, places = flow_loops._memory(array)
+        assert np.shares_memory(memory, array)
+        assert len(places) == (4 if layout == "BHW2" else 5)  # the way that is read as pairs
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -125,8 +159,8 @@ def test_the_numpy_form_and_the_torch_form_have_the_same_sums(monkeypatch: pytes
     mask = valid if masked else None
     compiled = flow_sums(prediction, truth, mask)
     tensors = [None if a is None else torch.from_numpy(a) for a in (prediction, truth, mask)]
-    np.testing.assert_allclose(flow._torch_sums(*tensors), compiled, rtol=1e-6)
-    monkeypatch.setattr(flow, "_kernel", lambda: None)
+    np.testing.assert_allclose(flow_loops.torch_sums(tensors[0], tensors[1], tensors[2], True), compiled, rtol=1e-6)
+    monkeypatch.setattr(flow_loops, "_kernel", lambda: None)
     np.testing.assert_allclose(flow_sums(prediction, truth, mask), compiled, rtol=1e-6)
 
 
@@ -136,6 +170,70 @@ def test_the_numbers_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     assert native.threads() == int(threads)
     same(computed(prediction, truth, valid), by_hand(prediction, truth, valid))
+
+
+def test_angles_of_vectors_worked_out_by_hand() -> None:
+    # (1, 0, 1) and (0, 0, 1): 45 degrees. (1, 1, 1) and (-1, -1, 1): cosine -1/3. Equal: 0. (0, 1e4, 1) from itself
+    # turned by 90 degrees about the third axis: cosine 1 / (1 + 1e8).
+    prediction = np.array([[[1, 1, 5, 0]], [[0, 1, 6, 1e4]]], np.float32)
+    truth = np.array([[[0, -1, 5, 1e4]], [[0, -1, 6, 0]]], np.float32)
+    expected = [45, math.degrees(math.acos(-1 / 3)), 0, math.degrees(math.acos(1 / (1 + 1e8)))]
+    for x, degrees in enumerate(expected):
+        found = computed(prediction[:, :, x : x + 1], truth[:, :, x : x + 1])["aae"]
+        assert found == pytest.approx(degrees, rel=1e-6)
+    assert computed(prediction, truth)["aae"] == pytest.approx(sum(expected) / 4, rel=1e-6)
+
+
+def test_a_tiny_angle_is_not_lost() -> None:
+    # (1e-6, 0, 1) and (0, 0, 1): 1e-6 radians to 18 digits, where the cosine is 1 in single precision
+    found = computed(np.array([[[1e-6]], [[0]]], np.float32), np.zeros((2, 1, 1), np.float32))["aae"]
+    assert found == pytest.approx(math.degrees(1e-6), rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["compiled", "numpy", "torch"])
+@pytest.mark.parametrize(("kind", "size"), [(np.float32, 1e30), (np.float64, 1e250)])
+def test_the_angle_of_a_prediction_out_of_all_bounds_is_finite(
+    monkeypatch: pytest.MonkeyPatch, form: str, kind: type, size: float
+) -> None:
+    prediction, truth = np.full((1, 2, 1, 1), size, kind), np.array([[[[1]], [[0]]]], kind)
+    if form == "numpy":
+        monkeypatch.setattr(flow_loops, "_kernel", lambda: None)
+    if form == "torch":
+        sums = flow_loops.torch_sums(torch.from_numpy(prediction), torch.from_numpy(truth), None, True)
+    else:
+        sums = flow_sums(prediction, truth)
+    # (1, 1, 0) and (1, 0, 1): cosine 1/2
+    assert sums[0, flow_loops.SUMS.index("angle")] == pytest.approx(60, rel=1e-6)
+
+
+def test_without_angles_the_other_numbers_are_the_same() -> None:
+    prediction, truth, valid = random_pair((2, 40, 30), seed=8)
+    with_angles, without = FlowErrors(), FlowErrors(angular=False)
+    for errors in (with_angles, without):
+        errors.update(prediction, truth, valid)
+    angles = {key: without.compute()[key] for key in ("aae", "aae_per_image")}
+    assert all(math.isnan(value) for value in angles.values())
+    assert without.compute() | angles == pytest.approx(with_angles.compute() | angles, rel=1e-12, nan_ok=True)
+
+
+def test_the_numbers_do_not_depend_on_order_batches_or_processes() -> None:
+    prediction, truth, valid = random_pair((7, 45, 30), seed=11)
+
+    def share(*batches: list[int]) -> FlowErrors:
+        errors = FlowErrors()
+        for batch in batches:
+            errors.update(prediction[batch], truth[batch], valid[batch])
+        return errors
+
+    whole = share([0, 1, 2, 3, 4, 5, 6]).compute()
+    for shares in (
+        [share([0, 2], [4, 6]), share([1, 3], [5])],
+        [share([6, 5, 4]), share([3], [2]), share([0, 1])],
+    ):
+        merged = FlowErrors()
+        for one in shares:
+            merged.merge(one)
+        assert merged.compute() == whole  # to the last bit
 
 
 def test_tensors_of_half_precision_and_with_gradient_are_taken() -> None:
@@ -215,7 +313,7 @@ def test_a_batch_with_too_few_names_is_refused() -> None:
 
 
 def test_the_compiled_loop_is_used_here() -> None:
-    assert flow._kernel() is not None
+    assert flow_loops._kernel() is not None
 
 
 def test_importing_the_metrics_imports_no_numba() -> None:
@@ -264,3 +362,36 @@ def _triple(values: np.ndarray) -> float:
     for value in values:
         total += 3 * value
     return total
+
+
+def real_flows() -> list[Path]:
+    """Flow files of Middlebury, FlyingChairs and Sintel, and a sparse one of KITTI."""
+    if "MTSP_DATA" not in os.environ:
+        pytest.skip("MTSP_DATA names no folder of real data sets")
+    root = Path(os.environ["MTSP_DATA"])
+    files = [*root.glob("Middlebury/**/*.flo"), *root.glob("FlyingChairs_release/data/*.flo")]
+    return sorted([*files, *root.glob("MPI-Sintel/training/flow/**/*.flo"), *root.glob("KITTI/flow_gt.png")])
+
+
+def test_on_real_flow_the_numbers_are_those_of_sums_in_double_precision() -> None:
+    files = real_flows()
+    assert files
+    for file in files:
+        if file.suffix == ".flo":
+            truth, given = read_flo(file), None  # unknown flow as it is stored
+        else:
+            truth, given = read_kitti_flow(file)
+        noise = np.random.default_rng(0).normal(0, 2, truth.shape)
+        prediction = (truth + noise).astype(np.float32)
+        found = computed(*(flow.transpose(2, 0, 1) for flow in (prediction, truth)), given)
+        valid = (np.abs(truth) < 1e9).all(axis=2) if given is None else given
+        a, u = prediction[valid].astype(np.float64).T, truth[valid].astype(np.float64).T
+        error, speed = np.hypot(*(a - u)), np.hypot(*u)
+        cosine = ((a * u).sum(axis=0) + 1) / np.sqrt(((a * a).sum(axis=0) + 1) * ((u * u).sum(axis=0) + 1))
+        one = 1.01 / len(error)  # a pixel that rounding puts on the other side of a limit
+        assert found["pixels"] == len(error), file
+        assert found["epe"] == pytest.approx(error.mean(), rel=1e-6), file
+        assert found["aae"] == pytest.approx(np.degrees(np.arccos(np.minimum(cosine, 1))).mean(), rel=1e-6), file
+        for limit in (1, 3, 5):
+            assert found[f"out_{limit}px"] == pytest.approx((error > limit).mean(), abs=one), file
+        assert found["fl_all"] == pytest.approx(((error > 3) & (error > 0.05 * speed)).mean(), abs=one), file

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsp.metrics import ConfusionMatrix, confusion, segmentation
+from mtsp.metrics import ConfusionMatrix, confusion, tally
 
 
 def by_hand(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int | None) -> np.ndarray:
@@ -89,16 +89,175 @@ def test_each_form_takes_labels_and_scores_and_finds_the_nan(monkeypatch: pytest
     scores[rng.random(scores.shape) < 0.05] = np.inf
     labels = np.where(np.isnan(scores).any(axis=1), 4, scores.argmax(axis=1))
     if form == "numpy":
-        monkeypatch.setattr(segmentation, "_label_kernel", lambda: None)
-        monkeypatch.setattr(segmentation, "_score_kernel", lambda: None)
+        monkeypatch.setattr(tally, "_label_kernel", lambda: None)
+        monkeypatch.setattr(tally, "_score_kernel", lambda: None)
     if form == "torch":
-        monkeypatch.setattr(segmentation, "on_host", lambda _: False)
+        monkeypatch.setattr(tally, "on_host", lambda _: False)
     expected = by_hand(labels, truth, 4, 255)
     assert expected[:, 4].sum() > 0
     for prediction in (scores, labels):
         np.testing.assert_array_equal(confusion(torch.from_numpy(prediction), torch.from_numpy(truth), 4), expected)
     one = confusion(torch.from_numpy(scores[0]), torch.from_numpy(truth[0]), 4)
     np.testing.assert_array_equal(one, by_hand(labels[0], truth[0], 4, 255))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 9)),
+    classes=st.integers(1, 9),
+    view=st.sampled_from(["cropped", "flipped", "every second", "channels last"]),
+    kind=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_scores_are_read_where_they_lie_in_any_type(
+    shape: tuple[int, int, int], classes: int, view: str, kind: torch.dtype, seed: int
+) -> None:
+    images, height, width = shape
+    rng = np.random.default_rng(seed)
+    room = torch.from_numpy(rng.integers(-3, 4, (images, classes, 2 * height + 2, 2 * width + 2)) / 2).to(kind)
+    scores = {
+        "cropped": room[:, :, 1 : height + 1, 2 : width + 2],
+        "flipped": room[:, :, :height, :width].flip(3).flip(3),
+        "every second": room[:, :, : 2 * height : 2, : 2 * width : 2],
+        "channels last": room[:, :, :height, :width].contiguous(memory_format=torch.channels_last),
+    }[view]
+    truth = torch.from_numpy(np.where(rng.random(shape) < 0.1, 255, rng.integers(0, classes, shape)).astype(np.uint8))
+    best = np.zeros(shape, int)
+    values = scores.double().numpy()
+    for place in np.ndindex(shape):
+        here = values[place[0], :, place[1], place[2]].tolist()
+        best[place] = here.index(max(here))  # the first of equal ones
+    np.testing.assert_array_equal(confusion(scores, truth, classes), by_hand(best, truth.numpy(), classes, 255))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_zeros_infinities_and_nan_of_every_type_compare_as_numbers_do(kind: torch.dtype) -> None:
+    inf, nan = math.inf, math.nan
+    rows = [
+        ([-0.0, 0.0, -1.0], 0),  # equal: the first
+        ([0.0, -0.0, -1.0], 0),
+        ([-inf, -inf, -inf], 0),
+        ([1.0, inf, inf], 1),
+        ([-2.0, -1.0, -1.5], 1),
+        ([nan, 5.0, inf], 3),  # no class
+        ([5.0, inf, -nan], 3),
+        ([-1e-7, 0.0, 1e-7], 2),  # the smallest steps of 16 bits
+    ]
+    scores = torch.tensor([row for row, _ in rows]).T.reshape(1, 3, 1, -1).to(kind)
+    expected = by_hand(np.array([best for _, best in rows]), np.zeros(len(rows), int), 3, 255)
+    np.testing.assert_array_equal(confusion(scores, torch.zeros(1, 1, len(rows), dtype=torch.long), 3), expected)
+
+
+def test_many_pixels_are_counted_in_parts_that_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "threads", lambda: 3)
+    monkeypatch.setattr(tally, "_WORTH_A_THREAD", 100)
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 5, (2, 3, 41, 53)).astype(np.uint8)
+    scores = rng.normal(size=(3, 5, 41, 53)).astype(np.float32)
+    for rows in (slice(None), slice(1, 40)):  # whole images, and rows with a gap between images
+        for columns in (slice(None), slice(2, 50)):  # and with a gap between rows
+            place = (slice(None), rows, columns)
+            expected = by_hand(prediction[place], truth[place], 5, 255)
+            np.testing.assert_array_equal(confusion(prediction[place], truth[place], 5), expected)
+            expected = by_hand(scores[:, :, rows, columns].argmax(axis=1), truth[place], 5, 255)
+            np.testing.assert_array_equal(confusion(scores[:, :, rows, columns], truth[place], 5), expected)
+
+
+def test_more_images_than_tables_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "_CELLS_AT_ONCE", 2 * 5 * 4)  # two tables of three classes
+    rng = np.random.default_rng(0)
+    prediction, truth = rng.integers(0, 3, (2, 5, 4, 4))
+    whole, single = ConfusionMatrix(3), ConfusionMatrix(3)
+    whole.update(prediction, truth)
+    for some in range(5):
+        single.update(prediction[some], truth[some])
+    assert whole.compute() == single.compute()
+    assert whole.compute()["images"] == 5
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64, ">i4"])
+def test_labels_out_of_range_are_no_class_in_any_type(kind: type | str) -> None:
+    largest = np.iinfo(np.dtype(kind)).max  # pyright: ignore[reportCallIssue, reportArgumentType]
+    prediction, truth = np.array([[0, largest, 1, 2]], kind), np.array([[0, 0, 1, largest]], kind)
+    found = confusion(prediction, truth, 2, ignore=int(largest) if kind is not np.uint64 else -1 - 2**63 + 2**63)
+    np.testing.assert_array_equal(found, [[1, 0, 1], [0, 1, 0]])
+    with pytest.raises(ValueError, match="1 pixels of the truth"):
+        confusion(prediction, truth, 2, ignore=7)
+
+
+def test_a_label_below_zero_is_a_class_for_nobody_but_may_be_ignored() -> None:
+    found = confusion(np.array([0, -1, 1]), np.array([-1, 0, 1]), 2, ignore=-1)
+    np.testing.assert_array_equal(found, [[0, 0, 1], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (1, 1), (0, 3), (2, 0, 3), (1, 1, 1, 1), (2, 3, 4, 5)])
+def test_empty_and_single_pixels_and_any_number_of_axes(shape: tuple[int, ...]) -> None:
+    prediction, truth = np.ones(shape, np.uint8), np.zeros(shape, np.uint8)
+    for one in (prediction, torch.from_numpy(prediction)):
+        np.testing.assert_array_equal(confusion(one, truth, 2), [[0, prediction.size, 0], [0, 0, 0]])
+
+
+def test_image_iou_is_the_mean_of_the_images_own() -> None:
+    matrix = ConfusionMatrix(3)
+    truth = np.array([[[0, 0, 1, 1]], [[2, 2, 2, 2]], [[255, 255, 255, 255]]])
+    prediction = np.array([[[0, 0, 1, 0]], [[2, 2, 2, 0]], [[0, 0, 0, 0]]])
+    matrix.update(prediction, truth, ["b", "a", "none"])
+    # b: class 0 2/3, class 1 1/2; a: class 2 3/4, class 0 predicted but not there 0; none: nothing known
+    images = [(2 / 3 + 1 / 2) / 2, (3 / 4 + 0) / 2]
+    found = matrix.compute()
+    assert found["image_iou"] == pytest.approx(sum(images) / 2)
+    assert found["images"] == 2
+    assert found["miou"] == pytest.approx((2 / 4 + 1 / 2 + 3 / 4) / 3)  # pooled: class 0 has two false pixels, not one
+    each = matrix.per_image()
+    assert list(each) == ["a", "b", "none"]
+    assert each["a"] == {"image_iou": pytest.approx(images[1]), "pixel_accuracy": 3 / 4, "pixels": 4}
+    assert math.isnan(each["none"]["image_iou"])
+    with pytest.raises(ValueError, match="mask of a was scored twice"):
+        matrix.update(prediction[0], truth[0], "a")
+    with pytest.raises(ValueError, match="1 names for 3 images"):
+        matrix.update(prediction, truth, "c")
+    assert matrix.compute() == found  # what is refused leaves no trace
+
+
+def test_the_classes_most_often_confused_come_first() -> None:
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([1, 1, 0, 2, 2, 2, 7, 0]), np.array([0, 0, 0, 0, 1, 1, 1, 2]))
+    # 0 for 1 twice and for 2 once of four; 1 for 2 twice and for no class once of three; 2 for 0
+    assert matrix.confused(3) == [(0, 1, 2, 2 / 4), (1, 2, 2, 2 / 3), (0, 2, 1, 1 / 4)]
+    assert matrix.confused()[3:] == [(1, 3, 1, 1 / 3), (2, 0, 1, 1)]
+    assert ConfusionMatrix(2).confused() == []
+
+
+def test_background_missed_ignored_or_a_class() -> None:
+    # classes 0 (background), 1 and 2
+    prediction, truth = np.array([0, 0, 1, 1, 1, 0, 2, 2]), np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    matrix = ConfusionMatrix(3)
+    matrix.update(prediction, truth)
+    assert matrix.compute()["miou"] == pytest.approx((2 / 4 + 2 / 4 + 1) / 3)
+    foreground = matrix.without(0)  # background pixels unknown; one pixel of class 1 is still lost to it
+    assert foreground.class_iou() == pytest.approx([2 / 3, 1])
+    known = truth > 0
+    direct = ConfusionMatrix(2)
+    direct.update(np.where(prediction > 0, prediction - 1, 9)[known], truth[known] - 1)
+    np.testing.assert_array_equal(foreground.counts, direct.counts)
+    assert foreground.miou_with_missed() == pytest.approx((2 / 3 + 1) / 3)
+    assert math.isnan(ConfusionMatrix(2).miou_with_missed())
+    with pytest.raises(ValueError, match="class 3 of 3"):
+        matrix.without(3)
+
+
+def test_images_dealt_out_in_any_way_give_identical_numbers() -> None:
+    rng = np.random.default_rng(0)
+    prediction, truth = rng.integers(0, 4, (2, 13, 7, 9))
+    results = []
+    for processes in (1, 2, 3):
+        parts = [ConfusionMatrix(4) for _ in range(processes)]
+        for i in rng.permutation(13):
+            parts[i % processes].update(prediction[i], truth[i], f"{i}")
+        for part in parts[1:]:
+            parts[0].merge(part)
+        results.append((parts[0].compute(), parts[0].per_image(), parts[0].confused()))
+    assert results[0] == results[1] == results[2]
 
 
 def test_parts_merged_after_pickling_equal_the_whole() -> None:
@@ -121,7 +280,7 @@ def test_all_ignored_gives_nan_and_no_pixels() -> None:
     matrix = ConfusionMatrix(2)
     matrix.update(np.zeros((3, 3), np.uint8), np.full((3, 3), 255, np.uint8))
     found = matrix.compute()
-    assert found.pop("pixels") == 0
+    assert found.pop("pixels") == found.pop("images") == 0
     assert all(math.isnan(value) for value in found.values())
 
 
@@ -132,6 +291,7 @@ def test_all_ignored_gives_nan_and_no_pixels() -> None:
         (np.zeros((3, 2), int), np.zeros((2, 3), int), r"prediction \(3, 2\) for truth \(2, 3\)"),
         (np.zeros((1, 5, 2, 2)), np.zeros((1, 2, 2), int), r"or scores \(1, 3, 2, 2\)"),
         (np.zeros((2, 2)), np.zeros((2, 2), int), "prediction of type float64; labels are whole numbers"),
+        (np.zeros((3, 2)), np.zeros(2, int), r"prediction \(3, 2\) for truth \(2,\) .* labels of that shape$"),
     ],
 )
 def test_what_does_not_fit_is_named(prediction: np.ndarray, truth: np.ndarray, message: str) -> None:

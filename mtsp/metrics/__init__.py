@@ -3,17 +3,23 @@
 The objects hold plain Python and numpy, so they can be pickled and sent; functions that score one image are public.
 """
 
-from mtsp.metrics.davis import DavisMeasure, boundary_measure, region_and_boundary, region_similarity, statistics
+from mtsp.metrics.boundary import boundary_measure, region_and_boundary, region_similarity
+from mtsp.metrics.classification import ClassificationScores, ImageScores, image_scores
+from mtsp.metrics.davis import DavisMeasure, statistics
 from mtsp.metrics.flow import FlowErrors, flow_sums
-from mtsp.metrics.segmentation import ConfusionMatrix, confusion
+from mtsp.metrics.segmentation import Confused, ConfusionMatrix, confusion
 
 __all__ = [
+    "ClassificationScores",
+    "Confused",
     "ConfusionMatrix",
     "DavisMeasure",
     "FlowErrors",
+    "ImageScores",
     "boundary_measure",
     "confusion",
     "flow_sums",
+    "image_scores",
     "region_and_boundary",
     "region_similarity",
     "statistics",

@@ -1,51 +1,24 @@
-"""The DAVIS measures of a video's masks: region similarity J, boundary accuracy F, and their statistics.
+"""The DAVIS measures of videos: J and F of every frame of every object, and their statistics.
 
-After Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016,
-section 4, with the definitions of the official 2016 and 2017 evaluation code, whose numbers these are to the last
-digit. One departure: the decay of a sequence of more than 256 frames, where the official code's 8-bit frame indices
-wrap around. Masks are binary: whatever is not 0 is the object.
+After Perazzi et al., CVPR 2016, section 4, for one object (see :mod:`mtsp.metrics.boundary`), and Pont-Tuset et al.,
+"The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675), section 3, for several: the numbers are
+those of the official evaluation code, 2016 and 2017 semi-supervised. Two departures: the decay of more than 256
+frames, where that code's 8-bit frame indices wrap around, and the objects of a sequence, which are those in the true
+mask of its first frame: that code takes every number up to the highest one for an object, so that a number left out
+scores 1.
 
-Masks are packed to one bit a pixel, 64 pixels a word, and the tolerance of F is a dilation of words.
+T, the temporal stability of 2016, is not here: it rests on a matching of shape contexts in C++ whose details the paper
+does not give, and no numbers of it were at hand to tell an exact form by.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtsp.metrics.native import Array, as_numpy, compiled
-
-BOUND = 0.008
-"""How far apart matching boundaries may lie, as a fraction of the image diagonal: 8 pixels at 480x854."""
-
-
-def region_similarity(prediction: Array, truth: Array) -> float:
-    """Return J, the area shared by two HW masks over the area of both: intersection over union; 1 if both are empty."""
-    ours, theirs, _ = _pair(prediction, truth)
-    return _overlap(ours, theirs)
-
-
-def boundary_measure(prediction: Array, truth: Array, bound: float = BOUND) -> float:
-    """Return F, the harmonic mean of the precision and recall of the boundary pixels of two HW masks.
-
-    A pixel is on the boundary if it differs from its right, lower or lower-right neighbor. It is matched if the other
-    mask has a boundary pixel within a disk. Two masks without boundary match (1), one without does not (0).
-
-    Args:
-        prediction: HW, not 0 = object.
-        truth: HW, not 0 = object.
-        bound: the disk's radius: a fraction of the image diagonal, rounded up to pixels; from 1 on, pixels.
-    """
-    ours, theirs, width = _pair(prediction, truth)
-    return _boundary(ours, theirs, width, _radius(len(ours), width, bound))
-
-
-def region_and_boundary(prediction: Array, truth: Array, bound: float = BOUND) -> tuple[float, float]:
-    """Return J and F of two HW masks, packed once for both."""
-    ours, theirs, width = _pair(prediction, truth)
-    return _overlap(ours, theirs), _boundary(ours, theirs, width, _radius(len(ours), width, bound))
+from mtsp.metrics.boundary import BOUND, as_pair, region_and_boundary
+from mtsp.metrics.native import Array
 
 
 def statistics(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
@@ -62,33 +35,56 @@ def statistics(values: Sequence[float] | np.ndarray) -> tuple[float, float, floa
     return float(values.mean()), float((values > 0.5).mean()), float(first.mean() - last.mean())
 
 
+class Frame(NamedTuple):
+    """What was measured on a frame."""
+
+    true: tuple[int, ...]
+    """The numbers of the objects in the true mask."""
+    scores: dict[int, tuple[float, float]]
+    """J and F of the objects in the true or the predicted mask; in neither, both are 1."""
+
+
 class DavisMeasure:
     """J and F of every frame seen, and their statistics by the benchmark's rules.
 
     The first and the last frame of a sequence, in the order of their names, do not count: the first is given to
     semi-supervised methods, and some compared methods left out the last. So every frame of a sequence is to be added.
-    The value of a data set is the mean over its sequences, however long; frames of all processes are merged first.
+    The value of a data set is the mean over its objects, however long their sequences; where each sequence has one
+    object, that is the mean over sequences. Frames of all processes are merged first.
+
+    Args:
+        bound: the tolerance of F, see :func:`mtsp.metrics.boundary.boundary_measure`.
+        every_frame: count the first and the last frame, too, as the unsupervised task of 2017 does.
     """
 
-    def __init__(self, bound: float = BOUND) -> None:
-        self.bound = bound
-        self.frames: dict[str, dict[str, tuple[float, float]]] = {}  # sequence -> frame -> (J, F)
+    def __init__(self, bound: float = BOUND, *, every_frame: bool = False) -> None:
+        self.bound, self.every_frame = bound, every_frame
+        self.frames: dict[str, dict[str, Frame]] = {}  # sequence -> frame -> measured
 
     def update(self, name: str, prediction: Array, truth: Array) -> None:
-        """Add the frame `name`, "sequence/frame" or "frame" of a sequence called "."; HW masks, not 0 = object.
+        """Add the frame `name`, "sequence/frame" or "frame" of a sequence called "."; HW masks, not 0 = the object.
 
         Raises:
             ValueError: the masks differ in size or are not HW, or the name was added before.
         """
-        sequence, _, frame = name.rpartition("/")
-        try:
-            values = region_and_boundary(prediction, truth, self.bound)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        self._keep(sequence or ".", {frame: values})
+        self._measure(name, lambda: Frame((1,), {1: region_and_boundary(prediction, truth, self.bound)}))
+
+    def update_objects(self, name: str, prediction: Array, truth: Array, void: int | None = 255) -> None:
+        """Add a frame with several objects; name and errors as for :meth:`update`.
+
+        Args:
+            name: of the frame.
+            prediction: HW whole numbers: the object of each pixel, 0 = none. Numbers that are no object of the
+                sequence count for none. (The official code refuses those above the highest one.)
+            truth: as `prediction`.
+            void: pixels of this true number count neither for nor against any object.
+        """
+        self._measure(name, lambda: _objects(prediction, truth, void, self.bound))
 
     def merge(self, other: "DavisMeasure") -> None:
         """Add what `other` has seen: another process's frames. Raises ValueError when both saw the same frame."""
+        if (self.bound, self.every_frame) != (other.bound, other.every_frame):
+            raise ValueError("measures with another bound, or with other frames that count, do not add up")
         for sequence, frames in other.frames.items():
             self._keep(sequence, frames)
 
@@ -97,39 +93,53 @@ class DavisMeasure:
         self.frames = {}
 
     def compute(self) -> dict[str, float]:
-        """Return `J_mean, J_recall, J_decay, F_mean, F_recall, F_decay` and `iou`: means over sequences, in [0, 1].
+        """Return `J_mean, J_recall, J_decay, F_mean, F_recall, F_decay, JF_mean, iou`: means over objects, in [0, 1].
 
-        `iou` is `J_mean` under the name that the papers' tables use: the mean over sequences of the mean over frames,
-        not the overlap of all pixels pooled. Sequences of fewer than three frames have no frame that counts and are
-        left out; if there are no others, the values are NaN.
+        `JF_mean` is the mean of `J_mean` and `F_mean`, J&F of 2017. `iou` is `J_mean` under the name that the papers'
+        tables use: the mean over sequences of the mean over frames, not the overlap of all pixels pooled. Sequences
+        without a frame that counts, or without an object, are left out; if there are no others, the values are NaN.
         """
-        rows = [row for row in self._statistics().values() if not math.isnan(row["J_mean"])]
-        if not rows:
-            return dict.fromkeys(_KEYS, math.nan)
-        return {key: float(np.mean([row[key] for row in rows])) for key in _KEYS}
+        return _mean([row for objects in self.per_object().values() for row in objects.values()])
 
     def per_sequence(self) -> dict[str, dict[str, Any]]:
-        """Return, by sequence, the keys of :meth:`compute` and the lists `frames` (names), `J` and `F` that count."""
+        """Return, by sequence, the keys of :meth:`compute` and the lists `frames` (names), `J` and `F` that count.
+
+        Of several objects, all are means over them.
+        """
         result: dict[str, dict[str, Any]] = {}
-        for sequence, row in self._statistics().items():
-            names, values = self._counted(sequence)
-            result[sequence] = {**row, "frames": names, "J": values[:, 0].tolist(), "F": values[:, 1].tolist()}
+        for sequence, objects in self.per_object().items():
+            names, rows = self._counted(sequence), list(objects.values())
+            lists = {key: np.mean([row[key] for row in rows], axis=0).tolist() if rows else [] for key in ("J", "F")}
+            result[sequence] = {**_mean(rows), "frames": names, **lists}
         return result
 
-    def _statistics(self) -> dict[str, dict[str, float]]:
-        result: dict[str, dict[str, float]] = {}
-        for sequence in sorted(self.frames):
-            values = self._counted(sequence)[1]
-            region, boundary = statistics(values[:, 0]), statistics(values[:, 1])
-            result[sequence] = dict(zip(_KEYS, (*region, *boundary, region[0]), strict=True))
+    def per_object(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Return, by sequence and number of the object, what :meth:`per_sequence` has, of that object."""
+        return {sequence: self._of_objects(sequence) for sequence in sorted(self.frames)}
+
+    def _of_objects(self, sequence: str) -> dict[int, dict[str, Any]]:
+        frames, names = self.frames[sequence], self._counted(sequence)
+        result: dict[int, dict[str, Any]] = {}
+        for number in frames[min(frames, key=_order)].true:
+            pairs = [frames[name].scores.get(number, (1.0, 1.0)) for name in names]
+            region, boundary = ([pair[side] for pair in pairs] for side in (0, 1))
+            numbers = (*statistics(region), *statistics(boundary))
+            row = dict(zip(_KEYS, (*numbers, (numbers[0] + numbers[3]) / 2, numbers[0]), strict=True))
+            result[number] = {**row, "frames": names, "J": region, "F": boundary}
         return result
 
-    def _counted(self, sequence: str) -> tuple[list[str], np.ndarray]:
-        frames = self.frames[sequence]
-        names = sorted(frames, key=lambda name: (len(name), name))[1:-1]  # frame 9 before frame 10, padded or not
-        return names, np.array([frames[name] for name in names], dtype=np.float64).reshape(-1, 2)
+    def _counted(self, sequence: str) -> list[str]:
+        names = sorted(self.frames[sequence], key=_order)
+        return names if self.every_frame else names[1:-1]
 
-    def _keep(self, sequence: str, frames: dict[str, tuple[float, float]]) -> None:
+    def _measure(self, name: str, measure: Callable[[], Frame]) -> None:
+        sequence, _, frame = name.rpartition("/")
+        try:
+            self._keep(sequence or ".", {frame: measure()})
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def _keep(self, sequence: str, frames: dict[str, Frame]) -> None:
         seen = self.frames.setdefault(sequence, {})
         twice = sorted(seen.keys() & frames.keys())
         if twice:
@@ -137,149 +147,27 @@ class DavisMeasure:
         seen.update(frames)
 
 
-_KEYS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "iou")
+_KEYS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "JF_mean", "iou")
 
 
-def _pair(prediction: Array, truth: Array) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return both masks packed, and their width."""
-    ours, theirs = as_numpy(prediction), as_numpy(truth)
-    if ours.shape != theirs.shape or ours.ndim != 2:
-        sizes = f"the predicted mask is {_size(ours)}, the true one {_size(theirs)}"
-        raise ValueError(f"{sizes}; they must be HW and of the same size")
-    if np.issubdtype(ours.dtype, np.inexact) or np.issubdtype(theirs.dtype, np.inexact):
-        raise ValueError(f"masks of type {ours.dtype} and {theirs.dtype}; scores must be cut at a threshold first")
-    return _packed(ours), _packed(theirs), ours.shape[1]
+def _order(frame: str) -> tuple[int, str]:
+    return len(frame), frame  # frame 9 before frame 10, padded or not
 
 
-def _size(mask: np.ndarray) -> str:
-    return "x".join(map(str, mask.shape)) or "a single number"
+def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    rows = [row for row in rows if not math.isnan(row["J_mean"])]
+    return {key: float(np.mean([row[key] for row in rows])) if rows else math.nan for key in _KEYS}
 
 
-def _packed(mask: np.ndarray) -> np.ndarray:
-    """Return H x words uint64, pixel x of a row in bit x % 64 of word x // 64, with at least one bit to spare."""
-    if mask.dtype not in (np.bool_, np.uint8):
-        mask = mask != 0
-    bits = np.packbits(mask, axis=1, bitorder="little")
-    words = np.zeros((mask.shape[0], (mask.shape[1] // 64 + 1) * 8), np.uint8)
-    words[:, : bits.shape[1]] = bits
-    return words.view("<u8").astype(np.uint64, copy=False)
+def _objects(prediction: Array, truth: Array, void: int | None, bound: float) -> Frame:
+    ours, theirs = as_pair(prediction, truth)
+    ours = np.where(theirs == void, 0, ours) if void is not None else ours
+    true, predicted = (_numbers(mask) - {0, void} for mask in (theirs, ours))
+    scores = {number: region_and_boundary(ours == number, theirs == number, bound) for number in true | predicted}
+    return Frame(tuple(sorted(true)), scores)
 
 
-def _count(words: np.ndarray) -> int:
-    return int(np.bitwise_count(words).sum(dtype=np.int64))
-
-
-def _overlap(ours: np.ndarray, theirs: np.ndarray) -> float:
-    union = _count(ours | theirs)
-    return _count(ours & theirs) / union if union else 1.0
-
-
-def _radius(height: int, width: int, bound: float) -> int:
-    return math.ceil(bound if bound >= 1 else bound * math.hypot(height, width))
-
-
-def _boundary(ours: np.ndarray, theirs: np.ndarray, width: int, radius: int) -> float:
-    ours, theirs = _edges(ours, width), _edges(theirs, width)
-    our_count, their_count = _count(ours), _count(theirs)
-    if not our_count or not their_count:
-        return float(our_count == their_count)
-    precision = _count(ours & _dilated(theirs, radius)) / our_count
-    recall = _count(theirs & _dilated(ours, radius)) / their_count
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def _edges(mask: np.ndarray, width: int) -> np.ndarray:
-    """Return the boundary of a packed mask, packed. Beyond the last row and column the mask is taken to go on."""
-    if not mask.size or not width:
-        return mask
-    last, bit = divmod(width - 1, 64)
-    mask = mask.copy()
-    end = mask[:, last] >> np.uint64(bit) & np.uint64(1)
-    mask[:, width // 64] |= end << np.uint64(width % 64)
-    below = np.concatenate([mask[1:], mask[-1:]])
-    edges = (mask ^ _left(mask)) | (mask ^ below) | (mask ^ _left(below))
-    edges[:, width // 64] &= np.uint64((1 << width % 64) - 1)
-    edges[:, width // 64 + 1 :] = 0
-    return edges
-
-
-def _left(words: np.ndarray) -> np.ndarray:
-    """Return the pixel to the right of each, one word row after the other; nothing to the right of the last word."""
-    shifted = words >> np.uint64(1)
-    shifted[:, :-1] |= words[:, 1:] << np.uint64(63)
-    return shifted
-
-
-def _disk(radius: int) -> np.ndarray:
-    """Return how far a disk reaches sideways, 0..radius rows from its center: x*x + y*y <= radius**2."""
-    return np.array([math.isqrt(radius * radius - y * y) for y in range(radius + 1)], dtype=np.int64)
-
-
-@functools.cache
-def _kernel() -> Callable[..., Any] | None:
-    return compiled(_spread)
-
-
-def _dilated(words: np.ndarray, radius: int) -> np.ndarray:
-    """Return packed boundaries grown by a disk. Rows and words out of reach are skipped."""
-    rows, columns = np.flatnonzero(words.any(axis=1)), np.flatnonzero(words.any(axis=0))
-    reach = radius // 64 + 1
-    top, bottom = max(0, rows[0] - radius), rows[-1] + 1 + radius
-    left, right = max(0, columns[0] - reach), columns[-1] + 1 + reach
-    result = np.zeros_like(words)
-    part = np.ascontiguousarray(words[top:bottom, left:right])
-    grown = np.zeros_like(part)
-    (_kernel() or _spread_numpy)(part, _disk(radius), grown)
-    result[top:bottom, left:right] = grown
-    return result
-
-
-def _spread(words: np.ndarray, disk: np.ndarray, grown: np.ndarray) -> None:  # pragma: no cover, runs as machine code
-    """Or the disk around every pixel of `words` into `grown`.
-
-    Each row is widened by one pixel a time; at every width it is added to the rows at which the disk is that wide.
-    """
-    height, width = words.shape
-    one, top = np.uint64(1), np.uint64(63)
-    wide, before = np.empty(width, np.uint64), np.empty(width + 2, np.uint64)
-    for y in range(height):
-        some = np.uint64(0)
-        for x in range(width):
-            some |= words[y, x]
-            wide[x] = words[y, x]
-        if some == 0:
-            continue
-        before[0], before[width + 1] = 0, 0
-        distance = disk.size - 1
-        for reach in range(disk[0] + 1):
-            if reach > 0:
-                for x in range(width):
-                    before[x + 1] = wide[x]
-                for x in range(width):
-                    here = before[x + 1]
-                    wide[x] = here | here << one | here >> one | before[x] >> top | before[x + 2] << top
-            while distance >= 0 and disk[distance] == reach:
-                if y + distance < height:
-                    for x in range(width):
-                        grown[y + distance, x] |= wide[x]
-                if distance > 0 and y - distance >= 0:
-                    for x in range(width):
-                        grown[y - distance, x] |= wide[x]
-                distance -= 1
-
-
-def _spread_numpy(words: np.ndarray, disk: np.ndarray, grown: np.ndarray) -> None:
-    """As :func:`_spread`, all rows at once."""
-    height, wide, distance = len(words), words, len(disk) - 1
-    one, top = np.uint64(1), np.uint64(63)
-    for reach in range(disk[0] + 1):
-        if reach:
-            wider = wide | wide << one | wide >> one
-            wider[:, 1:] |= wide[:, :-1] >> top
-            wider[:, :-1] |= wide[:, 1:] << top
-            wide = wider
-        while distance >= 0 and disk[distance] == reach:
-            if distance < height:
-                grown[distance:] |= wide[: height - distance]
-                grown[: height - distance] |= wide[distance:]
-            distance -= 1
+def _numbers(mask: np.ndarray) -> set[int]:
+    if mask.dtype == np.uint8:  # many times faster than sorting
+        return {*np.flatnonzero(np.bincount(mask.ravel())).tolist()}
+    return {*np.unique(mask).tolist()}

@@ -46,11 +46,15 @@ def frozen(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def compiled(loop: Callable[..., Any], *, fastmath: bool | set[str] = False) -> Callable[..., Any] | None:
+def compiled(
+    loop: Callable[..., Any], *, calls: Sequence[Callable[..., Any]] = (), fastmath: bool | set[str] = False
+) -> Callable[..., Any] | None:
     """Return `loop`, a function of this package's top level, as machine code, or None where numba cannot be used.
 
     Args:
         loop: plain numpy indexing; compiled per type of its arguments when first called with them.
+        calls: functions of the same file that it calls, and those that they call; a change of another file would go
+            unnoticed by the cache.
         fastmath: numba's relaxations of float arithmetic. Never `True` where NaN must be seen.
     """
     try:
@@ -59,6 +63,8 @@ def compiled(loop: Callable[..., Any], *, fastmath: bool | set[str] = False) -> 
         return None
     if numba.config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
         return None
+    for function in calls:
+        _callable_by_loops(function)
     try:
         code = numba.njit(loop, nogil=True, cache=True, fastmath=fastmath)
     except RuntimeError:  # numba found no folder that it may write its cache to
@@ -72,6 +78,13 @@ def compiled(loop: Callable[..., Any], *, fastmath: bool | set[str] = False) -> 
             return code(*arguments)
 
     return call
+
+
+@functools.cache
+def _callable_by_loops(function: Callable[..., Any]) -> None:
+    from numba.extending import register_jitable
+
+    register_jitable(function)
 
 
 def threads() -> int:

@@ -1,0 +1,209 @@
+"""Image classification: accuracies, likelihood and calibration as sums that add up over batches and processes.
+
+A class's rank is the number of classes before it in the order of logits, highest first and of equal logits the lower
+class first: the best class has rank 0 and is what `argmax` returns, and an image is right in its top k if its true
+class has a rank below k. Rates and probabilities are fractions in [0, 1], the likelihood is in nats.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtsp.metrics.native import Array, as_numpy, on_host
+from mtsp.metrics.totals import Totals
+
+
+class ImageScores(NamedTuple):
+    """What :func:`image_scores` finds in the logits of B images: arrays of B numbers."""
+
+    rank: np.ndarray
+    """Of the true class, 0 = best, int64; K, the number of classes, where the logits are lost."""
+    guess: np.ndarray
+    """The class of rank 0, int64; K where the logits are lost."""
+    confidence: np.ndarray
+    """The softmax of the guess, float64; NaN where the logits are lost."""
+    nll: np.ndarray
+    """Minus the logarithm of the softmax of the true class, float64; NaN where the logits are lost."""
+
+
+def image_scores(logits: Array, labels: Array) -> ImageScores:
+    """Return rank, guess, confidence and negative log-likelihood of each image.
+
+    Logits without a softmax are *lost*: those with a NaN or +infinity among them, or all -infinity. Exponentials are
+    computed in the precision of the logits (at least float32) and added up in float64.
+
+    Args:
+        logits: BK.
+        labels: B whole numbers in 0..K-1.
+
+    Raises:
+        ValueError: the shapes do not fit together, or a label is no class.
+    """
+    if len(logits.shape) != 2 or tuple(labels.shape) != tuple(logits.shape[:1]) or not logits.shape[1]:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected BK and B, with K of 1 or more"
+        )
+    truth = as_numpy(labels)
+    if not np.issubdtype(truth.dtype, np.integer):
+        raise ValueError(f"labels of type {truth.dtype}; they are the numbers of classes, whole")
+    classes = logits.shape[1]
+    wrong = np.flatnonzero((truth < 0) | (truth >= classes))
+    if len(wrong):
+        raise ValueError(f"label {truth[wrong[0]]} of image {wrong[0]} of the batch is none of 0..{classes - 1}")
+    truth = truth.astype(np.int64)
+    return _numpy_scores(as_numpy(logits), truth) if on_host(logits) else _torch_scores(logits, truth)
+
+
+class ClassificationScores:
+    """Accuracies, likelihood and calibration over every image seen; the averages are named.
+
+    An image whose logits are lost (see :func:`image_scores`) is wrong, has neither likelihood nor confidence, and is
+    counted in `nan_predictions`, which must be 0 for the others to mean anything.
+
+    Args:
+        classes: K; labels are 0..K-1.
+        ks: which top-k accuracies to give. Those of K and above are not given: every image is right in them.
+        bins: of equal width in (0, 1], for the calibration errors. A confidence on an edge belongs to the bin below.
+
+    Raises:
+        ValueError: no class, no bin, or a k below 1.
+    """
+
+    def __init__(self, classes: int, ks: Sequence[int] = (1, 5), bins: int = 15) -> None:
+        if classes < 1 or bins < 1 or min(ks, default=1) < 1:
+            raise ValueError(f"classification of {classes} classes, top {list(ks)}, {bins} bins; at least 1 of each")
+        self.classes, self.ks, self.bins = classes, tuple(ks), bins
+        self.reset()
+
+    def update(self, logits: Array, labels: Array) -> None:
+        """Add a batch of BK logits and B labels; raises as :func:`image_scores`, or if K is not `classes`."""
+        if len(logits.shape) == 2 and logits.shape[1] != self.classes:
+            raise ValueError(f"logits {tuple(logits.shape)} for {self.classes} classes")
+        rank, guess, confidence, nll = image_scores(logits, labels)
+        truth = as_numpy(labels).astype(np.int64)
+        self.ranks += np.bincount(rank, minlength=self.classes + 1)
+        self.pairs.update(zip(truth.tolist(), guess.tolist(), strict=True))
+
+        kept = guess < self.classes
+        places = self._bins_of(confidence[kept])
+        self.seen += np.bincount(places, minlength=self.bins)
+        self.right += np.bincount(places[rank[kept] == 0], minlength=self.bins)
+        terms = np.zeros((len(places), self.bins + 1))
+        terms[np.arange(len(places)), places] = confidence[kept]
+        terms[:, -1] = nll[kept]
+        self.totals.add(terms)
+
+    def merge(self, other: "ClassificationScores") -> None:
+        """Add what `other` has seen. Raises ValueError if it counts other classes or bins."""
+        if (self.classes, self.bins) != (other.classes, other.bins):
+            ours, theirs = (f"{one.classes} classes and {one.bins} bins" for one in (self, other))
+            raise ValueError(f"scores of {ours}, and of {theirs}, do not add up")
+        self.ranks += other.ranks
+        self.pairs.update(other.pairs)
+        self.seen += other.seen
+        self.right += other.right
+        self.totals.merge(other.totals)
+
+    def reset(self) -> None:
+        """Forget every image."""
+        self.ranks = np.zeros(self.classes + 1, np.int64)  # images by the rank of their true class; the last: lost
+        self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, guess) -> images
+        self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence
+        self.totals = Totals(self.bins + 1)  # confidences by bin; negative log-likelihood
+
+    def compute(self) -> dict[str, float]:
+        """Return the averages; NaN where nothing was seen.
+
+        Returns:
+            `top1`, `top5` and what else `ks` names: images whose true class is among the best k; `class_accuracy`: the
+            mean over the classes in the truth of their own top 1; `ece`, the expected calibration error: the mean over
+            images of |accuracy - confidence| of their bin (Guo et al., "On Calibration of Modern Neural Networks",
+            ICML 2017, section 2); `mce`: the largest of these; `nll`: mean negative log-likelihood in nats;
+            `images`, `nan_predictions`: counts.
+        """
+        images, lost = int(self.ranks.sum()), int(self.ranks[-1])
+        accuracies = self.per_class()
+        seen, *_, gaps = self.reliability()
+        return {
+            **{f"top{k}": _ratio(int(self.ranks[:k].sum()), images) for k in self.ks if k == 1 or k < self.classes},
+            "class_accuracy": float(np.nanmean(accuracies)) if images else math.nan,
+            "ece": _ratio(float((seen * np.nan_to_num(gaps)).sum()), images - lost),
+            "mce": float(np.nanmax(gaps)) if images > lost else math.nan,
+            "nll": _ratio(float(self.totals.values()[-1]), images - lost),
+            "images": images,
+            "nan_predictions": lost,
+        }
+
+    def per_class(self) -> np.ndarray:
+        """Return each class's accuracy, K float64: the share of its images guessed right; NaN for absent ones."""
+        true, right = np.zeros(self.classes), np.zeros(self.classes)
+        for (label, guess), images in self.pairs.items():
+            true[label] += images
+            right[label] += images if label == guess else 0
+        return np.divide(right, true, out=np.full(self.classes, np.nan), where=true > 0)
+
+    def confusion(self) -> np.ndarray:
+        """Return how often each true class (row) was taken for each (column): int64, K x (K + 1); last column: lost."""
+        table = np.zeros((self.classes, self.classes + 1), np.int64)
+        for pair, images in self.pairs.items():
+            table[pair] = images
+        return table
+
+    def worst_pairs(self, count: int = 10) -> list[tuple[int, int, int]]:
+        """Return the most frequent confusions, as (true class, guess, images), most images first and then by class."""
+        wrong = [(label, guess, images) for (label, guess), images in self.pairs.items() if label != guess]
+        return sorted(wrong, key=lambda one: (-one[2], one[:2]))[:count]
+
+    def reliability(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return of each bin: images, accuracy, mean confidence, and the distance of these two; NaN in empty bins."""
+        empty = np.full((2, self.bins), np.nan)
+        sums = np.stack([self.right, self.totals.values()[:-1]])
+        accuracy, confidence = np.divide(sums, self.seen, out=empty, where=self.seen > 0)
+        return self.seen.copy(), accuracy, confidence, np.abs(accuracy - confidence)
+
+    def _bins_of(self, confidence: np.ndarray) -> np.ndarray:
+        return np.clip(np.ceil(confidence * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
+
+
+def _ratio(total: float, count: int) -> float:
+    return total / count if count else math.nan
+
+
+def _numpy_scores(logits: np.ndarray, labels: np.ndarray) -> ImageScores:
+    images, classes = logits.shape
+    logits = logits.astype(np.result_type(logits, np.float32), copy=False)
+    guess, rows = logits.argmax(axis=1), np.arange(images)
+    best, own = logits[rows, guess], logits[rows, labels]
+    lost = ~np.isfinite(best)  # argmax stops at the first NaN
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = np.exp(logits - best[:, None]).sum(axis=1, dtype=np.float64)
+        nll = np.log(total) + (best.astype(np.float64) - own)
+    level = logits == own[:, None]
+    before = (logits > own[:, None]) | (level & (np.arange(classes) < labels[:, None]))
+    return ImageScores(
+        rank=np.where(lost, classes, np.count_nonzero(before, axis=1)),
+        guess=np.where(lost, classes, guess),
+        confidence=np.where(lost, np.nan, 1 / total),
+        nll=np.where(lost, np.nan, nll),
+    )
+
+
+def _torch_scores(logits: Any, labels: np.ndarray) -> ImageScores:
+    """As :func:`_numpy_scores`, computed where the logits lie; only four numbers an image leave it."""
+    import torch
+
+    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    classes, true = logits.shape[1], torch.from_numpy(labels).to(logits.device)[:, None]
+    best, guess = logits.max(dim=1, keepdim=True)  # of equal ones, some device may take another than the first
+    guess = torch.where(logits == best, torch.arange(classes, device=logits.device), classes).amin(dim=1)
+    own, lost = logits.gather(1, true), ~best[:, 0].isfinite()
+    total = (logits - best).exp().sum(dim=1, dtype=torch.float64)
+    nll = total.log() + (best.double() - own)[:, 0]
+    before = (logits > own) | ((logits == own) & (torch.arange(classes, device=logits.device) < true))
+    rank = torch.where(lost, classes, before.sum(dim=1))
+    whole = torch.stack([rank, torch.where(lost, classes, guess)]).cpu().numpy()
+    real = torch.where(lost, torch.nan, torch.stack([1 / total, nll])).cpu().numpy()
+    return ImageScores(whole[0], whole[1], real[0], real[1])

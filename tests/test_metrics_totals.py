@@ -1,0 +1,37 @@
+"""Sums that do not depend on the order of their terms."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtsp.metrics.totals import Totals
+
+
+def test_what_rounding_takes_from_a_sum_is_kept() -> None:
+    totals = Totals(1)
+    totals.add(np.array([[1e16], [1.0], [-1e16]]))  # plain floats: 0, as 1e16 + 1 is 1e16
+    assert totals.values() == [1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(terms=st.lists(st.floats(-1e12, 1e12), max_size=30), parts=st.integers(1, 4), seed=st.integers(0, 9))
+def test_any_order_and_grouping_gives_the_exact_sum_rounded_once(terms: list[float], parts: int, seed: int) -> None:
+    exact = float(sum(map(Fraction, terms), Fraction(0)))
+    shuffled = np.random.default_rng(seed).permutation(np.array(terms, np.float64))
+    merged = Totals(1)
+    for part in np.array_split(shuffled, parts):
+        one = Totals(1)
+        one.add(part[:, None])
+        merged.merge(one)
+    assert merged.values()[0] == pytest.approx(exact, rel=1e-15, abs=1e-15)
+
+
+def test_columns_are_summed_apart_and_infinity_stays() -> None:
+    totals = Totals(3)
+    totals.add(np.array([[1, np.inf, np.nan], [2, 5, 1]]))
+    totals.add(np.zeros((0, 3)))
+    totals.add(np.array([[4.0, 1, 1]]))
+    np.testing.assert_array_equal(totals.values(), [7, np.inf, np.nan])

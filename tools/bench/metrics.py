@@ -1,0 +1,278 @@
+"""How long metrics take beside what others compute, and beside one read of the same arrays.
+
+    python tools/bench/metrics.py [--rounds 9] [--threads 2] [--quick]
+
+The programs take turns, and the median round is shown. "One read" adds up the arrays in as many threads as mtsp uses:
+nothing that looks at every number can be faster. What others compute is written anew after their published code, or
+imported where it is installed. Tables of masks and labels are in `metrics_masks.py`.
+"""
+
+import argparse
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mtsp.metrics import ClassificationScores, FlowErrors
+from mtsp.metrics.native import compiled, frozen, in_threads, threads
+from tools.bench import metrics_masks
+from tools.bench.timing import Program, machine, medians
+
+Numbers = dict[str, float]
+
+
+class Flows(NamedTuple):
+    """What flow is measured on."""
+
+    prediction: np.ndarray  # B2HW float32
+    truth: np.ndarray  # B2HW float32
+    valid: np.ndarray  # BHW bool
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Milliseconds of metrics, ours and others'.")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=threads())
+    parser.add_argument("--quick", action="store_true", help="small arrays, which say little: some seconds")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.threads < 1:
+        parser.error("--rounds and --threads must be 1 or more")
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    torch.set_num_threads(options.threads)
+    console = Console(width=120)
+    console.print(f"{machine()}; {options.threads} threads; numpy {np.__version__}, torch {torch.__version__}")
+    console.print(flow_table(options.rounds, made_up_flows(options.quick)))
+    console.print(classification_table(options.rounds, *made_up_logits(options.quick)))
+    for table in metrics_masks.tables(options.rounds, options.quick, options.threads):
+        console.print(table)
+
+
+def flow_table(rounds: int, flows: Flows) -> Table:
+    """Return the times of all ways to flow errors."""
+    ways: dict[str, Program] = {"one read of the arrays": lambda: one_read(*flows)}
+    ways |= {name: functools.partial(way, flows) for name, way in FLOW_WAYS.items()}
+    ways["mtsp, all eight, of BHW2"] = functools.partial(ours_flow, paired(flows))
+    targets = {
+        "one read of the arrays": "<= 1.3 of it",
+        "numpy idiom": ">= 25",
+        "mmflow: EPE and Fl": ">= 70",
+        "ptlflow: FlowMetrics": ">= 500",
+    }
+    shape = "x".join(map(str, flows.valid.shape))
+    title = f"Flow errors, {shape}: EPE, three speed bins, 1/3/5 px, Fl-all"
+    return _table(title, medians(ways, rounds), "mtsp, all eight", targets)
+
+
+def made_up_logits(quick: bool) -> tuple[np.ndarray, np.ndarray]:
+    """BK logits, and labels of which the highest logit is right for seven in ten."""
+    rng, (images, classes) = np.random.default_rng(0), (200, 20) if quick else (4096, 1000)
+    logits = rng.normal(0, 3, (images, classes)).astype(np.float32)
+    return logits, np.where(rng.random(images) < 0.7, logits.argmax(axis=1), rng.integers(0, classes, images))
+
+
+def classification_table(rounds: int, logits: np.ndarray, labels: np.ndarray) -> Table:
+    """Return the times of all ways to top 1, top 5 and calibration error."""
+    ways: dict[str, Program] = {"one read of the arrays": lambda: one_read(logits)}
+    ways |= {name: functools.partial(way, logits, labels) for name, way in CLASSIFICATION_WAYS.items()}
+    if importlib.util.find_spec("torchmetrics") is not None:
+        ways["torchmetrics: the same"] = functools.partial(torchmetrics_scores, logits, labels)
+    title = f"Classification, {logits.shape[0]}x{logits.shape[1]}: top 1, top 5, class accuracy, ECE, NLL"
+    table = _table(title, medians(ways, rounds), "mtsp", {})
+    if "torchmetrics: the same" not in ways:
+        table.add_row("torchmetrics", "not installed", "", "")
+    return table
+
+
+def _table(title: str, seconds: Mapping[str, float], ours: str, targets: Mapping[str, str]) -> Table:
+    table = Table(title=title)
+    for column in ("way", "ms", f'"{ours}" is faster by', "target"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, spent in seconds.items():
+        ratio = f"{spent / seconds[ours]:.2f}" if name != "one read of the arrays" else ""
+        ratio = ratio or f"takes {seconds[ours] / spent:.2f} of it"
+        table.add_row(name, f"{1e3 * spent:.2f}", "" if name == ours else ratio, targets.get(name, ""))
+    return table
+
+
+def made_up_flows(quick: bool) -> Flows:
+    """Smooth flow up to about 60 px with noise in the prediction and a tenth of the pixels unknown."""
+    rng, (images, height, width) = np.random.default_rng(0), (2, 48, 64) if quick else (8, 436, 1024)
+    y, x = np.mgrid[:height, :width] / height
+    waves = [np.stack([np.sin(3 * x + k) * 40, np.cos(2 * y - k) * 20]) for k in range(images)]
+    truth = np.stack(waves).astype(np.float32)
+    noise = rng.normal(0, 2, truth.shape).astype(np.float32)
+    return Flows(truth + noise, truth, rng.random((images, height, width)) < 0.9)
+
+
+def one_read(*arrays: np.ndarray) -> float:
+    """Add up all items of contiguous arrays, as words of four bytes."""
+    code, step = _reader(), 1 << 20
+    words = [frozen(array.reshape(-1).view(np.uint8)[: array.nbytes // 4 * 4].view(np.float32)) for array in arrays]
+    parts = [part[start : start + step] for part in words for start in range(0, part.size, step)]
+    return float(sum(in_threads(code, parts)))
+
+
+@functools.cache
+def _reader() -> Callable[[np.ndarray], float]:
+    code = compiled(_sum, fastmath=True)
+    return code or (lambda part: float(part.sum()))
+
+
+def _sum(part: np.ndarray) -> float:  # pragma: no cover, runs as machine code
+    total = part.dtype.type(0)
+    for i in range(part.size):
+        total += part[i]
+    return total
+
+
+def ours_flow(flows: Flows, angular: bool = False) -> Numbers:
+    """All eight numbers, and the angular error if asked, by mtsp."""
+    errors = FlowErrors(angular)
+    errors.update(*flows)
+    return errors.compute()
+
+
+def paired(flows: Flows) -> Flows:
+    """Return the same flow, laid in memory as BHW2."""
+    ours, theirs = (np.ascontiguousarray(flow.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for flow in flows[:2])
+    return Flows(ours, theirs, flows.valid)
+
+
+def numpy_idiom(flows: Flows) -> Numbers:
+    """All eight, as evaluation scripts after RAFT's do it: error maps, flattened and indexed with the valid mask."""
+    prediction, truth, valid = flows
+    chosen = valid.reshape(-1)
+    error = np.sqrt(np.sum((prediction - truth) ** 2, axis=1)).reshape(-1)[chosen]
+    speed = np.sqrt(np.sum(truth**2, axis=1)).reshape(-1)[chosen]
+    middle = (speed >= 10) & (speed < 40)
+    return {
+        "epe": float(error.mean()),
+        "epe_0_10": float(error[speed < 10].mean()),
+        "epe_10_40": float(error[middle].mean()),
+        "epe_40_plus": float(error[speed >= 40].mean()),
+        **{f"out_{limit}px": float((error > limit).mean()) for limit in (1, 3, 5)},
+        "fl_all": float(((error > 3) & (error / speed > 0.05)).mean()),
+    }
+
+
+def torch_idiom(flows: Flows) -> Numbers:
+    """All eight in torch, with the valid mask as an index."""
+    prediction, truth, valid = map(torch.from_numpy, flows)
+    error = (prediction - truth).square().sum(dim=1).sqrt()[valid]
+    speed = truth.square().sum(dim=1).sqrt()[valid]
+    middle = (speed >= 10) & (speed < 40)
+    return {
+        "epe": error.mean().item(),
+        "epe_0_10": error[speed < 10].mean().item(),
+        "epe_10_40": error[middle].mean().item(),
+        "epe_40_plus": error[speed >= 40].mean().item(),
+        **{f"out_{limit}px": (error > limit).float().mean().item() for limit in (1, 3, 5)},
+        "fl_all": ((error > 3) & (error / speed > 0.05)).float().mean().item(),
+    }
+
+
+def mmflow_formulation(flows: Flows) -> Numbers:
+    """EPE and Fl as mmflow's `eval_metrics`: image after image as HW2, each measure with error maps of its own."""
+    images = [(p.transpose(1, 2, 0), t.transpose(1, 2, 0), v) for p, t, v in zip(*flows, strict=True)]
+
+    def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.sum((prediction - truth) ** 2, axis=-1))
+
+    errors, outliers = [], []
+    for prediction, truth, valid in images:
+        errors.append(error_map(prediction, truth).reshape(-1)[valid.reshape(-1)])
+    for prediction, truth, valid in images:
+        error, speed = error_map(prediction, truth), np.sqrt(np.sum(truth**2, axis=-1))
+        outlier = (error > 3) & (error / speed > 0.05)
+        outliers.append(outlier.astype(np.float32).reshape(-1)[valid.reshape(-1)])
+    return {"epe": float(np.concatenate(errors).mean()), "fl_all": float(np.concatenate(outliers).mean())}
+
+
+def ptlflow_formulation(flows: Flows) -> Numbers:
+    """EPE, 1/3/5 px, Fl and WAUC as ptlflow's `FlowMetrics`: lengths by `torch.norm` over the channels, an average
+    of each image, and 100 thresholds for the area under the curve. Its averages are means of the images' own.
+    """
+    prediction, truth, valid = map(torch.from_numpy, flows)
+    error = torch.norm(prediction - truth, p=2, dim=1)
+    speed = torch.norm(truth, p=2, dim=1)
+    known, pixels = valid.float(), valid.sum(dim=(1, 2))
+
+    def mean(values: torch.Tensor) -> float:
+        return ((values * known).sum(dim=(1, 2)) / pixels).mean().item()
+
+    weights = [1 - step / 100 for step in range(100)]
+    area = sum(weight * mean((error <= (step + 1) / 20).float()) for step, weight in enumerate(weights))
+    return {
+        "epe_per_image": mean(error),
+        **{f"out_{limit}px_per_image": mean((error > limit).float()) for limit in (1, 3, 5)},
+        "fl_per_image": mean(((error > 3) & (error > 0.05 * speed)).float()),
+        "wauc": area / sum(weights),
+    }
+
+
+FLOW_WAYS: dict[str, Callable[[Flows], Numbers]] = {
+    "mtsp, all eight": ours_flow,
+    "mtsp, with the angular error": lambda flows: ours_flow(flows, angular=True),
+    "numpy idiom": numpy_idiom,
+    "torch idiom": torch_idiom,
+    "mmflow: EPE and Fl": mmflow_formulation,
+    "ptlflow: FlowMetrics": ptlflow_formulation,
+}
+
+
+def ours_classification(logits: np.ndarray, labels: np.ndarray) -> Numbers:
+    """All numbers by mtsp."""
+    scores = ClassificationScores(logits.shape[1])
+    scores.update(logits, labels)
+    return scores.compute()
+
+
+def classification_idiom(logits: np.ndarray, labels: np.ndarray) -> Numbers:
+    """The same numbers as scripts compute them: log-softmax, a sort for top 5, boolean masks for bins and classes."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    order = np.argsort(-logits, axis=1, kind="stable")
+    right, confidence = order[:, 0] == labels, np.exp(log_softmax.max(axis=1))
+    error = 0.0
+    for edge in range(15):
+        chosen = (confidence > edge / 15) & (confidence <= (edge + 1) / 15)
+        if chosen.any():
+            error += chosen.mean() * abs(right[chosen].mean() - confidence[chosen].mean())
+    return {
+        "top1": float(right.mean()),
+        "top5": float((order[:, :5] == labels[:, None]).any(axis=1).mean()),
+        "class_accuracy": float(np.mean([right[labels == k].mean() for k in np.unique(labels)])),
+        "ece": float(error),
+        "nll": float(-log_softmax[np.arange(len(labels)), labels].mean()),
+    }
+
+
+def torchmetrics_scores(logits: np.ndarray, labels: np.ndarray) -> Numbers:
+    """The same by torchmetrics, default arguments; the likelihood by torch."""
+    from torchmetrics.functional import classification as tm
+
+    scores, truth, classes = torch.from_numpy(logits), torch.from_numpy(labels), logits.shape[1]
+    return {
+        "top1": tm.multiclass_accuracy(scores, truth, classes, average="micro").item(),
+        "top5": tm.multiclass_accuracy(scores, truth, classes, average="micro", top_k=5).item(),
+        "class_accuracy": tm.multiclass_accuracy(scores, truth, classes, average="macro").item(),
+        "ece": tm.multiclass_calibration_error(scores, truth, classes).item(),
+        "nll": torch.nn.functional.cross_entropy(scores, truth).item(),
+    }
+
+
+CLASSIFICATION_WAYS: dict[str, Callable[[np.ndarray, np.ndarray], Numbers]] = {
+    "mtsp": ours_classification,
+    "numpy idiom": classification_idiom,
+}
+
+
+if __name__ == "__main__":
+    main()

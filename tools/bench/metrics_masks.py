@@ -1,0 +1,261 @@
+"""Confusion counts and DAVIS's J and F beside what others compute them with.
+
+    python tools/bench/metrics_masks.py [--rounds 7] [--threads 2] [--quick]
+
+Every result is compared with ours before anything is timed. A ratio is how many times as long the other form takes;
+the target is what it is to be at least, for the read of the arrays, which nothing can be faster than, at most.
+Class maps are of cells with borders, predictions of the same with a tenth of the pixels wrong, 5 % are ignored.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+from unittest import mock
+
+import numpy as np
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from mtsp.metrics import ConfusionMatrix, boundary, confusion, region_and_boundary
+from tools.bench.timing import Program, machine, medians
+
+CLASSES, IGNORE = 60, 255
+
+Targets = Mapping[str, str]
+
+
+def tables(rounds: int, quick: bool, threads: int) -> list[Table]:
+    """Return the measured tables: counts from labels and from scores, J and F of one object and of ragged masks.
+
+    Args:
+        rounds: how often each program is timed; the median counts.
+        quick: small arrays, a few seconds in all.
+        threads: of torch and OpenCV; mtsp's are those of OMP_NUM_THREADS.
+    """
+    import cv2
+
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    rng = np.random.default_rng(0)
+    side, images = (96, 4) if quick else (480, 16)
+    measured = [labels_table(rng, images, side, rounds), scores_table(rng, 2 if quick else 4, side, rounds)]
+    frames, height, width = (4, 120, 214) if quick else (80, 480, 854)
+    measured.append(davis_table("one object", moving_object(frames, height, width), rounds, ("20x", "8x")))
+    measured.append(davis_table("ragged masks", ragged(rng, frames // 2, height, width), rounds, ("15x", "5x")))
+    return measured
+
+
+def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) -> Table:
+    """Time the counts of labels, BHW int64 and uint8."""
+    truth = class_maps(rng, images, side)
+    prediction = np.where(rng.random(truth.shape) < 0.1, rng.integers(0, CLASSES, truth.shape), truth)
+    truth[rng.random(truth.shape) < 0.05] = IGNORE
+    small, small_truth = prediction.astype(np.uint8), truth.astype(np.uint8)
+    ours, theirs = torch.from_numpy(prediction), torch.from_numpy(truth)
+    whole = ConfusionMatrix(CLASSES)
+    programs: dict[str, Program] = {
+        "mtsp, int64": lambda: confusion(prediction, truth, CLASSES),
+        "mtsp, uint8": lambda: confusion(small, small_truth, CLASSES),
+        "mtsp ConfusionMatrix.update, uint8": lambda: whole.update(small, small_truth),
+        "one read, int64": lambda: (ours.sum(), theirs.sum()),
+        "numpy bincount, int64": lambda: by_bincount(prediction, truth),
+        "numpy bincount, uint8": lambda: by_bincount(small, small_truth),
+        "torch bincount, int64": lambda: by_torch_bincount(ours, theirs),
+    }
+    targets = {"numpy bincount, int64": "5x", "numpy bincount, uint8": "10x"}
+    against = {name: "mtsp, uint8" for name in programs if name.endswith("uint8")}
+    missing = []
+    try:
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        for name, check in (("defaults", True), ("validate_args=False", False)):
+            programs[f"torchmetrics, {name}, int64"] = lambda check=check: multiclass_confusion_matrix(
+                ours, theirs, CLASSES, ignore_index=IGNORE, validate_args=check
+            )
+        targets["torchmetrics, defaults, int64"] = "30x"
+    except ImportError:
+        missing.append("torchmetrics")
+    try:
+        from segmentation_models_pytorch.metrics import get_stats
+
+        programs["smp get_stats, int64"] = lambda: get_stats(
+            cast(Any, ours), cast(Any, theirs), mode="multiclass", ignore_index=IGNORE, num_classes=CLASSES
+        )
+    except ImportError:
+        missing.append("segmentation_models_pytorch")
+    expected = confusion(prediction, truth, CLASSES)[:, :CLASSES]
+    for name, program in programs.items():
+        if "bincount" in name or "torchmetrics" in name:
+            np.testing.assert_array_equal(np.asarray(program()), expected, err_msg=name)
+    title = f"Confusion counts of {images} x {side} x {side} labels, {CLASSES} classes"
+    return table(title, medians(programs, rounds), "mtsp, int64", targets, against, missing)
+
+
+def scores_table(rng: np.random.Generator, images: int, side: int, rounds: int) -> Table:
+    """Time the counts of the best classes, BKHW float32, bfloat16 and channels_last."""
+    truth = class_maps(rng, images, side).astype(np.uint8)
+    scores = torch.from_numpy(rng.normal(size=(images, CLASSES, side, side)).astype(np.float32))
+    half, last = scores.bfloat16(), scores.contiguous(memory_format=torch.channels_last)
+    programs: dict[str, Program] = {
+        "mtsp": lambda: confusion(scores, truth, CLASSES),
+        "mtsp, bfloat16": lambda: confusion(half, truth, CLASSES),
+        "mtsp, channels_last": lambda: confusion(last, truth, CLASSES),
+        "one read": lambda: scores.sum(),
+        "one read, bfloat16": lambda: half.sum(),
+        "argmax, numpy bincount": lambda: by_bincount(scores.argmax(1).numpy(), truth),
+        "max, numpy bincount": lambda: by_bincount(scores.max(1).indices.numpy(), truth),
+        "max, numpy bincount, channels_last": lambda: by_bincount(last.max(1).indices.numpy(), truth),
+    }
+    expected = confusion(scores, truth, CLASSES)[:, :CLASSES]
+    np.testing.assert_array_equal(programs["argmax, numpy bincount"](), expected)
+    targets = {"argmax, numpy bincount": "10x", "one read": "1/1.7"}
+    against = {"one read, bfloat16": "mtsp, bfloat16", "max, numpy bincount, channels_last": "mtsp, channels_last"}
+    title = f"Confusion counts of {images} x {CLASSES} x {side} x {side} class scores"
+    return table(title, medians(programs, rounds), "mtsp", targets, against)
+
+
+def davis_table(
+    what: str, masks: tuple[np.ndarray, np.ndarray], rounds: int, targets: tuple[str, str], bound: float = 0.008
+) -> Table:
+    """Time J and F of the frames of a video, NHW bool."""
+    pairs = list(zip(*masks, strict=True))
+    programs: dict[str, Program] = {
+        "mtsp": lambda: [region_and_boundary(*pair, bound) for pair in pairs],
+        "mtsp without numba": lambda: without_numba(lambda: [region_and_boundary(*pair, bound) for pair in pairs]),
+        "official 2017 formulation": lambda: [official(*pair, bound) for pair in pairs],
+        "one read": lambda: [mask.any() for mask in (masks[0].view(np.uint8) == 2, masks[1].view(np.uint8) == 2)],
+    }
+    expected = programs["mtsp"]()
+    for name in ("mtsp without numba", "official 2017 formulation"):
+        assert programs[name]() == expected, name
+    seconds = medians(programs, rounds)
+    named = {"official 2017 formulation": f"{targets[0]} ({targets[1]} without numba)"}
+    frames, height, width = masks[0].shape
+    title = f"J and F of {frames} frames of {height} x {width}, {what}"
+    drawn = table(title, seconds, "mtsp", named)
+    ratio = seconds["official 2017 formulation"] / seconds["mtsp without numba"]
+    drawn.caption = f"official over mtsp without numba: {ratio:.1f}x, target {targets[1]}"
+    return drawn
+
+
+def table(
+    title: str,
+    seconds: Mapping[str, float],
+    ours: str,
+    targets: Targets,
+    against: Mapping[str, str] | None = None,
+    missing: Sequence[str] = (),
+) -> Table:
+    """Return the rows: milliseconds, and over those of our form of the same input."""
+    drawn = Table(title=title, box=SIMPLE, title_justify="left")
+    for heading, side in (("form", "left"), ("ms", "right"), ("over ours", "right"), ("target", "right")):
+        drawn.add_column(heading, justify=side)  # pyright: ignore[reportArgumentType]
+    for name, spent in seconds.items():
+        base = seconds[(against or {}).get(name, ours)]
+        drawn.add_row(name, f"{spent * 1e3:.2f}", f"{spent / base:.2f}", targets.get(name, ""))
+    for name in missing:
+        drawn.add_row(name, "-", "not installed", "")
+    return drawn
+
+
+def by_bincount(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return K x K counts in the usual form: one number for each known pixel, counted."""
+    known = truth < CLASSES
+    cells = CLASSES * truth[known].astype(int) + prediction[known]
+    return np.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+
+
+def by_torch_bincount(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """As :func:`by_bincount`."""
+    known = truth < CLASSES
+    return torch.bincount(CLASSES * truth[known] + prediction[known], minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+
+
+def official(prediction: np.ndarray, truth: np.ndarray, bound: float) -> tuple[float, float]:
+    """Return J and F of HW bool masks by the operations of the official 2017 code: whole images, `cv2.dilate`."""
+    import cv2
+
+    shared, either = np.sum(prediction & truth), np.sum(prediction | truth)
+    region = float(shared / either) if either else 1.0
+    radius = math.ceil(bound * np.linalg.norm(truth.shape))
+    ys, xs = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    disk = (ys**2 + xs**2 <= radius**2).astype(np.uint8)
+    ours, theirs = official_edges(prediction), official_edges(truth)
+    near_ours, near_theirs = (cv2.dilate(edges.astype(np.uint8), disk) for edges in (ours, theirs))
+    matched, found = theirs * near_ours, ours * near_theirs
+    our_count, their_count = np.sum(ours), np.sum(theirs)
+    if not our_count or not their_count:
+        return region, float(our_count == their_count)
+    precision, recall = np.sum(found) / float(our_count), np.sum(matched) / float(their_count)
+    return region, float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def official_edges(mask: np.ndarray) -> np.ndarray:
+    """Return where a pixel differs from its right, lower or lower-right neighbor, with one image for each of them."""
+    right, below, across = np.zeros_like(mask), np.zeros_like(mask), np.zeros_like(mask)
+    right[:, :-1], below[:-1], across[:-1, :-1] = mask[:, 1:], mask[1:], mask[1:, 1:]
+    edges = mask ^ right | mask ^ below | mask ^ across
+    edges[-1], edges[:, -1] = mask[-1] ^ right[-1], mask[:, -1] ^ below[:, -1]
+    edges[-1, -1] = False
+    return edges
+
+
+def without_numba(program: Callable[[], Any]) -> Any:
+    """Return what `program` does where there is no numba."""
+    with mock.patch.object(boundary, "_kernel", return_value=None):
+        return program()
+
+
+def class_maps(rng: np.random.Generator, images: int, side: int) -> np.ndarray:
+    """Return BHW int64: cells around random points, each of one class."""
+    maps = np.empty((images, side, side), np.int64)
+    ys, xs = np.mgrid[:side, :side]
+    for map_ in maps:
+        points = rng.integers(0, side, (40, 2))
+        distances = [(ys - y) ** 2 + (xs - x) ** 2 for y, x in points]
+        map_[:] = rng.integers(0, CLASSES, 40)[np.argmin(distances, axis=0)]
+    return maps
+
+
+def moving_object(frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return predictions and truths, NHW bool: a blob that wobbles across the image, predicted 5 pixels off."""
+    ys, xs = np.mgrid[:height, :width]
+    truths = np.empty((frames, height, width), np.bool_)
+    for i, mask in enumerate(truths):
+        y, x = ys - height * (0.5 + 0.1 * math.sin(i / 9)), xs - width * (0.3 + 0.4 * i / frames)
+        turn = np.arctan2(y, x)
+        mask[:] = np.hypot(y, x) < height * (0.2 + 0.03 * np.sin(5 * turn + i / 5) + 0.02 * np.sin(11 * turn - i / 3))
+    return np.roll(truths, (3, -4), (1, 2)), truths
+
+
+def ragged(rng: np.random.Generator, frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return predictions and truths, NHW bool: smooth noise cut in half, with boundaries all over the image."""
+    import cv2
+
+    noise = rng.normal(size=(frames, height, width)).astype(np.float32)
+    truths = np.stack([cv2.GaussianBlur(image, (0, 0), 4) > 0 for image in noise])
+    return np.roll(truths, (3, -4), (1, 2)), truths
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="small arrays, seconds")
+    arguments = parser.parse_args(argv)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    console = Console()
+    console.print(f"{machine()}; {arguments.threads} threads")
+    for one in tables(arguments.rounds, arguments.quick, arguments.threads):
+        console.print(one)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
