@@ -1,4 +1,4 @@
-"""Training and evaluation: functions that read top to bottom, on any number of processes.
+"""Training: functions that read top to bottom, on any number of processes.
 
 One optimizer step takes one global batch of every data entry of its stage. A process computes its share in
 micro-batches; every loss is divided by its count over the whole global batch, so that the result does not depend on how
@@ -7,25 +7,20 @@ the batch was shared out. Gradients are synchronized once per step.
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mtsp.checkpoint import sharded
 from mtsp.experiment import StageConfig, stage_at
-from mtsp.metrics.davis import DavisMeasure
-from mtsp.metrics.flow import FlowErrors
-from mtsp.metrics.segmentation import ConfusionMatrix
 from mtsp.optim import ScheduleConfig, set_learning_rates
 from mtsp.tasks import Tasks
-from mtsp.types import IGNORE, Batch, Examples, Outputs
+from mtsp.types import LABELS, Batch, Outputs
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -108,7 +103,6 @@ def train(
             before, stage = stage, stage_at(stages, position.step)
             if stage is not before:
                 hold_all_but(parts, stage.learn)
-            seed_model(seed, position.step, parts.accelerator.process_index)
             rates = set_learning_rates(parts.optimizer, schedule.share(position.step, steps))
             micro_batches = []
             for name, size in stage.batches.items():
@@ -117,6 +111,7 @@ def train(
                     stream = open_stream(name, size, position.batches.setdefault(key, 0))
                     streams[key] = opened.enter_context(contextlib.closing(stream))
                 micro_batches += [next(streams[key]) for _ in range(accumulate)]
+            seed_model(seed, position.step, parts.accelerator.process_index)  # now: opening a stream draws numbers
             result = optimizer_step(parts, micro_batches, step=position.step + 1, clip=clip, stop=stop())
             position.step += 1
             for name, size in stage.batches.items():
@@ -148,9 +143,8 @@ def optimizer_step(
             totals = parts.tasks.sums(outputs, batch)
             if not totals or counted[index].keys() - totals.keys():
                 raise ValueError(
-                    f"{batch['name'][0]} has the labels "
-                    f"{', '.join(sorted(batch.keys() & {'mask', 'flow'})) or 'none'}, the network gives "
-                    f"{', '.join(outputs)}: nothing, or not all, of `tasks` can be learned from it"
+                    f"{batch['name'][0]} has the labels {', '.join(sorted(batch.keys() & LABELS)) or 'none'}, the "
+                    f"network gives {', '.join(outputs)}: nothing, or not all, of `tasks` can be learned from it"
                 )
             loss = torch.stack([total / max(1.0, counts[name]) for name, total in totals.items()]).sum()
             sums.append({name: total.detach() for name, total in totals.items()})
@@ -211,118 +205,6 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True)
     return moved  # pyright: ignore[reportReturnType]
 
 
-class Evaluation(NamedTuple):
-    """What was measured on one dataset. A metric whose label the data does not have is None."""
-
-    davis: DavisMeasure | None
-    pixels: ConfusionMatrix | None
-    flow: FlowErrors | None
-
-    def values(self) -> dict[str, float]:
-        """Return the numbers a tracker wants: names and finite values."""
-        found: dict[str, Any] = {}
-        if self.davis is not None:
-            found |= self.davis.compute()
-        if self.pixels is not None:
-            found |= {k: v for k, v in self.pixels.compute().items() if k in ("pixel_accuracy", "miou")}
-        if self.flow is not None:
-            found |= self.flow.compute()
-        return {k: float(v) for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator,
-    model: nn.Module,
-    examples: Examples,
-    *,
-    after_example: Callable[[int, Batch, Outputs], None] = lambda index, batch, outputs: None,
-) -> Evaluation:
-    """Measure the network on every example once, at the labels' own resolution; the same on any number of processes.
-
-    Each process takes every n-th example, without padding and without a collective inside the loop; what they measured
-    is merged at the end and is the same on all of them.
-
-    Args:
-        accelerator: of the run.
-        model: wrapped or not; left in the mode it was in.
-        examples: frames may be smaller than their labels; predictions are scaled to the labels.
-        after_example: called on every process with its own examples: index, batch of one, outputs.
-    """
-    bare = accelerator.unwrap_model(model)
-    if accelerator.num_processes > 1 and not sharded(bare):
-        for buffer in bare.buffers():  # without SyncBN each process has statistics of its own: measure the saved ones
-            torch.distributed.broadcast(buffer, 0)
-    modes = [(module, module.training) for module in bare.modules()]
-    bare.eval()
-    davis: DavisMeasure | None = None
-    pixels: ConfusionMatrix | None = None
-    flow: FlowErrors | None = None
-    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
-    for index in mine:
-        sample = examples[index]
-        batch = _of_one(sample)
-        on_device = to_device(batch, accelerator.device)
-        outputs = at_resolution(bare(on_device["frame"], on_device.get("next_frame")), batch)
-        if "mask" in batch and "mask_logits" in outputs:
-            classes = outputs["mask_logits"].shape[1]
-            predicted = outputs["mask_logits"].argmax(1).to(torch.uint8).cpu().numpy()
-            truth = batch["mask"].numpy()
-            pixels = pixels or ConfusionMatrix(classes)
-            pixels.update(predicted, truth)
-            if classes == 2:
-                davis = davis or DavisMeasure()
-                known = truth[0] != IGNORE
-                davis.update(sample["name"][0], (predicted[0] == 1) & known, (truth[0] == 1) & known)
-        if "flow" in batch and "flow" in outputs:
-            flow = flow or FlowErrors()
-            flow.update(outputs["flow"].float().cpu(), batch["flow"], batch.get("flow_valid"), sample["name"][0])
-        after_example(index, batch, outputs)
-    if sharded(bare):  # every process must take part in every forward pass, also the one that has an example less
-        missing = math.ceil(len(examples) / accelerator.num_processes) - len(mine)
-        for _ in range(missing):
-            first = to_device(_of_one(examples[0]), accelerator.device)
-            bare(first["frame"], first.get("next_frame"))
-    for module, mode in modes:
-        module.training = mode
-    return Evaluation(*(_merged(accelerator, metric) for metric in (davis, pixels, flow)))
-
-
-def at_resolution(outputs: Outputs, batch: Batch) -> Outputs:
-    """Return the predictions at the resolution of the batch's labels; flow vectors grow with their image."""
-    scaled: Outputs = {}
-    if "mask_logits" in outputs:
-        logits = outputs["mask_logits"].float()
-        size = tuple(batch["mask"].shape[-2:]) if "mask" in batch else tuple(logits.shape[-2:])
-        scaled["mask_logits"] = _resized(logits, size)
-    if "flow" in outputs:
-        flow = outputs["flow"].float()
-        size = tuple(batch["flow"].shape[-2:]) if "flow" in batch else tuple(flow.shape[-2:])
-        factor = flow.new_tensor([size[1] / flow.shape[-1], size[0] / flow.shape[-2]])
-        scaled["flow"] = _resized(flow, size) * factor.view(1, 2, 1, 1)
-    return scaled
-
-
-def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(values.shape[-2:]) == size:
-        return values
-    return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
-
-
-def _of_one(sample: Batch) -> Batch:
-    batch: dict[str, Any] = {k: v[None] if isinstance(v, Tensor) else v for k, v in sample.items()}
-    return batch  # pyright: ignore[reportReturnType]
-
-
-def _merged(accelerator: Accelerator, metric: Any) -> Any:
-    if accelerator.num_processes == 1:
-        return metric
-    present = [other for other in gather_object([metric]) if other is not None]
-    for other in present[1:]:
-        present[0].merge(other)
-    return present[0] if present else None
-
-
 def _sum_over_processes(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
     if not values:
         return []
@@ -330,8 +212,3 @@ def _sum_over_processes(accelerator: Accelerator, values: Sequence[float]) -> li
     if accelerator.num_processes > 1:
         stacked = cast(Tensor, accelerator.reduce(stacked.to(accelerator.device), "sum"))
     return stacked.tolist()
-
-
-def describe(values: Mapping[str, float]) -> str:
-    """Return numbers as one readable line."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -5,11 +5,13 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
+from mtsp.averaging import AverageConfig
 from mtsp.config import Config, ConfigError
 from mtsp.optim import OptimizerConfig, ScheduleConfig
-from mtsp.regularizers import L2Config, L2SPConfig, NoneConfig
+from mtsp.regularizers.settings import NoneConfig, PullConfig
 from mtsp.tasks import Tasks
 from mtsp.tracking import TrackingConfig
+from mtsp.views import AnyViews, WholeConfig
 
 ModelT = TypeVar("ModelT", bound=Config)
 DataT = TypeVar("DataT", bound=Config)
@@ -55,6 +57,8 @@ class TrainConfig(Config):
     """Largest norm of the gradient of the losses. The regularizer's pull is not clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """`auto`: bf16 where the machine computes in it (CUDA, or a CPU with AMX), else fp32."""
+    average: AverageConfig | None = None
+    """Measure and export a running average of the weights; null: the last weights."""
     channels_last: bool = True
     compile: bool = False
     workers: int = Field(default=2, ge=0)
@@ -73,6 +77,10 @@ class EvaluationConfig(Config):
     """Steps between evaluations; null: only at the end."""
     at_start: bool = True
     """Also before the first step: what fine-tuning begins with."""
+    batch: Positive = 1
+    """Examples of one size that are measured together: faster on a GPU, and the last digits depend on it."""
+    views: AnyViews = WholeConfig()
+    """How the network looks at each of them: once at the whole, or at crops and scales whose scores add up."""
 
 
 class Experiment(Config, Generic[ModelT, DataT]):
@@ -85,7 +93,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
     branches: dict[str, BranchConfig]
     data: dict[str, DataT]
     tasks: Tasks
-    regularizer: Annotated[L2Config | L2SPConfig | NoneConfig, Field(discriminator="name")]
+    regularizer: Annotated[PullConfig, Field(discriminator="name")]
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
@@ -109,8 +117,11 @@ class Experiment(Config, Generic[ModelT, DataT]):
         for name in self.evaluation.data:
             if name not in self.data:
                 wrong.append(f"evaluation.data: no such data {name!r}; there is {', '.join(self.data)}")
-        if self.regularizer.name == "l2sp" and not any(branch.weights for branch in self.branches.values()):
-            wrong.append("regularizer: l2sp needs a branch with pretrained `weights`; without any, use l2")
+        needs_anchors = self.regularizer.name not in ("l2", "none")
+        if needs_anchors and not any(branch.weights for branch in self.branches.values()):
+            wrong.append(
+                f"regularizer: {self.regularizer.name} needs a branch with pretrained `weights`; without any, use l2"
+            )
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -128,7 +139,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
 
     def _nothing_learns(self) -> list[str]:
         wrong = []
-        if self.tasks.segmentation is None and self.tasks.flow is None:
+        if not self.tasks.wanted:
             wrong.append(f"tasks: there is nothing to learn; give one of {', '.join(type(self.tasks).model_fields)}")
         if self.branches and all(branch.freeze for branch in self.branches.values()):
             wrong.append("branches: all of them are frozen, so nothing would learn; set `freeze: false` for one")
@@ -178,6 +189,7 @@ FREE_TO_MOVE = (
     "data.*.dataset.root",
     "data.*.dataset.frames",
     "data.*.dataset.masks",
+    "data.*.dataset.list",
     "branches.*.weights",
 )
 """Where files lie: another place is allowed, none is not. The anchors' fingerprint tells whether weights are others."""

@@ -51,14 +51,59 @@ def cross_entropy(
     classes = logits.shape[1]
     mask = mask.long()
     known = mask != IGNORE
-    if mask.device.type == "cpu" and bool((wrong := known & ((mask < 0) | (mask >= classes))).any()):
-        raise ValueError(f"the mask has class {int(mask[wrong][0])}, but the network has classes 0 to {classes - 1}")
+    _check_classes(mask, known, classes, "mask")
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none")
         if balanced:
             losses = losses * _balance(mask, known, classes)
         count = known.sum() if reduction == "mean" else torch.tensor(len(mask), device=mask.device)
         return LossSum(losses.sum(), count.float())
+
+
+def presence_loss(logits: Tensor, mask: Tensor) -> LossSum:
+    """Return EncNet's semantic encoding loss: is each class anywhere in the image? count is of images.
+
+    Binary cross-entropy of each class, averaged over the classes, as in Zhang et al., "Context Encoding for Semantic
+    Segmentation" (CVPR 2018), section 3.1. An image without a known pixel says nothing and counts for nothing (its
+    authors' code takes it as an image without any class).
+
+    Args:
+        logits: BK, of any float type; the loss is computed in float32, also inside autocast.
+        mask: BHW of integers in [0, K), or IGNORE.
+
+    Raises:
+        ValueError: the batch sizes differ; or, where looking costs nothing (CPU), a class is not in [0, K).
+    """
+    if logits.ndim != 2 or len(logits) != len(mask):
+        raise ValueError(f"presence of shape {tuple(logits.shape)} does not fit a mask of shape {tuple(mask.shape)}")
+    classes = logits.shape[1]
+    known = mask != IGNORE
+    _check_classes(mask, known, classes, "mask")
+    codes = torch.where(known, mask, classes).long().flatten(1)
+    present = logits.new_zeros((len(mask), classes + 1), dtype=torch.float32).scatter_(1, codes, 1.0)[:, :classes]
+    with torch.autocast(logits.device.type, enabled=False):
+        losses = F.binary_cross_entropy_with_logits(logits.float(), present, reduction="none").mean(1)
+    counted = known.flatten(1).any(1)
+    return LossSum(torch.where(counted, losses, 0.0).sum(), counted.sum().float())
+
+
+def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> LossSum:
+    """Return the cross-entropy of the images' classes; count is of images.
+
+    Args:
+        logits: BK, of any float type; the loss is computed in float32, also inside autocast.
+        label: B, integers in [0, K).
+        smoothing: share of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
+
+    Raises:
+        ValueError: sizes differ; or, where looking costs nothing (CPU), a class is not in [0, K).
+    """
+    if logits.ndim != 2 or logits.shape[:1] != label.shape:
+        raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(label.shape)}")
+    _check_classes(label, torch.ones_like(label, dtype=torch.bool), logits.shape[1], "label")
+    with torch.autocast(logits.device.type, enabled=False):
+        total = F.cross_entropy(logits.float(), label.long(), reduction="sum", label_smoothing=smoothing)
+    return LossSum(total, torch.tensor(float(len(label)), device=label.device))
 
 
 def mean_rate(rate: float, height: int, width: int) -> float:
@@ -131,6 +176,11 @@ def multiscale_epe(
             coarse, known = _shrunk(truth, valid, flow.shape[-2], flow.shape[-1])
             total = total + weight * _error(flow.float() / scale, coarse / scale, known, eps).sum()
         return LossSum(total, torch.tensor(float(len(truth)), device=truth.device))
+
+
+def _check_classes(labels: Tensor, known: Tensor, classes: int, what: str) -> None:
+    if labels.device.type == "cpu" and bool((wrong := known & ((labels < 0) | (labels >= classes))).any()):
+        raise ValueError(f"the {what} has class {int(labels[wrong][0])}, the network has classes 0 to {classes - 1}")
 
 
 def _balance(mask: Tensor, known: Tensor, classes: int) -> Tensor:

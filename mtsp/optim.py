@@ -37,7 +37,23 @@ class AdamConfig(Config):
         return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
-OptimizerConfig = Annotated[SGDConfig | AdamConfig, Field(discriminator="name")]
+class RMSPropConfig(Config):
+    """RMSProp with momentum, as Inception-V3 was trained (Szegedy et al., CVPR 2016, section 8)."""
+
+    name: Literal["rmsprop"]
+    lr: float = Field(gt=0)
+    decay: float = Field(default=0.9, gt=0, lt=1)
+    """Of the running mean of squared gradients."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    eps: float = Field(default=1.0, gt=0)
+    """Added to the root, where TensorFlow adds it inside; 1 is Inception's."""
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameter groups. It decays nothing: that is the regularizer's work."""
+        return torch.optim.RMSprop(groups, lr=self.lr, alpha=self.decay, momentum=self.momentum, eps=self.eps)
+
+
+OptimizerConfig = Annotated[SGDConfig | AdamConfig | RMSPropConfig, Field(discriminator="name")]
 
 
 _USERS = {
@@ -60,7 +76,7 @@ class ScheduleConfig(Config):
     """poly: (1 - done) ** power."""
     every: int | None = Field(default=None, gt=0)
     """step: multiply by `factor` every so many steps."""
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[Annotated[int, Field(gt=0)], ...] = ()
     """step: multiply by `factor` at each of these steps instead."""
     factor: float = Field(default=0.5, gt=0, lt=1)
     final: float = Field(default=0.0, ge=0, lt=1)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mtsp.config import Config
-from mtsp.losses import cross_entropy, end_point_error, multiscale_epe
+from mtsp.losses import cross_entropy, end_point_error, label_cross_entropy, multiscale_epe, presence_loss
 from mtsp.types import IGNORE, Batch, Outputs
 
 
@@ -40,30 +40,46 @@ class SegmentationConfig(Config):
     """Weight each frame's pixels by 1 - (share of their class), as SegFlow's authors do."""
     reduction: Literal["mean", "sum"] = "mean"
     """`mean` over pixels; `sum` over pixels, mean over images, as the Caffe release (its learning rates need it)."""
+    auxiliary: float = Field(default=0.0, ge=0)
+    """Of the same loss on the auxiliary head's mask; EncNet: 0.2."""
+    presence: float = Field(default=0.0, ge=0)
+    """Of the loss on which classes the image has, EncNet's semantic encoding loss (SE-loss); EncNet: 0.2."""
 
     @property
     def names(self) -> list[str]:
         """Names of its losses."""
-        return ["segmentation"]
+        extra = ["segmentation_auxiliary"] * bool(self.auxiliary) + ["presence"] * bool(self.presence)
+        return ["segmentation", *extra]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return what each loss of this batch is divided by."""
         if "mask" not in batch:
             return {}
-        valid = (batch["mask"] != IGNORE).sum() if self.reduction == "mean" else torch.tensor(len(batch["mask"]))
-        return {"segmentation": valid.to(batch["mask"].device)}
+        known = batch["mask"] != IGNORE
+        pixels = known.sum() if self.reduction == "mean" else torch.tensor(len(known), device=known.device)
+        counts = {"segmentation": pixels}
+        if self.auxiliary:
+            counts["segmentation_auxiliary"] = pixels
+        if self.presence:
+            counts["presence"] = known.flatten(1).any(1).sum()
+        return counts
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted, undivided losses of this batch."""
-        if "mask" not in batch or "mask_logits" not in outputs:
+        if "mask" not in batch:
             return {}
-        total = cross_entropy(
-            outputs["mask_logits"],
-            batch["mask"],
-            balanced=self.balanced,
-            reduction=self.reduction,
-        ).total
-        return {"segmentation": self.weight * total}
+        sums = {}
+        if "mask_logits" in outputs:
+            sums["segmentation"] = self.weight * self._pixels(outputs["mask_logits"], batch["mask"])
+        if self.auxiliary and "auxiliary_mask_logits" in outputs:
+            total = self._pixels(outputs["auxiliary_mask_logits"], batch["mask"])
+            sums["segmentation_auxiliary"] = self.auxiliary * total
+        if self.presence and "presence_logits" in outputs:
+            sums["presence"] = self.presence * presence_loss(outputs["presence_logits"], batch["mask"]).total
+        return sums
+
+    def _pixels(self, logits: Tensor, mask: Tensor) -> Tensor:
+        return cross_entropy(logits, mask, balanced=self.balanced, reduction=self.reduction).total
 
 
 class FlowConfig(Config):
@@ -112,16 +128,54 @@ class FlowConfig(Config):
         return sums
 
 
+class ClassificationConfig(Config):
+    """How the class of the whole image is learned."""
+
+    weight: float = Field(default=1.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over all classes; Inception-V3: 0.1."""
+    auxiliary: float = Field(default=0.0, ge=0)
+    """Of the same loss on the auxiliary head; Inception-V3: 0.4."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its losses."""
+        return ["classification"] + ["classification_auxiliary"] * bool(self.auxiliary)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what each loss of this batch is divided by."""
+        if "label" not in batch:
+            return {}
+        images = torch.tensor(len(batch["label"]), device=batch["label"].device)
+        return dict.fromkeys(self.names, images)
+
+    def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted, undivided losses of this batch."""
+        if "label" not in batch:
+            return {}
+        sums = {}
+        if "label_logits" in outputs:
+            sums["classification"] = self.weight * self._images(outputs["label_logits"], batch["label"])
+        if self.auxiliary and "auxiliary_label_logits" in outputs:
+            total = self._images(outputs["auxiliary_label_logits"], batch["label"])
+            sums["classification_auxiliary"] = self.auxiliary * total
+        return sums
+
+    def _images(self, logits: Tensor, label: Tensor) -> Tensor:
+        return label_cross_entropy(logits, label, smoothing=self.label_smoothing).total
+
+
 class Tasks(Config):
     """What is learned."""
 
     segmentation: SegmentationConfig | None = None
     flow: FlowConfig | None = None
+    classification: ClassificationConfig | None = None
 
     @property
     def wanted(self) -> list[Task]:
         """The tasks that are learned."""
-        return [task for task in (self.segmentation, self.flow) if task is not None]
+        return [task for task in (self.segmentation, self.flow, self.classification) if task is not None]
 
     @property
     def names(self) -> list[str]:

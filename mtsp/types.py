@@ -14,6 +14,9 @@ from torch import Tensor
 IGNORE = 255
 """The mask value of a pixel whose class is unknown: no loss and no metric counts it."""
 
+LABELS = frozenset({"mask", "flow", "label"})
+"""The keys of a `Batch` that something can be learned from."""
+
 
 class Raw(TypedDict):
     """One example as a dataset decodes it: numpy, not augmented. A label that the dataset does not have is left out."""
@@ -24,6 +27,7 @@ class Raw(TypedDict):
     mask: NotRequired[np.ndarray]  # HW uint8, class of each pixel of `frame`, IGNORE = unknown
     flow: NotRequired[np.ndarray]  # HW2 float32, (dx, dy) in pixels, frame -> next_frame; finite everywhere
     flow_valid: NotRequired[np.ndarray]  # HW bool, where flow is known; absent = everywhere
+    label: NotRequired[int]  # class of the whole image
 
 
 class Batch(TypedDict):
@@ -35,6 +39,7 @@ class Batch(TypedDict):
     mask: NotRequired[Tensor]  # BHW long, class of each pixel of `frame`, IGNORE = unknown
     flow: NotRequired[Tensor]  # B2HW float, (dx, dy) in pixels of this resolution, frame -> next_frame
     flow_valid: NotRequired[Tensor]  # BHW bool, where flow is known; absent = everywhere
+    label: NotRequired[Tensor]  # B long, class of the whole image
 
 
 class Outputs(TypedDict):
@@ -42,9 +47,11 @@ class Outputs(TypedDict):
 
     mask_logits: NotRequired[Tensor]  # BKHW, at the input's resolution
     flow: NotRequired[Tensor]  # B2HW, (dx, dy) in pixels of the input's resolution, frame -> next_frame
-    flow_pyramid: NotRequired[
-        list[Tensor]
-    ]  # B2hw each, finest first, pixels of the *input's* resolution; training only
+    flow_pyramid: NotRequired[list[Tensor]]  # B2hw, finest first, pixels of the *input's* resolution; training only
+    label_logits: NotRequired[Tensor]  # BK, class of the whole image
+    auxiliary_mask_logits: NotRequired[Tensor]  # BKHW, of a head on earlier features; training only
+    presence_logits: NotRequired[Tensor]  # BK, whether the class is anywhere in `mask`; training only
+    auxiliary_label_logits: NotRequired[Tensor]  # BK, of a head on earlier features; training only
 
 
 class Examples(Protocol):

@@ -152,10 +152,13 @@ def panels(
     *,
     background: int | None = 0,
     flow_radius: float | None = None,
+    classes: Sequence[str] = (),
 ) -> list[np.ndarray]:
     """Return :func:`panel` of the first `limit` examples of the batch."""
     count = min(limit, len(batch["frame"]))
-    return [panel(batch, outputs, i, background=background, flow_radius=flow_radius) for i in range(count)]
+    return [
+        panel(batch, outputs, i, background=background, flow_radius=flow_radius, classes=classes) for i in range(count)
+    ]
 
 
 def panel(
@@ -165,12 +168,13 @@ def panel(
     *,
     background: int | None = 0,
     flow_radius: float | None = None,
+    classes: Sequence[str] = (),
 ) -> np.ndarray:
     """Return one picture of example `index`: what is known of it, and below, what the network says.
 
-    Columns: frame and next frame; true and predicted mask; true and predicted flow; flow error and legend. What the
-    batch or the outputs do not have is left out. A prediction at another resolution is brought to the frame's, flow
-    vectors scaled with it.
+    Columns: frame and next frame; the image's most probable classes, the true one green; true and predicted mask; true
+    and predicted flow; flow error and legend. What the batch or the outputs do not have is left out. A prediction at
+    another resolution is brought to the frame's, flow vectors scaled with it.
 
     Args:
         batch: tensors on any device.
@@ -179,6 +183,7 @@ def panel(
         background: the class left uncolored, see :func:`overlay`.
         flow_radius: pixels of flow with full color. None takes the longest true vector, or, without truth, the longest
             predicted one: the same for both flows of a panel.
+        classes: their names; without, they are shown as numbers.
     """
     frame = _image(batch["frame"][index])
     inputs = [_Tile(batch["name"][index], _fit(frame))]
@@ -186,10 +191,34 @@ def panel(
         inputs.append(_Tile("next frame", _fit(_image(batch["next_frame"][index]))))
     columns = [
         inputs,
+        _labels(batch, outputs, index, inputs[0].image.shape[:2], classes),
         _masks(batch, outputs, index, frame, background),
         *_flows(batch, outputs, index, frame.shape[:2], flow_radius),
     ]
     return _compose([column for column in columns if column])
+
+
+def _labels(batch: Batch, outputs: Outputs, index: int, size: tuple[int, int], classes: Sequence[str]) -> list[_Tile]:
+    if "label_logits" not in outputs:
+        return []
+    chances = outputs["label_logits"][index].float().softmax(0).cpu().numpy()
+    truth = int(batch["label"][index]) if "label" in batch else None
+    rows = max(1, min(5, len(chances), size[0] // _TITLE))
+    canvas = Image.new("RGB", (size[1], size[0]), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=_FONT)
+    for row, label in enumerate(np.argsort(-chances, kind="stable")[:rows].tolist()):
+        top = row * _TITLE
+        color = (190, 225, 190) if label == truth else (225, 225, 225)
+        draw.rectangle((0, top + 1, float(chances[label]) * size[1], top + _TITLE - 2), fill=color)
+        text = _shortened(f"{chances[label]:.2f}  {_class(label, classes)}", font)
+        draw.text((2, top + _TITLE // 2), text, fill=_INK, font=font, anchor="lm")
+    title = "most probable" if truth is None else f"true: {_class(truth, classes)}"
+    return [_Tile(title, np.asarray(canvas))]
+
+
+def _class(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if label < len(classes) else f"class {label}"
 
 
 def _masks(batch: Batch, outputs: Outputs, index: int, frame: np.ndarray, background: int | None) -> list[_Tile]:

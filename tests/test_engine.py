@@ -1,10 +1,9 @@
-"""One optimizer step worked out by hand, what is held stays, and what is measured is measured at the labels' size."""
+"""One optimizer step worked out by hand; what is held stays."""
 
 import math
 from collections.abc import Generator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,8 +13,6 @@ from mtsp.engine import (
     NonFiniteLoss,
     Parts,
     Position,
-    at_resolution,
-    evaluate,
     hold_all_but,
     optimizer_step,
     seed_model,
@@ -325,90 +322,6 @@ def test_dropout_is_a_function_of_seed_step_and_process() -> None:
 
 
 # Measuring
-
-
-class Stored:
-    """Examples to evaluate on: frames of half the size of their labels."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Batch:
-        """Mask: the left half. Flow: (3, 4) everywhere, but unknown in the first column."""
-        mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.long)
-        mask[:, : WIDTH // 2] = 1
-        flow = torch.tensor([3.0, 4.0]).view(2, 1, 1).expand(2, HEIGHT, WIDTH).clone()
-        valid = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
-        valid[:, 0] = False
-        frame = torch.zeros(3, HEIGHT // 2, WIDTH // 2)
-        return Batch(name=[f"clip/{index:05d}"], frame=frame, mask=mask, flow=flow, flow_valid=valid)
-
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
-        raise AssertionError("evaluation draws nothing")
-
-
-class Constant(nn.Module):
-    """Says class 1 everywhere, and a flow of (1, 2) pixels of the frame: (2, 4) of labels twice as large."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.frozen = nn.BatchNorm2d(3), nn.Dropout()
-
-    def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
-        assert not self.training
-        assert not torch.is_grad_enabled()
-        frame = self.norm(frame)
-        logits = torch.stack([torch.zeros_like(frame[:, 0]), torch.ones_like(frame[:, 0])], 1)
-        flow = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1).expand(len(frame), 2, *frame.shape[-2:])
-        return Outputs(mask_logits=logits, flow=flow)
-
-
-def test_measured_at_the_labels_size_with_the_network_left_as_it_was() -> None:
-    model = Constant().train()
-    model.frozen.eval()
-    seen: list[int] = []
-    found = evaluate(Accelerator(cpu=True), model, Stored(4), after_example=lambda index, *rest: seen.append(index))
-    values = found.values()
-    assert values["epe"] == pytest.approx(1.0)  # (2, 4) against (3, 4): unscaled it would be |(2, 2)| = 2.8
-    assert values["pixel_accuracy"] == pytest.approx(0.5)
-    assert values["J_mean"] == pytest.approx(0.5)  # half of what is called object is object
-    assert seen == [0, 1, 2, 3]
-    assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
-    assert int(model.norm.num_batches_tracked) == 0  # pyright: ignore[reportArgumentType]
-
-
-def test_a_flow_vector_grows_with_its_image_by_width_and_height() -> None:
-    outputs = Outputs(flow=torch.ones(1, 2, 2, 3))
-    batch = Batch(name=["a"], frame=torch.zeros(1, 3, 2, 3), flow=torch.zeros(1, 2, 8, 6))
-    scaled = at_resolution(outputs, batch)
-    assert scaled.keys() == {"flow"}
-    assert scaled["flow"].flatten(2).unique(dim=2).tolist() == [[[2.0], [4.0]]]  # pyright: ignore[reportTypedDictNotRequiredAccess]
-
-
-def test_what_is_not_predicted_or_not_labeled_is_not_measured() -> None:
-    class Masks(Constant):
-        def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
-            return Outputs(mask_logits=super().forward(frame)["mask_logits"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
-
-    found = evaluate(Accelerator(cpu=True), Masks(), Stored(2))
-    assert found.flow is None
-    assert not {"epe", "fl_all"} & found.values().keys()
-
-
-def test_unknown_pixels_count_neither_for_nor_against_a_mask() -> None:
-    class LeftHalfUnknownElsewhere(Stored):
-        def __getitem__(self, index: int) -> Batch:
-            sample = super().__getitem__(index)
-            assert "mask" in sample
-            sample["mask"][:, WIDTH // 2 :] = IGNORE
-            return sample
-
-    values = evaluate(Accelerator(cpu=True), Constant(), LeftHalfUnknownElsewhere(4)).values()
-    assert values["J_mean"] == 1.0  # right on every known pixel; as background the rest would make it 0.5
-    assert values["pixel_accuracy"] == 1.0
 
 
 def test_a_label_that_the_network_does_not_predict_is_refused_not_counted_as_learned() -> None:

@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsp.losses import cross_entropy, end_point_error, mean_rate, multiscale_epe
-from mtsp.types import IGNORE
+from mtsp.losses import (
+    cross_entropy,
+    end_point_error,
+    label_cross_entropy,
+    mean_rate,
+    multiscale_epe,
+    presence_loss,
+)
+from mtsp.tasks import ClassificationConfig, SegmentationConfig, Tasks
+from mtsp.types import IGNORE, Batch, Outputs
 
 
 def test_cross_entropy_is_the_sum_over_known_pixels_and_their_number() -> None:
@@ -77,7 +85,7 @@ def test_the_loss_is_float32_inside_autocast() -> None:
 
 @pytest.mark.parametrize("wrong", [2, 254, -1])
 def test_a_class_that_the_network_does_not_have_is_named(wrong: int) -> None:
-    with pytest.raises(ValueError, match=rf"class {wrong}, but the network has classes 0 to 1"):
+    with pytest.raises(ValueError, match=rf"class {wrong}, the network has classes 0 to 1"):
         cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, wrong]]]), balanced=False)
 
 
@@ -167,3 +175,58 @@ def test_cells_that_do_not_fit_the_frame_span_it_evenly() -> None:
 def test_a_pyramid_needs_a_weight_per_scale() -> None:
     with pytest.raises(ValueError, match="a pyramid of 2 scales has 5 weights"):
         multiscale_epe(zeros(64, 64)[:2], torch.zeros(1, 2, 64, 64))
+
+
+def test_presence_asks_which_classes_an_image_has_however_many_pixels_of_them() -> None:
+    mask = torch.tensor([[[0, 0, 2, IGNORE]], [[1, 1, 1, 1]]])  # classes 0 and 2; class 1
+    logits = torch.tensor([[0.0, math.log(3), 0.0], [0.0, math.log(3), 0.0]])  # probabilities 1/2, 3/4, 1/2
+    total, count = presence_loss(logits, mask)
+    first = (math.log(2) + math.log(4) + math.log(2)) / 3  # class 1 is absent: -ln(1 - 3/4)
+    second = (math.log(2) + math.log(4 / 3) + math.log(2)) / 3
+    assert total.item() == pytest.approx(first + second)
+    assert count.item() == 2
+
+
+def test_presence_of_an_image_without_a_known_pixel_says_nothing() -> None:
+    logits = torch.zeros(2, 3, requires_grad=True)
+    mask = torch.full((2, 1, 2), IGNORE)
+    mask[1] = 1
+    total, count = presence_loss(logits, mask)
+    total.backward()
+    assert (total.item(), count.item()) == (pytest.approx(math.log(2)), 1)
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[0, 0, 0], [pytest.approx(1 / 6), pytest.approx(-1 / 6), pytest.approx(1 / 6)]]
+
+
+def test_labels_cost_their_cross_entropy_and_smoothing_spreads_a_share_of_it() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
+    total, count = label_cross_entropy(logits, torch.tensor([0, 1]))
+    assert (total.item(), count.item()) == (pytest.approx(math.log(4) + math.log(4 / 3)), 2)
+    smoothed, _ = label_cross_entropy(logits[:1], torch.tensor([0]), smoothing=0.2)  # targets 0.9 and 0.1
+    assert smoothed.item() == pytest.approx(0.9 * math.log(4) + 0.1 * math.log(4 / 3))
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, IGNORE])
+def test_a_label_that_the_network_does_not_know_is_refused(wrong: int) -> None:
+    with pytest.raises(ValueError, match=f"the label has class {wrong}, the network has classes 0 to 1"):
+        label_cross_entropy(torch.zeros(1, 2), torch.tensor([wrong]))
+
+
+def test_a_task_weighs_its_main_auxiliary_and_presence_losses() -> None:
+    tasks = Tasks(
+        segmentation=SegmentationConfig(weight=2.0, balanced=False, auxiliary=0.5, presence=0.25),
+        classification=ClassificationConfig(auxiliary=0.4),
+    )
+    batch = Batch(name=["a"], frame=torch.zeros(1, 3, 1, 2), mask=torch.tensor([[[1, IGNORE]]]))
+    maps, scores = torch.zeros(1, 2, 1, 2), torch.zeros(1, 2)
+    outputs = Outputs(mask_logits=maps, auxiliary_mask_logits=maps, presence_logits=scores)
+    sums = {name: total.item() / math.log(2) for name, total in tasks.sums(outputs, batch).items()}
+    assert sums == pytest.approx({"segmentation": 2.0, "segmentation_auxiliary": 0.5, "presence": 0.25})
+    assert {k: v.item() for k, v in tasks.counts(batch).items()} == dict.fromkeys(sums, 1)  # one known pixel, one image
+    labeled = Batch(name=["b"], frame=torch.zeros(1, 3, 1, 2), label=torch.tensor([1]))
+    outputs = Outputs(label_logits=scores, auxiliary_label_logits=scores)
+    sums = {name: total.item() / math.log(2) for name, total in tasks.sums(outputs, labeled).items()}
+    assert sums == pytest.approx({"classification": 1.0, "classification_auxiliary": 0.4})
+    assert tasks.names == [
+        "segmentation", "segmentation_auxiliary", "presence", "classification", "classification_auxiliary"
+    ]  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mtsp.config import ConfigError, parse
-from mtsp.optim import ScheduleConfig, parameter_groups, set_learning_rates
+from mtsp.optim import RMSPropConfig, ScheduleConfig, parameter_groups, set_learning_rates
 
 
 def test_poly_falls_as_written() -> None:
@@ -78,3 +78,16 @@ def test_a_weight_of_no_branch_is_refused() -> None:
     model = nn.ModuleDict({"a": nn.Linear(1, 1), "lost": nn.Linear(1, 1)})
     with pytest.raises(ValueError, match=r"the weight lost.weight belongs to none of the branches a$"):
         parameter_groups(model, {"a": 0.1})
+
+
+def test_rmsprop_divides_by_the_root_of_the_running_mean_square() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = RMSPropConfig(name="rmsprop", lr=0.1, decay=0.75, momentum=0.0, eps=1.0).build([{"params": [weight]}])
+    weight.grad = torch.tensor([2.0])
+    optimizer.step()
+    assert weight.item() == pytest.approx(1 - 0.1 * 2 / (1 + 1))  # mean square 0.25 * 4 = 1
+
+
+def test_a_milestone_before_the_first_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"milestones\.0"):
+        parse(ScheduleConfig, {"name": "step", "milestones": [-5]})

@@ -174,7 +174,7 @@ def test_the_pull_is_exactly_zero_at_the_start() -> None:
     anchors = capture(model, old_names(model))
     before = copy.deepcopy(model.state_dict())
     for optimizer in (torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.Adam(model.parameters(), lr=0.1)):
-        regularizer = L2SP(model, anchors=anchors, alpha=100.0, beta=0.0)
+        regularizer = L2SP(model, anchors=anchors, alpha=10.0, beta=0.0)
         regularizer.attach(optimizer)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)

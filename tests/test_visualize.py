@@ -184,3 +184,14 @@ def test_a_long_name_does_not_run_into_the_next_column() -> None:
     batch["name"] = ["a/" * 200 + "end", "x"]
     gap = panel(batch, {})[:28, 8 + TILE : 16 + TILE]
     assert (gap == 255).all()
+
+
+def test_the_best_classes_are_bars_as_long_as_probable_and_the_true_one_is_green() -> None:
+    batch = example(label=torch.tensor([1, 0]))
+    outputs = Outputs(label_logits=torch.tensor([[0.0, 0.6, 0.4], [0.0, 0.0, 0.0]]).clamp(min=1e-9).log())
+    picture = panel(batch, outputs, classes=["wren", "swift", "gull"])
+    assert picture.shape[1] == 2 * TILE + 3 * 8  # the frame, and beside it the classes
+    column = picture[:, TILE + 2 * 8 :]
+    green = (column == (190, 225, 190)).all(-1).sum(1).max()
+    gray = (column == (225, 225, 225)).all(-1).sum(1).max()
+    assert (green, gray) == (pytest.approx(0.6 * TILE, abs=2), pytest.approx(0.4 * TILE, abs=2))

@@ -32,7 +32,7 @@ from data.synthetic import SyntheticConfig
 from data.synthetic_files import write_davis, write_flying_chairs
 from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError, parse_yaml
-from mtsp.engine import at_resolution
+from mtsp.evaluation import at_resolution
 from mtsp.experiment import check_resumable
 from mtsp.loading import collate
 from mtsp.metrics.flow import FlowErrors

@@ -1,7 +1,7 @@
 """What the programs build alike: an experiment from its file, and a network with its branches' pretrained weights."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from models.weights import Loaded, load_branch
 from mtsp import anchors
 from mtsp.config import ConfigError, load
 from mtsp.experiment import Experiment
+from mtsp.types import Examples
 
 AnyExperiment = Experiment[AnyModel, DataConfig]  # pyright: ignore[reportInvalidTypeArguments]
 
@@ -62,6 +63,25 @@ def start(experiment: AnyExperiment) -> Started:
     for branch in loaded.values():
         references |= anchors.capture(model, branch.names)
     return Started(model, references, loaded)
+
+
+def require_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> None:
+    """Check that the data entries in use name the same classes, and as many as the network predicts.
+
+    Raises:
+        ConfigError: they do not: labels would mean other classes, without a word.
+    """
+    named = {name: classes for name, examples in data.items() if (classes := getattr(examples, "classes", ()))}
+    wanted = getattr(experiment.model, "classes", None)
+    for name, classes in named.items():
+        if wanted is not None and len(classes) != wanted:
+            raise ConfigError(f"model.classes: {wanted}, but data.{name} has {len(classes)} classes")
+    first = next(iter(named), "")
+    for name, classes in named.items():
+        odd = [(i, *pair) for i, pair in enumerate(zip(named[first], classes, strict=True)) if pair[0] != pair[1]]
+        if odd:
+            place, ours, theirs = odd[0]
+            raise ConfigError(f"data.{first} and data.{name} differ in {len(odd)} classes: {place} is {ours}, {theirs}")
 
 
 def accelerator_of(precision: str) -> Accelerator:

@@ -11,6 +11,7 @@ at the frame's own resolution. The last frame of a video has no next frame, and 
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -217,6 +218,13 @@ def _kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
+def _pixels(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels above 0")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -231,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=_size, metavar="HxW", help="of frames in the network (default: as it is evaluated)"
     )
-    parser.add_argument("--flow-radius", type=float, metavar="PX", help="flow with full color (default: the longest)")
+    parser.add_argument("--flow-radius", type=_pixels, metavar="PX", help="flow with full color (default: the longest)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config")
     return parser

@@ -1,9 +1,11 @@
-"""Curves and tables of finished or running experiments.
+"""Curves and tables of finished or running experiments, and the paper's linear analysis.
 
     python tools/report.py curves runs/l2 runs/l2sp --out curves.png
     python tools/report.py table runs/*-seed? --metrics 'davis/*' chairs/epe --paper paper.yaml
+    python tools/report.py paper-analysis --out paper-analysis
 
-Runs of one name and several seeds are one line and one row, with mean and standard deviation.
+Runs of one name and several seeds are one line and one row, with mean and standard deviation. `paper-analysis` needs no
+run: it computes the paper's Table 7, checks it by simulation, and draws Figure 1.
 """
 
 import argparse
@@ -11,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtsp import analysis
 from mtsp.config import parse_yaml
-from mtsp.report import CURVES, HEADLINES, Run, curves, table
+from mtsp.report import CURVES, HEADLINES, Run, curves, markdown_table, table
 from mtsp.tracking import METRICS
 
 
@@ -20,27 +23,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        found = [path for path in arguments.runs if (path / METRICS).is_file()]
-        passed_over = sorted(set(arguments.runs) - set(found))
-        if not found:
-            raise FileNotFoundError(
-                f"no {passed_over[0] / METRICS}; a run folder, as tools/train.py writes it, holds one"
-            )
-        for path in passed_over:
-            print(f"passed over {path}: no {METRICS} in it", file=sys.stderr)
-        runs = [Run.read(path) for path in found]
-        if arguments.command == "curves":
-            curves(runs, arguments.out, arguments.metrics or CURVES)
-            print(arguments.out)
+        if arguments.command == "paper-analysis":
+            _paper_analysis(arguments.out)
         else:
-            text = table(runs, arguments.metrics or HEADLINES, _paper(arguments.paper))
-            print(text, end="")
-            if arguments.out:
-                arguments.out.write_text(text, encoding="utf-8")
+            _runs(arguments)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    """Draw or tabulate runs."""
+    found = [path for path in arguments.runs if (path / METRICS).is_file()]
+    passed_over = sorted(set(arguments.runs) - set(found))
+    if not found:
+        raise FileNotFoundError(f"no {passed_over[0] / METRICS}; a run folder, as tools/train.py writes it, holds one")
+    for path in passed_over:
+        print(f"passed over {path}: no {METRICS} in it", file=sys.stderr)
+    runs = [Run.read(path) for path in found]
+    if arguments.command == "curves":
+        curves(runs, arguments.out, arguments.metrics or CURVES)
+        print(arguments.out)
+    else:
+        text = table(runs, arguments.metrics or HEADLINES, _paper(arguments.paper))
+        print(text, end="")
+        if arguments.out:
+            arguments.out.write_text(text, encoding="utf-8")
+
+
+def _paper_analysis(folder: Path) -> None:
+    """Print Table 7 with its simulation, write it beside Figure 1."""
+    moments, sides = analysis.report_rows()
+    case = analysis.EXAMPLE
+    noise, distance = case.p * case.sigma**2, case.distance
+    text = (
+        f"p = {case.p}, p sigma^2 = {noise:g}, ||eps||^2 = {distance:g}; alpha = {case.best_alpha():g}, the best\n\n"
+        + markdown_table(moments, analysis.MOMENT_COLUMNS)
+        + f"\nL2-SP is better than least squares for alpha < 2 p sigma^2 / (||eps||^2 - p sigma^2) = "
+        f"{case.largest_useful_alpha():.3f}\n\n" + markdown_table(sides, analysis.SIDE_COLUMNS)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table7.md").write_text(text, encoding="utf-8")
+    analysis.draw(analysis.figure_panels(), folder / "figure1.png")
+    print(text, folder / "table7.md", folder / "figure1.png", sep="\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     written.add_argument("--out", type=Path, metavar="FILE", help="also write the table here")
     written.add_argument(
         "--paper", type=Path, metavar="FILE", help="published figures, YAML: {run name: {metric: figure}}"
+    )
+    computed = commands.add_parser("paper-analysis", help="Table 7 and Figure 1 of the paper, computed")
+    computed.add_argument(
+        "--out", type=Path, default=Path("paper-analysis"), metavar="DIR", help="default: paper-analysis"
     )
     return parser
 

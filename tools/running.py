@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtsp.config import ConfigError
-from mtsp.engine import StepResult, describe
+from mtsp.engine import StepResult
+from mtsp.evaluation import describe
 
 Advance = Callable[[int, Mapping[str, float]], None]
 """Called with the steps done and the losses of the last one."""

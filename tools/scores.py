@@ -1,6 +1,6 @@
 """What predictions are worth, as numbers for JSON, CSV and a table in the terminal.
 
-Lengths are pixels; J, F, IoU and the shares of outliers are fractions in [0, 1]; what nothing was measured of is null
+Lengths are pixels; J, F, IoU, accuracies and shares of outliers are fractions in [0, 1]; what was not measured is null
 (empty in the CSV, a dash in the table), not 0.
 """
 
@@ -13,12 +13,14 @@ from typing import Any, Literal, NamedTuple
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mtsp.engine import Evaluation
+from mtsp.evaluation import Evaluation
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
+from mtsp.metrics.classification import ClassificationScores
 
 SHOWN = {
     "mask": ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "iou", "pixel_accuracy"),
     "classes": ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou"),
+    "labels": ("top1", "top5", "class_accuracy", "ece", "nll"),
     "flow": ("epe", "epe_0_10", "epe_10_40", "epe_40_plus", "out_1px", "out_3px", "out_5px", "fl_all"),
 }
 """What tables and CSV show of each kind; the JSON has everything."""
@@ -27,13 +29,13 @@ MOST_ROWS = 60
 """A table of more sequences than this, as the 640 pairs of FlyingChairs, shows only their total."""
 
 _PASSES = ("clean", "final", "into_future", "into_past")
-_TOTALS = {"mask": "mean over sequences", "classes": "all pixels", "flow": "all pixels"}
+_TOTALS = {"mask": "mean over sequences", "classes": "all pixels", "labels": "all images", "flow": "all pixels"}
 
 
 class Scores(NamedTuple):
     """What predictions are worth: numbers of the whole, as in the JSON, and of parts under `per_...` keys."""
 
-    kind: Literal["mask", "classes", "flow"]
+    kind: Literal["mask", "classes", "labels", "flow"]
     values: dict[str, Any]
 
 
@@ -43,9 +45,28 @@ def mask_scores(davis: DavisMeasure, pixels: ConfusionMatrix) -> Scores:
     return Scores("mask", davis.compute() | {"pixel_accuracy": accuracy, "per_sequence": davis.per_sequence()})
 
 
-def class_scores(pixels: ConfusionMatrix) -> Scores:
-    """Return IoU and accuracies over all pixels; `class_iou` has one number for each class."""
-    return Scores("classes", pixels.compute() | {"class_iou": pixels.class_iou().tolist()})
+def class_scores(pixels: ConfusionMatrix, names: Sequence[str] = ()) -> Scores:
+    """Return IoU and accuracies over all pixels; `class_iou` has one number for each class, by its name if known."""
+    found = pixels.compute() | {"class_iou": _named(pixels.class_iou().tolist(), names)}
+    return Scores("classes", found | {"per_image": pixels.per_image()})
+
+
+def label_scores(labels: ClassificationScores, names: Sequence[str] = ()) -> Scores:
+    """Return accuracies and calibration over all images, each class's own accuracy, and the worst confusions."""
+    worst = [
+        {"truth": _named_class(truth, names), "taken_for": _named_class(guess, names), "images": images}
+        for truth, guess, images in labels.worst_pairs()
+    ]
+    accuracies = _named(labels.per_class().tolist(), names)
+    return Scores("labels", labels.compute() | {"accuracy_of_class": accuracies, "worst_pairs": worst})
+
+
+def _named(values: Sequence[float], names: Sequence[str]) -> Any:
+    return dict(zip(names, values, strict=True)) if len(names) == len(values) else list(values)
+
+
+def _named_class(label: int, names: Sequence[str]) -> str | int:
+    return names[label] if label < len(names) else label
 
 
 def flow_scores(flow: FlowErrors) -> Scores:
@@ -63,15 +84,17 @@ def flow_scores(flow: FlowErrors) -> Scores:
     return Scores("flow", values)
 
 
-def scores_of(measured: Evaluation) -> list[Scores]:
-    """Return what the engine measured on one data set, one entry for each kind of label."""
+def scores_of(measured: Evaluation, names: Sequence[str] = ()) -> list[Scores]:
+    """Return what was measured on one data set, one entry for each kind of label; `names` are those of its classes."""
     found = []
     if measured.davis is not None and measured.pixels is not None:
         found.append(mask_scores(measured.davis, measured.pixels))
     elif measured.pixels is not None:
-        found.append(class_scores(measured.pixels))
+        found.append(class_scores(measured.pixels, names))
     if measured.flow is not None:
         found.append(flow_scores(measured.flow))
+    if measured.labels is not None:
+        found.append(label_scores(measured.labels, names))
     return found
 
 

@@ -11,34 +11,46 @@ import os
 import sys
 import zlib
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from mtsp import checkpoint, loading
 from mtsp.anchors import fingerprint
+from mtsp.averaging import Average
 from mtsp.config import ConfigError
-from mtsp.engine import Evaluation, Parts, Position, StepResult, describe, evaluate, train
+from mtsp.engine import Parts, Position, StepResult, train
+from mtsp.evaluation import Evaluation, describe, evaluate
 from mtsp.experiment import check_resumable
 from mtsp.optim import parameter_groups
-from mtsp.regularizers import L2SP, time_constant
+from mtsp.regularizers import Anchored, time_constant
+from mtsp.synchronized import synchronize
 from mtsp.tracking import Tracker
-from mtsp.types import Batch, Examples
-from mtsp.visualize import panels
-from tools.parts import AnyExperiment, Started, accelerator_of, as_yaml, read_experiment, run_or_say_why, start
+from mtsp.types import Batch, Examples, Outputs
+from mtsp.visualize import panel
+from tools.parts import (
+    AnyExperiment,
+    Started,
+    accelerator_of,
+    as_yaml,
+    read_experiment,
+    require_classes,
+    run_or_say_why,
+    start,
+)
 from tools.running import Interruption, Meter, locked, progress_bar
 
 _LOG = logging.getLogger("mtsp")
+_HEADLINES = frozenset({"J_mean", "F_mean", "iou", "miou", "pixel_accuracy", "epe", "fl_all", "top1", "top5"})
 
 
 @dataclass
@@ -50,7 +62,8 @@ class Run:
     parts: Parts
     started: Started
     data: Mapping[str, Examples]
-    regularizer: L2SP | None = None
+    regularizer: Anchored | None = None
+    average: Average | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
@@ -82,8 +95,9 @@ def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> 
         with accelerator.main_process_first():  # one process downloads, the others find the file
             started = start(experiment)
         data = {name: section.build() for name, section in experiment.data.items() if _used(experiment, name)}
+        require_classes(experiment, data)
         parts = _prepare(experiment, accelerator, started)
-        this = Run(experiment, run_dir, parts, started, data)
+        this = Run(experiment, run_dir, parts, started, data, average=_average(experiment, parts))
         if found is not None:
             _restore(this, found)
         this.regularizer = _regularize(this)
@@ -112,17 +126,10 @@ def _prepare(experiment: AnyExperiment, accelerator: Accelerator, started: Start
     model = started.model
     if experiment.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if accelerator.num_processes > 1:
+        model = synchronize(model, accelerator.device)
     if experiment.train.compile:
         model.compile()
-    moving = _moving_statistics(experiment, model)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cpu" and moving:
-        _LOG.warning(
-            "batch normalization of %s uses each process's own statistics on CPUs: not the run of one process; "
-            "freeze_norm makes it so",
-            ", ".join(moving),
-        )
     learning_rates = experiment.learning_rates()
     optimizer = experiment.optimizer.build(parameter_groups(model, learning_rates))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -139,32 +146,29 @@ def _prepare(experiment: AnyExperiment, accelerator: Accelerator, started: Start
     )
 
 
-def _moving_statistics(experiment: AnyExperiment, model: nn.Module) -> list[str]:
-    """Return the branches whose batch normalization learns statistics."""
-    return [
-        name
-        for name, branch in experiment.branches.items()
-        if not (branch.freeze or branch.freeze_norm)
-        and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.get_submodule(name).modules())
-    ]
-
-
-def _regularize(run: Run) -> L2SP | None:
+def _regularize(run: Run) -> Anchored | None:
     """Attach the regularizer: after restoring, for which torch may step a sharded optimizer."""
-    regularizer = run.experiment.regularizer
-    if regularizer.name == "none":
+    section = run.experiment.regularizer
+    if section.name == "none":
         return None
     alpha, beta = run.experiment.strengths()
-    pull = L2SP(
-        run.parts.accelerator.unwrap_model(run.parts.model),
-        anchors=run.started.anchors,
-        alpha=alpha,
-        beta=beta,
-        placement=regularizer.placement,
-        zero=regularizer.name == "l2",
-    )
+    model = run.parts.accelerator.unwrap_model(run.parts.model)
+    pull = section.build(model, anchors=run.started.anchors, alpha=alpha, beta=beta)
     pull.attach(run.parts.optimizer)
     return pull
+
+
+def _average(experiment: AnyExperiment, parts: Parts) -> Average | None:
+    model = parts.accelerator.unwrap_model(parts.model)
+    if experiment.train.average is not None and checkpoint.sharded(model):
+        raise ConfigError("train.average: weights sharded by FSDP cannot be averaged; leave it out, or use DDP")
+    return None if experiment.train.average is None else Average(model, experiment.train.average)
+
+
+def _averaged(run: Run) -> AbstractContextManager[None]:
+    """Return a context in which the network has its averaged weights, if there are any."""
+    model = run.parts.accelerator.unwrap_model(run.parts.model)
+    return nullcontext() if run.average is None else run.average.swapped(model)
 
 
 def _checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> checkpoint.Checkpoint | None:
@@ -198,8 +202,11 @@ def _restore(run: Run, found: checkpoint.Checkpoint) -> None:
     if state["sharded"] != checkpoint.sharded(model):
         here, there = ("with", "without") if checkpoint.sharded(model) else ("without", "with")
         raise checkpoint.CheckpointError(f"{found.path} was saved {there} FSDP and cannot be resumed {here} it")
+    average = found.optimizer.pop("average", None)
     try:
         checkpoint.set_states(model, run.parts.optimizer.optimizer, found)
+        if run.average is not None:
+            run.average.load_state_dict(average)
     except (RuntimeError, ValueError, KeyError) as error:
         raise checkpoint.CheckpointError(f"{found.path} is of another network: {str(error).splitlines()[0]}") from error
     if accelerator.scaler is not None and state["scaler"]:
@@ -218,6 +225,8 @@ def _save(run: Run) -> None:
     accelerator = run.parts.accelerator
     bare = accelerator.unwrap_model(run.parts.model)
     model, optimizer = checkpoint.states(bare, run.parts.optimizer.optimizer)
+    if run.average is not None:
+        optimizer = {**optimizer, "average": run.average.state_dict()}
     if accelerator.is_main_process:
         state = {
             "step": run.position.step,
@@ -262,9 +271,12 @@ def _train(run: Run, interruption: Interruption) -> dict[str, Evaluation] | None
     if due():  # before the first step, or where a signal came between training and measuring
         evaluate_all(run)
     meter.restart()
+    bare = accelerator.unwrap_model(run.parts.model)
     with progress_bar(accelerator.is_main_process, plan.steps, position.step) as advance:
 
         def after_step(result: StepResult, rates: Mapping[str, float]) -> None:
+            if run.average is not None:
+                run.average.update(bare)
             meter.add(result)
             advance(position.step, result.losses)
             last = position.step == plan.steps
@@ -321,29 +333,49 @@ def evaluate_all(run: Run) -> None:
         count = min(run.experiment.tracking.images, len(examples))
         wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
         shown: set[int] = {index - index % accelerator.num_processes for index in wanted}
-        pictures = {}
-
-        def draw(index: int, batch: Batch, outputs: Any, shown: set[int] = shown, pictures: dict = pictures) -> None:
-            if index in shown:
-                pictures[f"{index:05d}"] = panels(batch, outputs, 1)[0]
-
-        run.measured[name] = evaluate(accelerator, run.parts.model, examples, after_example=draw)
+        pictures: dict[str, np.ndarray] = {}
+        with _averaged(run):
+            run.measured[name] = evaluate(
+                accelerator,
+                run.parts.model,
+                examples,
+                views=run.experiment.evaluation.views.build(),
+                batch_size=run.experiment.evaluation.batch,
+                workers=run.experiment.train.workers,
+                after_example=partial(_draw, pictures, shown, getattr(examples, "classes", ())),
+            )
         values = {f"{name}/{k}": v for k, v in run.measured[name].values().items()}
         run.tracker.log(step, values)
         run.tracker.pictures(step, {f"{name}/{k}": v for k, v in pictures.items()})
         _LOG.info("step %d  %s", step, describe({k: v for k, v in values.items() if _headline(k)}))
 
 
+def _draw(
+    pictures: dict[str, np.ndarray],
+    shown: set[int],
+    classes: Sequence[str],
+    index: int,
+    batch: Batch,
+    outputs: Outputs,
+) -> None:
+    """Add a picture of example `index`, if it is one of those that are shown."""
+    if index in shown:
+        nothing = 0 if len(classes) <= 2 or "background" in classes[0].lower() else None
+        pictures[f"{index:05d}"] = panel(batch, outputs, background=nothing, classes=classes)
+
+
 def _headline(name: str) -> bool:
-    return name.rpartition("/")[2] in ("J_mean", "F_mean", "iou", "miou", "epe", "fl_all")
+    return name.rpartition("/")[2] in _HEADLINES
 
 
 def _finish(run: Run, measured: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
     accelerator = run.parts.accelerator
     results = {name: evaluation.values() for name, evaluation in measured.items()}
-    weights, _ = checkpoint.states(accelerator.unwrap_model(run.parts.model), run.parts.optimizer.optimizer)
+    with _averaged(run):
+        weights, _ = checkpoint.states(accelerator.unwrap_model(run.parts.model), run.parts.optimizer.optimizer)
+        if accelerator.is_main_process:
+            checkpoint.export(run.folder / "weights.safetensors", weights)
     if accelerator.is_main_process:
-        checkpoint.export(run.folder / "weights.safetensors", weights)
         checkpoint.write_atomically(run.folder / "results.json", json.dumps(results, indent=1).encode())
         _LOG.info("done: %d steps; weights, curves and pictures are in %s", run.position.step, run.folder)
     return results

@@ -11,12 +11,10 @@ down less than they do the clock. albumentations is not needed to use mtsp; the 
 import argparse
 import importlib.util
 import os
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import cv2
@@ -31,12 +29,12 @@ from data.color import ColorConfig
 from data.examples import to_tensors
 from data.io import read_flo, read_image, read_mask, read_pfm, write_flo, write_image, write_mask, write_pfm
 from mtsp.types import Raw
+from tools.bench.timing import Program, machine, medians
 
 CROP = 400
 JITTER = (0.6, 1.4)
 TARGETS = {"torchvision": ">= 5", "albumentations": ">= 1.5"}
 Files = list[tuple[Path, Path]]
-Program = Callable[[], object]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     console = Console(width=110)
-    console.print(f"{_processor()}, {os.cpu_count()} cores; OpenCV {cv2.__version__}, torch {torch.__version__}")
+    console.print(f"{machine()}; OpenCV {cv2.__version__}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         files = _davis(options.root, options.images) if options.root else _made_up(Path(folder), options.images)
         console.print(_pipelines(files, options.repeats))
@@ -65,7 +63,7 @@ def _pipelines(files: Files, repeats: int) -> Table:
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for its newest version
         programs["albumentations, one Affine"] = _albumentations(one_warp=True)
         programs["albumentations, step by step"] = _albumentations(one_warp=False)
-    seconds = _medians({name: _over(program, files) for name, program in programs.items()}, repeats)
+    seconds = medians({name: _over(program, files) for name, program in programs.items()}, repeats, clock=process_time)
 
     table = Table(title=f"{len(files)} frames with masks, to 3x{CROP}x{CROP} and {CROP}x{CROP}")
     table.add_column("pipeline")
@@ -106,22 +104,11 @@ def _readers(folder: Path, repeats: int) -> Table:
         },
     }
     for path, programs in by_path.items():
-        seconds = _medians({"read()": path.read_bytes, **programs}, 5 * repeats)
+        seconds = medians({"read()": path.read_bytes, **programs}, 5 * repeats, clock=process_time)
         for name, spent in seconds.items():
             target = "<= 2" if name == "mtsp" else ""
             table.add_row(f"{path.suffix} {name}", f"{1e3 * spent:.2f}", f"{spent / seconds['read()']:.2f}", target)
     return table
-
-
-def _medians(programs: dict[str, Program], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each program; they take turns, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(repeats + 1):
-        for name, program in programs.items():
-            start = time.process_time()
-            program()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(spent[1:]) for name, spent in seconds.items()}
 
 
 def _over(load: Callable[[Path, Path], object], files: Files) -> Program:
@@ -222,12 +209,6 @@ def _made_up(folder: Path, count: int) -> Files:
         write_image(files[-1][0], frame)
         write_mask(files[-1][1], mask)
     return files
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return name or platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

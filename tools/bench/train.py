@@ -10,8 +10,6 @@ convolutions and products of the network as it is written (torch.utils.flop_coun
 
 import argparse
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +26,7 @@ from models.segflow import SegFlowConfig
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.types import Batch
+from tools.bench.timing import machine
 
 GIB = 2**30
 
@@ -135,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = time.monotonic() + limit
     multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.segflow"])
     console = Console(width=120)
-    console.print(f"{_machine()}; torch {torch.__version__}", highlight=False)
+    console.print(f"{machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}", highlight=False)
 
     flop = work.flop()
     peaks = {bf16: Worker(_product, work.device, bf16) for bf16 in (False, True)}
@@ -283,15 +282,6 @@ def _peak() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{name or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,0 +1,145 @@
+"""What a classifier takes for what: the most confused pairs of classes, with pictures, and a table of classes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+Pictures = Callable[[int], np.ndarray]
+"""`pictures(index)` is example `index`, HW3 uint8 RGB; decoded only where it is shown."""
+
+
+class Pair(NamedTuple):
+    """Two classes that are taken for each other."""
+
+    first: int
+    second: int
+    mistakes: int
+    """In both directions together."""
+    share: float
+    """Of all examples of both classes."""
+
+
+class ClassRow(NamedTuple):
+    """How one class fares."""
+
+    name: str
+    examples: int
+    accuracy: float | None
+    """Share of its examples that are called so (recall); None: it has none."""
+    precision: float | None
+    """Share of what is called so that is; None: nothing is."""
+    taken_for: str | None
+    """What its examples are called most often instead; None: nothing."""
+
+
+def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Pair]:
+    """Return the pairs with most mistakes, the most first; of equal ones the larger share, then the first classes.
+
+    Args:
+        counts: CC, rows true and columns predicted classes.
+        limit: pairs at most; a pair without mistakes is none.
+    """
+    counts = _square(counts)
+    both = np.triu(counts + counts.T, 1)
+    examples = counts.sum(1)
+    pairs = [
+        Pair(int(i), int(j), int(both[i, j]), float(both[i, j] / (examples[i] + examples[j])))
+        for i, j in np.argwhere(both)
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.mistakes, -pair.share, pair.first, pair.second))[:limit]
+
+
+def class_rows(counts: np.ndarray, names: Sequence[str]) -> list[ClassRow]:
+    """Return a row for each class, the worst accuracy first; classes without examples last.
+
+    Args:
+        counts: CC, rows true and columns predicted classes.
+        names: of the C classes.
+
+    Raises:
+        ValueError: not as many names as classes.
+    """
+    counts = _square(counts, names)
+    rows = []
+    for label, name in enumerate(names):
+        examples, called, right = counts[label].sum(), counts[:, label].sum(), counts[label, label]
+        others = counts[label].copy()
+        others[label] = 0
+        rows.append(
+            ClassRow(
+                name,
+                int(examples),
+                float(right / examples) if examples else None,
+                float(right / called) if called else None,
+                names[int(others.argmax())] if others.any() else None,
+            )
+        )
+    return sorted(rows, key=lambda row: (row.accuracy is None, row.accuracy or 0.0, row.name))
+
+
+def class_table(rows: Sequence[ClassRow]) -> str:
+    """Return the rows as a table in Markdown, accuracies in percent."""
+    lines = ["| class | examples | accuracy | precision | most often taken for |", "|---|---:|---:|---:|---|"]
+    for row in rows:
+        shares = (f"{100 * share:.1f}" if share is not None else "-" for share in (row.accuracy, row.precision))
+        name, taken_for = (text.replace("|", "\\|") for text in (row.name, row.taken_for or "-"))
+        lines.append(f"| {name} | {row.examples} | {' | '.join(shares)} | {taken_for} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_pairs(
+    path: Path,
+    pairs: Sequence[Pair],
+    names: Sequence[str],
+    labels: Sequence[int],
+    predictions: Sequence[int],
+    pictures: Pictures,
+    each: int = 3,
+) -> None:
+    """Write a picture with a row for each pair: examples of the one taken for the other, and the reverse.
+
+    Args:
+        path: of the picture; the suffix says the format.
+        pairs: from :func:`confused_pairs`; at least one.
+        names: of the classes.
+        labels: true class of each example.
+        predictions: predicted class of each example, in the same order.
+        pictures: of the examples.
+        each: pictures in each direction, the first ones.
+
+    Raises:
+        ValueError: no pairs, or not as many labels as predictions.
+    """
+    if not pairs:
+        raise ValueError("no class is taken for another: there is nothing to draw")
+    if len(labels) != len(predictions):
+        raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions; they must be of the same examples")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.7 * 2 * each, 2.1 * len(pairs)), layout="constrained")
+    axes = figure.subplots(len(pairs), 2 * each, squeeze=False)
+    mistakes: dict[tuple[int, int], list[int]] = {}
+    for index, (label, predicted) in enumerate(zip(labels, predictions, strict=True)):
+        mistakes.setdefault((int(label), int(predicted)), []).append(index)
+    for row, pair in zip(axes, pairs, strict=True):
+        for side, (true, called) in enumerate(((pair.first, pair.second), (pair.second, pair.first))):
+            found = mistakes.get((true, called), [])
+            places = row[side * each : (side + 1) * each]
+            for place, index in zip(places, found, strict=False):
+                place.imshow(pictures(index))
+            for place in row:
+                place.set_axis_off()
+            places[0].set_title(f"{names[true]}\ncalled {names[called]}: {len(found)}", fontsize=7, loc="left")
+    figure.savefig(path, dpi=110)
+
+
+def _square(counts: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
+    counts = np.asarray(counts)
+    wanted = counts.shape[0] if names is None else len(names)
+    if counts.shape != (wanted, wanted):
+        raise ValueError(
+            f"confusions of {wanted} classes are {wanted}x{wanted}, got {'x'.join(map(str, counts.shape))}"
+        )
+    return counts

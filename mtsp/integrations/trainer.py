@@ -1,0 +1,49 @@
+"""L2-SP for the `Trainer` of transformers."""
+
+from typing import Any
+
+from mtsp.integrations import measured
+from mtsp.regularizers import Anchored
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise ImportError("mtsp.integrations.trainer needs transformers; pip install transformers") from error
+
+
+class L2SPCallback(TrainerCallback):
+    """Attaches a regularizer to the `Trainer`'s optimizer while it trains::
+
+        model = AutoModelForSequenceClassification.from_pretrained("...")
+        regularizer = L2SP(model, anchors=dict(model.base_model.named_parameters(prefix="bert")), alpha=0.1, beta=0.01)
+        Trainer(model, arguments, train_dataset=..., callbacks=[L2SPCallback(regularizer)]).train()
+
+    Build the regularizer before `train`, from the model that the Trainer gets (not with `model_init`): on resuming,
+    the Trainer loads the checkpoint's weights into the model, and anchors taken then would be those. Where the Trainer
+    logs, the penalty and the relative distance from the anchors go into its log history; loggers that ran before do
+    not show them.
+
+    Args:
+        regularizer: not attached yet.
+
+    Raises:
+        ValueError: when training begins, for what :meth:`mtsp.regularizers.L2SP.attach` refuses, such as a
+            `weight_decay` other than 0 in the training arguments.
+    """
+
+    def __init__(self, regularizer: Anchored) -> None:
+        self.regularizer = regularizer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Attach; a training that failed may have left it attached to an optimizer that is gone."""
+        self.regularizer.detach()
+        self.regularizer.attach(parts["optimizer"])
+
+    def on_log(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Add `penalty` and `distance` to the newest line of the log history. On every process: shards are gathered."""
+        if state.log_history:
+            state.log_history[-1].update(measured(self.regularizer))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Act no more on this optimizer."""
+        self.regularizer.detach()

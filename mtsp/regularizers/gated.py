@@ -1,0 +1,147 @@
+"""Neighbors of the -SP family: pulls that choose when or where to act, and a bound instead of a pull."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtsp.regularizers.anchored import Anchored
+from mtsp.regularizers.buckets import Bucket, local, parts, summed
+from mtsp.regularizers.penalties import Placement, RowBall, Share, SquaredDistance
+
+
+class _AfterTheStep(SquaredDistance):
+    """Moves where the step has been made, by what it was."""
+
+    placements: tuple[Placement, ...] = ("decoupled", "decoupled")
+
+
+class SPD(Anchored):
+    """Selective projection decay: pull a tensor back by what a step took it further away, and only where it helps.
+
+    If <g, w - w0> > 0 before the step, then after it w moves towards w0 by the share alpha * r of the way, at most all
+    of it, with r = max(0, 1 - ||w - w0|| before / ||w - w0|| after). alpha does not depend on the learning rate; beta
+    does, as everywhere, and is decoupled. The selection is a number on the device for each tensor: nothing waits for a
+    GPU; where FSDP2 shards the weights, two small sums over the processes per block.
+
+    After Tian et al., "Rethinking weight decay for robust fine-tuning of foundation models", NeurIPS 2024. Departures:
+    works with any optimizer, and alpha * r stops at 1. Arguments and errors: :class:`Anchored`.
+    """
+
+    form = _AfterTheStep()
+
+    def _act_before(self, optimizer: Any, buckets: list[Bucket]) -> None:
+        for bucket in _with_anchors(buckets):
+            bucket.noted = []
+            for near, gradients, weights in parts(bucket, whole=True):
+                displacements = near.displacements()
+                slopes = [(g * d).sum() for g, d in zip(gradients, displacements, strict=True)]
+                bucket.noted.append(summed(torch.stack([torch.stack(slopes), _squares(displacements)]), weights[0]))
+
+    def _act_after(self, optimizer: Any, buckets: list[Bucket]) -> None:
+        self._move(optimizer, [bucket for bucket in buckets if not bucket.penalized], proximal=False)
+        for bucket in _with_anchors(buckets):
+            for (near, _, weights), (slopes, before) in zip(parts(bucket, whole=True), bucket.noted, strict=True):
+                displacements = near.displacements()
+                after = summed(_squares(displacements), weights[0])
+                further = torch.where(after > before, 1 - (before / after).sqrt(), 0.0)
+                shares = torch.where(slopes > 0, (bucket.strength * further).clamp(max=1.0), 0.0)
+                for weight, d, share in zip(near.weights, displacements, shares.to(near.weights[0].dtype), strict=True):
+                    weight.sub_(d * share)
+
+    def _rate(self, optimizer: Any, bucket: Bucket) -> Share:
+        return 0.0 if bucket.penalized else super()._rate(optimizer, bucket)
+
+
+class CautiousL2SP(Anchored):
+    """Cautious decoupled L2-SP: pull only the entries that the optimizer's own update moves the same way.
+
+    After the step, w moves by lr * alpha of the way to w0 wherever update and w - w0 have the same sign, the update
+    being the first moment of Adam, the buffer of momentum, or the gradient. New weights decay to zero likewise, with
+    beta. Cautious weight decay (arXiv 2510.12402) around an anchor. Arguments and errors: :class:`Anchored`.
+    """
+
+    form = _AfterTheStep()
+
+    def _act_before(self, optimizer: Any, buckets: list[Bucket]) -> None:
+        for bucket in buckets:
+            self._rate(optimizer, bucket)
+
+    def _act_after(self, optimizer: Any, buckets: list[Bucket]) -> None:
+        for bucket in buckets:
+            share = self._share(optimizer, bucket)
+            sign = -1 if optimizer.param_groups[bucket.group].get("maximize") else 1
+            for near, gradients, weights in parts(bucket, whole=True):
+                displacements = near.displacements()
+                updates = [
+                    _update(optimizer, weight, gradient, sign)
+                    for weight, gradient in zip(weights, gradients, strict=True)
+                ]
+                for weight, d, update in zip(near.weights, displacements, updates, strict=True):
+                    weight.sub_((torch.where(update * d > 0, d, 0.0) * share).to(weight.dtype))
+
+
+class MARS(Anchored):
+    """MARS projection: after every step, bound how far each output channel may be from its anchor.
+
+    d_row = w_row - w0_row becomes d_row / max(1, ||d_row||_1 / radius). No pull inside the bound; the radius has the
+    unit of the weights and does not depend on the learning rate. New weights decay to zero with beta, proximally.
+
+    After Gouk, Hospedales and Pontil, "Distance-based regularisation of deep networks for fine-tuning", ICLR 2021.
+    Departure: normalization layers are left alone, where the authors' code bounds gamma / sigma too.
+
+    Args:
+        model, anchors, beta, every, anchor_dtype, offload: as :class:`Anchored`.
+        radius: of all channels, or by name prefix.
+
+    Raises:
+        ValueError: as :class:`Anchored`, or the radius is not positive.
+    """
+
+    form = RowBall()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        anchors: Mapping[str, Tensor],
+        radius: float | Mapping[str, float],
+        beta: float | Mapping[str, float] = 0.0,
+        every: bool = False,
+        anchor_dtype: torch.dtype | None = None,
+        offload: bool = False,
+    ) -> None:
+        if any(not r > 0 for r in (radius.values() if isinstance(radius, Mapping) else [radius])):
+            raise ValueError(f"the radius must be above 0, got {radius}; freeze what may not move")
+        super().__init__(
+            model,
+            anchors=anchors,
+            alpha=radius,
+            beta=beta,
+            every=every,
+            anchor_dtype=anchor_dtype,
+            offload=offload,
+        )
+
+    def _rate(self, optimizer: Any, bucket: Bucket) -> Share:
+        return bucket.strength if bucket.penalized else super()._rate(optimizer, bucket)
+
+    def _share(self, optimizer: Any, bucket: Bucket) -> Share:
+        return bucket.strength if bucket.penalized else super()._share(optimizer, bucket)
+
+
+def _with_anchors(buckets: list[Bucket]) -> list[Bucket]:
+    return [bucket for bucket in buckets if bucket.penalized]
+
+
+def _squares(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.float().square().sum() for tensor in tensors])
+
+
+def _update(optimizer: Any, weight: Tensor, gradient: Tensor, sign: int) -> Tensor:
+    state = optimizer.state.get(weight, {})
+    for moment in ("exp_avg", "momentum_buffer"):
+        if state.get(moment) is not None:
+            return local(state[moment])
+    return gradient * sign

@@ -1,0 +1,82 @@
+"""How strong a pull is, in words people can reason about: how fast it would close the distance on its own."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from mtsp.anchors import penalized
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A strength, said as a speed: after `steps` steps of the pull alone, the share `left` of the distance is left.
+
+    `Pace(1000)` is a time constant, `half_life(1000)` a half-life, `Pace(9000, left=0.05)` the ratio of the distance
+    that a whole run of the pull leaves. It becomes a number when the regularizer is attached, from each parameter
+    group's learning rate (before any schedule) and momentum; a schedule that lowers the rate slows the pull.
+
+    Raises:
+        ValueError: `steps` is below 1, or `left` is not between 0 and 1.
+    """
+
+    steps: float
+    left: float = math.exp(-1)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps < float("inf"):
+            raise ValueError(f"a pace needs at least 1 step, got {self.steps}")
+        if not 0 < self.left < 1:
+            raise ValueError(f"the share of the distance that is left must lie between 0 and 1, got {self.left}")
+
+    def strength(self, lr: float, *, coupled: bool, momentum: float = 0.0) -> float:
+        """Return the alpha of this pace: the inverse of :func:`time_constant`.
+
+        Raises:
+            ValueError: the learning rate is 0, so no strength gives this pace.
+        """
+        if lr <= 0:
+            raise ValueError(
+                f"{self} has no strength at a learning rate of {lr}; attach before a schedule lowers it, or give alpha"
+            )
+        rate = -math.log(self.left) / self.steps
+        return rate * ((1 - momentum) if coupled else 1) / lr
+
+
+def half_life(steps: float) -> Pace:
+    """Return the strength whose pull alone halves the distance in `steps` steps."""
+    return Pace(steps, left=0.5)
+
+
+Strength = float | Pace | Mapping[str, float] | Mapping[str, Pace] | Mapping[str, float | Pace]
+"""One strength for all weights, or one by prefix of their names; the longest prefix wins."""
+
+
+def time_constant(strength: float, lr: float, *, coupled: bool, momentum: float = 0.0) -> float:
+    """Return after how many steps a pull alone has brought a weight to 1/e of its distance; inf for no pull.
+
+    (1 - momentum) / (lr * strength) for SGD with a coupled or proximal pull, 1 / (lr * strength) for a decoupled one.
+    To first order in lr * strength: the pull is a little faster than this. A coupled pull through Adam has no such
+    constant: it depends on the gradients' size.
+    """
+    rate = lr * strength / ((1 - momentum) if coupled else 1)
+    return 1 / rate if rate > 0 else float("inf")
+
+
+def by_depth(model: nn.Module, alpha: float, *, shared: Mapping[str, object]) -> dict[str, float]:
+    """Return the strengths of L2-SP-k: the earlier a layer, the stronger its pull.
+
+    Layer i (from 0) of the n layers that have an anchor gets alpha * (n - i) / n, in the order of
+    `model.named_parameters()`; give the result as `alpha` of any regularizer here.
+
+    After the authors' code (mode 2), where the factor is n - i, not divided by n, and shortcut convolutions get 3 more:
+    dividing keeps `alpha` comparable with L2-SP, and shortcuts get what their place gives them.
+
+    Args:
+        model: the network.
+        alpha: strength on the first layer.
+        shared: the anchors; only their names count.
+    """
+    names = [name for name in penalized(model) if name in shared]
+    return {name: alpha * (len(names) - i) / len(names) for i, name in enumerate(names)}

@@ -1,0 +1,302 @@
+"""How a network looks at an image when it is measured: whole, or in many crops at several sizes, whose scores add up.
+
+A view knows no network. It calls `network(frame, next_frame)` on as many crops at once as it is told, and returns what
+the network would return for the whole image: `mask_logits` at the frame's resolution, or `label_logits`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Annotated, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mtsp.config import Config
+from mtsp.types import Batch, Outputs
+
+Network = Callable[[Tensor, Tensor | None], Outputs]
+"""`network(frame, next_frame)`, both B3HW in [0, 1], in evaluation mode."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+Side = Annotated[int, Field(gt=0)]
+Scale = Annotated[float, Field(gt=0)]
+
+_LARGEST = 80.0  # a thousand scores of e^80 still fit into float32, which ends at e^88.7
+
+
+class Views(Protocol):
+    """A way to look at an image."""
+
+    def __call__(self, network: Network, batch: Batch) -> Outputs:
+        """Return what `network` predicts for the batch, both on one device."""
+        ...
+
+
+class WholeConfig(Config):
+    """The frame as it is, once: whatever the network returns for it."""
+
+    name: Literal["whole"] = "whole"
+
+    def build(self) -> Views:
+        """Return the view."""
+        return look_once
+
+
+def look_once(network: Network, batch: Batch) -> Outputs:
+    """Return what `network` predicts for the frame as it is."""
+    return network(batch["frame"], batch.get("next_frame"))
+
+
+class ScalesConfig(Config):
+    """EncNet's evaluation: several sizes, square windows that overlap, mirror images.
+
+    The logits of a window's mirror image, mirrored back, are added to the window's own, and the exponential of the sum
+    is its score, not normalized over classes. Windows average where they overlap, sizes add up. One size without
+    mirror images, `scales: [1.0], flip: false`, is what is called single-scale evaluation.
+    """
+
+    name: Literal["scales"]
+    base: Side = 520
+    """Pixels of the longer side at scale 1."""
+    crop: Side = 480
+    """Pixels of each side of a window. What an image lacks is black."""
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    stride: Annotated[float, Field(gt=0, le=1)] = 2 / 3
+    """From one window to the next, as a fraction of `crop`, rounded down to pixels."""
+    flip: bool = True
+    batch: Annotated[int, Field(gt=0)] = 8
+    """Windows and mirror images that the network sees at once: a matter of memory and speed, not of the result."""
+
+    @model_validator(mode="after")
+    def _windows_move(self) -> "ScalesConfig":
+        if int(self.crop * self.stride) < 1:
+            raise ValueError(f"stride {self.stride} of a crop of {self.crop} pixels is less than one pixel")
+        return self
+
+    def build(self) -> Views:
+        """Return the view."""
+        return Scales(self)
+
+
+class _Window(NamedTuple):
+    """A place to look at: the upper left corner, in the image of one of the scales."""
+
+    scale: int
+    top: int
+    left: int
+
+
+class Scales:
+    """What :class:`ScalesConfig` describes.
+
+    After the evaluation in the authors' PyTorch-Encoding (release 0.5), which looks at one window at a time. Sizes,
+    places, padding (black, right and below) and interpolation (bilinear, corners aligned) are the same, but all windows
+    and mirror images have one shape and go through the network in batches. Departure: where a score would leave the
+    range of float32, all scores are divided by the same number, and what is e^183 times smaller than the largest is 0.
+    """
+
+    def __init__(self, config: ScalesConfig) -> None:
+        self.config = config
+
+    def __call__(self, network: Network, batch: Batch) -> Outputs:
+        """Return `mask_logits`, BKHW at the frames' size: the logarithm of the summed scores.
+
+        The next frame is cut as the frame is. What the network predicts besides the mask has no sum over windows and is
+        left out.
+
+        Raises:
+            ValueError: the network predicts no mask.
+        """
+        images = torch.cat([batch["frame"], *([batch["next_frame"]] if "next_frame" in batch else [])], dim=1)
+        size = (images.shape[-2], images.shape[-1])
+        sizes = [_scaled(size, math.ceil(self.config.base * scale)) for scale in self.config.scales]
+        enlarged = [self._enlarged(images, scaled) for scaled in sizes]
+        windows = [
+            _Window(scale, top, left)
+            for scale, (height, width) in enumerate(sizes)
+            for top, left in product(self._starts(height), self._starts(width))
+        ]
+        scores = _Scores(size, sizes)
+        at_once = max(1, self.config.batch // (len(images) * (2 if self.config.flip else 1)))
+        for start in range(0, len(windows), at_once):
+            seen = windows[start : start + at_once]
+            logits = self._logits(network, torch.cat([self._cut(enlarged[w.scale], w) for w in seen]))
+            scores.add(seen, logits.unflatten(0, (len(seen), len(images))))
+        return Outputs(mask_logits=scores.logarithm())
+
+    def _starts(self, side: int) -> range:
+        """Where windows begin along a side: every stride, until one reaches the end."""
+        stride = int(self.config.crop * self.config.stride)
+        return range(0, max(0, math.ceil((side - self.config.crop) / stride)) * stride + 1, stride)
+
+    def _enlarged(self, images: Tensor, size: Size) -> Tensor:
+        """`images` at `size`, and black right of and below it as far as the last windows reach."""
+        scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
+        below, right = (self._starts(side)[-1] + self.config.crop - side for side in size)
+        return F.pad(scaled, (0, max(0, right), 0, max(0, below)))
+
+    def _cut(self, image: Tensor, window: _Window) -> Tensor:
+        crop = self.config.crop
+        return image[..., window.top : window.top + crop, window.left : window.left + crop]
+
+    def _logits(self, network: Network, images: Tensor) -> Tensor:
+        """Return each window's logits, NKHW float32, those of its mirror image added."""
+        count = len(images)
+        if self.config.flip:
+            images = torch.cat([images, images.flip(-1)])
+        frames = images[:, :3].contiguous(memory_format=torch.channels_last)
+        following = images[:, 3:].contiguous(memory_format=torch.channels_last) if images.shape[1] > 3 else None
+        outputs = network(frames, following)
+        if "mask_logits" not in outputs:
+            raise ValueError("views `scales` add up masks, and this network predicts none; use views `whole`")
+        logits = outputs["mask_logits"].float()
+        return logits[:count] + logits[count:].flip(-1) if self.config.flip else logits
+
+
+class _Scores:
+    """Exponentials of logits, averaged over the windows of a scale and summed over the scales.
+
+    Windows come in the order of their scales. Everything stored is divided by e^offset, which is 1 unless a logit is
+    so large that float32 would overflow.
+    """
+
+    def __init__(self, size: Size, sizes: Sequence[Size]) -> None:
+        self.size, self.sizes = size, sizes
+        self.offset: Tensor | None = None
+        self.total: Tensor | None = None
+        self.scale = -1
+        self.scores: Tensor | None = None  # BKHW, of the present scale
+        self.windows: Tensor | None = None  # 11HW, how many of them cover each pixel
+
+    def add(self, windows: Sequence[_Window], logits: Tensor) -> None:
+        """Add the windows' logits, NBKHW."""
+        self._make_room(logits.max())
+        assert self.offset is not None
+        for window, score in zip(windows, (logits - self.offset).exp_(), strict=True):
+            if window.scale != self.scale:
+                self._finish_scale()
+                self.scale = window.scale
+                height, width = self.sizes[window.scale]
+                self.scores = score.new_zeros(*score.shape[:2], height, width)
+                self.windows = score.new_zeros(1, 1, height, width)
+            assert self.scores is not None
+            assert self.windows is not None
+            place = (
+                ...,
+                slice(window.top, window.top + score.shape[-2]),
+                slice(window.left, window.left + score.shape[-1]),
+            )
+            part = self.scores[place]
+            part += score[..., : part.shape[-2], : part.shape[-1]]
+            self.windows[place] += 1
+
+    def logarithm(self) -> Tensor:
+        """Return the logarithm of the sum over all scales, BKHW; zero counts as the smallest normal number."""
+        self._finish_scale()
+        assert self.total is not None
+        return self.total.clamp_min(torch.finfo(self.total.dtype).tiny).log()
+
+    def _finish_scale(self) -> None:
+        if self.scores is None or self.windows is None:
+            return
+        mean = F.interpolate(self.scores.div_(self.windows), size=self.size, mode="bilinear", align_corners=True)
+        self.total = mean if self.total is None else self.total + mean
+        self.scores = self.windows = None
+
+    def _make_room(self, largest: Tensor) -> None:
+        """Raise the offset as far as the largest logit needs; without asking the device, which would wait for it."""
+        offset = self.offset if self.offset is not None else torch.zeros_like(largest)
+        self.offset = torch.maximum(offset, largest - _LARGEST)
+        factor = (offset - self.offset).exp()
+        for kept in (self.total, self.scores):
+            if kept is not None:
+                kept *= factor
+
+
+class CropsConfig(Config):
+    """Several crops of an image that has one label: their class probabilities are averaged.
+
+    `sizes: [256], crop: 224, places: corners, flip: true` are the ten crops of Krizhevsky et al. (NeurIPS 2012).
+    """
+
+    name: Literal["crops"]
+    sizes: Annotated[tuple[Side, ...], Field(min_length=1)] = (256,)
+    """Pixels of the shorter side, the image's shape kept."""
+    crop: Side = 224
+    """Pixels of each side of a crop."""
+    places: Literal["center", "corners"] = "corners"
+    """The middle alone, or the four corners and the middle."""
+    flip: bool = True
+    batch: Annotated[int, Field(gt=0)] = 32
+    """Crops that the network sees at once: a matter of memory and speed, not of the result."""
+
+    @model_validator(mode="after")
+    def _crops_fit(self) -> "CropsConfig":
+        if self.crop > min(self.sizes):
+            raise ValueError(
+                f"a crop of {self.crop} pixels does not fit into an image whose short side is {min(self.sizes)}"
+            )
+        return self
+
+    def build(self) -> Views:
+        """Return the view."""
+        return Crops(self)
+
+
+class Crops:
+    """What :class:`CropsConfig` describes."""
+
+    def __init__(self, config: CropsConfig) -> None:
+        self.config = config
+
+    def __call__(self, network: Network, batch: Batch) -> Outputs:
+        """Return `label_logits`, BK: the logarithm of the mean probability of each class.
+
+        Raises:
+            ValueError: the network predicts no label.
+        """
+        images = batch["frame"]
+        crops = torch.cat([crop for size in self.config.sizes for crop in self._cut(_at_short_side(images, size))])
+        if self.config.flip:
+            crops = torch.cat([crops, crops.flip(-1)])
+        crops = crops.contiguous(memory_format=torch.channels_last)
+        logits = []
+        for part in crops.split(self.config.batch):
+            outputs = network(part, None)
+            if "label_logits" not in outputs:
+                raise ValueError("views `crops` average labels, and this network predicts none; use views `whole`")
+            logits.append(outputs["label_logits"].float())
+        chances = torch.cat(logits).log_softmax(1).view(-1, len(images), logits[0].shape[1])
+        return Outputs(label_logits=chances.logsumexp(0) - math.log(len(chances)))
+
+    def _cut(self, images: Tensor) -> list[Tensor]:
+        crop = self.config.crop
+        bottom, right = images.shape[-2] - crop, images.shape[-1] - crop
+        corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if self.config.places == "corners" else []
+        middle = (round(bottom / 2), round(right / 2))
+        return [images[..., top : top + crop, left : left + crop] for top, left in (*corners, middle)]
+
+
+AnyViews = Annotated[WholeConfig | ScalesConfig | CropsConfig, Field(discriminator="name")]
+"""The ways to look that an experiment can name: `evaluation.views: {name: scales}`."""
+
+
+def _scaled(size: Size, long_side: int) -> Size:
+    """Return `size` with its longer side at `long_side` and its shape kept, halves rounded up."""
+    height, width = size
+    if height > width:
+        return long_side, max(1, int(width * long_side / height + 0.5))
+    return max(1, int(height * long_side / width + 0.5)), long_side
+
+
+def _at_short_side(images: Tensor, side: int) -> Tensor:
+    """Return `images`, BCHW, with the shorter side at `side`, averaged over what a pixel covers where they shrink."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    size = (int(height * side / short), int(width * side / short))  # as torchvision rounds
+    return images if size == (height, width) else F.interpolate(images, size=size, mode="bilinear", antialias=True)

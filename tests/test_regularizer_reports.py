@@ -1,0 +1,120 @@
+"""What a regularizer says about itself: strengths as paces, its report, its table, its place in a checkpoint."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mtsp.anchors import capture
+from mtsp.regularizers import L2SP, Pace, half_life, time_constant
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("pace", "left"), [(Pace(500), 1 / math.e), (half_life(500), 0.5), (Pace(500, left=0.2), 0.2)], ids=str
+)
+@pytest.mark.parametrize("placement", ["coupled", "decoupled", "proximal"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_pace_is_what_is_left_after_its_steps(pace: Pace, left: float, placement: str, momentum: float) -> None:
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum)
+    L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=pace, beta=0.0, placement=placement).attach(optimizer)  # pyright: ignore[reportArgumentType]
+    for _ in range(500):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(left, rel=0.07)
+
+
+def test_a_pace_is_of_the_full_learning_rate_and_inverse_to_the_time_constant() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01)  # the first step of a warm-up
+    regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=Pace(100), beta=0.0)
+    with pytest.raises(ValueError, match=r"weight has the strength Pace\(steps=100.*attach\(\) makes it a number"):
+        regularizer.penalty()
+    regularizer.attach(optimizer)
+    assert regularizer.pulls["weight"].strength == pytest.approx(0.002)  # (1 - 0.9) / (0.5 * 100)
+    assert time_constant(0.002, 0.5, coupled=True, momentum=0.9) == pytest.approx(100)
+
+
+def test_a_pace_that_means_nothing_is_refused() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=Pace(10), beta=0.0, placement="coupled")
+    with pytest.raises(ValueError, match="coupled through Adam it depends on the gradients' size"):
+        regularizer.attach(torch.optim.Adam(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="has no strength at a learning rate of 0"):
+        regularizer.attach(torch.optim.SGD(model.parameters(), lr=0.0))
+    with pytest.raises(ValueError, match=r"a pace needs at least 1 step, got 0\.5"):
+        Pace(0.5)
+    with pytest.raises(ValueError, match="must lie between 0 and 1, got 1"):
+        Pace(3, left=1)
+
+
+def test_the_report_measures_the_step_after_it_was_asked() -> None:
+    """w = 3, anchor 1, alpha 2: the pull is 4, the gradient 8; then w = 3 - 0.1 * 12 = 1.8, and 1.6 against 0.4."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 3.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=2.0, beta=0.0)
+    regularizer.attach(optimizer)
+    for gradient, distance, ratio in ((8.0, 0.8, 0.5), (0.4, 0.6, 4.0)):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        report = regularizer.report()[""]
+        assert report.distance == pytest.approx(distance)  # 1.8 - 1, then 1.8 - 0.1 * (0.4 + 1.6) - 1
+        assert report.pull_to_gradient == pytest.approx(ratio)
+        assert report.time_constant == pytest.approx(5.0)  # 1 / (0.1 * 2)
+
+
+def test_the_report_of_scaled_gradients_is_of_the_gradients() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 3.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    regularizer = L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=2.0, beta=0.0)
+    regularizer.attach(optimizer)
+    model.weight.grad = torch.full((1, 1), 8.0 * 1024)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(0.0)  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+    assert regularizer.report()[""].pull_to_gradient == pytest.approx(0.5)
+
+
+def test_through_adam_a_coupled_pull_has_no_time_constant() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=2.0, beta=0.0, placement="coupled")
+    assert regularizer.report()[""].time_constant == float("inf")  # attached to nothing yet
+    regularizer.attach(torch.optim.Adam(model.parameters()))
+    assert math.isnan(regularizer.report()[""].time_constant)
+
+
+def test_the_table_says_what_is_anchored_new_and_free() -> None:
+    model = network()
+    model[1].weight.requires_grad_(False)
+    regularizer = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=0.5, beta=Pace(100))
+    lines = [line.split() for line in str(regularizer).splitlines()]
+    assert lines[0] == ["L2SP"]
+    assert lines[1] == ["0.weight", "6", "anchored", "0.5"]
+    assert lines[2] == ["0.bias", "3", "free", "-"]
+    assert lines[3] == ["1.weight", "3", "free,", "frozen", "-"]
+    assert lines[5][:3] == ["2.weight", "3", "new"]
+    assert ["3", "tensors", "7", "free"] in lines
+    assert "to zero" in L2SP(model, anchors=capture(model, ["0.weight"]), alpha=1.0, beta=1.0, zero=True).table()
+
+
+def test_a_resumed_run_must_pull_to_the_anchors_it_began_with() -> None:
+    model = network()
+    anchors = capture(model, ["0.weight"])
+    state = L2SP(model, anchors=anchors, alpha=1.0, beta=0.0).state_dict()
+    L2SP(model, anchors=anchors, alpha=1.0, beta=0.0).load_state_dict(state)
+    with torch.no_grad():
+        model.get_parameter("0.weight").add_(1e-6)
+    late = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=1.0, beta=0.0)
+    with pytest.raises(
+        ValueError, match=r"was trained with another anchors .*captured before any checkpoint is loaded"
+    ):
+        late.load_state_dict(state)

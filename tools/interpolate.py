@@ -1,0 +1,49 @@
+"""Write the weights between two: `python tools/interpolate.py --start A --end B --share 0.5 --out F`.
+
+WiSE-FT: A is what fine-tuning began with, B what it came to, both .safetensors files or run folders. Without --start,
+B is a run folder and A what that run started from.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from models.weights import read, tensors_of
+from mtsp import checkpoint
+from mtsp.interpolate import interpolated
+from tools.parts import read_experiment, run_or_say_why, start
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, interpolate and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--start", type=Path, metavar="A", help="weights or run folder; default: what B started from")
+    parser.add_argument("--end", type=Path, required=True, metavar="B", help="weights or run folder")
+    parser.add_argument("--share", type=float, default=0.5, help="of B, 0 to 1 (default: 0.5)")
+    parser.add_argument("--only", nargs="+", metavar="PREFIX", help="interpolate these branches; the rest is B's")
+    parser.add_argument("--out", type=Path, required=True, metavar="F", help="the .safetensors file to write")
+    options = parser.parse_args(arguments)
+    begun = _weights(options.start) if options.start is not None else _started_from(options.end)
+    mixed = interpolated(begun, _weights(options.end), options.share, only=options.only)
+    checkpoint.export(options.out, mixed)
+    print(options.out)
+    return 0
+
+
+def _weights(path: Path) -> Mapping[str, Tensor]:
+    return tensors_of(read(path / "weights.safetensors" if path.is_dir() else path))
+
+
+def _started_from(run_dir: Path) -> Mapping[str, Tensor]:
+    file = run_dir / "experiment.yaml"
+    if not file.is_file():
+        raise ValueError(f"{run_dir} is no run folder, which would say what it started from; give --start")
+    return start(read_experiment(file)).model.state_dict()
+
+
+if __name__ == "__main__":
+    sys.exit(run_or_say_why(partial(main)))
