@@ -7,18 +7,37 @@ from pydantic import Field, model_validator
 from data.augment import AugmentConfig
 from data.davis import DavisConfig
 from data.examples import PreparedExamples
+from data.fine_grained import LabeledConfig, LabeledImages
 from data.flying_chairs import FlyingChairsConfig
 from data.folder import FolderConfig
 from data.io import DataError, MissingDataError
 from data.kitti import KittiConfig
+from data.labeled_sets import AnyLabeled
 from data.listing import Labels, RawDataset
 from data.middlebury import MiddleburyConfig
+from data.pascal_context import PascalContextConfig
 from data.scene_flow import DrivingConfig, FlyingThingsConfig, MonkaaConfig
+from data.segmented import (
+    Ade20kConfig,
+    CamVidConfig,
+    CityscapesConfig,
+    MaskFolderConfig,
+    PascalVocConfig,
+)
 from data.sintel import SintelConfig
 from mtsp.config import Config
 from mtsp.types import Examples, Raw
 
-__all__ = ["AnyDataset", "DataConfig", "DataError", "Labels", "MissingDataError", "RawDataset"]
+__all__ = [
+    "AnyDataset",
+    "DataConfig",
+    "DataError",
+    "LabeledConfig",
+    "LabeledImages",
+    "Labels",
+    "MissingDataError",
+    "RawDataset",
+]
 
 AnyDataset = Annotated[
     DavisConfig
@@ -29,7 +48,14 @@ AnyDataset = Annotated[
     | SintelConfig
     | KittiConfig
     | MiddleburyConfig
-    | FolderConfig,
+    | FolderConfig
+    | PascalContextConfig
+    | PascalVocConfig
+    | Ade20kConfig
+    | CityscapesConfig
+    | CamVidConfig
+    | MaskFolderConfig
+    | AnyLabeled,
     Field(discriminator="name"),
 ]
 """The data sets that an experiment can name: `dataset: {name: davis, root: ...}`."""
@@ -44,6 +70,9 @@ class DataConfig(Config):
     size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     """Height and width that frames are resized to for the network at evaluation; labels keep their own. Training
     without `augment` resizes to it as well, labels included."""
+    center: float | None = Field(default=None, gt=0, le=1)
+    """Of labeled pictures: see the middle at evaluation, this share of the shorter side, as `size`, its aspect kept.
+    0.875 is usual (and 1 all of the shorter side). Null: all of the picture, stretched to `size`."""
     limit: int | None = Field(default=None, gt=0)
     """Only this many examples, evenly spaced over the data set. Not of videos with masks, which are scored whole."""
 
@@ -61,6 +90,16 @@ class DataConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _only_a_class_survives_a_crop(self) -> "DataConfig":
+        if self.center is None:
+            return self
+        if not isinstance(self.dataset, LabeledConfig):
+            raise ValueError(f"`center` is of labeled pictures; {self.dataset.name} is scored whole, set `size` alone")
+        if self.size is None:
+            raise ValueError("`center` needs `size`, which the middle of each picture becomes")
+        return self
+
     def build(self) -> Examples:
         """Return the examples, files checked to be there.
 
@@ -68,14 +107,15 @@ class DataConfig(Config):
             DataError: the data set's files are not as they should be.
         """
         augmentation = None if self.augment is None else self.augment.build()
-        return PreparedExamples(self.build_raw(), augmentation, self.size)
+        return PreparedExamples(self.build_raw(), augmentation, self.size, self.center)
 
     def build_raw(self) -> RawDataset:
         """Return the examples as decoded: nothing resized, nothing augmented. Raises as :meth:`build`."""
         dataset = self.dataset.build()
         if self.limit is None or self.limit >= len(dataset):
             return dataset
-        return EvenlySpaced(dataset, self.limit)
+        indices = [i * len(dataset) // self.limit for i in range(self.limit)]
+        return dataset.taken(indices) if isinstance(dataset, LabeledImages) else EvenlySpaced(dataset, self.limit)
 
 
 class EvenlySpaced:
@@ -85,6 +125,7 @@ class EvenlySpaced:
         self._dataset = dataset
         self._indices = [i * len(dataset) // count for i in range(count)]
         self.names = [dataset.names[i] for i in self._indices]
+        self.classes: tuple[str, ...] = getattr(dataset, "classes", ())
 
     def __len__(self) -> int:
         return len(self._indices)

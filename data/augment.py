@@ -3,11 +3,13 @@
 import math
 from typing import Annotated, Any, Literal, Self
 
+import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
 from data import geometry
 from data.color import ColorConfig, Draw, Factor, draw_factor, draw_spread
+from data.crops import random_box
 from data.geometry import Size
 from mtsp.config import Config
 from mtsp.types import IGNORE, Raw
@@ -52,15 +54,26 @@ class AugmentConfig(Config):
       rotation of hue and a gamma. The second frame's spreads are the final ones, where the template lets them grow from
       half of that. Where 50 draws fail, ours takes the middle of both frames.
     - `segmentation`: as segmentation is trained today: scale 0.5-2, rotation 10 degrees, random crop, flip, color.
+    - `encnet`: what EncNet's published checkpoints were trained with (release 0.5 of its authors' code): the short side
+      520 pixels times 0.5-2, flip, a crop of 480x480, black below and to the right of images that are smaller, blur in
+      half of the cases. Departures: the short side is not rounded to whole pixels before the crop; images that grow or
+      shrink to between half and full size are sampled without a filter, as everywhere here.
+    - `inception`: of whole-image classes, as DSTL's code trains Inception-V3 (slim's `inception_preprocessing`, fast
+      mode): a rectangle of 5 to 100 % of the area stretched to 299x299, flip, brightness and saturation. Slim adds up
+      to 32/255 of brightness, evenly; here it is normal with the same deviation.
     """
 
-    preset: Literal["none", "segflow", "flownet", "flownet2", "segmentation"] = "none"
+    preset: Literal["none", "segflow", "flownet", "flownet2", "segmentation", "encnet", "inception"] = "none"
     resize: tuple[Side, Side] | None = None
     """Height and width that every image is stretched to first, within the same warp; None keeps its own."""
+    short_side: Side | None = None
+    """Instead of `resize`: what the shorter side of every image is scaled to first, its shape kept."""
     crop: tuple[Side, Side] | None = None
     """Height and width of the output; None is that of the (resized) image."""
     position: Literal["center", "random"] = "center"
     """Of the crop: on the image's center, or anywhere along the scaled image, evenly."""
+    border: Literal["around", "after"] = "around"
+    """Where a `random` crop lies on an image that is smaller: anywhere, or with all that it lacks below and right."""
     scale: Factor = (1.0, 1.0)
     squeeze: NonNegative = 0.0
     """Spread of k: x grows by e^k and y shrinks by e^k."""
@@ -73,12 +86,19 @@ class AugmentConfig(Config):
     vertical_flip: Probability = 0.0
     draw: Draw = "uniform"
     """How `scale`, `squeeze`, `rotate` and `translate` are drawn."""
+    area: Factor | None = None
+    """Stretch a random rectangle of this share of the image's area to `crop`, instead of scaling and moving all of it;
+    flips and `rotate` follow, about the output's center."""
+    aspect: Factor = (3 / 4, 4 / 3)
+    """Width over height of that rectangle, drawn evenly in the logarithm."""
     keep_inside: bool = False
     """Draw again until neither frame reveals what is outside of the image; after 50 tries take its unmoved middle."""
     relative: RelativeConfig | None = None
     """The second frame's own motion and color."""
     color: ColorConfig = ColorConfig()
     """Of both frames alike; noise differs."""
+    blur: NonNegative = 0.0
+    """Largest standard deviation, in pixels of the output, of a Gaussian blur of both frames in half of the cases."""
     frame_border: tuple[Byte, Byte, Byte] = (124, 116, 104)
     """R, G and B of what a map reveals outside of the image; ImageNet's mean."""
     mask_border: Byte = IGNORE
@@ -87,9 +107,24 @@ class AugmentConfig(Config):
     @model_validator(mode="after")
     def _fill_in_preset(self) -> Self:
         # In place, since a validator that runs before loses pydantic's leave to read JSON lists as tuples.
+        given = self.model_fields_set
+        if self.resize is not None and self.short_side is not None:
+            raise ValueError("resize and short_side both say how large an image is; give one of them")
         for key, value in PRESETS[self.preset].items():
-            if key not in self.model_fields_set:
+            replaced = {"resize", "short_side"} & given if key in ("resize", "short_side") else {key} & given
+            if not replaced:
                 object.__setattr__(self, key, value)
+        return self
+
+    @model_validator(mode="after")
+    def _a_rectangle_is_cut_once(self) -> Self:
+        if self.area is None:
+            return self
+        if self.crop is None or self.area[1] > 1:
+            raise ValueError("`area` is a share, at most 1, of the image and is stretched to `crop`; give both")
+        still = {"scale": (1.0, 1.0), "squeeze": 0.0, "translate": (0.0, 0.0), "position": "center"}
+        if ignored := [key for key, value in still.items() if getattr(self, key) != value]:
+            raise ValueError(f"`area` draws size and place itself; leave out {', '.join(ignored)}")
         return self
 
     def build(self) -> "Augmentation":
@@ -160,6 +195,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "flip": 0.5,
         "color": ColorConfig(brightness=(0.75, 1.25), contrast=(0.75, 1.25), saturation=(0.75, 1.25), hue=10.0),
     },
+    "encnet": {
+        "short_side": 520,
+        "crop": (480, 480),
+        "position": "random",
+        "border": "after",
+        "scale": (0.5, 2.0),
+        "flip": 0.5,
+        "blur": 1.0,
+        "frame_border": (0, 0, 0),
+    },
+    "inception": {
+        "crop": (299, 299),
+        "area": (0.05, 1.0),
+        "flip": 0.5,
+        "color": ColorConfig(shift=32 / 255 / math.sqrt(3), saturation=(0.5, 1.5)),
+    },
 }
 """The defaults of each preset; a key that is given beside `preset` replaces the preset's."""
 
@@ -188,9 +239,16 @@ class Augmentation:
 
         frame = geometry.warp_image(raw["frame"], first, size, config.frame_border)
         out = Raw(name=raw["name"], frame=color.apply(frame, rng))
+        if "label" in raw:
+            out["label"] = raw["label"]
         if "next_frame" in raw:
             next_frame = geometry.warp_image(raw["next_frame"], second, size, config.frame_border)
             out["next_frame"] = next_color.apply(next_frame, rng)
+        if config.blur and rng.random() < 0.5:
+            deviation = config.blur * rng.random()
+            out["frame"] = _blurred(out["frame"], deviation)
+            if "next_frame" in out:
+                out["next_frame"] = _blurred(out["next_frame"], deviation)
         if "mask" in raw:
             out["mask"] = geometry.warp_mask(raw["mask"], first, size, config.mask_border)
         if "flow" in raw:
@@ -204,6 +262,9 @@ class Augmentation:
         """
         config = self.config
         base = config.resize or source
+        if config.short_side is not None:
+            factor = config.short_side / min(source)
+            base = (round(source[0] * factor), round(source[1] * factor))
         size = config.crop or base
         for _ in range(TRIES if config.keep_inside else 1):
             first = self._shared(base, size, rng) @ geometry.resize(source, base)
@@ -218,6 +279,8 @@ class Augmentation:
     def _shared(self, base: Size, size: Size, rng: np.random.Generator) -> np.ndarray:
         """One draw of what both frames do, from the resized image to the output."""
         config = self.config
+        if config.area is not None:
+            return self._cut(config.area, base, size, rng)
         scale = draw_factor(rng, config.scale, config.draw)
         squeeze = math.exp(draw_spread(rng, config.squeeze, config.draw))
         angle = draw_spread(rng, config.rotate, config.draw)
@@ -226,9 +289,26 @@ class Augmentation:
         for axis, place in enumerate(rng.uniform(-0.5, 0.5, size=2)):
             if config.position == "random":
                 factor = scale * (squeeze if axis == 0 else 1 / squeeze)
-                shift[axis] += place * abs(base[1 - axis] * factor - size[1 - axis])
+                surplus = base[1 - axis] * factor - size[1 - axis]
+                if surplus < 0 and config.border == "after":
+                    shift[axis] += surplus / 2  # the image's corner is the output's
+                else:
+                    shift[axis] += place * abs(surplus)
         linear = geometry.scale(*mirror) @ geometry.rotate(angle) @ geometry.scale(scale * squeeze, scale / squeeze)
         return _place(linear, base, size, (shift[0], shift[1]))
+
+    def _cut(self, area: tuple[float, float], base: Size, size: Size, rng: np.random.Generator) -> np.ndarray:
+        """One draw of a rectangle of the resized image that becomes the output."""
+        config = self.config
+        left, top, width, height = random_box(base, area, config.aspect, rng)
+        stretch = geometry.scale(size[1] / width, size[0] / height) @ geometry.translate(-left, -top)
+        angle = draw_spread(rng, config.rotate, config.draw)
+        mirror = [-1.0 if rng.random() < p else 1.0 for p in (config.flip, config.vertical_flip)]
+        return _about_center(geometry.scale(*mirror) @ geometry.rotate(angle), size) @ stretch
+
+
+def _blurred(image: np.ndarray, deviation: float) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), max(deviation, 1e-3))  # zero would mean: choose one
 
 
 def check_sizes(raw: Raw) -> Size:

@@ -52,7 +52,7 @@ def download(
     Args:
         url: http or https.
         path: the file to make; its folder is made too. If it is there, it is only checked.
-        checksum: "md5:..." or "sha256:..."; None: only the length is checked.
+        checksum: "md5:...", "sha1:..." or "sha256:..."; None: only the length is checked.
         progress: called for each megabyte or less.
         attempts: connections in a row that may bring nothing, before giving up.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from data import geometry
 from data.augment import Augmentation, check_sizes
+from data.crops import center_crop, scaled
 from data.geometry import Size
 from data.listing import RawDataset
 from mtsp.types import IGNORE, Batch, Raw
@@ -23,17 +24,31 @@ class PreparedExamples:
         augmentation: what :meth:`draw` does to them; None only resizes.
         size: height and width of frames at evaluation, and of everything that is drawn without augmentation; None keeps
             each image's own. An augmentation has its own size, which this does not change.
+        center: where only the class of the whole image counts, the share of its shorter side, about the middle, that
+            becomes `size`, its aspect kept; None stretches all of it.
     """
 
-    def __init__(self, dataset: RawDataset, augmentation: Augmentation | None = None, size: Size | None = None) -> None:
+    def __init__(
+        self,
+        dataset: RawDataset,
+        augmentation: Augmentation | None = None,
+        size: Size | None = None,
+        center: float | None = None,
+    ) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
         self.size = size
+        self.center = center
 
     @property
     def names(self) -> list[str]:
         """Name of each example, in order."""
         return list(self.dataset.names)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each class, in masks or of whole images; none where the data set does not name them."""
+        return tuple(getattr(self.dataset, "classes", ()))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -43,7 +58,7 @@ class PreparedExamples:
         raw = self.dataset[index]
         check_sizes(raw)
         if self.size is not None:
-            raw = Raw(**{**raw, **_resized_frames(raw, self.size)})
+            raw = self._seen(raw) if self.center is not None else Raw(**{**raw, **_resized_frames(raw, self.size)})
         return to_tensors(raw)
 
     def draw(self, index: int, rng: np.random.Generator) -> Batch:
@@ -51,7 +66,15 @@ class PreparedExamples:
         raw = self.dataset[index]
         if self.augmentation is not None:
             return to_tensors(self.augmentation(raw, rng))
+        if self.center is not None:
+            return to_tensors(self._seen(raw))
         return to_tensors(resized(raw, self.size or check_sizes(raw)))
+
+    def _seen(self, raw: Raw) -> Raw:
+        """The middle of the picture, and its class."""
+        assert self.size is not None
+        assert self.center is not None
+        return Raw(**{**raw, "frame": center_crop(raw["frame"], self.size, self.center)})
 
 
 def resized(raw: Raw, size: Size) -> Raw:
@@ -65,6 +88,8 @@ def resized(raw: Raw, size: Size) -> Raw:
         return raw
     stretch = geometry.resize(source, size)
     out = _resized_frames(raw, size)
+    if "label" in raw:
+        out["label"] = raw["label"]
     if "mask" in raw:
         out["mask"] = geometry.warp_mask(raw["mask"], stretch, size, IGNORE)
     if "flow" in raw:
@@ -83,16 +108,16 @@ def to_tensors(raw: Raw) -> Batch:
         out["flow"] = torch.from_numpy(np.stack([raw["flow"][..., 0], raw["flow"][..., 1]]))
     if "flow_valid" in raw:
         out["flow_valid"] = torch.from_numpy(raw["flow_valid"].astype(bool))
+    if "label" in raw:
+        out["label"] = torch.tensor(raw["label"])
     return out
 
 
 def _resized_frames(raw: Raw, size: Size) -> Raw:
-    """The name, and both frames at `size`: averaged over areas where they shrink, interpolated where they grow."""
-    height, width = raw["frame"].shape[:2]
-    how = cv2.INTER_AREA if size[0] * size[1] < height * width else cv2.INTER_LINEAR
-    out = Raw(name=raw["name"], frame=cv2.resize(raw["frame"], size[::-1], interpolation=how))
+    """The name, and both frames at `size`."""
+    out = Raw(name=raw["name"], frame=scaled(raw["frame"], size))
     if "next_frame" in raw:
-        out["next_frame"] = cv2.resize(raw["next_frame"], size[::-1], interpolation=how)
+        out["next_frame"] = scaled(raw["next_frame"], size)
     return out
 
 

@@ -23,6 +23,7 @@ class Labels(TypedDict):
     mask: NotRequired[np.ndarray]  # HW uint8
     flow: NotRequired[np.ndarray]  # HW2 float32
     flow_valid: NotRequired[np.ndarray]  # HW bool
+    label: NotRequired[int]
 
 
 class RawDataset(Protocol):

@@ -77,7 +77,7 @@ def write_davis(
         FileExistsError: `root` holds something.
     """
     train = config.clips - _count(validation, config.clips)
-    with _published(root) as folder:
+    with published_folder(root) as folder:
         lists: dict[str, list[str]] = {"train": [], "val": []}
         for index, clip in _render(config, progress):
             sequence = f"{resolution}/clip-{index:04d}"
@@ -111,7 +111,7 @@ def write_flying_chairs(
     """
     train = config.clips - _count(validation, config.clips)
     steps = config.frames - 1
-    with _published(root) as folder:
+    with published_folder(root) as folder:
         for index, clip in _render(config, progress):
             for step in range(steps):
                 stem = folder / "data" / f"{index * steps + step + 1:05d}"
@@ -149,7 +149,7 @@ def write_scene_flow(
         raise ValueError(f"{name} has {len(scenes)} scenes, got clips={config.clips}; ask for more frames per clip")
     # One frame before the first and one after the last, so that the first has a past and the last a future.
     longer = config.model_copy(update={"frames": config.frames + 2})
-    with _published(root) as folder:
+    with published_folder(root) as folder:
         for index, scene in enumerate(scenes[: config.clips]):
             for view in ("left", "right"):
                 _write_view(folder, scene, view, render_clip(longer, index, view))
@@ -189,7 +189,7 @@ def _made(path: Path) -> Path:
 
 
 @contextmanager
-def _published(root: Path) -> Iterator[Path]:
+def published_folder(root: Path) -> Iterator[Path]:
     """Yield a folder to write to, which becomes `root` if all goes well, and is left for inspection if not."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} is there and not empty; give another folder or remove it first")

@@ -17,9 +17,13 @@ from data.davis import DavisConfig
 from data.flying_chairs import FlyingChairsConfig
 from data.io import DataError
 from data.kitti import KittiConfig
+from data.labeled_sets import PUBLISHED as LABELED
+from data.labeled_sets import miscounted_classes
 from data.listing import RawDataset
 from data.middlebury import MiddleburyConfig
+from data.pascal_context import PUBLISHED, PascalContextConfig
 from data.scene_flow import DrivingConfig, FlyingThingsConfig, MonkaaConfig
+from data.segmented import Ade20kConfig, CamVidConfig, CityscapesConfig, PascalVocConfig
 from data.sintel import SintelConfig
 from mtsp.config import Config
 from mtsp.types import IGNORE, Raw
@@ -43,6 +47,12 @@ DATASETS: dict[str, Known] = {
     "sintel": Known(SintelConfig, {"all": 2 * 1041}, {}),  # clean and final
     "kitti": Known(KittiConfig, {"all": 200}, {}),
     "middlebury": Known(MiddleburyConfig, {"val": 8}, {}),
+    "pascal_context": Known(PascalContextConfig, {**PUBLISHED}, {}),
+    "pascal_voc": Known(PascalVocConfig, {"train": 1464, "val": 1449}, {}),
+    "ade20k": Known(Ade20kConfig, {"train": 20210, "val": 2000}, {}),
+    "cityscapes": Known(CityscapesConfig, {"train": 2975, "val": 500}, {}),
+    "camvid": Known(CamVidConfig, {"train": 367, "val": 101, "test": 233}, {}),
+    **{name: Known(published.config, {**published.splits}, {}) for name, published in LABELED.items()},
 }
 
 _DAVIS_TRAIN = (
@@ -115,7 +125,7 @@ def verify(
         counts[split] = len(dataset)
         tasks += [(config, index) for index in range(len(dataset))]
         if published:
-            problems += _miscounted(name, split, dataset, expected)
+            problems += [*_miscounted(name, split, dataset, expected), *miscounted_classes(name, split, dataset)]
     for done, found in enumerate(_read_all(tasks, workers), start=1):
         problems += found
         if progress is not None:

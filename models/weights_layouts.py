@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.encnet_heads import EncHead
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD, normalization
 from models.flownets import FlowNetS
 
@@ -20,6 +21,30 @@ CAFFE_MEAN = (122.67891434, 116.66876762, 104.00698793)
 
 CLASSIFIERS = ("fc.", "_fc.", "classifier.", "head.", "last_linear.", "conv_head.", "_conv_head.", "_bn1.", "bn2.")
 """What comes after an encoder's last feature map in torchvision, timm and EfficientNet-PyTorch."""
+
+PUBLISHED_ENCODER = "pretrained."
+"""Where PyTorch-Encoding and FastFCN keep the encoder of their segmentation networks."""
+
+_ENCNET = {  # beginning of a key of theirs: of ours, in the head
+    "head.conv5.": "reduce.",
+    "head.connect.": "lateral.",
+    "head.fusion.": "join.",
+    "head.encmodule.encoding.0.": "context.project.0.",
+    "head.encmodule.encoding.1.": "context.project.1.",
+    "head.encmodule.encoding.3.": "context.encoding.",
+    "head.encmodule.encoding.4.": "context.norm.",
+    "head.encmodule.fc.0.": "context.gate.",
+    "head.encmodule.selayer.": "context.presence.",
+    "head.conv6.1.": "classify.",
+    "auxlayer.conv5.4.": "auxiliary.classify.",
+    "auxlayer.conv5.": "auxiliary.reduce.",
+    **{f"jpu.conv{level}.": f"jpu.project.{level - 3}." for level in (3, 4, 5)},
+    **{
+        f"jpu.dilation{number}.{theirs}.": f"jpu.read.{number - 1}.{ours}."
+        for number in (1, 2, 3, 4)
+        for ours, theirs in enumerate(("0.conv1", "0.bn", "0.pointwise", "1"))
+    },
+}
 
 
 class LayoutError(ValueError):
@@ -133,6 +158,38 @@ def encoder_layout(encoder: nn.Module, name: str, tensors: dict[str, Tensor]) ->
     return Layout(used, left_out, {"mean": mean, "std": std}, f"{kind} into {name}")
 
 
+def encnet_layout(head: EncHead, tensors: dict[str, Tensor]) -> Layout:
+    """Return how the head of an EncNet of PyTorch-Encoding or FastFCN fits `head`.
+
+    Layers for other classes, and an auxiliary head or a presence prediction that `head` does not have, are left out.
+    The encoder, under `pretrained.`, belongs to the other branch.
+    """
+    own = head.state_dict()
+    used, left_out = {}, []
+    for key, value in tensors.items():
+        if key.startswith(PUBLISHED_ENCODER):
+            left_out.append(f"{key}: of the encoder")
+            continue
+        begins = next((begins for begins in _ENCNET if key.startswith(begins)), None)
+        ours = key if begins is None else _ENCNET[begins] + key.removeprefix(begins)
+        if begins is not None and ours in own and own[ours].shape == value.shape:
+            used[ours] = value
+        elif ours.startswith(head.task_layers):
+            left_out.append(f"{key}: for other classes, or not in this network")
+        elif begins is not None and ours in own:
+            shapes = f"{tuple(value.shape)}, expected {tuple(own[ours].shape)}"
+            raise LayoutError(f"it looks like {looks_like(tensors)}, but {key} has shape {shapes}")
+        else:
+            option = next((o for o, start in (("lateral", "lateral."), ("jpu", "jpu.")) if ours.startswith(start)), "")
+            hint = f"; set {option}=true in the model's config" if option else ""
+            raise LayoutError(f"it looks like {looks_like(tensors)}, but this head has no place for {key}{hint}")
+    fresh = (*head.task_layers, "num_batches_tracked")
+    missing = [key for key in own if key not in used and not key.startswith(fresh) and not key.endswith(fresh)]
+    if missing:
+        raise LayoutError(f"it looks like {looks_like(tensors)}, but it has nothing for {missing[0]} of this head")
+    return Layout(used, left_out, {}, "an EncNet head of PyTorch-Encoding")
+
+
 def caffe_layout(encoder: nn.Module, tensors: dict[str, Tensor]) -> Layout:
     """Return how Caffe's ResNet-50 or -101 fits :class:`models.resnet_caffe.CaffeResNet`.
 
@@ -197,6 +254,8 @@ def looks_like(tensors: Mapping[str, Tensor]) -> str:
         "features.3.squeeze.weight": "SqueezeNet of torchvision",
         "features.0.weight": "VGG or AlexNet of torchvision",
         "bn_conv1.0": "blobs of a Caffe ResNet",
+        "head.encmodule.fc.0.weight": "an EncNet of PyTorch-Encoding",
+        "head.context.gate.weight": "an mtsp file",
         "segmentation.encoder.conv1.weight": "an mtsp file",
         "flow.network.conv1.0.weight": "an mtsp file",
         "Mixed_7c.branch_pool.conv.weight": "Inception-V3",
@@ -215,7 +274,8 @@ def _efficientnet_names(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
     for key in tensors:
         match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
         if match is None:
-            names[key] = key.replace("_conv_stem.", "conv_stem.").replace("_bn0.", "bn1.")
+            stem = key.replace("_conv_stem.", "conv_stem.").replace("_bn0.", "bn1.")
+            names[key] = stem.replace("_conv_head.", "conv_head.").replace("_bn1.", "bn2.")
             continue
         number, layer, kind = int(match[1]), match[2], match[3]
         expands = f"_blocks.{number}._expand_conv.weight" in tensors

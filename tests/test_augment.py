@@ -516,3 +516,60 @@ def test_a_wrong_setting_is_named(values: dict[str, object], message: str) -> No
     with pytest.raises(ConfigError) as error:
         parse(AugmentConfig, values)
     assert message in str(error.value)
+
+
+# EncNet's: the short side is scaled, what is lacking lies right and below, flips, blur.
+
+
+def test_the_short_side_is_scaled_and_the_shape_kept() -> None:
+    config = AugmentConfig(short_side=30)
+    for size, expected in (((20, 40), (30, 60)), ((40, 20), (60, 30)), ((20, 21), (30, 32))):  # 31.5 to the even 32
+        out = augmented(config, image_of(np.zeros((*size, 3), np.uint8), mask=np.zeros(size, np.uint8)))
+        assert out["frame"].shape == (*expected, 3)
+        assert out["mask"].shape == expected
+
+
+def test_a_crop_larger_than_the_image_is_black_and_unknown_right_and_below() -> None:
+    config = AugmentConfig(preset="encnet", short_side=10, scale=(1, 1), crop=(16, 24), flip=0, blur=0)
+    for seed in range(3):
+        frame, mask = np.full((10, 20, 3), 200, np.uint8), np.full((10, 20), 3, np.uint8)
+        out = augmented(config, image_of(frame, mask=mask), seed)
+        expected = np.full((16, 24), IGNORE)
+        expected[:10, :20] = 3
+        np.testing.assert_array_equal(out["mask"], expected)
+        assert (out["frame"][:9, :19] == 200).all()  # the outermost pixel blends with the border
+        assert (out["frame"][10:] == 0).all()
+        assert (out["frame"][:, 20:] == 0).all()
+
+
+def test_a_larger_image_is_cropped_anywhere_along_it_also_with_a_border_after() -> None:
+    config = AugmentConfig(preset="encnet", short_side=10, scale=(1, 1), crop=(10, 10), flip=0, blur=0)
+    frame = np.repeat(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(10, axis=0)
+    mask = np.arange(20, dtype=np.uint8)[None].repeat(10, axis=0)
+    lefts = {int(augmented(config, image_of(frame, mask=mask), seed)["mask"][0, 0]) for seed in range(200)}
+    assert lefts == set(range(11))  # the first column of a crop of 10 in 20
+
+
+def test_blur_softens_half_of_the_frames_and_no_mask() -> None:
+    config = AugmentConfig(blur=1.0)
+    frame = np.zeros((9, 9, 3), np.uint8)
+    frame[4, 4] = 255
+    mask = (frame[..., 0] > 0).astype(np.uint8)
+    peaks = []
+    for seed in range(200):
+        out = augmented(config, image_of(frame, mask=mask), seed)
+        np.testing.assert_array_equal(out["mask"], mask)
+        peaks.append(int(out["frame"][4, 4, 0]))
+    softened = [peak for peak in peaks if peak < 255]
+    # Half of all; of those a third have a deviation below a third of a pixel, too little to see in a byte or nearly so.
+    assert 0.3 < len(softened) / 200 < 0.55
+    assert min(softened) < 60  # at a deviation of 1 the peak is 255 / (2 pi) = 41
+
+
+def test_the_size_is_said_once_and_replaces_the_presets() -> None:
+    with pytest.raises(ConfigError, match="resize and short_side both say how large an image is; give one of them"):
+        parse(AugmentConfig, {"resize": [4, 4], "short_side": 4})
+    config = parse(AugmentConfig, {"preset": "encnet", "resize": [240, 320]})
+    assert (config.resize, config.short_side, config.crop) == ((240, 320), None, (480, 480))
+    config = parse(AugmentConfig, {"preset": "segflow", "short_side": 240})
+    assert (config.resize, config.short_side) == (None, 240)

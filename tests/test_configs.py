@@ -148,6 +148,38 @@ def test_a_flow_row_is_measured_both_ways_on_its_own_pass(path: Path) -> None:
     assert [stage.learn for stage in experiment.train.stages] == [("segmentation",), ("flow",)]
 
 
+ENCNET = {  # Table 4: alpha, beta, and the mIoU and pixel accuracy that are printed
+    "pascal_context_encnet50_l2": (1e-4, 1e-4, "50.84", "79.09"),
+    "pascal_context_encnet50_l2sp_beta1e-3": (1e-4, 1e-3, "50.31", "79.10"),
+    "pascal_context_encnet50_l2sp_alpha1e-3": (1e-3, 1e-4, "51.12", "79.18"),
+    "pascal_context_encnet50_l2sp": (1e-4, 1e-4, "51.17", "79.20"),
+    "pascal_context_encnet101_l2": (1e-4, 1e-4, "54.10", "80.70"),
+    "pascal_context_encnet101_l2sp": (1e-4, 1e-4, "54.12", "80.81"),
+}
+
+
+@pytest.mark.parametrize("name", ENCNET)
+def test_an_encnet_row_of_the_paper_has_its_strengths_and_the_recipe_of_the_published_networks(name: str) -> None:
+    path = CONFIGS / "paper" / f"{name}.yaml"
+    experiment = read_experiment(path)
+    alpha, beta, miou, accuracy = ENCNET[name]
+    assert experiment.regularizer.name == ("l2" if name.endswith("_l2") else "l2sp")
+    assert experiment.strengths() == ({"backbone": alpha, "head": alpha}, {"backbone": beta, "head": beta})
+    assert f"Paper: mIoU {miou}, pixel acc. {accuracy}." in header(path)
+    assert experiment.learning_rates() == {"backbone": 1e-3, "head": 1e-2}
+    assert experiment.train.steps == 80 * (4996 // 16)
+    assert [stage.batches for stage in experiment.train.stages] == [{"context": 16}]
+    depth = "101" if "101" in name else "50"
+    assert experiment.model.model_dump()["encoder"] == f"tu-resnet{depth}s"
+    text = " ".join(line.lstrip("# ") for line in header(path).splitlines())
+    steps = [time_constant(s, lr, coupled=True, momentum=0.9) for s, lr in ((alpha, 1e-3), (beta, 1e-2))]
+    assert f"backbone {said(steps[0])} (alpha), head {said(steps[1])} (beta)" in text
+
+
+def said(steps: float) -> str:
+    return f"{steps:.0e}".replace("e+0", "e")
+
+
 @pytest.mark.parametrize("path", ACCELERATE, ids=ids)
 def test_accelerate_launches_with_its_config(path: Path) -> None:
     config = load_config_from_file(str(path))

@@ -106,6 +106,37 @@ def test_flow_is_scored_by_pair_and_pooled(middlebury: list[str], tmp_path: Path
     assert found["per_sequence"]["Urban"]["out_3px"] == 0
 
 
+@pytest.fixture
+def camvid(tmp_path: Path) -> list[str]:
+    """One picture of 1 x 4 pixels: sky, building, void, sky; predicted sky, sky, sky, building."""
+    for folder in ("val", "valannot"):
+        (tmp_path / "CamVid" / folder).mkdir(parents=True)
+    write_image(tmp_path / "CamVid/val/a.png", np.zeros((1, 4, 3), np.uint8))
+    write_mask(tmp_path / "CamVid/valannot/a.png", np.array([[0, 1, 11, 0]], np.uint8))
+    (tmp_path / "CamVid/val.txt").write_text("/SegNet/CamVid/val/a.png /SegNet/CamVid/valannot/a.png\n")
+    (tmp_path / "predictions").mkdir()
+    write_mask(tmp_path / "predictions/a.png", np.array([[0, 0, 0, 1]], np.uint8))
+    return [
+        "--data", "camvid", "--root", str(tmp_path / "CamVid"), "--predictions", str(tmp_path / "predictions")
+    ]  # fmt: skip
+
+
+def test_masks_of_named_classes_are_scored_by_class(camvid: list[str], tmp_path: Path) -> None:
+    found = scored(camvid, tmp_path)
+    assert found["pixel_accuracy"] == pytest.approx(1 / 3)  # void does not count
+    assert found["class_iou"]["sky"] == pytest.approx(1 / 3)  # one of the pixels 0, 1 and 3
+    assert found["class_iou"]["building"] == 0
+    assert found["miou"] == pytest.approx(1 / 6)
+    assert found["class_iou"]["car"] is None
+
+
+def test_a_predicted_class_that_the_data_set_does_not_have_is_refused(
+    camvid: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mask(tmp_path / "predictions/a.png", np.array([[0, 30, 0, 0]], np.uint8))
+    assert "a pixel of class 30; 11 classes have the ids 0 to 10" in refused(camvid, tmp_path, capsys)
+
+
 def test_the_numbers_do_not_depend_on_the_workers(davis: list[str], tmp_path: Path) -> None:
     assert scored([*davis, "--workers", "1"], tmp_path) == scored([*davis, "--workers", "3"], tmp_path)
 

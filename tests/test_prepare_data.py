@@ -412,3 +412,19 @@ def test_the_real_files_at_hand_are_all_well(name: str, folder: str, count: int)
     report = verify(name, Path(os.environ["MTSP_DATA"]) / folder, published=False)
     assert report.problems == []
     assert sum(report.counts.values()) == count
+
+
+def test_what_needs_an_account_is_said_with_its_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "cityscapes", "--root", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "cityscapes is given to registered users only: get it at https://www.cityscapes-dataset.com" in message
+    assert message.count("\n") == 1
+
+
+def test_a_label_map_is_drawn_without_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "camvid.png"
+    assert main(["labels", "camvid", "--out", str(picture)]) == 0
+    assert capsys.readouterr().out == f"{picture}: 11 classes of camvid\n"
+    assert picture.stat().st_size > 1000
+    assert main(["labels", "camvid", "--out", str(picture), "spilt=val"]) == 1
+    assert "did you mean split" in capsys.readouterr().err

@@ -4,11 +4,12 @@
 entry of `evaluation.data` is measured, or those named by `--data-entry`, the same on any number of processes.
 
 With `--data davis --root DAVIS --predictions DIR` stored predictions are scored instead, without any network: masks
-DIR/<sequence>/<frame>.png, of which whatever is not 0 is the object, or flow DIR/<name of the pair>.flo, in pixels of
-the truth's resolution. Names are the data set's own; `--save-predictions` writes such files.
+DIR/<sequence>/<frame>.png, of which whatever is not 0 is the object, masks of class ids DIR/<name>.png for a data set
+with named classes, or flow DIR/<name of the pair>.flo, in pixels of the truth's resolution. Names are the data set's
+own; `--save-predictions` writes such files.
 
 The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and the shares of outliers are
-fractions in [0, 1]; what nothing was measured of is null (empty in the CSV), not 0.
+fractions in [0, 1]; what was not measured is null (empty in the CSV), not 0.
 """
 
 import argparse
@@ -27,15 +28,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data import AnyDataset, DataConfig, DataError, MissingDataError, RawDataset
-from data.io import read_flow, read_foreground, write_flo, write_mask
+from data.io import read_flow, read_foreground, read_mask, write_flo, write_mask
 from mtsp.checkpoint import write_atomically
 from mtsp.config import Config, ConfigError, parse, parse_yaml
-from mtsp.engine import evaluate
+from mtsp.evaluation import evaluate
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.native import threads
-from mtsp.types import Batch, Examples, Outputs
-from tools.parts import AnyExperiment, accelerator_of, read_experiment
-from tools.scores import Scores, as_csv, flow_scores, joined, mask_scores, plain, scores_of, table
+from mtsp.types import IGNORE, Batch, Examples, Outputs
+from tools.parts import AnyExperiment, accelerator_of, read_experiment, require_classes
+from tools.scores import Scores, as_csv, class_scores, flow_scores, joined, mask_scores, plain, scores_of, table
 from tools.trained import load_trained
 
 DATASETS: dict[str, type[Config]] = {
@@ -113,6 +114,7 @@ def _of_network(arguments: argparse.Namespace) -> Measured | None:
     if saved is not None and saved.exists() and (not saved.is_dir() or any(saved.iterdir())):
         raise ValueError(f"{saved} holds something already; predictions are saved in an empty folder")
     examples = {name: entry.build() for name, entry in entries.items()}
+    require_classes(experiment, examples)
     model = load_trained(experiment, arguments.checkpoint)
     accelerator = accelerator_of(experiment.train.precision)
     if experiment.train.channels_last:
@@ -122,7 +124,7 @@ def _of_network(arguments: argparse.Namespace) -> Measured | None:
     scores = {}
     for name, data in examples.items():
         folder = saved / name if saved is not None else None
-        scores[name] = _measured(accelerator, model, name, data, folder)
+        scores[name] = _measured(experiment, accelerator, model, name, data, folder)
     main_process = accelerator.is_main_process
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -167,7 +169,12 @@ def _with_split(name: str, entry: DataConfig, split: str | None) -> DataConfig:
 
 
 def _measured(
-    accelerator: Accelerator, model: torch.nn.Module, name: str, data: Examples, folder: Path | None
+    experiment: AnyExperiment,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    name: str,
+    data: Examples,
+    folder: Path | None,
 ) -> list[Scores]:
     """Measure one entry on all processes; store what was predicted of its labels in `folder`, if there is one."""
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
@@ -178,7 +185,16 @@ def _measured(
                 _save(folder, batch, outputs)
             advance()
 
-        found = scores_of(evaluate(accelerator, model, data, after_example=after_example))
+        measured = evaluate(
+            accelerator,
+            model,
+            data,
+            views=experiment.evaluation.views.build(),
+            batch_size=experiment.evaluation.batch,
+            workers=experiment.train.workers,
+            after_example=after_example,
+        )
+    found = scores_of(measured, getattr(data, "classes", ()))
     if not found:
         raise ConfigError(f"data.{name}: nothing to measure: the data set has no label of what this network predicts")
     return found
@@ -251,10 +267,16 @@ def score(dataset: RawDataset, predictions: Path, workers: int | None = None) ->
     """
     labels = dataset.labels(0)
     if "mask" not in labels and "flow" not in labels:
-        raise DataError(f"{labels['name']} has neither mask nor flow: there is nothing to compare predictions with")
+        raise DataError(f"{labels['name']} has neither mask nor flow to compare a prediction with")
     kind, suffix = ("mask", ".png") if "mask" in labels else ("flow", ".flo")
+    classes: tuple[str, ...] = getattr(dataset, "classes", ())
     files = [predictions / f"{name}{suffix}" for name in dataset.names]
     _require(predictions, files)
+    if kind == "mask" and classes:
+        pixels = ConfusionMatrix(len(classes))
+        for one in _each(lambda i: _classes(dataset, i, files[i], len(classes)), len(files), workers):
+            pixels.merge(one)
+        return class_scores(pixels, classes)
     if kind == "mask":
         davis, pixels = DavisMeasure(), ConfusionMatrix(2)
         for one in _each(lambda i: _mask(dataset, i, files[i]), len(files), workers):
@@ -279,6 +301,18 @@ def _mask(dataset: RawDataset, index: int, file: Path) -> tuple[DavisMeasure, Co
     davis.update(dataset.names[index], predicted, truth)
     pixels.update(predicted, truth)
     return davis, pixels
+
+
+def _classes(dataset: RawDataset, index: int, file: Path, classes: int) -> ConfusionMatrix:
+    truth = dataset.labels(index).get("mask")
+    assert truth is not None
+    predicted = read_mask(file)
+    _same_size(file, predicted, truth)
+    if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
+        raise DataError(f"{file}: a pixel of class {highest}; {classes} classes have the ids 0 to {classes - 1}")
+    pixels = ConfusionMatrix(classes)
+    pixels.update(predicted, truth, dataset.names[index])
+    return pixels
 
 
 def _flow(dataset: RawDataset, index: int, file: Path) -> FlowErrors:

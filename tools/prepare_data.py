@@ -1,8 +1,10 @@
-"""Get a data set, check it, or make a synthetic one in its place.
+"""Get a data set, convert it, check it, look at its labels, or make a synthetic one in its place.
 
     python tools/prepare_data.py download davis --root datasets/DAVIS
     python tools/prepare_data.py verify davis --root datasets/DAVIS
     python tools/prepare_data.py synthesize davis --root datasets/synthetic --clips 20 --size 240x432 objects=[1,3]
+    python tools/prepare_data.py convert pascal_context --root datasets/PASCAL-Context
+    python tools/prepare_data.py labels camvid --out camvid.png [--root datasets/CamVid] [--example 3] [split=val]
 
 `root` is the folder of the data set itself, which `data.root` of a config names. A download that is stopped, by Ctrl-C
 or by the network, continues when the same command runs again. Exit code 0: all is well; 1: something is wrong, said in
@@ -19,87 +21,52 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.download import download, require_space, unpack
+from data.io import DataError, write_image
+from data.label_pictures import labeled_example, legend
+from data.pascal_context import find_pascal_context, render_masks
+from data.segmented import SegmentedConfig
 from data.synthetic import SyntheticConfig
 from data.synthetic_files import write_davis, write_flying_chairs, write_scene_flow
+from data.synthetic_scenes import ScenesConfig, write_scenes
 from data.verify import DATASETS, verify
-from mtsp.config import ConfigError, parse, parse_yaml
+from mtsp.config import Config, ConfigError, parse, parse_yaml
+from tools.archives import ARCHIVES, REGISTERED, Archive
 
 _SHOWN_PROBLEMS = 20
 
-
-class Archive(NamedTuple):
-    """A file of a data set on the web."""
-
-    url: str
-    checksum: str | None = None  # None: none is published
-    strip: str | None = None  # the archive's top folder, whose place `root` takes
-    packed: bool = True
-
-
-_FREIBURG = "https://lmb.informatik.uni-freiburg.de"
-_SCENE_FLOW = f"{_FREIBURG}/data/SceneFlowDatasets_CVPR16/Release_april16/data"
-_MIDDLEBURY = "https://vision.middlebury.edu/flow/data/comp/zip"
-
-
-def _scene_flow(name: str) -> tuple[Archive, ...]:
-    stem = f"{name.lower()}__"
-    return (
-        Archive(f"{_SCENE_FLOW}/{name}/raw_data/{stem}frames_cleanpass.tar"),
-        Archive(f"{_SCENE_FLOW}/{name}/raw_data/{stem}frames_finalpass.tar"),
-        Archive(f"{_SCENE_FLOW}/{name}/derived_data/{stem}optical_flow.tar.bz2"),
-    )
-
-
-ARCHIVES: dict[str, tuple[Archive, ...]] = {
-    # The checksum is the one in get_davis.sh of the authors' repository (fperazzi/davis).
+SYNTHETIC: dict[str, tuple[type[Config], Callable[..., None], dict[str, Any]]] = {
     "davis": (
-        Archive(
-            "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
-            "md5:0cb3cf9c5617209fa3cc4794e52a2ffa",
-            strip="DAVIS",
-        ),
-    ),
-    "flying_chairs": (
-        Archive(f"{_FREIBURG}/data/FlyingChairs/FlyingChairs.zip", strip="FlyingChairs_release"),
-        Archive(f"{_FREIBURG}/resources/datasets/FlyingChairs/FlyingChairs_train_val.txt", packed=False),
-    ),
-    "monkaa": _scene_flow("Monkaa"),
-    "driving": _scene_flow("Driving"),
-    "flying_things": _scene_flow("FlyingThings3D"),
-    "sintel": (Archive("http://files.is.tue.mpg.de/sintel/MPI-Sintel-complete.zip"),),
-    "kitti": (Archive("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_scene_flow.zip"),),
-    "middlebury": (
-        Archive(f"{_MIDDLEBURY}/other-color-twoframes.zip"),
-        Archive(f"{_MIDDLEBURY}/other-gt-flow.zip"),
-    ),
-}
-"""Where the data sets are. All but DAVIS publish no checksum: their archives are checked by length and by unpacking.
-
-The addresses are those that public scripts use; the one of Driving's flow is formed as Monkaa's is, and unconfirmed.
-"""
-
-SYNTHETIC: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
-    "davis": (
+        SyntheticConfig,
         write_davis,
         {
             "clips": 20, "frames": 12, "height": 240, "width": 432, "motion": 4.0, "cue": 0.7,
             "objects": [1, 2], "distractors": [2, 6], "object_size": [0.12, 0.35],
         },
     ),
-    "flying_chairs": (write_flying_chairs, {"clips": 500, "height": 384, "width": 512, "objects": [4, 12]}),
+    "flying_chairs": (
+        SyntheticConfig,
+        write_flying_chairs,
+        {"clips": 500, "height": 384, "width": 512, "objects": [4, 12]},
+    ),
     "monkaa": (
+        SyntheticConfig,
         partial(write_scene_flow, name="Monkaa"),
         {"clips": 8, "frames": 10, "height": 270, "width": 480, "objects": [2, 6]},
     ),
     "driving": (
+        SyntheticConfig,
         partial(write_scene_flow, name="Driving"),
         {"clips": 8, "frames": 10, "height": 270, "width": 480, "objects": [2, 6]},
     ),
+    "pascal_context": (ScenesConfig, write_scenes, {}),
 }  # fmt: skip
-"""For each layout that can be synthesized, its writer and what differs from the defaults of `SyntheticConfig`."""
+"""For each layout that can be synthesized, its config, its writer and what differs from the config's defaults."""
+
+SEGMENTED = {name: known.config for name, known in DATASETS.items() if issubclass(known.config, SegmentedConfig)}
+"""The data sets whose label maps can be looked at."""
 
 
 def run_download(name: str, root: Path, archives: Sequence[Archive], *, keep: bool = False) -> None:
@@ -151,18 +118,55 @@ def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **set
 
 def run_synthesize(name: str, root: Path, values: dict[str, Any]) -> None:
     """Write synthetic data in the layout of `name`. Raises ConfigError, FileExistsError, or what the writer raises."""
-    write, preset = SYNTHETIC[name]
-    config = parse(SyntheticConfig, {**preset, **values})
+    kind, write, preset = SYNTHETIC[name]
+    config = parse(kind, {**preset, **values})
     with _bar(f"rendering {name}") as progress:
         write(config, root, progress=progress)
-    print(f"{root}: {config.clips} clips of {config.frames} frames, {config.height}x{config.width}")
+    if isinstance(config, SyntheticConfig):
+        print(f"{root}: {config.clips} clips of {config.frames} frames, {config.height}x{config.width}")
+    elif isinstance(config, ScenesConfig):
+        print(f"{root}: {config.images} scenes, {config.height}x{config.width}")
+
+
+def run_convert(root: Path, annotations: Path | None, *, partial_copy: bool) -> None:
+    """Render PASCAL-Context's masks once. Raises DataError or FileExistsError."""
+    folder = find_pascal_context(root)
+    with _bar("rendering masks") as progress:
+        rendered = render_masks(
+            annotations or root / "trainval_merged.json", folder, published=not partial_copy, progress=progress
+        )
+    for note in rendered.notes:
+        print(f"note: {note}")
+    print(f"{folder}: masks of " + ", ".join(f"{count} {split}" for split, count in rendered.counts.items()))
+
+
+def run_labels(name: str, root: Path | None, example: int, out: Path, values: dict[str, Any]) -> None:
+    """Write a picture of a data set's label map; with `root`, of an example and what is in it.
+
+    Raises:
+        ConfigError, DataError: settings, files or an example that are not there.
+    """
+    config = parse(SEGMENTED[name], {"name": name, "root": str(root or "."), **values})
+    assert isinstance(config, SegmentedConfig)
+    if root is None:
+        write_image(out, legend(config.label_map()))
+    else:
+        dataset = config.build()
+        if not 0 <= example < len(dataset):
+            raise DataError(f"{name} at {root} has the examples 0 to {len(dataset) - 1}, not {example}")
+        raw = dataset[example]
+        assert "mask" in raw
+        write_image(out, labeled_example(raw["frame"], raw["mask"], config.label_map()))
+        print(f"{raw['name']}")
+    print(f"{out}: {len(config.label_map().classes)} classes of {name}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = _parser()
     arguments, settings = parser.parse_known_args(argv)  # argparse takes no positional arguments after options
-    if unknown := [word for word in settings if word.startswith("-") or arguments.command != "synthesize"]:
+    takes_settings = arguments.command in ("synthesize", "verify", "labels")
+    if unknown := [word for word in settings if word.startswith("-") or not takes_settings]:
         parser.error(f"{arguments.command} does not know {' '.join(unknown)}")
     arguments.settings = settings
     try:
@@ -179,18 +183,25 @@ def _run(arguments: argparse.Namespace) -> int:
     name, root = arguments.name, arguments.root
     if arguments.command == "download":
         run_download(name, root, _chosen(arguments), keep=arguments.keep)
-        return 0
-    if arguments.command == "verify":
-        settings = {"resolution": arguments.resolution} if arguments.resolution else {}
+    elif arguments.command == "convert":
+        run_convert(root, arguments.annotations, partial_copy=arguments.partial)
+    elif arguments.command == "labels":
+        run_labels(name, root, arguments.example, arguments.out, _settings(arguments))
+    elif arguments.command == "synthesize":
+        run_synthesize(name, root, _values(arguments))
+    else:
+        settings = _settings(arguments) | ({"resolution": arguments.resolution} if arguments.resolution else {})
         workers = arguments.workers
         return run_verify(name, root, partial_copy=arguments.partial, workers=workers, **settings)
-    run_synthesize(name, root, _values(arguments))
     return 0
 
 
 def _chosen(arguments: argparse.Namespace) -> list[Archive]:
     """Return the archives to fetch, as the command line changes them."""
-    checksum = f"md5:{arguments.md5}" if arguments.md5 else f"sha256:{arguments.sha256}" if arguments.sha256 else None
+    given = ((kind, getattr(arguments, kind)) for kind in ("md5", "sha1", "sha256"))
+    checksum = next((f"{kind}:{value}" for kind, value in given if value), None)
+    if arguments.name in REGISTERED:
+        raise ConfigError(f"{arguments.name} is given to registered users only: get it at {REGISTERED[arguments.name]}")
     known = ARCHIVES[arguments.name]
     if arguments.url:
         return [Archive(arguments.url, checksum, strip=known[0].strip)]
@@ -205,14 +216,20 @@ def _chosen(arguments: argparse.Namespace) -> list[Archive]:
     return chosen
 
 
-def _values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line says about a SyntheticConfig, unchecked."""
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the key=value words of the command line, unchecked."""
     values: dict[str, Any] = {}
     for setting in arguments.settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"{setting!r} is not key=value, as in objects=[1,3]")
         values[key] = parse_yaml(value)
+    return values
+
+
+def _values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says about what is synthesized, unchecked."""
+    values = _settings(arguments)
     for key in ("seed", "clips", "frames", "domain"):
         if getattr(arguments, key) is not None:
             values[key] = getattr(arguments, key)
@@ -239,12 +256,21 @@ def _parser() -> argparse.ArgumentParser:
     get = commands.add_parser("download", help="fetch, check and unpack the published archives")
     check = commands.add_parser("verify", help="read every file, count, and print what is wrong")
     make = commands.add_parser("synthesize", help="render clips with exact masks and flow in the data set's layout")
-    for command, names in ((get, ARCHIVES), (check, DATASETS), (make, SYNTHETIC)):
+    convert = commands.add_parser("convert", help="render masks once from an annotation file")
+    labels = commands.add_parser("labels", help="draw a label map, or with --root an example and its labels")
+    named = {get: {*ARCHIVES, *REGISTERED}, check: DATASETS, make: SYNTHETIC, convert: ["pascal_context"]}
+    for command, names in {**named, labels: SEGMENTED}.items():
         command.add_argument("name", choices=sorted(names))
-        command.add_argument("--root", type=Path, required=True, help="the folder of the data set itself")
+        needed = command is not labels
+        command.add_argument("--root", type=Path, required=needed, help="the folder of the data set itself")
+    convert.add_argument("--annotations", type=Path, help="the file (default: ROOT/trainval_merged.json)")
+    convert.add_argument("--partial", action="store_true", help="a part of the file: do not compare the counts")
+    labels.add_argument("--out", type=Path, required=True, help="the picture to write")
+    labels.add_argument("--example", type=int, default=0, help="which example of the split (default: the first)")
     get.add_argument("--url", help="fetch this archive instead of the published ones, from a mirror")
     checksum = get.add_mutually_exclusive_group()
     checksum.add_argument("--md5", help="expected MD5 of the archive")
+    checksum.add_argument("--sha1", help="expected SHA-1 of the archive")
     checksum.add_argument("--sha256", help="expected SHA-256 of the archive")
     get.add_argument(
         "--only", action="append", metavar="WORD", help="only archives with this in their name; repeatable"
@@ -259,7 +285,8 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--size", type=_size, metavar="HxW")
     make.add_argument("--textures", type=Path, metavar="DIR", help="a folder of photos to cut things out of")
     make.add_argument("--domain", help="source or target: two worlds of different shapes and colors")
-    make.epilog = "Any other key of SyntheticConfig is given as key=value, as in objects=[1,3]."
+    make.epilog = "Any other key of SyntheticConfig, or ScenesConfig, is given as key=value, as in objects=[1,3]."
+    check.epilog = labels.epilog = "Any key of the data set's config is given as key=value, as in split=val."
     return parser
 
 

@@ -1,0 +1,33 @@
+"""Transfer: how near the classes of one domain are to those of another, and which of them to pre-train on.
+
+After Cui, Song, Sun, Howard and Belongie, "Large Scale Fine-Grained Categorization and Domain-Specific Transfer
+Learning", CVPR 2018: a domain is the mean features of its classes, each as heavy as its number of images, and two
+domains are as far apart as it costs to move the one onto the other.
+"""
+
+from mtsp.transfer.centroids import Centroids, joined
+from mtsp.transfer.features import extract
+from mtsp.transfer.picture import draw_plan
+from mtsp.transfer.selection import Growth, greedy, growth, nearest, neighbours, ranking, united
+from mtsp.transfer.similarity import GAMMA, Transport, distances, emd, similarity, single_class, transport
+
+__all__ = [
+    "GAMMA",
+    "Centroids",
+    "Growth",
+    "Transport",
+    "distances",
+    "draw_plan",
+    "emd",
+    "extract",
+    "greedy",
+    "growth",
+    "joined",
+    "nearest",
+    "neighbours",
+    "ranking",
+    "similarity",
+    "single_class",
+    "transport",
+    "united",
+]

@@ -1,0 +1,133 @@
+"""A domain as its classes' mean features: one small file, to be kept, shared and compared without its images."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mtsp.checkpoint import write_atomically
+
+SUFFIX = ".safetensors"
+_FORMAT = "mtsp centroids 1"
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """The classes of a domain: C of them, with D features each.
+
+    Raises:
+        ValueError: shapes or names that do not fit each other, a class without images, or means that are not finite.
+    """
+
+    names: tuple[str, ...]
+    """Of the classes, each once."""
+
+    means: np.ndarray
+    """C x D float32: the mean feature of each class's images."""
+
+    counts: np.ndarray
+    """C int64: its number of images, which is its weight."""
+
+    features: str
+    """What the features are, in words: network, weights, image size. Only domains with equal ones can be compared."""
+
+    def __post_init__(self) -> None:
+        classes = len(self.names)
+        if not classes or self.means.ndim != 2 or self.means.shape[0] != classes or self.counts.shape != (classes,):
+            raise ValueError(
+                f"{classes} class names, means of shape {self.means.shape} and counts of shape {self.counts.shape} do "
+                "not belong together"
+            )
+        if len(set(self.names)) < classes:
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ValueError(f"two classes have the name {twice!r}")
+        if empty := [name for name, count in zip(self.names, self.counts, strict=True) if count < 1]:
+            raise ValueError(f"{len(empty)} of {classes} classes have no images ({_first_ten(empty)}); leave them out")
+        if not np.isfinite(self.means).all():
+            wrong = [self.names[i] for i in np.flatnonzero(~np.isfinite(self.means).all(axis=1))]
+            raise ValueError(f"the mean features of {len(wrong)} classes are not finite ({_first_ten(wrong)})")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def taken(self, classes: Sequence[int]) -> "Centroids":
+        """Return these classes only, in this order."""
+        rows = list(classes)
+        return Centroids(tuple(self.names[i] for i in rows), self.means[rows], self.counts[rows], self.features)
+
+    def at_least(self, images: int) -> "Centroids":
+        """Return the classes that have so many images. DSTL drops source classes of less than 200, for speed.
+
+        Raises:
+            ValueError: no class has.
+        """
+        rows = np.flatnonzero(self.counts >= images).tolist()
+        if not rows:
+            raise ValueError(
+                f"none of {len(self)} classes has {images} images or more; the largest has {self.counts.max()}"
+            )
+        return self if len(rows) == len(self) else self.taken(rows)
+
+    def save(self, path: Path) -> None:
+        """Write the domain as safetensors, atomically; its names and what its features are go into the header."""
+        from safetensors.numpy import save
+
+        metadata = {"format": _FORMAT, "names": json.dumps(self.names), "features": self.features}
+        tensors = {"means": np.ascontiguousarray(self.means, np.float32), "counts": self.counts.astype(np.int64)}
+        write_atomically(path, save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> "Centroids":
+        """Return the domain in the file at `path`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or not what :meth:`save` writes.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not path.is_file():
+            raise FileNotFoundError(f"no class means at {path}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError("these are other tensors than class means")
+                names = tuple(json.loads(metadata["names"]))
+                return cls(names, file.get_tensor("means"), file.get_tensor("counts"), metadata["features"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read as class means: {error}") from error
+
+
+def joined(domains: Sequence[tuple[str, Centroids]]) -> Centroids:
+    """Return the classes of several domains as one domain, each class named `domain/class`; one alone is unchanged.
+
+    Raises:
+        ValueError: their features are not the same, or two domains have one name.
+    """
+    for name, domain in domains[1:]:
+        require_same_features(domains[0], (name, domain))
+    if len(domains) == 1:
+        return domains[0][1]
+    return Centroids(
+        tuple(f"{name}/{label}" for name, domain in domains for label in domain.names),
+        np.concatenate([domain.means for _, domain in domains]),
+        np.concatenate([domain.counts for _, domain in domains]),
+        domains[0][1].features,
+    )
+
+
+def require_same_features(one: tuple[str, Centroids], other: tuple[str, Centroids]) -> None:
+    """Raise ValueError unless two named domains have the same kind of features: other distances mean nothing."""
+    ours, theirs = one[1].features, other[1].features
+    if ours != theirs:
+        raise ValueError(
+            f"{one[0]} and {other[0]} cannot be compared: the features of the first are of {ours}, those of the "
+            f"second of {theirs}; extract both with the same network"
+        )
+
+
+def _first_ten(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,0 +1,183 @@
+"""Mean features of each class, summed up as the images stream by; an interrupted run goes on where it stopped."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtsp.checkpoint import write_atomically
+from mtsp.loading import Failure, collate
+from mtsp.transfer.centroids import Centroids
+from mtsp.types import Batch, Examples
+
+Features = Callable[[Tensor], Tensor]
+"""B3HW, RGB in [0, 1] -> BD, one vector for each image."""
+
+
+@dataclass
+class _Sums:
+    """What has been summed up: enough to go on."""
+
+    features: Tensor  # C x D float64
+    counts: Tensor  # C int64
+    done: int  # examples, from the first on; the ones passed over too
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        self.features.index_add_(0, labels, features.double())
+        self.counts += torch.bincount(labels, minlength=len(self.counts))
+
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save
+
+        tensors = {"features": self.features, "counts": self.counts, "done": torch.tensor(self.done)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save(tensors))
+
+    @classmethod
+    def load(cls, path: Path) -> "_Sums":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            found = load_file(path)
+            return cls(found["features"], found["counts"], int(found["done"]))
+        except (SafetensorError, OSError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it to extract from the first image again") from error
+
+
+def extract(
+    features: Features,
+    examples: Examples,
+    classes: Sequence[str],
+    kind: str,
+    *,
+    partial: Path | None = None,
+    batch_size: int = 64,
+    threads: int = 2,
+    save_every: float = 60.0,
+    progress: Callable[[int], None] = lambda done: None,
+    passed_over: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Centroids:
+    """Return the mean features and the number of images of each class.
+
+    Sums are float64, whatever precision the features are computed in. A run that goes on gives bit for bit what one
+    that was not interrupted gives.
+
+    Args:
+        features: a network without its last layer, in evaluation mode, and whatever autocast it wants. Called without
+            gradients.
+        examples: images of one size, with their labels.
+        classes: their names, by label.
+        kind: what the features are, see :class:`mtsp.transfer.Centroids`.
+        partial: where the sums are kept from time to time, and on any stop; read if it is there, and removed in the
+            end. It must be another file for other examples or features. None: nothing is kept.
+        batch_size: images that go through `features` at once.
+        threads: that decode images. Decoding leaves Python's lock, so they need not be processes.
+        save_every: seconds between two writes of `partial`.
+        progress: called with the number of examples done.
+        passed_over: called with the reason for each image that cannot be read, which is then left out; None: it is an
+            error.
+        stop: asked after each batch; if true, the sums are kept and KeyboardInterrupt is raised.
+
+    Raises:
+        ValueError: an image cannot be read or has no label, features that are not B x D, or a class without images.
+        FloatingPointError: features that are not finite; the message names the image.
+    """
+    sums = _Sums.load(partial) if partial is not None and partial.is_file() else None
+    start = 0 if sums is None else sums.done
+    progress(start)
+    saved = time.monotonic()
+    try:
+        for samples in _read(examples, start, batch_size, threads):
+            batch = _readable(samples, passed_over)
+            if batch:
+                vectors, labels = _vectors(features, collate(batch), len(classes))
+                if sums is None:
+                    sums = _Sums(
+                        torch.zeros(len(classes), vectors.shape[1], dtype=torch.float64),
+                        torch.zeros(len(classes), dtype=torch.int64),
+                        0,
+                    )
+                sums.add(vectors, labels)
+            start += len(samples)
+            if sums is not None:
+                sums.done = start
+            progress(start)
+            if stop():
+                raise KeyboardInterrupt
+            if partial is not None and sums is not None and time.monotonic() - saved > save_every:
+                sums.save(partial)
+                saved = time.monotonic()
+    except BaseException:
+        if partial is not None and sums is not None and sums.done:
+            sums.save(partial)
+        raise
+    if sums is None:
+        raise ValueError(f"none of {len(examples)} images could be read")
+    means = sums.features / sums.counts.clamp(min=1)[:, None]
+    found = Centroids(tuple(classes), means.float().numpy(), sums.counts.numpy(), kind)
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    return found
+
+
+def _read(examples: Examples, start: int, batch_size: int, threads: int) -> Iterator[list[Batch | Failure]]:
+    """Yield the examples from `start` on, a batch at a time, read two batches ahead."""
+
+    def read(index: int) -> Batch | Failure:
+        try:
+            return examples[index]
+        except (ValueError, OSError) as error:
+            return Failure(str(error))
+
+    batches = [
+        range(first, min(first + batch_size, len(examples))) for first in range(start, len(examples), batch_size)
+    ]
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        ahead: deque[list[Future[Batch | Failure]]] = deque()
+        for indices in batches:
+            ahead.append([pool.submit(read, index) for index in indices])
+            if len(ahead) > 2:
+                yield [future.result() for future in ahead.popleft()]
+        for futures in ahead:
+            yield [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _readable(samples: list[Batch | Failure], passed_over: Callable[[str], None] | None) -> list[Batch]:
+    batch = []
+    for sample in samples:
+        if not isinstance(sample, Failure):
+            batch.append(sample)
+        elif passed_over is None:
+            raise ValueError(sample.message)
+        else:
+            passed_over(sample.message)
+    return batch
+
+
+@torch.no_grad()
+def _vectors(features: Features, batch: Batch, classes: int) -> tuple[Tensor, Tensor]:
+    """Return the features and labels of a batch, on the CPU."""
+    if "label" not in batch:
+        raise ValueError(f"{batch['name'][0]} has no class; class means need a data set of labeled images")
+    labels = batch["label"]
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())} among {classes} classes")
+    vectors = features(batch["frame"]).float().cpu()
+    if vectors.ndim != 2 or len(vectors) != len(labels):
+        raise ValueError(
+            f"features of shape {tuple(vectors.shape)} for {len(labels)} images; expected a vector of each"
+        )
+    if not bool((finite := torch.isfinite(vectors).all(dim=1)).all()):
+        raise FloatingPointError(f"the features of {batch['name'][int(np.argmin(finite.numpy()))]} are not finite")
+    return vectors, labels

@@ -1,0 +1,131 @@
+"""A picture of a transport plan: which source classes feed which target classes."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHOWN = 60
+"""Classes on each side that have a line of their own; the rest share the last one."""
+
+_SYNSET = re.compile(r"^(?:[^/]*/)?(?:n\d{8}_|\d{3,4}\.)")  # n01440764_tench, 001.Black_footed_Albatross
+_FAINT = 0.002  # of all mass: thinner bands are not drawn
+_GAP = 0.35  # of the mean height of a class, between two of them
+_LONGEST = 30
+
+
+def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Sequence[str], title: str) -> None:
+    """Write a PNG of `plan`: source classes on the left, target classes on the right, a band for what goes between.
+
+    The height of a class is its share of the mass, and a band has the color of its target class. Beyond
+    :data:`SHOWN` classes on a side, those with the least mass are drawn as one.
+
+    Args:
+        path: a .png file.
+        plan: n x m, sum 1.
+        sources: n names; a synset's or CUB's number in front is not shown.
+        targets: m names.
+        title: above the picture.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    plan, left = _gathered(plan, [plain(name) for name in sources])
+    transposed, right = _gathered(plan.T, [plain(name) for name in targets])
+    plan = transposed.T
+    rows, columns = untangled(plan)
+    rows, columns = _last(rows, len(sources) > SHOWN), _last(columns, len(targets) > SHOWN)
+    plan, left, right = plan[np.ix_(rows, columns)], [left[i] for i in rows], [right[j] for j in columns]
+
+    lines = max(len(left), len(right))
+    height = 0.7 + 0.27 * lines
+    figure = Figure(figsize=(10, height), dpi=130)
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_axes((0.27, 0.1 / height, 0.46, 1 - 0.55 / height))
+    tops, floors = _stacked(plan.sum(axis=1)), _stacked(plan.sum(axis=0))
+    colors = colormaps["turbo"](np.linspace(0.05, 0.95, len(right)))
+    _bands(axes, plan, tops, floors, colors)
+    for x, side, align, names, places in ((0, -0.02, "right", left, tops), (1, 1.02, "left", right, floors)):
+        for index, name in enumerate(names):
+            low, high = places[index]
+            shade = colors[index] if x else (0.25, 0.25, 0.25)
+            axes.add_patch(_rectangle(x - 0.012, low, 0.024, high - low, shade))
+            axes.text(side, (low + high) / 2, f"{name}  {high - low:.1%}" if x else f"{high - low:.1%}  {name}",
+                      ha=align, va="center", fontsize=8)  # fmt: skip
+    axes.set_xlim(-0.012, 1.012)
+    axes.set_ylim(max(tops[-1][1], floors[-1][1]) + 0.005, -0.005)
+    axes.axis("off")
+    figure.suptitle(title, fontsize=10, y=1 - 0.12 / height, va="top")
+    figure.savefig(path, format="png")
+
+
+def plain(name: str) -> str:
+    """Return a class name as people say it: `n01530575_brambling` is brambling, `012.Yellow_Bird` Yellow Bird."""
+    name = _SYNSET.sub("", name).replace("_", " ").strip() or name
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+
+
+def untangled(plan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an order of rows and of columns in which few bands cross: each at the mean place of what it goes to."""
+    rows, columns = np.arange(plan.shape[0]), np.arange(plan.shape[1])
+    row_place, column_place = np.zeros(len(rows)), np.linspace(0, 1, len(columns))
+    for _ in range(20):
+        row_place = _places(plan @ column_place / np.maximum(plan.sum(axis=1), 1e-300), plan.sum(axis=1))
+        column_place = _places(row_place @ plan / np.maximum(plan.sum(axis=0), 1e-300), plan.sum(axis=0))
+    return np.argsort(row_place, kind="stable"), np.argsort(column_place, kind="stable")
+
+
+def _places(centers: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Return where the middles of the classes are when they are stacked in the order of `centers`."""
+    order = np.argsort(centers, kind="stable")
+    places = np.empty(len(centers))
+    places[order] = np.cumsum(mass[order]) - mass[order] / 2
+    return places
+
+
+def _gathered(plan: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the rows with the most mass, in their order, and the sum of the rest as a last row."""
+    if len(names) <= SHOWN:
+        return plan, names
+    heaviest = np.sort(np.argsort(-plan.sum(axis=1), kind="stable")[: SHOWN - 1])
+    rest = np.setdiff1d(np.arange(len(names)), heaviest)
+    rows = np.concatenate([plan[heaviest], plan[rest].sum(axis=0, keepdims=True)])
+    return rows, [*(names[i] for i in heaviest), f"{len(rest)} others"]
+
+
+def _last(order: np.ndarray, gathered: bool) -> np.ndarray:
+    """Return the order with the line of the others, the one of the highest number, at the end."""
+    return np.append(order[order != order.max()], order.max()) if gathered else order
+
+
+def _stacked(mass: np.ndarray) -> list[tuple[float, float]]:
+    """Return low and high end of each class; both sides get the same height, whatever their number of classes."""
+    gap = _GAP / max(1, len(mass) - 1) if len(mass) > 1 else 0.0
+    ends = np.cumsum(mass) + gap * np.arange(len(mass))
+    return [(float(end - m), float(end)) for end, m in zip(ends, mass, strict=True)]
+
+
+def _bands(axes: Any, plan: np.ndarray, tops: Any, floors: Any, colors: np.ndarray) -> None:
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Curve
+
+    starts, ends = [low for low, _ in tops], [low for low, _ in floors]
+    codes = [Curve.MOVETO, *[Curve.CURVE4] * 3, Curve.LINETO, *[Curve.CURVE4] * 3, Curve.CLOSEPOLY]
+    for i, j in np.ndindex(*plan.shape):
+        share = float(plan[i, j])
+        a, b = starts[i], ends[j]
+        starts[i], ends[j] = a + share, b + share
+        if share < _FAINT:
+            continue
+        corners = [(0, a), (0.5, a), (0.5, b), (1, b), (1, b + share), (0.5, b + share), (0.5, a + share),
+                   (0, a + share), (0, a)]  # fmt: skip
+        axes.add_patch(PathPatch(Curve(corners, codes), facecolor=colors[j], alpha=0.55, linewidth=0))
+
+
+def _rectangle(x: float, y: float, width: float, height: float, color: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, facecolor=color, linewidth=0, clip_on=False)

@@ -1,0 +1,189 @@
+"""Whole runs of the other pipelines in the same engine: EncNet on masks, a classifier on labels."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.io import write_image, write_mask
+from mtsp import checkpoint
+from mtsp.config import ConfigError
+from tools.train import main
+
+Train = Callable[..., dict[str, dict[str, float]]]
+Outcome = Callable[[Path], Any]
+
+CLASSES = ("dark", "gray", "bright")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """`frames` and `masks`: eight pictures of 64x64 in three gray stripes; `labeled/<class>`: six of one color."""
+    for folder in ("frames", "masks", *(f"labeled/{name}" for name in CLASSES)):
+        (tmp_path / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        mask = (rng.permutation(3)[np.arange(64) * 3 // 64] * np.ones((64, 1))).astype(np.uint8)
+        mask[:2] = 255
+        noise = rng.integers(0, 40, (64, 64, 3))
+        write_image(tmp_path / f"frames/{index}.png", (mask.clip(max=2)[..., None] * 90 + noise).astype(np.uint8))
+        write_mask(tmp_path / f"masks/{index}.png", mask)
+    for label, name in enumerate(CLASSES):
+        for index in range(6):
+            image = rng.integers(0, 40, (32, 32, 3)) + 160 * (np.arange(3) == label)
+            write_image(tmp_path / f"labeled/{name}/{index}.png", image.astype(np.uint8))
+    return tmp_path
+
+
+@pytest.fixture
+def segmenting(pictures: Path) -> dict[str, Any]:
+    dataset = {"name": "mask_folder", "frames": f"{pictures}/frames", "masks": f"{pictures}/masks", "classes": CLASSES}
+    return {
+        "name": "stripes",
+        "model": {
+            "name": "encnet", "encoder": "tu-test_efficientnet", "classes": 3, "width": 16, "codewords": 4,
+            "output_stride": 8, "dropout_rate": 0.0,
+        },
+        "branches": {"backbone": {"lr": 0.02}, "head": {"lr": 0.2}},
+        "data": {"stripes": {"dataset": dataset}},
+        "tasks": {"segmentation": {"balanced": False, "auxiliary": 0.2, "presence": 0.2}},
+        "regularizer": {"name": "l2", "alpha": 0.001, "beta": 0.001},
+        "optimizer": {"name": "sgd", "lr": 0.02},
+        "schedule": {"name": "poly"},
+        "train": {"steps": 4, "stages": [{"steps": 1, "batches": {"stripes": 8}}], "workers": 0, "save_every": 2},
+        "evaluation": {"data": ["stripes"]},
+        "tracking": {"log_every": 1, "images": 1},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def classifying(pictures: Path) -> dict[str, Any]:
+    dataset = {"name": "image_folder", "root": f"{pictures}/labeled"}
+    return {
+        "name": "colors",
+        "model": {"name": "classifier", "backbone": "test_efficientnet", "classes": 3},
+        "branches": {"backbone": {"lr": 0.02}, "head": {"lr": 0.2}},
+        "data": {"colors": {"dataset": dataset, "augment": {"crop": [32, 32], "area": [0.3, 1.0]}}},
+        "tasks": {"classification": {"label_smoothing": 0.1}},
+        "regularizer": {"name": "l2", "alpha": 0.001, "beta": 0.001},
+        "optimizer": {"name": "sgd", "lr": 0.02},
+        "train": {
+            "steps": 4, "stages": [{"steps": 1, "batches": {"colors": 6}}], "workers": 0, "save_every": 2,
+            "average": {"decay": 0.5},
+        },
+        "evaluation": {"data": ["colors"], "batch": 4},
+        "tracking": {"log_every": 1, "images": 1},
+    }  # fmt: skip
+
+
+def rewound(run_dir: Path, to: Path) -> Path:
+    """A copy of a run as it was after its first checkpoint."""
+    shutil.copytree(run_dir, to)
+    shutil.rmtree(checkpoint.checkpoints(to / "checkpoints")[-1])
+    for name in ("weights.safetensors", "results.json"):
+        (to / name).unlink()
+    return to
+
+
+def test_encnet_learns_stripes_from_all_three_of_its_losses(
+    segmenting: dict[str, Any], train: Train, tmp_path: Path
+) -> None:
+    segmenting["train"] |= {"steps": 30, "save_every": 100}
+    results = train(segmenting, tmp_path / "run")
+    found = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert results["stripes"]["miou"] > 0.6  # by chance 0.2
+    for name in ("segmentation", "segmentation_auxiliary", "presence"):
+        curve = [row[f"train/{name}"] for row in found if f"train/{name}" in row]
+        assert min(curve[-3:]) < curve[0], name
+    assert any((tmp_path / "run/pictures").rglob("*.png"))
+
+
+def test_encnet_resumed_ends_as_if_uninterrupted(
+    segmenting: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path
+) -> None:
+    segmenting["model"]["dropout_rate"] = 0.1
+    train(segmenting, tmp_path / "whole")
+    run_dir = rewound(tmp_path / "whole", tmp_path / "resumed")
+    train(segmenting, run_dir, "auto")
+    assert outcome(run_dir) == outcome(tmp_path / "whole")
+
+
+def rank(number: int, port: int, arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    main(arguments)
+
+
+def test_two_processes_share_batch_statistics_and_end_as_one(
+    segmenting: dict[str, Any], train: Train, tmp_path: Path
+) -> None:
+    """Every layer of EncNet is normalized over the whole batch, so the share of a process would give another run."""
+    segmenting["train"]["steps"] = 2
+    train(segmenting, tmp_path / "one")
+    config = tmp_path / "stripes.yaml"
+    config.write_text(json.dumps(segmenting))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--config", str(config), "--run-dir", str(tmp_path / "two")]
+    context = multiprocessing.get_context("forkserver")
+    ranks = [context.Process(target=rank, args=(number, port, arguments)) for number in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    found, expected = (load_file(tmp_path / name / "weights.safetensors") for name in ("two", "one"))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
+    two, one = (json.loads((tmp_path / name / "results.json").read_text())["stripes"] for name in ("two", "one"))
+    assert two == pytest.approx(one, abs=2e-3)
+
+
+def test_a_classifier_learns_and_its_averaged_weights_are_measured_and_exported(
+    classifying: dict[str, Any], train: Train, tmp_path: Path
+) -> None:
+    classifying["train"] |= {"steps": 40, "save_every": 40}
+    results = train(classifying, tmp_path / "run")
+    assert results["colors"]["top1"] > 0.5  # by chance 1/3
+    assert results["colors"]["images"] == 18
+    weights = load_file(tmp_path / "run/weights.safetensors")
+    last = checkpoint.load(tmp_path / "run/checkpoints/step-00000040")
+    averages = last.optimizer["average"]["averages"]
+    name = next(name for name in weights if name.startswith("head.") and name.endswith(".weight"))
+    assert torch.equal(weights[name], averages[name])
+    assert not torch.equal(weights[name], last.model[name])
+
+
+def test_data_of_other_classes_than_the_networks_or_each_others_is_refused(
+    classifying: dict[str, Any], pictures: Path, train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"model.classes: 4, but data.colors has 3 classes"):
+        train(classifying | {"model": classifying["model"] | {"classes": 4}}, tmp_path / "four")
+    shutil.copytree(pictures / "labeled", pictures / "others")
+    (pictures / "others/gray").rename(pictures / "others/green")
+    classifying["data"]["others"] = {"dataset": {"name": "image_folder", "root": str(pictures / "others")}}
+    classifying["evaluation"]["data"] = ["others"]
+    with pytest.raises(ConfigError, match=r"data.colors and data.others differ in 1 classes: 2 is gray, green"):
+        train(classifying, tmp_path / "green")
+
+
+def test_a_run_with_averaged_weights_resumed_ends_as_if_uninterrupted(
+    classifying: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path
+) -> None:
+    train(classifying, tmp_path / "whole")
+    run_dir = rewound(tmp_path / "whole", tmp_path / "resumed")
+    train(classifying, run_dir, "auto")
+    assert outcome(run_dir) == outcome(tmp_path / "whole")

@@ -1,0 +1,327 @@
+"""EncNet's Encoding layer, training step and evaluation, against the formulas that other implementations use.
+
+    python tools/bench/encnet.py [--only layer step evaluation] [--encoder tu-resnet50s] [--rounds 5] [--quick]
+
+Layer: forward and backward of 4 maps of 60x60 pixels with 512 channels and 32 codewords, as after ReLU, against the
+broadcast formula of mmsegmentation and PyTorch-Encoding, which makes a tensor of all residuals, and against matrix
+products left to autograd. Step: a whole training step with all three losses, as the layer, the memory layout and the
+number format change. Evaluation: EncNet's six scales with mirror images, in batches and one picture at a time.
+
+Each variant has a process of its own, so that its memory is its own. They take turns, round after round, and the median
+is shown. Memory is what a process's largest resident set (on a GPU: allocated memory) grows by.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from models.encnet import EncNet, EncNetConfig
+from models.encoding import Encoding
+from mtsp.tasks import SegmentationConfig, Tasks
+from mtsp.types import Batch, Outputs
+from mtsp.views import ScalesConfig
+from tools.bench.timing import machine
+from tools.bench.train import Worker
+from tools.parts import computes_bf16
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+FASTER, INPUTS = 50, 5
+"""Targets for the layer: times faster than the broadcast formula, extra memory in units of its input."""
+
+
+class BroadcastEncoding(Encoding):
+    """The layer as it is usually written: residuals of every pixel to every codeword, BNKD, left to autograd."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return what :class:`Encoding` returns."""
+        x = features.flatten(2).transpose(1, 2)
+        residuals = x.unsqueeze(2) - self.codewords
+        assigned = torch.softmax(self.scale * residuals.square().sum(3), dim=2)
+        return (assigned.unsqueeze(3) * residuals).sum(1)
+
+
+class ProductEncoding(Encoding):
+    """The layer as matrix products, not centered, left to autograd."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return what :class:`Encoding` returns."""
+        x = features.flatten(2).transpose(1, 2)
+        squares = x.square().sum(2, keepdim=True) + self.codewords.square().sum(1)
+        assigned = torch.softmax(self.scale * (squares - 2 * x @ self.codewords.t()), dim=2)
+        return assigned.transpose(1, 2) @ x - assigned.sum(1).unsqueeze(2) * self.codewords
+
+
+class Sizes(NamedTuple):
+    """What is measured, and how large."""
+
+    layer: tuple[int, int, int, int] = (4, 512, 60, 32)  # maps, channels, side, codewords
+    batch: int = 16 if CUDA else 1
+    side: int = 480
+    base: int = 520 if CUDA else 260  # of the evaluation; its windows are 12/13 of that
+    width: int = 512  # channels in the network's head
+
+
+QUICK = Sizes(layer=(1, 64, 30, 8), batch=2, side=48, base=52, width=32)
+
+
+class Variant(NamedTuple):
+    """A way to compute a training step."""
+
+    name: str
+    layer: type[Encoding] = Encoding
+    bf16: bool = False
+    channels_last: bool = False
+
+
+VARIANTS = (
+    Variant("fp32"),
+    Variant("fp32, broadcast layer", layer=BroadcastEncoding),
+    Variant("fp32, channels_last", channels_last=True),
+    Variant("bf16", bf16=True),
+    Variant("bf16, channels_last", bf16=True, channels_last=True),
+    Variant("bf16, channels_last, broadcast layer", layer=BroadcastEncoding, bf16=True, channels_last=True),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    options = _parser().parse_args(arguments)
+    sizes = QUICK if options.quick else Sizes()
+    encoder = options.encoder or ("tu-resnet18" if options.quick else "tu-resnet50s")
+    rounds = 1 if options.quick else options.rounds
+    multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.encnet"])
+    console = Console(width=120)
+    console.print(f"{machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}", highlight=False)
+    if "layer" in options.only:
+        console.print(_layers(sizes, rounds))
+    if "step" in options.only:
+        console.print(_steps(sizes, encoder, rounds))
+    if "evaluation" in options.only:
+        console.print(_evaluations(sizes, encoder, rounds))
+    return 0
+
+
+def _layers(sizes: Sizes, rounds: int) -> Table:
+    idle = Worker(_layer, sizes, None, False)
+    workers = {
+        "this project, channels_last": Worker(_layer, sizes, Encoding, True),
+        "this project, channels first": Worker(_layer, sizes, Encoding, False),
+        "matrix products, autograd": Worker(_layer, sizes, ProductEncoding, False),
+        "broadcast, autograd": Worker(_layer, sizes, BroadcastEncoding, False),
+    }
+    _run([idle, *workers.values()], rounds, steps=3)
+    images, channels, side, codewords = sizes.layer
+    table = Table(
+        title=f"Encoding layer, forward and backward: {images}x{channels}x{side}x{side}, {codewords} codewords"
+    )
+    _columns(table, "formula", "ms", "broadcast / this", "target", "extra MB", "in inputs", "target")
+    slowest = _seconds(workers["broadcast, autograd"])
+    input_bytes = 4 * images * channels * side * side
+    for name, worker in workers.items():
+        extra = _memory(worker) - _memory(idle)
+        ours = name.startswith("this")
+        table.add_row(
+            name,
+            f"{1e3 * _seconds(worker):.1f}",
+            f"{slowest / _seconds(worker):.0f}",
+            f">= {FASTER}" if ours else "",
+            f"{extra / 1e6:.0f}",
+            f"{extra / input_bytes:.1f}",
+            f"<= {INPUTS}" if ours else "",
+        )
+    return table
+
+
+def _steps(sizes: Sizes, encoder: str, rounds: int) -> Table:
+    workers = {variant: Worker(_step, sizes, encoder, variant) for variant in VARIANTS}
+    _run(list(workers.values()), rounds, steps=5 if CUDA else 1)
+    table = Table(title=f"EncNet on {encoder}, a training step: {sizes.batch} x {sizes.side}x{sizes.side}")
+    _columns(table, "variant", "s/step", "images/s", "fp32 / this", "target", "memory GiB")
+    for variant, worker in workers.items():
+        if worker.problem:
+            table.add_row(variant.name, worker.problem)
+            continue
+        seconds = _seconds(worker)
+        target = ">= 2.5" if variant == VARIANTS[4] else ""
+        table.add_row(
+            variant.name,
+            f"{seconds:.3f}",
+            f"{sizes.batch / seconds:.2f}",
+            f"{_seconds(workers[VARIANTS[0]]) / seconds:.2f}",
+            target,
+            f"{_memory(worker) / 2**30:.2f}",
+        )
+    table.caption = "the target is for processors that compute bf16 (AMX) and for GPUs"
+    return table
+
+
+def _evaluations(sizes: Sizes, encoder: str, rounds: int) -> Table:
+    workers = {
+        "one picture at a time, fp32": Worker(_evaluation, sizes, encoder, 1, False),
+        "8 at once, fp32": Worker(_evaluation, sizes, encoder, 8, False),
+        "36 at once, fp32": Worker(_evaluation, sizes, encoder, 36, False),
+    }
+    if computes_bf16():
+        workers["8 at once, bf16"] = Worker(_evaluation, sizes, encoder, 8, True)
+    _run(list(workers.values()), rounds, steps=1)
+    height, width = _image(sizes)
+    windows = _counted(sizes)
+    table = Table(title=f"EncNet on {encoder}, six scales and mirror images of {height}x{width}: {windows} forwards")
+    _columns(table, "pictures in a forward pass", "s/image", "images/s", "one at a time / this", "memory GiB")
+    slowest = _seconds(workers["one picture at a time, fp32"])
+    for name, worker in workers.items():
+        seconds = _seconds(worker)
+        table.add_row(
+            name,
+            f"{seconds:.2f}",
+            f"{1 / seconds:.3f}",
+            f"{slowest / seconds:.2f}",
+            f"{_memory(worker) / 2**30:.2f}",
+        )
+    table.caption = f"windows of {_crop(sizes)} pixels, longer side {sizes.base} at scale 1"
+    return table
+
+
+def _layer(sizes: Sizes, kind: type[Encoding] | None, channels_last: bool) -> Callable[[], object]:
+    torch.manual_seed(0)
+    images, channels, side, codewords = sizes.layer
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    features = torch.randn(images, channels, side, side, device=DEVICE).relu_().contiguous(memory_format=layout)
+    if kind is None:  # what the libraries need for themselves, beside the same input
+        kind, features = Encoding, features[:1, :, :2, :2]
+    layer = kind(channels, codewords).to(DEVICE)
+    gradient = torch.randn(len(features), codewords, channels, device=DEVICE)
+    features.requires_grad_()
+
+    def both() -> None:
+        torch.autograd.grad(layer(features), [features, layer.codewords, layer.scale], gradient)
+        _wait()
+
+    return both
+
+
+def _network(sizes: Sizes, encoder: str, layer: type[Encoding], *, channels_last: bool) -> EncNet:
+    torch.manual_seed(0)
+    network = EncNetConfig(name="encnet", encoder=encoder, width=sizes.width).build()
+    context = network.head.context
+    context.encoding = layer(*reversed(context.encoding.codewords.shape))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return network.to(DEVICE, memory_format=layout)  # pyright: ignore[reportCallIssue]
+
+
+def _step(sizes: Sizes, encoder: str, variant: Variant) -> Callable[[], object]:
+    network = _network(sizes, encoder, variant.layer, channels_last=variant.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
+    tasks = Tasks(segmentation=SegmentationConfig(balanced=False, auxiliary=0.2, presence=0.2))
+    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+    frame = torch.rand(sizes.batch, 3, sizes.side, sizes.side, device=DEVICE).contiguous(memory_format=layout)
+    mask = torch.randint(0, 59, (sizes.batch, sizes.side, sizes.side), device=DEVICE)
+    batch = Batch(name=["noise"] * sizes.batch, frame=frame, mask=mask)
+    counts = tasks.counts(batch)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=variant.bf16):
+            outputs = network(frame)
+        torch.stack([total / counts[name] for name, total in tasks.sums(outputs, batch).items()]).sum().backward()
+        optimizer.step()
+        _wait()
+
+    return step
+
+
+def _evaluation(sizes: Sizes, encoder: str, at_once: int, bf16: bool) -> Callable[[], object]:
+    network = _network(sizes, encoder, Encoding, channels_last=True).eval()
+    views = ScalesConfig(name="scales", base=sizes.base, crop=_crop(sizes), batch=at_once).build()
+    batch = Batch(name=["noise"], frame=torch.rand(1, 3, *_image(sizes), device=DEVICE))
+
+    def alone(frame: Tensor, next_frame: Tensor | None) -> Outputs:
+        return Outputs(mask_logits=torch.cat([network(one)["mask_logits"] for one in frame.split(1)]))
+
+    def evaluate() -> None:
+        with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+            views(network if at_once > 1 else alone, batch)
+        _wait()
+
+    return evaluate
+
+
+def _crop(sizes: Sizes) -> int:
+    return sizes.base * 12 // 13
+
+
+def _image(sizes: Sizes) -> tuple[int, int]:
+    """A picture of PASCAL's shape, 375x500 at full size."""
+    return 375 * sizes.base // 520, 500 * sizes.base // 520
+
+
+def _counted(sizes: Sizes) -> int:
+    """Return how many pictures the network sees."""
+    seen = 0
+
+    def count(frame: Tensor, next_frame: Tensor | None) -> Outputs:
+        nonlocal seen
+        seen += len(frame)
+        return Outputs(mask_logits=frame[:, :2])
+
+    views = ScalesConfig(name="scales", base=sizes.base, crop=_crop(sizes)).build()
+    views(count, Batch(name=["noise"], frame=torch.rand(1, 3, *_image(sizes))))
+    return seen
+
+
+def _run(workers: Sequence[Worker], rounds: int, *, steps: int) -> None:
+    """Let each worker get ready, and then take its turns."""
+    end = time.monotonic() + 1200
+    try:
+        for worker in workers:
+            worker.warm_up(end - time.monotonic())
+        for _ in range(rounds):
+            for worker in workers:
+                worker.turn(steps, end - time.monotonic())
+    finally:
+        for worker in workers:
+            if worker.process.is_alive():
+                worker.end()
+
+
+def _seconds(worker: Worker) -> float:
+    found = [seconds for turn in worker.turns for seconds in turn.seconds]
+    return statistics.median(found) if found else float("nan")
+
+
+def _memory(worker: Worker) -> float:
+    return max((turn.peak for turn in worker.turns), default=float("nan"))
+
+
+def _wait() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def _columns(table: Table, *names: str) -> None:
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("layer", "step", "evaluation")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="what to measure (default: all)")
+    parser.add_argument("--encoder", help="of the network (default: tu-resnet50s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each variant (default: 5)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round: does it run at all")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
