@@ -11,7 +11,6 @@ share of a training step of that network (batch 64, bfloat16 autocast).
 
 import argparse
 import multiprocessing
-import resource
 import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from mtsp.anchors import capture
 from mtsp.regularizers import L2SP
-from tools.bench.timing import machine, medians
+from tools.bench.timing import forget_peak, machine, medians, peak_memory
 
 ALPHA, LR, MIB = 0.01, 1e-6, 2**20
 NATIVE, OURS, TLLIB = "native weight decay, fused", "L2SP, fused", "as tllib, fused"
@@ -109,10 +108,10 @@ def memory(name: str, program: str, device: str, answers: Connection) -> None:
     torch.manual_seed(0)
     build, options = PROGRAMS[program]
     step = build(network(name, device), **options)
+    forget_peak()
     for _ in range(3):
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    answers.send(torch.cuda.max_memory_allocated() if device == "cuda" else peak)
+    answers.send(peak_memory())
 
 
 def peak(name: str, program: str, device: str) -> int:

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from models.segflow import SegFlowConfig
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.types import Batch
-from tools.bench.timing import machine
+from tools.bench.timing import forget_peak, machine, peak_memory
 
 GIB = 2**30
 
@@ -201,13 +200,13 @@ def _serve(pipe: Connection, build: Callable[..., Callable[[], object]], argumen
         except EOFError:
             return
         program()
-        _forget_peak()
+        forget_peak()
         seconds = []
         for _ in range(steps):
             start = time.perf_counter()
             program()
             seconds.append(time.perf_counter() - start)
-        pipe.send(Turn(seconds, _peak()))
+        pipe.send(Turn(seconds, peak_memory()))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the others need the room
 
@@ -263,25 +262,6 @@ def _product(device: str, bf16: bool) -> Callable[[], object]:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _forget_peak() -> None:
-    """Let the largest memory count from now on."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif (file := Path("/proc/self/clear_refs")).exists():
-        file.write_text("5")  # of proc(5): resets VmHWM
-
-
-def _peak() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _size(text: str) -> tuple[int, int]:

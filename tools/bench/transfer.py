@@ -4,16 +4,17 @@
 
 Domains are made up: 2048 features around 20 centers, source classes of 200 to 1300 images. pyemd takes square matrices
 only: DSTL pads the n x m distances with zeros to n + m. Its original solver (`cpp`, DSTL's in 2018) works on all of it;
-its present default drops what is empty and solves the rectangle. Both include the padding. Seconds are CPU seconds, the
-best of several; memory is what the peak of a process of its own grows by. pyemd and scipy are not needed to use mtsp.
+its present default drops what is empty and solves the rectangle, with POT, as ours does; both include the padding.
+Times are medians in turns; memory is what the peak of a process of its own grows by. pyemd and scipy are not needed
+to use mtsp.
 """
 
 import argparse
 import importlib.util
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,14 @@ from rich.table import Table
 
 from mtsp.transfer import distances, emd
 from mtsp.transfer.similarity import shares
-from tools.bench.timing import machine
+from tools.bench.timing import forget_peak, machine, medians, peak_memory
 
 Domains = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 CENTERS = 20
+ROUNDS = 7
+SLOW = 2.0
+"""Seconds: a program that takes longer runs once."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,17 +94,16 @@ SOLVERS: dict[str, tuple[str, Solver, str]] = {
 def _distances(domains: Domains) -> Table:
     x, y, _, _ = domains
     table = Table("distances", "ms", "over ours", "target", "largest difference", title=_title(domains))
-    ours, found = _best(lambda: distances(x, y))
-    table.add_row("mtsp, matrix product", f"{1e3 * ours:.1f}", "1.0", "", "")
     if importlib.util.find_spec("scipy") is None:
         table.add_row("scipy cdist", "not installed", "", ">= 8", "")
         return table
     from scipy.spatial.distance import cdist
 
-    theirs, other = _best(lambda: cdist(x, y))
-    table.add_row(
-        "scipy cdist", f"{1e3 * theirs:.1f}", f"{theirs / ours:.1f}", ">= 8", f"{np.abs(found - other).max():.1e}"
-    )
+    seconds, found = _measured({"ours": lambda: distances(x, y), "cdist": lambda: cdist(x, y)})
+    difference = np.abs(found["ours"] - found["cdist"]).max()
+    ratio = seconds["cdist"] / seconds["ours"]
+    table.add_row("mtsp, matrix product", f"{1e3 * seconds['ours']:.1f}", "1.0", "", "")
+    table.add_row("scipy cdist", f"{1e3 * seconds['cdist']:.1f}", f"{ratio:.1f}", ">= 8", f"{difference:.1e}")
     return table
 
 
@@ -108,30 +111,27 @@ def _solvers(domains: Domains) -> Table:
     x, y, source, target = domains
     ground = distances(x, y)
     table = Table("solver", "ms", "over ours", "target", "MiB", "value", title=_title(domains))
-    ours = None
-    for name, (package, solver, goal) in SOLVERS.items():
-        if importlib.util.find_spec(package) is None:
+    present = {name: solver for name, (package, solver, _) in SOLVERS.items() if importlib.util.find_spec(package)}
+    seconds, found = _measured({name: partial(solver, ground, source, target) for name, solver in present.items()})
+    ours = next(iter(seconds.values()))
+    for name, (_, _, goal) in SOLVERS.items():
+        if name not in seconds:
             table.add_row(name, "not installed", "", goal)
             continue
-        seconds, value = _best(lambda solver=solver: solver(ground, source, target))
-        ours = ours or seconds
-        memory = f"{_memory(name, domains):.0f}"
-        table.add_row(name, f"{1e3 * seconds:,.1f}", f"{seconds / ours:,.1f}", goal, memory, f"{float(value):.10f}")
+        memory, ratio = f"{_memory(name, domains):.0f}", f"{seconds[name] / ours:,.1f}"
+        table.add_row(name, f"{1e3 * seconds[name]:,.1f}", ratio, goal, memory, f"{float(found[name]):.10f}")
     return table
 
 
-def _best(program: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the least CPU seconds of at most nine rounds after a first one, or of two seconds of them; the result."""
-    best, began, result = float("inf"), time.process_time(), None
-    for turn in range(10):
-        start = time.process_time()
-        result = program()
-        spent = time.process_time() - start
-        if turn or spent > 2:
-            best = min(best, spent)
-        if time.process_time() - began > 2:
-            break
-    return best, result
+def _measured(programs: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the median seconds of each program, in turns (of a slow one, of its only run), and the results."""
+    once, results = {}, {}
+    for name, program in programs.items():
+        start = time.perf_counter()
+        results[name] = program()
+        once[name] = time.perf_counter() - start
+    fast = medians({name: program for name, program in programs.items() if once[name] < SLOW}, ROUNDS)
+    return once | fast, results
 
 
 def _memory(name: str, domains: Domains) -> float:
@@ -146,15 +146,10 @@ def _peak(name: str, domains: Domains) -> float:
     ground = distances(x, y)
     solver = SOLVERS[name][1]
     solver(ground[:4, :4], source[:4], target[:4])  # imports do not count
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _high_water()
+    forget_peak()
+    before = peak_memory()
     solver(ground, source, target)
-    return (_high_water() - before) / 1024
-
-
-def _high_water() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return (peak_memory() - before) / 2**20
 
 
 def _title(domains: Domains) -> str:
