@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ def evaluate(
     views: Views = look_once,
     batch_size: int = 1,
     workers: int = 0,
+    channels_last: bool = True,
     after_example: Callable[[int, Batch, Outputs], None] = lambda index, batch, outputs: None,
 ) -> Evaluation:
     """Measure the network on every example once, at the labels' own resolution; the same on any number of processes.
@@ -69,6 +71,7 @@ def evaluate(
         batch_size: examples that follow each other are measured together, up to this many, while their sizes agree.
             Networks round differently in batches of different sizes, in the last digits.
         workers: threads that decode the examples ahead; 0 decodes each when it is its turn.
+        channels_last: memory format of the images, which should be the network's.
         after_example: called on every process with its own examples: index, batch of one, outputs.
     """
     bare = accelerator.unwrap_model(model)
@@ -77,19 +80,20 @@ def evaluate(
             torch.distributed.broadcast(buffer, 0)
     modes = [(module, module.training) for module in bare.modules()]
     bare.eval()
+    on_device = partial(to_device, device=accelerator.device, channels_last=channels_last)
     measured = Evaluation()
     mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
     groups = 0
     try:
         for indices, batch in _batches(_decoded(examples, mine, workers), 1 if sharded(bare) else batch_size):
-            outputs = at_resolution(views(bare, to_device(batch, accelerator.device)), batch)
+            outputs = at_resolution(views(bare, on_device(batch)), batch)
             measured = _updated(measured, batch, outputs)
             for place, index in enumerate(indices):
                 after_example(index, _one_of(batch, place), _one_of(outputs, place))
             groups += 1
         if sharded(bare):  # every process must take part in every forward pass, also the one that has an example less
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
-                views(bare, to_device(_of_one(examples[0]), accelerator.device))
+                views(bare, on_device(collate([examples[0]])))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -177,10 +181,6 @@ def _batches(decoded: Iterator[tuple[int, Batch]], size: int) -> Iterator[tuple[
 
 def _shapes(sample: Batch) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in sample.items() if isinstance(value, Tensor)}
-
-
-def _of_one(sample: Batch) -> Batch:
-    return collate([sample])
 
 
 def _one_of(values: Any, place: int) -> Any:

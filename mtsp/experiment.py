@@ -1,6 +1,7 @@
 """An experiment: everything that a run depends on, in one file of sections."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
@@ -62,7 +63,7 @@ class TrainConfig(Config):
     channels_last: bool = True
     compile: bool = False
     workers: int = Field(default=2, ge=0)
-    """Processes that decode and augment, per training process."""
+    """Processes that decode and augment, per training process; at evaluation, threads that decode."""
     save_every: Positive = 500
     keep: Positive = 2
     """Checkpoints that stay."""
@@ -188,11 +189,12 @@ FREE_TO_CHANGE = (
 FREE_TO_MOVE = (
     "data.*.dataset.root",
     "data.*.dataset.frames",
-    "data.*.dataset.masks",
-    "data.*.dataset.list",
     "branches.*.weights",
 )
 """Where files lie: another place is allowed, none is not. The anchors' fingerprint tells whether weights are others."""
+
+FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*.dataset.classes")
+"""Where labels lie: another place is allowed under the same name. Of some data sets the name says which labels."""
 
 
 def check_resumable(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
@@ -220,7 +222,10 @@ class _Difference(NamedTuple):
     def allowed(self) -> bool:
         if any(_matches(self.key, pattern) for pattern in FREE_TO_CHANGE):
             return True
-        return None not in (self.now, self.then) and any(_matches(self.key, pattern) for pattern in FREE_TO_MOVE)
+        if any(_matches(self.key, pattern) for pattern in FREE_TO_MOVE):
+            return None not in (self.now, self.then)
+        moved = isinstance(self.now, str) and isinstance(self.then, str) and Path(self.now).name == Path(self.then).name
+        return moved and any(_matches(self.key, pattern) for pattern in FREE_TO_MOVE_UNRENAMED)
 
 
 def _matches(key: tuple[str, ...], pattern: str) -> bool:

@@ -32,7 +32,7 @@ def cross_entropy(
 
     Balanced, a pixel of class c weighs 1 - n_c / N, where N of its frame's pixels are known and n_c are of class c:
     with two classes the rare one and the common one pull equally. SegFlow's authors apply this to the gradient and
-    report the unweighted loss (spec A.5); here the loss is the weighted one. The weights are not renormalized: a frame
+    report the unweighted loss; here the loss is the weighted one. The weights are not renormalized: a frame
     of one class only has weight 0 everywhere.
 
     A published learning rate for "sum" is for a loss that is as many times larger as a frame has pixels. With frames
@@ -194,7 +194,7 @@ def _balance(mask: Tensor, known: Tensor, classes: int) -> Tensor:
 
 
 def _error(flow: Tensor, truth: Tensor, valid: Tensor, eps: float) -> Tensor:
-    """Return BHW end-point errors, zero where not valid. The truth is replaced there first: 0 * NaN is NaN."""
+    """Return BHW end-point errors, zero where not valid. The difference is replaced there first: 0 * NaN is NaN."""
     difference = torch.where(valid[:, None], flow - truth, 0.0)
     u, v = difference.unbind(1)
     return torch.where(valid, (u * u + v * v + eps).sqrt(), 0.0)

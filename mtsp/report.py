@@ -16,7 +16,7 @@ from mtsp.tracking import METRICS, read_metrics
 
 EXPERIMENT = "experiment.yaml"
 
-HEADLINES = ("*/J_mean", "*/F_mean", "*/iou", "*/miou", "*/pixel_accuracy", "*/accuracy", "*/epe", "*/fl_all")
+HEADLINES = ("*/J_mean", "*/F_mean", "*/iou", "*/miou", "*/pixel_accuracy", "*/top1", "*/epe", "*/fl_all")
 """What a table shows when nothing is asked for; `*` stands for anything, also for `/`."""
 CURVES = ("loss*", "train/*", "penalty*", *HEADLINES, "*distance*", "lr*")
 """What is drawn when nothing is asked for."""

@@ -91,6 +91,7 @@ def test_a_resumed_run_may_be_longer_or_read_its_files_elsewhere(then: dict[str,
         ("data.davis.dataset.rooted", "x"),
         ("data.davis.augment", None),
         ("data.own.dataset.masks", None),  # no labels is no other place
+        ("data.own.dataset.masks", "a/masks_corrected"),  # another name may be other labels
         ("branches.segmentation.weights", None),
         ("branches.flow.weights", "weights.pth"),
         ("branches.flow.lr", 0.5),

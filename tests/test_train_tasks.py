@@ -1,5 +1,6 @@
 """Whole runs of the other pipelines in the same engine: EncNet on masks, a classifier on labels."""
 
+import csv
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from data.io import write_image, write_mask
 from mtsp import checkpoint
 from mtsp.config import ConfigError
+from tools.evaluate import main as evaluate
 from tools.train import main
 
 Train = Callable[..., dict[str, dict[str, float]]]
@@ -167,16 +169,39 @@ def test_a_classifier_learns_and_its_averaged_weights_are_measured_and_exported(
     assert not torch.equal(weights[name], last.model[name])
 
 
+def test_labels_are_reported_by_class_and_by_picture(
+    classifying: dict[str, Any], train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = train(classifying, tmp_path / "run")
+    run = ["--config", f"{tmp_path}/run/experiment.yaml", "--checkpoint", f"{tmp_path}/run/weights.safetensors"]
+    out = ["--report", f"{tmp_path}/report", "--save-predictions", f"{tmp_path}/saved", "--json", f"{tmp_path}/a.json"]
+    assert evaluate([*run, *out]) == 0
+    rows = list(csv.DictReader((tmp_path / "saved/colors/labels.csv").open()))
+    assert [row["name"] for row in rows][:2] == ["bright/0", "bright/1"]
+    right = [row for row in rows if row["truth"] == row["guess"]]
+    assert len(right) / len(rows) == pytest.approx(results["colors"]["top1"])
+    lines = (tmp_path / "report/colors-classes.md").read_text().splitlines()
+    assert sorted(line.split(" | ")[0] for line in lines[2:]) == ["| bright", "| dark", "| gray"]
+    assert (tmp_path / "report/colors-pairs.png").exists() == (len(right) < len(rows))
+    entry = json.loads((tmp_path / "a.json").read_text())["entries"]["colors"]
+    assert entry["views"] == {"name": "whole"}
+    assert entry["accuracy_of_class"].keys() == {"bright", "dark", "gray"}
+    capsys.readouterr()
+    ten = ["evaluation.views={name: crops, sizes: [32], crop: 28}", "data.colors.size=[32, 32]"]
+    assert evaluate([*run, *ten]) == 1
+    assert "crops are cut from whole pictures, and data.colors is resized before" in capsys.readouterr().err
+
+
 def test_data_of_other_classes_than_the_networks_or_each_others_is_refused(
     classifying: dict[str, Any], pictures: Path, train: Train, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"model.classes: 4, but data.colors has 3 classes"):
+    with pytest.raises(ConfigError, match=r"model.classes is 4, but data.colors has 3 classes"):
         train(classifying | {"model": classifying["model"] | {"classes": 4}}, tmp_path / "four")
     shutil.copytree(pictures / "labeled", pictures / "others")
     (pictures / "others/gray").rename(pictures / "others/green")
     classifying["data"]["others"] = {"dataset": {"name": "image_folder", "root": str(pictures / "others")}}
     classifying["evaluation"]["data"] = ["others"]
-    with pytest.raises(ConfigError, match=r"data.colors and data.others differ in 1 classes: 2 is gray, green"):
+    with pytest.raises(ConfigError, match=r"differ in 1 classes: class 2 is 'gray' in one and 'green'"):
         train(classifying, tmp_path / "green")
 
 

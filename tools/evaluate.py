@@ -1,7 +1,9 @@
 """Evaluate a trained network: `accelerate launch tools/evaluate.py --config RUN/experiment.yaml --checkpoint RUN/...`.
 
 `--checkpoint` is RUN/weights.safetensors or RUN/checkpoints/step-...; key=value changes the config as in training. Each
-entry of `evaluation.data` is measured, or those named by `--data-entry`, the same on any number of processes.
+entry of `evaluation.data` is measured, or those named by `--data-entry`, the same on any number of processes. Of
+labeled pictures `--report DIR` also writes how each class fares, with pictures of the pairs that are confused most, and
+`--save-predictions DIR` a row for each picture (DIR/<entry>/labels.csv).
 
 With `--data davis --root DAVIS --predictions DIR` stored predictions are scored instead, without any network: masks
 DIR/<sequence>/<frame>.png, of which whatever is not 0 is the object, masks of class ids DIR/<name>.png for a data set
@@ -13,6 +15,8 @@ fractions in [0, 1]; what was not measured is null (empty in the CSV), not 0.
 """
 
 import argparse
+import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +28,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,11 +36,12 @@ from data import AnyDataset, DataConfig, DataError, MissingDataError, RawDataset
 from data.io import read_flow, read_foreground, read_mask, write_flo, write_mask
 from mtsp.checkpoint import write_atomically
 from mtsp.config import Config, ConfigError, parse, parse_yaml
+from mtsp.confusions import class_rows, class_table, confused_pairs, draw_pairs
 from mtsp.evaluation import evaluate
-from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
+from mtsp.metrics import ClassificationScores, ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.native import threads
 from mtsp.types import IGNORE, Batch, Examples, Outputs
-from tools.parts import AnyExperiment, accelerator_of, read_experiment, require_classes
+from tools.parts import AnyExperiment, accelerator_of, read_experiment, require_classes, require_whole_pictures
 from tools.scores import Scores, as_csv, class_scores, flow_scores, joined, mask_scores, plain, scores_of, table
 from tools.trained import load_trained
 
@@ -43,6 +49,16 @@ DATASETS: dict[str, type[Config]] = {
     get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(AnyDataset)[0])
 }
 """The config of each data set that can be scored, by its name."""
+
+
+class Guess(NamedTuple):
+    """What the network says of one labeled picture."""
+
+    index: int
+    name: str
+    truth: int
+    label: int
+    probability: float
 
 
 class Measured(NamedTuple):
@@ -115,6 +131,7 @@ def _of_network(arguments: argparse.Namespace) -> Measured | None:
         raise ValueError(f"{saved} holds something already; predictions are saved in an empty folder")
     examples = {name: entry.build() for name, entry in entries.items()}
     require_classes(experiment, examples)
+    require_whole_pictures(experiment, entries)
     model = load_trained(experiment, arguments.checkpoint)
     accelerator = accelerator_of(experiment.train.precision)
     if experiment.train.channels_last:
@@ -124,15 +141,17 @@ def _of_network(arguments: argparse.Namespace) -> Measured | None:
     scores = {}
     for name, data in examples.items():
         folder = saved / name if saved is not None else None
-        scores[name] = _measured(experiment, accelerator, model, name, data, folder)
+        scores[name] = _measured(experiment, accelerator, model, name, data, folder, arguments.report)
     main_process = accelerator.is_main_process
     accelerator.wait_for_everyone()
     accelerator.end_training()
     about = {"config": str(arguments.config), "checkpoint": str(arguments.checkpoint)}
+    views = experiment.evaluation.views.model_dump(mode="json")
     results = {
-        name: {"data": entries[name].dataset.name, "split": getattr(entries[name].dataset, "split", None)}
-        | joined(found)
-        for name, found in scores.items()
+        name: {"data": entry.dataset.name, "split": getattr(entry.dataset, "split", None), "size": entry.size}
+        | {"views": views}
+        | joined(scores[name])
+        for name, entry in entries.items()
     }
     return Measured(about | {"entries": results}, scores) if main_process else None
 
@@ -175,14 +194,19 @@ def _measured(
     name: str,
     data: Examples,
     folder: Path | None,
+    report: Path | None,
 ) -> list[Scores]:
-    """Measure one entry on all processes; store what was predicted of its labels in `folder`, if there is one."""
+    """Measure one entry on all processes; store what was predicted in `folder`, and a report of labels in `report`."""
+    guesses: list[Guess] = []
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
     with _bar(f"measuring {name}", len(mine), shown=accelerator.is_main_process) as advance:
 
         def after_example(index: int, batch: Batch, outputs: Outputs) -> None:
             if folder is not None:
                 _save(folder, batch, outputs)
+            if "label" in batch and "label_logits" in outputs:
+                probability, label = outputs["label_logits"][0].softmax(0).max(0)
+                guesses.append(Guess(index, batch["name"][0], int(batch["label"][0]), int(label), float(probability)))
             advance()
 
         measured = evaluate(
@@ -192,12 +216,50 @@ def _measured(
             views=experiment.evaluation.views.build(),
             batch_size=experiment.evaluation.batch,
             workers=experiment.train.workers,
+            channels_last=experiment.train.channels_last,
             after_example=after_example,
         )
     found = scores_of(measured, getattr(data, "classes", ()))
     if not found:
         raise ConfigError(f"data.{name}: nothing to measure: the data set has no label of what this network predicts")
+    if measured.labels is not None and (report is not None or folder is not None):
+        everyone = sorted(gather_object(guesses) if accelerator.num_processes > 1 else guesses)
+        if accelerator.is_main_process and report is not None:
+            _report_labels(report, name, data, measured.labels, everyone)
+        if accelerator.is_main_process and folder is not None:
+            _save_labels(folder, data, everyone)
     return found
+
+
+def _save_labels(folder: Path, data: Examples, guesses: Sequence[Guess]) -> None:
+    """Write a row for each picture to labels.csv."""
+    names = getattr(data, "classes", ())
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["name", "truth", "guess", "probability"])
+    for guess in guesses:
+        classes = (names[label] if names else label for label in (guess.truth, guess.label))
+        rows.writerow([guess.name, *classes, f"{guess.probability:.6f}"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "labels.csv", text.getvalue().encode())
+
+
+def _report_labels(
+    folder: Path, name: str, data: Examples, labels: ClassificationScores, guesses: Sequence[Guess]
+) -> None:
+    """Write how each class fares, and pictures of the pairs that are confused most."""
+    names = getattr(data, "classes", ()) or [f"class {label}" for label in range(labels.classes)]
+    counts = labels.confusion()[:, :-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{name}-classes.md", class_table(class_rows(counts, names)).encode())
+    if pairs := confused_pairs(counts):
+        true, predicted = [guess.truth for guess in guesses], [guess.label for guess in guesses]
+        pictures = folder / f"{name}-pairs.png"
+        draw_pairs(pictures, pairs, names, true, predicted, lambda i: _picture(data, guesses[i].index))
+
+
+def _picture(data: Examples, index: int) -> np.ndarray:
+    return (data[index]["frame"].permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8)
 
 
 def _save(folder: Path, batch: Batch, outputs: Outputs) -> None:
@@ -380,6 +442,7 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument("--config", help="its experiment; RUN/experiment.yaml is the one that was run")
     network.add_argument("--checkpoint", type=Path, help="RUN/weights.safetensors or RUN/checkpoints/step-...")
     network.add_argument("--data-entry", nargs="+", action="extend", metavar="NAME", help="entries of data to measure")
+    network.add_argument("--report", type=Path, metavar="DIR", help="of labels: a table of classes, the confused pairs")
     network.add_argument("--save-predictions", type=Path, metavar="DIR", help="store them in DIR/<entry>, to be scored")
     stored = parser.add_argument_group("stored predictions")
     stored.add_argument("--predictions", type=Path, help="folder of <name>.png masks or <name>.flo flow")

@@ -75,13 +75,31 @@ def require_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> 
     wanted = getattr(experiment.model, "classes", None)
     for name, classes in named.items():
         if wanted is not None and len(classes) != wanted:
-            raise ConfigError(f"model.classes: {wanted}, but data.{name} has {len(classes)} classes")
+            count = len(classes)
+            raise ConfigError(f"model.classes is {wanted}, but data.{name} has {count} classes; set {count}")
     first = next(iter(named), "")
     for name, classes in named.items():
         odd = [(i, *pair) for i, pair in enumerate(zip(named[first], classes, strict=True)) if pair[0] != pair[1]]
         if odd:
             place, ours, theirs = odd[0]
-            raise ConfigError(f"data.{first} and data.{name} differ in {len(odd)} classes: {place} is {ours}, {theirs}")
+            raise ConfigError(
+                f"data.{first} and data.{name} differ in {len(odd)} classes: class {place} is {ours!r} in one and "
+                f"{theirs!r} in the other; give both the same classes"
+            )
+
+
+def require_whole_pictures(experiment: AnyExperiment, entries: Mapping[str, DataConfig]) -> None:
+    """Check that views `crops` are given pictures that nobody has cropped or resized before.
+
+    Raises:
+        ConfigError: they are not: ten crops of a crop are not the ten crops that papers report.
+    """
+    for name, entry in entries.items():
+        if experiment.evaluation.views.name == "crops" and entry.size is not None:
+            raise ConfigError(
+                f"evaluation.views: crops are cut from whole pictures, and data.{name} is resized before; set "
+                f"data.{name}.size=null data.{name}.center=null"
+            )
 
 
 def accelerator_of(precision: str) -> Accelerator:

@@ -44,6 +44,7 @@ from tools.parts import (
     as_yaml,
     read_experiment,
     require_classes,
+    require_whole_pictures,
     run_or_say_why,
     start,
 )
@@ -96,6 +97,7 @@ def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> 
             started = start(experiment)
         data = {name: section.build() for name, section in experiment.data.items() if _used(experiment, name)}
         require_classes(experiment, data)
+        require_whole_pictures(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
         parts = _prepare(experiment, accelerator, started)
         this = Run(experiment, run_dir, parts, started, data, average=_average(experiment, parts))
         if found is not None:
@@ -342,6 +344,7 @@ def evaluate_all(run: Run) -> None:
                 views=run.experiment.evaluation.views.build(),
                 batch_size=run.experiment.evaluation.batch,
                 workers=run.experiment.train.workers,
+                channels_last=run.experiment.train.channels_last,
                 after_example=partial(_draw, pictures, shown, getattr(examples, "classes", ())),
             )
         values = {f"{name}/{k}": v for k, v in run.measured[name].values().items()}
