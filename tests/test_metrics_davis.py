@@ -328,3 +328,57 @@ def test_segflows_published_frames_give_its_published_statistics(
     found = np.mean(rows, axis=0)
     assert found == pytest.approx(exact, abs=6e-5)
     assert found == pytest.approx(published, abs=1e-3)  # of frames in three digits: one at 0.500 may be above or not
+
+
+def near(edges: np.ndarray, others: np.ndarray, radius: float) -> int:
+    """How many of `others` lie within `radius` of one of `edges`, by exact distances."""
+    ours, theirs = np.argwhere(edges), np.argwhere(others)
+    if not len(ours) or not len(theirs):
+        return 0
+    return int((np.square(ours[:, None] - theirs[None]).sum(-1).min(axis=0) <= radius**2).sum())
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    height=st.integers(1, 30),
+    width=st.integers(1, 140),
+    bound=st.sampled_from([1.0, 5.0, 9.0, 18.0, 70.0]),
+)
+def test_boundaries_near_the_borders_are_matched_at_any_radius(
+    compiled: bool, seed: int, height: int, width: int, bound: float
+) -> None:
+    """Single pixels, also at the borders, and radii of 720p and 1080p (12 and 18 px) and beyond the picture."""
+    rng = np.random.default_rng(seed)
+    ours, theirs = (rng.random((height, width)) < 0.03 for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(boundary, "_kernel", lambda: None)
+        found = boundary._counts(ours, theirs, bound)
+    edges = [edges_by_hand(mask) for mask in (ours, theirs)]
+    assert found[2:4] == [int(edge.sum()) for edge in edges]
+    assert found[4:6] == [near(edges[1], edges[0], bound), near(edges[0], edges[1], bound)]
+
+
+def test_two_dots_of_720p_that_lie_within_the_tolerance_match() -> None:
+    prediction, truth = np.zeros((2, 720, 1280), np.uint8)
+    prediction[300, 0] = truth[311, 2] = 1  # 11 rows and 2 columns apart, of 12 pixels
+    assert region_and_boundary(prediction, truth) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("bound", [-1.0, math.nan, math.inf])
+def test_a_bound_that_is_no_distance_is_refused(bound: float) -> None:
+    with pytest.raises(ValueError, match="bound"):
+        region_and_boundary(np.ones((4, 4), bool), np.ones((4, 4), bool), bound)
+
+
+def test_a_merge_that_fails_adds_nothing() -> None:
+    one, other = DavisMeasure(), DavisMeasure()
+    mask = np.ones((4, 4), bool)
+    one.update("q/0", mask, mask)
+    other.update("p/0", mask, mask)
+    other.update("q/0", mask, mask)
+    with pytest.raises(ValueError, match="q/0 was scored twice"):
+        one.merge(other)
+    assert list(one.frames) == ["q"]

@@ -395,3 +395,18 @@ def test_on_real_flow_the_numbers_are_those_of_sums_in_double_precision() -> Non
         for limit in (1, 3, 5):
             assert found[f"out_{limit}px"] == pytest.approx((error > limit).mean(), abs=one), file
         assert found["fl_all"] == pytest.approx(((error > 3) & (error > 0.05 * speed)).mean(), abs=one), file
+
+
+def test_a_diverged_prediction_has_a_large_error_not_an_infinite_one() -> None:
+    truth = np.zeros((1, 2, 40, 5), np.float32)
+    prediction = np.zeros_like(truth)
+    prediction[0, 0, 3, 2] = 1e20  # its square is beyond float32
+    found = FlowErrors()
+    found.update(prediction, truth)
+    values = found.compute()
+    assert (values["epe"], values["nan_predictions"]) == (pytest.approx(1e20 / 200), 0)
+
+
+def test_errors_with_and_without_angles_do_not_add_up() -> None:
+    with pytest.raises(ValueError, match="with and without angles"):
+        FlowErrors().merge(FlowErrors(angular=False))

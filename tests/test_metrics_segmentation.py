@@ -302,3 +302,32 @@ def test_what_does_not_fit_is_named(prediction: np.ndarray, truth: np.ndarray, m
 def test_a_matrix_without_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="0 classes"):
         ConfusionMatrix(0)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int64])
+@pytest.mark.parametrize("form", ["compiled", "numpy", "torch"])
+def test_a_number_of_classes_that_the_labels_type_cannot_hold_is_no_trouble(
+    form: str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = 300
+    truth, prediction = np.array([[[0, 1, 100, 127]]], kind), np.array([[[0, 2, 100, 127]]], kind)
+    if form == "numpy":
+        monkeypatch.setattr(tally, "_label_kernel", lambda: None)
+    ours, theirs = (torch.from_numpy(array) if form == "torch" else array for array in (prediction, truth))
+    if form == "torch":
+        monkeypatch.setattr(tally, "on_host", lambda _: False)
+    found = confusion(ours, theirs, classes, ignore=None)
+    assert [tuple(map(int, cell)) for cell in np.argwhere(found)] == [(0, 0), (1, 2), (100, 100), (127, 127)]
+
+
+def test_labels_that_are_no_whole_numbers_are_refused_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "on_host", lambda _: False)
+    with pytest.raises(ValueError, match="labels are whole numbers"):
+        confusion(torch.ones(4, 4).long(), torch.full((4, 4), 1.7), 3)
+
+
+def test_an_ignored_class_is_absent_even_where_it_is_predicted() -> None:
+    matrix = ConfusionMatrix(3, ignore=0)
+    matrix.update(np.array([0, 1, 2, 0]), np.array([0, 1, 2, 1]))
+    assert matrix.absent() == [0]
+    assert matrix.compute()["miou"] == pytest.approx((1 / 2 + 1) / 2)  # the wrong 0 costs class 1 a pixel

@@ -74,6 +74,8 @@ def _size(mask: np.ndarray) -> str:
 
 def _counts(ours: np.ndarray, theirs: np.ndarray, bound: float) -> list[int]:
     """Return pixels in both masks, in either; on our boundary, on theirs; of ours near theirs, of theirs near ours."""
+    if not 0 <= bound < math.inf:
+        raise ValueError(f"bound {bound}: expected pixels from 1 up, or a share of the diagonal from 0 up")
     height, width = ours.shape
     radius = math.ceil(bound if bound >= 1 else bound * math.hypot(height, width))
     disk = _disk(min(radius, 2 * max(height, width)), min(radius, height - 1))
@@ -206,7 +208,8 @@ def _near(  # pragma: no cover, runs as machine code
 ) -> int:
     """Return how many of `others` lie within the disk around one of `edges`; neither has any outside of the box.
 
-    Edges are widened step by step; at every width they are added to the rows at which the disk is that wide.
+    Edges are widened step by step; at every width they are added to the rows at which the disk is that wide. A step is
+    at most one more than the width so far: what leaves the box is lost, and a longer one would leave a gap beside it.
     """
     height, distance, reach = bottom - top, disk.size - 1, 0
     wide, wider, grown = work[0], work[1], work[2]
@@ -218,7 +221,7 @@ def _near(  # pragma: no cover, runs as machine code
             b[y] = c[y] = 0
     while distance >= 0:
         while reach < disk[distance]:
-            step = min(disk[distance] - reach, 2 * reach + 1, 63)
+            step = min(disk[distance] - reach, reach + 1, 63)
             by, back = np.uint64(step), np.uint64(64 - step)
             for column in range(left, right):
                 before, here, after, result = wide[column - 1], wide[column], wide[column + 1], wider[column]
@@ -295,7 +298,7 @@ def _numpy_grown(edges: np.ndarray, disk: np.ndarray) -> np.ndarray:
     sum_, part, reach = np.empty_like(edges), np.empty_like(edges), 0
     for distance in range(len(disk) - 1, -1, -1):
         while reach < disk[distance]:
-            step = min(int(disk[distance]) - reach, 2 * reach + 1, 63)
+            step = min(int(disk[distance]) - reach, reach + 1, 63)
             by, back = np.uint64(step), np.uint64(64 - step)
             np.left_shift(inner, by, out=sum_)
             for source, shift, amount in (

@@ -84,7 +84,9 @@ class DavisMeasure:
     def merge(self, other: "DavisMeasure") -> None:
         """Add what `other` has seen: another process's frames. Raises ValueError when both saw the same frame."""
         if (self.bound, self.every_frame) != (other.bound, other.every_frame):
-            raise ValueError("measures with another bound, or with other frames that count, do not add up")
+            raise ValueError("measures with another `bound` or `every_frame` do not add up")
+        for sequence, frames in other.frames.items():
+            self._require_new(sequence, frames)
         for sequence, frames in other.frames.items():
             self._keep(sequence, frames)
 
@@ -140,11 +142,12 @@ class DavisMeasure:
             raise ValueError(f"{name}: {error}") from error
 
     def _keep(self, sequence: str, frames: dict[str, Frame]) -> None:
-        seen = self.frames.setdefault(sequence, {})
-        twice = sorted(seen.keys() & frames.keys())
-        if twice:
+        self._require_new(sequence, frames)
+        self.frames.setdefault(sequence, {}).update(frames)
+
+    def _require_new(self, sequence: str, frames: dict[str, Frame]) -> None:
+        if twice := sorted(self.frames.get(sequence, {}).keys() & frames.keys()):
             raise ValueError(f"{sequence}/{twice[0]} was scored twice; names must be unique")
-        seen.update(frames)
 
 
 _KEYS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "JF_mean", "iou")

@@ -84,7 +84,13 @@ class FlowErrors:
         self._add(rows)
 
     def merge(self, other: "FlowErrors") -> None:
-        """Add what `other` has seen: another process's images. Raises ValueError when both saw the same name."""
+        """Add what `other` has seen: another process's images.
+
+        Raises:
+            ValueError: both saw the same name, or only one of them measured angles.
+        """
+        if self.angular != other.angular:
+            raise ValueError("flow errors with and without angles do not add up; give both the same `angular`")
         self._keep(other.by_name, len(other.by_name))
         self.sums.merge(other.sums)
         self.image_means.merge(other.image_means)
@@ -156,6 +162,8 @@ def _checked(prediction: Array, truth: Array, valid: Array | None) -> tuple[Any,
     shapes = [tuple(array.shape) for array in (prediction, truth)]
     if shapes[0] != shapes[1] or len(shapes[0]) not in (3, 4) or shapes[0][-3] != 2:
         raise ValueError(f"flow prediction {shapes[0]} and truth {shapes[1]}: expected the same B2HW or 2HW of both")
+    if any("complex" in str(array.dtype) for array in (prediction, truth)):
+        raise ValueError(f"flow of types {prediction.dtype} and {truth.dtype}; flow is real numbers")
     plane = shapes[0][:-3] + shapes[0][-2:]
     if valid is not None and tuple(valid.shape) != plane:
         raise ValueError(f"valid is {tuple(valid.shape)}, expected {plane} for flow {shapes[0]}")

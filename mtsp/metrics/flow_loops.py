@@ -28,6 +28,7 @@ angular errors, in degrees."""
 _BAND = 32  # rows added up before anything else: the same whatever the batch and the threads, and so the numbers
 _FAR = 1e9  # px; the compiled loop leaves the angles of a row to numpy if its errors add up to more: floats overflow
 _ANGLE = SUMS.index("angle")
+_ERRORS = slice(SUMS.index("error_slow"), SUMS.index("error_fast") + 1)
 
 
 def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None, angular: bool) -> np.ndarray:
@@ -50,9 +51,17 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
     def add_in_numpy(part: slice) -> None:
         for band in range(part.start, part.stop):
             bands[band] = numpy_sums(*block(band), angular)
+        again(part)
+
+    def again(part: slice) -> None:
+        """Add up once more in float64 where squares were too large for float32: a diverged network has finite flow."""
+        for band in part.start + np.flatnonzero(~np.isfinite(bands[part, _ERRORS]).all(axis=1)):
+            ours, theirs, known = block(int(band))
+            bands[band] = numpy_sums(ours.astype(np.float64), theirs.astype(np.float64), known, angular)
 
     def add(part: slice) -> None:
         _compiled_sums(code, prediction, truth, usable, angular, part, bands)
+        again(part)
         for band in np.flatnonzero(np.isnan(bands[part, _ANGLE])) if angular else ():
             bands[part.start + band, _ANGLE] = numpy_sums(*block(part.start + band), angular)[_ANGLE]
 

@@ -127,7 +127,7 @@ class ConfusionMatrix:
 
     def class_iou(self) -> np.ndarray:
         """Return each class's intersection over union, float64; NaN for absent classes."""
-        return _iou(self.counts)
+        return _iou(self.counts, self.ignore)
 
     def absent(self) -> list[int]:
         """Return the classes that occur neither in the truth nor in the predictions."""
@@ -189,6 +189,9 @@ def _images(prediction: Array, truth: Array, classes: int, ignore: int | None) -
             f"prediction {tuple(prediction.shape)} for truth {shape} and {classes} classes: expected labels of that "
             f"shape{or_scores}"
         )
+    for what, labels in (("truth", truth), ("prediction", prediction))[: 1 if scores else 2]:
+        if not _whole(labels):
+            raise ValueError(f"{what} of type {labels.dtype}; labels are whole numbers")
     if len(shape) < 3:
         prediction, truth = prediction[None], truth[None]
     counts, rows, wrong = np.zeros((classes, classes + 1), np.int64), [np.empty((0, 3))], 0
@@ -196,7 +199,7 @@ def _images(prediction: Array, truth: Array, classes: int, ignore: int | None) -
         wrong += int(some[:, classes + 1].sum())
         some = some[:, :classes]
         counts += some.sum(axis=0)
-        iou = _iou(some)
+        iou = _iou(some, ignore)
         present = np.count_nonzero(~np.isnan(iou), axis=1)
         mean = np.divide(np.nansum(iou, axis=1), present, out=np.full(len(some), np.nan), where=present > 0)
         right = np.diagonal(some, axis1=1, axis2=2).sum(axis=1)
@@ -208,8 +211,17 @@ def _images(prediction: Array, truth: Array, classes: int, ignore: int | None) -
     return counts, np.concatenate(rows)
 
 
-def _iou(counts: np.ndarray) -> np.ndarray:
-    """Return the IoU of the classes of tables ... x classes x (classes + 1); NaN for absent ones."""
+def _whole(labels: Array) -> bool:
+    if isinstance(labels, np.ndarray):
+        return labels.dtype == np.bool_ or np.issubdtype(labels.dtype, np.integer)
+    return not (labels.is_floating_point() or labels.is_complex())
+
+
+def _iou(counts: np.ndarray, ignore: int | None) -> np.ndarray:
+    """Return the IoU of the classes of tables ... x classes x (classes + 1); NaN for absent ones and for `ignore`."""
     right = np.diagonal(counts, axis1=-2, axis2=-1)
     union = counts.sum(axis=-1) + counts[..., :-1].sum(axis=-2) - right
-    return np.divide(right, union, out=np.full(union.shape, np.nan), where=union > 0)
+    iou = np.divide(right, union, out=np.full(union.shape, np.nan), where=union > 0)
+    if ignore is not None and 0 <= ignore < counts.shape[-2]:
+        iou[..., ignore] = np.nan  # it never counts as true: predicted once, it would cost a whole class
+    return iou

@@ -146,6 +146,10 @@ def _labels(labels: np.ndarray, what: str) -> np.ndarray:
 def _comparable(scores: Array) -> tuple[np.ndarray, int | None]:
     """Return scores as numpy. Of 16-bit floats, which numba does not have, the bits as int16, and infinity's bits."""
     if isinstance(scores, np.ndarray):
+        if np.iscomplexobj(scores):
+            raise ValueError(f"scores of type {scores.dtype}; scores are real numbers")
+        if scores.dtype == np.longdouble:
+            scores = scores.astype(np.float64)
         scores = scores.astype(scores.dtype.newbyteorder("="), copy=False)
         if scores.dtype == np.float16:
             return scores.view(np.int16), 0x7C00
@@ -312,7 +316,8 @@ def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, tables: n
     """Add BHW labels to the tables of their images."""
     rows, columns = tables.shape[1:]
     for guesses, labels, table in zip(prediction, truth, tables, strict=True):
-        row = np.where((labels >= 0) & (labels < rows - 2), labels, rows - 1).astype(np.intp)
+        guesses, labels = guesses.astype(np.int64), labels.astype(np.int64)  # a byte cannot hold what follows
+        row = np.where((labels >= 0) & (labels < rows - 2), labels, rows - 1)
         row[labels == ignore] = rows - 2
         column = np.where((guesses >= 0) & (guesses < columns - 1), guesses, columns - 1)
         table += np.bincount((row * columns + column).ravel(), minlength=table.size).reshape(table.shape)
@@ -331,8 +336,9 @@ def _torch_tables(prediction: Any, truth: Any, classes: int, ignore: int, scores
     if scores:
         best, guess = prediction.max(dim=1)  # several times faster than argmax, and NaN wins, too
         prediction = guess.masked_fill_(best.isnan(), classes)
+    prediction = prediction.long()  # in a byte, the number of classes may be another number
     row = torch.where((truth >= 0) & (truth < classes), truth, classes + 1).masked_fill_(truth == ignore, classes)
-    column = torch.where((prediction >= 0) & (prediction < classes), prediction.long(), classes)
+    column = torch.where((prediction >= 0) & (prediction < classes), prediction, classes)
     images, size = len(truth), (classes + 2) * (classes + 1)
     cells = (row * (classes + 1) + column).reshape(images, -1)
     lanes = 64 if images * size < 1 << 18 else 1
