@@ -9,16 +9,16 @@ either those times 59 / 60, as background counted as always wrong (EncNet's 51.7
 that learns background as a class of its own, which `background: class` gives.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from data.io import DataError, MissingDataError, write_mask
+from data.label_files import read_json
 from data.label_maps import LabelMap
 from data.listing import find_root
 from data.segmented import SegmentedConfig, SegmentedImages, read_voc_list
@@ -36,6 +36,16 @@ CATEGORIES = {int(number): name for number, name in zip(*[iter(_CATEGORIES.split
 CLASSES = tuple(CATEGORIES.values())
 PUBLISHED = {"train": 4996, "val": 5104}
 MASKS, LISTS = "SegmentationClassContext", "ImageSets/SegmentationContext"
+
+_LONGEST_SIDE = 65_535  # of a JPEG
+_RANKS = {category: rank for rank, category in enumerate(CATEGORIES, start=1)}
+_WHOLE, _TEXT = "a whole number", "text"
+_FIELDS = {
+    "categories": {"category_id": _WHOLE, "name": _TEXT},
+    "images": {"image_id": _WHOLE, "file_name": _TEXT, "phase": _TEXT, "height": _WHOLE, "width": _WHOLE},
+    "annos_segmentation": {"image_id": _WHOLE, "category_id": _WHOLE, "segmentation": ""},
+}
+"""What is read of the file: its lists, the keys of their entries, and what the values are."""
 
 
 class PascalContextConfig(SegmentedConfig):
@@ -103,21 +113,24 @@ def render_masks(
     annotations do. The masks appear when all are written, the lists after them.
 
     Args:
-        annotations: trainval_merged.json. All of it is held in memory, several times its size.
+        annotations: trainval_merged.json; if it is not there, the file of its name in `root` is read, provided that
+            it was looked for in a folder above `root`. All of it is held in memory, several times its size.
         root: the folder VOC2010, in which nothing else is changed.
         published: refuse a file that has not the published numbers of pictures.
         progress: called with (masks written, masks in all).
 
     Raises:
-        DataError: not such a file, or one whose categories are others; or pycocotools is not installed.
+        DataError: not such a file, one whose categories are others, or a segment that cannot be decoded.
         FileExistsError: there are masks already.
     """
-    paint = _painter()
     target, lists = root / MASKS, root / LISTS
     if target.exists():
         raise FileExistsError(f"{target} is there; remove it to render it again")
-    content = _read_json(annotations)
+    annotations = _located(annotations, root)
+    content = _read(annotations)
     notes = _check_categories(annotations, content["categories"])
+    _check_images(annotations, content["images"])
+    _check_segments(annotations, content)
     images = [image for image in content["images"] if image["phase"] in PUBLISHED]
     counts = {split: sum(image["phase"] == split for image in images) for split in PUBLISHED}
     if published and counts != PUBLISHED:
@@ -126,12 +139,16 @@ def render_masks(
     for segment in content["annos_segmentation"]:
         if segment["image_id"] in segments:
             segments[segment["image_id"]].append(segment)
+    if not any(segments.values()):
+        raise DataError(f"{annotations}: no segment is of a picture of train or val: every mask would be empty")
+    if bare := sum(not found for found in segments.values()):
+        notes.append(f"{bare:,} of {len(images):,} pictures have no segment: their masks are background alone")
 
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for done, image in enumerate(images, start=1):
-        mask = paint(annotations, image, segments[image["image_id"]])
+        mask = _painted(annotations, image, segments[image["image_id"]])
         write_mask(partial / f"{Path(image['file_name']).stem}.png", mask)
         if progress is not None:
             progress(done, len(images))
@@ -143,54 +160,119 @@ def render_masks(
     return Rendered(counts, notes)
 
 
-def _painter() -> Callable[[Path, Mapping[str, Any], list[Mapping[str, Any]]], np.ndarray]:
-    """Return a function of (file, image, segments) that paints a mask."""
-    try:
-        from pycocotools import mask as coco
-    except ImportError as error:
-        raise DataError("rendering PASCAL-Context needs pycocotools: pip install mtsp[coco]") from error
-    rank = {category: index for index, category in enumerate(CATEGORIES, start=1)}
-
-    def paint(path: Path, image: Mapping[str, Any], segments: list[Mapping[str, Any]]) -> np.ndarray:
-        size = (image["height"], image["width"])
-        mask = np.zeros(size, np.uint8)
-        for segment in segments:
-            encoded = segment["segmentation"]
-            if not isinstance(encoded, dict) or tuple(encoded.get("size", ())) != size:
-                raise DataError(f"{path}: segment {segment.get('id')} of {image['file_name']} is no RLE of its size")
-            mask[coco.decode(cast(Any, encoded)).astype(bool)] = rank.get(segment["category_id"], 0)
-        return mask
-
-    return paint
+def _located(annotations: Path, root: Path) -> Path:
+    """Return the file, or the one of its name in `root` if that is where it lies instead."""
+    inside = root / annotations.name
+    above = annotations.absolute().parent in root.absolute().parents
+    return inside if above and not annotations.exists() and inside.exists() else annotations
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _painted(path: Path, image: Mapping[str, Any], segments: list[Mapping[str, Any]]) -> np.ndarray:
+    """Return the mask of an image, HW uint8. Raises DataError, naming the segment that cannot be decoded."""
+    size = (image["height"], image["width"])
+    mask = np.zeros(size, np.uint8)
+    for segment in segments:
+        try:
+            mask[_pixels(segment["segmentation"], size)] = _RANKS.get(segment["category_id"], 0)
+        except ValueError as error:
+            raise DataError(f"{path}: segment {segment.get('id', '?')} of {image['file_name']}: {error}") from error
+    return mask
+
+
+def _pixels(encoded: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of a segment, HW bool, from its run lengths as COCO stores them.
+
+    pycocotools is not asked: where the runs end before the picture does, it returns memory that nobody has written.
+
+    Raises:
+        ValueError: they are not of a picture of `size`.
+    """
+    if not isinstance(encoded, dict) or encoded.get("size") != list(size):
+        raise ValueError(f"it is no RLE of its size, {size[0]}x{size[1]}")
+    counts = encoded.get("counts")
+    if isinstance(counts, str):
+        counts = _decompressed(counts)
+    if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
+        raise ValueError("the counts of its RLE are no run lengths")
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError(f"the runs of its RLE are of {sum(counts):,} pixels, the picture has {size[0] * size[1]:,}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[1], size[0]).T
+
+
+def _decompressed(text: str) -> list[int]:
+    """Return run lengths from COCO's text: characters from 48 on hold five bits of a number each, the lowest first.
+
+    32 is added where more bits follow, the highest bit of the last five is the sign. From the fourth number on each is
+    the difference to the one two before it.
+
+    Raises:
+        ValueError: it is no such text, or ends within a number.
+    """
+    groups = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    if not groups.size or groups.min() < 0 or groups.max() > 63:
+        raise ValueError("the counts of its RLE are empty or have characters that do not belong there")
+    last = groups & 32 == 0
+    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    lengths = np.diff(starts, append=len(groups))
+    if not last[-1] or lengths.max() > 7:  # 35 bits
+        raise ValueError("the counts of its RLE are cut short or hold a number too long for a picture")
+    places = np.arange(len(groups)) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((groups & 31) << 5 * places, starts)
+    numbers -= (groups[last] & 16 != 0).astype(np.int64) << 5 * lengths
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers.tolist()
+
+
+def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Return what the file holds, checked to have what is needed of it."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError as error:
-        raise MissingDataError(f"{path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    needed = {
-        "categories": ("category_id", "name"),
-        "images": ("image_id", "file_name", "phase", "height", "width"),
-        "annos_segmentation": ("image_id", "category_id", "segmentation"),
-    }
-    for section, keys in needed.items():
+    content = read_json(path)
+    for section, fields in _FIELDS.items():
         entries = content.get(section) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(f"{path}: no list {section!r} in it; expected trainval_merged.json of PASCAL in Detail")
         for entry in entries:
-            if lacking := [key for key in keys if key not in entry]:
-                raise DataError(f"{path}: an entry of {section!r} has no {lacking[0]!r}")
+            _check_entry(path, section, fields, entry)
     return content
 
 
-def _check_categories(path: Path, categories: list[Mapping[str, Any]]) -> list[str]:
+def _check_images(path: Path, images: list[dict[str, Any]]) -> None:
+    """Raise DataError unless each image has a size, and an id and a mask's name that no other has."""
+    files: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for image in images:
+        number, file = image["image_id"], image["file_name"]
+        if not all(1 <= image[side] <= _LONGEST_SIDE for side in ("height", "width")):
+            raise DataError(f"{path}: {file} has {image['height']}x{image['width']} pixels, which no picture has")
+        if number in files:
+            raise DataError(f"{path}: image_id {number} is that of {files[number]} and of {file}")
+        if (stem := Path(file).stem) in ids:
+            raise DataError(f"{path}: images {ids[stem]} and {number} are both called {stem}: they would be one mask")
+        files[number], ids[stem] = file, number
+
+
+def _check_segments(path: Path, content: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Raise DataError unless each segment is of a category that the file lists."""
+    files = {image["image_id"]: image["file_name"] for image in content["images"]}
+    known = {category["category_id"] for category in content["categories"]}
+    for segment in content["annos_segmentation"]:
+        if (category := segment["category_id"]) not in known:
+            file = files.get(segment["image_id"], f"image {segment['image_id']}")
+            raise DataError(f"{path}: segment {segment.get('id', '?')} of {file}: no category {category} in the file")
+
+
+def _check_entry(path: Path, section: str, fields: Mapping[str, str], entry: Mapping[str, Any]) -> None:
+    for key, kind in fields.items():
+        if key not in entry:
+            raise DataError(f"{path}: an entry of {section!r} has no {key!r}")
+        value = entry[key]
+        if (kind == _WHOLE and type(value) is not int) or (kind == _TEXT and not (isinstance(value, str) and value)):
+            raise DataError(f"{path}: an entry of {section!r} has {key} {str(value)[:40]!r}, expected {kind}")
+
+
+def _check_categories(path: Path, categories: list[dict[str, Any]]) -> list[str]:
     """Return the classes that the file calls otherwise. Raises DataError if its ids are of another list."""
-    names = {category["category_id"]: str(category["name"]) for category in categories}
+    names = {category["category_id"]: category["name"] for category in categories}
     if missing := [f"{number} {name}" for number, name in CATEGORIES.items() if number not in names]:
         raise DataError(f"{path}: {len(missing)} of the 59 categories are not in it, the first {missing[0]}")
     others = [

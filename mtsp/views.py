@@ -96,8 +96,9 @@ class Scales:
 
     After the evaluation in the authors' PyTorch-Encoding (release 0.5), which looks at one window at a time. Sizes,
     places, padding (black, right and below) and interpolation (bilinear, corners aligned) are the same, but all windows
-    and mirror images have one shape and go through the network in batches. Departure: where a score would leave the
-    range of float32, all scores are divided by the same number, and what is e^183 times smaller than the largest is 0.
+    and mirror images have one shape and go through the network in batches. Departure: all scores of a batch are divided
+    by the same number, which keeps the largest within float32 whatever the level of the logits; one that is e^167 times
+    smaller counts as that much smaller.
     """
 
     def __init__(self, config: ScalesConfig) -> None:
@@ -161,8 +162,8 @@ class Scales:
 class _Scores:
     """Exponentials of logits, averaged over the windows of a scale and summed over the scales.
 
-    Windows come in the order of their scales. Everything stored is divided by e^offset, which is 1 unless a logit is
-    so large that float32 would overflow.
+    Windows come in the order of their scales. Everything stored is divided by e^offset, so that the largest score so
+    far is e^80 at most, and the largest of the first windows e^80: far from overflow, and the others far from zero.
     """
 
     def __init__(self, size: Size, sizes: Sequence[Size]) -> None:
@@ -196,10 +197,11 @@ class _Scores:
             self.windows[place] += 1
 
     def logarithm(self) -> Tensor:
-        """Return the logarithm of the sum over all scales, BKHW; zero counts as the smallest normal number."""
+        """Return the logarithm of the sum over all scales, BKHW; what is stored as 0 counts as the smallest normal."""
         self._finish_scale()
         assert self.total is not None
-        return self.total.clamp_min(torch.finfo(self.total.dtype).tiny).log()
+        assert self.offset is not None
+        return self.total.clamp_min(torch.finfo(self.total.dtype).tiny).log() + self.offset
 
     def _finish_scale(self) -> None:
         if self.scores is None or self.windows is None:
@@ -210,7 +212,7 @@ class _Scores:
 
     def _make_room(self, largest: Tensor) -> None:
         """Raise the offset as far as the largest logit needs; without asking the device, which would wait for it."""
-        offset = self.offset if self.offset is not None else torch.zeros_like(largest)
+        offset = self.offset if self.offset is not None else largest - _LARGEST
         self.offset = torch.maximum(offset, largest - _LARGEST)
         factor = (offset - self.offset).exp()
         for kept in (self.total, self.scores):

@@ -15,8 +15,6 @@ from mtsp.config import parse
 from mtsp.types import IGNORE
 from tools.prepare_data import main
 
-pytest.importorskip("pycocotools", reason="pycocotools is not installed: pip install mtsp[coco]")
-
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
     """COCO's compressed run lengths, written from their definition.
@@ -202,10 +200,117 @@ def test_a_segment_of_another_size_is_refused_and_nothing_is_published(root: Pat
     content = annotations()
     content["annos_segmentation"][0]["segmentation"] = rle(np.ones((50, 40), np.uint8))
     (root / "trainval_merged.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"segment 7 of 2008_000001\.jpg is no RLE of its size"):
+    with pytest.raises(DataError, match=r"segment 7 of 2008_000001\.jpg: it is no RLE of its size, 40x50"):
         render_masks(root / "trainval_merged.json", root / "VOC2010", published=False)
     with pytest.raises(MissingDataError, match=r"no ImageSets/SegmentationContext; render the masks once"):
         build(root)
+
+
+def render(root: Path, content: dict[str, Any]) -> list[str]:
+    (root / "trainval_merged.json").write_text(json.dumps(content))
+    return render_masks(root / "trainval_merged.json", root / "VOC2010", published=False).notes
+
+
+def test_run_lengths_that_are_not_compressed_are_read_too(root: Path) -> None:
+    content = annotations()
+    content["annos_segmentation"][3]["segmentation"]["counts"] = [40, 80, 1880]  # column by column of 40: 1 and 2
+    render(root, content)
+    expected = np.zeros(SIZE)
+    expected[:, 1:3] = 59  # wood
+    np.testing.assert_array_equal(read_mask(root / "VOC2010" / MASKS / "2008_000003.png"), expected)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.5, 0.98])
+def test_compressed_run_lengths_of_any_pattern_are_read(root: Path, density: float) -> None:
+    pixels = (np.random.default_rng(0).random(SIZE) < density).astype(np.uint8)
+    content = annotations()
+    content["annos_segmentation"][3]["segmentation"] = rle(pixels)
+    render(root, content)
+    np.testing.assert_array_equal(read_mask(root / "VOC2010" / MASKS / "2008_000003.png"), 59 * pixels)
+
+
+WHOLE = rle(EVERYTHING)["counts"]  # no zeros, then 2000 ones: "0" and three characters
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ({"size": [40, 50], "counts": WHOLE[:-1]}, "cut short"),
+        ({"size": [40, 50], "counts": WHOLE[:1]}, "the runs of its RLE are of 0 pixels, the picture has 2,000"),
+        ({"size": [40, 50], "counts": WHOLE + "5"}, "are of 2,005 pixels"),
+        ({"size": [40, 50], "counts": ""}, "are empty or have characters"),
+        ({"size": [40, 50], "counts": "\n \u00e9"}, "characters that do not belong there"),
+        ({"size": [40, 50], "counts": "oooooooo0"}, "a number too long"),
+        ({"size": [40, 50], "counts": "O"}, "are no run lengths"),  # -1
+        ({"size": [40, 50], "counts": [-1, 2001]}, "are no run lengths"),
+        ({"size": [40, 50], "counts": [0.0, 2000.0]}, "are no run lengths"),
+        ({"size": [40, 50], "counts": None}, "are no run lengths"),
+        ({"size": [40, 50]}, "are no run lengths"),
+        ({"size": 2000, "counts": WHOLE}, "it is no RLE of its size"),
+        ([[0, 0, 0, 9, 9, 9]], "it is no RLE of its size"),
+        (None, "it is no RLE of its size"),
+    ],
+)
+def test_a_segment_that_cannot_be_decoded_is_named_in_one_line(root: Path, segmentation: Any, reason: str) -> None:
+    content = annotations()
+    content["annos_segmentation"][0]["segmentation"] = segmentation
+    with pytest.raises(DataError, match=r"trainval_merged\.json: segment 7 of 2008_000001\.jpg: .*" + reason) as caught:
+        render(root, content)
+    assert "\n" not in str(caught.value)
+    assert not (root / "VOC2010" / MASKS).exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "reason"),
+    [
+        ("images", "image_id", "2008000002", "an entry of 'images' has image_id '2008000002', expected a whole number"),
+        ("images", "image_id", True, "image_id 'True', expected a whole number"),
+        ("images", "height", 40.0, "height '40.0', expected a whole number"),
+        ("images", "width", 0, "2008_000002.jpg has 40x0 pixels, which no picture has"),
+        ("images", "file_name", None, "file_name 'None', expected text"),
+        ("images", "phase", [], "phase '\\[\\]', expected text"),
+        ("images", "image_id", 2008000001, "image_id 2008000001 is that of 2008_000002.jpg and of 2008_000001.jpg"),
+        ("images", "file_name", "b/2008_000001.png", "images 2008000002 and 2008000001 are both called 2008_000001"),
+        ("annos_segmentation", "image_id", "2008000001", "image_id '2008000001', expected a whole number"),
+        ("annos_segmentation", "category_id", "187", "category_id '187', expected a whole number"),
+        ("annos_segmentation", "category_id", 188, "segment 7 of 2008_000001.jpg: no category 188 in the file"),
+    ],
+)
+def test_ids_and_sizes_of_another_kind_are_refused(root: Path, section: str, key: str, value: Any, reason: str) -> None:
+    """An id that is compared as text with a number finds nothing: its masks would be empty, without a word."""
+    content = annotations()
+    content[section][0][key] = value
+    with pytest.raises(DataError, match=reason):
+        render(root, content)
+    assert not (root / "VOC2010" / MASKS).exists()
+
+
+def test_pictures_without_segments_are_counted_and_refused_if_all_are(root: Path) -> None:
+    content = annotations()
+    content["annos_segmentation"] = [
+        s for s in content["annos_segmentation"] if s["image_id"] in (2008000001, 2008000004)
+    ]
+    assert render(root, content) == ["2 of 3 pictures have no segment: their masks are background alone"]
+    (root / "VOC2010" / MASKS).rename(root / "VOC2010" / "first")
+    content["annos_segmentation"] = content["annos_segmentation"][-1:]  # of the test picture
+    with pytest.raises(DataError, match="no segment is of a picture of train or val"):
+        render(root, content)
+
+
+def test_the_annotations_may_lie_beside_the_pictures(root: Path) -> None:
+    (root / "trainval_merged.json").rename(root / "VOC2010" / "trainval_merged.json")
+    assert main(["convert", "pascal_context", "--root", str(root), "--partial"]) == 0
+    assert build(root).names == ["2008_000001", "2008_000002"]
+
+
+def test_annotations_that_were_named_and_are_not_there_are_not_replaced_by_others(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "trainval_merged.json").rename(root / "VOC2010" / "trainval_merged.json")
+    elsewhere = tmp_path / "elsewhere" / "trainval_merged.json"
+    command = ["convert", "pascal_context", "--root", str(root), "--partial", "--annotations", str(elsewhere)]
+    assert main(command) == 1
+    assert f"{elsewhere}: no such file" in capsys.readouterr().err
 
 
 def test_the_command_renders_once_and_verifies(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

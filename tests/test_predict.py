@@ -1,5 +1,6 @@
 """Files that prediction writes: which, where, of what size, and what it refuses."""
 
+import csv
 import json
 import sys
 from itertools import pairwise
@@ -9,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from data.crops import center_crop
 from data.io import read_flo, read_image, read_mask, write_image
 from mtsp.checkpoint import export
 from mtsp.config import parse
 from mtsp.types import Outputs
+from tools.evaluate import main as evaluate
 from tools.parts import AnyExperiment, run_or_say_why
-from tools.predict import frames_of, main, predict
+from tools.predict import Look, frames_of, main, predict
 
 
 @pytest.fixture
@@ -66,7 +70,9 @@ class Moving(nn.Module):
 
 def test_predictions_are_brought_back_to_the_frames_resolution() -> None:
     frame = np.zeros((48, 80, 3), np.uint8)
-    found = predict(Moving(), {"name": "a", "frame": frame, "next_frame": frame}, (24, 20), torch.device("cpu"))
+    found = predict(
+        Moving(), {"name": "a", "frame": frame, "next_frame": frame}, Look(size=(24, 20)), torch.device("cpu")
+    )
     assert found.mask is not None
     assert found.flow is not None
     assert found.mask.shape == (48, 80)
@@ -92,7 +98,7 @@ def test_files_that_are_there_stay_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--frames", "nowhere"], "nowhere: no such folder or video"),
+        (["--frames", "nowhere"], "nowhere: no such folder, picture or video"),
         (["--checkpoint", "nowhere"], "no weights at nowhere"),
         (["model.width=16"], "is of another network"),
         (["model.mode=paper", "model.encoder=resnet50"], "is of another network"),
@@ -120,6 +126,122 @@ def test_flow_of_a_network_without_a_flow_branch_is_refused(
     assert not (tmp_path / "out").exists()
     assert main(arguments) == 0
     assert {name.partition("/")[0] for name in files(tmp_path / "out")} == {"masks", "overlay"}
+
+
+SCALES = "evaluation.views={name: scales, base: 96, crop: 48, scales: [0.5, 1.0]}"
+
+
+def stored(values: dict[str, Any], folder: Path) -> list[str]:
+    """Write the experiment and random weights of its network; return the arguments that name them."""
+    (folder / "small.yaml").write_text(json.dumps(values))
+    torch.manual_seed(1)
+    export(folder / "weights.safetensors", parse(AnyExperiment, values).model.build().state_dict())
+    return ["--config", str(folder / "small.yaml"), "--checkpoint", str(folder / "weights.safetensors")]
+
+
+@pytest.fixture
+def stills(values: dict[str, Any], tmp_path: Path) -> list[str]:
+    """A network with random weights that looks at one picture, not at pairs."""
+    changes = {
+        "model": {"name": "encnet", "encoder": "tu-test_efficientnet", "classes": 2, "width": 16, "lateral": False},
+        "branches": {"backbone": {}, "head": {}},
+        "tasks": {"segmentation": {}},
+        "train": {"steps": 1, "stages": [{"steps": 1, "batches": {"davis": 2}}], "workers": 0},
+        "evaluation": {"data": ["davis_val"]},
+    }
+    return stored(values | changes, tmp_path)
+
+
+def test_predicted_are_the_masks_that_are_evaluated(stills: list[str], synthetic: Path, tmp_path: Path) -> None:
+    """Looked at over scales and windows, not only whole, which gives other masks."""
+    frames = synthetic / "DAVIS" / "JPEGImages" / "480p"
+    assert evaluate([*stills, "--save-predictions", str(tmp_path / "saved"), SCALES]) == 0
+    assert main([*stills, "--frames", str(frames), "--out", str(tmp_path / "out"), "--what", "masks", SCALES]) == 0
+    assert main([*stills, "--frames", str(frames), "--out", str(tmp_path / "whole"), "--what", "masks"]) == 0
+    saved = files(tmp_path / "saved/davis_val")
+    assert len(saved) == 3
+    for name in saved:
+        mask = read_mask(tmp_path / "saved/davis_val" / name)
+        assert np.array_equal(read_mask(tmp_path / "out/masks" / name), mask)
+        assert not np.array_equal(read_mask(tmp_path / "whole/masks" / name), mask)
+
+
+def test_what_the_view_does_not_give_is_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_or_say_why(lambda: main([*arguments, "--what", "flow", SCALES])) == 1
+    said = capsys.readouterr().err
+    assert "--what flow: seen by evaluation.views `scales` this network predicts mask_logits only" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_any_sizes_and_one_alone_are_taken_by_a_network_without_flow(
+    stills: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, size in (("a", (48, 80)), ("b", (64, 40))):
+        write_image(tmp_path / "photos" / f"{name}.png", np.full((*size, 3), 90, np.uint8))
+    out = tmp_path / "out"
+    assert main([*stills, "--frames", str(tmp_path / "photos"), "--out", str(out)]) == 0
+    assert files(out) == ["masks/a.png", "masks/b.png", "overlay/a.png", "overlay/b.png"]
+    assert read_mask(out / "masks/a.png").shape == (48, 80)
+    assert read_mask(out / "masks/b.png").shape == (64, 40)
+    assert main([*stills, "--frames", str(tmp_path / "photos/b.png"), "--out", str(tmp_path / "one")]) == 0
+    assert files(tmp_path / "one") == ["masks/b.png", "overlay/b.png"]
+    assert np.array_equal(read_mask(tmp_path / "one/masks/b.png"), read_mask(out / "masks/b.png"))
+
+
+def test_flow_of_one_picture_alone_is_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = [*arguments, "--frames", str(tmp_path / "frames/cat/1.png")]
+    assert run_or_say_why(lambda: main([*alone, "--what", "flow"])) == 1
+    assert "nothing to write: flow needs a frame that another one follows" in capsys.readouterr().err
+    assert main(alone) == 0
+    assert files(tmp_path / "out") == ["masks/1.png", "overlay/1.png"]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_classifier_writes_the_most_probable_classes(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], here: bool
+) -> None:
+    """Their names come from the data that are evaluated, and are empty where those are not."""
+    names = ("red", "green", "blue", "gray", "black", "white")
+    rng = np.random.default_rng(0)
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write_image(tmp_path / "data" / name / "1.png", rng.integers(0, 256, (40, 64, 3), dtype=np.uint8))
+    root = str(tmp_path / "data" if here else tmp_path / "elsewhere")
+    pictures = {"dataset": {"name": "image_folder", "root": root}, "size": [32, 32], "center": 0.875}
+    changes = {
+        "model": {"name": "classifier", "backbone": "test_efficientnet", "classes": 6},
+        "branches": {"backbone": {}, "head": {}},
+        "data": {"pictures": pictures},
+        "tasks": {"classification": {}},
+        "train": {"steps": 1, "stages": [{"steps": 1, "batches": {"pictures": 2}}], "workers": 0},
+        "evaluation": {"data": ["pictures"]},
+    }
+    network = stored(values | changes, tmp_path)
+    arguments = [*network, "--frames", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert files(tmp_path / "out") == ["labels.csv"]
+    rows = list(csv.DictReader((tmp_path / "out/labels.csv").open()))
+    assert [row["name"] for row in rows[::5]] == sorted(f"{name}/1" for name in names)
+    model = parse(AnyExperiment, values | changes).model.build().eval()
+    model.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    picture = center_crop(read_image(tmp_path / "data/black/1.png"), (32, 32), 0.875)  # black is the first by name
+    with torch.no_grad():
+        expected = model(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255)["label_logits"][0].softmax(0)
+    best = expected.topk(5)
+    assert [(int(row["rank"]), int(row["label"])) for row in rows[:5]] == list(enumerate(best.indices.tolist(), 1))
+    assert [float(row["probability"]) for row in rows[:5]] == pytest.approx(best.values.tolist(), rel=1e-3)
+    called = [sorted(names)[int(row["label"])] if here else "" for row in rows]
+    assert [row["class"] for row in rows] == called
+    assert run_or_say_why(lambda: main(arguments)) == 1
+    assert "labels.csv; add --overwrite to replace them" in capsys.readouterr().err
+    assert run_or_say_why(lambda: main([*arguments, "--what", "masks"])) == 1
+    assert "--what masks: this network predicts label_logits only" in capsys.readouterr().err
 
 
 def test_a_video_without_pyav_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

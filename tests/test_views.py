@@ -186,6 +186,23 @@ def test_logits_beyond_the_range_of_float32_still_decide() -> None:
     torch.testing.assert_close(found.softmax(1).double(), expected.softmax(1), rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("level", [-200.0, -60.0, 60.0, 200.0])
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_level_of_all_logits_decides_nothing(level: float, flip: bool) -> None:
+    """e^-104 is 0 in float32: a window's and its mirror image's -60 made every pixel class 0."""
+    config = scales(base=40, crop=24, scales=(0.5, 1.0), flip=flip, batch=2)
+    network, frame = Segmenter(factor=8), image(30, 40)
+    usual = look(config, network, frame)
+    assert len(usual.argmax(1).unique()) > 1
+    assert network.layer.bias is not None
+    network.layer.bias.data += level / 8
+    found = look(config, network, frame)
+    near = usual.topk(2, dim=1).values.diff(dim=1).abs()[:, 0] < 1e-3  # float32 rounds 60.00001 and 60 to one number
+    assert near.float().mean() < 0.01
+    assert (found.argmax(1) == usual.argmax(1))[~near].all()
+    torch.testing.assert_close(found, usual + level * (2 if flip else 1), rtol=1e-5, atol=2e-3)
+
+
 def test_the_batch_does_not_change_the_result() -> None:
     network, frame = Segmenter(), image(33, 47)
     results = [look(scales(base=52, crop=24, batch=batch), network, frame) for batch in (1, 2, 5, 100)]

@@ -1,19 +1,24 @@
 """Predict: `python tools/predict.py --config RUN/experiment.yaml --checkpoint RUN/... --frames DIR --out DIR`.
 
-Frames are pictures in a folder, or in one subfolder per video, or a video file (needs PyAV). Under `--out` each has
+Frames are pictures in a folder, or in one subfolder per video, one picture, or a video file (needs PyAV). The network
+looks at them as `evaluation` of the config says. Under `--out` each has
 
     masks/<video>/<frame>.png       class of each pixel, an indexed PNG
     flow/<video>/<frame>.flo        (dx, dy) to the next frame, in pixels of the frame
     overlay/<video>/<frame>.png     the mask over the frame
     flow_color/<video>/<frame>.png  the flow in the usual color wheel
 
-at the frame's own resolution. The last frame of a video has no next frame, and so no flow.
+at the frame's own resolution. The last frame of a video has no next frame, and so no flow. A network without flow takes
+each picture by itself, and their sizes may differ. What a network says of whole pictures is in `labels.csv`: the five
+most probable classes of each, their names if the data of `evaluation` are here to tell them.
 """
 
 import argparse
+import csv
+import io
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -25,20 +30,35 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data import DataError, MissingDataError
+from data.crops import center_crop
 from data.examples import resized, to_tensors
 from data.folder import FolderConfig
-from data.io import write_flo, write_image, write_mask
+from data.io import IMAGE_SUFFIXES, read_image, write_flo, write_image, write_mask
+from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError
 from mtsp.engine import to_device
 from mtsp.types import Raw
+from mtsp.views import Views, look_once
 from mtsp.visualize import flow_to_color, overlay, resize_flow
 from tools.parts import AnyExperiment, accelerator_of, read_experiment, run_or_say_why
 from tools.trained import load_trained
 
-SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png"}
-"""What can be written, and in which kind of file."""
+SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png", "labels": ".csv"}
+"""What can be written, and in which kind of file: one for each frame, but of labels one for all."""
 
-_NEEDS = {"masks": "mask_logits", "overlay": "mask_logits", "flow": "flow", "flow_color": "flow"}
+_NEEDS = {
+    "masks": "mask_logits", "overlay": "mask_logits", "flow": "flow", "flow_color": "flow", "labels": "label_logits",
+}  # fmt: skip
+_MOST_PROBABLE = 5
+
+
+class Look(NamedTuple):
+    """How a network sees a frame."""
+
+    views: Views = look_once
+    size: tuple[int, int] | None = None  # height and width that frames are resized to; None: their own
+    center: float | None = None  # the share of the shorter side that becomes `size`; None: all is stretched to it
+    channels_last: bool = True
 
 
 class Frames(NamedTuple):
@@ -55,6 +75,7 @@ class Prediction(NamedTuple):
 
     mask: np.ndarray | None  # HW uint8
     flow: np.ndarray | None  # HW2 float32; None too for a frame that no other follows
+    chances: np.ndarray | None  # K float64, the probability of each class of the whole frame
     outputs: tuple[str, ...]  # what the network has
 
 
@@ -62,57 +83,111 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     arguments = _parser().parse_intermixed_args(argv)
     experiment = read_experiment(arguments.config, arguments.settings)
-    size = arguments.size or evaluated_size(experiment)
-    frames = frames_of(arguments.frames)
+    look = evaluated_look(experiment)
+    if arguments.size is not None:
+        look = look._replace(size=arguments.size)
+    model = load_trained(experiment, arguments.checkpoint)
+    paired = "flow" in getattr(model, "branches", ())
+    frames = frames_of(arguments.frames, paired=paired)
     if not arguments.overwrite:
         _refuse_to_overwrite(arguments.out, arguments.what or tuple(SUFFIXES), frames)
-    model = load_trained(experiment, arguments.checkpoint)
     accelerator = accelerator_of(experiment.train.precision)
     if accelerator.num_processes > 1:
         raise ConfigError("predict.py runs in one process; start one for each folder of frames")
+    if look.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-    written = 0
     console = Console(stderr=True)
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        for raw in progress.track(frames.pairs, total=frames.total):
-            prediction = predict(model, raw, size, accelerator.device)
-            if cannot := [kind for kind in arguments.what or () if _NEEDS[kind] not in prediction.outputs]:
-                raise ConfigError(f"--what {cannot[0]}: this network predicts {' and '.join(prediction.outputs)} only")
-            written += write(arguments.out, arguments.what or tuple(SUFFIXES), raw, prediction, arguments.flow_radius)
+        pairs = progress.track(frames.pairs, total=frames.total)
+        predictions = ((raw, predict(model, raw, look, accelerator.device)) for raw in pairs)
+        written = _write_all(arguments, experiment, predictions)
+    if not written:
+        raise ValueError(f"{arguments.frames}: nothing to write: flow needs a frame that another one follows")
     console.print(f"{written:,} files in {arguments.out}", highlight=False)
     return 0
 
 
-def evaluated_size(experiment: AnyExperiment) -> tuple[int, int] | None:
-    """Return the height and width that the experiment evaluates frames at; None: their own, or not one size."""
-    sizes = {experiment.data[name].size for name in experiment.evaluation.data}
-    return sizes.pop() if len(sizes) == 1 else None
+def _write_all(
+    arguments: argparse.Namespace, experiment: AnyExperiment, predictions: Iterable[tuple[Raw, Prediction]]
+) -> int:
+    """Write what was asked for of all frames; return how many files."""
+    what = arguments.what or tuple(SUFFIXES)
+    written = 0
+    chances: dict[str, np.ndarray] = {}
+    try:
+        for raw, prediction in predictions:
+            _require_kinds(arguments.what or (), prediction.outputs, experiment.evaluation.views.name)
+            written += write(arguments.out, what, raw, prediction, arguments.flow_radius)
+            if "labels" in what and prediction.chances is not None:
+                chances[raw["name"]] = prediction.chances
+    finally:  # a picture that cannot be read does not take along what was said of those before it
+        if chances:
+            write_labels(arguments.out / "labels.csv", chances, class_names(experiment))
+            written += 1
+    return written
 
 
-def frames_of(path: Path) -> Frames:
-    """Return the frames in a folder, in a folder of folders, or in a video.
+def _require_kinds(what: Sequence[str], outputs: Sequence[str], views: str) -> None:
+    """Raise ConfigError if a kind was asked for that is not predicted, or if nothing that can be written is."""
+    has = " and ".join(outputs)
+    seen = "" if views == "whole" else f"seen by evaluation.views `{views}` "
+    if cannot := [kind for kind in what if _NEEDS[kind] not in outputs]:
+        raise ConfigError(f"--what {cannot[0]}: {seen}this network predicts {has} only")
+    if not set(outputs) & set(_NEEDS.values()):
+        raise ConfigError(f"{seen}this network predicts {has or 'nothing'}, which cannot be written to files")
+
+
+def evaluated_look(experiment: AnyExperiment) -> Look:
+    """Return how the experiment sees frames at evaluation; at their own size if its data entries differ in theirs."""
+    sizes = {(experiment.data[name].size, experiment.data[name].center) for name in experiment.evaluation.data}
+    size, center = sizes.pop() if len(sizes) == 1 else (None, None)
+    return Look(experiment.evaluation.views.build(), size, center, experiment.train.channels_last)
+
+
+def class_names(experiment: AnyExperiment) -> Sequence[str]:
+    """Return what the data that the experiment evaluates call their classes; nothing if they are not here to ask."""
+    for name in experiment.evaluation.data or experiment.data:
+        try:
+            if classes := getattr(experiment.data[name].build_raw(), "classes", ()):
+                return classes
+        except (DataError, OSError):
+            continue
+    return ()
+
+
+def frames_of(path: Path, *, paired: bool = True) -> Frames:
+    """Return the frames in a folder, in a folder of folders, or in a video, or one picture.
+
+    Args:
+        path: of the folder, video or picture.
+        paired: with the frame that follows each. Pictures that are not may differ in size.
 
     Raises:
         MissingDataError: there is nothing at `path`, or no picture in it.
-        DataError: a file that is not a video, or one picture alone; or PyAV is not installed.
+        DataError: a file that is not a video; or PyAV is not installed.
     """
     if path.is_dir():
-        dataset = FolderConfig(name="folder", frames=path).build()
+        dataset = FolderConfig(name="folder", frames=path, next_frame=paired).build()
         return Frames(dataset.names, len(dataset), "", (_without_itself(dataset[i]) for i in range(len(dataset))))
     if not path.is_file():
-        raise MissingDataError(f"{path}: no such folder or video")
-    return _video(path)
+        raise MissingDataError(f"{path}: no such folder, picture or video")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Frames([path.stem], 1, "", (Raw(name=path.stem, frame=read_image(file)) for file in (path,)))
+    return _video(path, paired)
 
 
-def predict(model: torch.nn.Module, raw: Raw, size: tuple[int, int] | None, device: torch.device) -> Prediction:
-    """Return what `model` predicts of one frame, resized to `size` for the network and back for the prediction."""
+def predict(model: torch.nn.Module, raw: Raw, look: Look, device: torch.device) -> Prediction:
+    """Return what `model` predicts of one frame, resized for the network and back for the prediction."""
     height, width = raw["frame"].shape[:2]
-    small = to_tensors(resized(raw, size or (height, width)))
-    batch = to_device(_of_one(small), device)
+    if look.center is not None and look.size is not None:
+        raw = Raw(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.center))
+    small = to_tensors(resized(raw, look.size) if look.size is not None else raw)
+    batch = to_device(_of_one(small), device, channels_last=look.channels_last)
     with torch.no_grad():
-        outputs = model(batch["frame"], batch.get("next_frame"))
-    mask = flow = None
+        outputs = look.views(model, batch)
+    mask = flow = chances = None
     if "mask_logits" in outputs:
         logits = outputs["mask_logits"].float()
         if logits.shape[-2:] != (height, width):
@@ -120,11 +195,33 @@ def predict(model: torch.nn.Module, raw: Raw, size: tuple[int, int] | None, devi
         mask = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
     if "flow" in outputs and "next_frame" in raw:
         flow = resize_flow(outputs["flow"][0], (height, width)).permute(1, 2, 0).numpy()
-    return Prediction(mask, flow, tuple(outputs))
+    if "label_logits" in outputs:
+        chances = outputs["label_logits"][0].double().softmax(0).cpu().numpy()
+    return Prediction(mask, flow, chances, tuple(outputs))
+
+
+def write_labels(path: Path, chances: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
+    """Write the most probable classes of each picture, a line each: its name, rank, number, class and probability.
+
+    Args:
+        path: the CSV file.
+        chances: K probabilities for the name of each picture.
+        classes: K names; a class has none if there are not K.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("name", "rank", "label", "class", "probability"))
+    for name, values in chances.items():
+        best = np.argsort(-values, kind="stable")[:_MOST_PROBABLE].tolist()
+        for rank, label in enumerate(best, start=1):
+            called = classes[label] if len(classes) == len(values) else ""
+            table.writerow((name, rank, label, called, f"{values[label]:.6g}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
 
 
 def write(out: Path, what: Sequence[str], raw: Raw, prediction: Prediction, radius: float | None) -> int:
-    """Write the files of one frame that were asked for; return how many.
+    """Write the files of one frame that were asked for; return how many. Labels are not among them.
 
     Args:
         out: folder of all of them.
@@ -136,7 +233,7 @@ def write(out: Path, what: Sequence[str], raw: Raw, prediction: Prediction, radi
     count = 0
     for kind in what:
         path = out / kind / f"{raw['name']}{SUFFIXES[kind]}"
-        drawn = prediction.mask if _NEEDS[kind] == "mask_logits" else prediction.flow
+        drawn = {"mask_logits": prediction.mask, "flow": prediction.flow}.get(_NEEDS[kind])
         if drawn is None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +257,7 @@ def _without_itself(raw: Raw) -> Raw:
     return raw
 
 
-def _video(path: Path) -> Frames:
+def _video(path: Path, paired: bool) -> Frames:
     try:
         import av  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -178,7 +275,7 @@ def _video(path: Path) -> Frames:
             try:
                 for number, (image, following) in enumerate(pairwise(chain(images, last))):
                     raw = Raw(name=f"{path.stem}/{number:05d}", frame=image)
-                    if following is not None:
+                    if following is not None and paired:
                         raw["next_frame"] = following
                     yield raw
             except av.FFmpegError as error:
@@ -190,7 +287,9 @@ def _video(path: Path) -> Frames:
 def _refuse_to_overwrite(out: Path, what: Sequence[str], frames: Frames) -> None:
     found = []
     for kind in what:
-        if frames.names is not None:
+        if kind == "labels":
+            found += [p for p in [out / "labels.csv"] if p.exists()]
+        elif frames.names is not None:
             found += [p for name in frames.names if (p := out / kind / f"{name}{SUFFIXES[kind]}").exists()]
         else:
             found += sorted((out / kind / frames.folder).glob(f"*{SUFFIXES[kind]}"))
@@ -232,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="the network's experiment; RUN/experiment.yaml was run")
     parser.add_argument("--checkpoint", type=Path, required=True, help="RUN/weights.safetensors or RUN/checkpoints/...")
     parser.add_argument(
-        "--frames", type=Path, required=True, help="a folder of pictures or of such folders, or a video"
+        "--frames", type=Path, required=True, help="a folder of pictures or of such folders, a picture or a video"
     )
     parser.add_argument("--out", type=Path, required=True, help="where the files go")
     parser.add_argument("--what", type=_kinds, help=f"of {','.join(SUFFIXES)} (default: all that the network predicts)")
