@@ -143,7 +143,7 @@ def read_classes(path: Path) -> list[str]:
         DataError: no such file, not text, empty, or a name twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise MissingDataError(f"{path}: no such list of classes") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -15,13 +15,12 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
     A cell of text is an array of str, a struct has named fields.
 
     Raises:
-        DataError: no such file, none that can be read, or a variable is missing.
-        ModuleNotFoundError: scipy is not installed.
+        DataError: no such file, none that can be read, a variable is missing, or scipy is not installed.
     """
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{path} is a MATLAB file, to read it: pip install scipy") from error
+        raise DataError(f"{path} is a MATLAB file; to read it: pip install mtsp[mat]") from error
     _require(path)
     try:
         found: dict[str, Any] = loadmat(str(path), squeeze_me=True)
@@ -47,7 +46,7 @@ def read_names(path: Path) -> list[str]:
     """Return the lines of a file that are not blank, stripped. Raises DataError with its path."""
     _require(path)
     try:
-        return [name for line in path.read_text(encoding="utf-8").splitlines() if (name := line.strip())]
+        return [name for line in path.read_text(encoding="utf-8-sig").splitlines() if (name := line.strip())]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 

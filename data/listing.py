@@ -157,7 +157,7 @@ def read_lines(path: Path) -> list[list[str]]:
         DataError: there is no such file, it is not text, or it holds nothing.
     """
     try:
-        lines = [words for line in path.read_text(encoding="utf-8").splitlines() if (words := line.split())]
+        lines = [words for line in path.read_text(encoding="utf-8-sig").splitlines() if (words := line.split())]
     except FileNotFoundError as error:
         raise MissingDataError(f"{path}: no such split file") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 from torchvision import datasets
 
 from data import DataConfig, DataError, LabeledConfig, LabeledImages
+from data.fine_grained import read_classes
 from data.io import write_image
+from data.label_files import read_names
 from data.labeled_sets import PUBLISHED
+from data.listing import read_lines
 from data.verify import DATASETS, verify
 from mtsp.config import ConfigError, parse
 
@@ -120,6 +124,21 @@ def test_wrong_mat_files_are_said_in_one_line(cars: Path) -> None:
     (devkit / "cars_meta.mat").write_bytes(b"not MATLAB at all, but long enough to look for a header" * 9)
     with pytest.raises(DataError, match="cannot be read as a MATLAB file"):
         read("stanford_cars", cars)
+
+
+def test_mat_files_without_scipy_say_what_to_install(cars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(DataError, match=r"cars_meta.mat is a MATLAB file; to read it: pip install mtsp\[mat\]"):
+        read("stanford_cars", cars)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path: Path) -> None:
+    where = tmp_path / "list.txt"
+    where.write_bytes("\ufeff# a comment\nduck\n".encode())
+    assert read_classes(where) == ["duck"]
+    where.write_bytes("\ufeffduck 1\n".encode())
+    assert read_names(where) == ["duck 1"]
+    assert read_lines(where) == [["duck", "1"]]
 
 
 def test_food_is_that_of_torchvision(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The program that chooses source classes: what it writes, and what it says of what people get wrong."""
 
 import csv
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from data.io import write_image
+from data.io import read_image, write_image
 from mtsp.transfer import Centroids
 from mtsp.transfer.picture import plain, untangled
-from tools.domains import images_at, named
+from tools.digests import digests
+from tools.domains import images_at, named, progress
 from tools.parts import run_or_say_why
 from tools.select_source import main
 
@@ -78,8 +80,156 @@ def test_several_targets_get_a_union_and_several_sources_a_list_each(source: str
 def test_only_what_is_allowed_is_chosen(source: str, target: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("raven\ncar\n")
     arguments = ["--source", source, "--target", target, "--among", str(tmp_path / "list.txt"), "--min-images", "2"]
-    main([*arguments, "--out", str(tmp_path / "out")])
+    main([*arguments, "--k", "1", "--out", str(tmp_path / "out")])
     assert (tmp_path / "out/classes.txt").read_text().splitlines()[1:] == ["raven"]
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> list[str]:
+    """What makes a small network of random weights give the features."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "net.pth")
+    arguments = ["--backbone", "test_efficientnet", "--weights", str(tmp_path / "net.pth"), "--size", "32"]
+    return [*arguments, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--overwrite"]
+
+
+def pictures(root: Path, names: list[str]) -> str:
+    """Pictures of noise, each with its own."""
+    for seed, name in enumerate(names):
+        path = root / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    return str(root)
+
+
+def test_the_cache_goes_by_the_bytes(tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy with other times is found in it; other pixels of the same size and time are not."""
+    place = pictures(tmp_path / "set", ["a/1", "b/1"])
+    main(["--source", place, "--target", f"same={place}", "--k", "1", *net])
+    (cached,) = (tmp_path / "cache").glob("*.safetensors")
+    main(["--source", f"kept={cached}", place, "--target", str(cached), "--k", "4", *net])  # both kinds in one domain
+    copy = pictures(tmp_path / "copy", ["a/1", "b/1"])
+    os.utime(tmp_path / "copy/a/1.png", (1, 1))
+    capsys.readouterr()
+    main(["--source", copy, "--target", f"same={copy}", "--k", "1", *net])
+    assert capsys.readouterr().err.count("class means of 2 pictures from") == 2
+    changed = tmp_path / "copy/a/1.png"
+    data = bytearray(changed.read_bytes())
+    data[-20] ^= 1  # in the checksum of the last chunk or the end of the pixels: other bytes, as many of them
+    changed.write_bytes(data)
+    os.utime(changed, (1, 1))
+    with pytest.raises(ValueError, match=r"1\.png"):  # read again, and found to be damaged
+        main(["--source", copy, "--target", f"same={copy}", "--k", "1", *net])
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file is known by is not its content alone: the digest in the index is believed while nothing changes."""
+    monkeypatch.setattr("tools.digests._SETTLED", -1)
+    file, index = tmp_path / "file", tmp_path / "index.jsonl"
+    file.write_bytes(b"one")
+    true = digests([file, tmp_path / "none"], index, 1)
+    assert true == [hashlib.sha256(b"one").hexdigest(), ""]
+    index.write_text(index.read_text().replace(true[0], "f" * 64) + '\n["cut o')
+    assert digests([file], index, 1) == ["f" * 64]
+    before = file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert digests([file], index, 1) == [hashlib.sha256(b"two").hexdigest()]
+
+
+def test_mistakes_are_found_before_the_features(
+    tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = pictures(tmp_path / "set", ["a/1", "b/1"])
+    other = domain(tmp_path / "other.safetensors", {"rook": (0.0, 1)}, features="g")
+    (tmp_path / "list.txt").write_text("c\n")
+    given = ["--source", place, *net, "--target"]
+    for arguments, message in [
+        ([*given, f"same={place}", "--k", "3"], "--k 3: the source has 2 classes"),
+        ([*given, f"same={place}", "--k", "1", "--min-images", "2"], "none of 2 classes has 2 images"),
+        ([*given, f"same={place}", "--k", "1", "--among", str(tmp_path / "list.txt")], "the first 'c'"),
+        ([*given, other, "--k", "1"], "cannot be compared"),
+    ]:
+        assert run_or_say_why(lambda arguments=arguments: main(arguments)) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_links_make_one_data_set_of_several_sources(tmp_path: Path, net: list[str]) -> None:
+    """One picture of noise in each class; the target has those of m1's a and of m2's b/x and b/y, which has two."""
+    one = pictures(tmp_path / "m1", ["a/1"])
+    pictures(tmp_path / "more", ["0/0", "1/1", "2/2", "3/3"])
+    (tmp_path / "m2/b/x").mkdir(parents=True)
+    (tmp_path / "m2/b/y").mkdir()
+    for inner, name in (("x", "1/1"), ("y", "2/2")):
+        (tmp_path / "more" / f"{name}.png").rename(tmp_path / f"m2/b/{inner}/same.png")
+    unused = pictures(tmp_path / "m3", ["c/1", "c/2", "c/3", "c/4"])
+    links = tmp_path / "links"
+    among = tmp_path / "among.txt"
+    among.write_text("m1/a\nm2/b\n")
+    arguments = ["--source", one, str(tmp_path / "m2"), unused, "--target", f"t={one}", "--among", str(among)]
+    for _ in range(2):  # the second time over the first one's
+        main([*arguments, "--k", "2", "--link", str(links), *net])
+        found = images_at(str(links))
+        assert found.classes == ("m1__a", "m2__b")
+        assert found.names == ["m1__a/1", "m2__b/same", "m2__b/same~2"]
+        assert found[0].get("label") == 0
+        np.testing.assert_array_equal(found[2]["frame"], read_image(tmp_path / "m2/b/y/same.png"))
+    assert (tmp_path / "out/classes_m2.txt").read_text().splitlines()[1:] == ["b"]
+    assert not (tmp_path / "out/classes_m3.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["#1 pencil", "a\tb", " b", "a\u2028b"])
+def test_names_that_a_list_cannot_hold_are_refused(name: str, target: str, tmp_path: Path) -> None:
+    source = domain(tmp_path / "src.safetensors", {name: (0.0, 1), "b": (9.0, 1)})
+    with pytest.raises(ValueError, match=r"class .* cannot be in a list of classes"):
+        main(["--source", source, "--target", target, "--k", "2", "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("gamma", ["nan", "inf", "0", "-1", "x"])
+def test_gamma_is_finite_and_above_0(gamma: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--source", "a", "--target", "b", "--k", "1", "--out", "c", f"--gamma={gamma}"])
+    assert f"'{gamma}' is not a finite number above 0" in capsys.readouterr().err
+
+
+def test_the_size_with_the_lowest_distance_is_said(
+    source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four classes, car, with 1 of 16 images, is 40 from the nearest target, and raven has mass that duck lacks."""
+    main(["--source", source, "--target", target, "--k", "4", "--gamma", "2", "--out", str(tmp_path / "out")])
+    assert "birds: of k = 1 to 4, the distance is lowest at k = 2, 0.25;" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["birds"]["lowest, at k = 2"]["emd"] == pytest.approx(0.25)
+    assert summary["settings"] == {
+        "sources": [source],
+        "targets": {"birds": [target]},
+        "k": {"birds": 4},
+        "method": "greedy",
+        "min_images": 1,
+        "among": None,
+        "gamma": 2.0,
+        "features": "f",
+    }
+
+
+def test_without_a_terminal_a_line_comes_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 1000, one every 4 s: at 12 s and 24 s, all within the first tenth, which is said at once."""
+    clock = iter([0, 4, 8, 12, 16, 20, 24])
+    monkeypatch.setattr("tools.domains.time.monotonic", lambda: next(clock))
+    with progress("birds", 1000, "pictures") as advance:
+        for done in range(1, 7):
+            advance(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "birds: 1 of 1,000 pictures, 4 s",
+        "birds: 4 of 1,000 pictures, 16 s",
+    ]
 
 
 def test_pictures_become_features_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +252,7 @@ def test_pictures_become_features_once(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     main([*arguments, "--overwrite"])
     assert "class means of 3 pictures from" in capsys.readouterr().err
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
 def test_a_folder_of_single_pictures_has_a_class_for_each(tmp_path: Path) -> None:
@@ -142,6 +292,7 @@ def broken(tmp_path: Path) -> Path:
 
 def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = broken(tmp_path)
+    pictures(tmp_path / "full", ["a/1"])
     (folder / "empty").mkdir()
     (tmp_path / "list.txt").write_text("crow\nravne\n")
     other = domain(tmp_path / "other.safetensors", {"rook": (0.0, 1)}, features="g")
@@ -149,18 +300,44 @@ def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys:
     (tmp_path / "done").mkdir()
     (tmp_path / "done/classes.txt").write_text("")
     given = ["--source", source, "--target", target, "--out", str(out)]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine.txt").write_text("")
+    to = ["--target", target, "--out", str(out), "--k", "1"]
     for arguments, message in [
         ([*given, "--k", "5"], "--k 5: the source has 4 classes"),
+        (given, "--k is missing; give the number of classes to choose"),
         ([*given, "--k", "1", "2"], "--k has 2 numbers for 1 targets"),
-        ([*given, "--among", str(tmp_path / "list.txt")], "1 of 2 classes are not in the source, the first 'ravne'"),
-        ([*given, "--min-images", "9"], "none of 4 classes has 9 images"),
-        (["--source", source, "--target", other, "--out", str(out)], "cannot be compared: the features of the first"),
-        (["--source", source, source, "--target", target, "--out", str(out)], "are called 'src'; write NAME=PLACE"),
-        (["--source", str(tmp_path / "no"), "--target", target, "--out", str(out)], "no folder"),
-        (["--source", str(tmp_path / "no.safetensors"), "--target", target, "--out", str(out)], "no class means at"),
-        (["--source", str(folder), "--target", target, "--out", str(out)], "1 of 3 classes have no pictures (empty)"),
-        (["--source", "davis:/x", "--target", target, "--out", str(out)], "no folder davis:/x"),
-        (["--source", source, "--target", target, "--out", str(tmp_path / "done")], "is there already"),
+        (
+            [*given, "--k", "1", "--among", str(tmp_path / "list.txt")],
+            "1 of 2 classes are not in the source, the first 'ravne'",
+        ),
+        ([*given, "--k", "1", "--min-images", "9"], "none of 4 classes has 9 images"),
+        (
+            ["--source", source, "--target", other, "--out", str(out), "--k", "1"],
+            "cannot be compared: the features of the first",
+        ),
+        (
+            ["--source", source, source, "--target", target, "--out", str(out), "--k", "1"],
+            "are called 'src'; write NAME=PLACE",
+        ),
+        (["--source", str(tmp_path / "no"), *to], "no folder"),
+        (
+            ["--source", str(tmp_path / "no.safetensors"), "--target", target, "--out", str(out), "--k", "1"],
+            "no class means at",
+        ),
+        (
+            ["--source", str(folder), "--target", target, "--out", str(out), "--k", "1"],
+            "1 of 3 classes have no pictures (empty)",
+        ),
+        (["--source", "davis:/x", *to], "no folder davis:/x"),
+        (["--source", source, "--target", target, "--out", str(tmp_path / "done"), "--k", "1"], "is there already"),
+        (["--source", source, "--target", target, "--out", str(tmp_path / "file"), "--k", "1"], "file is a file; give"),
+        ([*given, "--k", "1", "--link", str(tmp_path / "links")], "--link needs pictures, and src is a file of class"),
+        (
+            ["--source", str(tmp_path / "full"), *given[2:], "--k", "1", "--link", str(tmp_path / "taken")],
+            "something is in it; add --overwrite",
+        ),
     ]:
         assert run_or_say_why(lambda arguments=arguments: main(arguments)) == 1, message
         said = capsys.readouterr().err

@@ -52,7 +52,7 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         Archive(f"{_MIDDLEBURY}/other-color-twoframes.zip"),
         Archive(f"{_MIDDLEBURY}/other-gt-flow.zip"),
     ),
-    # These three checksums are in the scripts that public segmentation code downloads with.
+    # The checksums of pascal_context and ade20k are in the scripts that public segmentation code downloads with.
     "pascal_context": (
         Archive(
             f"{_VOC}/voc2010/VOCtrainval_03-May-2010.tar",
@@ -72,6 +72,7 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
             strip="ADEChallengeData2016",
         ),
     ),
+    # The checksum is torchvision's.
     "pascal_voc": (
         Archive(
             f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", "md5:6cd6e144f989b92b3379bac3b3de84fd", strip="VOCdevkit"
@@ -113,12 +114,18 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 """Where the data sets are. Where no checksum is published, archives are checked by length and by unpacking.
 
 The addresses are those that public scripts use; the one of Driving's flow is formed as Monkaa's is, and unconfirmed.
-Cityscapes and NABirds are given to registered users only.
+What must be fetched by hand is in BY_HAND.
 """
 
-REGISTERED = {
-    "nabirds": "https://dl.allaboutbirds.org/nabirds: nabirds.tar.gz",
-    "stanford_cars": "a mirror, its own address is gone: cars_train, cars_test, devkit, cars_test_annos_withlabels.mat",
-    "cityscapes": "https://www.cityscapes-dataset.com: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip",
+BY_HAND = {
+    "nabirds": "nabirds is given to registered users only: get nabirds.tar.gz at https://dl.allaboutbirds.org/nabirds",
+    "stanford_cars": (
+        "stanford_cars is no longer at its authors' address: get cars_train, cars_test, devkit and "
+        "cars_test_annos_withlabels.mat from a mirror, and put them into one folder, the root of stanford_cars"
+    ),
+    "cityscapes": (
+        "cityscapes is given to registered users only: get leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip at "
+        "https://www.cityscapes-dataset.com"
+    ),
 }
-"""What cannot be fetched without an account, and what to get there."""
+"""What is not fetched here: for each data set, what a person does instead."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,14 @@ from mtsp.anchors import fingerprint
 from mtsp.config import Config, parse, parse_yaml
 from mtsp.transfer.centroids import SUFFIX, Centroids
 from mtsp.transfer.features import extract
+from tools.digests import digests
 from tools.parts import computes_bf16
 from tools.running import Interruption
 
 CENTER = 0.875
 """The part of a picture's shorter side that is seen, as in DSTL's single central crop."""
+
+_LINE_EVERY = 10.0  # seconds without a sign of life, where there is no terminal
 
 
 class _Described(Config):
@@ -137,7 +140,8 @@ def class_means(
 ) -> Centroids:
     """Return the class means of a domain, from the cache if these pictures and this network are in it.
 
-    A stopped run leaves its sums in the cache, and the next one goes on from them.
+    The cache goes by the pictures' bytes: a copy of a data set finds what the original left, and other pixels never
+    do. A stopped run leaves its sums in the cache, and the next one goes on from them.
 
     Args:
         name: of the domain, for what is shown.
@@ -152,7 +156,9 @@ def class_means(
         ValueError: see :func:`mtsp.transfer.extract`.
         OSError: the cache cannot be written.
     """
-    key = content(images, net)
+    with progress(f"{name}, reading", len(images), "pictures", brief=True) as advance:
+        files = digests([image.path for image in images.images], cache / "pictures.jsonl", threads, advance)
+    key = content(images, net, files)
     file, partial = cache / f"{key}{SUFFIX}", cache / f"{key}.partial{SUFFIX}"
     console = Console(stderr=True)
     if file.is_file():
@@ -160,7 +166,7 @@ def class_means(
         return Centroids.load(file)
     cache.mkdir(parents=True, exist_ok=True)
     skipped: list[str] = []
-    with Interruption() as interruption, _progress(name, len(images), console) as advance:
+    with Interruption() as interruption, progress(name, len(images), "pictures") as advance:
         found = extract(
             net.features,
             PreparedExamples(images, None, (net.size, net.size), net.center),
@@ -180,12 +186,17 @@ def class_means(
     return found
 
 
-def content(images: LabeledImages, net: Network) -> str:
-    """Return a hash of what class means depend on: network, classes, and each picture's label, size and time."""
+def content(images: LabeledImages, net: Network, files: Sequence[str]) -> str:
+    """Return a hash of what class means depend on: network, classes, and each picture's name, label and bytes.
+
+    Args:
+        images: the pictures.
+        net: what gives the features.
+        files: a digest of each picture's file. Where the file lies and how old it is does not count.
+    """
     digest = hashlib.sha256(json.dumps([net.kind, net.precision, images.classes]).encode())
-    for image in images.images:
-        stat = image.path.stat()
-        digest.update(json.dumps([image.name, image.label, stat.st_size, stat.st_mtime_ns]).encode())
+    for image, file in zip(images.images, files, strict=True):
+        digest.update(json.dumps([image.name, image.label, file]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -203,20 +214,27 @@ def _build(values: Any, place: str) -> LabeledImages:
 
 
 @contextmanager
-def _progress(name: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told how many pictures are done: a bar in a terminal, elsewhere a line each tenth."""
+def progress(what: str, total: int, unit: str, *, brief: bool = False) -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how many are done.
+
+    In a terminal it moves a bar. Elsewhere it prints a line at each tenth and at the latest every ten seconds; if
+    `brief`, at the ten seconds only.
+    """
+    console = Console(stderr=True)
     if console.is_terminal:
-        columns = (TextColumn(name, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(name, total=total)
-            yield lambda done: progress.update(task, completed=done)
+        columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=brief) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
         return
-    began, told = time.perf_counter(), -1
+    began = last = time.monotonic()
+    told = -1
 
     def advance(done: int) -> None:
-        nonlocal told
-        if (tenth := 10 * done // total) > told:
-            told = tenth
-            print(f"{name}: {done:,} of {total:,} pictures, {time.perf_counter() - began:,.0f} s", file=sys.stderr)
+        nonlocal told, last
+        now, tenth = time.monotonic(), 10 * done // total
+        if (tenth > told and not brief) or now - last >= _LINE_EVERY:
+            told, last = tenth, now
+            print(f"{what}: {done:,} of {total:,} {unit}, {now - began:,.0f} s", file=sys.stderr, flush=True)
 
     yield advance

@@ -33,7 +33,7 @@ from data.synthetic_files import write_davis, write_flying_chairs, write_scene_f
 from data.synthetic_scenes import ScenesConfig, write_scenes
 from data.verify import DATASETS, verify
 from mtsp.config import Config, ConfigError, parse, parse_yaml
-from tools.archives import ARCHIVES, REGISTERED, Archive
+from tools.archives import ARCHIVES, BY_HAND, Archive
 
 _SHOWN_PROBLEMS = 20
 
@@ -200,8 +200,8 @@ def _chosen(arguments: argparse.Namespace) -> list[Archive]:
     """Return the archives to fetch, as the command line changes them."""
     given = ((kind, getattr(arguments, kind)) for kind in ("md5", "sha1", "sha256"))
     checksum = next((f"{kind}:{value}" for kind, value in given if value), None)
-    if arguments.name in REGISTERED:
-        raise ConfigError(f"{arguments.name} is given to registered users only: get it at {REGISTERED[arguments.name]}")
+    if arguments.name in BY_HAND:
+        raise ConfigError(BY_HAND[arguments.name])
     known = ARCHIVES[arguments.name]
     if arguments.url:
         return [Archive(arguments.url, checksum, strip=known[0].strip)]
@@ -258,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     make = commands.add_parser("synthesize", help="render clips with exact masks and flow in the data set's layout")
     convert = commands.add_parser("convert", help="render masks once from an annotation file")
     labels = commands.add_parser("labels", help="draw a label map, or with --root an example and its labels")
-    named = {get: {*ARCHIVES, *REGISTERED}, check: DATASETS, make: SYNTHETIC, convert: ["pascal_context"]}
+    named = {get: {*ARCHIVES, *BY_HAND}, check: DATASETS, make: SYNTHETIC, convert: ["pascal_context"]}
     for command, names in {**named, labels: SEGMENTED}.items():
         command.add_argument("name", choices=sorted(names))
         needed = command is not labels

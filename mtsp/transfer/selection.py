@@ -5,7 +5,7 @@ Three ways, all on the distances between classes, n source x m target:
 - :func:`ranking`, DSTL's: each class as a domain of its own, the nearest first. It favors classes that are near to the
   target as a whole over those that are very near to a few of its classes.
 - :func:`greedy`: the set grows by the class with which all of it, each class as heavy as its images, comes nearest.
-- :func:`neighbours`: for each target class the classes next to it.
+- :func:`neighbors`: for each target class the classes next to it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ class Growth(NamedTuple):
 def ranking(ground: np.ndarray, target: np.ndarray, k: int) -> list[int]:
     """Return the `k` source classes that are nearest to the target as domains of their own, the nearest first.
 
-    DSTL, section 4.2, as far as known: its wording was not at hand, and its code has no selection.
+    Ranks each class alone, as DSTL describes; its released code has no selection step.
 
     Args:
         ground: n x m distances.
@@ -84,17 +84,19 @@ def greedy(
         ValueError: there are no `k` classes, or see :func:`mtsp.transfer.similarity.transport`.
     """
     ranked = growth(ground, source, target, ranking(ground, target, k))
+    equal = _EQUAL * float(ground.max())
     first = ranked.classes[0]
     chosen, curve, solved = [first], ranked.distances[:1], ranked.solved
     prices = ground[first]
     for size in range(2, k + 1):
         step = _best_addition(ground, source, target, chosen, prices)
         solved += step.solved
-        if step.distance > ranked.distances[size - 1]:
+        grown = [*chosen, step.added]
+        if step.distance > ranked.distances[size - 1] + equal and set(grown) != set(ranked.classes[:size]):
             chosen, curve = ranked.classes[:size], ranked.distances[:size]
             prices = transport(ground[chosen], source[chosen], target).prices
         else:
-            chosen, curve, prices = [*chosen, step.added], [*curve, step.distance], step.prices
+            chosen, curve, prices = grown, [*curve, step.distance], step.prices
         progress(size)
     return Growth(chosen, curve, solved)
 
@@ -143,7 +145,7 @@ def nearest(ground: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(ground, axis=0, kind="stable")[:count].T
 
 
-def neighbours(ground: np.ndarray, k: int) -> list[int]:
+def neighbors(ground: np.ndarray, k: int) -> list[int]:
     """Return `k` source classes: the nearest one of each target class, then the second nearest of each, and so on.
 
     A class that is near to several target classes counts once, where it is nearest in rank. Within a round the nearer

@@ -120,7 +120,7 @@ def transport(ground: np.ndarray, source: np.ndarray, target: np.ndarray) -> Tra
         return Transport(float(ground[0] @ b), b[None].copy(), ground[0].copy())
     if len(b) == 1:
         return Transport(float(a @ ground[:, 0]), a[:, None].copy(), np.zeros(1))
-    plan, prices = _solve(ground, a, b, None)
+    plan, prices = _solve(ground, a, b)
     distance = float(np.vdot(plan, ground))
     gap = distance - lower_bound(ground, a, b, prices)
     if not abs(gap) <= _GAP * float(ground.max()):
@@ -148,9 +148,7 @@ def similarity(distance: float, gamma: float = GAMMA) -> float:
     return math.exp(-gamma * distance)
 
 
-def _solve(
-    ground: np.ndarray, a: np.ndarray, b: np.ndarray, start: tuple[np.ndarray, np.ndarray] | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _solve(ground: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return plan and prices from POT; what it warns of, the proof notices."""
     try:
         import ot
@@ -158,7 +156,7 @@ def _solve(
         raise ValueError("the distance between domains needs POT: pip install mtsp[transfer]") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plan, log = ot.emd(a, b, ground, numItermax=_ITERATIONS, log=True, center_dual=False, potentials_init=start)
+        plan, log = ot.emd(a, b, ground, numItermax=_ITERATIONS, log=True, center_dual=False)
     return plan, log["v"]
 
 
