@@ -5,70 +5,90 @@ Like `mtsp.regularizers`, this needs PyTorch and nothing else.
 
 import ctypes
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "base_layer.")
+_INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """The linear layers that `nn.MultiheadAttention` keeps as bare parameters."""
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+class _Place(NamedTuple):
+    """Where a module holds a weight."""
+
+    name: str
+    weight: nn.Parameter
+    owner: nn.Module
+    leaf: str
 
 
 def plain_name(name: str) -> str:
     """Return a parameter's name without what DDP, FSDP, torch.compile and LoRA's wrappers put into it."""
-    for wrapper in _INSIDE:
-        name = name.replace(wrapper, "")
-    return name.removeprefix("module.").removeprefix("base_model.model.")
+    return _without_inside(name).removeprefix("module.").removeprefix("base_model.model.")
+
+
+def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights by plain name, one that several places share by its first. `base_layer` of LoRA is left out.
+
+    Raises:
+        ValueError: two weights have the same plain name.
+    """
+    return {place.name: place.weight for place, *_ in _shared_places(model)}
+
+
+def known_name(name: str, known: Container[str]) -> str:
+    """Return which of the `known` plain names `name` means, or its own plain name if it is none of them."""
+    plain = plain_name(name)
+    unwrapped = ".".join(part for part in plain.split(".") if part != "base_layer")
+    return next((found for found in (name, plain, unwrapped) if found in known), plain)
 
 
 def penalized(model: nn.Module, *, every: bool = False) -> list[str]:
     """Return the names of the weights a regularizer acts on: weights of convolution and linear layers.
 
     Biases and normalization layers are left alone (section 5.1 of the paper), and so are embeddings and the matrices of
-    LoRA adapters, which are displacements already. A weight that two layers share is named once, by its first name.
+    LoRA adapters, which are displacements already. A weight that two layers share is named once, by its first name, and
+    counts if one of them is a convolution or linear layer.
 
     Args:
         model: the network, wrapped or not.
         every: every parameter but those of LoRA adapters (mode 101 of the authors' code).
     """
-    owners = _owners(model)
-    chosen = []
-    for name, _ in model.named_parameters():
-        name = plain_name(name)
-        owner, _, leaf = name.rpartition(".")
-        if any(part.startswith("lora_") for part in name.split(".")):
-            continue
-        if every or _is_matrix(owners.get(owner), leaf):
-            chosen.append(name)
-    return chosen
+    return [
+        places[0].name
+        for places in _shared_places(model)
+        if not any(part.startswith("lora_") for part in places[0].name.split("."))
+        and (every or any(_is_matrix(place.owner, place.leaf) for place in places))
+    ]
 
 
-def output_dimensions(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
+def passed_over(model: nn.Module) -> list[str]:
+    """Return the names of matrices that no regularizer acts on unasked: of recurrent and of reparametrized layers."""
+    return [places[0].name for places in _shared_places(model) if any(_is_hidden_matrix(place) for place in places)]
+
+
+def output_dimensions(model: nn.Module) -> dict[str, int]:
     """Return, by name, the dimension of a weight that counts its output channels: 1 if transposed, else 0."""
-    owners = _owners(model)
-
-    def transposed(owner: nn.Module | None) -> bool:
-        return isinstance(owner, _TRANSPOSED) or _is_conv1d_of_gpt2(owner)
-
-    return {name: int(transposed(owners.get(name.rpartition(".")[0]))) for name in names}
-
-
-def _owners(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by plain path; where an adapter wraps a layer, the layer."""
-    return {plain_name(f"{path}.").removesuffix("."): module for path, module in model.named_modules()}
+    return {
+        places[0].name: int(
+            any(isinstance(place.owner, _TRANSPOSED) or _is_conv1d_of_gpt2(place.owner) for place in places)
+        )
+        for places in _shared_places(model)
+    }
 
 
-def _is_matrix(owner: nn.Module | None, leaf: str) -> bool:
-    if isinstance(owner, nn.MultiheadAttention):
-        return leaf in _ATTENTION
-    return leaf == "weight" and (isinstance(owner, _WEIGHTED) or _is_conv1d_of_gpt2(owner))
-
-
-def _is_conv1d_of_gpt2(owner: nn.Module | None) -> bool:
-    """transformers' own linear layer, which holds its weight transposed; not imported for its name."""
-    return type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")
+def grouped_transposed(model: nn.Module) -> list[str]:
+    """Return the names of weights whose output channels are no slices: of transposed convolutions with groups."""
+    return [
+        places[0].name
+        for places in _shared_places(model)
+        if any(isinstance(place.owner, _TRANSPOSED) and place.owner.groups > 1 for place in places)
+    ]
 
 
 def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -77,11 +97,16 @@ def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     Call it when `names` hold their pretrained values: after loading them, before any training or resuming.
 
     Raises:
-        ValueError: nothing in `names` is a weight of a convolution or linear layer of `model`.
+        ValueError: one of `names` is not in the model, or none is a weight of a convolution or linear layer.
     """
-    wanted = set(names)
-    weights = {plain_name(name): weight for name, weight in model.named_parameters()}
-    chosen = [name for name in penalized(model) if name in wanted]
+    weights, first = named_weights(model), dict(aliases(model))
+    known = {*weights, *first, *(plain_name(name) for name in model.state_dict())}
+    known |= {plain_name(name) for name, _ in model.named_buffers()}
+    wanted = {found: name for name in names if (found := known_name(name, known))}
+    if lost := [name for found, name in wanted.items() if found not in known]:
+        raise ValueError(f"{len(lost)} of {len(wanted)} names are not in the model, the first {lost[0]!r}")
+    wanted_weights = {first.get(name, name) for name in wanted}
+    chosen = [name for name in penalized(model) if name in wanted_weights]
     if not chosen:
         raise ValueError(
             f"none of the {len(wanted)} pretrained tensors, the first {min(wanted, default=None)!r}, is a convolution "
@@ -95,8 +120,10 @@ def fingerprint(anchors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(anchors):
         whole = getattr(anchors[name], "full_tensor", lambda name=name: anchors[name])()  # FSDP2 shards weights
+        digest.update(f"{name}:{tuple(whole.shape)}:{whole.dtype};".encode())
+        if whole.is_meta:
+            continue
         value = whole.detach().cpu().contiguous()
-        digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
         size = value.numel() * value.element_size()
         if size:  # read in place: numpy may not be installed
             digest.update((ctypes.c_char * size).from_address(value.data_ptr()))
@@ -105,8 +132,61 @@ def fingerprint(anchors: Mapping[str, Tensor]) -> str:
 
 def aliases(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield (other name, first name) of every weight that two places of the model share."""
-    first: dict[int, str] = {}
-    for name, weight in model.named_parameters(remove_duplicate=False):
-        name = plain_name(name)
-        if first.setdefault(id(weight), name) != name:
-            yield name, first[id(weight)]
+    for first, *others in _shared_places(model):
+        for other in others:
+            yield other.name, first.name
+
+
+def _shared_places(model: nn.Module) -> list[list[_Place]]:
+    """The places of each weight, in the model's order."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    weights = list(model.named_parameters(remove_duplicate=False))
+    # A model of one's own may have a `module` beside other things; a wrapper has nothing else.
+    wrapped = all(_without_inside(name).startswith("module.") for name, _ in weights)
+    found: dict[int, list[_Place]] = {}
+    taken: dict[str, nn.Parameter] = {}
+    for raw, weight in weights:
+        path, _, leaf = raw.rpartition(".")
+        name = _without_inside(_without_base_layers(raw, modules))
+        name = (name.removeprefix("module.") if wrapped else name).removeprefix("base_model.model.")
+        if taken.setdefault(name, weight) is not weight:
+            raise ValueError(f"two weights of the model are named {name!r} without their wrappers; rename a module")
+        found.setdefault(id(weight), []).append(_Place(name, weight, modules[path], leaf))
+    return list(found.values())
+
+
+def _without_inside(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _INSIDE)
+
+
+def _without_base_layers(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The name without the layers inside LoRA's wrappers; a module of one's own may be called `base_layer` too."""
+    parts = name.split(".")
+    if "base_layer" not in parts:
+        return name
+    kept = []
+    for i, part in enumerate(parts):
+        parent = modules.get(".".join(parts[:i]))
+        adapted = parent is not None and any(child.startswith("lora_") for child, _ in parent.named_children())
+        if part != "base_layer" or not adapted:
+            kept.append(part)
+    return ".".join(kept)
+
+
+def _is_matrix(owner: nn.Module, leaf: str) -> bool:
+    if isinstance(owner, nn.MultiheadAttention):
+        return leaf in _ATTENTION
+    return leaf == "weight" and (isinstance(owner, _WEIGHTED) or _is_conv1d_of_gpt2(owner))
+
+
+def _is_hidden_matrix(place: _Place) -> bool:
+    if place.weight.ndim < 2 or place.leaf.startswith("bias"):
+        return False
+    parametrized = ".parametrizations.weight" in f".{place.name}"
+    renamed = isinstance(place.owner, _WEIGHTED) and place.leaf in ("weight_g", "weight_v", "weight_orig")
+    return parametrized or renamed or (isinstance(place.owner, _RECURRENT) and place.leaf.startswith("weight"))
+
+
+def _is_conv1d_of_gpt2(owner: nn.Module) -> bool:
+    """transformers' own linear layer, which holds its weight transposed; not imported for its name."""
+    return type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")

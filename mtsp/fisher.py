@@ -9,12 +9,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mtsp.anchors import penalized, plain_name
+from mtsp.anchors import known_name, named_weights, penalized
 from mtsp.squared_gradients import Arguments, Observed, at_least_float32, looped, vectorized
 
 Labels = Literal["exact", "sampled", "empirical"]
@@ -78,8 +78,11 @@ def diagonal_fisher(
         progress: called with the number of samples done, after each batch.
 
     Raises:
-        ValueError: no sample, no observation, labels missing or out of range, or all gradients zero.
+        ValueError: no sample, no observation, labels missing or out of range, or `labels` none of the three, or
+            gradients that are all zero or not finite.
     """
+    if labels not in get_args(Labels):
+        raise ValueError(f"labels must be {', '.join(get_args(Labels))}, got {labels!r}")
     if chunk < 1 or draws < 1:
         raise ValueError(f"chunk and draws must be at least 1, got {chunk} and {draws}")
     model = getattr(model, "_orig_mod", model)
@@ -111,7 +114,10 @@ def diagonal_fisher(
     if observations == 0:
         raise ValueError(f"the loader gave {samples} samples with no known label among them; nothing was observed")
     runs = observations * (draws if labels == "sampled" else 1)
-    fisher = {plain_name(n): (t / runs).to(at_least_float32(weights[n].dtype)) for n, t in total.items()}
+    plain = _plain_names(model)
+    fisher = {plain[n]: (t / runs).to(at_least_float32(weights[n].dtype)) for n, t in total.items()}
+    if wrong := [name for name, value in fisher.items() if not bool(value.isfinite().all())]:
+        raise ValueError(f"the Fisher information of {wrong[0]} has values that are NaN or infinite")
     return mean_one(fisher) if normalize else fisher
 
 
@@ -215,13 +221,19 @@ class _Reader(NamedTuple):
 
 
 def _weights(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
-    own = {plain_name(name): (name, weight) for name, weight in model.named_parameters()}
-    wanted = list(penalized(model) if names is None else names)
+    raw = {plain: name for name, plain in _plain_names(model).items()}
+    own = {plain: (raw[plain], weight) for plain, weight in named_weights(model).items()}
+    wanted = [known_name(name, own) for name in (penalized(model) if names is None else names)]
     if unknown := [name for name in wanted if name not in own]:
         raise ValueError(f"the model has no parameter {unknown[0]!r}; they are named like {next(iter(own), 'none')!r}")
     if not wanted:
         raise ValueError("the model has no weight of a convolution or linear layer; say with `names` which to take")
     return dict(own[name] for name in wanted)
+
+
+def _plain_names(model: nn.Module) -> dict[str, str]:
+    """Plain names by the model's own."""
+    return dict(zip((name for name, _ in model.named_parameters()), named_weights(model), strict=True))
 
 
 @contextmanager

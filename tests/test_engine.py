@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_changes_no_weight() -
 def test_a_held_branch_does_not_move_by_gradient_momentum_or_regularizer() -> None:
     """Both branches learn for two steps, so that both have momentum; then the flow is held, and learns again."""
     run = Fixture(fresh(norm=True), BOTH, momentum=0.9)
-    L2SP(run.model, anchors={}, alpha=0.0, beta=10.0).attach(run.parts.optimizer)
+    L2SP(run.model, anchors=None, alpha=0.0, beta=10.0).attach(run.parts.optimizer)
     hold_all_but(run.parts, None)
     for step in (1, 2):
         optimizer_step(run.parts, [example(step, 24)], step=step)

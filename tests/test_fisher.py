@@ -346,3 +346,15 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         load_fisher(tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="text cannot be read"):
         load_fisher(tmp_path / "text")
+
+
+def test_other_labels_than_the_three_are_refused() -> None:
+    labels: Any = "Exact"
+    with pytest.raises(ValueError, match="labels must be exact, sampled, empirical, got 'Exact'"):
+        diagonal_fisher(nn.Linear(2, 2), [torch.ones(1, 2)], labels=labels)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_values_that_are_not_finite_are_refused(normalize: bool) -> None:
+    with pytest.raises(ValueError, match="the Fisher information of weight has values that are NaN"):
+        diagonal_fisher(nn.Linear(2, 2), [torch.full((1, 2), float("nan"))], normalize=normalize)

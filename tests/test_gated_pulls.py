@@ -48,7 +48,7 @@ def test_spd_leaves_a_step_that_came_nearer_and_stops_at_the_anchor() -> None:
 
 def test_spd_decays_new_weights_plainly() -> None:
     model = layer((3.0, 4.0))
-    w = step(model, SPD(model, anchors={}, alpha=1.0, beta=2.0), [[0.0, 0.0]])
+    w = step(model, SPD(model, anchors=None, alpha=1.0, beta=2.0), [[0.0, 0.0]])
     torch.testing.assert_close(w, torch.tensor([[2.4, 3.2]]).double())  # times 1 - 0.1 * 2
 
 

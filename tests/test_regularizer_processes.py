@@ -70,7 +70,8 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (2,))
-    share, results = slice(2 * rank, 2 * rank + 2), {}
+    share = slice(2 * rank, 2 * rank + 2)
+    results: dict[Any, Any] = {}
     for case in CASES:
         model = network()
         anchors = capture(model, ["0.weight", "2.weight"])
@@ -82,6 +83,12 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
         for parameter in ignored:
             parameter.register_hook(_averaged)
         results["fsdp", case] = trained(model, anchors, case, share)
+    model = network()
+    unlike = {"0.weight": torch.full((7, 5), float(rank))}
+    try:
+        L2SP(model, anchors=unlike, alpha=0.3, beta=0.1).attach(SGD(model.parameters(), lr=0.05))
+    except ValueError as error:
+        results["unlike anchors"] = str(error)
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
     torch.distributed.barrier()
@@ -97,6 +104,7 @@ def _averaged(gradient: Tensor) -> Tensor:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(in_one_of_two_processes, args=(str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     results = torch.load(tmp_path / "results.pt", weights_only=True)
+    assert "anchors differ between the processes" in results["unlike anchors"]
     for case in CASES:
         model = network()
         weights, numbers = trained(model, capture(model, ["0.weight", "2.weight"]), case, slice(0, 4))

@@ -229,7 +229,7 @@ def test_two_regularizers_on_one_weight_are_refused() -> None:
     with pytest.raises(ValueError, match="attached already"):
         regularizer.attach(optimizer)
     with pytest.raises(ValueError, match="holds none of the model's weights"):
-        L2SP(model, anchors={}, alpha=1.0, beta=1.0).attach(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1))
+        L2SP(model, anchors=None, alpha=1.0, beta=1.0).attach(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1))
 
 
 def test_a_branch_has_its_own_strength_and_a_missing_one_is_an_error() -> None:

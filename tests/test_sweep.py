@@ -50,6 +50,15 @@ def test_a_decoupled_time_constant_has_no_momentum(values: dict[str, Any]) -> No
     )
 
 
+def test_a_proximal_pull_steps_by_lr_over_one_minus_momentum_under_sgd_alone(values: dict[str, Any]) -> None:
+    # alpha = (1 - 0.9) / (0.01 * 10) = 1 under SGD, 1 / (0.01 * 10) = 10 under RMSProp, whose momentum does not count.
+    proximal = {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "placement": "proximal"}
+    for optimizer, alpha in (("sgd", 1.0), ("rmsprop", 10.0)):
+        one = experiment(values, regularizer=proximal, optimizer={"name": optimizer, "lr": 0.01})
+        found = rows(one, taus=[10])[-1].experiment.strengths()[0]
+        assert found == pytest.approx({"segmentation": alpha, "flow": alpha / 2})
+
+
 def test_the_pull_alone_leaves_1_over_e_after_the_time_constant(values: dict[str, Any]) -> None:
     # Momentum by hand: v = 0.9 v + alpha d, d = d - lr v, 1000 steps of the alpha that the row has for 1000 steps.
     alpha = rows(experiment(values), taus=[1000])[-1].experiment.strengths()[0]["segmentation"]
@@ -89,8 +98,18 @@ def test_the_l2_row_has_beta_unless_it_is_said_otherwise(values: dict[str, Any])
                 "regularizer": {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "placement": "coupled"},
             },
             {},
-            "through Adam has no time constant",
+            "through adam has no time constant",
         ),
+        (
+            {
+                "optimizer": {"name": "rmsprop", "lr": 0.01},
+                "regularizer": {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "placement": "coupled"},
+            },
+            {},
+            "through rmsprop has no time constant",
+        ),
+        ({"regularizer": {"name": "l1sp", "alpha": 1.0, "beta": 0.0}}, {}, "l1sp has no time constants to sweep"),
+        ({"regularizer": {"name": "spd", "alpha": 1.0, "beta": 0.0}}, {}, "spd has no time constants to sweep"),
         ({}, {"taus": [10, 0]}, "from 1 up, got 0"),
         ({}, {"taus": [10, 10]}, "the same: 10, 10"),
     ],
@@ -226,7 +245,7 @@ def test_the_program_prints_what_to_launch_elsewhere(
     ("arguments", "message"),
     [
         (["--taus", "10,x"], "--taus 10,x: numbers of steps"),
-        (["--seeds", "0"], "got seeds=0"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["evaluation.data=[]"], "evaluation.data is empty"),
     ],
 )

@@ -74,7 +74,7 @@ def sweep(
         ValueError, OSError, FloatingPointError: what a person can mend, in one line.
     """
     if seeds < 1:
-        raise ConfigError(f"a sweep needs a seed at least, got seeds={seeds}")
+        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
     if not experiment.evaluation.data:
         raise ConfigError("evaluation.data is empty: a sweep compares what it measures")
     planned = rows(experiment, taus, l2)
@@ -99,11 +99,14 @@ def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: flo
         l2: alpha of the L2 row; default: the experiment's if its regularizer is l2, else its beta.
 
     Raises:
-        ConfigError: there is no beta, no pretrained branch, or no time constant: a coupled pull through Adam has none.
+        ConfigError: there is no beta, no pretrained branch, or no time constant: a coupled pull has one through SGD
+            alone, and regularizers other than l2 and l2sp have none.
     """
     settings = experiment.regularizer
     if settings.name == "none":
         raise ConfigError("regularizer: none says no beta for the new weights; give l2sp, whose alpha is swept")
+    if settings.name not in ("l2", "l2sp"):
+        raise ConfigError(f"regularizer: {settings.name} has no time constants to sweep; give l2sp, or l2")
     if not any(branch.weights and not branch.freeze for branch in experiment.branches.values()):
         raise ConfigError("branches: none that learns has pretrained `weights`, so there is no start to be pulled to")
     steps = experiment.train.steps
@@ -154,16 +157,16 @@ def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], met
 
 def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
     placement = experiment.regularizer.placement if experiment.regularizer.name != "none" else "auto"
-    coupled = placement == "coupled" or (placement == "auto" and experiment.optimizer.name == "sgd")
-    momentum = getattr(experiment.optimizer, "momentum", None)
-    if coupled and momentum is None:
+    optimizer = experiment.optimizer
+    if placement == "coupled" and optimizer.name != "sgd":
         raise ConfigError(
-            "regularizer.placement: a coupled pull through Adam has no time constant, its strength depends on the size "
-            "of the gradients; use auto or decoupled"
+            f"regularizer.placement: a coupled pull through {optimizer.name} has no time constant: its strength "
+            "depends on the size of the gradients; use auto or decoupled"
         )
+    momentum = optimizer.momentum if optimizer.name == "sgd" and placement != "decoupled" else 0.0
 
     def alpha(lr: float) -> float:
-        return time_constant(1.0, lr, coupled=coupled, momentum=momentum or 0.0) / tau
+        return time_constant(1.0, lr, coupled=True, momentum=momentum) / tau
 
     def settings(branch: str) -> dict[str, float | None]:
         section = experiment.branches[branch]

@@ -32,7 +32,7 @@ from mtsp.engine import Parts, Position, StepResult, train
 from mtsp.evaluation import Evaluation, describe, evaluate
 from mtsp.experiment import check_resumable
 from mtsp.optim import parameter_groups
-from mtsp.regularizers import Anchored, time_constant
+from mtsp.regularizers import Anchored
 from mtsp.synchronized import synchronize
 from mtsp.tracking import Tracker
 from mtsp.types import Batch, Examples, Outputs
@@ -404,19 +404,14 @@ def _describe(run: Run) -> None:
             if name.startswith(f"{branch}."):
                 pull = pulls.get(name)
                 sizes["free" if pull is None else "shared" if pull.shared else "new"] += weight.numel()
-        coupled = regularizer is not None and regularizer.coupled(parts.optimizer)
-        momentum = getattr(experiment.optimizer, "momentum", None)
-        tau = "-"
-        if regularizer is not None and alpha[branch] and not (coupled and momentum is None):
-            steps = time_constant(alpha[branch], lr, coupled=coupled, momentum=momentum or 0.0)
-            tau = f"{steps:,.0f}"
+        tau = regularizer.time_constant(branch) if regularizer is not None else None
         held = experiment.branches[branch].freeze
         table.add_row(
             branch + (" (frozen)" if held else ""),
             *(f"{size / 1e6:.2f} M" for size in sizes.values()),
             *(f"{strength[branch]:g}" if strength else "-" for strength in (alpha, beta)),
             f"{lr:g}",
-            tau,
+            "-" if tau is None else f"{tau:,.0f}",
         )
     Console(stderr=True).print(table)
     for branch in parts.branches:

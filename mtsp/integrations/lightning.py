@@ -21,8 +21,8 @@ class L2SPCallback(Callback):
     Build the regularizer before `fit`, from the network while it holds its pretrained weights: with `ckpt_path`,
     Lightning loads the checkpoint's weights before it trains. Automatic and manual optimization, gradient accumulation,
     clipping and mixed precision are all one pull for each step of the optimizer. The penalty and the relative distance
-    from the anchors are logged at the end of each epoch, as `penalty` and `distance`. For `pytorch_lightning`, the
-    older name of the package, whose classes are others, this is not.
+    from the anchors are logged at the end of each epoch, as `penalty` and `distance`. Does not work with the older
+    package `pytorch_lightning`, whose classes differ.
 
     Args:
         regularizer: not attached yet.

@@ -1,16 +1,28 @@
 """What every member of the family is: attached to an optimizer, it acts exactly once per optimizer step."""
 
+import gc
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from mtsp.anchors import fingerprint, plain_name
+from mtsp.anchors import fingerprint, grouped_transposed, named_weights
 from mtsp.regularizers import reports
-from mtsp.regularizers.attaching import has_pace, inertia, innermost, refuse, refuse_copy, settle
+from mtsp.regularizers.attaching import (
+    full_lr,
+    has_pace,
+    inertia,
+    innermost,
+    refuse,
+    refuse_copy,
+    refuse_decay,
+    refuse_unlike_processes,
+    settle,
+)
 from mtsp.regularizers.buckets import Bucket, Part, Storage, parts, sort, splits_rows
-from mtsp.regularizers.native import DecayInKernel, fits
+from mtsp.regularizers.native import decay_in_kernel, fits, fused
 from mtsp.regularizers.penalties import Penalty, Placement, Share, SquaredDistance
 from mtsp.regularizers.pulls import pulls, under
 from mtsp.regularizers.reports import Report
@@ -20,12 +32,15 @@ from mtsp.regularizers.strength import Strength
 class _Attached(NamedTuple):
     optimizer: Any
     handles: list[Any]
-    kernel: DecayInKernel
 
 
 class _Sorted(NamedTuple):
     present: tuple[int, ...]
     buckets: list[Bucket]
+
+
+_ANCHOR_DTYPES = (None, torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_ACTING: WeakSet["Anchored"] = WeakSet()
 
 
 class Anchored:
@@ -43,12 +58,12 @@ class Anchored:
     Args:
         model: the network, wrapped or not. Held by reference, so that parameters that FSDP2 swaps are found again.
         anchors: w0 by parameter name. Names of biases and normalization layers of the model are passed over; the values
-            are copied. With `zero=True` only the names count.
+            are copied. With `zero=True` only the names count. None: there are none, all is pulled to zero with beta.
         alpha: strength on the weights that have an anchor: a number, a :class:`~mtsp.regularizers.Pace`, or one of
             these by name prefix (`{"flow": 0.1}`; the longest prefix wins, and every weight concerned must have one).
         beta: strength on the other convolution and linear weights, likewise.
-        placement: see above. `auto` is coupled for SGD and decoupled for other optimizers, or proximal for all where
-            the penalty has a kink or Fisher information.
+        placement: see above. `auto` is coupled for SGD and LBFGS and decoupled for other optimizers, or proximal for
+            all (but LBFGS) where the penalty has a kink or Fisher information.
         zero: pull weights with an anchor to zero instead: plain L2 with two strengths.
         every: also biases, normalization layers and embeddings: every parameter (mode 101 of the authors' code).
         fisher: the diagonal of the Fisher information by parameter name, for the penalties that weigh with it.
@@ -69,7 +84,7 @@ class Anchored:
         self,
         model: nn.Module,
         *,
-        anchors: Mapping[str, Tensor],
+        anchors: Mapping[str, Tensor] | None,
         alpha: Strength,
         beta: Strength,
         placement: Placement = "auto",
@@ -85,9 +100,18 @@ class Anchored:
         if (fisher is not None) != self.form.weighs:
             what = "needs `fisher`, see mtsp.fisher" if self.form.weighs else "does not use `fisher`"
             raise ValueError(f"{type(self).__name__} {what}")
+        if anchor_dtype not in _ANCHOR_DTYPES:
+            raise ValueError(f"anchor_dtype must be float64, float32, bfloat16 or float16, got {anchor_dtype}")
         self.model = model
         self.placement: Placement = placement
-        self.pulls = pulls(model, anchors, alpha, beta, zero=zero, every=every, fisher=fisher, dtype=anchor_dtype)
+        self.pulls = pulls(model, anchors, alpha, beta, zero=zero, every=every, fisher=fisher)
+        self._refuse_rows_and_paces()
+        self._state = self._fingerprints()
+        if anchor_dtype is not None:
+            self.pulls = {
+                name: pull if pull.anchor is None else pull._replace(anchor=pull.anchor.to(anchor_dtype))
+                for name, pull in self.pulls.items()
+            }
         self._storage = Storage(anchor_dtype, offload)
         self._attached: dict[int, _Attached] = {}
         self._sorted: dict[int, _Sorted] = {}
@@ -100,38 +124,46 @@ class Anchored:
         Call it again for a second optimizer of the same model (Muon for matrices, AdamW for the rest).
 
         Raises:
-            ValueError: the optimizer decays a weight that is pulled here (two regularizers on one weight), or holds no
-                weight that is pulled here, or is regularized already, or the anchors were captured after training
-                began, or a strength times its learning rate is above 1.
+            ValueError: the optimizer decays a weight that is pulled here (two regularizers on one weight), or shares
+                one with an optimizer that is regularized, or holds no weight that is pulled here, or is regularized
+                already, or is an LBFGS and the pull not coupled, or the anchors differ between processes, or were
+                captured after training began, or a strength times its learning rate is above 1.
         """
         optimizer = innermost(optimizer)
         if id(optimizer) in self._attached:
             raise ValueError("this regularizer is attached already; detach() it first, or the pull would act twice")
         if any(isinstance(getattr(hook, "__self__", None), Anchored) for hook in _pre_hooks(optimizer)):
             raise ValueError("another regularizer acts on this optimizer already; detach() it first")
+        if isinstance(optimizer, torch.optim.LBFGS) and not self.coupled(optimizer):
+            raise ValueError(
+                f"{type(self).__name__} is {self.acts(optimizer)} here, but LBFGS moves many times in a step and needs "
+                "the pull in the gradient; use placement='coupled', or another optimizer"
+            )
         names = {id(weight): name for name, weight in self._weights().items()}
         refuse(optimizer, names, self.pulls)
         settle(optimizer, names, self.pulls, self.acts(optimizer))
         for bucket in self._resolved(optimizer):
             self._rate(optimizer, bucket)
-        kernel = DecayInKernel()
+        self._refuse_twice(optimizer)
+        weights = [weight for bucket in self._resolved(optimizer) for weight in bucket.weights]
+        refuse_unlike_processes(self._state["anchors"], weights)
         handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_pre_hook(kernel.leave),  # after a step that an exception has cut short
         ]
-        self._attached[id(optimizer)] = _Attached(optimizer, handles, kernel)
-        optimizer.__deepcopy__ = refuse_copy  # copies have no hooks: they would not be regularized, silently
+        self._attached[id(optimizer)] = _Attached(optimizer, handles)
+        _ACTING.add(self)
+        optimizer.__getstate__ = refuse_copy  # copies have no hooks: they would not be regularized, silently
 
     def detach(self) -> None:
         """Act no more."""
-        for optimizer, handles, kernel in self._attached.values():
-            kernel.leave(optimizer)
+        for optimizer, handles in self._attached.values():
             for handle in handles:
                 handle.remove()
-            del optimizer.__deepcopy__
+            del optimizer.__getstate__
         self._attached.clear()
         self._sorted.clear()
+        _ACTING.discard(self)
 
     def penalty(self) -> float:
         """Return the penalty at the current weights, summed in float64. For reports: training never needs it.
@@ -150,8 +182,8 @@ class Anchored:
     def report(self, prefixes: Iterable[str] = ("",)) -> dict[str, Report]:
         """Return how strongly the weights under each prefix are held.
 
-        Pull and gradient are those of the first step after the report before, or after attaching: asking is what
-        makes the next step measure. Every process must ask where weights are sharded.
+        Pull and gradient are measured on the first step after the previous call of `report` (or after `attach`).
+        Every process must ask where weights are sharded.
         """
         prefixes = tuple(prefixes)
         near, rates, result = self.distances(prefixes), self._rates(), {}
@@ -179,7 +211,10 @@ class Anchored:
         """Return where the pull enters a step of `optimizer`."""
         if self.placement != "auto":
             return self.placement
-        return self.form.placements[1 if isinstance(innermost(optimizer), torch.optim.SGD) else 0]
+        optimizer = innermost(optimizer)
+        if isinstance(optimizer, torch.optim.LBFGS) and "coupled" in self.form.placements:
+            return "coupled"
+        return self.form.placements[1 if isinstance(optimizer, torch.optim.SGD) else 0]
 
     def coupled(self, optimizer: Any) -> bool:
         """Return whether the pull enters the gradient of `optimizer`."""
@@ -188,11 +223,10 @@ class Anchored:
     def state_dict(self) -> dict[str, str]:
         """Return what a checkpoint should hold: which regularizer, and the fingerprint of its anchors, not the anchors.
 
-        Anchors belong to the pretrained weights and are loaded from there again. Every process must call it where
-        weights are sharded.
+        Anchors belong to the pretrained weights and are loaded from there again; of Fisher information likewise. The
+        strengths and the placement may change.
         """
-        anchors = {name: pull.anchor for name, pull in self.pulls.items() if pull.anchor is not None}
-        return {"regularizer": type(self).__name__, "anchors": fingerprint(anchors)}
+        return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Check that a resumed run pulls to the anchors of the run before.
@@ -209,14 +243,66 @@ class Anchored:
             )
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        return {plain_name(name): weight for name, weight in self.model.named_parameters()}
+        return named_weights(self.model)
+
+    def _proportional(self, shared: bool) -> bool:
+        """Whether the pull on pretrained, or on new, weights takes a known share of the distance away."""
+        return self.form.proportional or not shared
+
+    def _refuse_rows_and_paces(self) -> None:
+        rowless = grouped_transposed(self.model) if self.form.by_row else []
+        for name, pull in self.pulls.items():
+            if pull.shared and name in rowless:
+                raise ValueError(
+                    f"{name} is of a transposed convolution with groups, whose output channels are no slices of it; "
+                    f"{type(self).__name__} needs them: leave its anchor out, or use L2SP"
+                )
+            if pull.pace is not None and not self._proportional(pull.shared):
+                raise ValueError(
+                    f"{name} has the strength {pull.pace}, but {type(self).__name__} takes no fixed share of the "
+                    "distance away in a step; give a number"
+                )
+
+    def _fingerprints(self) -> dict[str, str]:
+        anchors = {name: pull.anchor for name, pull in self.pulls.items() if pull.anchor is not None}
+        state = {"regularizer": type(self).__name__, "anchors": fingerprint(anchors)}
+        if self.form.weighs:
+            important = {name: pull.importance for name, pull in self.pulls.items() if pull.importance is not None}
+            state["fisher"] = fingerprint(important)
+        return state
+
+    def _refuse_twice(self, optimizer: Any) -> None:
+        """Raise ValueError if a weight of this optimizer is pulled in the steps of another one."""
+        own = {id(weight) for bucket in self._resolved(optimizer) for weight in bucket.weights}
+
+        def shared() -> list[str]:
+            return [
+                name
+                for other in list(_ACTING)
+                for key, (_, buckets) in other._sorted.items()
+                if key in other._attached
+                for bucket in buckets
+                for name, weight in zip(bucket.names, bucket.weights, strict=True)
+                if id(weight) in own
+            ]
+
+        if shared():
+            gc.collect()  # an optimizer that nobody has any more is held by its own hooks until then
+            if found := shared():
+                raise ValueError(
+                    f"{found[0]} is pulled in the steps of another optimizer already; detach() its regularizer first, "
+                    "or the pull would act twice"
+                )
 
     @torch.no_grad()
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
+        late = fused(optimizer) and self.coupled(optimizer) and isinstance(self.form, SquaredDistance)
+        if closure is None and not late:
             self._before(optimizer)
             return None
+        # What the kernel is shown, no other hook may see: as a closure, it comes after all of them.
+        closure = closure or (lambda: None)
         # The closure computes the gradients inside the step, after this hook: act when it has done so.
         wrapped = self._after_gradients(closure, optimizer)
         if len(args) > 1:
@@ -242,13 +328,12 @@ class Anchored:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._attached[id(optimizer)].kernel.leave(optimizer)
         self._act_after(optimizer, self._resolved(optimizer))
 
     def _before(self, optimizer: Any) -> None:
-        kernel = self._attached[id(optimizer)].kernel
-        kernel.leave(optimizer)
         buckets = self._resolved(optimizer)
+        for group in {bucket.group for bucket in buckets}:
+            refuse_decay(optimizer.param_groups[group])
         if self._measuring and not torch.compiler.is_compiling():
             scale = getattr(optimizer, "grad_scale", None)
             for bucket in buckets:
@@ -265,7 +350,7 @@ class Anchored:
             for bucket in buckets:
                 self._rate(optimizer, bucket)
             if isinstance(self.form, SquaredDistance) and fits(optimizer, buckets):
-                self._attached[id(optimizer)].kernel.enter(optimizer, buckets)
+                decay_in_kernel(optimizer, buckets)
             else:
                 self._add(optimizer, buckets)
 
@@ -326,15 +411,27 @@ class Anchored:
             )
         return share
 
-    def _rates(self) -> dict[str, tuple[float, int]]:
+    def time_constant(self, prefix: str = "") -> float | None:
+        """Return after how many steps the pull alone leaves 1/e of the distance of pretrained weights under `prefix`.
+
+        At the full learning rate, as for a :class:`~mtsp.regularizers.Pace`. None where there is no such number:
+        nothing pretrained there is pulled, or the pull is not that of a distance alone (coupled through Adam, L1-SP).
+        """
+        rates = self._rates(full=True)
+        found = [rates[name] for name in rates if self.pulls[name].shared and under(name, prefix)]
+        rate = sum(rate * size for rate, size in found) / max(1, sum(size for _, size in found))
+        return 1 / rate if rate > 0 else None
+
+    def _rates(self, *, full: bool = False) -> dict[str, tuple[float, int]]:
         """By weight, the share of the distance that a step takes away, and the weight's size."""
         result = {}
-        for optimizer, _, _ in self._attached.values():
+        for optimizer, _ in self._attached.values():
             place = self.acts(optimizer)
             for bucket in self._resolved(optimizer):
                 group = optimizer.param_groups[bucket.group]
-                rate = float(group["lr"]) * bucket.strength / inertia(optimizer, group, place)
-                known = rate if has_pace(optimizer, place) else float("nan")
+                lr = full_lr(group) if full else float(group["lr"])
+                rate = lr * bucket.strength / inertia(optimizer, group, place)
+                known = rate if has_pace(optimizer, place) and self._proportional(bucket.penalized) else float("nan")
                 result |= {n: (known, w.numel()) for n, w in zip(bucket.names, bucket.weights, strict=True)}
         return result
 
@@ -344,6 +441,8 @@ class Anchored:
         known = self._sorted.get(id(optimizer))
         if known is None or known.present != present:
             names = {id(weight): name for name, weight in self._weights().items()}
+            if id(optimizer) in self._attached:  # new weights, or new tensors for the old ones
+                settle(optimizer, names, self.pulls, self.acts(optimizer), anew=False)
             known = _Sorted(present, sort(names, optimizer, self.pulls, self._storage))
             for bucket in known.buckets:
                 for name, weight in zip(bucket.names, bucket.weights, strict=True):

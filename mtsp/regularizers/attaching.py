@@ -1,13 +1,13 @@
 """What must be so before a regularizer acts on an optimizer: once, on all it should, in numbers that mean something."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtsp.regularizers.buckets import Storage, local, placed
+from mtsp.regularizers.buckets import Storage, is_sharded, local, placed
 from mtsp.regularizers.penalties import Placement
 from mtsp.regularizers.pulls import Pull
 
@@ -40,15 +40,11 @@ def refuse(optimizer: Any, names: Mapping[int, str], pulls: Mapping[str, Pull]) 
         if names.get(id(weight)) in pulls
     ]
     for _, group, _ in held:
-        if group.get("weight_decay"):
-            raise ValueError(
-                f"the optimizer's weight_decay={group['weight_decay']} and this regularizer would both pull the same "
-                "weights; set weight_decay=0 (beta pulls the new weights to zero)"
-            )
+        refuse_decay(group)
     if pulls and not held:
         raise ValueError("the optimizer holds none of the model's weights; give it model.parameters()")
     trained = [
-        torch.equal(local(weight).detach(), local(placed(pull.anchor, weight, Storage())))
+        _equals(weight, pull.anchor)
         for weight, _, pull in held
         if pull.anchor is not None and _has_moved(optimizer.state.get(weight, {}))
     ]
@@ -59,19 +55,44 @@ def refuse(optimizer: Any, names: Mapping[int, str], pulls: Mapping[str, Pull]) 
         )
 
 
-def settle(optimizer: Any, names: Mapping[int, str], pulls: dict[str, Pull], place: Placement) -> None:
-    """Make numbers of paces, and warn where 16 bits would swallow the pull.
+def refuse_decay(group: Mapping[str, Any]) -> None:
+    """Raise ValueError if the optimizer itself decays the weights of this parameter group."""
+    if group.get("weight_decay"):
+        raise ValueError(
+            f"the optimizer's weight_decay={group['weight_decay']} and this regularizer would both pull the same "
+            "weights; set weight_decay=0 (beta pulls the new weights to zero)"
+        )
+
+
+def refuse_unlike_processes(fingerprint: str, weights: Iterable[Tensor]) -> None:
+    """Raise ValueError if processes that each hold whole weights pull them to anchors that differ: they would part."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or any(is_sharded(w) for w in weights):
+        return
+    found: list[Any] = [None] * distributed.get_world_size()
+    if len(found) > 1:
+        distributed.all_gather_object(found, fingerprint)
+        if len(set(found)) > 1:
+            raise ValueError(
+                "the anchors differ between the processes; load the same pretrained weights in all of them"
+            )
+
+
+def settle(
+    optimizer: Any, names: Mapping[int, str], pulls: dict[str, Pull], place: Placement, *, anew: bool = True
+) -> None:
+    """Make numbers of paces (if not `anew`, of those that are none yet), and warn where 16 bits would swallow the pull.
 
     Raises:
         ValueError: a pace is asked of a pull that has none.
     """
     swallowed = []
     for group in optimizer.param_groups:
-        lr = float(group.get("full_lr", group.get("initial_lr", group["lr"])))
+        lr = full_lr(group)
         for weight in group["params"]:
             name = names.get(id(weight), "")
             pull = pulls.get(name)
-            if pull is None:
+            if pull is None or not (anew or pull.strength != pull.strength):
                 continue
             if pull.pace is not None:
                 if not has_pace(optimizer, place):
@@ -79,7 +100,7 @@ def settle(optimizer: Any, names: Mapping[int, str], pulls: dict[str, Pull], pla
                         f"{pull.pace} needs a decoupled or proximal pull: coupled through "
                         f"{type(optimizer).__name__} it depends on the gradients' size"
                     )
-                strength = pull.pace.strength(lr / inertia(optimizer, group, place), coupled=False)
+                strength = pull.pace.strength(lr / inertia(optimizer, group, place))
                 pull = pulls[name] = pull._replace(strength=strength)
             coarse = weight.dtype in (torch.bfloat16, torch.float16) and place != "coupled"
             if coarse and 0 < lr * pull.strength < torch.finfo(weight.dtype).eps:
@@ -90,6 +111,11 @@ def settle(optimizer: Any, names: Mapping[int, str], pulls: dict[str, Pull], pla
             "below the rounding changes nothing at all; keep float32 weights under autocast",
             stacklevel=3,
         )
+
+
+def full_lr(group: Mapping[str, Any]) -> float:
+    """Return a group's learning rate as no schedule lowers it; OneCycleLR's own peak is its `max_lr`."""
+    return float(group.get("max_lr", group.get("full_lr", group.get("initial_lr", group["lr"]))))
 
 
 def inertia(optimizer: Any, group: Mapping[str, Any], place: Placement) -> float:
@@ -104,9 +130,18 @@ def has_pace(optimizer: Any, place: Placement) -> bool:
     return place != "coupled" or isinstance(optimizer, torch.optim.SGD)
 
 
-def refuse_copy(_: Any) -> Any:
-    """Raise ValueError: stands for an optimizer's `__deepcopy__` while a regularizer is attached."""
-    raise ValueError("a copy of this optimizer would not be regularized; detach() first, and attach to the copy")
+def refuse_copy() -> Any:
+    """Raise ValueError: stands for an optimizer's `__getstate__`, of copies and pickles, while one is attached."""
+    raise ValueError(
+        "a copy of this optimizer would not be regularized; detach() first, and attach to the copy (its state_dict() "
+        "can be saved)"
+    )
+
+
+def _equals(weight: Tensor, anchor: Tensor) -> bool:
+    """Whether they are equal in the coarser of their dtypes."""
+    value, start = local(weight).detach(), local(placed(anchor, weight, Storage(anchor.dtype)))
+    return torch.equal(value.to(start.dtype).to(value.dtype), start.to(value.device, value.dtype))
 
 
 def _has_moved(state: Mapping[str, Any]) -> bool:

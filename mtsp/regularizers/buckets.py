@@ -58,6 +58,8 @@ def sort(model_names: Mapping[int, str], optimizer: Any, pulls: dict[str, Pull],
             pull = pulls.get(name)
             if pull is None or pull.strength == 0:
                 continue
+            if pull.strength != pull.strength:
+                raise ValueError(f"{name} has the strength {pull.pace}, which no learning rate has made a number yet")
             if pull.anchor is not None and pull.anchor.shape != weight.shape:
                 raise ValueError(
                     f"{name} has shape {tuple(weight.shape)} now, its anchor {tuple(pull.anchor.shape)}: FSDP1 "
@@ -95,8 +97,7 @@ def parts(bucket: Bucket, *, whole: bool) -> Iterator[Part]:
         ValueError: a gradient is sparse.
     """
     limit = _BLOCK.get(bucket.weights[0].device.type, _OTHER_BLOCK)
-    kept = [i for i, weight in enumerate(bucket.weights) if weight.grad is not None]
-    for indices in _blocks(kept, [local(w).numel() for w in bucket.weights], limit):
+    for indices in _blocks(active(bucket), [local(w).numel() for w in bucket.weights], limit):
         weights = [bucket.weights[i] for i in indices]
         locals_ = [local(weight).detach() for weight in weights]
         anchors = _beside(bucket.anchors, indices, locals_)
@@ -109,9 +110,14 @@ def parts(bucket: Bucket, *, whole: bool) -> Iterator[Part]:
             yield Part(Near(lists[0] or [], lists[1], lists[2], bucket.rows), lists[3] or [], weights)
 
 
+def active(bucket: Bucket) -> list[int]:
+    """Return the places of the weights that learn: a gradient of zeros may be left on one that was frozen."""
+    return [i for i, weight in enumerate(bucket.weights) if weight.grad is not None and weight.requires_grad]
+
+
 def gradients(bucket: Bucket) -> tuple[list[int], list[Tensor]]:
-    """Return the places of the weights that have a gradient, and the gradients."""
-    kept = [i for i, weight in enumerate(bucket.weights) if weight.grad is not None]
+    """Return the places of the weights that learn, and their gradients."""
+    kept = active(bucket)
     return kept, [_gradient(bucket.weights[i], bucket.names[i]) for i in kept]
 
 

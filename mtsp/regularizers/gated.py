@@ -1,7 +1,8 @@
 """Neighbors of the -SP family: pulls that choose when or where to act, and a bound instead of a pull."""
 
 from collections.abc import Mapping
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ class _AfterTheStep(SquaredDistance):
     """Moves where the step has been made, by what it was."""
 
     placements: tuple[Placement, ...] = ("decoupled", "decoupled")
+    proportional: ClassVar[bool] = False
 
 
 class SPD(Anchored):
@@ -64,6 +66,9 @@ class CautiousL2SP(Anchored):
 
     form = _AfterTheStep()
 
+    def _proportional(self, shared: bool) -> bool:
+        return False
+
     def _act_before(self, optimizer: Any, buckets: list[Bucket]) -> None:
         for bucket in buckets:
             self._rate(optimizer, bucket)
@@ -105,14 +110,15 @@ class MARS(Anchored):
         self,
         model: nn.Module,
         *,
-        anchors: Mapping[str, Tensor],
+        anchors: Mapping[str, Tensor] | None,
         radius: float | Mapping[str, float],
         beta: float | Mapping[str, float] = 0.0,
         every: bool = False,
         anchor_dtype: torch.dtype | None = None,
         offload: bool = False,
     ) -> None:
-        if any(not r > 0 for r in (radius.values() if isinstance(radius, Mapping) else [radius])):
+        radii = radius.values() if isinstance(radius, Mapping) else [radius]
+        if any(not isinstance(r, Real) or not float(r) > 0 for r in radii):
             raise ValueError(f"the radius must be above 0, got {radius}; freeze what may not move")
         super().__init__(
             model,

@@ -4,11 +4,21 @@ alpha (w - w0) = alpha w - alpha w0. The kernel computes the first part as weigh
 hand; the second is one foreach call on the gradients. Three passes over memory beside the kernel's five, no temporary.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from mtsp.regularizers.buckets import Bucket, gradients
+
+
+def fused(optimizer: Any) -> bool:
+    """Return whether this is a fused SGD, whose kernel can decay, if the weights suit it (:func:`fits`)."""
+    return (
+        type(optimizer) is torch.optim.SGD
+        and all(group["fused"] for group in optimizer.param_groups)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def fits(optimizer: Any, buckets: list[Bucket]) -> bool:
@@ -19,10 +29,8 @@ def fits(optimizer: Any, buckets: list[Bucket]) -> bool:
     """
     scale = getattr(optimizer, "grad_scale", None)
     return (
-        type(optimizer) is torch.optim.SGD
-        and all(group["fused"] for group in optimizer.param_groups)
+        fused(optimizer)
         and (scale is None or scale.device.type == "cpu")
-        and not torch.compiler.is_compiling()
         and all(
             weight.dtype in (torch.float32, torch.float64)
             and (anchor is None or (anchor.dtype, anchor.device) == (weight.dtype, weight.device))
@@ -32,37 +40,41 @@ def fits(optimizer: Any, buckets: list[Bucket]) -> bool:
     )
 
 
-class DecayInKernel:
-    """Shows the optimizer, for the length of one step, groups with the strengths as weight decay.
+def decay_in_kernel(optimizer: Any, buckets: list[Bucket]) -> None:
+    """Subtract the anchors' part from the gradients and leave the rest to the kernel that runs next.
 
-    The optimizer's own groups, which schedules, checkpoints and users see, are untouched and come back after the step.
+    Call it inside the step, when everything that may look at the parameter groups has run: the kernel alone is to see
+    groups with the strengths as weight decay.
     """
+    scale = getattr(optimizer, "grad_scale", None)
+    shown, pulled = [], set()
+    for bucket in buckets:
+        group, (kept, found) = optimizer.param_groups[bucket.group], gradients(bucket)
+        if not found:
+            continue
+        weights = [bucket.weights[i] for i in kept]
+        pulled |= {id(weight) for weight in weights}
+        shown.append({**group, "params": weights, "weight_decay": bucket.strength})
+        if bucket.anchors is not None:
+            # Where the optimizer maximizes, the kernel turns the gradient's sign before it decays.
+            part = (1 if group["maximize"] else -1) * bucket.strength * (1 if scale is None else float(scale))
+            torch._foreach_add_(found, [bucket.anchors[i] for i in kept], alpha=part)
+    for group in optimizer.param_groups:
+        rest = [weight for weight in group["params"] if id(weight) not in pulled]
+        if rest:
+            shown.append({**group, "params": rest})
+    optimizer.param_groups = _Shown(optimizer, shown)
 
-    def __init__(self) -> None:
-        self._own: list[dict[str, Any]] | None = None
 
-    def enter(self, optimizer: Any, buckets: list[Bucket]) -> None:
-        """Subtract the anchors' part from the gradients and leave the rest to the kernel."""
-        scale = getattr(optimizer, "grad_scale", None)
-        pulled = {id(weight) for bucket in buckets for weight in bucket.weights}
-        self._own = optimizer.param_groups
-        shown = []
-        for group in optimizer.param_groups:
-            rest = [weight for weight in group["params"] if id(weight) not in pulled]
-            if rest:
-                shown.append({**group, "params": rest})
-        for bucket in buckets:
-            group = optimizer.param_groups[bucket.group]
-            shown.append({**group, "params": bucket.weights, "weight_decay": bucket.strength})
-            if bucket.anchors is not None:
-                kept, found = gradients(bucket)
-                # Where the optimizer maximizes, the kernel turns the gradient's sign before it decays.
-                part = (1 if group["maximize"] else -1) * bucket.strength * (1 if scale is None else float(scale))
-                if found:
-                    torch._foreach_add_(found, [bucket.anchors[i] for i in kept], alpha=part)
-        optimizer.param_groups = shown
+class _Shown(list[dict[str, Any]]):
+    """Groups for one loop over them: when it ends, also by an exception, the optimizer has its own list again."""
 
-    def leave(self, optimizer: Any) -> None:
-        """Give the optimizer its own groups back."""
-        if self._own is not None:
-            optimizer.param_groups, self._own = self._own, None
+    def __init__(self, optimizer: Any, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups)
+        self._optimizer, self._own = optimizer, optimizer.param_groups
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from super().__iter__()
+        finally:
+            self._optimizer.param_groups = self._own

@@ -5,7 +5,7 @@ transfer learning with convolutional networks", ICML 2018, section 3, and the au
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Penalty(Protocol):
     """Whether it looks at output channels as wholes, so that a shard must hold whole ones."""
     weighs: bool
     """Whether it needs the Fisher information."""
+    proportional: ClassVar[bool]
+    """Whether the pull alone takes the same share of every distance away in each step, so that it has a pace."""
 
     def value(self, near: Near) -> Tensor:
         """Return the sum over the weights, a scalar. Called with float64."""
@@ -62,6 +64,7 @@ class SquaredDistance:
     stiff = True
     by_row = False
     weighs = False
+    proportional: ClassVar[bool] = True
 
     def value(self, near: Near) -> Tensor:
         """Return 1/2 sum d^2."""
@@ -91,6 +94,7 @@ class ImportantDistance:
     stiff = True
     by_row = False
     weighs = True
+    proportional: ClassVar[bool] = False
 
     def value(self, near: Near) -> Tensor:
         """Return 1/2 sum F d^2."""
@@ -117,6 +121,7 @@ class AbsoluteDistance:
     stiff = False
     by_row = False
     weighs = False
+    proportional: ClassVar[bool] = False
 
     def value(self, near: Near) -> Tensor:
         """Return sum |d|."""
@@ -146,6 +151,7 @@ class RowDistance:
     stiff = False
     by_row = True
     weighs = False
+    proportional: ClassVar[bool] = False
 
     def value(self, near: Near) -> Tensor:
         """Return sum sqrt(p) ||d_row||."""
@@ -178,6 +184,7 @@ class ImportantRowDistance:
     stiff = False
     by_row = True
     weighs = True
+    proportional: ClassVar[bool] = False
 
     def value(self, near: Near) -> Tensor:
         """Return sum sqrt(p) sqrt(sum F d^2)."""
@@ -228,6 +235,7 @@ class Turning:
     stiff = True
     by_row = True
     weighs = False
+    proportional: ClassVar[bool] = False
 
     def value(self, near: Near) -> Tensor:
         """Return 1/2 sum of the squared turned parts."""
@@ -260,6 +268,7 @@ class RowBall:
     stiff = False
     by_row = True
     weighs = False
+    proportional: ClassVar[bool] = False
 
     def value(self, near: Near) -> Tensor:
         """Return 0: within the bound everything is free."""

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mtsp.anchors import aliases, output_dimensions, penalized, plain_name
+from mtsp.anchors import aliases, known_name, named_weights, output_dimensions, passed_over, penalized, plain_name
 from mtsp.regularizers.strength import Pace, Strength
 
 
 class Pull(NamedTuple):
     """What happens to one weight."""
 
-    strength: float  # not a number while it is a pace that no learning rate has made a number yet
+    strength: float  # NaN until `attach` converts the pace to a strength
     anchor: Tensor | None  # None: pulled to zero
     shared: bool  # True: pretrained (alpha), False: new (beta)
     pace: Pace | None = None
@@ -25,27 +26,33 @@ class Pull(NamedTuple):
 
 def pulls(
     model: nn.Module,
-    anchors: Mapping[str, Tensor],
+    anchors: Mapping[str, Tensor] | None,
     alpha: Strength,
     beta: Strength,
     *,
     zero: bool = False,
     every: bool = False,
     fisher: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype | None = None,
 ) -> dict[str, Pull]:
     """Return the pull of every weight concerned, by name, in the model's order.
 
     Raises:
         ValueError: as :class:`mtsp.regularizers.L2SP` says.
     """
-    weights = {plain_name(name): weight for name, weight in model.named_parameters()}
-    given = _first_names(model, anchors, weights, "anchors")
+    if anchors is not None and not anchors and not zero:
+        raise ValueError("anchors is empty, so nothing would be pulled to a start; give None to pull all to zero")
+    weights = named_weights(model)
+    given = _first_names(model, {} if anchors is None else anchors, weights, "anchors")
     important = None if fisher is None else _first_names(model, fisher, weights, "Fisher tensors")
     chosen = penalized(model, every=every)
     if given and not any(name in given for name in chosen):
         raise ValueError(
             f"none of the {len(given)} anchors is a convolution or linear weight, the first {next(iter(given))!r}"
+        )
+    if hidden := [name for name in passed_over(model) if name in given and name not in chosen]:
+        raise ValueError(
+            f"{hidden[0]} has an anchor but is of a recurrent or reparametrized layer, which is not pulled unasked; "
+            "give every=True, or leave its anchor out"
         )
     for strength, word in ((alpha, "alpha"), (beta, "beta")):
         unknown = (
@@ -53,7 +60,7 @@ def pulls(
         )
         if unknown:
             raise ValueError(f"{word} is given for {unknown[0]!r}, but no weight's name begins so")
-    found, rows = {}, output_dimensions(model, chosen)
+    found, rows = {}, output_dimensions(model)
     for name in chosen:
         anchor, weight = given.get(name), weights[name]
         shared = anchor is not None
@@ -63,7 +70,7 @@ def pulls(
         )
         if anchor is not None:
             _check(f"the anchor of {name}", anchor, weight, "leave it out to treat the weight as new")
-            held = None if zero else _copy(anchor, dtype or weight.dtype)
+            held = None if zero else _copy(anchor, weight.dtype)
             pull = pull._replace(anchor=held, **_importance(name, important, weight))
         found[name] = pull._replace(rows=rows[name])
     return found
@@ -78,9 +85,19 @@ def _first_names(
     model: nn.Module, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str
 ) -> dict[str, Tensor]:
     """The tensors by the first name of their weight. One that matches nothing would be no regularization, silently."""
+    if not isinstance(tensors, Mapping):
+        raise ValueError(f"the {what} must be tensors by name, got a {type(tensors).__name__}")
+    if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"of the {what}, {odd[0]} is a {type(tensors[odd[0]]).__name__} and no torch.Tensor")
     first = dict(aliases(model))
-    given = {first.get(plain_name(name), plain_name(name)): value for name, value in tensors.items()}
     buffers = {plain_name(name) for name, _ in model.named_buffers()}
+    known = {*weights, *first, *buffers}
+    given: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        found = known_name(name, known)
+        found = first.get(found, found)
+        if not _same(given.setdefault(found, value), value):
+            raise ValueError(f"two of the {what} are for {found}, and they differ; the model shares this weight")
     lost = [name for name in given if name not in weights and name not in buffers]
     if lost:
         near = get_close_matches(lost[0], weights, n=1, cutoff=0.3) or list(weights)[:1]
@@ -89,6 +106,12 @@ def _first_names(
             f"the weights here are named like {near[0] if near else 'nothing'!r}"
         )
     return given
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other or one.is_meta or other.is_meta:
+        return True
+    return one.shape == other.shape and bool((one.detach() == other.detach().to(one.device)).all())
 
 
 def _importance(name: str, fisher: Mapping[str, Tensor] | None, weight: Tensor) -> dict[str, Any]:
@@ -120,8 +143,8 @@ def _strength(name: str, strength: Strength, word: str) -> float | Pace:
         strength = strength[max(prefixes, key=len)]
     if isinstance(strength, Pace):
         return strength
-    if not 0 <= strength < float("inf"):
-        raise ValueError(f"{word} must be a number from 0 up, got {strength} for {name}")
+    if not isinstance(strength, Real) or not 0 <= float(strength) < float("inf"):
+        raise ValueError(f"{word} must be a number from 0 up, got {strength!r} for {name}")
     return float(strength)
 
 

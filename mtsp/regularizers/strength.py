@@ -30,8 +30,8 @@ class Pace:
         if not 0 < self.left < 1:
             raise ValueError(f"the share of the distance that is left must lie between 0 and 1, got {self.left}")
 
-    def strength(self, lr: float, *, coupled: bool, momentum: float = 0.0) -> float:
-        """Return the alpha of this pace: the inverse of :func:`time_constant`.
+    def strength(self, lr: float) -> float:
+        """Return the alpha of this pace at a learning rate, for SGD divided by 1 - momentum unless decoupled.
 
         Raises:
             ValueError: the learning rate is 0, so no strength gives this pace.
@@ -41,7 +41,7 @@ class Pace:
                 f"{self} has no strength at a learning rate of {lr}; attach before a schedule lowers it, or give alpha"
             )
         rate = -math.log(self.left) / self.steps
-        return rate * ((1 - momentum) if coupled else 1) / lr
+        return rate / lr
 
 
 def half_life(steps: float) -> Pace:
