@@ -80,7 +80,7 @@ def _table(path: Path) -> dict[str, str]:
     table: dict[str, str] = {}
     for words in read_lines(path):
         if len(words) < 2:
-            raise DataError(f"{path}: {words[0]!r} stands alone; expected an id and a value on each line")
+            raise DataError(f"{path}: {words[0]!r} has no value; expected an id and a value on each line")
         if words[0] in table:
             raise DataError(f"{path}: the id {words[0]} is there twice")
         table[words[0]] = " ".join(words[1:])

@@ -48,7 +48,7 @@ class LabelMap:
             raise ValueError(f"{self.name}: {len(self.classes)} classes, but {len(self.colors)} colors for them")
         meanings = (*self.values, *self.unknown)
         if bad := [value for value in meanings if not 0 <= value <= 255]:
-            raise ValueError(f"{self.name}: the values {bad} are no bytes, 0 to 255")
+            raise ValueError(f"{self.name}: the values {bad} are outside 0 to 255")
         if twice := _twice(meanings):
             raise ValueError(f"{self.name}: the values {twice} have two meanings each")
 

@@ -207,7 +207,7 @@ class MaskFolderConfig(SegmentedConfig):
     masks: Path
     """The same with masks: <frames>/park/1.jpg has <masks>/park/1.png."""
     mask_suffix: str = ""
-    """What a mask's name has more than its picture's: `_L` where 1.png has 1_L.png."""
+    """Suffix that a mask's name adds to its picture's: `_L` where 1.png has 1_L.png."""
     classes: tuple[str, ...]
     """Names, in the order of class ids 0, 1, ..."""
     values: tuple[int, ...] | None = None

@@ -81,7 +81,7 @@ class Classifier(nn.Module):
 class Head(nn.Module):
     """The last layer of each output: `label`, and with an auxiliary head `auxiliary`."""
 
-    task_layers = ("auxiliary.",)  # which weights that mtsp saved may lack, or have to spare
+    task_layers = ("auxiliary.",)  # may be missing from, or unused in, a file that mtsp saved
 
     def __init__(self, backbone: "Backbone", classes: int, dropout: float) -> None:
         super().__init__()

@@ -100,7 +100,7 @@ def early_stopping_alpha(rate: float, steps: int) -> float:
         ValueError: `rate` is not between 0 and 1, or there is no step (an infinite alpha).
     """
     if not 0 < rate < 1 or steps < 1:
-        raise ValueError(f"a rate between 0 and 1 and a step at least are needed, got {rate} and {steps}")
+        raise ValueError(f"rate must be between 0 and 1 and steps at least 1, got {rate} and {steps}")
     left = (1 - rate) ** steps
     return left / (1 - left)
 

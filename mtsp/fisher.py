@@ -112,7 +112,7 @@ def diagonal_fisher(
             if progress is not None:
                 progress(samples)
     if observations == 0:
-        raise ValueError(f"the loader gave {samples} samples with no known label among them; nothing was observed")
+        raise ValueError(f"none of the {samples} samples has a labeled pixel; check the loader, `targets` and `ignore`")
     runs = observations * (draws if labels == "sampled" else 1)
     plain = _plain_names(model)
     fisher = {plain[n]: (t / runs).to(at_least_float32(weights[n].dtype)) for n, t in total.items()}
@@ -130,7 +130,7 @@ def mean_one(fisher: Mapping[str, Tensor]) -> Fisher:
     entries = sum(value.numel() for value in fisher.values())
     mean = sum(float(value.double().sum()) for value in fisher.values()) / max(1, entries)
     if not 0 < mean < float("inf"):
-        raise ValueError(f"a Fisher information whose mean is {mean} cannot be scaled to mean 1; do its logits vary?")
+        raise ValueError(f"Fisher information of mean {mean} cannot be normalized; are the logits constant?")
     return {name: value / mean for name, value in fisher.items()}
 
 

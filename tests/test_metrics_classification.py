@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_named(shape: tuple[int, int], labels: list[float],
 def test_scores_of_other_classes_do_not_add_up() -> None:
     with pytest.raises(ValueError, match="3 classes and 15 bins, and of 4 classes and 15 bins, do not add up"):
         ClassificationScores(3).merge(ClassificationScores(4))
-    with pytest.raises(ValueError, match="at least 1 of each"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         ClassificationScores(3, ks=(0,))
 
 

@@ -153,7 +153,7 @@ def test_own_masks_mean_what_the_config_says(tmp_path: Path) -> None:
         ({"classes": ["a", "a"]}, "two classes are called 'a'"),
         ({"classes": ["a", "b"], "values": [3, 3]}, r"the values \[3\] have two meanings each"),
         ({"classes": ["a", "b"], "unknown": [1]}, r"the values \[1\] have two meanings each"),
-        ({"classes": ["a"], "values": [256]}, r"the values \[256\] are no bytes"),
+        ({"classes": ["a"], "values": [256]}, r"the values \[256\] are outside 0 to 255"),
         ({"classes": []}, "0 classes; 1 to 254 fit into a byte"),
     ],
 )

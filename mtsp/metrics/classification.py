@@ -48,7 +48,7 @@ def image_scores(logits: Array, labels: Array) -> ImageScores:
         )
     truth = as_numpy(labels)
     if not np.issubdtype(truth.dtype, np.integer):
-        raise ValueError(f"labels of type {truth.dtype}; they are the numbers of classes, whole")
+        raise ValueError(f"labels must be whole numbers, got {truth.dtype}; convert them to class ids")
     classes = logits.shape[1]
     wrong = np.flatnonzero((truth < 0) | (truth >= classes))
     if len(wrong):
@@ -74,7 +74,7 @@ class ClassificationScores:
 
     def __init__(self, classes: int, ks: Sequence[int] = (1, 5), bins: int = 15) -> None:
         if classes < 1 or bins < 1 or min(ks, default=1) < 1:
-            raise ValueError(f"classification of {classes} classes, top {list(ks)}, {bins} bins; at least 1 of each")
+            raise ValueError(f"classes, ks and bins must be at least 1, got {classes}, {list(ks)} and {bins}")
         self.classes, self.ks, self.bins = classes, tuple(ks), bins
         self.reset()
 
