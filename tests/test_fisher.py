@@ -299,13 +299,13 @@ def test_progress_is_told_after_each_batch() -> None:
 @pytest.mark.parametrize(
     ("batches", "options", "message"),
     [
-        ([], {}, "gave 0 samples"),
+        ([], {}, "none of the 0 samples"),
         ([images(1)], {"labels": "empirical"}, "empirical needs labels"),
         ([(images(2), torch.tensor([0, 4]))], {"labels": "empirical"}, "labels 0 to 4 do not fit 4 logits"),
         ([(images(2), torch.tensor([0]))], {"labels": "empirical"}, "1 labels for logits of 2 x 1"),
         ([images(1)], {"chunk": 0}, "chunk and draws must be at least 1"),
         ([images(1)], {"logits": lambda output: output[0]}, "got (4,); see `logits`"),
-        ([images(1)], {"logits": lambda output: 0 * output, "labels": "exact"}, "mean is 0.0"),
+        ([images(1)], {"logits": lambda output: 0 * output, "labels": "exact"}, "of mean 0.0 cannot be normalized"),
     ],
 )
 def test_what_gives_no_fisher_is_said(batches: list[Any], options: dict[str, Any], message: str) -> None:

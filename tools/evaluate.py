@@ -54,7 +54,7 @@ DATASETS: dict[str, type[Config]] = {
 class Guess(NamedTuple):
     """What the network says of one labeled picture."""
 
-    index: int
+    place: int
     name: str
     truth: int
     label: int
@@ -255,7 +255,7 @@ def _report_labels(
     if pairs := confused_pairs(counts):
         true, predicted = [guess.truth for guess in guesses], [guess.label for guess in guesses]
         pictures = folder / f"{name}-pairs.png"
-        draw_pairs(pictures, pairs, names, true, predicted, lambda i: _picture(data, guesses[i].index))
+        draw_pairs(pictures, pairs, names, true, predicted, lambda i: _picture(data, guesses[i].place))
 
 
 def _picture(data: Examples, index: int) -> np.ndarray:
