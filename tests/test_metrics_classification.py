@@ -148,7 +148,7 @@ def test_other_ks_can_be_asked_for() -> None:
         ((2, 3), [0, 3], r"label 3 of image 1 of the batch is none of 0..2"),
         ((2, 3), [-1, 0], r"label -1 of image 0"),
         ((2, 3), [0, 1, 2], r"logits \(2, 3\) and labels \(3,\): expected BK and B"),
-        ((2, 3), [0.0, 1.0], "labels of type float64"),
+        ((2, 3), [0.0, 1.0], "labels must be whole numbers, got float64"),
         ((2, 4), [0, 1], r"logits \(2, 4\) for 3 classes"),
     ],
 )
