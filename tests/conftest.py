@@ -1,5 +1,6 @@
 """What whole runs share: synthetic data in the layouts of the real data sets, and a small experiment on it."""
 
+import contextlib
 import copy
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from data.synthetic import SyntheticConfig
 from data.synthetic_files import write_davis, write_flying_chairs
@@ -87,6 +89,19 @@ def config(values: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(values))  # YAML, as every JSON
     return path
+
+
+@pytest.fixture
+def in_two_processes() -> Callable[..., None]:
+    """`in_two_processes(function, *arguments)` runs function(rank, *arguments) twice. What they wrote is to be judged,
+    not how they ended: gloo aborts now and then while it is torn down, after all is written.
+    """
+
+    def call(function: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(ProcessExitedException):
+            torch.multiprocessing.spawn(function, args=arguments, nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+
+    return call
 
 
 @pytest.fixture(autouse=True)

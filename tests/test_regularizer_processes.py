@@ -1,6 +1,7 @@
 """Two processes, with DDP and with FSDP2: every member of the family does what one process does."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def _averaged(gradient: Tensor) -> Tensor:
     return gradient / 2
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(in_one_of_two_processes, args=(str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+def test_two_processes_equal_one(in_two_processes: Callable[..., None], tmp_path: Path) -> None:
+    in_two_processes(in_one_of_two_processes, str(tmp_path))
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     assert "anchors differ between the processes" in results["unlike anchors"]
     for case in CASES:

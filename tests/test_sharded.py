@@ -1,6 +1,7 @@
 """Weights spread over two processes by FSDP2: the pull, the checkpoint and the reports are those of one process."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_with_sharded_weights_that_save_and_resume_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(in_one_of_two_processes, args=(str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+def test_two_processes_with_sharded_weights_that_save_and_resume_equal_one(
+    in_two_processes: Callable[..., None], tmp_path: Path
+) -> None:
+    in_two_processes(in_one_of_two_processes, str(tmp_path))
     model = network()
     _, regularizer = trained(model, capture(model, ["0.weight", "2.weight"]), steps=5)
     result = torch.load(tmp_path / "result.pt", weights_only=True)

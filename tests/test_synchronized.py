@@ -1,5 +1,6 @@
 """Batch normalization over two processes is that of one process with both batches."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,10 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_with_uneven_batches_equal_one_in_gradients_and_statistics(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(in_one_of_two_processes, args=(str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+def test_two_processes_with_uneven_batches_equal_one_in_gradients_and_statistics(
+    in_two_processes: Callable[..., None], tmp_path: Path
+) -> None:
+    in_two_processes(in_one_of_two_processes, str(tmp_path))
     expected = step(network().train(), images())
     alone = step(network().train(), images()[:2])
     for rank in (0, 1):
