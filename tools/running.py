@@ -1,4 +1,4 @@
-"""What surrounds a training loop: the lock of its folder, signals, a progress bar, and averages for the curves."""
+"""A run under way, and what surrounds its loop: its folder's lock, signals, a progress bar, averages for the curves."""
 
 import fcntl
 import os
@@ -6,17 +6,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
+from mtsp.averaging import Average
 from mtsp.config import ConfigError
-from mtsp.engine import StepResult
-from mtsp.evaluation import describe
+from mtsp.engine import Parts, Position, StepResult
+from mtsp.evaluation import Evaluation, describe
+from mtsp.regularizers import Anchored
+from mtsp.tracking import Tracker
+from mtsp.types import Examples
+from tools.parts import AnyExperiment, Started
 
 Advance = Callable[[int, Mapping[str, float]], None]
 """Called with the steps done and the losses of the last one."""
@@ -113,6 +120,35 @@ class Meter:
         """Measure the speed from now on: what came in between was not training."""
         self.since = time.perf_counter()
         self.samples = 0
+
+
+@dataclass
+class Run:
+    """A run under way."""
+
+    experiment: AnyExperiment
+    folder: Path
+    parts: Parts
+    started: Started
+    data: Mapping[str, Examples]
+    regularizer: Anchored | None = None
+    average: Average | None = None
+    tracker: Tracker = field(default_factory=Tracker.silent)
+    position: Position = field(default_factory=Position)
+    meter: Meter = field(default_factory=Meter)
+    measured: dict[str, Evaluation] | None = None
+    """What was measured last."""
+    measured_at: int = -1
+    """The step of that."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as it was built, not as Accelerate wraps it."""
+        return self.parts.accelerator.unwrap_model(self.parts.model)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has its averaged weights, if there are any."""
+        return nullcontext() if self.average is None else self.average.swapped(self.network)
 
 
 @contextmanager
