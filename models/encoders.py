@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.resnet_caffe import BLOCKS, CaffeResNet
+from mtsp.modes import evaluating
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -114,10 +115,8 @@ def _dilate(encoder: nn.Module, name: str, output_stride: int) -> None:
                 _dilate_convolution(conv, 2 * dilation if strided else dilation)
         dilation *= 2
     image = torch.zeros(1, 3, 64, 64, device=next(encoder.parameters()).device)
-    training = encoder.training
-    with torch.no_grad():
-        maps = encoder.eval()(image)[-4:]
-    encoder.train(training)
+    with evaluating(encoder), torch.no_grad():
+        maps = encoder(image)[-4:]
     if [x.shape[-1] for x in maps] != [64 // min(stride, output_stride) for stride in (4, 8, 16, 32)]:
         raise ValueError(_CANNOT_DILATE.format(name, output_stride))  # it pools
 

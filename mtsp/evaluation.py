@@ -1,9 +1,7 @@
 """Evaluation: every example once, on any number of processes, reduced once."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,11 +13,12 @@ from torch import Tensor, nn
 
 from mtsp.checkpoint import sharded
 from mtsp.engine import to_device
-from mtsp.loading import collate
+from mtsp.loading import collate, read_ahead
 from mtsp.metrics.classification import ClassificationScores
 from mtsp.metrics.davis import DavisMeasure
 from mtsp.metrics.flow import FlowErrors
 from mtsp.metrics.segmentation import ConfusionMatrix
+from mtsp.modes import evaluating
 from mtsp.types import IGNORE, Batch, Examples, Outputs
 from mtsp.views import Views, look_once
 
@@ -78,14 +77,13 @@ def evaluate(
     if accelerator.num_processes > 1 and not sharded(bare):
         for buffer in bare.buffers():  # without SyncBN each process has statistics of its own: measure the saved ones
             torch.distributed.broadcast(buffer, 0)
-    modes = [(module, module.training) for module in bare.modules()]
-    bare.eval()
     on_device = partial(to_device, device=accelerator.device, channels_last=channels_last)
     measured = Evaluation()
     mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    decoded = zip(mine, read_ahead(examples.__getitem__, mine, threads=workers, ahead=2 * workers), strict=True)
     groups = 0
-    try:
-        for indices, batch in _batches(_decoded(examples, mine, workers), 1 if sharded(bare) else batch_size):
+    with evaluating(bare):
+        for indices, batch in _batches(decoded, 1 if sharded(bare) else batch_size):
             outputs = at_resolution(views(bare, on_device(batch)), batch)
             measured = _updated(measured, batch, outputs)
             for place, index in enumerate(indices):
@@ -94,9 +92,6 @@ def evaluate(
         if sharded(bare):  # every process must take part in every forward pass, also the one that has an example less
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
                 views(bare, on_device(collate([examples[0]])))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return Evaluation(*(_merged(accelerator, metric) for metric in measured))
 
 
@@ -146,26 +141,7 @@ def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
-def _decoded(examples: Examples, indices: Sequence[int], workers: int) -> Iterator[tuple[int, Batch]]:
-    """Yield (index, example) in order, while threads decode the next ones: decoders release the interpreter."""
-    if not workers:
-        yield from ((index, examples[index]) for index in indices)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="mtsp-decode")
-    waiting: deque[tuple[int, Future[Batch]]] = deque()
-    try:
-        for index in indices:
-            waiting.append((index, pool.submit(examples.__getitem__, index)))
-            if len(waiting) > 2 * workers:
-                first, example = waiting.popleft()
-                yield first, example.result()
-        for first, example in waiting:
-            yield first, example.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _batches(decoded: Iterator[tuple[int, Batch]], size: int) -> Iterator[tuple[list[int], Batch]]:
+def _batches(decoded: Iterable[tuple[int, Batch]], size: int) -> Iterator[tuple[list[int], Batch]]:
     """Yield batches of up to `size` examples that follow each other and have the same labels and sizes."""
     indices: list[int] = []
     samples: list[Batch] = []

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtsp.modes import evaluating
+
 
 class Delta:
     """DELTA: the distance of a network's feature maps from those of the pretrained network on the same input.
@@ -150,24 +152,21 @@ def channel_attention(
     """
     if not batches:
         raise ValueError("channel_attention needs batches that can be read several times: give a list of a few")
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     kept: dict[str, Tensor] = {}
-    handles = _keep_outputs(model, list(layers), kept, only_with_gradients=False)
-    try:
-        base = _mean_loss(model, batches, loss)
-        channels = {layer: output.shape[1] for layer, output in kept.items()}
-        attention = {}
-        for layer, count in channels.items():
-            rises = torch.stack([_without(model, layer, c, batches, loss) - base for c in range(count)])
-            spread = rises.std(correction=0)
-            standard = (rises - rises.mean()) / spread if spread > 0 else torch.zeros_like(rises)
-            attention[layer] = (standard / temperature).softmax(0)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in training:
-            module.training = True
+    with evaluating(model):
+        handles = _keep_outputs(model, list(layers), kept, only_with_gradients=False)
+        try:
+            base = _mean_loss(model, batches, loss)
+            channels = {layer: output.shape[1] for layer, output in kept.items()}
+            attention = {}
+            for layer, count in channels.items():
+                rises = torch.stack([_without(model, layer, c, batches, loss) - base for c in range(count)])
+                spread = rises.std(correction=0)
+                standard = (rises - rises.mean()) / spread if spread > 0 else torch.zeros_like(rises)
+                attention[layer] = (standard / temperature).softmax(0)
+        finally:
+            for handle in handles:
+                handle.remove()
     return attention
 
 

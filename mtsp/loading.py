@@ -10,14 +10,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mtsp.types import Batch, Examples
+
+ReadT = TypeVar("ReadT")
 
 
 class Failure(NamedTuple):
@@ -170,6 +174,33 @@ class _Collate:
             return self.collate(samples)
         except ValueError as error:
             return Failure(str(error))
+
+
+def read_ahead(
+    read: Callable[[int], ReadT], indices: Iterable[int], *, threads: int, ahead: int
+) -> Generator[ReadT, None, None]:
+    """Yield `read(index)` of each index, in order, while threads read the next ones: decoders release the interpreter.
+
+    Args:
+        read: an error of it is raised when it is that index's turn.
+        indices: of what is read.
+        threads: that read; 0 reads each when it is its turn.
+        ahead: how many are read, or wait to be, beyond the one that is yielded.
+    """
+    if not threads:
+        yield from map(read, indices)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="mtsp-decode")
+    waiting: deque[Future[ReadT]] = deque()
+    try:
+        for index in indices:
+            waiting.append(pool.submit(read, index))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def collate(samples: Sequence[Batch]) -> Batch:

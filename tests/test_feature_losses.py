@@ -146,6 +146,14 @@ def test_attention_is_on_the_channel_whose_loss_hurts() -> None:
     assert even["features"].tolist() == [0.25] * 4
 
 
+def test_attention_that_fails_leaves_the_model_in_the_mode_it_was_in() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    model[1].eval()
+    with pytest.raises(ValueError, match="there is no module 'middle'"):
+        channel_attention(model, ["middle"], [torch.ones(1, 1)], lambda model, batch: model(batch).sum())
+    assert [module.training for module in model] == [True, False]
+
+
 def test_shrinkage_is_the_square_of_the_smallest_singular_values() -> None:
     # Singular values 3 and 4 (and none for the third column).
     features = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 4.0]], requires_grad=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtsp.loading import Slice, collate, micro_batches
+from mtsp.loading import Slice, collate, micro_batches, read_ahead
 from mtsp.types import Batch
 
 
@@ -80,6 +80,24 @@ def test_an_unreadable_sample_is_one_line(workers: int) -> None:
 def test_a_batch_that_cannot_be_shared_out_evenly_is_refused() -> None:
     with pytest.raises(ValueError, match="6 cannot be shared by 2 processes x 2 micro-batches; use a multiple of 4"):
         next(micro_batches(Numbers(9), batch_size=6, start=0, seed=[0], part=Slice(0, 2, 2), collate=collate))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_what_is_read_ahead_comes_in_order_and_its_error_at_its_turn(threads: int) -> None:
+    asked: list[int] = []
+
+    def read(index: int) -> str:
+        asked.append(index)
+        if index == 9:
+            raise ValueError("nine")
+        return str(index)
+
+    read_ones = read_ahead(read, [4, 2, 8, 6, 9, 1, 3, 5], threads=threads, ahead=2)
+    assert [next(read_ones) for _ in range(4)] == ["4", "2", "8", "6"]
+    with pytest.raises(ValueError, match="nine"):
+        next(read_ones)
+    # Two beyond that may have been asked for by then, without threads none.
+    assert set(asked) <= {4, 2, 8, 6, 9} | ({1, 3} if threads else set())
 
 
 def test_samples_that_differ_in_labels_or_sizes_are_named() -> None:

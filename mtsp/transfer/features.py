@@ -1,10 +1,10 @@
 """Mean features of each class, summed up as the images stream by; an interrupted run goes on where it stopped."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtsp.checkpoint import write_atomically
-from mtsp.loading import Failure, collate
+from mtsp.loading import Failure, collate, read_ahead
 from mtsp.transfer.centroids import Centroids
 from mtsp.types import Batch, Examples
 
@@ -24,17 +24,22 @@ Features = Callable[[Tensor], Tensor]
 class _Sums:
     """What has been summed up: enough to go on."""
 
-    features: Tensor  # C x D float64
     counts: Tensor  # C int64
-    done: int  # examples, from the first on; the ones passed over too
+    features: Tensor | None = None  # C x D float64; None: nothing yet, so that D is not known
+    done: int = 0  # examples, from the first on; the ones passed over too
 
     def add(self, features: Tensor, labels: Tensor) -> None:
+        if self.features is None:
+            self.features = torch.zeros(len(self.counts), features.shape[1], dtype=torch.float64)
         self.features.index_add_(0, labels, features.double())
         self.counts += torch.bincount(labels, minlength=len(self.counts))
 
     def save(self, path: Path) -> None:
+        """Write what is worth going on from."""
         from safetensors.torch import save
 
+        if self.features is None or not self.done:
+            return
         tensors = {"features": self.features, "counts": self.counts, "done": torch.tensor(self.done)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(tensors))
@@ -46,7 +51,7 @@ class _Sums:
 
         try:
             found = load_file(path)
-            return cls(found["features"], found["counts"], int(found["done"]))
+            return cls(found["counts"], found["features"], int(found["done"]))
         except (SafetensorError, OSError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to extract from the first image again") from error
 
@@ -90,42 +95,33 @@ def extract(
         ValueError: an image cannot be read or has no label, features that are not B x D, or a class without images.
         FloatingPointError: features that are not finite; the message names the image.
     """
-    sums = _Sums.load(partial) if partial is not None and partial.is_file() else None
-    start = 0 if sums is None else sums.done
-    progress(start)
+    sums = _Sums(torch.zeros(len(classes), dtype=torch.int64))
+    if partial is not None and partial.is_file():
+        sums = _Sums.load(partial)
+    progress(sums.done)
     saved = time.monotonic()
     try:
-        for samples in _read(examples, start, batch_size, threads):
-            batch = _readable(samples, passed_over)
-            if batch:
-                vectors, labels = _vectors(features, collate(batch), len(classes))
-                if sums is None:
-                    sums = _Sums(
-                        torch.zeros(len(classes), vectors.shape[1], dtype=torch.float64),
-                        torch.zeros(len(classes), dtype=torch.int64),
-                        0,
-                    )
-                sums.add(vectors, labels)
-            start += len(samples)
-            if sums is not None:
-                sums.done = start
-            progress(start)
+        for samples in _read(examples, sums.done, batch_size, threads):
+            if batch := _readable(samples, passed_over):
+                sums.add(*_vectors(features, collate(batch), len(classes)))
+            sums.done += len(samples)
+            progress(sums.done)
             if stop():
                 raise KeyboardInterrupt
-            if partial is not None and sums is not None and time.monotonic() - saved > save_every:
+            if partial is not None and time.monotonic() - saved > save_every:
                 sums.save(partial)
                 saved = time.monotonic()
     except BaseException:
-        if partial is not None and sums is not None and sums.done:
+        if partial is not None:
             sums.save(partial)
         raise
-    if sums is None:
+    if sums.features is None:
         raise ValueError(f"none of {len(examples)} images could be read")
     means = sums.features / sums.counts.clamp(min=1)[:, None]
-    found = Centroids(tuple(classes), means.float().numpy(), sums.counts.numpy(), kind)
+    centroids = Centroids(tuple(classes), means.float().numpy(), sums.counts.numpy(), kind)
     if partial is not None:
         partial.unlink(missing_ok=True)
-    return found
+    return centroids
 
 
 def _read(examples: Examples, start: int, batch_size: int, threads: int) -> Iterator[list[Batch | Failure]]:
@@ -137,20 +133,10 @@ def _read(examples: Examples, start: int, batch_size: int, threads: int) -> Iter
         except (ValueError, OSError) as error:
             return Failure(str(error))
 
-    batches = [
-        range(first, min(first + batch_size, len(examples))) for first in range(start, len(examples), batch_size)
-    ]
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    try:
-        ahead: deque[list[Future[Batch | Failure]]] = deque()
-        for indices in batches:
-            ahead.append([pool.submit(read, index) for index in indices])
-            if len(ahead) > 2:
-                yield [future.result() for future in ahead.popleft()]
-        for futures in ahead:
-            yield [future.result() for future in futures]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    indices = range(start, len(examples))
+    with closing(read_ahead(read, indices, threads=threads, ahead=2 * batch_size)) as samples:
+        while batch := list(islice(samples, batch_size)):
+            yield batch
 
 
 def _readable(samples: list[Batch | Failure], passed_over: Callable[[str], None] | None) -> list[Batch]:
