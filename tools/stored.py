@@ -1,0 +1,168 @@
+"""Predictions stored in files, scored against the labels of a data set."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from data import AnyDataset, DataError, MissingDataError, RawDataset
+from data.io import read_flow, read_foreground, read_mask
+from mtsp.config import Config, ConfigError, parse, parse_yaml
+from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
+from mtsp.metrics.native import threads
+from mtsp.types import IGNORE
+from tools.progress import bar
+from tools.scores import Scores, class_scores, flow_scores, mask_scores
+
+DATASETS: dict[str, type[Config]] = {
+    get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(AnyDataset)[0])
+}
+"""The config of each data set that can be scored, by its name."""
+
+
+def truth_of(
+    name: str,
+    root: Path | None,
+    split: str = "val",
+    resolution: str | None = None,
+    settings: Sequence[str] = (),
+) -> RawDataset:
+    """Return the data set called `name`, its files checked to be there.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: where it is.
+        split: which part.
+        resolution: of DAVIS, the folder below Annotations: 480p.
+        settings: other settings of this data set, `key=value`, as `passes=[clean]`.
+
+    Raises:
+        ConfigError: settings that this data set does not have.
+        DataError: its files are not as they should be.
+    """
+    kind = DATASETS[name]
+    values: dict[str, Any] = {"name": name}
+    if root is not None:
+        values["root"] = str(root)
+    if "split" in kind.model_fields:
+        values["split"] = split
+    if resolution is not None:
+        values["resolution"] = resolution
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"{setting!r} is not key=value, as in passes=[clean]")
+        values[key] = parse_yaml(value)
+    try:
+        config = parse(kind, values)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: " + "; ".join(str(error).splitlines())) from error
+    return config.build()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def score(dataset: RawDataset, predictions: Path, workers: int | None = None) -> Scores:
+    """Return what the predictions stored in the folder `predictions` are worth against the labels of `dataset`.
+
+    Files are read in threads, and added up in the data set's order: the numbers do not depend on how many there are.
+
+    Args:
+        dataset: names and labels.
+        predictions: has a .png or .flo for each name.
+        workers: threads; as many as there are processors if None.
+
+    Raises:
+        MissingDataError: predictions that are not there, the first ten and their number.
+        DataError: a file that cannot be read, is of another size than its label, or holds NaN.
+    """
+    labels = dataset.labels(0)
+    if "mask" not in labels and "flow" not in labels:
+        raise DataError(f"{labels['name']} has neither mask nor flow to compare a prediction with")
+    kind, suffix = ("mask", ".png") if "mask" in labels else ("flow", ".flo")
+    classes: tuple[str, ...] = getattr(dataset, "classes", ())
+    files = [predictions / f"{name}{suffix}" for name in dataset.names]
+    _require(predictions, files)
+    if kind == "mask" and classes:
+        pixels = ConfusionMatrix(len(classes))
+        for one in _each(lambda i: _classes(dataset, i, files[i], len(classes)), len(files), workers):
+            pixels.merge(one)
+        return class_scores(pixels, classes)
+    if kind == "mask":
+        davis, pixels = DavisMeasure(), ConfusionMatrix(2)
+        for one in _each(lambda i: _mask(dataset, i, files[i]), len(files), workers):
+            davis.merge(one[0])
+            pixels.merge(one[1])
+        return mask_scores(davis, pixels)
+    flow = FlowErrors()
+    for one in _each(lambda i: _flow(dataset, i, files[i]), len(files), workers):
+        flow.merge(one)
+    return flow_scores(flow)
+
+
+def _mask(dataset: RawDataset, index: int, file: Path) -> tuple[DavisMeasure, ConfusionMatrix]:
+    truth = dataset.labels(index).get("mask")
+    if truth is None:
+        raise DataError(f"{dataset.names[index]} has no mask: there is nothing to compare its prediction with")
+    predicted = read_foreground(file)
+    _same_size(file, predicted, truth)
+    if truth.max(initial=0) > 1:
+        raise DataError(f"{dataset.names[index]}: the true mask has more than an object; here binary masks are scored")
+    davis, pixels = DavisMeasure(), ConfusionMatrix(2)
+    davis.update(dataset.names[index], predicted, truth)
+    pixels.update(predicted, truth)
+    return davis, pixels
+
+
+def _classes(dataset: RawDataset, index: int, file: Path, classes: int) -> ConfusionMatrix:
+    truth = dataset.labels(index).get("mask")
+    assert truth is not None
+    predicted = read_mask(file)
+    _same_size(file, predicted, truth)
+    if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
+        raise DataError(f"{file}: a pixel of class {highest}; {classes} classes have the ids 0 to {classes - 1}")
+    pixels = ConfusionMatrix(classes)
+    pixels.update(predicted, truth, dataset.names[index])
+    return pixels
+
+
+def _flow(dataset: RawDataset, index: int, file: Path) -> FlowErrors:
+    labels = dataset.labels(index)
+    truth = labels.get("flow")
+    if truth is None:
+        raise DataError(f"{dataset.names[index]} has no flow: there is nothing to compare its prediction with")
+    predicted, known = read_flow(file)
+    _same_size(file, predicted, truth)
+    if known is not None:
+        raise DataError(f"{file}: {np.count_nonzero(~known):,} vectors are marked unknown; a prediction has all")
+    errors = FlowErrors()
+    ours, theirs = predicted.transpose(2, 0, 1), truth.transpose(2, 0, 1)
+    errors.update(ours, theirs, labels.get("flow_valid"), dataset.names[index])
+    return errors
+
+
+def _same_size(file: Path, predicted: np.ndarray, truth: np.ndarray) -> None:
+    if predicted.shape[:2] != truth.shape[:2]:
+        ours, theirs = ("x".join(map(str, array.shape[:2])) for array in (predicted, truth))
+        raise DataError(f"{file}: {ours} pixels, but the truth has {theirs}; predictions are scored at that resolution")
+
+
+def _require(folder: Path, files: Sequence[Path]) -> None:
+    if not folder.is_dir():
+        raise MissingDataError(f"{folder}: there is no such folder of predictions")
+    missing = [file.relative_to(folder).as_posix() for file in files if not file.is_file()]
+    if missing:
+        names = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        raise MissingDataError(f"{folder}: {len(missing)} of {len(files)} predictions are missing: {names}")
+
+
+def _each(work: Callable[[int], Any], count: int, workers: int | None) -> Iterator[Any]:
+    """Yield `work` of 0, 1, ..., in order, done in threads, with a progress bar where somebody sees it."""
+    pool = ThreadPoolExecutor(workers or threads())
+    try:
+        with bar("scoring", count) as advance:
+            for result in pool.map(work, range(count)):
+                yield result
+                advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
