@@ -218,6 +218,8 @@ def _walk(kind: type[Config], values: Any, location: Iterable[Any]) -> tuple[str
             continue
         if not isinstance(part, int) and str(part).startswith(("function-", "tuple[", "list[", "dict[", "is-")):
             continue
+        if isinstance(part, str) and not isinstance(values, dict):  # which form a value has, of those it may have
+            continue
         if isinstance(values, dict) and part not in values and any(m.__name__ == part for m in members):
             continue
         key.append(str(part))

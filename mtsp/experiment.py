@@ -1,5 +1,6 @@
 """An experiment: everything that a run depends on, in one file of sections."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 from mtsp.averaging import AverageConfig
 from mtsp.config import Config, ConfigError
 from mtsp.optim import OptimizerConfig, ScheduleConfig
-from mtsp.regularizers.settings import NoneConfig, PullConfig
+from mtsp.regularizers.settings import NoneConfig, PaceConfig, PullConfig, StrengthConfig
 from mtsp.tasks import Tasks
 from mtsp.tracking import TrackingConfig
 from mtsp.views import AnyViews, WholeConfig
@@ -26,9 +27,9 @@ class BranchConfig(Config):
     """Where it starts: `imagenet`, `package:efficientnet-lite0`, or a file. Null: random weights, all of them new."""
     lr: float | None = Field(default=None, gt=0)
     """Its learning rate; null: the optimizer's."""
-    alpha: float | None = Field(default=None, ge=0)
+    alpha: StrengthConfig | None = None
     """Pull on its pretrained weights; null: the regularizer's."""
-    beta: float | None = Field(default=None, ge=0)
+    beta: StrengthConfig | None = None
     """Pull on its new weights; null: the regularizer's."""
     freeze: bool = False
     """Never train it; its normalization layers keep their statistics."""
@@ -103,7 +104,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Experiment[ModelT, DataT]":
-        wrong = [*self._ignored(), *self._nothing_learns()]
+        wrong = [*self._ignored(), *self._nothing_learns(), *self._without_pace()]
         for index, stage in enumerate(self.train.stages):
             for name in stage.batches:
                 if name not in self.data:
@@ -151,15 +152,62 @@ class Experiment(Config, Generic[ModelT, DataT]):
         ]
         return wrong
 
+    def _without_pace(self) -> list[str]:
+        """What is said as a pace, and has no number."""
+        section = self.regularizer
+        if isinstance(section, NoneConfig):
+            return []
+        found = [
+            (place, section.no_pace(key, self.optimizer) or self._too_short(branch, strength))
+            for key in ("alpha", "beta")
+            for branch, (place, strength) in self._said(key).items()
+            if isinstance(strength, PaceConfig)
+        ]
+        return list(dict.fromkeys(f"{place}: {reason}" for place, reason in found if reason))
+
+    def _too_short(self, branch: str, strength: PaceConfig) -> str | None:
+        """Why this branch learns for too short a time to have this share of the distance left."""
+        if strength.left is None or not (length := self._length(branch)):
+            return None
+        if length >= max(1.0, -math.log(strength.left)):
+            return None
+        return (
+            f"{branch} learns for as long as {length:.3g} steps at its full rate, in which no pull leaves "
+            f"{strength.left:g} of the distance; give a larger share, or train longer"
+        )
+
+    def _said(self, key: str) -> dict[str, tuple[str, float | PaceConfig]]:
+        """By branch, where its alpha or beta is given, and what."""
+        common = (f"regularizer.{key}", getattr(self.regularizer, key))
+        own = {name: getattr(branch, key) for name, branch in self.branches.items()}
+        return {n: common if value is None else (f"branches.{n}.{key}", value) for n, value in own.items()}
+
+    def _length(self, branch: str) -> float:
+        """How long a branch learns, in steps at its full learning rate."""
+        if self.branches[branch].freeze:
+            return 0.0
+        plan = self.train
+        learns = [stage.learn is None or branch in stage.learn for stage in plan.stages for _ in range(stage.steps)]
+        return sum(self.schedule.share(t, plan.steps) for t in range(plan.steps) if learns[t % len(learns)])
+
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return alpha and beta by branch."""
+        """Return alpha and beta by branch, as numbers; 0 for a share of the run of a branch that never learns."""
         if isinstance(self.regularizer, NoneConfig):
             return {}, {}
-        alpha, beta = self.regularizer.alpha, self.regularizer.beta
-        return (
-            {name: alpha if branch.alpha is None else branch.alpha for name, branch in self.branches.items()},
-            {name: beta if branch.beta is None else branch.beta for name, branch in self.branches.items()},
+        alpha, beta = (
+            {branch: self._number(branch, strength) for branch, (_, strength) in self._said(key).items()}
+            for key in ("alpha", "beta")
         )
+        return alpha, beta
+
+    def _number(self, branch: str, strength: float | PaceConfig) -> float:
+        if not isinstance(strength, PaceConfig):
+            return strength
+        assert not isinstance(self.regularizer, NoneConfig)
+        length = self._length(branch) if strength.left is not None else float("inf")
+        if not length:
+            return 0.0
+        return self.regularizer.number(strength.pace(length), self.learning_rates()[branch], self.optimizer)
 
     def learning_rates(self) -> dict[str, float]:
         """Return each branch's full learning rate."""

@@ -24,6 +24,7 @@ from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError, parse, parse_yaml
 from mtsp.experiment import check_resumable
 from mtsp.regularizers import time_constant
+from mtsp.regularizers.settings import PaceConfig, StrengthConfig
 from mtsp.report import HEADLINES, markdown_table
 from tools.parts import AnyExperiment, as_yaml, read_experiment, run_or_say_why
 from tools.train import run
@@ -52,7 +53,7 @@ def sweep(
     *,
     seeds: int = 1,
     taus: Sequence[float] | None = None,
-    l2: float | None = None,
+    l2: StrengthConfig | None = None,
     metrics: Sequence[str] = HEADLINES,
 ) -> str | None:
     """Run what is not finished of every row and seed, and return the table, mean ± sample deviation over the seeds.
@@ -90,7 +91,7 @@ def sweep(
     return write_tables(folder, planned, _seeds(experiment, seeds), metrics)
 
 
-def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: float | None = None) -> list[Row]:
+def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: StrengthConfig | None = None) -> list[Row]:
     """Return what is compared: nothing, L2, and L2-SP from weak to strong. Every branch gets the same time constant.
 
     Args:
@@ -116,7 +117,7 @@ def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: flo
     if len(set(constants)) < len(constants):
         raise ConfigError(f"two of the time constants are the same: {', '.join(f'{tau:g}' for tau in constants)}")
     if l2 is None:
-        l2 = float(settings.alpha if settings.name == "l2" else settings.beta)
+        l2 = settings.alpha if settings.name == "l2" else settings.beta
     planned = [Row("none", "none", None, _none(experiment)), Row("l2", "L2", None, _l2(experiment, l2))]
     for tau in sorted(constants, reverse=True):
         planned.append(Row(f"tau{tau:g}", "L2-SP", tau, _l2sp(experiment, tau)))
@@ -168,7 +169,7 @@ def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
     def alpha(lr: float) -> float:
         return time_constant(1.0, lr, coupled=True, momentum=momentum) / tau
 
-    def settings(branch: str) -> dict[str, float | None]:
+    def settings(branch: str) -> dict[str, StrengthConfig | None]:
         section = experiment.branches[branch]
         learns = section.weights is not None and not section.freeze
         return {"alpha": alpha(experiment.learning_rates()[branch]) if learns else None, "beta": section.beta}
@@ -177,7 +178,7 @@ def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
     return _changed(experiment, f"tau{tau:g}", pull, {name: settings(name) for name in experiment.branches})
 
 
-def _l2(experiment: AnyExperiment, alpha: float) -> AnyExperiment:
+def _l2(experiment: AnyExperiment, alpha: StrengthConfig) -> AnyExperiment:
     own = experiment.regularizer
     placement = own.placement if own.name != "none" else "auto"
     branches = {
@@ -193,7 +194,7 @@ def _none(experiment: AnyExperiment) -> AnyExperiment:
     return _changed(experiment, "none", {"name": "none"}, nothing)
 
 
-def _beta(experiment: AnyExperiment) -> float:
+def _beta(experiment: AnyExperiment) -> StrengthConfig:
     assert experiment.regularizer.name != "none"
     return experiment.regularizer.beta
 
@@ -202,14 +203,18 @@ def _changed(
     experiment: AnyExperiment,
     key: str,
     regularizer: Mapping[str, object],
-    branches: Mapping[str, Mapping[str, float | None]],
+    branches: Mapping[str, Mapping[str, StrengthConfig | None]],
 ) -> AnyExperiment:
     values = experiment.model_dump(mode="json")
     values["name"] = f"{experiment.name}-{key}"
-    values["regularizer"] = dict(regularizer)
+    values["regularizer"] = _plain(regularizer)
     for name, changes in branches.items():
-        values["branches"][name] |= changes
+        values["branches"][name] |= _plain(changes)
     return parse(AnyExperiment, values)
+
+
+def _plain(section: Mapping[str, object]) -> dict[str, object]:
+    return {key: value.model_dump() if isinstance(value, PaceConfig) else value for key, value in section.items()}
 
 
 def _run_of(row: Row, seed: int, folder: Path) -> tuple[AnyExperiment, Path]:

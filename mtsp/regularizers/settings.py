@@ -1,17 +1,67 @@
 """What an experiment's `regularizer` section can be."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 from torch import Tensor, nn
 
 from mtsp.config import Config
+from mtsp.optim import OptimizerConfig
 from mtsp.regularizers.anchored import Anchored
 from mtsp.regularizers.family import GLSP, L1SP, L2SP, DirectionSP
 from mtsp.regularizers.gated import SPD, CautiousL2SP
 from mtsp.regularizers.penalties import Placement
-from mtsp.regularizers.strength import Strength
+from mtsp.regularizers.strength import Pace, Strength, half_life
+
+
+class PaceConfig(Config):
+    """A strength, said as a speed: `{time_constant: 2000}`, `{half_life: 1000}` or `{left: 0.05}`.
+
+    It becomes a number by each branch's own learning rate, and by the momentum where that counts. `left` is strength as
+    a ratio: of the distance after a run of the pull alone to the distance before it. The ratio of the pull to the
+    data's gradient cannot be set: it is zero at the start, where the distance is, and changes with every step; a run
+    reports it.
+    """
+
+    time_constant: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """Steps in which the pull alone, at the full learning rate, brings a weight to 1/e of its distance."""
+    half_life: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """Steps in which it halves the distance."""
+    left: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the distance that the pull alone leaves at the end of the run: in all steps in which the branch learns,
+    at the rates that the schedule gives them. Another train.steps makes it another number."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "PaceConfig":
+        if len(self._given()) != 1:
+            given = " and ".join(self._given()) or "none"
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}, or a number; got {given}")
+        return self
+
+    @model_serializer
+    def _given(self) -> dict[str, float]:
+        values = {"time_constant": self.time_constant, "half_life": self.half_life, "left": self.left}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def pace(self, run: float) -> Pace:
+        """Return the pace. `run` is the length of the branch's run, in steps at the full learning rate."""
+        if self.left is not None:
+            return Pace(run, self.left)
+        if self.half_life is not None:
+            return half_life(self.half_life)
+        assert self.time_constant is not None
+        return Pace(self.time_constant)
+
+
+def _form(value: Any) -> str:
+    return "PaceConfig" if isinstance(value, dict | PaceConfig) else "number"
+
+
+StrengthConfig = Annotated[
+    Annotated[float, Field(ge=0), Tag("number")] | Annotated[PaceConfig, Tag("PaceConfig")], Discriminator(_form)
+]
+"""A number, or a pace."""
 
 
 class AnchoredConfig(Config):
@@ -19,12 +69,44 @@ class AnchoredConfig(Config):
 
     kind: ClassVar[type[Anchored]] = L2SP
     to_zero: ClassVar[bool] = False
+    paced: ClassVar[tuple[str, ...]] = ("alpha", "beta")
+    """The strengths that take the same share of every distance away in each step, so that they may be a pace."""
 
-    alpha: float = Field(ge=0)
-    """Pull on pretrained weights, in loss per squared distance (l1sp, glsp: per distance). A branch may set its own."""
-    beta: float = Field(ge=0)
-    """Pull on new weights, in loss per squared weight. A branch may set its own."""
+    alpha: StrengthConfig
+    """Pull on pretrained weights, in loss per squared distance (l1sp, glsp: per distance), or a pace. A branch may set
+    its own."""
+    beta: StrengthConfig
+    """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
     placement: Placement = "auto"
+
+    @model_validator(mode="after")
+    def _can_act_there(self) -> "AnchoredConfig":
+        if self.placement not in ("auto", *self.kind.form.placements):
+            choice = ", ".join(dict.fromkeys(self.kind.form.placements))
+            raise ValueError(f"{self.kind.__name__} cannot be {self.placement}; it can be {choice}")
+        return self
+
+    def acts(self, optimizer: OptimizerConfig) -> Placement:
+        """Return where the pull enters a step of this optimizer."""
+        if self.placement != "auto":
+            return self.placement
+        return self.kind.form.placements[1 if optimizer.name == "sgd" else 0]
+
+    def no_pace(self, key: str, optimizer: OptimizerConfig) -> str | None:
+        """Return why `alpha` or `beta` must be a number through this optimizer; None if a pace will do."""
+        if key not in self.paced:
+            return f"{self.kind.__name__} takes no fixed share of the distance away in a step; give a number"
+        if self.acts(optimizer) == "coupled" and optimizer.name != "sgd":
+            return (
+                f"a coupled pull through {optimizer.name} has no pace, it depends on the size of the gradients; use "
+                "placement auto or decoupled, or give a number"
+            )
+        return None
+
+    def number(self, pace: Pace, lr: float, optimizer: OptimizerConfig) -> float:
+        """Return the strength that has this pace at this learning rate, as attaching the regularizer would."""
+        momentum = optimizer.momentum if optimizer.name == "sgd" and self.acts(optimizer) != "decoupled" else 0.0
+        return pace.strength(lr / (1 - momentum))
 
     def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Strength, beta: Strength) -> Anchored:
         """Return the regularizer with these strengths, by branch."""
@@ -48,6 +130,7 @@ class L1SPConfig(AnchoredConfig):
     """L1-SP: the sum of absolute distances; proximal, so that some weights stay exactly where they started."""
 
     kind = L1SP
+    paced = ("beta",)
     name: Literal["l1sp"]
 
 
@@ -55,6 +138,7 @@ class GLSPConfig(AnchoredConfig):
     """GL-SP: the group lasso over output channels; proximal, so that some stay exactly where they started."""
 
     kind = GLSP
+    paced = ("beta",)
     name: Literal["glsp"]
 
 
@@ -62,6 +146,7 @@ class DirectionSPConfig(AnchoredConfig):
     """Filter-direction L2-SP, for convolutions that a normalization layer follows."""
 
     kind = DirectionSP
+    paced = ("beta",)
     name: Literal["directionsp"]
 
 
@@ -69,6 +154,7 @@ class SPDConfig(AnchoredConfig):
     """Selective projection decay; alpha is a share, and does not depend on the learning rate."""
 
     kind = SPD
+    paced = ("beta",)
     name: Literal["spd"]
 
 
@@ -76,6 +162,7 @@ class CautiousL2SPConfig(AnchoredConfig):
     """Decoupled L2-SP where it agrees with the optimizer's update."""
 
     kind = CautiousL2SP
+    paced = ()
     name: Literal["cautiousl2sp"]
 
 
