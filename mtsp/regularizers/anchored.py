@@ -1,46 +1,22 @@
 """What every member of the family is: attached to an optimizer, it acts exactly once per optimizer step."""
 
-import gc
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple
-from weakref import WeakSet
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mtsp.anchors import fingerprint, grouped_transposed, named_weights
+from mtsp.anchors import fingerprint, named_weights
 from mtsp.regularizers import reports
-from mtsp.regularizers.attaching import (
-    full_lr,
-    has_pace,
-    inertia,
-    innermost,
-    refuse,
-    refuse_copy,
-    refuse_decay,
-    refuse_unlike_processes,
-    settle,
-)
-from mtsp.regularizers.buckets import Bucket, Part, Storage, parts, sort, splits_rows
-from mtsp.regularizers.native import decay_in_kernel, fits, fused
-from mtsp.regularizers.penalties import Penalty, Placement, Share, SquaredDistance
-from mtsp.regularizers.pulls import pulls, under
+from mtsp.regularizers.buckets import Storage
+from mtsp.regularizers.penalties import Penalty, Placement, SquaredDistance
+from mtsp.regularizers.pulls import Pull, pulls, under
+from mtsp.regularizers.refusals import innermost, refuse_rows_and_paces, refuse_unlike_processes
 from mtsp.regularizers.reports import Report
+from mtsp.regularizers.step import Attachment
 from mtsp.regularizers.strength import Strength
 
-
-class _Attached(NamedTuple):
-    optimizer: Any
-    handles: list[Any]
-
-
-class _Sorted(NamedTuple):
-    present: tuple[int, ...]
-    buckets: list[Bucket]
-
-
 _ANCHOR_DTYPES = (None, torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_ACTING: WeakSet["Anchored"] = WeakSet()
 
 
 class Anchored:
@@ -78,7 +54,11 @@ class Anchored:
     """
 
     form: ClassVar[Penalty]
-    """The penalty of the weights that have an anchor; new weights have 1/2 ||w||^2."""
+    """The penalty of the weights that have an anchor."""
+    new_form: ClassVar[Penalty] = SquaredDistance()
+    """The penalty of new weights: 1/2 ||w||^2."""
+    attachment: ClassVar[type[Attachment]] = Attachment
+    """How it acts in a step."""
 
     def __init__(
         self,
@@ -105,18 +85,16 @@ class Anchored:
         self.model = model
         self.placement: Placement = placement
         self.pulls = pulls(model, anchors, alpha, beta, zero=zero, every=every, fisher=fisher)
-        self._refuse_rows_and_paces()
-        self._state = self._fingerprints()
+        self._forms = {True: self.form, False: self.new_form}
+        refuse_rows_and_paces(type(self).__name__, self._forms, model, self.pulls)
+        self._state = {"regularizer": type(self).__name__, **_fingerprints(self.form, self.pulls)}
         if anchor_dtype is not None:
             self.pulls = {
                 name: pull if pull.anchor is None else pull._replace(anchor=pull.anchor.to(anchor_dtype))
                 for name, pull in self.pulls.items()
             }
         self._storage = Storage(anchor_dtype, offload)
-        self._attached: dict[int, _Attached] = {}
-        self._sorted: dict[int, _Sorted] = {}
-        self._measured: dict[str, Tensor] = {}  # by weight: squared norms of the pull and of the gradient
-        self._measuring = True
+        self._attachments: dict[int, Attachment] = {}
 
     def attach(self, optimizer: Any) -> None:
         """Act in every step of `optimizer`, which may be wrapped by Accelerate, before or after `prepare`.
@@ -130,40 +108,30 @@ class Anchored:
                 captured after training began, or a strength times its learning rate is above 1.
         """
         optimizer = innermost(optimizer)
-        if id(optimizer) in self._attached:
+        if id(optimizer) in self._attachments:
             raise ValueError("this regularizer is attached already; detach() it first, or the pull would act twice")
-        if any(isinstance(getattr(hook, "__self__", None), Anchored) for hook in _pre_hooks(optimizer)):
+        hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
+        if any(isinstance(getattr(hook, "__self__", None), Attachment) for hook in hooks):
             raise ValueError("another regularizer acts on this optimizer already; detach() it first")
-        if isinstance(optimizer, torch.optim.LBFGS) and not self.coupled(optimizer):
+        place = self.acts(optimizer)
+        if isinstance(optimizer, torch.optim.LBFGS) and place != "coupled":
             raise ValueError(
-                f"{type(self).__name__} is {self.acts(optimizer)} here, but LBFGS moves many times in a step and needs "
-                "the pull in the gradient; use placement='coupled', or another optimizer"
+                f"{type(self).__name__} is {place} here, but LBFGS moves many times in a step and needs the pull in "
+                "the gradient; use placement='coupled', or another optimizer"
             )
-        names = {id(weight): name for name, weight in self._weights().items()}
-        refuse(optimizer, names, self.pulls)
-        settle(optimizer, names, self.pulls, self.acts(optimizer))
-        for bucket in self._resolved(optimizer):
-            self._rate(optimizer, bucket)
-        self._refuse_twice(optimizer)
-        weights = [weight for bucket in self._resolved(optimizer) for weight in bucket.weights]
+        attachment = self.attachment(
+            optimizer, self.model, forms=self._forms, pulls=self.pulls, storage=self._storage, place=place
+        )
+        weights = [weight for bucket in attachment.buckets() for weight in bucket.weights]
         refuse_unlike_processes(self._state["anchors"], weights)
-        handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
-        self._attached[id(optimizer)] = _Attached(optimizer, handles)
-        _ACTING.add(self)
-        optimizer.__getstate__ = refuse_copy  # copies have no hooks: they would not be regularized, silently
+        attachment.start()
+        self._attachments[id(optimizer)] = attachment
 
     def detach(self) -> None:
         """Act no more."""
-        for optimizer, handles in self._attached.values():
-            for handle in handles:
-                handle.remove()
-            del optimizer.__getstate__
-        self._attached.clear()
-        self._sorted.clear()
-        _ACTING.discard(self)
+        for attachment in self._attachments.values():
+            attachment.stop()
+        self._attachments.clear()
 
     def penalty(self) -> float:
         """Return the penalty at the current weights, summed in float64. For reports: training never needs it.
@@ -173,11 +141,11 @@ class Anchored:
         Raises:
             ValueError: a strength is a pace, which attaching makes a number.
         """
-        return reports.penalty(self.form, self._weights(), self.pulls)
+        return reports.penalty(self.form, named_weights(self.model), self.pulls)
 
     def distances(self, prefixes: Iterable[str]) -> dict[str, float]:
         """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix under which something is anchored."""
-        return reports.distances(self._weights(), self.pulls, prefixes)
+        return reports.distances(named_weights(self.model), self.pulls, prefixes)
 
     def report(self, prefixes: Iterable[str] = ("",)) -> dict[str, Report]:
         """Return how strongly the weights under each prefix are held.
@@ -186,23 +154,35 @@ class Anchored:
         Every process must ask where weights are sharded.
         """
         prefixes = tuple(prefixes)
-        near, rates, result = self.distances(prefixes), self._rates(), {}
+        near, shares, result = self.distances(prefixes), self._known_shares(), {}
+        measured: dict[str, Tensor] = {}
+        for attachment in self._attachments.values():
+            measured |= attachment.measured
+            attachment.measuring = True
         for prefix in prefixes:
-            squares = [both for name, both in self._measured.items() if under(name, prefix)]
+            squares = [both for name, both in measured.items() if under(name, prefix)]
             pull, gradient = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
-            found = [(rate, size) for name, (rate, size) in rates.items() if under(name, prefix)]
-            rate = sum(rate * size for rate, size in found) / max(1, sum(size for _, size in found))
+            share = _mean([found for name, found in shares.items() if under(name, prefix)])
             result[prefix] = Report(
                 near.get(prefix, float("nan")),
                 (pull / gradient) ** 0.5 if gradient else float("nan"),
-                1 / rate if rate else float("inf"),
+                1 / share if share else float("inf"),
             )
-        self._measuring = True
         return result
+
+    def time_constant(self, prefix: str = "") -> float | None:
+        """Return after how many steps the pull alone leaves 1/e of the distance of pretrained weights under `prefix`.
+
+        At the full learning rate, as for a :class:`~mtsp.regularizers.Pace`. None where there is no such number:
+        nothing pretrained there is pulled, or the pull is not that of a distance alone (coupled through Adam, L1-SP).
+        """
+        shares = self._known_shares(full=True)
+        share = _mean([shares[name] for name in shares if self.pulls[name].shared and under(name, prefix)])
+        return 1 / share if share > 0 else None
 
     def table(self) -> str:
         """Return what is anchored, pulled to zero, new and free, one weight a line, and the sums below."""
-        return reports.table(self._weights(), self.pulls)
+        return reports.table(named_weights(self.model), self.pulls)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}\n{self.table()}"
@@ -215,10 +195,6 @@ class Anchored:
         if isinstance(optimizer, torch.optim.LBFGS) and "coupled" in self.form.placements:
             return "coupled"
         return self.form.placements[1 if isinstance(optimizer, torch.optim.SGD) else 0]
-
-    def coupled(self, optimizer: Any) -> bool:
-        """Return whether the pull enters the gradient of `optimizer`."""
-        return self.acts(optimizer) == "coupled"
 
     def state_dict(self) -> dict[str, str]:
         """Return what a checkpoint should hold: which regularizer, and the fingerprint of its anchors, not the anchors.
@@ -242,215 +218,22 @@ class Anchored:
                 "anchor to the pretrained weights that run began with, captured before any checkpoint is loaded"
             )
 
-    def _weights(self) -> dict[str, nn.Parameter]:
-        return named_weights(self.model)
-
-    def _proportional(self, shared: bool) -> bool:
-        """Whether the pull on pretrained, or on new, weights takes a known share of the distance away."""
-        return self.form.proportional or not shared
-
-    def _refuse_rows_and_paces(self) -> None:
-        rowless = grouped_transposed(self.model) if self.form.by_row else []
-        for name, pull in self.pulls.items():
-            if pull.shared and name in rowless:
-                raise ValueError(
-                    f"{name} is of a transposed convolution with groups, whose output channels are no slices of it; "
-                    f"{type(self).__name__} needs them: leave its anchor out, or use L2SP"
-                )
-            if pull.pace is not None and not self._proportional(pull.shared):
-                raise ValueError(
-                    f"{name} has the strength {pull.pace}, but {type(self).__name__} takes no fixed share of the "
-                    "distance away in a step; give a number"
-                )
-
-    def _fingerprints(self) -> dict[str, str]:
-        anchors = {name: pull.anchor for name, pull in self.pulls.items() if pull.anchor is not None}
-        state = {"regularizer": type(self).__name__, "anchors": fingerprint(anchors)}
-        if self.form.weighs:
-            important = {name: pull.importance for name, pull in self.pulls.items() if pull.importance is not None}
-            state["fisher"] = fingerprint(important)
-        return state
-
-    def _refuse_twice(self, optimizer: Any) -> None:
-        """Raise ValueError if a weight of this optimizer is pulled in the steps of another one."""
-        own = {id(weight) for bucket in self._resolved(optimizer) for weight in bucket.weights}
-
-        def shared() -> list[str]:
-            return [
-                name
-                for other in list(_ACTING)
-                for key, (_, buckets) in other._sorted.items()
-                if key in other._attached
-                for bucket in buckets
-                for name, weight in zip(bucket.names, bucket.weights, strict=True)
-                if id(weight) in own
-            ]
-
-        if shared():
-            gc.collect()  # an optimizer that nobody has any more is held by its own hooks until then
-            if found := shared():
-                raise ValueError(
-                    f"{found[0]} is pulled in the steps of another optimizer already; detach() its regularizer first, "
-                    "or the pull would act twice"
-                )
-
-    @torch.no_grad()
-    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        late = fused(optimizer) and self.coupled(optimizer) and isinstance(self.form, SquaredDistance)
-        if closure is None and not late:
-            self._before(optimizer)
-            return None
-        # What the kernel is shown, no other hook may see: as a closure, it comes after all of them.
-        closure = closure or (lambda: None)
-        # The closure computes the gradients inside the step, after this hook: act when it has done so.
-        wrapped = self._after_gradients(closure, optimizer)
-        if len(args) > 1:
-            return (args[0], wrapped, *args[2:]), kwargs
-        return args, {**kwargs, "closure": wrapped}
-
-    def _after_gradients(self, closure: Callable[[], Any], optimizer: Any) -> Callable[[], Any]:
-        evaluations = 0
-
-        def evaluate() -> Any:
-            nonlocal evaluations
-            with torch.enable_grad():
-                loss = closure()
-            evaluations += 1
-            if evaluations == 1 or self.coupled(optimizer):  # a decoupled pull acts once in a step
-                with torch.no_grad():
-                    self._before(optimizer)
-            if isinstance(optimizer, torch.optim.LBFGS) and self.coupled(optimizer):
-                return loss + self.penalty()  # a line search needs the value that belongs to the gradient
-            return loss
-
-        return evaluate
-
-    @torch.no_grad()
-    def _after_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._act_after(optimizer, self._resolved(optimizer))
-
-    def _before(self, optimizer: Any) -> None:
-        buckets = self._resolved(optimizer)
-        for group in {bucket.group for bucket in buckets}:
-            refuse_decay(optimizer.param_groups[group])
-        if self._measuring and not torch.compiler.is_compiling():
-            scale = getattr(optimizer, "grad_scale", None)
-            for bucket in buckets:
-                self._measured |= reports.measured(self._form(bucket), bucket, scale)
-            self._measuring = False
-        self._act_before(optimizer, buckets)
-
-    def _act_before(self, optimizer: Any, buckets: list[Bucket]) -> None:
-        """Act where the gradients are known and the step is not made."""
-        place = self.acts(optimizer)
-        if place == "decoupled":
-            self._move(optimizer, buckets, proximal=False)
-        elif place == "coupled":
-            for bucket in buckets:
-                self._rate(optimizer, bucket)
-            if isinstance(self.form, SquaredDistance) and fits(optimizer, buckets):
-                decay_in_kernel(optimizer, buckets)
-            else:
-                self._add(optimizer, buckets)
-
-    def _act_after(self, optimizer: Any, buckets: list[Bucket]) -> None:
-        """Act where the step has been made."""
-        if self.acts(optimizer) == "proximal":
-            self._move(optimizer, buckets, proximal=True)
-
-    def _add(self, optimizer: Any, buckets: list[Bucket]) -> None:
-        scale = getattr(optimizer, "grad_scale", None)  # set while a fused optimizer unscales inside its own kernel
-        for bucket in buckets:
-            form = self._form(bucket)
-            sign = -1 if optimizer.param_groups[bucket.group].get("maximize") else 1
-            for near, gradients, _ in self._parts(bucket):
-                pull = form.gradients(near)
-                if scale is not None:
-                    torch._foreach_mul_(pull, scale.to(pull[0].device))
-                torch._foreach_add_(gradients, pull, alpha=sign * bucket.strength)
-
-    def _move(self, optimizer: Any, buckets: list[Bucket], *, proximal: bool) -> None:
-        for bucket in buckets:
-            share = self._share(optimizer, bucket)
-            for part in self._parts(bucket):
-                self._form(bucket).move(part.near, share, proximal=proximal)
-
-    def _form(self, bucket: Bucket) -> Penalty:
-        return self.form if bucket.penalized else reports.SQUARED
-
-    def _parts(self, bucket: Bucket) -> Iterable[Part]:
-        return parts(bucket, whole=self._form(bucket).by_row)
-
-    def _share(self, optimizer: Any, bucket: Bucket) -> Share:
-        """Learning rate times strength; 0 where a fused optimizer makes no step because gradients overflowed."""
-        share = self._rate(optimizer, bucket)
-        overflow = getattr(optimizer, "found_inf", None)
-        device = bucket.weights[0].device
-        if overflow is not None:
-            share = share * (1 - overflow.to(device, torch.float64).reshape(()))
-        return share.to(device) if isinstance(share, Tensor) else share
-
-    def _rate(self, optimizer: Any, bucket: Bucket) -> Share:
-        """Learning rate times strength, which must not be above 1 where the step is explicit.
-
-        Raises:
-            ValueError: it is; the schedule may have raised the learning rate.
-        """
-        group, place = optimizer.param_groups[bucket.group], self.acts(optimizer)
-        share = group["lr"] * bucket.strength / inertia(optimizer, group, place if place == "proximal" else "decoupled")
-        if isinstance(share, Tensor) and share.device.type != "cpu":
-            return share  # reading it would wait for the GPU
-        explicit = place == "decoupled" or (place == "coupled" and isinstance(optimizer, torch.optim.SGD))
-        if explicit and self._form(bucket).stiff and share * bucket.largest > 1 + 1e-6:
-            lr = float(group["lr"])
-            stiffest = f" times the largest Fisher information {bucket.largest:g}" if bucket.largest > 1 else ""
-            raise ValueError(
-                f"the pull on {bucket.names[0]} would overshoot its anchor: learning rate {lr:g} times strength "
-                f"{bucket.strength:g}{stiffest} is above 1; use a strength up to {1 / (lr * bucket.largest):g}"
-            )
-        return share
-
-    def time_constant(self, prefix: str = "") -> float | None:
-        """Return after how many steps the pull alone leaves 1/e of the distance of pretrained weights under `prefix`.
-
-        At the full learning rate, as for a :class:`~mtsp.regularizers.Pace`. None where there is no such number:
-        nothing pretrained there is pulled, or the pull is not that of a distance alone (coupled through Adam, L1-SP).
-        """
-        rates = self._rates(full=True)
-        found = [rates[name] for name in rates if self.pulls[name].shared and under(name, prefix)]
-        rate = sum(rate * size for rate, size in found) / max(1, sum(size for _, size in found))
-        return 1 / rate if rate > 0 else None
-
-    def _rates(self, *, full: bool = False) -> dict[str, tuple[float, int]]:
+    def _known_shares(self, *, full: bool = False) -> dict[str, tuple[float, int]]:
         """By weight, the share of the distance that a step takes away, and the weight's size."""
-        result = {}
-        for optimizer, _ in self._attached.values():
-            place = self.acts(optimizer)
-            for bucket in self._resolved(optimizer):
-                group = optimizer.param_groups[bucket.group]
-                lr = full_lr(group) if full else float(group["lr"])
-                rate = lr * bucket.strength / inertia(optimizer, group, place)
-                known = rate if has_pace(optimizer, place) and self._proportional(bucket.penalized) else float("nan")
-                result |= {n: (known, w.numel()) for n, w in zip(bucket.names, bucket.weights, strict=True)}
-        return result
-
-    def _resolved(self, optimizer: Any) -> list[Bucket]:
-        """Find the optimizer's weights by name, again whenever its parameters were swapped (FSDP2)."""
-        present = tuple(id(p) for group in optimizer.param_groups for p in group["params"])
-        known = self._sorted.get(id(optimizer))
-        if known is None or known.present != present:
-            names = {id(weight): name for name, weight in self._weights().items()}
-            if id(optimizer) in self._attached:  # new weights, or new tensors for the old ones
-                settle(optimizer, names, self.pulls, self.acts(optimizer), anew=False)
-            known = _Sorted(present, sort(names, optimizer, self.pulls, self._storage))
-            for bucket in known.buckets:
-                for name, weight in zip(bucket.names, bucket.weights, strict=True):
-                    if self._form(bucket).by_row and splits_rows(weight, bucket.rows):
-                        raise ValueError(reports.SPLIT.format(name=name))
-            self._sorted[id(optimizer)] = known
-        return known.buckets
+        found: dict[str, tuple[float, int]] = {}
+        for attachment in self._attachments.values():
+            found |= attachment.known_shares(full=full)
+        return found
 
 
-def _pre_hooks(optimizer: Any) -> Iterable[Any]:
-    return getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
+def _fingerprints(form: Penalty, pulls: Mapping[str, Pull]) -> dict[str, str]:
+    anchors = {name: pull.anchor for name, pull in pulls.items() if pull.anchor is not None}
+    if not form.weighs:
+        return {"anchors": fingerprint(anchors)}
+    important = {name: pull.importance for name, pull in pulls.items() if pull.importance is not None}
+    return {"anchors": fingerprint(anchors), "fisher": fingerprint(important)}
+
+
+def _mean(found: list[tuple[float, int]]) -> float:
+    """The mean of shares of weights of these sizes; 0 where there are none."""
+    return sum(share * size for share, size in found) / max(1, sum(size for _, size in found))

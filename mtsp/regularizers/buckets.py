@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers.penalties import Near
+from mtsp.regularizers.penalties import Near, Penalty
 from mtsp.regularizers.pulls import Pull
 
 _BLOCK = {"cpu": 2**18}
@@ -29,7 +29,8 @@ class Bucket:
     group: int
     strength: float
     rows: int
-    penalized: bool  # False: new weights, pulled to zero
+    shared: bool  # True: pretrained; False: new, pulled to zero
+    form: Penalty
     names: list[str] = field(default_factory=list)
     weights: list[nn.Parameter] = field(default_factory=list)
     anchors: list[Tensor] | None = None
@@ -46,10 +47,20 @@ class Part(NamedTuple):
     weights: list[nn.Parameter]
 
 
-def sort(model_names: Mapping[int, str], optimizer: Any, pulls: dict[str, Pull], storage: Storage) -> list[Bucket]:
+def sort(
+    model_names: Mapping[int, str],
+    optimizer: Any,
+    pulls: dict[str, Pull],
+    forms: Mapping[bool, Penalty],
+    storage: Storage,
+) -> list[Bucket]:
     """Gather the optimizer's weights into buckets; move and shard their anchors as the weights are.
 
     `pulls` then holds the moved anchors, so that each is in memory once.
+
+    Raises:
+        ValueError: a weight was flattened, or its shards cut the rows its penalty looks at, or hold what is offloaded,
+            or a pace is no number yet.
     """
     buckets: dict[tuple[Any, ...], Bucket] = {}
     for index, group in enumerate(optimizer.param_groups):
@@ -75,7 +86,9 @@ def sort(model_names: Mapping[int, str], optimizer: Any, pulls: dict[str, Pull],
                 importance=None if pull.importance is None else placed(pull.importance, weight, storage),
             )
             key = (index, pull.strength, pull.rows, pull.shared, *_kind(weight))
-            bucket = buckets.setdefault(key, Bucket(index, pull.strength, pull.rows, pull.shared))
+            form = forms[pull.shared]
+            refuse_split_rows(form, name, weight, pull.rows)
+            bucket = buckets.setdefault(key, Bucket(index, pull.strength, pull.rows, pull.shared, form))
             bucket.names.append(name)
             bucket.weights.append(weight)
             bucket.largest = max(bucket.largest, pull.largest)
@@ -153,11 +166,12 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
-def splits_rows(weight: Tensor, rows: int) -> bool:
-    """Return whether processes hold pieces of this weight's rows, so that no process sees a whole one."""
-    if not is_sharded(weight):
-        return False
-    return any(p.is_shard() and not p.is_shard(rows) for p in weight.placements)  # pyright: ignore[reportAttributeAccessIssue]
+def refuse_split_rows(form: Penalty, name: str, weight: Tensor, rows: int) -> None:
+    """Raise ValueError if the penalty looks at rows of this weight that no process sees whole."""
+    if form.by_row and is_sharded(weight) and any(p.is_shard() and not p.is_shard(rows) for p in weight.placements):  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            f"{name} is sharded inside its output channels, which this penalty looks at as wholes; shard dimension 0"
+        )
 
 
 def summed(values: Tensor, weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mtsp.regularizers.anchored import Anchored
 from mtsp.regularizers.buckets import Bucket, local, parts, summed
 from mtsp.regularizers.penalties import Placement, RowBall, Share, SquaredDistance
+from mtsp.regularizers.step import Attachment
 
 
 class _AfterTheStep(SquaredDistance):
@@ -17,6 +18,35 @@ class _AfterTheStep(SquaredDistance):
 
     placements: tuple[Placement, ...] = ("decoupled", "decoupled")
     proportional: ClassVar[bool] = False
+
+
+class _Selective(Attachment):
+    """Notes before the step where it was, and takes back what led away."""
+
+    def act_before(self, buckets: list[Bucket]) -> None:
+        """Note slopes and distances."""
+        for bucket in _with_anchors(buckets):
+            bucket.noted = []
+            for near, gradients, weights in parts(bucket, whole=True):
+                displacements = near.displacements()
+                slopes = [(g * d).sum() for g, d in zip(gradients, displacements, strict=True)]
+                bucket.noted.append(summed(torch.stack([torch.stack(slopes), _squares(displacements)]), weights[0]))
+
+    def act_after(self, buckets: list[Bucket]) -> None:
+        """Compare with what was noted, and move."""
+        self.move([bucket for bucket in buckets if not bucket.shared], proximal=False)
+        for bucket in _with_anchors(buckets):
+            for (near, _, weights), (slopes, before) in zip(parts(bucket, whole=True), bucket.noted, strict=True):
+                displacements = near.displacements()
+                after = summed(_squares(displacements), weights[0])
+                further = torch.where(after > before, 1 - (before / after).sqrt(), 0.0)
+                shares = torch.where(slopes > 0, (bucket.strength * further).clamp(max=1.0), 0.0)
+                for weight, d, share in zip(near.weights, displacements, shares.to(near.weights[0].dtype), strict=True):
+                    weight.sub_(d * share)
+
+    def share(self, bucket: Bucket) -> Share:
+        """Return learning rate times strength of new weights; that of the others does not depend on the rate."""
+        return 0.0 if bucket.shared else super().share(bucket)
 
 
 class SPD(Anchored):
@@ -32,28 +62,30 @@ class SPD(Anchored):
     """
 
     form = _AfterTheStep()
+    attachment = _Selective
 
-    def _act_before(self, optimizer: Any, buckets: list[Bucket]) -> None:
-        for bucket in _with_anchors(buckets):
-            bucket.noted = []
+
+class _Cautious(Attachment):
+    """Pulls where the update has gone the same way."""
+
+    def act_before(self, buckets: list[Bucket]) -> None:
+        """Refuse to overshoot before anything moves."""
+        for bucket in buckets:
+            self.share(bucket)
+
+    def act_after(self, buckets: list[Bucket]) -> None:
+        """Move the entries that agree."""
+        for bucket in buckets:
+            share = self.share_made(bucket)
+            sign = -1 if self.optimizer.param_groups[bucket.group].get("maximize") else 1
             for near, gradients, weights in parts(bucket, whole=True):
                 displacements = near.displacements()
-                slopes = [(g * d).sum() for g, d in zip(gradients, displacements, strict=True)]
-                bucket.noted.append(summed(torch.stack([torch.stack(slopes), _squares(displacements)]), weights[0]))
-
-    def _act_after(self, optimizer: Any, buckets: list[Bucket]) -> None:
-        self._move(optimizer, [bucket for bucket in buckets if not bucket.penalized], proximal=False)
-        for bucket in _with_anchors(buckets):
-            for (near, _, weights), (slopes, before) in zip(parts(bucket, whole=True), bucket.noted, strict=True):
-                displacements = near.displacements()
-                after = summed(_squares(displacements), weights[0])
-                further = torch.where(after > before, 1 - (before / after).sqrt(), 0.0)
-                shares = torch.where(slopes > 0, (bucket.strength * further).clamp(max=1.0), 0.0)
-                for weight, d, share in zip(near.weights, displacements, shares.to(near.weights[0].dtype), strict=True):
-                    weight.sub_(d * share)
-
-    def _rate(self, optimizer: Any, bucket: Bucket) -> Share:
-        return 0.0 if bucket.penalized else super()._rate(optimizer, bucket)
+                updates = [
+                    _update(self.optimizer, weight, gradient, sign)
+                    for weight, gradient in zip(weights, gradients, strict=True)
+                ]
+                for weight, d, update in zip(near.weights, displacements, updates, strict=True):
+                    weight.sub_((torch.where(update * d > 0, d, 0.0) * share).to(weight.dtype))
 
 
 class CautiousL2SP(Anchored):
@@ -65,26 +97,20 @@ class CautiousL2SP(Anchored):
     """
 
     form = _AfterTheStep()
+    new_form = _AfterTheStep()
+    attachment = _Cautious
 
-    def _proportional(self, shared: bool) -> bool:
-        return False
 
-    def _act_before(self, optimizer: Any, buckets: list[Bucket]) -> None:
-        for bucket in buckets:
-            self._rate(optimizer, bucket)
+class _Bound(Attachment):
+    """Projects after the step, whatever its length."""
 
-    def _act_after(self, optimizer: Any, buckets: list[Bucket]) -> None:
-        for bucket in buckets:
-            share = self._share(optimizer, bucket)
-            sign = -1 if optimizer.param_groups[bucket.group].get("maximize") else 1
-            for near, gradients, weights in parts(bucket, whole=True):
-                displacements = near.displacements()
-                updates = [
-                    _update(optimizer, weight, gradient, sign)
-                    for weight, gradient in zip(weights, gradients, strict=True)
-                ]
-                for weight, d, update in zip(near.weights, displacements, updates, strict=True):
-                    weight.sub_((torch.where(update * d > 0, d, 0.0) * share).to(weight.dtype))
+    def share(self, bucket: Bucket) -> Share:
+        """Return the radius, which the learning rate does not change."""
+        return bucket.strength if bucket.shared else super().share(bucket)
+
+    def share_made(self, bucket: Bucket) -> Share:
+        """Return the radius here too: a step that is not made leaves all within it."""
+        return bucket.strength if bucket.shared else super().share_made(bucket)
 
 
 class MARS(Anchored):
@@ -105,6 +131,7 @@ class MARS(Anchored):
     """
 
     form = RowBall()
+    attachment = _Bound
 
     def __init__(
         self,
@@ -130,15 +157,9 @@ class MARS(Anchored):
             offload=offload,
         )
 
-    def _rate(self, optimizer: Any, bucket: Bucket) -> Share:
-        return bucket.strength if bucket.penalized else super()._rate(optimizer, bucket)
-
-    def _share(self, optimizer: Any, bucket: Bucket) -> Share:
-        return bucket.strength if bucket.penalized else super()._share(optimizer, bucket)
-
 
 def _with_anchors(buckets: list[Bucket]) -> list[Bucket]:
-    return [bucket for bucket in buckets if bucket.penalized]
+    return [bucket for bucket in buckets if bucket.shared]
 
 
 def _squares(tensors: list[Tensor]) -> Tensor:

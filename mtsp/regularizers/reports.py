@@ -6,13 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers.buckets import Bucket, Storage, local, parts, placed, splits_rows, summed
+from mtsp.regularizers.buckets import Bucket, Storage, local, parts, placed, refuse_split_rows, summed
 from mtsp.regularizers.penalties import Near, Penalty, SquaredDistance
 from mtsp.regularizers.pulls import Pull, under
 
 Weights = Mapping[str, nn.Parameter]
 SQUARED = SquaredDistance()
-SPLIT = "{name} is sharded inside its output channels, which this penalty looks at as wholes; shard dimension 0"
 
 
 class Report(NamedTuple):
@@ -37,8 +36,7 @@ def penalty(form: Penalty, weights: Weights, pulls: Mapping[str, Pull]) -> float
         if pull.strength != pull.strength:
             raise ValueError(f"{name} has the strength {pull.pace}; attach() makes it a number")
         own = form if pull.shared else SQUARED
-        if own.by_row and splits_rows(weight, pull.rows):
-            raise ValueError(SPLIT.format(name=name))
+        refuse_split_rows(own, name, weight, pull.rows)
         total += pull.strength * _value(own, weight, pull.anchor, pull.importance, pull.rows)
     return total
 

@@ -1,14 +1,15 @@
 """What must be so before a regularizer acts on an optimizer: once, on all it should, in numbers that mean something."""
 
-import warnings
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtsp.regularizers.buckets import Storage, is_sharded, local, placed
-from mtsp.regularizers.penalties import Placement
+from mtsp.anchors import grouped_transposed
+from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, placed
+from mtsp.regularizers.penalties import Penalty, Share
 from mtsp.regularizers.pulls import Pull
 
 
@@ -55,12 +56,47 @@ def refuse(optimizer: Any, names: Mapping[int, str], pulls: Mapping[str, Pull]) 
         )
 
 
+def refuse_rows_and_paces(
+    kind: str, forms: Mapping[bool, Penalty], model: nn.Module, pulls: Mapping[str, Pull]
+) -> None:
+    """Raise ValueError on a pull that its penalty cannot give: by rows that are no slices, or at a pace.
+
+    Args:
+        kind: the regularizer's name.
+        forms: the penalties of pretrained (True) and of new weights.
+        model: the network.
+        pulls: by name.
+    """
+    rowless = grouped_transposed(model) if forms[True].by_row else []
+    for name, pull in pulls.items():
+        if pull.shared and name in rowless:
+            raise ValueError(
+                f"{name} is of a transposed convolution with groups, whose output channels are no slices of it; "
+                f"{kind} needs them: leave its anchor out, or use L2SP"
+            )
+        if pull.pace is not None and not forms[pull.shared].proportional:
+            raise ValueError(
+                f"{name} has the strength {pull.pace}, but {kind} takes no fixed share of the distance away in a "
+                "step; give a number"
+            )
+
+
 def refuse_decay(group: Mapping[str, Any]) -> None:
     """Raise ValueError if the optimizer itself decays the weights of this parameter group."""
     if group.get("weight_decay"):
         raise ValueError(
             f"the optimizer's weight_decay={group['weight_decay']} and this regularizer would both pull the same "
             "weights; set weight_decay=0 (beta pulls the new weights to zero)"
+        )
+
+
+def refuse_overshoot(bucket: Bucket, share: Share, lr: float) -> None:
+    """Raise ValueError if an explicit step takes more than the whole distance away, at the stiffest weight."""
+    if bucket.form.stiff and share * bucket.largest > 1 + 1e-6:
+        stiffest = f" times the largest Fisher information {bucket.largest:g}" if bucket.largest > 1 else ""
+        raise ValueError(
+            f"the pull on {bucket.names[0]} would overshoot its anchor: learning rate {lr:g} times strength "
+            f"{bucket.strength:g}{stiffest} is above 1; use a strength up to {1 / (lr * bucket.largest):g}"
         )
 
 
@@ -78,56 +114,30 @@ def refuse_unlike_processes(fingerprint: str, weights: Iterable[Tensor]) -> None
             )
 
 
-def settle(
-    optimizer: Any, names: Mapping[int, str], pulls: dict[str, Pull], place: Placement, *, anew: bool = True
-) -> None:
-    """Make numbers of paces (if not `anew`, of those that are none yet), and warn where 16 bits would swallow the pull.
+def refuse_twice(own: Iterable[Bucket], others: Callable[[], Iterable[Bucket]]) -> None:
+    """Raise ValueError if a weight is pulled in the steps of another optimizer.
 
-    Raises:
-        ValueError: a pace is asked of a pull that has none.
+    Args:
+        own: the weights about to be pulled.
+        others: gives those that are pulled already.
     """
-    swallowed = []
-    for group in optimizer.param_groups:
-        lr = full_lr(group)
-        for weight in group["params"]:
-            name = names.get(id(weight), "")
-            pull = pulls.get(name)
-            if pull is None or not (anew or pull.strength != pull.strength):
-                continue
-            if pull.pace is not None:
-                if not has_pace(optimizer, place):
-                    raise ValueError(
-                        f"{pull.pace} needs a decoupled or proximal pull: coupled through "
-                        f"{type(optimizer).__name__} it depends on the gradients' size"
-                    )
-                strength = pull.pace.strength(lr / inertia(optimizer, group, place))
-                pull = pulls[name] = pull._replace(strength=strength)
-            coarse = weight.dtype in (torch.bfloat16, torch.float16) and place != "coupled"
-            if coarse and 0 < lr * pull.strength < torch.finfo(weight.dtype).eps:
-                swallowed.append(name)
-    if swallowed:
-        warnings.warn(
-            f"{len(swallowed)} weights, the first {swallowed[0]}, are kept in 16 bits, where a pull of lr * strength "
-            "below the rounding changes nothing at all; keep float32 weights under autocast",
-            stacklevel=3,
-        )
+    weights = {id(weight) for bucket in own for weight in bucket.weights}
 
+    def shared() -> list[str]:
+        return [
+            name
+            for bucket in others()
+            for name, weight in zip(bucket.names, bucket.weights, strict=True)
+            if id(weight) in weights
+        ]
 
-def full_lr(group: Mapping[str, Any]) -> float:
-    """Return a group's learning rate as no schedule lowers it; OneCycleLR's own peak is its `max_lr`."""
-    return float(group.get("max_lr", group.get("full_lr", group.get("initial_lr", group["lr"]))))
-
-
-def inertia(optimizer: Any, group: Mapping[str, Any], place: Placement) -> float:
-    """Return what momentum divides a learning rate by: (1 - momentum) / (1 - dampening) for SGD, unless decoupled."""
-    if place == "decoupled" or not isinstance(optimizer, torch.optim.SGD) or not group["momentum"]:
-        return 1.0
-    return (1 - group["momentum"]) / (1 - group["dampening"])
-
-
-def has_pace(optimizer: Any, place: Placement) -> bool:
-    """Return whether a pull alone closes a known share of the distance in each step."""
-    return place != "coupled" or isinstance(optimizer, torch.optim.SGD)
+    if shared():
+        gc.collect()  # an optimizer that nobody has any more is held by its own hooks until then
+        if found := shared():
+            raise ValueError(
+                f"{found[0]} is pulled in the steps of another optimizer already; detach() its regularizer first, "
+                "or the pull would act twice"
+            )
 
 
 def refuse_copy() -> Any:
