@@ -4,8 +4,8 @@ After Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video 
 section 4, with the definitions of the official 2016 and 2017 evaluation code, whose numbers these are to the last
 digit. Masks are binary: whatever is not 0 is the object.
 
-Masks are packed to bits, 64 pixels of a row a word. Words lie column by column, so that all the rows of a column are
-neighbors: finding edges, growing them by the tolerance and counting are then vector code, compiled or in numpy.
+Masks are packed to bits, 64 pixels of a row a word, in an order that makes finding edges, growing them by the tolerance
+and counting them vector code, compiled or in numpy.
 """
 
 import functools
@@ -255,65 +255,91 @@ def _bits(word: Any) -> Any:  # pragma: no cover, runs as machine code
 
 
 def _numpy_counts(ours: np.ndarray, theirs: np.ndarray, disk: np.ndarray) -> list[int]:
-    """As :func:`_count_pair`, both masks at once."""
+    """As :func:`_count_pair`, both masks at once.
+
+    Here words lie row by row, and an array is one run of them: the pixel below is `columns` words further on. The last
+    word of a row has at least one pixel to spare: what the first word of the next row sheds into it does not count.
+    """
     height, width = ours.shape
-    words = np.zeros((2, width // 64 + 3, height), np.uint64)
-    for mask, packed in zip((ours, theirs), words, strict=True):
-        bits = np.packbits(mask, axis=1, bitorder="little")
-        row_words = np.zeros((height, (len(packed) - 2) * 8), np.uint8)
-        row_words[:, : bits.shape[1]] = bits
-        packed[1:-1] = row_words.view("<u8").T
-    shared, either = _total(words[0] & words[1]), _total(words[0] | words[1])
-    edges = _numpy_edges(words, width)
-    counts = [shared, either, _total(edges[0]), _total(edges[1])]
+    columns = width // 64 + 1
+    packed = np.zeros((2, height + 1, columns * 8), np.uint8)
+    for mask, rows in zip((ours, theirs), packed, strict=True):
+        rows[:-1, : (width + 7) // 8] = np.packbits(mask, axis=1, bitorder="little")
+    words = packed.view("<u8").reshape(2, -1)
+    overlap = np.empty_like(words)
+    np.bitwise_and(*words, out=overlap[0])
+    np.bitwise_or(*words, out=overlap[1])
+    edges = _numpy_edges(packed, width)
+    counts = [*_totals(overlap), *_totals(edges)]
     if not counts[2] or not counts[3]:
         return [*counts, 0, 0]
-    some = edges[0] | edges[1]
-    rows, columns = np.flatnonzero(some.any(axis=0)), np.flatnonzero(some.any(axis=1))
-    edges = edges[:, columns[0] : columns[-1] + 1, rows[0] : rows[-1] + 1]
-    near = _numpy_grown(edges, disk)
-    return [*counts, _total(edges[0] & near[1]), _total(edges[1] & near[0])]
+    some = (edges[0] | edges[1]).reshape(height, columns)
+    rows, places = np.flatnonzero(some.any(axis=1)), np.flatnonzero(np.bitwise_or.reduce(some).view(np.uint8))
+    box = edges.view(np.uint8).reshape(2, height, -1)[:, rows[0] : rows[-1] + 1, places[0] : places[-1] + 1]
+    near, own = _numpy_grown(box, disk)
+    return [*counts, *_totals(own & near[::-1])]
 
 
-def _numpy_edges(words: np.ndarray, width: int) -> np.ndarray:
-    one, top, end = np.uint64(1), np.uint64(63), np.uint64((width - 1) % 64)
-    words[:, width // 64 + 1] |= (words[:, (width - 1) // 64 + 1] >> end & one) << np.uint64(width % 64)
-    beside = words >> one
-    beside[:, :-1] |= words[:, 1:] << top
-    edges = words ^ beside
-    edges[:, :, :-1] |= words[:, :, :-1] ^ words[:, :, 1:]
-    edges[:, :, :-1] |= words[:, :, :-1] ^ beside[:, :, 1:]
-    edges[:, width // 64 + 1] &= (one << np.uint64(width % 64)) - one
-    edges[:, width // 64 + 2 :] = 0
-    edges[:, 0] = 0
+def _numpy_edges(packed: np.ndarray, width: int) -> np.ndarray:
+    """Return the boundaries in the words of `packed`, whose masks are made to go on beyond the last row and column.
+
+    Where a pixel and its three neighbors are neither all in nor all out, some but not all of them are in.
+    """
+    columns = packed.shape[2] // 8
+    packed[:, :, width // 8] |= (packed[:, :, (width - 1) // 8] >> (width - 1) % 8 & 1) << width % 8
+    packed[:, -1] = packed[:, -2]
+    words = packed.view("<u8").reshape(2, -1)
+    beside = words >> np.uint64(1)
+    beside[:, :-1] |= words[:, 1:] << np.uint64(63)
+    any_, all_ = words | beside, np.bitwise_and(words, beside, out=beside)
+    edges = any_[:, :-columns] | any_[:, columns:]
+    edges ^= all_[:, :-columns] & all_[:, columns:]
+    edges[:, columns - 1 :: columns] &= np.uint64((1 << width % 64) - 1)
     return edges
 
 
-def _numpy_grown(edges: np.ndarray, disk: np.ndarray) -> np.ndarray:
-    """Return edges grown by the disk, as far as they reach inside the box."""
-    masks, columns, height = edges.shape
-    wide = np.zeros((masks, columns + 2, height), np.uint64)
-    wide[:, 1:-1] = edges
-    inner, grown = wide[:, 1:-1], np.zeros_like(edges)
-    sum_, part, reach = np.empty_like(edges), np.empty_like(edges), 0
+def _numpy_grown(box: np.ndarray, disk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return edges grown by the disk, as far as they reach inside the box, and the edges alone, in words alike.
+
+    A word shows 64 pixels, of which it owns the 48 in the middle: the others are its neighbors'. So nothing has to
+    cross from word to word until edges were widened by more than the 8 pixels that are seen beyond.
+    """
+    height = box.shape[1]
+    wide = _windows(box)
+    columns = wide.shape[1] // height
+    own = wide & _OWN
+    grown, left, right = np.zeros_like(wide), np.empty_like(wide), np.empty_like(wide)
+    reach, spare = 0, 8
     for distance in range(len(disk) - 1, -1, -1):
         while reach < disk[distance]:
-            step = min(int(disk[distance]) - reach, reach + 1, 63)
-            by, back = np.uint64(step), np.uint64(64 - step)
-            np.left_shift(inner, by, out=sum_)
-            for source, shift, amount in (
-                (inner, np.right_shift, by),
-                (wide[:, :-2], np.right_shift, back),
-                (wide[:, 2:], np.left_shift, back),
-            ):
-                np.bitwise_or(sum_, shift(source, amount, out=part), out=sum_)
-            inner |= sum_
-            reach += step
+            if not spare:
+                wide, spare = _windows(wide.view(np.uint8).reshape(2, height, columns, 8)[..., 1:7]), 8
+            step = min(int(disk[distance]) - reach, reach + 1, spare)
+            np.left_shift(wide, np.uint64(step), out=left)
+            np.right_shift(wide, np.uint64(step), out=right)
+            wide |= left
+            wide |= right
+            reach, spare = reach + step, spare - step
         if distance < height:
-            grown[:, :, distance:] |= inner[:, :, : height - distance]
-            grown[:, :, : height - distance] |= inner[:, :, distance:]
-    return grown
+            away = distance * columns
+            grown[:, away:] |= wide[:, : wide.shape[1] - away]
+            grown[:, : wide.shape[1] - away] |= wide[:, away:]
+    return grown, own
 
 
-def _total(words: np.ndarray) -> int:
-    return int(np.bitwise_count(words).sum(dtype=np.int64))
+_OWN = np.uint64(0x00FFFFFFFFFFFF00)
+
+
+def _windows(box: np.ndarray) -> np.ndarray:
+    """Return the pixels of two packed boxes, 2 x rows x ... bytes, in words that each show 8 bytes and own 6."""
+    masks, height = box.shape[:2]
+    bytes_ = box.reshape(masks, height, -1)
+    columns = -(-bytes_.shape[2] // 6)
+    padded = np.zeros((masks, height, 6 * columns + 2), np.uint8)
+    padded[:, :, 1 : bytes_.shape[2] + 1] = bytes_
+    shown = np.ndarray((masks, height, columns), "<u8", padded, strides=(*padded.strides[:2], 6))
+    return np.ascontiguousarray(shown, np.uint64).reshape(masks, -1)
+
+
+def _totals(words: np.ndarray) -> list[int]:
+    return np.bitwise_count(words).sum(axis=1, dtype=np.int64).tolist()
