@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -40,6 +39,7 @@ from mtsp.report import Run, comparison, comparison_markdown
 from mtsp.types import Batch, Examples, Outputs
 from mtsp.visualize import color_wheel, flow_to_color, overlay
 from tools.parts import AnyExperiment, read_experiment, run_or_say_why
+from tools.progress import bar
 from tools.train import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,10 +292,8 @@ def _progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
         yield line
         return
-    columns = (TextColumn(f"{name:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda done, clips: progress.update(task, completed=done, total=clips)
+    with bar(f"{name:28}", stays=True) as advance:
+        yield advance
 
 
 def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]]) -> None:

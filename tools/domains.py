@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from data import AnyDataset, DataError, LabeledConfig, LabeledImages, MissingDataError
@@ -25,6 +24,7 @@ from mtsp.transfer.centroids import SUFFIX, Centroids
 from mtsp.transfer.features import extract
 from tools.digests import digests
 from tools.parts import computes_bf16
+from tools.progress import bar
 from tools.running import Interruption
 
 CENTER = 0.875
@@ -220,12 +220,9 @@ def progress(what: str, total: int, unit: str, *, brief: bool = False) -> Iterat
     In a terminal it moves a bar. Elsewhere it prints a line at each tenth and at the latest every ten seconds; if
     `brief`, at the ten seconds only.
     """
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=brief) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda done: bar.update(task, completed=done)
+    if Console(stderr=True).is_terminal:
+        with bar(what, total, stays=not brief) as advance:
+            yield advance
         return
     began = last = time.monotonic()
     told = -1

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data import DataError, MissingDataError
 from data.crops import center_crop
@@ -41,6 +40,7 @@ from mtsp.types import Raw
 from mtsp.views import Views, look_once
 from mtsp.visualize import flow_to_color, overlay, resize_flow
 from tools.parts import AnyExperiment, accelerator_of, read_experiment, run_or_say_why
+from tools.progress import bar
 from tools.trained import load_trained
 
 SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png", "labels": ".csv"}
@@ -97,15 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if look.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-    console = Console(stderr=True)
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        pairs = progress.track(frames.pairs, total=frames.total)
-        predictions = ((raw, predict(model, raw, look, accelerator.device)) for raw in pairs)
-        written = _write_all(arguments, experiment, predictions)
+    with bar("predicting", frames.total) as advance:
+
+        def predictions() -> Iterator[tuple[Raw, Prediction]]:
+            for raw in frames.pairs:
+                yield raw, predict(model, raw, look, accelerator.device)
+                advance()
+
+        written = _write_all(arguments, experiment, predictions())
     if not written:
         raise ValueError(f"{arguments.frames}: nothing to write: flow needs a frame that another one follows")
-    console.print(f"{written:,} files in {arguments.out}", highlight=False)
+    Console(stderr=True).print(f"{written:,} files in {arguments.out}", highlight=False)
     return 0
 
 

@@ -17,11 +17,13 @@ import re
 import shutil
 import sys
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from data.download import download, require_space, unpack
 from data.io import DataError, write_image
@@ -34,6 +36,7 @@ from data.synthetic_scenes import ScenesConfig, write_scenes
 from data.verify import DATASETS, verify
 from mtsp.config import Config, ConfigError, parse, parse_yaml
 from tools.archives import ARCHIVES, BY_HAND, Archive
+from tools.progress import Advance, bar
 
 _SHOWN_PROBLEMS = 20
 
@@ -83,12 +86,12 @@ def run_download(name: str, root: Path, archives: Sequence[Archive], *, keep: bo
         if done.exists():
             print(f"{file}: unpacked before")
             continue
-        with _bar(file, bytes_=True) as progress:
+        with _bytes_bar(file) as progress:
             download(archive.url, work / file, checksum=archive.checksum, progress=progress)
         if archive.packed:
             unpacked = work / f"{file}.unpacked"
             require_space(work, (work / file).stat().st_size)
-            with _bar(f"unpacking {file}", bytes_=True) as progress:
+            with _bytes_bar(f"unpacking {file}") as progress:
                 unpack(work / file, unpacked, strip=archive.strip, progress=progress)
             _merge(unpacked, root)
             shutil.rmtree(unpacked)
@@ -102,7 +105,7 @@ def run_download(name: str, root: Path, archives: Sequence[Archive], *, keep: bo
 
 def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **settings: Any) -> int:
     """Check a data set and print what is wrong; return the exit code."""
-    with _bar(f"reading {name}") as progress:
+    with bar(f"reading {name}", stays=True) as progress:
         report = verify(name, root, published=not partial_copy, workers=workers, progress=progress, **settings)
     for line in report.problems[:_SHOWN_PROBLEMS]:
         print(line)
@@ -120,7 +123,7 @@ def run_synthesize(name: str, root: Path, values: dict[str, Any]) -> None:
     """Write synthetic data in the layout of `name`. Raises ConfigError, FileExistsError, or what the writer raises."""
     kind, write, preset = SYNTHETIC[name]
     config = parse(kind, {**preset, **values})
-    with _bar(f"rendering {name}") as progress:
+    with bar(f"rendering {name}", stays=True) as progress:
         write(config, root, progress=progress)
     if isinstance(config, SyntheticConfig):
         print(f"{root}: {config.clips} clips of {config.frames} frames, {config.height}x{config.width}")
@@ -131,7 +134,7 @@ def run_synthesize(name: str, root: Path, values: dict[str, Any]) -> None:
 def run_convert(root: Path, annotations: Path | None, *, partial_copy: bool) -> None:
     """Render PASCAL-Context's masks once. Raises DataError or FileExistsError."""
     folder = find_pascal_context(root)
-    with _bar("rendering masks") as progress:
+    with bar("rendering masks", stays=True) as progress:
         rendered = render_masks(
             annotations or root / "trainval_merged.json", folder, published=not partial_copy, progress=progress
         )
@@ -300,18 +303,9 @@ def _merge(source: Path, target: Path) -> None:
             os.replace(path, place)
 
 
-@contextmanager
-def _bar(title: str, *, bytes_: bool = False) -> Iterator[Callable[[int, int | None], None]]:
-    """Yield a function of (done, total) that moves a progress bar on the terminal's error output."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as Speed
-
-    counters = (DownloadColumn(), Speed()) if bytes_ else (MofNCompleteColumn(),)
-    columns = ("{task.description}", BarColumn(), *counters, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _bytes_bar(title: str) -> AbstractContextManager[Advance]:
+    """A bar of bytes, with how many of them come in a second."""
+    return bar(title, stays=True, counters=(DownloadColumn(), TransferSpeedColumn()))
 
 
 if __name__ == "__main__":

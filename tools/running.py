@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 from torch import nn
 
 from mtsp.averaging import Average
@@ -24,6 +23,7 @@ from mtsp.regularizers import Anchored
 from mtsp.tracking import Tracker
 from mtsp.types import Examples
 from tools.parts import AnyExperiment, Started
+from tools.progress import bar
 
 Advance = Callable[[int, Mapping[str, float]], None]
 """Called with the steps done and the losses of the last one."""
@@ -157,14 +157,9 @@ def progress_bar(shown: bool, steps: int, start: int) -> Iterator[Advance]:
     if not shown or not sys.stderr.isatty():
         yield _plain_lines(shown, steps, start)
         return
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=steps, completed=start, loss="")
-
-        def advance(step: int, losses: Mapping[str, float]) -> None:
-            progress.update(task, completed=step, loss=describe(losses))
-
-        yield advance
+    counters = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with bar("training", steps, done=start, stays=True, counters=counters) as advance:
+        yield lambda step, losses: advance(step, note=describe(losses))
 
 
 def _plain_lines(shown: bool, steps: int, start: int) -> Advance:
