@@ -1,25 +1,28 @@
 """Time and memory of the distance between domains: ours beside pyemd, as DSTL calls it, and scipy.
 
-    python -m tools.bench.transfer [--quick] [--large]
+    python -m tools.bench.transfer [--quick] [--large | --sizes 5000x555] [--solvers ours cpp] [--minutes 60]
 
 Domains are made up: 2048 features around 20 centers, source classes of 200 to 1300 images. pyemd takes square matrices
 only: DSTL pads the n x m distances with zeros to n + m. Its original solver (`cpp`, DSTL's in 2018) works on all of it;
 its present default drops what is empty and solves the rectangle, with POT, as ours does; both include the padding.
-Times are medians in turns; memory is what the peak of a process of its own grows by. pyemd and scipy are not needed
-to use mtsp.
+
+Each solver has a process of its own: memory is what its peak grows by in the first run; times are medians in turns with
+ours, and of a slow solver those of its only run. A row is printed as soon as it is measured, so that an interruption
+loses only the solver at work, which standard error names each minute; one that takes longer than `--minutes` is stopped
+and its row says so. pyemd and scipy are not needed to use mtsp.
 """
 
 import argparse
 import importlib.util
 import multiprocessing
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from mtsp.transfer import distances, emd
 from mtsp.transfer.similarity import shares
@@ -27,25 +30,43 @@ from tools.bench.timing import forget_peak, machine, medians, peak_memory
 
 Domains = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+Size = tuple[int, int, int]
+"""Classes of the source and of the target, features."""
 CENTERS = 20
 ROUNDS = 7
 SLOW = 2.0
 """Seconds: a program that takes longer runs once."""
 
 
+class Measured(NamedTuple):
+    """What a process of its own found of one solver."""
+
+    seconds: float
+    ours: float
+    """Seconds of ours in the same process."""
+    memory: int
+    """Bytes."""
+    value: float
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Earth Mover's Distance between domains, ours and others'.")
-    parser.add_argument("--quick", action="store_true", help="200 x 50 classes of 256 features: seconds")
-    parser.add_argument("--large", action="store_true", help="5000 x 555 too, where pyemd's cpp may take an hour")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="200 x 50 classes of 256 features: seconds")
+    sizes.add_argument("--large", action="store_true", help="5000 x 555 too, where pyemd's cpp may take an hour")
+    sizes.add_argument("--sizes", nargs="+", type=_size, metavar="NxM", help="classes of source and target")
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="(default: all)")
+    parser.add_argument(
+        "--minutes", type=float, default=90.0, help="after which a solver is stopped (default: %(default)g)"
+    )
     options = parser.parse_args(arguments)
-    console = Console(width=110)
-    console.print(machine())
-    sizes = [(200, 50, 256)] if options.quick else [(1000, 200, 2048)] + [(5000, 555, 2048)] * options.large
-    for n, m, features in sizes:
-        domains = made_up(n, m, features)
-        console.print(_distances(domains))
-        console.print(_solvers(domains))
+    chosen = [(200, 50, 256)] if options.quick else [(1000, 200, 2048)] + [(5000, 555, 2048)] * options.large
+    print(machine())
+    for size in options.sizes or chosen:
+        print(f"\n{size[0]:,} x {size[1]:,} classes, {size[2]:,} features")
+        _distances(made_up(*size))
+        _solvers(size, options.solvers, 60 * options.minutes)
 
 
 def made_up(n: int, m: int, features: int) -> Domains:
@@ -82,78 +103,97 @@ def by_linprog(ground: np.ndarray, source: np.ndarray, target: np.ndarray) -> fl
     return linprog(ground.ravel(), A_eq=sums, b_eq=np.concatenate([shares(source), shares(target)])).fun
 
 
-SOLVERS: dict[str, tuple[str, Solver, str]] = {
-    "mtsp, with its proof": ("ot", emd, ""),
-    "pyemd cpp, padded (DSTL)": ("pyemd", by_pyemd("cpp"), ">= 30"),
-    "pyemd default, rectangular": ("pyemd", by_pyemd("pot"), ">= 2"),
-    "scipy linprog, HiGHS": ("scipy", by_linprog, ">= 50"),
+SOLVERS: dict[str, tuple[str, str, Solver, str]] = {
+    "ours": ("mtsp, with its proof", "ot", emd, ""),
+    "default": ("pyemd default, rectangular", "pyemd", by_pyemd("pot"), ">= 2"),
+    "linprog": ("scipy linprog, HiGHS", "scipy", by_linprog, ">= 50"),
+    "cpp": ("pyemd cpp, padded (DSTL)", "pyemd", by_pyemd("cpp"), ">= 30"),
 }
-"""Of each row: the package it needs, the solver, and how much longer than ours it should take."""
+"""Of each row: what it is, the package it needs, the solver, and how much longer than ours it should take."""
 
 
-def _distances(domains: Domains) -> Table:
+def _distances(domains: Domains) -> None:
     x, y, _, _ = domains
-    table = Table("distances", "ms", "over ours", "target", "largest difference", title=_title(domains))
+    _row("distances", "ms", "over ours", "target", "largest diff.")
     if importlib.util.find_spec("scipy") is None:
-        table.add_row("scipy cdist", "not installed", "", ">= 8", "")
-        return table
+        _row("scipy cdist", "not installed", "", ">= 8")
+        return
     from scipy.spatial.distance import cdist
 
-    seconds, found = _measured({"ours": lambda: distances(x, y), "cdist": lambda: cdist(x, y)})
-    difference = np.abs(found["ours"] - found["cdist"]).max()
-    ratio = seconds["cdist"] / seconds["ours"]
-    table.add_row("mtsp, matrix product", f"{1e3 * seconds['ours']:.1f}", "1.0", "", "")
-    table.add_row("scipy cdist", f"{1e3 * seconds['cdist']:.1f}", f"{ratio:.1f}", ">= 8", f"{difference:.1e}")
-    return table
+    difference = np.abs(distances(x, y) - cdist(x, y)).max()
+    seconds = medians({"ours": lambda: distances(x, y), "cdist": lambda: cdist(x, y)}, ROUNDS)
+    _row("mtsp, matrix product", f"{1e3 * seconds['ours']:.1f}", "1.0")
+    ratio = f"{seconds['cdist'] / seconds['ours']:.1f}"
+    _row("scipy cdist", f"{1e3 * seconds['cdist']:.1f}", ratio, ">= 8", f"{difference:.1e}")
 
 
-def _solvers(domains: Domains) -> Table:
-    x, y, source, target = domains
-    ground = distances(x, y)
-    table = Table("solver", "ms", "over ours", "target", "MiB", "value", title=_title(domains))
-    present = {name: solver for name, (package, solver, _) in SOLVERS.items() if importlib.util.find_spec(package)}
-    seconds, found = _measured({name: partial(solver, ground, source, target) for name, solver in present.items()})
-    ours = next(iter(seconds.values()))
-    for name, (_, _, goal) in SOLVERS.items():
-        if name not in seconds:
-            table.add_row(name, "not installed", "", goal)
+def _solvers(size: Size, names: Sequence[str], limit: float) -> None:
+    _row("solver", "ms", "over ours", "target", "MiB", "value")
+    for key in names:
+        name, package, _, goal = SOLVERS[key]
+        if importlib.util.find_spec(package) is None:
+            _row(name, "not installed", "", goal)
             continue
-        memory, ratio = f"{_memory(name, domains):.0f}", f"{seconds[name] / ours:,.1f}"
-        table.add_row(name, f"{1e3 * seconds[name]:,.1f}", ratio, goal, memory, f"{float(found[name]):.10f}")
-    return table
+        found = _in_a_process(key, size, limit)
+        if isinstance(found, str):
+            _row(name, found, "", goal)
+            continue
+        ratio, memory = f"{found.seconds / found.ours:,.1f}", f"{found.memory / 2**20:,.0f}"
+        _row(name, f"{1e3 * found.seconds:,.1f}", ratio, goal, memory, f"{found.value:.10f}")
 
 
-def _measured(programs: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the median seconds of each program, in turns (of a slow one, of its only run), and the results."""
-    once, results = {}, {}
-    for name, program in programs.items():
-        start = time.perf_counter()
-        results[name] = program()
-        once[name] = time.perf_counter() - start
-    fast = medians({name: program for name, program in programs.items() if once[name] < SLOW}, ROUNDS)
-    return once | fast, results
-
-
-def _memory(name: str, domains: Domains) -> float:
-    """Return the MiB by which the peak of a fresh process grows when it solves."""
+def _in_a_process(key: str, size: Size, limit: float) -> Measured | str:
+    """Return what a fresh process measures, or why it did not; each minute standard error says that it is at work."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak, (name, domains))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(key, size, sender), daemon=True)
+    began = time.monotonic()
+    process.start()
+    sender.close()
+    try:
+        while not receiver.poll(min(60.0, max(0.0, limit - (time.monotonic() - began)))):
+            minutes = (time.monotonic() - began) / 60
+            if 60 * minutes >= limit:
+                return f"stopped after {minutes:.1f} min"
+            print(f"at work: {key}, {minutes:.0f} min", file=sys.stderr, flush=True)
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return f"ended with {process.exitcode}"  # -9: out of memory, if nobody killed it
+    finally:
+        process.terminate()
+        process.join()
 
 
-def _peak(name: str, domains: Domains) -> float:
-    x, y, source, target = domains
+def _measure(key: str, size: Size, found: Connection) -> None:
+    x, y, source, target = made_up(*size)
     ground = distances(x, y)
-    solver = SOLVERS[name][1]
-    solver(ground[:4, :4], source[:4], target[:4])  # imports do not count
+    _, _, solver, _ = SOLVERS[key]
+    for program in (solver, emd):
+        program(ground[:4, :4], source[:4], target[:4])  # imports do not count
     forget_peak()
-    before = peak_memory()
-    solver(ground, source, target)
-    return (peak_memory() - before) / 2**20
+    before, start = peak_memory(), time.perf_counter()
+    value = float(solver(ground, source, target))
+    once, memory = time.perf_counter() - start, peak_memory() - before
+    fast = {key: partial(solver, ground, source, target)} if once < SLOW else {}
+    seconds = medians({"ours": partial(emd, ground, source, target)} | fast, ROUNDS)
+    found.send(Measured(seconds.get(key, once), seconds["ours"], memory, value))
 
 
-def _title(domains: Domains) -> str:
-    return f"{len(domains[0]):,} x {len(domains[1]):,} classes, {domains[0].shape[1]:,} features"
+def _row(*cells: str) -> None:
+    widths = (22, 11, 8, 14, 17)
+    line = f"{cells[0]:<28}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=False))
+    print(line.rstrip(), flush=True)
+
+
+def _size(text: str) -> Size:
+    try:
+        n, m = map(int, text.split("x"))
+    except ValueError:
+        n = m = 0
+    if n < 1 or m < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 5000x555")
+    return n, m, 2048
 
 
 if __name__ == "__main__":
