@@ -101,6 +101,15 @@ def test_near_classes_far_from_the_origin_keep_their_distance() -> None:
     assert np.all(np.diag(found) == 0)
 
 
+def test_a_class_far_down_a_long_list_is_nowhere_from_itself() -> None:
+    """Class 1100 of 1200, which come in parts, is the target's class 7: 0, as all others are what scipy says."""
+    x, y = domain(5, 1200, 24)[0], domain(6, 9, 24)[0]
+    x[1100] = y[7]
+    found = distances(x.astype(np.float32), y.astype(np.float32))
+    assert found[1100, 7] == 0
+    np.testing.assert_allclose(found, cdist(x.astype(np.float32), y.astype(np.float32)), rtol=1e-11)
+
+
 def test_similarity_is_that_of_the_published_table() -> None:
     """DSTL's demo: ImageNet and CUB-200 are 57.532 apart, a similarity of 0.563 with gamma 0.01."""
     assert similarity(57.532) == pytest.approx(0.5625, abs=1e-4)
