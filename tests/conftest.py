@@ -1,18 +1,18 @@
 """What whole runs share: synthetic data in the layouts of the real data sets, and a small experiment on it."""
 
-import contextlib
 import copy
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_processes
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import ProcessExitedException
 
 from data.synthetic import SyntheticConfig
 from data.synthetic_files import write_davis, write_flying_chairs
@@ -92,16 +92,9 @@ def config(values: dict[str, Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def in_two_processes() -> Callable[..., None]:
-    """`in_two_processes(function, *arguments)` runs function(rank, *arguments) twice. What they wrote is to be judged,
-    not how they ended: gloo aborts now and then while it is torn down, after all is written.
-    """
-
-    def call(function: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(ProcessExitedException):
-            torch.multiprocessing.spawn(function, args=arguments, nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
-
-    return call
+def in_two_processes(tmp_path: Path) -> Callable[..., None]:
+    """`in_two_processes(function, *arguments)` runs function(rank, *arguments) in two processes of one group."""
+    return partial(two_processes.run, tmp_path / "group")
 
 
 @pytest.fixture(autouse=True)

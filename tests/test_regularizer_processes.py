@@ -1,6 +1,5 @@
 """Two processes, with DDP and with FSDP2: every member of the family does what one process does."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,6 @@ def trained(
 
 
 def in_one_of_two_processes(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -92,8 +89,6 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
         results["unlike anchors"] = str(error)
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def _averaged(gradient: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Weights spread over two processes by FSDP2: the pull, the checkpoint and the reports are those of one process."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ def trained(model: nn.Module, anchors: dict[str, Tensor], steps: int, found: Che
 
 
 def in_one_of_two_processes(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -57,8 +54,6 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
     report = {"penalty": regularizer.penalty(), **regularizer.distances(["0", "2"])}
     if rank == 0:
         torch.save({"weights": weights, "report": report}, Path(folder) / "result.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_with_sharded_weights_that_save_and_resume_equal_one(
