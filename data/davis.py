@@ -1,7 +1,8 @@
-"""DAVIS 2016: short videos in which one object is masked in every frame.
+"""DAVIS: short videos in which one object (2016), or each of several (2017), is masked in every frame.
 
 After Perazzi, Pont-Tuset, McWilliams, Van Gool, Gross and Sorkine-Hornung, "A Benchmark Dataset and Evaluation
 Methodology for Video Object Segmentation", CVPR 2016. 50 sequences: train 30 (2079 frames), val 20 (1376 frames).
+Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675): train 60, val 30.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.io import DataError, MissingDataError, read_foreground, read_image
+from data.io import DataError, MissingDataError, read_foreground, read_image, read_mask
 from data.listing import (
     Labels,
     find_root,
@@ -26,7 +27,7 @@ from mtsp.types import Raw
 
 
 class DavisConfig(Config):
-    """Which frames of DAVIS 2016 to read."""
+    """Which frames of DAVIS to read."""
 
     name: Literal["davis"]
     root: Path
@@ -53,14 +54,19 @@ class Davis:
     the same sequence in the split; a sequence's last frame is paired with itself.
 
     A mask's pixel is on the object if it is not zero: the release has gray masks of 0 and 255, an RGBA one
-    (bear/00077) and empty ones, and other copies have indexed masks of several objects, which become one.
+    (bear/00077) and empty ones, and 2017 and other copies have indexed masks of several objects, which become one.
+
+    Args:
+        config: which frames.
+        objects: masks hold the number of each object instead, 255 where it is not known; the lists of 2017 are then
+            looked for first, since its release has those of 2016 beside them.
 
     Raises:
         DataError: files that are missing, a mask without its frame or the reverse (the first ten and their number),
             an empty split, a sequence that it does not have, or a line that leads out of the root.
     """
 
-    def __init__(self, config: DavisConfig) -> None:
+    def __init__(self, config: DavisConfig, *, objects: bool = False) -> None:
         frames = config.root / "JPEGImages"
         others = sorted(folder.name for folder in frames.iterdir()) if frames.is_dir() else []
         if others and config.resolution not in others:
@@ -68,7 +74,7 @@ class Davis:
                 f"DAVIS at {config.root} has {', '.join(others)}, not {config.resolution}; set resolution"
             )
         self._root = find_root("DAVIS", config.root, f"JPEGImages/{config.resolution}")
-        self._config = config
+        self._config, self._objects = config, objects
         files = self._files()
         if config.sequences is not None:
             known = {name.rpartition("/")[0] for name in files}
@@ -100,8 +106,16 @@ class Davis:
         """Return the mask of example `index`. Its frame is not decoded."""
         return Labels(name=self.names[index], mask=self._mask(index))
 
+    def several_objects(self) -> list[str]:
+        """Return the sequences whose first mask numbers several objects: 1, 2, ... and no gray values between."""
+        first: dict[str, Path] = {}
+        for name, mask in zip(self.names, self._masks, strict=True):
+            first.setdefault(name.rpartition("/")[0], mask)
+        return [sequence for sequence, mask in first.items() if _count(mask) > 1]
+
     def _mask(self, index: int) -> np.ndarray:
-        return read_foreground(self._masks[index]).astype(np.uint8)
+        path = self._masks[index]
+        return read_mask(path) if self._objects else read_foreground(path).astype(np.uint8)
 
     def _following(self, index: int) -> int:
         following = index + 1
@@ -126,7 +140,9 @@ class Davis:
         return files
 
     def _list(self, split: str) -> Path | None:
-        folders = (self._root / "ImageSets" / name for name in (self._config.resolution, "2016", "2017"))
+        names = [self._config.resolution, "2016"]
+        names.insert(0 if self._objects else 2, "2017")
+        folders = (self._root / "ImageSets" / name for name in names)
         return next((path for folder in folders if (path := folder / f"{split}.txt").is_file()), None)
 
     def _frame(self, path: Path, words: list[str]) -> dict[str, tuple[Path, Path]]:
@@ -148,6 +164,14 @@ class Davis:
             )
             for stem in stems
         }
+
+
+def _count(mask: Path) -> int:
+    try:
+        found = np.flatnonzero(np.bincount(read_mask(mask).reshape(-1), minlength=256)[1:255])
+    except DataError:  # in colors: it numbers nothing
+        return 0
+    return len(found) if np.array_equal(found, np.arange(len(found))) else 0
 
 
 _KINDS = ("JPEGImages", "Annotations")

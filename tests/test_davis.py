@@ -215,3 +215,26 @@ def test_the_real_empty_mask_is_read() -> None:
     raw = dataset[dataset.names.index("surf/00054")]
     assert raw["frame"].shape == (480, 854, 3)
     assert not raw.get("mask", np.ones(1)).any()
+
+
+def test_a_sequence_has_several_objects_if_its_first_mask_numbers_them(root: Path) -> None:
+    ids = np.zeros(SIZE, np.uint8)
+    ids[0, :3] = 1, 2, 255  # unknown pixels are no object
+    write_mask(root / "Annotations/480p/surf/00000.png", ids)
+    assert davis(root).several_objects() == ["surf"]  # bear's are 0 and 255
+    Image.fromarray(np.pad(np.array([[1, 7, 90]], np.uint8), ((0, 5), (0, 5)))).save(
+        root / "Annotations/480p/surf/00000.png"
+    )
+    assert davis(root).several_objects() == []  # gray values at a soft edge
+    Image.fromarray(np.zeros((*SIZE, 4), np.uint8)).save(root / "Annotations/480p/surf/00000.png")
+    assert davis(root).several_objects() == []  # as bear/00077
+
+
+def test_the_numbers_of_the_objects_are_kept_where_they_are_asked_for(root: Path) -> None:
+    ids = np.zeros(SIZE, np.uint8)
+    ids[0, :3] = 1, 2, 255
+    write_mask(root / "Annotations/480p/surf/00000.png", ids)
+    config = DavisConfig(name="davis", root=root, sequences=("surf",))
+    (merged, numbered) = (Davis(config, objects=objects).labels(0) for objects in (False, True))
+    assert np.array_equal(merged.get("mask", ids), ids > 0)
+    assert np.array_equal(numbered.get("mask", ids > 0), ids)

@@ -8,7 +8,9 @@ labeled pictures `--report DIR` also writes how each class fares, with pictures 
 With `--data davis --root DAVIS --predictions DIR` stored predictions are scored instead, without any network: masks
 DIR/<sequence>/<frame>.png, of which whatever is not 0 is the object, masks of class ids DIR/<name>.png for a data set
 with named classes, or flow DIR/<name of the pair>.flo, in pixels of the truth's resolution. Names are the data set's
-own; `--save-predictions` writes such files.
+own; `--save-predictions` writes such files. With `--objects` masks number several objects and each is scored, by the
+rules of DAVIS 2017 (semi-supervised): the objects are those of a sequence's first true mask, the first and the last
+frame do not count and need not be predicted, and the values of all are means over objects.
 
 The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and the shares of outliers are
 fractions in [0, 1]; what was not measured is null (empty in the CSV), not 0.
@@ -27,6 +29,7 @@ from accelerate.utils import gather_object
 from rich.console import Console
 
 from data import DataConfig
+from data.davis import Davis
 from data.io import write_flo, write_mask
 from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError, parse
@@ -36,8 +39,12 @@ from tools.guesses import Guess, report_guesses, save_guesses
 from tools.parts import AnyExperiment, accelerator_of, read_experiment, require_classes, require_whole_pictures
 from tools.progress import bar
 from tools.scores import Scores, as_csv, joined, plain, scores_of, table
-from tools.stored import DATASETS, score, truth_of
+from tools.stored import DATASETS, held_out, score, truth_of
 from tools.trained import load_trained
+
+_OF_NETWORK = ("config", "checkpoint", "data_entry", "report", "save_predictions")
+_OF_STORED = ("data", "root", "resolution", "objects", "every_frame", "workers")
+"""Options that mean something with a network only, or with stored predictions only."""
 
 
 class Measured(NamedTuple):
@@ -54,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = ("config", "checkpoint") if arguments.predictions is None else ("data",)
     if missing := [f"--{name}" for name in wanted if getattr(arguments, name) is None]:
         parser.error(f"{' and '.join(missing)} missing: --config with --checkpoint, or --data with --predictions")
-    unused = ("data", "root", "resolution") if arguments.predictions is None else ("config", "checkpoint")
-    if ignored := [f"--{name}" for name in unused if getattr(arguments, name) is not None]:
+    unused = _OF_STORED if arguments.predictions is None else _OF_NETWORK
+    if ignored := [f"--{name.replace('_', '-')}" for name in unused if getattr(arguments, name) is not None]:
         mode = "a trained network" if arguments.predictions is None else "stored predictions"
         parser.error(f"{' and '.join(ignored)} would be ignored when {mode} is measured; leave it out")
     try:
@@ -92,10 +99,14 @@ def _write(measured: Measured, json_file: Path | None, csv_file: Path | None) ->
 
 
 def _of_predictions(arguments: argparse.Namespace) -> Measured:
-    split = arguments.split or "val"
-    dataset = truth_of(arguments.data, arguments.root, split, arguments.resolution, arguments.settings)
-    scores = score(dataset, arguments.predictions, arguments.workers)
-    about = {"data": arguments.data, "split": split, "predictions": str(arguments.predictions)}
+    split, objects, every_frame = arguments.split, bool(arguments.objects), bool(arguments.every_frame)
+    dataset = truth_of(arguments.data, arguments.root, split, arguments.resolution, arguments.settings, objects=objects)
+    scores = score(dataset, arguments.predictions, arguments.workers, objects=objects, every_frame=every_frame)
+    if not objects and isinstance(dataset, Davis) and (several := dataset.several_objects()):
+        which = f"{len(several)} sequences have several objects, as {several[0]}"
+        print(f"note: {which}: here they were scored as one; --objects scores each", file=sys.stderr)
+    about: dict[str, Any] = {"data": arguments.data, "split": split or held_out(arguments.data)}
+    about |= {"predictions": str(arguments.predictions)} | ({"every_frame": True} if every_frame else {})
     return Measured(about | scores.values, {arguments.data: [scores]})
 
 
@@ -242,8 +253,14 @@ def _parser() -> argparse.ArgumentParser:
     stored.add_argument("--data", choices=sorted(DATASETS), help="whose labels are the truth")
     stored.add_argument("--root", type=Path, help="where that data set is")
     stored.add_argument("--resolution", help="of DAVIS, the folder below Annotations (default: 480p)")
+    stored.add_argument("--objects", action="store_true", default=None, help="of videos, J and F of each object: 2017")
+    stored.add_argument(
+        "--every-frame", action="store_true", default=None, help="of videos, count the first and the last frame, too"
+    )
     stored.add_argument("--workers", type=_workers, help="threads that read files (default: one for each processor)")
-    parser.add_argument("--split", help="which part of the data (default: the config's; of stored predictions val)")
+    parser.add_argument(
+        "--split", help="which part of the data (default: the config's; of stored predictions val or test)"
+    )
     parser.add_argument("--json", type=Path, help="write every number, of every sequence, to this file")
     parser.add_argument("--csv", type=Path, help="write the tables to this file")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config, or of the data set")

@@ -7,6 +7,7 @@ Lengths are pixels; J, F, IoU, accuracies and shares of outliers are fractions i
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from mtsp.metrics.classification import ClassificationScores
 
 SHOWN = {
     "mask": ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "iou", "pixel_accuracy"),
+    "objects": ("JF_mean", "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay"),
     "classes": ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou"),
     "labels": ("top1", "top5", "class_accuracy", "ece", "nll"),
     "flow": ("epe", "epe_0_10", "epe_10_40", "epe_40_plus", "out_1px", "out_3px", "out_5px", "fl_all"),
@@ -26,16 +28,22 @@ SHOWN = {
 """What tables and CSV show of each kind; the JSON has everything."""
 
 MOST_ROWS = 60
-"""A table of more sequences than this, as the 640 pairs of FlyingChairs, shows only their total."""
+"""A table of more rows than this leaves out the objects; of more sequences, as FlyingChairs' 640 pairs, all of them."""
 
 _PASSES = ("clean", "final", "into_future", "into_past")
-_TOTALS = {"mask": "mean over sequences", "classes": "all pixels", "labels": "all images", "flow": "all pixels"}
+_TOTALS = {
+    "mask": "mean over sequences",
+    "objects": "mean over objects",
+    "classes": "all pixels",
+    "labels": "all images",
+    "flow": "all pixels",
+}
 
 
 class Scores(NamedTuple):
     """What predictions are worth: numbers of the whole, as in the JSON, and of parts under `per_...` keys."""
 
-    kind: Literal["mask", "classes", "labels", "flow"]
+    kind: Literal["mask", "objects", "classes", "labels", "flow"]
     values: dict[str, Any]
 
 
@@ -43,6 +51,13 @@ def mask_scores(davis: DavisMeasure, pixels: ConfusionMatrix) -> Scores:
     """Return J and F by DAVIS's rules, of all and `per_sequence`, and the accuracy of all pixels."""
     accuracy = pixels.compute()["pixel_accuracy"]
     return Scores("mask", davis.compute() | {"pixel_accuracy": accuracy, "per_sequence": davis.per_sequence()})
+
+
+def object_scores(davis: DavisMeasure) -> Scores:
+    """Return J and F by DAVIS 2017's rules, of all, `per_sequence`, and `per_object` by names like "dogs-jump_1"."""
+    objects = {f"{name}_{number}": part for name, parts in davis.per_object().items() for number, part in parts.items()}
+    values: dict[str, Any] = {**davis.compute(), "objects": len(objects), "per_sequence": davis.per_sequence()}
+    return Scores("objects", values | {"per_object": objects})
 
 
 def class_scores(pixels: ConfusionMatrix, names: Sequence[str] = ()) -> Scores:
@@ -142,20 +157,28 @@ def table(scores: Scores, title: str) -> Table:
     for key in keys:
         heading = key.replace("_", "\n").replace("pixel\naccuracy", "pixel\nacc.")
         drawn.add_column(heading, justify="right", no_wrap=True, min_width=5)
-    many = len(scores.values.get("per_sequence", {})) > MOST_ROWS
-    for name, part, total in _rows(scores, _TOTALS[scores.kind]):
-        if total or not many:
+    rows = list(_rows(scores, _TOTALS[scores.kind]))
+    depths = Counter(depth for _, _, depth in rows)
+    shown = max(depth for depth in depths if not depth or sum(depths[d] for d in range(1, depth + 1)) <= MOST_ROWS)
+    for name, part, depth in rows:
+        if depth <= shown:
             cells = ("-" if math.isnan(part.get(key, math.nan)) else f"{part[key]:.3f}" for key in keys)
-            drawn.add_row(name, *cells, style="bold" if total else None)
-    if many:
-        drawn.caption = f"each of the {len(scores.values['per_sequence'])} sequences: --csv or --json"
+            drawn.add_row(name, *cells, style=None if depth else "bold")
+    if hidden := [f"{depths[d]} {_DEPTHS[d]}" for d in sorted(depths) if d > shown]:
+        drawn.caption = f"each of the {' and '.join(hidden)}: --csv or --json"
     return drawn
 
 
-def _rows(scores: Scores, last: str) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """Yield name, numbers and whether they are of more than one sequence."""
+_DEPTHS = ("totals", "sequences", "objects")
+
+
+def _rows(scores: Scores, last: str) -> Iterator[tuple[str, Mapping[str, Any], int]]:
+    """Yield name, numbers, and 2 for those of an object, 1 of a sequence, 0 of more than one."""
+    objects = scores.values.get("per_object", {})
     for name, part in scores.values.get("per_sequence", {}).items():
-        yield name, part, False
+        yield name, part, 1
+        for one in (one for one in objects if one.rpartition("_")[0] == name):
+            yield one, objects[one], 2
     for name, part in scores.values.get("per_pass", {}).items():
-        yield name, part, True
-    yield last, scores.values, True
+        yield name, part, 0
+    yield last, scores.values, 0

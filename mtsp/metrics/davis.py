@@ -2,10 +2,10 @@
 
 After Perazzi et al., CVPR 2016, section 4, for one object (see :mod:`mtsp.metrics.boundary`), and Pont-Tuset et al.,
 "The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675), section 3, for several: the numbers are
-those of the official evaluation code, 2016 and 2017 semi-supervised. Two departures: the decay of more than 256
-frames, where that code's 8-bit frame indices wrap around, and the objects of a sequence, which are those in the true
-mask of its first frame: that code takes every number up to the highest one for an object, so that a number left out
-scores 1.
+those of the official evaluation code, 2016 and 2017 semi-supervised. Three departures: the decay of more than 256
+frames, where that code's 8-bit frame indices wrap around; the objects of a sequence, which are those in the true mask
+of its first frame: that code takes every number up to the highest one for an object, so that a number left out scores
+1; and void pixels, which do not count: that code takes them for background, save in its unsupervised task.
 
 T, the temporal stability of 2016, is not here: it rests on a matching of shape contexts in C++ whose details the paper
 does not give, and no numbers of it were at hand to tell an exact form by.
@@ -122,7 +122,7 @@ class DavisMeasure:
     def _of_objects(self, sequence: str) -> dict[int, dict[str, Any]]:
         frames, names = self.frames[sequence], self._counted(sequence)
         result: dict[int, dict[str, Any]] = {}
-        for number in frames[min(frames, key=_order)].true:
+        for number in frames[min(frames, key=frame_order)].true:
             pairs = [frames[name].scores.get(number, (1.0, 1.0)) for name in names]
             region, boundary = ([pair[side] for pair in pairs] for side in (0, 1))
             numbers = (*statistics(region), *statistics(boundary))
@@ -131,7 +131,7 @@ class DavisMeasure:
         return result
 
     def _counted(self, sequence: str) -> list[str]:
-        names = sorted(self.frames[sequence], key=_order)
+        names = sorted(self.frames[sequence], key=frame_order)
         return names if self.every_frame else names[1:-1]
 
     def _measure(self, name: str, measure: Callable[[], Frame]) -> None:
@@ -153,8 +153,9 @@ class DavisMeasure:
 _KEYS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "JF_mean", "iou")
 
 
-def _order(frame: str) -> tuple[int, str]:
-    return len(frame), frame  # frame 9 before frame 10, padded or not
+def frame_order(frame: str) -> tuple[int, str]:
+    """Return what sorts the frames of a sequence by their names: frame 9 before frame 10, padded or not."""
+    return len(frame), frame
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
