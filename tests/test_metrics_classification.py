@@ -168,3 +168,47 @@ def test_one_image_can_be_scored_alone() -> None:
     one = image_scores(np.log([[1.0, 2, 5]]), np.array([1]))
     assert (one.rank.tolist(), one.guess.tolist()) == ([1], [2])
     assert [*one.confidence, *one.nll] == pytest.approx([5 / 8, math.log(4)])
+
+
+def test_guesses_without_logits_give_what_guesses_can() -> None:
+    rng = np.random.default_rng(3)
+    logits, labels = rng.normal(0, 2, (40, 8)).astype(np.float32), rng.integers(0, 8, 40)
+    whole, guessed = scored(logits, labels), ClassificationScores(8)
+    one = image_scores(logits, labels)
+    guessed.update_guesses(one.guess, labels, one.confidence)
+    ours, theirs = guessed.compute(), whole.compute()
+    assert ours.keys() == theirs.keys()
+    assert {key for key, value in ours.items() if math.isnan(value)} == {"top5", "nll"}
+    assert all(ours[key] == theirs[key] for key in ours if key not in ("top5", "nll"))
+    assert (guessed.confusion() == whole.confusion()).all()
+    guessed.merge(whole)
+    assert (guessed.compute()["top1"], guessed.compute()["images"]) == (theirs["top1"], 80)
+    assert math.isnan(guessed.compute()["top5"])
+
+
+def test_guesses_without_confidences_are_not_calibrated() -> None:
+    scores = ClassificationScores(3)
+    scores.update_guesses(np.array([0, 3, 2]), np.array([0, 1, 1]))  # right, lost, wrong
+    found = scores.compute()
+    assert (found["top1"], found["images"], found["nan_predictions"]) == (1 / 3, 3, 1)
+    assert all(math.isnan(found[key]) for key in ("ece", "mce", "nll"))
+    scores.update_guesses(np.array([0]), np.array([0]), np.array([1.0]))
+    assert math.isnan(scores.compute()["ece"])
+
+
+@pytest.mark.parametrize(
+    ("guesses", "labels", "confidences", "message"),
+    [
+        ([0, 1], [0], None, r"guesses \(2,\), labels \(1,\) and confidences \(2,\): expected B of each"),
+        ([4], [0], None, "a guess is none of 0..3"),
+        ([0], [3], None, "a label is none of 0..2"),
+        ([0.5], [0], None, "a guess is none of 0..3"),
+        ([0], [0], [1.5], "a confidence is outside"),
+    ],
+)
+def test_guesses_that_do_not_fit_are_named(
+    guesses: list[float], labels: list[int], confidences: list[float] | None, message: str
+) -> None:
+    known = None if confidences is None else np.array(confidences)
+    with pytest.raises(ValueError, match=message):
+        ClassificationScores(3).update_guesses(np.array(guesses), np.array(labels), known)

@@ -170,7 +170,7 @@ def test_a_classifier_learns_and_its_averaged_weights_are_measured_and_exported(
 
 
 def test_labels_are_reported_by_class_and_by_picture(
-    classifying: dict[str, Any], train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    classifying: dict[str, Any], pictures: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = train(classifying, tmp_path / "run")
     run = ["--config", f"{tmp_path}/run/experiment.yaml", "--checkpoint", f"{tmp_path}/run/weights.safetensors"]
@@ -186,6 +186,13 @@ def test_labels_are_reported_by_class_and_by_picture(
     entry = json.loads((tmp_path / "a.json").read_text())["entries"]["colors"]
     assert entry["views"] == {"name": "whole"}
     assert entry["accuracy_of_class"].keys() == {"bright", "dark", "gray"}
+    root = ["--data", "image_folder", "--root", str(pictures / "labeled")]
+    assert evaluate([*root, "--predictions", f"{tmp_path}/saved/colors", "--json", f"{tmp_path}/b.json"]) == 0
+    again = json.loads((tmp_path / "b.json").read_text())
+    for key in ("top1", "class_accuracy", "images", "nan_predictions", "accuracy_of_class", "worst_pairs"):
+        assert again[key] == entry[key]
+    assert [again[key] for key in ("ece", "mce")] == pytest.approx([entry[key] for key in ("ece", "mce")], abs=1e-5)
+    assert again["nll"] is None
     capsys.readouterr()
     ten = ["evaluation.views={name: crops, sizes: [32], crop: 28}", "data.colors.size=[32, 32]"]
     assert evaluate([*run, *ten]) == 1

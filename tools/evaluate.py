@@ -249,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument("--report", type=Path, metavar="DIR", help="of labels: a table of classes, the confused pairs")
     network.add_argument("--save-predictions", type=Path, metavar="DIR", help="store them in DIR/<entry>, to be scored")
     stored = parser.add_argument_group("stored predictions")
-    stored.add_argument("--predictions", type=Path, help="folder of <name>.png masks or <name>.flo flow")
+    stored.add_argument("--predictions", type=Path, help="folder of <name>.png masks or <name>.flo flow, or labels.csv")
     stored.add_argument("--data", choices=sorted(DATASETS), help="whose labels are the truth")
     stored.add_argument("--root", type=Path, help="where that data set is")
     stored.add_argument("--resolution", help="of DAVIS, the folder below Annotations (default: 480p)")

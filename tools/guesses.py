@@ -1,13 +1,20 @@
-"""What a network says of labeled pictures, one guess each: a row in `labels.csv`, and the report of the classes."""
+"""What a network says of labeled pictures, one guess each: a row in `labels.csv`, and the report of the classes.
+
+The table has the columns `name`, `truth`, `guess` and `probability` (of the guess, six digits); classes are named as
+the data set names them, or numbered from 0. To be scored it needs `name` and `guess` only.
+"""
 
 import csv
+import difflib
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data import DataError, MissingDataError, RawDataset
 from mtsp.checkpoint import write_atomically
 from mtsp.confusions import class_rows, class_table, confused_pairs, draw_pairs
 from mtsp.metrics import ClassificationScores
@@ -35,6 +42,96 @@ def save_guesses(folder: Path, data: Examples, guesses: Sequence[Guess]) -> None
         rows.writerow([guess.name, *classes, f"{guess.probability:.6f}"])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "labels.csv", text.getvalue().encode())
+
+
+def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
+    """Return what the guesses in a table are worth; rows of pictures that are not in `dataset` are passed over.
+
+    Top-5 accuracy and likelihood are NaN, for a table does not tell them, and the calibration errors if a probability
+    is missing. A guess whose probability is "nan", as a network that is not finite has it, is counted as wrong.
+
+    Args:
+        file: the table, or the folder that has it as labels.csv.
+        dataset: of labeled pictures.
+
+    Raises:
+        MissingDataError: there is no such table, or pictures without a row, the first ten and their number.
+        DataError: a row that cannot be read, a second one for a picture, a class that the data set does not have, or a
+            truth that is not its own.
+    """
+    file = file / "labels.csv" if file.is_dir() else file
+    classes: tuple[str, ...] = getattr(dataset, "classes", ())
+    known = {name: label for label, name in enumerate(classes)}
+    numbers = {str(label): label for label in range(len(classes))} | known  # a class may be called "3"
+    labels = [dataset.labels(i) for i in range(len(dataset))]
+    truths = {one["name"]: one["label"] for one in labels if "label" in one}
+    found: dict[str, tuple[int, float]] = {}
+    for line, row in _rows(file):
+        name, where = row["name"], f"{file}, line {line}"
+        if name not in truths:
+            continue
+        if name in found:
+            raise DataError(f"{where}: a second guess for {name}; each picture has one")
+        truth = row.get("truth") or classes[truths[name]]
+        for called in (truth, row["guess"]):
+            if called not in numbers:
+                near = difflib.get_close_matches(called, classes, n=1, cutoff=0.5)
+                raise DataError(
+                    f"{where}: no class is called {called!r}" + (f"; did you mean {near[0]}?" if near else "")
+                )
+        if numbers[truth] != truths[name]:
+            ours = classes[truths[name]]
+            raise DataError(
+                f"{where}: {name} is said to be {truth}, but is {ours} in the data set; are these its classes?"
+            )
+        found[name] = numbers[row["guess"]], _probability(row.get("probability", ""), where)
+    if missing := [name for name in truths if name not in found]:
+        names = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        raise MissingDataError(f"{file}: {len(missing)} of {len(truths)} pictures have no guess: {names}")
+    return _scored(found, truths, len(classes))
+
+
+def _scored(found: dict[str, tuple[int, float]], truths: dict[str, int], classes: int) -> ClassificationScores:
+    guesses, chances = (np.array(column) for column in zip(*(found[name] for name in truths), strict=True))
+    lost = np.isnan(chances)
+    scores = ClassificationScores(classes)
+    scores.update_guesses(
+        np.where(lost, classes, guesses), np.array([*truths.values()]), np.where(chances < 0, np.nan, chances)
+    )
+    return scores
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number of each line and its cells by column."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{file}: there is no such table of guesses; --save-predictions writes one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: the table of guesses cannot be read: {error}") from error
+    rows = csv.reader(io.StringIO(text, newline=""))
+    try:
+        columns = next(rows, [])
+        if not {"name", "guess"} <= {*columns}:
+            raise DataError(f"{file}: the columns are {', '.join(columns) or 'none'}; expected name and guess at least")
+        for row in rows:
+            if row and len(row) != len(columns):
+                raise DataError(f"{file}, line {rows.line_num}: {len(row)} cells, expected {len(columns)}")
+            if row:
+                yield rows.line_num, dict(zip(columns, row, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{file}, line {rows.line_num}: not a row of a table: {error}") from error
+
+
+def _probability(text: str, where: str) -> float:
+    """Return the number in a cell; -1 if it is empty."""
+    try:
+        value = float(text or -1)
+    except ValueError:
+        value = math.inf
+    if (text and value < 0) or value > 1:
+        raise DataError(f"{where}: the probability is {text!r}, expected a number in [0, 1]")
+    return value
 
 
 def report_guesses(

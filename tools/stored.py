@@ -17,8 +17,9 @@ from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.davis import frame_order
 from mtsp.metrics.native import threads
 from mtsp.types import IGNORE
+from tools.guesses import score_guesses
 from tools.progress import bar
-from tools.scores import Scores, class_scores, flow_scores, mask_scores, object_scores
+from tools.scores import Scores, class_scores, flow_scores, label_scores, mask_scores, object_scores
 
 DATASETS: dict[str, type[Config]] = {
     get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(AnyDataset)[0])
@@ -79,9 +80,12 @@ def truth_of(
 
 
 def held_out(name: str) -> str | None:
-    """Return the split of the data set `name` to measure on: val, else test; None if it has no splits."""
+    """Return the split of the data set `name` to measure on: val, else test; None if it has neither."""
     field = DATASETS[name].model_fields.get("split")
-    return None if field is None else next((split for split in HELD_OUT if split in get_args(field.annotation)), None)
+    if field is None:
+        return None
+    choices = get_args(field.annotation) or HELD_OUT  # PASCAL VOC's may be any list's name
+    return next((split for split in HELD_OUT if split in choices), None)
 
 
 def score(
@@ -98,7 +102,8 @@ def score(
 
     Args:
         dataset: names and labels.
-        predictions: has a .png or .flo for each name.
+        predictions: has a .png or .flo for each name. Of labeled pictures the table of :mod:`tools.guesses`, or the
+            folder that has it as labels.csv.
         workers: threads; as many as there are processors if None.
         objects: masks number several objects, and J and F are of each. Predictions of the frames that do not count
             need not be there, as in the official evaluation of DAVIS 2017.
@@ -113,8 +118,10 @@ def score(
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
     if (objects or every_frame) and ("mask" not in labels or classes):
         raise DataError("--objects and --every-frame are of videos with masks of objects; leave them out")
+    if "label" in labels:
+        return label_scores(score_guesses(predictions, dataset), classes)
     if "mask" not in labels and "flow" not in labels:
-        raise DataError(f"{labels['name']} has neither mask nor flow to compare a prediction with")
+        raise DataError(f"{labels['name']} has no mask, flow or class to compare a prediction with")
     files = [predictions / f"{name}{'.png' if 'mask' in labels else '.flo'}" for name in dataset.names]
     if objects:
         return object_scores(_objects(dataset, predictions, files, workers, every_frame))

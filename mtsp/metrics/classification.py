@@ -88,13 +88,33 @@ class ClassificationScores:
         self.pairs.update(zip(truth.tolist(), guess.tolist(), strict=True))
 
         kept = guess < self.classes
-        places = self._bins_of(confidence[kept])
-        self.seen += np.bincount(places, minlength=self.bins)
-        self.right += np.bincount(places[rank[kept] == 0], minlength=self.bins)
-        terms = np.zeros((len(places), self.bins + 1))
-        terms[np.arange(len(places)), places] = confidence[kept]
-        terms[:, -1] = nll[kept]
-        self.totals.add(terms)
+        self._calibrate(confidence[kept], rank[kept] == 0, nll[kept])
+
+    def update_guesses(self, guesses: Array, labels: Array, confidences: Array | None = None) -> None:
+        """Add B images of which the best class alone is known: what ranks or logits are needed for is NaN from then on.
+
+        Args:
+            guesses: B whole numbers in 0..K; K where the logits were lost.
+            labels: B whole numbers in 0..K-1.
+            confidences: B softmax values of the guesses; what is NaN is not known, and without all of them the
+                calibration errors are NaN.
+
+        Raises:
+            ValueError: other numbers of them, a number that is no class, or a confidence outside [0, 1].
+        """
+        guess, truth = as_numpy(guesses), as_numpy(labels)
+        confidence = np.full(guess.shape, np.nan) if confidences is None else as_numpy(confidences).astype(np.float64)
+        if not guess.shape == truth.shape == confidence.shape or guess.ndim != 1:
+            shapes = f"{guess.shape}, labels {truth.shape} and confidences {confidence.shape}"
+            raise ValueError(f"guesses {shapes}: expected B of each")
+        for what, numbers, most in (("guess", guess, self.classes), ("label", truth, self.classes - 1)):
+            if not np.issubdtype(numbers.dtype, np.integer) or ((numbers < 0) | (numbers > most)).any():
+                raise ValueError(f"a {what} is none of 0..{most}")
+        if ((confidence < 0) | (confidence > 1)).any():
+            raise ValueError("a confidence is outside [0, 1]")
+        self.pairs.update(zip(truth.tolist(), guess.tolist(), strict=True))
+        kept = (guess < self.classes) & ~np.isnan(confidence)
+        self._calibrate(confidence[kept], (guess == truth)[kept], np.zeros(np.count_nonzero(kept)))
 
     def merge(self, other: "ClassificationScores") -> None:
         """Add what `other` has seen. Raises ValueError if it counts other classes or bins."""
@@ -109,13 +129,15 @@ class ClassificationScores:
 
     def reset(self) -> None:
         """Forget every image."""
-        self.ranks = np.zeros(self.classes + 1, np.int64)  # images by the rank of their true class; the last: lost
+        self.ranks = np.zeros(
+            self.classes + 1, np.int64
+        )  # images by the rank of their true class, if known; last: lost
         self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, guess) -> images
         self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence
         self.totals = Totals(self.bins + 1)  # confidences by bin; negative log-likelihood
 
     def compute(self) -> dict[str, float]:
-        """Return the averages; NaN where nothing was seen.
+        """Return the averages; NaN where nothing was seen, or not what it takes (see :meth:`update_guesses`).
 
         Returns:
             `top1`, `top5` and what else `ks` names: images whose true class is among the best k; `class_accuracy`: the
@@ -124,15 +146,18 @@ class ClassificationScores:
             ICML 2017, section 2); `mce`: the largest of these; `nll`: mean negative log-likelihood in nats;
             `images`, `nan_predictions`: counts.
         """
-        images, lost = int(self.ranks.sum()), int(self.ranks[-1])
-        accuracies = self.per_class()
+        images, ranked = self.pairs.total(), int(self.ranks.sum())
+        right = {1: sum(count for (label, guess), count in self.pairs.items() if label == guess)}
+        right |= {k: int(self.ranks[:k].sum()) for k in self.ks if 1 < k < self.classes}
+        lost = sum(count for (_, guess), count in self.pairs.items() if guess == self.classes)
         seen, *_, gaps = self.reliability()
+        sure = seen.sum() == images - lost
         return {
-            **{f"top{k}": _ratio(int(self.ranks[:k].sum()), images) for k in self.ks if k == 1 or k < self.classes},
-            "class_accuracy": float(np.nanmean(accuracies)) if images else math.nan,
-            "ece": _ratio(float((seen * np.nan_to_num(gaps)).sum()), images - lost),
-            "mce": float(np.nanmax(gaps)) if images > lost else math.nan,
-            "nll": _ratio(float(self.totals.values()[-1]), images - lost),
+            **{f"top{k}": _ratio(right[k], images if k == 1 or ranked == images else 0) for k in self.ks if k in right},
+            "class_accuracy": float(np.nanmean(self.per_class())) if images else math.nan,
+            "ece": _ratio(float((seen * np.nan_to_num(gaps)).sum()), images - lost if sure else 0),
+            "mce": float(np.nanmax(gaps)) if sure and images > lost else math.nan,
+            "nll": _ratio(float(self.totals.values()[-1]), images - lost if ranked == images else 0),
             "images": images,
             "nan_predictions": lost,
         }
@@ -164,8 +189,14 @@ class ClassificationScores:
         accuracy, confidence = np.divide(sums, self.seen, out=empty, where=self.seen > 0)
         return self.seen.copy(), accuracy, confidence, np.abs(accuracy - confidence)
 
-    def _bins_of(self, confidence: np.ndarray) -> np.ndarray:
-        return np.clip(np.ceil(confidence * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
+    def _calibrate(self, confidence: np.ndarray, right: np.ndarray, nll: np.ndarray) -> None:
+        places = np.clip(np.ceil(confidence * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
+        self.seen += np.bincount(places, minlength=self.bins)
+        self.right += np.bincount(places[right], minlength=self.bins)
+        terms = np.zeros((len(places), self.bins + 1))
+        terms[np.arange(len(places)), places] = confidence
+        terms[:, -1] = nll
+        self.totals.add(terms)
 
 
 def _ratio(total: float, count: int) -> float:
