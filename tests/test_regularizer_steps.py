@@ -165,6 +165,81 @@ def test_a_step_that_an_exception_cut_short_leaves_no_trace_in_the_checkpoint() 
     assert optimizer.state_dict()["param_groups"][0]["weight_decay"] == 0
 
 
+def cut_short(then: str) -> Callable[[nn.Module, Any, int], None]:
+    """Steps, the second of which fails the first time, inside the step where its pull is made there."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def fail(optimizer: Any) -> None:
+        first = optimizer.param_groups[0]["params"][0]
+        inside = optimizer.param_groups[0].get("fused") and "momentum_buffer" in optimizer.state[first]
+        kept = dict(optimizer.state[first])
+        handle = None if inside else optimizer.register_step_pre_hook(interrupt)
+        if inside:
+            optimizer.state[first]["momentum_buffer"] = "not a tensor"
+        with pytest.raises((KeyboardInterrupt, TypeError)):
+            optimizer.step()
+        optimizer.state[first].update(kept)
+        if handle is not None:
+            handle.remove()
+
+    def run(model: nn.Module, optimizer: Any, step: int) -> None:
+        gradients(model, step)
+        if step == 1:
+            fail(optimizer)
+            if then != "retry":
+                optimizer.zero_grad(set_to_none=then == "none")
+                wanted = [parameter.grad for parameter in model.parameters()]
+                gradients(model, step)
+                if then == "zeros":  # computed anew into the same memory
+                    for parameter, old in zip(model.parameters(), wanted, strict=True):
+                        assert old is not None
+                        assert parameter.grad is not None
+                        parameter.grad = old.add_(parameter.grad)
+        optimizer.step()
+
+    return run
+
+
+@pytest.mark.parametrize("then", ["retry", "none", "zeros"])
+@pytest.mark.parametrize("place", ["coupled", "decoupled", "proximal"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: SGD(p, lr=0.02, momentum=0.9),
+        lambda p: SGD(p, lr=0.02, momentum=0.9, foreach=False),
+        lambda p: SGD(p, lr=0.02, momentum=0.9, fused=True),
+        lambda p: ADAM(p, lr=0.02),
+    ],
+    ids=["sgd", "sgd loop", "fused sgd", "adam"],
+)
+def test_a_step_that_failed_and_is_made_again_pulls_once(make: Any, place: Any, then: str) -> None:
+    """The gradient, or the weight, has the pull already; what has been computed or loaded anew has not."""
+    assert_equal(after(make, placement=place), after(make, placement=place, run=cut_short(then)))
+
+
+def test_weights_that_are_loaded_after_a_failed_step_are_pulled() -> None:
+    """w = 3, anchor 1, lr * alpha = 0.1: pulled to 2.8; the step fails, 3 is loaded again and pulled to 2.8, not 3."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 3.0)
+    saved = copy.deepcopy(model.state_dict())
+    optimizer = SGD(model.parameters(), lr=0.1)
+    L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0, placement="decoupled").attach(optimizer)
+    model.weight.grad = torch.zeros_like(model.weight)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = optimizer.register_step_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    handle.remove()
+    model.load_state_dict(saved)
+    optimizer.step()
+    assert model.weight.item() == pytest.approx(2.8)
+
+
 @pytest.mark.parametrize("place", ["coupled", "decoupled", "proximal"])
 @pytest.mark.parametrize(
     "make", [lambda p: SGD(p, lr=0.02, momentum=0.9), lambda p: ADAM(p, lr=0.02)], ids=["sgd", "adam"]
