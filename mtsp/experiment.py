@@ -129,13 +129,16 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return self
 
     def _ignored(self) -> list[str]:
-        """What the branches ask of a regularizer that is not there."""
-        if self.regularizer.name != "none":
-            return []
+        """What the branches ask of a regularizer that has no such strength."""
+        unused = {
+            "none": (("alpha", "beta"), "ignored by regularizer none; leave it out, or use l2 or l2sp"),
+            "mars": (("alpha",), "ignored by regularizer mars, whose radius is that of all branches; leave it out"),
+        }
+        keys, reason = unused.get(self.regularizer.name, ((), ""))
         return [
-            f"branches.{name}.{key}: ignored by regularizer none; leave it out, or use l2 or l2sp"
+            f"branches.{name}.{key}: {reason}"
             for name, branch in self.branches.items()
-            for key in ("alpha", "beta")
+            for key in keys
             if getattr(branch, key) is not None
         ]
 
@@ -238,8 +241,9 @@ FREE_TO_MOVE = (
     "data.*.dataset.root",
     "data.*.dataset.frames",
     "branches.*.weights",
+    "regularizer.fisher",
 )
-"""Where files lie: another place is allowed, none is not. The anchors' fingerprint tells whether weights are others."""
+"""Where files lie: another place is allowed, none is not. Fingerprints tell whether they hold something else."""
 
 FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*.dataset.classes")
 """Where labels lie: another place is allowed under the same name. Of some data sets the name says which labels."""

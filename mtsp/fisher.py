@@ -5,19 +5,20 @@ After Li, Grandvalet and Davoine, "Explicit inductive bias for transfer learning
 batch, as many programs do, shrinks the result by about the batch size near an optimum.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mtsp.anchors import known_name, named_weights, penalized
-from mtsp.squared_gradients import Arguments, Observed, at_least_float32, looped, vectorized
+from mtsp.anchors import fingerprint, known_name, named_weights, penalized
+from mtsp.observations import Labels, Reader, inputs_of, logits_of, targets_of
+from mtsp.squared_gradients import Observed, at_least_float32, looped, vectorized
 
-Labels = Literal["exact", "sampled", "empirical"]
 Fisher = dict[str, Tensor]
 _LOG = logging.getLogger("mtsp")
 
@@ -81,44 +82,150 @@ def diagonal_fisher(
         ValueError: no sample, no observation, labels missing or out of range, or `labels` none of the three, or
             gradients that are all zero or not finite.
     """
-    if labels not in get_args(Labels):
-        raise ValueError(f"labels must be {', '.join(get_args(Labels))}, got {labels!r}")
-    if chunk < 1 or draws < 1:
-        raise ValueError(f"chunk and draws must be at least 1, got {chunk} and {draws}")
-    model = getattr(model, "_orig_mod", model)
-    weights = _weights(model, names)
-    total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
-    reader = _Reader(inputs or _inputs, logits or _logits, targets or _targets, labels, draws, ignore, generator)
-    held = {name: weight.detach() for name, weight in weights.items()}
-    samples = observations = 0
-    with _evaluating(model):
-        for batch in batches:
-            sums: Fisher = {}
-            observed = reader.read(model, batch)
-            if vectorize:
-                try:
-                    sums = vectorized(model, held, observed, chunk)
-                except torch.OutOfMemoryError:
-                    raise
-                except (RuntimeError, ValueError) as error:
-                    _LOG.info("the Fisher information is computed sample by sample: %s", str(error).splitlines()[0])
-                    vectorize = False
-            if not vectorize:
-                sums = looped(model, held, observed)
-            for name, value in sums.items():
-                total[name] += value
-            samples += len(observed.valid)
-            observations += int(observed.valid.sum())
-            if progress is not None:
-                progress(samples)
-    if observations == 0:
-        raise ValueError(f"none of the {samples} samples has a labeled pixel; check the loader, `targets` and `ignore`")
-    runs = observations * (draws if labels == "sampled" else 1)
-    plain = _plain_names(model)
-    fisher = {plain[n]: (t / runs).to(at_least_float32(weights[n].dtype)) for n, t in total.items()}
-    if wrong := [name for name, value in fisher.items() if not bool(value.isfinite().all())]:
-        raise ValueError(f"the Fisher information of {wrong[0]} has values that are NaN or infinite")
-    return mean_one(fisher) if normalize else fisher
+    sums = FisherSum(
+        model,
+        labels=labels,
+        draws=draws,
+        names=names,
+        inputs=inputs,
+        logits=logits,
+        targets=targets,
+        ignore=ignore,
+        chunk=chunk,
+        vectorize=vectorize,
+        generator=generator,
+    )
+    for batch in batches:
+        sums.add(batch)
+        if progress is not None:
+            progress(sums.samples)
+    return sums.fisher(normalize=normalize)
+
+
+class FisherSum:
+    """The estimate of :func:`diagonal_fisher` under way: kept and taken up again, or added up over processes.
+
+    Attributes:
+        samples: done.
+        observations: done, labeled pixels of dense logits.
+
+    Args:
+        model, labels, draws, names, inputs, logits, targets, ignore, chunk, vectorize, generator: as there.
+
+    Raises:
+        ValueError: as there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        labels: Labels = "exact",
+        draws: int = 1,
+        names: Iterable[str] | None = None,
+        inputs: Callable[[Any], Any] | None = None,
+        logits: Callable[[Any], Tensor] | None = None,
+        targets: Callable[[Any], Tensor | None] | None = None,
+        ignore: int = 255,
+        chunk: int = 16,
+        vectorize: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if labels not in get_args(Labels):
+            raise ValueError(f"labels must be {', '.join(get_args(Labels))}, got {labels!r}")
+        if chunk < 1 or draws < 1:
+            raise ValueError(f"chunk and draws must be at least 1, got {chunk} and {draws}")
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.samples = self.observations = 0
+        self._weights = _weights(self.model, names)
+        self._total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in self._weights.items()}
+        read = (inputs or inputs_of, logits or logits_of, targets or targets_of)
+        self._reader = Reader(*read, labels, draws, ignore, generator)
+        self._chunk, self._vectorize = chunk, vectorize
+        self._draws = draws if labels == "sampled" else 1
+
+    def add(self, batch: Any) -> None:
+        """Add a batch. One that fails adds nothing."""
+        with _evaluating(self.model):
+            observed = self._reader.read(self.model, batch)
+            sums = self._squared(observed)
+        for name, value in sums.items():
+            self._total[name] += value
+        self.samples += len(observed.valid)
+        self.observations += int(observed.valid.sum())
+
+    def fisher(self, *, normalize: bool = True) -> Fisher:
+        """Return the mean over the observations so far."""
+        if self.observations == 0:
+            raise ValueError(
+                f"none of the {self.samples} samples has a labeled pixel; check the loader, `targets` and `ignore`"
+            )
+        runs, plain = self.observations * self._draws, _plain_names(self.model)
+        fisher = {
+            plain[n]: (total / runs).to(at_least_float32(self._weights[n].dtype)) for n, total in self._total.items()
+        }
+        if wrong := [name for name, value in fisher.items() if not bool(value.isfinite().all())]:
+            raise ValueError(f"the Fisher information of {wrong[0]} has values that are NaN or infinite")
+        return mean_one(fisher) if normalize else fisher
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sums; those of several processes may be added."""
+        counts = {"samples": torch.tensor(self.samples), "observations": torch.tensor(self.observations)}
+        return {f"total.{name}": value for name, value in self._total.items()} | counts
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from sums that :meth:`state_dict` gave. Raises KeyError if they are of other weights."""
+        self._total = {name: state[f"total.{name}"].to(value) for name, value in self._total.items()}
+        self.samples, self.observations = int(state["samples"]), int(state["observations"])
+
+    def _squared(self, observed: Observed) -> Fisher:
+        held = {name: weight.detach() for name, weight in self._weights.items()}
+        if self._vectorize:
+            try:
+                return vectorized(self.model, held, observed, self._chunk)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError) as error:
+                _LOG.info("the Fisher information is computed sample by sample: %s", str(error).splitlines()[0])
+                self._vectorize = False
+        return looped(self.model, held, observed)
+
+
+class KeptSum(NamedTuple):
+    """A file that holds a :class:`FisherSum` while it is not done, and what it belongs to."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    """Plain data; sums are taken up again under the same settings alone."""
+
+    def save(self, sums: FisherSum, done: int) -> None:
+        """Write the sums and how far they are, whole or not at all."""
+        from safetensors.torch import save
+
+        from mtsp.checkpoint import write_atomically
+
+        notes = {"settings": json.dumps(self.settings), "done": str(done)}
+        tensors = {name: value.cpu().contiguous() for name, value in sums.state_dict().items()}
+        write_atomically(self.path, save(tensors, notes))
+
+    def load(self, sums: FisherSum) -> int:
+        """Give `sums` what is kept, and return how far it is; 0 if there is no file.
+
+        Raises:
+            ValueError: it cannot be read, or is of other settings.
+        """
+        if not self.path.exists():
+            return 0
+        tensors, notes = _tensors(self.path)
+        then = json.loads(notes.get("settings", "{}"))
+        now = json.loads(json.dumps(self.settings))
+        if odd := [key for key in now if then.get(key) != now[key]]:
+            raise ValueError(
+                f"{self.path} was begun with another {odd[0]}, {str(then.get(odd[0]))[:80]}; give it again, or delete "
+                "the file to begin anew"
+            )
+        sums.load_state_dict(tensors)
+        return int(notes["done"])
 
 
 def mean_one(fisher: Mapping[str, Tensor]) -> Fisher:
@@ -134,8 +241,16 @@ def mean_one(fisher: Mapping[str, Tensor]) -> Fisher:
     return {name: value / mean for name, value in fisher.items()}
 
 
-def save_fisher(path: Path, fisher: Mapping[str, Tensor], **notes: str) -> None:
-    """Write the values as safetensors; `notes`, such as the data and the labels used, go into its metadata.
+def save_fisher(
+    path: Path, fisher: Mapping[str, Tensor], *, anchors: Mapping[str, Tensor] | None = None, **notes: str
+) -> None:
+    """Write the values as safetensors.
+
+    Args:
+        path: of the file, which appears whole or not at all.
+        fisher: by parameter name.
+        anchors: the weights it was estimated at, whose hashes are kept: an experiment asks for them.
+        notes: more for the metadata, such as the data and the labels used.
 
     Raises:
         OSError: it could not be written.
@@ -145,7 +260,8 @@ def save_fisher(path: Path, fisher: Mapping[str, Tensor], **notes: str) -> None:
     from mtsp.checkpoint import write_atomically
 
     values = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
-    write_atomically(path, save(values, {"mtsp": "fisher", **notes}))
+    hashes = {} if anchors is None else {"anchors": json.dumps({name: _hash(value) for name, value in anchors.items()})}
+    write_atomically(path, save(values, {"mtsp": "fisher", **hashes, **notes}))
 
 
 def load_fisher(path: Path) -> Fisher:
@@ -155,69 +271,55 @@ def load_fisher(path: Path) -> Fisher:
         FileNotFoundError: there is no such file.
         ValueError: it is no file of safetensors, or not one of :func:`save_fisher`.
     """
+    return _read(path)[0]
+
+
+def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
+    """Return a file's values of the weights that have an anchor, divided by their mean, so that it is 1.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no file of :func:`save_fisher`, or does not say at which weights it was estimated, or lacks
+            one of these, or was estimated at another value of it.
+    """
+    values, notes = _read(path)
+    if "anchors" not in notes:
+        raise ValueError(f"{path} does not say at which weights it was estimated; tools/fisher.py writes one that does")
+    estimated = json.loads(notes["anchors"])
+    if missing := [name for name in anchors if name not in values or name not in estimated]:
+        raise ValueError(
+            f"{path} has no Fisher information of {len(missing)} of {len(anchors)} pretrained weights, the first "
+            f"{missing[0]}; estimate it with tools/fisher.py and this config"
+        )
+    if others := [name for name, value in anchors.items() if estimated[name] != _hash(value)]:
+        raise ValueError(
+            f"{path} was estimated at other weights than the branches start from: {len(others)} of {len(anchors)} "
+            f"differ, the first {others[0]}; estimate it with tools/fisher.py and this config"
+        )
+    return mean_one({name: values[name] for name in anchors})
+
+
+def _read(path: Path) -> tuple[Fisher, Mapping[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; save_fisher writes it, and so does tools/fisher.py")
+    values, notes = _tensors(path)
+    if notes.get("mtsp") != "fisher":
+        raise ValueError(f"{path} holds other tensors than a Fisher information; save_fisher writes one")
+    return values, notes
+
+
+def _tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}; save_fisher writes it")
     try:
         with safe_open(path, "pt") as file:
-            kind = (file.metadata() or {}).get("mtsp")
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if kind != "fisher":
-        raise ValueError(f"{path} holds other tensors than a Fisher information; save_fisher writes one")
-    return values
 
 
-class _Reader(NamedTuple):
-    """How a batch becomes arguments, logits and labels."""
-
-    inputs: Callable[[Any], Any]
-    logits: Callable[[Any], Tensor]
-    targets: Callable[[Any], Tensor | None]
-    labels: Labels
-    draws: int
-    ignore: int
-    generator: torch.Generator | None
-
-    @torch.no_grad()
-    def read(self, model: nn.Module, batch: Any) -> Observed:
-        arguments = _arguments(self.inputs(batch))
-        scores = self.logits(model(*arguments[0], **arguments[1]))
-        if scores.ndim < 2:
-            raise ValueError(f"logits of the form BK or BKHW are expected, got {tuple(scores.shape)}; see `logits`")
-        scores = scores.flatten(2) if scores.ndim > 2 else scores[..., None]  # BKS
-        given = self._given(batch, scores)
-        valid = torch.ones_like(scores[:, 0], dtype=torch.bool)
-        if given is not None and scores.shape[2] > 1:
-            valid = given != self.ignore
-        if self.labels == "exact":
-            return Observed(arguments, self.logits, valid, None, scores.shape[1] * scores.shape[2])
-        if self.labels == "sampled":
-            return Observed(arguments, self.logits, valid, self._drawn(scores), self.draws)
-        if given is None:
-            raise ValueError("empirical needs labels; say with `targets` where a batch has them, or use sampled")
-        known = given[valid]
-        if known.numel() and (int(known.min()) < 0 or int(known.max()) >= scores.shape[1]):
-            raise ValueError(f"labels {int(known.min())} to {int(known.max())} do not fit {scores.shape[1]} logits")
-        return Observed(arguments, self.logits, valid, given[:, None], 1)
-
-    def _given(self, batch: Any, scores: Tensor) -> Tensor | None:
-        """The batch's labels, BS, where they are needed."""
-        samples, _, pixels = scores.shape
-        given = self.targets(batch)
-        if given is None or (self.labels != "empirical" and pixels == 1):
-            return None
-        if given.numel() != samples * pixels:
-            raise ValueError(f"{given.numel()} labels for logits of {samples} x {pixels} observations; see `targets`")
-        return given.to(scores.device).reshape(samples, pixels)
-
-    def _drawn(self, scores: Tensor) -> Tensor:
-        samples, _, pixels = scores.shape
-        chances = scores.to(at_least_float32(scores.dtype)).softmax(1).movedim(1, -1).flatten(0, 1)
-        drawn = torch.multinomial(chances, self.draws, replacement=True, generator=self.generator)  # (BS)n
-        return drawn.reshape(samples, pixels, self.draws).movedim(2, 1)
+def _hash(weight: Tensor) -> str:
+    return fingerprint({"": weight})[:16]
 
 
 def _weights(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
@@ -245,28 +347,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _arguments(value: Any) -> Arguments:
-    if isinstance(value, Mapping):
-        return (), dict(value)
-    return (tuple(value) if isinstance(value, tuple | list) else (value,)), {}
-
-
-def _inputs(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return {name: value for name, value in batch.items() if name != "labels"}
-    return batch[0] if isinstance(batch, tuple | list) else batch
-
-
-def _logits(output: Any) -> Tensor:
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(found, Tensor):
-        raise ValueError(f"the model returns a {type(output).__name__}; say with `logits` where its logits are")
-    return found
-
-
-def _targets(batch: Any) -> Tensor | None:
-    if isinstance(batch, Mapping):
-        return batch.get("labels")
-    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None

@@ -81,6 +81,20 @@ def restore(run: Run, found: checkpoint.Checkpoint) -> None:
     run.measured_at = state["measured_at"]
 
 
+def require_same_fisher(run: Run, found: checkpoint.Checkpoint) -> None:
+    """Check, once the regularizer is attached, that its file of Fisher information says what it said then.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if found.state.get("fisher") != _fisher(run):
+        raise checkpoint.CheckpointError(f"{found.path} was trained with another `regularizer.fisher`; restore it")
+
+
+def _fisher(run: Run) -> str | None:
+    return None if run.regularizer is None else run.regularizer.state_dict().get("fisher")
+
+
 def save(run: Run) -> None:
     """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
     accelerator = run.parts.accelerator
@@ -93,6 +107,7 @@ def save(run: Run) -> None:
             "batches": run.position.batches,
             "experiment": run.experiment.model_dump(mode="json"),
             "anchors": fingerprint(run.started.anchors),
+            "fisher": _fisher(run),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "processes": accelerator.num_processes,
             "sharded": checkpoint.sharded(run.network),

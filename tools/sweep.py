@@ -24,7 +24,7 @@ from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError, parse, parse_yaml
 from mtsp.experiment import check_resumable
 from mtsp.regularizers import time_constant
-from mtsp.regularizers.settings import PaceConfig, StrengthConfig
+from mtsp.regularizers.settings import AnchoredConfig, PaceConfig, StrengthConfig
 from mtsp.report import HEADLINES, markdown_table
 from tools.parts import AnyExperiment, as_yaml, read_experiment, run_or_say_why
 from tools.train import run
@@ -157,7 +157,7 @@ def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], met
 
 
 def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
-    placement = experiment.regularizer.placement if experiment.regularizer.name != "none" else "auto"
+    beta, placement = _own(experiment).beta, _own(experiment).placement
     optimizer = experiment.optimizer
     if placement == "coupled" and optimizer.name != "sgd":
         raise ConfigError(
@@ -174,18 +174,17 @@ def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
         learns = section.weights is not None and not section.freeze
         return {"alpha": alpha(experiment.learning_rates()[branch]) if learns else None, "beta": section.beta}
 
-    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": _beta(experiment), "placement": placement}
+    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": beta, "placement": placement}
     return _changed(experiment, f"tau{tau:g}", pull, {name: settings(name) for name in experiment.branches})
 
 
 def _l2(experiment: AnyExperiment, alpha: StrengthConfig) -> AnyExperiment:
-    own = experiment.regularizer
-    placement = own.placement if own.name != "none" else "auto"
+    own, is_l2 = _own(experiment), experiment.regularizer.name == "l2"
     branches = {
-        name: {"alpha": branch.alpha if own.name == "l2" else None, "beta": branch.beta}
+        name: {"alpha": branch.alpha if is_l2 else None, "beta": branch.beta}
         for name, branch in experiment.branches.items()
     }
-    pull = {"name": "l2", "alpha": alpha, "beta": _beta(experiment), "placement": placement}
+    pull = {"name": "l2", "alpha": alpha, "beta": own.beta, "placement": own.placement}
     return _changed(experiment, "l2", pull, branches)
 
 
@@ -194,9 +193,9 @@ def _none(experiment: AnyExperiment) -> AnyExperiment:
     return _changed(experiment, "none", {"name": "none"}, nothing)
 
 
-def _beta(experiment: AnyExperiment) -> StrengthConfig:
-    assert experiment.regularizer.name != "none"
-    return experiment.regularizer.beta
+def _own(experiment: AnyExperiment) -> AnchoredConfig:
+    assert isinstance(experiment.regularizer, AnchoredConfig)
+    return experiment.regularizer
 
 
 def _changed(

@@ -41,7 +41,7 @@ from tools.parts import (
     run_or_say_why,
     start,
 )
-from tools.resuming import checkpoint_to_resume, restore, save
+from tools.resuming import checkpoint_to_resume, require_same_fisher, restore, save
 from tools.running import Interruption, Run, locked, progress_bar
 
 _LOG = logging.getLogger("mtsp")
@@ -76,6 +76,8 @@ def run(experiment: AnyExperiment, run_dir: Path, resume: str | None = None) -> 
         if found is not None:
             restore(this, found)
         this.regularizer = _regularize(this)
+        if found is not None:
+            require_same_fisher(this, found)
         if main:
             checkpoint.write_atomically(run_dir / "experiment.yaml", as_yaml(experiment).encode())
             announce(this)

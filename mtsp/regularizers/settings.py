@@ -1,18 +1,20 @@
 """What an experiment's `regularizer` section can be."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 from torch import Tensor, nn
 
 from mtsp.config import Config
+from mtsp.fisher import fisher_of
 from mtsp.optim import OptimizerConfig
 from mtsp.regularizers.anchored import Anchored
-from mtsp.regularizers.family import GLSP, L1SP, L2SP, DirectionSP
-from mtsp.regularizers.gated import SPD, CautiousL2SP
+from mtsp.regularizers.family import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
+from mtsp.regularizers.gated import MARS, SPD, CautiousL2SP
 from mtsp.regularizers.penalties import Placement
-from mtsp.regularizers.strength import Pace, Strength, half_life
+from mtsp.regularizers.strength import Pace, half_life
 
 
 class PaceConfig(Config):
@@ -63,33 +65,19 @@ StrengthConfig = Annotated[
 ]
 """A number, or a pace."""
 
+Numbers = Mapping[str, float]
+"""Strengths by branch."""
 
-class AnchoredConfig(Config):
-    """What every regularizer can be told."""
+
+class FamilyConfig(Config):
+    """What every regularizer's section knows of it."""
 
     kind: ClassVar[type[Anchored]] = L2SP
-    to_zero: ClassVar[bool] = False
     paced: ClassVar[tuple[str, ...]] = ("alpha", "beta")
     """The strengths that take the same share of every distance away in each step, so that they may be a pace."""
 
-    alpha: StrengthConfig
-    """Pull on pretrained weights, in loss per squared distance (l1sp, glsp: per distance), or a pace. A branch may set
-    its own."""
-    beta: StrengthConfig
-    """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
-    placement: Placement = "auto"
-
-    @model_validator(mode="after")
-    def _can_act_there(self) -> "AnchoredConfig":
-        if self.placement not in ("auto", *self.kind.form.placements):
-            choice = ", ".join(dict.fromkeys(self.kind.form.placements))
-            raise ValueError(f"{self.kind.__name__} cannot be {self.placement}; it can be {choice}")
-        return self
-
     def acts(self, optimizer: OptimizerConfig) -> Placement:
         """Return where the pull enters a step of this optimizer."""
-        if self.placement != "auto":
-            return self.placement
         return self.kind.form.placements[1 if optimizer.name == "sgd" else 0]
 
     def no_pace(self, key: str, optimizer: OptimizerConfig) -> str | None:
@@ -108,7 +96,31 @@ class AnchoredConfig(Config):
         momentum = optimizer.momentum if optimizer.name == "sgd" and self.acts(optimizer) != "decoupled" else 0.0
         return pace.strength(lr / (1 - momentum))
 
-    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Strength, beta: Strength) -> Anchored:
+
+class AnchoredConfig(FamilyConfig):
+    """What every regularizer but mars can be told."""
+
+    to_zero: ClassVar[bool] = False
+
+    alpha: StrengthConfig
+    """Pull on pretrained weights, in loss per squared distance (l1sp, glsp: per distance), or a pace. A branch may set
+    its own."""
+    beta: StrengthConfig
+    """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
+    placement: Placement = "auto"
+
+    @model_validator(mode="after")
+    def _can_act_there(self) -> "AnchoredConfig":
+        if self.placement not in ("auto", *self.kind.form.placements):
+            choice = ", ".join(dict.fromkeys(self.kind.form.placements))
+            raise ValueError(f"{self.kind.__name__} cannot be {self.placement}; it can be {choice}")
+        return self
+
+    def acts(self, optimizer: OptimizerConfig) -> Placement:
+        """Return where the pull enters a step of this optimizer."""
+        return super().acts(optimizer) if self.placement == "auto" else self.placement
+
+    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Anchored:
         """Return the regularizer with these strengths, by branch."""
         return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, placement=self.placement, zero=self.to_zero)
 
@@ -166,6 +178,61 @@ class CautiousL2SPConfig(AnchoredConfig):
     name: Literal["cautiousl2sp"]
 
 
+class FisherConfig(AnchoredConfig):
+    """What the regularizers that weigh with Fisher information can be told besides."""
+
+    paced = ("beta",)
+
+    fisher: str
+    """The file that `python tools/fisher.py --config THIS --out FILE` writes. Divided by its mean over the pretrained
+    weights, so that alpha compares with that of l2sp (glsp)."""
+
+    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Anchored:
+        """Return the regularizer with these strengths, by branch.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not of the weights that the anchors are.
+        """
+        fisher = fisher_of(Path(self.fisher), anchors)
+        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, placement=self.placement, fisher=fisher)
+
+
+class L2SPFisherConfig(FisherConfig):
+    """L2-SP-Fisher: squared distances, each weighted with how much its weight matters to the predictions."""
+
+    kind = L2SPFisher
+    name: Literal["l2spfisher"]
+
+
+class GLSPFisherConfig(FisherConfig):
+    """GL-SP-Fisher: the group lasso over output channels, weighted likewise."""
+
+    kind = GLSPFisher
+    name: Literal["glspfisher"]
+
+
+class MARSConfig(FamilyConfig):
+    """MARS: a bound on how far each output channel may be from its start, and no pull inside it."""
+
+    kind = MARS
+    paced = ("beta",)
+    name: Literal["mars"]
+    radius: float = Field(gt=0, allow_inf_nan=False)
+    """The most that the absolute distances of an output channel's weights may sum up to, in every branch."""
+    beta: StrengthConfig
+    """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
+
+    @property
+    def alpha(self) -> float:
+        """What stands in the place of alpha."""
+        return self.radius
+
+    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Anchored:
+        """Return the regularizer with these bounds and strengths, by branch."""
+        return MARS(model, anchors=anchors, radius=alpha, beta=beta)
+
+
 class NoneConfig(Config):
     """No regularization: the control of every experiment."""
 
@@ -173,5 +240,15 @@ class NoneConfig(Config):
 
 
 PullConfig = (
-    L2Config | L2SPConfig | L1SPConfig | GLSPConfig | DirectionSPConfig | SPDConfig | CautiousL2SPConfig | NoneConfig
+    L2Config
+    | L2SPConfig
+    | L1SPConfig
+    | GLSPConfig
+    | L2SPFisherConfig
+    | GLSPFisherConfig
+    | DirectionSPConfig
+    | SPDConfig
+    | CautiousL2SPConfig
+    | MARSConfig
+    | NoneConfig
 )
