@@ -1,8 +1,9 @@
 """Checkpoints that are whole or not there: staged in a temporary folder, synced, hashed, and renamed into place.
 
 A checkpoint is a folder `step-00001000` with `model.safetensors`, `optimizer.pt` (tensors and plain data only, read
-with `weights_only=True`), `state.json`, and `manifest.json`, which holds the size and SHA-256 of the others and is
-written last. A run killed at any moment leaves the checkpoints before it untouched.
+with `weights_only=True`), `state.json`, of a run that averages its weights `average.pt`, and `manifest.json`, which
+holds the size and SHA-256 of the others and is written last. A run killed at any moment leaves the checkpoints before
+it untouched.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _FILES = ("model.safetensors", "optimizer.pt", "state.json")
+_AVERAGE = "average.pt"
 _LOG = logging.getLogger("mtsp")
 
 
@@ -36,6 +38,7 @@ class Checkpoint(NamedTuple):
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
+    average: dict[str, Any] | None = None
 
 
 def save(
@@ -45,6 +48,7 @@ def save(
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
     keep: int,
+    average: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, then keep it and the newest others, `keep` in all; return its path.
 
@@ -55,6 +59,7 @@ def save(
         optimizer: its state_dict.
         state: everything else, as plain data for JSON.
         keep: how many checkpoints stay, at least 1. Older ones go only after this one is in place.
+        average: state_dict of the average of the weights, if there is one.
 
     Raises:
         OSError: it could not be written (no space, no permission). What was there before is untouched.
@@ -71,7 +76,10 @@ def save(
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.items()}, stage / "model.safetensors")
         torch.save(dict(optimizer), stage / "optimizer.pt")
         (stage / "state.json").write_text(json.dumps(dict(state), indent=1), encoding="utf-8")
-        files = {name: {"bytes": (stage / name).stat().st_size, "sha256": _hash(stage / name)} for name in _FILES}
+        if average is not None:
+            torch.save(dict(average), stage / _AVERAGE)
+        names = (*_FILES, _AVERAGE) if average is not None else _FILES
+        files = {name: {"bytes": (stage / name).stat().st_size, "sha256": _hash(stage / name)} for name in names}
         manifest = {"format": FORMAT, "step": step, "files": files}
         (stage / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*stage.iterdir(), stage):
@@ -116,7 +124,8 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        files = {name: manifest["files"][name] for name in _FILES}
+        names = (*_FILES, _AVERAGE) if _AVERAGE in manifest["files"] else _FILES
+        files = {name: manifest["files"][name] for name in names}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {_MANIFEST} cannot be read ({error})") from error
     if manifest.get("format") != FORMAT:
@@ -126,11 +135,14 @@ def load(path: Path) -> Checkpoint:
         if not file.is_file() or file.stat().st_size != expected["bytes"] or _hash(file) != expected["sha256"]:
             raise CheckpointError(f"{file} is missing, truncated or changed since it was written")
     try:
+        optimizer = _load_tensors(path / "optimizer.pt")
         return Checkpoint(
             path,
             load_file(path / "model.safetensors"),
-            torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+            optimizer,
             json.loads((path / "state.json").read_text(encoding="utf-8")),
+            # Before it had a file of its own, it was kept beside the optimizer's state.
+            _load_tensors(path / _AVERAGE) if _AVERAGE in files else optimizer.pop("average", None),
         )
     except Exception as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
@@ -189,6 +201,10 @@ def export(path: Path, model: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save as serialize
 
     write_atomically(path, serialize({k: v.detach().cpu().contiguous().clone() for k, v in model.items()}))
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _remove(path: Path) -> None:

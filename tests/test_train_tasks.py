@@ -163,7 +163,8 @@ def test_a_classifier_learns_and_its_averaged_weights_are_measured_and_exported(
     assert results["colors"]["images"] == 18
     weights = load_file(tmp_path / "run/weights.safetensors")
     last = checkpoint.load(tmp_path / "run/checkpoints/step-00000040")
-    averages = last.optimizer["average"]["averages"]
+    assert last.average is not None
+    averages = last.average["averages"]
     name = next(name for name in weights if name.startswith("head.") and name.endswith(".weight"))
     assert torch.equal(weights[name], averages[name])
     assert not torch.equal(weights[name], last.model[name])
@@ -219,3 +220,18 @@ def test_a_run_with_averaged_weights_resumed_ends_as_if_uninterrupted(
     run_dir = rewound(tmp_path / "whole", tmp_path / "resumed")
     train(classifying, run_dir, "auto")
     assert outcome(run_dir) == outcome(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_kept_the_average_with_the_optimizer_is_resumed_and_one_without_an_average_is_not(
+    classifying: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path
+) -> None:
+    train(classifying, tmp_path / "whole")
+    old, without = (rewound(tmp_path / "whole", tmp_path / name) for name in ("old", "without"))
+    found = checkpoint.newest(old / "checkpoints")
+    assert found is not None
+    for run_dir, optimizer in ((old, {**found.optimizer, "average": found.average}), (without, found.optimizer)):
+        checkpoint.save(run_dir / "checkpoints", found.state["step"], found.model, optimizer, found.state, keep=1)
+    train(classifying, old, "auto")
+    assert outcome(old) == outcome(tmp_path / "whole")
+    with pytest.raises(ValueError, match="has no averaged weights, which this run would go on from"):
+        train(classifying, without, "auto")

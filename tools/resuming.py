@@ -63,11 +63,12 @@ def restore(run: Run, found: checkpoint.Checkpoint) -> None:
     if state["sharded"] != (sharded := checkpoint.sharded(run.network)):
         here, there = ("with", "without") if sharded else ("without", "with")
         raise checkpoint.CheckpointError(f"{found.path} was saved {there} FSDP and cannot be resumed {here} it")
-    average = found.optimizer.pop("average", None)
+    if run.average is not None and found.average is None:
+        raise checkpoint.CheckpointError(f"{found.path} has no averaged weights, which this run would go on from")
     try:
         checkpoint.set_states(run.network, run.parts.optimizer.optimizer, found)
-        if run.average is not None:
-            run.average.load_state_dict(average)
+        if run.average is not None and found.average is not None:
+            run.average.load_state_dict(found.average)
     except (RuntimeError, ValueError, KeyError) as error:
         raise checkpoint.CheckpointError(f"{found.path} is of another network: {str(error).splitlines()[0]}") from error
     if accelerator.scaler is not None and state["scaler"]:
@@ -99,8 +100,7 @@ def save(run: Run) -> None:
     """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
     accelerator = run.parts.accelerator
     model, optimizer = checkpoint.states(run.network, run.parts.optimizer.optimizer)
-    if run.average is not None:
-        optimizer = {**optimizer, "average": run.average.state_dict()}
+    average = None if run.average is None else run.average.state_dict()
     if accelerator.is_main_process:
         state = {
             "step": run.position.step,
@@ -116,5 +116,5 @@ def save(run: Run) -> None:
             "tracker": run.tracker.state(),
         }
         folder = run.folder / "checkpoints"
-        checkpoint.save(folder, run.position.step, model, optimizer, state, run.experiment.train.keep)
+        checkpoint.save(folder, run.position.step, model, optimizer, state, run.experiment.train.keep, average)
     accelerator.wait_for_everyone()
