@@ -1,7 +1,8 @@
 """Losses as sums with their counts, so that a mean over micro-batches and processes is a mean over all their pixels.
 
 The loss of a step is the sum of `total` over its micro-batches and processes, divided by the sum of `count`. A mean of
-means would weigh a pixel in a batch with few known pixels more than one in a batch with many.
+means would weigh a pixel in a batch with few known pixels more than one in a batch with many. What a loss counts is a
+function of the labels alone (`mask_count` and the others), so that it is known before the network runs.
 """
 
 import math
@@ -25,6 +26,26 @@ class LossSum(NamedTuple):
     count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
+def mask_count(mask: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    """Return what :func:`cross_entropy` is divided by: the number of known pixels, or with "sum" of frames."""
+    return (mask != IGNORE).sum() if reduction == "mean" else image_count(mask)
+
+
+def presence_count(mask: Tensor) -> Tensor:
+    """Return what :func:`presence_loss` is divided by: the number of images with a known pixel."""
+    return (mask != IGNORE).flatten(1).any(1).sum()
+
+
+def flow_count(truth: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return what :func:`end_point_error` is divided by: the number of known pixels."""
+    return torch.tensor(truth[:, 0].numel(), device=truth.device) if valid is None else valid.sum()
+
+
+def image_count(labels: Tensor) -> Tensor:
+    """Return what the other losses are divided by: the number of images."""
+    return torch.tensor(len(labels), device=labels.device)
+
+
 def cross_entropy(
     logits: Tensor, mask: Tensor, *, balanced: bool, reduction: Literal["mean", "sum"] = "mean"
 ) -> LossSum:
@@ -36,7 +57,7 @@ def cross_entropy(
     of one class only has weight 0 everywhere.
 
     A published learning rate for "sum" is for a loss that is as many times larger as a frame has pixels. With frames
-    of 480x854 = 409 920 pixels, 1e-9 for "sum" is 1e-9 * 409 920 = 4.1e-4 for "mean"; see :func:`mean_rate`.
+    of 480x854 = 409 920 pixels, 1e-9 for "sum" is 1e-9 * 409 920 = 4.1e-4 for "mean".
 
     Args:
         logits: BKHW, of any float type; the loss is computed in float32, also inside autocast.
@@ -56,8 +77,7 @@ def cross_entropy(
         losses = F.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none")
         if balanced:
             losses = losses * _balance(mask, known, classes)
-        count = known.sum() if reduction == "mean" else torch.tensor(len(mask), device=mask.device)
-        return LossSum(losses.sum(), count.float())
+        return LossSum(losses.sum(), mask_count(mask, reduction).float())
 
 
 def presence_loss(logits: Tensor, mask: Tensor) -> LossSum:
@@ -83,8 +103,7 @@ def presence_loss(logits: Tensor, mask: Tensor) -> LossSum:
     present = logits.new_zeros((len(mask), classes + 1), dtype=torch.float32).scatter_(1, codes, 1.0)[:, :classes]
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.binary_cross_entropy_with_logits(logits.float(), present, reduction="none").mean(1)
-    counted = known.flatten(1).any(1)
-    return LossSum(torch.where(counted, losses, 0.0).sum(), counted.sum().float())
+    return LossSum(torch.where(known.flatten(1).any(1), losses, 0.0).sum(), presence_count(mask).float())
 
 
 def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> LossSum:
@@ -103,16 +122,7 @@ def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0
     _check_classes(label, torch.ones_like(label, dtype=torch.bool), logits.shape[1], "label")
     with torch.autocast(logits.device.type, enabled=False):
         total = F.cross_entropy(logits.float(), label.long(), reduction="sum", label_smoothing=smoothing)
-    return LossSum(total, torch.tensor(float(len(label)), device=label.device))
-
-
-def mean_rate(rate: float, height: int, width: int) -> float:
-    """Return the learning rate for a mean over pixels that equals `rate` for a sum over frames of this size.
-
-    >>> mean_rate(1e-9, 480, 854)  # SegFlow's solver file
-    0.00040992
-    """
-    return rate * height * width
+    return LossSum(total, image_count(label).float())
 
 
 def end_point_error(flow: Tensor, truth: Tensor, valid: Tensor | None = None, *, eps: float = 1e-12) -> LossSum:
@@ -133,11 +143,10 @@ def end_point_error(flow: Tensor, truth: Tensor, valid: Tensor | None = None, *,
     if flow.shape != truth.shape:
         raise ValueError(f"a flow of shape {tuple(flow.shape)} has a truth of shape {tuple(truth.shape)}")
     with torch.autocast(flow.device.type, enabled=False):
-        truth = truth.float()
+        truth, count = truth.float(), flow_count(truth, valid)
         if valid is None:
             valid = torch.ones_like(truth[:, 0], dtype=torch.bool)
-        error = _error(flow.float(), truth, valid, eps)
-        return LossSum(error.sum(), valid.sum().float())
+        return LossSum(_error(flow.float(), truth, valid, eps).sum(), count.float())
 
 
 def multiscale_epe(
@@ -175,7 +184,7 @@ def multiscale_epe(
         for flow, weight in zip(pyramid, weights, strict=True):
             coarse, known = _shrunk(truth, valid, flow.shape[-2], flow.shape[-1])
             total = total + weight * _error(flow.float() / scale, coarse / scale, known, eps).sum()
-        return LossSum(total, torch.tensor(float(len(truth)), device=truth.device))
+        return LossSum(total, image_count(truth).float())
 
 
 def _check_classes(labels: Tensor, known: Tensor, classes: int, what: str) -> None:

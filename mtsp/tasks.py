@@ -6,13 +6,22 @@ sums, divided by counts over all its micro-batches and all processes: never a me
 
 from typing import Literal, Protocol
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from mtsp.config import Config
-from mtsp.losses import cross_entropy, end_point_error, label_cross_entropy, multiscale_epe, presence_loss
-from mtsp.types import IGNORE, Batch, Outputs
+from mtsp.losses import (
+    cross_entropy,
+    end_point_error,
+    flow_count,
+    image_count,
+    label_cross_entropy,
+    mask_count,
+    multiscale_epe,
+    presence_count,
+    presence_loss,
+)
+from mtsp.types import Batch, Outputs
 
 
 class Task(Protocol):
@@ -55,13 +64,12 @@ class SegmentationConfig(Config):
         """Return what each loss of this batch is divided by."""
         if "mask" not in batch:
             return {}
-        known = batch["mask"] != IGNORE
-        pixels = known.sum() if self.reduction == "mean" else torch.tensor(len(known), device=known.device)
-        counts = {"segmentation": pixels}
+        mask = batch["mask"]
+        counts = {"segmentation": mask_count(mask, self.reduction)}
         if self.auxiliary:
-            counts["segmentation_auxiliary"] = pixels
+            counts["segmentation_auxiliary"] = counts["segmentation"]
         if self.presence:
-            counts["presence"] = known.flatten(1).any(1).sum()
+            counts["presence"] = presence_count(mask)
         return counts
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
@@ -105,13 +113,12 @@ class FlowConfig(Config):
         """Return what each loss of this batch is divided by."""
         if "flow" not in batch:
             return {}
-        flow = batch["flow"]
-        known = batch["flow_valid"].sum() if "flow_valid" in batch else torch.tensor(flow[:, 0].numel())
+        flow, frames = batch["flow"], image_count(batch["flow"])
         counts = {}
         if self.weight:
-            counts["flow"] = (known if self.reduction == "mean" else torch.tensor(len(flow))).to(flow.device)
+            counts["flow"] = flow_count(flow, batch.get("flow_valid")) if self.reduction == "mean" else frames
         if self.pyramid:
-            counts["flow_pyramid"] = torch.tensor(len(flow), device=flow.device)
+            counts["flow_pyramid"] = frames
         return counts
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
@@ -146,8 +153,7 @@ class ClassificationConfig(Config):
         """Return what each loss of this batch is divided by."""
         if "label" not in batch:
             return {}
-        images = torch.tensor(len(batch["label"]), device=batch["label"].device)
-        return dict.fromkeys(self.names, images)
+        return dict.fromkeys(self.names, image_count(batch["label"]))
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted, undivided losses of this batch."""

@@ -1,6 +1,7 @@
 """Losses against numbers worked out by hand, and against loops over pixels."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from mtsp.losses import (
     cross_entropy,
     end_point_error,
     label_cross_entropy,
-    mean_rate,
     multiscale_epe,
     presence_loss,
 )
@@ -95,7 +95,14 @@ def test_a_mask_of_another_size_is_refused() -> None:
 
 
 def test_the_published_rate_is_translated_by_the_number_of_pixels() -> None:
-    assert mean_rate(1e-9, 480, 854) == pytest.approx(4.0992e-4)
+    """SegFlow's solver file has 1e-9, for a sum over frames of 480 x 854: for the mean 1e-9 * 480 * 854 = 4.0992e-4."""
+    logits, mask = torch.randn(1, 2, 480, 854, requires_grad=True), torch.randint(2, (1, 480, 854))
+
+    def step(rate: float, reduction: Literal["mean", "sum"]) -> Tensor:
+        total, count = cross_entropy(logits, mask, balanced=True, reduction=reduction)
+        return rate * torch.autograd.grad(total / count, logits)[0]
+
+    torch.testing.assert_close(step(1e-9, "sum"), step(4.0992e-4, "mean"), rtol=1e-6, atol=0)
 
 
 def test_end_point_error_sums_known_pixels_only() -> None:
