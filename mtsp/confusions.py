@@ -11,14 +11,14 @@ Pictures = Callable[[int], np.ndarray]
 
 
 class Pair(NamedTuple):
-    """Two classes that are taken for each other."""
+    """Two classes that are taken for each other; *directed*, the first one is taken for the second."""
 
     first: int
     second: int
     mistakes: int
-    """In both directions together."""
+    """In both directions together; directed, in this one."""
     share: float
-    """Of all examples of both classes."""
+    """Of all examples of both classes; directed, of the first one."""
 
 
 class ClassRow(NamedTuple):
@@ -34,20 +34,26 @@ class ClassRow(NamedTuple):
     """What its examples are called most often instead; None: nothing."""
 
 
-def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Pair]:
+def confused_pairs(counts: np.ndarray, limit: int = 10, *, directed: bool = False) -> list[Pair]:
     """Return the pairs with most mistakes, the most first; of equal ones the larger share, then the first classes.
 
     Args:
-        counts: CC, rows true and columns predicted classes.
+        counts: CC examples or pixels, rows true and columns predicted classes; directed, there may be one more column
+            for what is no class, whose number in a pair is C.
         limit: pairs at most; a pair without mistakes is none.
+        directed: tell the one taken for the other from the reverse.
     """
-    counts = _square(counts)
-    both = np.triu(counts + counts.T, 1)
+    counts = np.asarray(counts)
     examples = counts.sum(1)
-    pairs = [
-        Pair(int(i), int(j), int(both[i, j]), float(both[i, j] / (examples[i] + examples[j])))
-        for i, j in np.argwhere(both)
-    ]
+    if directed:
+        mistakes = counts.copy()
+        np.fill_diagonal(mistakes, 0)
+    else:
+        mistakes = np.triu(_square(counts) + counts.T, 1)
+    pairs = []
+    for first, second in np.argwhere(mistakes).tolist():
+        wrong, of = int(mistakes[first, second]), examples[first] + (0 if directed else examples[second])
+        pairs.append(Pair(first, second, wrong, float(wrong / of)))
     return sorted(pairs, key=lambda pair: (-pair.mistakes, -pair.share, pair.first, pair.second))[:limit]
 
 

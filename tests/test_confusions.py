@@ -26,6 +26,15 @@ def test_pairs_count_mistakes_in_both_directions() -> None:
     assert confused_pairs(np.diag([3, 4])) == []
 
 
+def test_a_direction_has_its_own_mistakes_and_what_is_no_class_too() -> None:
+    counts = np.concatenate([COUNTS, [[0], [0], [1], [0]]], axis=1)  # a cardinal is called nothing
+    found = confused_pairs(counts, directed=True)
+    assert found[:2] == [Pair(1, 0, 3, 3 / 8), Pair(0, 1, 2, 2 / 10)]
+    assert found[2:] == [Pair(2, 0, 1, 1 / 3), Pair(2, 4, 1, 1 / 3), Pair(0, 2, 1, 1 / 10)]
+    with pytest.raises(ValueError, match="confusions of 4 classes are 4x4, got 4x5"):
+        confused_pairs(counts)
+
+
 def test_the_worst_class_comes_first_and_one_without_examples_last() -> None:
     rows = class_rows(COUNTS, NAMES)
     assert [row.name for row in rows] == ["cardinal", "bunting", "auk", "emu"]

@@ -128,6 +128,12 @@ def test_masks_of_named_classes_are_scored_by_class(camvid: list[str], tmp_path:
     assert found["class_iou"]["building"] == 0
     assert found["miou"] == pytest.approx(1 / 6)
     assert found["class_iou"]["car"] is None
+    assert len(found["absent_classes"]) == 9
+    assert "car" in found["absent_classes"]
+    assert found["worst_pairs"] == [
+        {"truth": "building", "taken_for": "sky", "pixels": 1, "share": 1},
+        {"truth": "sky", "taken_for": "building", "pixels": 1, "share": 0.5},
+    ]
 
 
 def test_a_predicted_class_that_the_data_set_does_not_have_is_refused(

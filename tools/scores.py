@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mtsp.confusions import confused_pairs
 from mtsp.evaluation import Evaluation
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.classification import ClassificationScores
@@ -61,19 +63,25 @@ def object_scores(davis: DavisMeasure) -> Scores:
 
 
 def class_scores(pixels: ConfusionMatrix, names: Sequence[str] = ()) -> Scores:
-    """Return IoU and accuracies over all pixels; `class_iou` has one number for each class, by its name if known."""
+    """Return IoU and accuracies over all pixels, each class's own IoU, the absent classes and the worst confusions."""
     found = pixels.compute() | {"class_iou": _named(pixels.class_iou().tolist(), names)}
+    found["absent_classes"] = [_named_class(label, names) for label in pixels.absent()]
+    found["worst_pairs"] = _worst(pixels.counts, names, "pixels")
     return Scores("classes", found | {"per_image": pixels.per_image()})
 
 
 def label_scores(labels: ClassificationScores, names: Sequence[str] = ()) -> Scores:
     """Return accuracies and calibration over all images, each class's own accuracy, and the worst confusions."""
-    worst = [
-        {"truth": _named_class(truth, names), "taken_for": _named_class(guess, names), "images": images}
-        for truth, guess, images in labels.worst_pairs()
-    ]
     accuracies = _named(labels.per_class().tolist(), names)
+    worst = _worst(labels.confusion(), names, "images")
     return Scores("labels", labels.compute() | {"accuracy_of_class": accuracies, "worst_pairs": worst})
+
+
+def _worst(counts: np.ndarray, names: Sequence[str], unit: str) -> list[dict[str, Any]]:
+    return [
+        {"truth": _named_class(truth, names), "taken_for": _named_class(guess, names), unit: wrong, "share": share}
+        for truth, guess, wrong, share in confused_pairs(counts, directed=True)
+    ]
 
 
 def _named(values: Sequence[float], names: Sequence[str]) -> Any:

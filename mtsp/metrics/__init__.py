@@ -7,11 +7,10 @@ from mtsp.metrics.boundary import boundary_measure, region_and_boundary, region_
 from mtsp.metrics.classification import ClassificationScores, ImageScores, image_scores
 from mtsp.metrics.davis import DavisMeasure, statistics
 from mtsp.metrics.flow import FlowErrors, flow_sums
-from mtsp.metrics.segmentation import Confused, ConfusionMatrix, confusion
+from mtsp.metrics.segmentation import ConfusionMatrix, confusion
 
 __all__ = [
     "ClassificationScores",
-    "Confused",
     "ConfusionMatrix",
     "DavisMeasure",
     "FlowErrors",

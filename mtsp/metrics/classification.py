@@ -177,11 +177,6 @@ class ClassificationScores:
             table[pair] = images
         return table
 
-    def worst_pairs(self, count: int = 10) -> list[tuple[int, int, int]]:
-        """Return the most frequent confusions, as (true class, guess, images), most images first and then by class."""
-        wrong = [(label, guess, images) for (label, guess), images in self.pairs.items() if label != guess]
-        return sorted(wrong, key=lambda one: (-one[2], one[:2]))[:count]
-
     def reliability(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return of each bin: images, accuracy, mean confidence, and the distance of these two; NaN in empty bins."""
         empty = np.full((2, self.bins), np.nan)

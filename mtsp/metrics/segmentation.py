@@ -5,7 +5,6 @@ Averages are over pixels (all images' pixels pooled: what papers report) unless 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,17 +29,6 @@ def confusion(prediction: Array, truth: Array, classes: int, ignore: int | None 
         ValueError: shapes that do not fit together, or a true label that is neither a class nor `ignore`.
     """
     return _images(prediction, truth, classes, ignore)[0]
-
-
-class Confused(NamedTuple):
-    """Pixels of one class that were taken for another."""
-
-    truth: int
-    prediction: int
-    """The number of classes stands for what is no class."""
-    pixels: int
-    share: float
-    """Of the true class's pixels."""
 
 
 class ConfusionMatrix:
@@ -132,15 +120,6 @@ class ConfusionMatrix:
     def absent(self) -> list[int]:
         """Return the classes that occur neither in the truth nor in the predictions."""
         return np.flatnonzero(np.isnan(self.class_iou())).tolist()
-
-    def confused(self, most: int = 10) -> list[Confused]:
-        """Return the pairs of classes taken for each other most often, by pixels, the most frequent first."""
-        wrong = self.counts.copy()
-        np.fill_diagonal(wrong, 0)
-        order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-        pairs = [(int(cell) // wrong.shape[1], int(cell) % wrong.shape[1]) for cell in order]
-        true = self.counts.sum(axis=1)
-        return [Confused(a, b, int(wrong[a, b]), float(wrong[a, b] / true[a])) for a, b in pairs if wrong[a, b]]
 
     def per_image(self) -> dict[str, dict[str, float]]:
         """Return `image_iou`, `pixel_accuracy` and `pixels` of each named image, by name, in the order of names."""
