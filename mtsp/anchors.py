@@ -82,13 +82,16 @@ def output_dimensions(model: nn.Module) -> dict[str, int]:
     }
 
 
-def grouped_transposed(model: nn.Module) -> list[str]:
-    """Return the names of weights whose output channels are no slices: of transposed convolutions with groups."""
-    return [
-        places[0].name
+def output_groups(model: nn.Module) -> dict[str, int]:
+    """Return, by name, how many groups of output channels lie one behind another along a weight's dimension 0.
+
+    1 but for transposed convolutions with groups, whose weight is (in, out / groups, ...): the channel o of group g is
+    the slice [g * in / groups : (g + 1) * in / groups, o].
+    """
+    return {
+        places[0].name: max(place.owner.groups if isinstance(place.owner, _TRANSPOSED) else 1 for place in places)
         for places in _shared_places(model)
-        if any(isinstance(place.owner, _TRANSPOSED) and place.owner.groups > 1 for place in places)
-    ]
+    }
 
 
 def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

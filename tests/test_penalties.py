@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers import GLSP, L1SP, L2SP, Anchored, DirectionSP, GLSPFisher, L2SPFisher, Placement
+from mtsp.regularizers import GLSP, L1SP, L2SP, MARS, Anchored, DirectionSP, GLSPFisher, L2SPFisher, Placement
 
 WEIGHT = torch.tensor([[4.0, 4.0], [1.0, 2.0]], dtype=torch.float64)
 ANCHOR = torch.tensor([[1.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
@@ -222,3 +222,47 @@ def test_what_a_penalty_cannot_do_is_refused() -> None:
         L2SPFisher(layer(), anchors=anchors, alpha=1.0, beta=0.0, fisher={"weight": -FISHER})
     with pytest.raises(ValueError, match="there is no Fisher information of weight, which has an anchor"):
         L2SPFisher(layer(), anchors=anchors, alpha=1.0, beta=0.0, fisher={})
+
+
+def of_transposed(kind: Any, groups: int, parts: list[slice], **options: Any) -> tuple[Tensor, float, float]:
+    """Weight, penalty and ratio to the gradient after a step on these parts of a (6, 4, 2, 2) transposed weight."""
+    weight, anchor, fisher, gradient = torch.randn(4, 6, 4, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    model = nn.ModuleList(
+        [nn.ConvTranspose2d(6 // len(parts), 4 * groups, 2, groups=groups, bias=False).double() for _ in parts]
+    )
+    names = [f"{i}.weight" for i in range(len(parts))]
+    for name, part in zip(names, parts, strict=True):
+        model.get_parameter(name).data = weight[part].clone()
+        model.get_parameter(name).grad = gradient[part].clone()
+    if kind is GLSPFisher:
+        options["fisher"] = {name: fisher[part].abs() for name, part in zip(names, parts, strict=True)}
+    anchors = {name: anchor[part] for name, part in zip(names, parts, strict=True)}
+    regularizer = kind(model, anchors=anchors, beta=0.0, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    regularizer.attach(optimizer)
+    optimizer.step()
+    after = torch.cat([parameter.detach() for parameter in model.parameters()])
+    return after, regularizer.penalty(), regularizer.report()[""].pull_to_gradient
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (GLSP, {"alpha": 0.2, "placement": "coupled"}),
+        (GLSP, {"alpha": 0.2, "placement": "proximal"}),
+        (GLSPFisher, {"alpha": 0.02, "placement": "coupled"}),
+        (GLSPFisher, {"alpha": 0.2, "placement": "proximal"}),
+        (DirectionSP, {"alpha": 0.2, "placement": "coupled"}),
+        (DirectionSP, {"alpha": 0.2, "placement": "decoupled"}),
+        (MARS, {"radius": 0.5}),
+    ],
+)
+def test_channels_of_a_grouped_transposed_convolution_are_those_of_its_groups(kind: Any, options: Any) -> None:
+    """Channel o of group g is weight[2 g : 2 g + 2, o]: three groups are three plain convolutions, bit for bit."""
+    weight, penalty, ratio = of_transposed(kind, 3, [slice(None)], **options)
+    plain, their_penalty, their_ratio = of_transposed(kind, 1, [slice(0, 2), slice(2, 4), slice(4, 6)], **options)
+    assert torch.equal(weight, plain)
+    assert penalty == pytest.approx(their_penalty, rel=1e-12)
+    assert ratio == pytest.approx(their_ratio, rel=1e-12)
+    together, *_ = of_transposed(kind, 1, [slice(None)], **options)  # six input channels to each output
+    assert not torch.equal(weight, together)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.anchors import capture, penalized, plain_name
-from mtsp.regularizers import GLSP, L1SP, L2SP, MARS, SPD, CautiousL2SP, L2SPFisher, Pace
+from mtsp.regularizers import L1SP, L2SP, MARS, SPD, CautiousL2SP, L2SPFisher, Pace
 
 SGD = torch.optim.SGD
 
@@ -159,15 +159,6 @@ def test_two_weights_with_one_plain_name_are_refused() -> None:
     inner = nn.ModuleDict({"_orig_mod": nn.ModuleDict({"a": nn.Linear(2, 2)}), "a": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"two weights of the model are named 'a\.weight' without their wrappers"):
         penalized(inner)
-
-
-def test_rows_of_a_grouped_transposed_convolution_are_refused() -> None:
-    model = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2))
-    with pytest.raises(ValueError, match=r"0\.weight is of a transposed convolution with groups"):
-        GLSP(model, anchors=model.state_dict(), alpha=1.0, beta=0.0)
-    with pytest.raises(ValueError, match=r"0\.weight is of a transposed convolution with groups"):
-        MARS(model, anchors=model.state_dict(), radius=1.0, beta=0.0)
-    L2SP(model, anchors=model.state_dict(), alpha=1.0, beta=0.0)
 
 
 @pytest.mark.parametrize("kind", [L1SP, SPD, CautiousL2SP, L2SPFisher])

@@ -11,7 +11,7 @@ from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Storage
 from mtsp.regularizers.penalties import Penalty, Placement, SquaredDistance
 from mtsp.regularizers.pulls import Pull, pulls, under
-from mtsp.regularizers.refusals import innermost, refuse_rows_and_paces, refuse_unlike_processes
+from mtsp.regularizers.refusals import innermost, refuse_paces, refuse_unlike_processes
 from mtsp.regularizers.reports import Report
 from mtsp.regularizers.step import Attachment
 from mtsp.regularizers.strength import Strength
@@ -86,7 +86,7 @@ class Anchored:
         self.placement: Placement = placement
         self.pulls = pulls(model, anchors, alpha, beta, zero=zero, every=every, fisher=fisher)
         self._forms = {True: self.form, False: self.new_form}
-        refuse_rows_and_paces(type(self).__name__, self._forms, model, self.pulls)
+        refuse_paces(type(self).__name__, self._forms, self.pulls)
         self._state = {"regularizer": type(self).__name__, **_fingerprints(self.form, self.pulls)}
         if anchor_dtype is not None:
             self.pulls = {

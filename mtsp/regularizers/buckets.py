@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers.penalties import Near, Penalty
+from mtsp.regularizers.penalties import Near, Penalty, divided
 from mtsp.regularizers.pulls import Pull
 
 _BLOCK = {"cpu": 2**18}
@@ -29,6 +29,7 @@ class Bucket:
     group: int
     strength: float
     rows: int
+    groups: int  # that each weight is divided into along dimension 0, so that `rows` counts the channels of each
     shared: bool  # True: pretrained; False: new, pulled to zero
     form: Penalty
     names: list[str] = field(default_factory=list)
@@ -87,10 +88,11 @@ def sort(
                 anchor=None if pull.anchor is None else placed(pull.anchor, weight, storage),
                 importance=None if pull.importance is None else placed(pull.importance, weight, storage),
             )
-            key = (index, pull.strength, pull.rows, pull.shared, *_kind(weight))
             form = forms[pull.shared]
+            groups = pull.groups if form.by_row else 1
+            key = (index, pull.strength, pull.rows, groups, pull.shared, *_kind(weight))
             refuse_split_rows(form, name, weight, pull.rows)
-            bucket = buckets.setdefault(key, Bucket(index, pull.strength, pull.rows, pull.shared, form))
+            bucket = buckets.setdefault(key, Bucket(index, pull.strength, pull.rows, groups, pull.shared, form))
             bucket.names.append(name)
             bucket.weights.append(weight)
             bucket.largest = max(bucket.largest, pull.largest)
@@ -119,6 +121,11 @@ def parts(bucket: Bucket, *, whole: bool) -> Iterator[Part]:
         anchors = _beside(bucket.anchors, indices, locals_)
         importance = _beside(bucket.importance, indices, locals_)
         gradients = [_gradient(weight, bucket.names[i]) for weight, i in zip(weights, indices, strict=True)]
+        if bucket.groups > 1:
+            near = Near(locals_, anchors, importance, bucket.rows).divided(bucket.groups)
+            repeated = [weight for weight in weights for _ in range(bucket.groups)]
+            yield Part(near, divided(gradients, bucket.groups), repeated)
+            continue
         if whole or len(indices) > 1 or locals_[0].numel() <= 2 * limit or locals_[0].dim() == 0:
             yield Part(Near(locals_, anchors, importance, bucket.rows), gradients, weights)
             continue

@@ -29,6 +29,11 @@ class Near(NamedTuple):
             return [weight.clone() for weight in self.weights]
         return list(torch._foreach_sub(self.weights, self.anchors))
 
+    def divided(self, groups: int) -> "Near":
+        """Return the same weights in so many slices each, along their first dimension."""
+        anchors, importance = (None if v is None else divided(v, groups) for v in (self.anchors, self.importance))
+        return Near(divided(self.weights, groups), anchors, importance, self.rows)
+
 
 class Penalty(Protocol):
     """One member of the family."""
@@ -283,6 +288,11 @@ class RowBall:
         for weight, d in zip(near.weights, near.displacements(), strict=True):
             sums = _wide(by_row(d, near.rows)).abs().sum(1)
             weight.sub_(back((1 - share / sums).clamp(min=0.0).nan_to_num(0.0), weight, near.rows) * d)
+
+
+def divided(tensors: list[Tensor], groups: int) -> list[Tensor]:
+    """Return the slices of each tensor along its first dimension, one behind another; they share its memory."""
+    return [part for tensor in tensors for part in tensor.chunk(groups)] if groups > 1 else tensors
 
 
 def by_row(tensor: Tensor, rows: int) -> Tensor:

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtsp.anchors import aliases, known_name, named_weights, output_dimensions, passed_over, penalized, plain_name
+from mtsp.anchors import (
+    aliases,
+    known_name,
+    named_weights,
+    output_dimensions,
+    output_groups,
+    passed_over,
+    penalized,
+    plain_name,
+)
 from mtsp.regularizers.strength import Pace, Strength
 
 
@@ -22,6 +31,7 @@ class Pull(NamedTuple):
     importance: Tensor | None = None  # the diagonal of the Fisher information, shaped like the weight
     largest: float = 1.0  # of the importance, or 1
     rows: int = 0  # the dimension of the output channels
+    groups: int = 1  # of output channels, one behind another along dimension 0
 
 
 def pulls(
@@ -60,7 +70,7 @@ def pulls(
         )
         if unknown:
             raise ValueError(f"{word} is given for {unknown[0]!r}, but no weight's name begins so")
-    found, rows = {}, output_dimensions(model)
+    found, rows, groups = {}, output_dimensions(model), output_groups(model)
     for name in chosen:
         anchor, weight = given.get(name), weights[name]
         shared = anchor is not None
@@ -72,7 +82,7 @@ def pulls(
             _check(f"the anchor of {name}", anchor, weight, "leave it out to treat the weight as new")
             held = None if zero else _copy(anchor, weight.dtype)
             pull = pull._replace(anchor=held, **_importance(name, important, weight))
-        found[name] = pull._replace(rows=rows[name])
+        found[name] = pull._replace(rows=rows[name], groups=groups[name])
     return found
 
 

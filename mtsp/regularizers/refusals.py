@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtsp.anchors import grouped_transposed
 from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, placed
 from mtsp.regularizers.penalties import Penalty, Share
 from mtsp.regularizers.pulls import Pull
@@ -56,24 +55,15 @@ def refuse(optimizer: Any, names: Mapping[int, str], pulls: Mapping[str, Pull]) 
         )
 
 
-def refuse_rows_and_paces(
-    kind: str, forms: Mapping[bool, Penalty], model: nn.Module, pulls: Mapping[str, Pull]
-) -> None:
-    """Raise ValueError on a pull that its penalty cannot give: by rows that are no slices, or at a pace.
+def refuse_paces(kind: str, forms: Mapping[bool, Penalty], pulls: Mapping[str, Pull]) -> None:
+    """Raise ValueError on a pace of a penalty that has none.
 
     Args:
         kind: the regularizer's name.
         forms: the penalties of pretrained (True) and of new weights.
-        model: the network.
         pulls: by name.
     """
-    rowless = grouped_transposed(model) if forms[True].by_row else []
     for name, pull in pulls.items():
-        if pull.shared and name in rowless:
-            raise ValueError(
-                f"{name} is of a transposed convolution with groups, whose output channels are no slices of it; "
-                f"{kind} needs them: leave its anchor out, or use L2SP"
-            )
         if pull.pace is not None and not forms[pull.shared].proportional:
             raise ValueError(
                 f"{name} has the strength {pull.pace}, but {kind} takes no fixed share of the distance away in a "

@@ -37,7 +37,7 @@ def penalty(form: Penalty, weights: Weights, pulls: Mapping[str, Pull]) -> float
             raise ValueError(f"{name} has the strength {pull.pace}; attach() makes it a number")
         own = form if pull.shared else SQUARED
         refuse_split_rows(own, name, weight, pull.rows)
-        total += pull.strength * _value(own, weight, pull.anchor, pull.importance, pull.rows)
+        total += pull.strength * _value(own, weight, pull.anchor, pull.importance, pull.rows, pull.groups)
     return total
 
 
@@ -104,9 +104,14 @@ def _said(pull: Pull | None) -> str:
 
 @torch.no_grad()
 def _value(
-    form: Penalty, weight: Tensor, anchor: Tensor | None = None, importance: Tensor | None = None, rows: int = 0
+    form: Penalty,
+    weight: Tensor,
+    anchor: Tensor | None = None,
+    importance: Tensor | None = None,
+    rows: int = 0,
+    groups: int = 1,
 ) -> float:
     """One weight's part of a penalty, over all processes that hold shards of it."""
     beside = [None if v is None else [local(placed(v, weight, Storage())).double()] for v in (anchor, importance)]
     near = Near([local(weight).detach().double()], beside[0], beside[1], rows)
-    return float(summed(form.value(near), weight))
+    return float(summed(form.value(near.divided(groups)), weight))
