@@ -1,7 +1,9 @@
 """Losses that keep features near the pretrained network's, or out of spectral directions that do not transfer.
 
 Add them to the task's loss, times a strength: they are functions of the data, not of the weights alone, so that they
-cannot act in the optimizer's hook as the regularizers do.
+cannot act in the optimizer's hook as the regularizers do. An experiment has no section for them: BSS is of a batch as a
+whole, where every loss of a run is a sum over examples that comes out the same on any number of processes and
+micro-batches, and DELTA needs the pretrained network beside the one that is trained.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

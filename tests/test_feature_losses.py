@@ -1,6 +1,9 @@
 """DELTA and BSS against numbers worked out by hand, and their gradients against finite differences."""
 
 import copy
+import re
+from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,3 +222,26 @@ def test_half_precision_features_are_counted_in_float32() -> None:
 def test_features_without_so_many_singular_values_are_refused(shape: tuple[int, ...], k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batch_spectral_shrinkage(torch.ones(shape), k)
+
+
+def test_the_example_in_the_readme_runs_and_its_loss_has_all_three_parts() -> None:
+    torch.manual_seed(0)
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code = re.findall(r"```python\n(from mtsp\.feature_losses .*?)```", readme, flags=re.DOTALL)
+    assert len(code) == 1
+    layer, head = nn.Linear(4, 3, bias=False), nn.Linear(3, 2)
+    backbone = nn.Sequential(OrderedDict(layer4=layer))
+    start, x, labels = layer.weight.detach().clone(), torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])
+    names: dict[str, Any] = {
+        "copy": copy, "cross_entropy": nn.functional.cross_entropy, "backbone": backbone, "head": head,
+        "loader": [(x, labels)],
+    }  # fmt: skip
+    moved = code[0].replace("for images", "backbone.layer4.weight.data += 1  # as training would\nfor images")
+    exec(moved, names)
+    features = x @ (start + 1).T
+    task = nn.functional.cross_entropy(head(features), labels)
+    distance = 0.5 * (features - x @ start.T).square().sum(1).mean()
+    smallest = torch.linalg.svdvals(features)[-1].square()
+    torch.testing.assert_close(names["loss"], task + 0.01 * distance + 0.001 * smallest)
+    names["loss"].backward()
+    assert all(weight.grad is not None for weight in (*backbone.parameters(), *head.parameters()))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ from mtsp.regularizers.settings import (
     L2SPConfig,
     SPDConfig,
 )
-from tools.parts import AnyExperiment, as_yaml
+from tools.parts import AnyExperiment, as_yaml, read_experiment
 from tools.sweep import rows
 from tools.train import main
 
@@ -210,6 +211,20 @@ def test_a_sweep_of_an_experiment_with_paces_keeps_betas_and_gives_l2_its_streng
     assert found["l2"] == (beta, beta)
     assert found["tau10"] == (pytest.approx({"segmentation": 1.0, "flow": 0.5}), beta)
     assert found["none"] == ({}, {})
+
+
+def test_every_section_that_the_readme_shows_can_be_read() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    shown = re.findall(r"(regularizer(?:\.\w+)?)='(\{.*?\})'", readme)
+    names = [read_experiment("cub_small.yaml", [f"{key}={section}"]).regularizer.name for key, section in shown]
+    assert {"l2sp", "mars", "l2spfisher"} <= set(names)
+    assert len(shown) >= 5
+
+
+def test_the_time_constant_in_the_header_of_the_birds_is_their_alpha() -> None:
+    alpha = read_experiment("cub_small.yaml").strengths()[0]["backbone"]
+    paced = read_experiment("cub_small.yaml", ["regularizer.alpha={time_constant: 100}"])
+    assert paced.strengths()[0]["backbone"] == pytest.approx(alpha)
 
 
 @pytest.fixture
