@@ -10,6 +10,7 @@ from data.io import DataError, MissingDataError, read_foreground, read_image, re
 from data.listing import (
     Labels,
     first_ten,
+    folders_below,
     images_by_stem,
     natural_order,
     require_size,
@@ -111,9 +112,8 @@ def _tree(folder: Path) -> dict[str, Path]:
     """Return the pictures in `folder` and its subfolders, of any depth, by name, those of one folder together."""
     if not folder.is_dir():
         raise MissingDataError(f"no folder {folder}")
-    places = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     return {
         (place / stem).relative_to(folder).as_posix(): path
-        for place in sorted(places, key=lambda place: natural_order(place.as_posix()))
+        for place in sorted(folders_below(folder), key=lambda place: natural_order(place.as_posix()))
         for stem, path in images_by_stem(place).items()
     }

@@ -1,6 +1,5 @@
 """Your own labeled pictures: a folder for each class, or a list of files and labels as DSTL's."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +8,7 @@ from pydantic import model_validator
 from data.fine_grained import LabeledConfig, LabeledImage, Listing, Members, contiguous
 from data.io import DataError, MissingDataError
 from data.label_files import read_names
-from data.listing import images_by_stem
+from data.listing import folders_below, images_by_stem, subfolders
 
 
 class ImageFolderConfig(LabeledConfig):
@@ -53,20 +52,16 @@ def read_tree(kind: str, root: Path) -> Listing:
     if loose := images_by_stem(root):
         first = next(iter(loose.values())).name
         raise DataError(f"{root}: {len(loose)} pictures lie outside of the classes' folders, the first {first}")
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = [folder.name for folder in subfolders(root)]
     if not names:
         raise DataError(f"{root}: no folders; expected one for each class")
     images = [
         LabeledImage(path.relative_to(root).with_suffix("").as_posix(), path, label)
         for label, name in enumerate(names)
-        for path in _below(root / name)
+        for folder in folders_below(root / name)
+        for path in images_by_stem(folder).values()
     ]
     return Listing(kind, root, names, images)
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
-        yield from images_by_stem(place).values()
 
 
 def _listed(root: Path, where: Path) -> Listing:

@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
     """Return what a JSON file holds. Raises DataError with its path."""
     _require(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
 

@@ -4,8 +4,9 @@ A data set lists its files when it is made, and is refused then if any is missin
 about a file that was never there helps nobody.
 """
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NotRequired, Protocol, TypedDict
@@ -14,6 +15,8 @@ import numpy as np
 
 from data.io import IMAGE_SUFFIXES, DataError, MissingDataError, read_flow, read_foreground, read_image
 from mtsp.types import Raw
+
+_LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small pictures
 
 
 class Labels(TypedDict):
@@ -122,11 +125,45 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     entries = folder.iterdir() if folder.is_dir() else ()
     for path in sorted(entries, key=lambda path: (natural_order(path.stem), path.suffix)):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if is_picture(path):
             if path.stem in found:
                 raise DataError(f"{folder}: both {found[path.stem].name} and {path.name}; keep one of them")
             found[path.stem] = path
     return found
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether its name is that of a picture; ._1.jpg beside 1.jpg, which macOS writes, is none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders right in `folder`, in the order of their names; none if there is no folder.
+
+    Those that programs leave behind and people do not see are passed over: .ipynb_checkpoints, __MACOSX, @eaDir.
+    """
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # asks the disk for links only, of a folder that may hold a million pictures
+        names = [entry.name for entry in entries if entry.is_dir()]
+    return [folder / name for name in sorted(names) if not name.startswith(".") and name not in _LEFT_BEHIND]
+
+
+def folders_below(folder: Path) -> list[Path]:
+    """Return `folder` and the :func:`subfolders` of any depth in the order of their paths, behind links too.
+
+    A link to a folder that holds it is passed over.
+    """
+    return sorted(_below(folder, frozenset()))
+
+
+def _below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:
+        return
+    yield folder
+    for inner in subfolders(folder):
+        yield from _below(inner, above | {real})
 
 
 def natural_order(name: str) -> tuple[list[int | str], str]:

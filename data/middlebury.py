@@ -7,7 +7,7 @@ IJCV 2011.
 from pathlib import Path
 from typing import Literal
 
-from data.listing import FlowPair, FlowPairs, find_root
+from data.listing import FlowPair, FlowPairs, find_root, subfolders
 from mtsp.config import Config
 
 _FRAMES = (
@@ -46,10 +46,9 @@ class Middlebury(FlowPairs):
         root = find_root("Middlebury", config.root, "other-gt-flow", below=["Middlebury"])
         frames = next((folder for name in _FRAMES if (folder := root / name).is_dir()), root / _FRAMES[0])
         flows = root / "other-gt-flow"
-        known = {folder.name for folder in flows.iterdir() if folder.is_dir()}
-        scenes = known
-        if config.split == "all" and frames.is_dir():
-            scenes = known | {folder.name for folder in frames.iterdir() if folder.is_dir()}
+        scenes = known = {folder.name for folder in subfolders(flows)}
+        if config.split == "all":
+            scenes = known | {folder.name for folder in subfolders(frames)}
         pairs = [
             FlowPair(
                 name=scene,

@@ -60,6 +60,7 @@ class AircraftConfig(LabeledConfig):
         images = []
         for line in read_names(where):
             picture, _, name = line.partition(" ")
+            name = name.strip()
             if name not in labels:
                 raise DataError(f"{where}: {picture} is a {name!r}, which {plural}.txt does not name")
             images.append(members.image(f"{picture}.jpg", labels[name]))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.io import DataError, MissingDataError
-from data.listing import FlowPair, FlowPairs, find_root, images_by_stem, natural_order, read_lines
+from data.listing import FlowPair, FlowPairs, find_root, images_by_stem, natural_order, read_lines, subfolders
 from mtsp.config import Config
 
 MONKAA_VAL = frozenset({"a_rain_of_stones_x2", "family_x2", "top_view_x2"})
@@ -132,7 +132,10 @@ def _sequences(root: Path, depth: int, config: _SceneFlowConfig) -> list[str]:
     """Return the sequences of frames or flow, as paths `depth` folders long, in natural order."""
     found: set[str] = set()
     for top in ("optical_flow", *(f"frames_{which}pass" for which in config.passes)):
-        found |= {p.relative_to(root / top).as_posix() for p in (root / top).glob("/".join("*" * depth)) if p.is_dir()}
+        places = [root / top]
+        for _ in range(depth):
+            places = [inner for place in places for inner in subfolders(place)]
+        found |= {place.relative_to(root / top).as_posix() for place in places}
     return sorted(found, key=natural_order)
 
 

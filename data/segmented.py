@@ -11,12 +11,14 @@ from data.label_maps import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN, PASCAL
 from data.listing import (
     Labels,
     find_root,
+    folders_below,
     images_by_stem,
     inside,
     read_lines,
     require_files,
     require_size,
     require_unique,
+    subfolders,
 )
 from mtsp.config import Config
 from mtsp.types import IGNORE, Raw
@@ -190,7 +192,7 @@ class CityscapesConfig(SegmentedConfig):
         """Return the data set, its files checked to be there."""
         root = find_root("Cityscapes", self.root, f"leftImg8bit/{self.split}")
         images = []
-        for city in sorted(path for path in (root / "leftImg8bit" / self.split).iterdir() if path.is_dir()):
+        for city in subfolders(root / "leftImg8bit" / self.split):
             for stem, frame in images_by_stem(city).items():
                 place = f"{city.name}/{stem.removesuffix('_leftImg8bit')}"
                 mask = root / "gtFine" / self.split / f"{place}_gtFine_{self.masks}.png"
@@ -233,7 +235,7 @@ class MaskFolderConfig(SegmentedConfig):
             raise MissingDataError(f"no folder {self.frames}")
         found = {
             (folder.relative_to(self.frames) / stem).as_posix(): frame
-            for folder in sorted([self.frames, *(path for path in self.frames.rglob("*") if path.is_dir())])
+            for folder in folders_below(self.frames)
             for stem, frame in images_by_stem(folder).items()
         }
         names = list(found)

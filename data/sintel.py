@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from data.listing import FlowPair, FlowPairs, find_root, images_by_stem, natural_order
+from data.listing import FlowPair, FlowPairs, find_root, images_by_stem, natural_order, subfolders
 from mtsp.config import Config
 
 _FRAME = re.compile(r"frame_([0-9]{4})")
@@ -45,7 +45,7 @@ class Sintel(FlowPairs):
         root = find_root("Sintel", config.root, "training/flow", below=["MPI-Sintel", "Sintel"]) / "training"
         wanted = {"train": lambda s: s not in VAL_SCENES, "val": VAL_SCENES.__contains__, "all": lambda _: True}
         folders = [root / kind for kind in ("flow", *config.passes)]
-        scenes = {f.name for folder in folders if folder.is_dir() for f in folder.iterdir() if f.is_dir()}
+        scenes = {scene.name for folder in folders for scene in subfolders(folder)}
         chosen = sorted(filter(wanted[config.split], scenes), key=natural_order)
         pairs = [
             pair for which in dict.fromkeys(config.passes) for scene in chosen for pair in _pairs(root, which, scene)

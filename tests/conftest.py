@@ -92,6 +92,24 @@ def config(values: dict[str, Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def litter() -> Callable[[Path], None]:
+    """`litter(root)` leaves in each folder what macOS, Windows, Jupyter and Synology's disks do, none of it data."""
+
+    def leave(root: Path) -> None:
+        for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+            for file in (".DS_Store", "Thumbs.db", "desktop.ini", "README.txt"):
+                (folder / file).write_text("no data")
+            for path in [path for path in folder.iterdir() if path.is_file()]:
+                (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+            for hidden in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+                (folder / hidden / "inner").mkdir(parents=True, exist_ok=True)  # a link shows a folder twice
+                for name in ("left.png", "inner/left.jpg", "inner/left.flo"):
+                    (folder / hidden / name).write_bytes(b"\0\5\x16\7")
+
+    return leave
+
+
+@pytest.fixture
 def in_two_processes(tmp_path: Path) -> Callable[..., None]:
     """`in_two_processes(function, *arguments)` runs function(rank, *arguments) in two processes of one group."""
     return partial(two_processes.run, tmp_path / "group")

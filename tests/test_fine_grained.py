@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import DataConfig, DataError
 from data.crops import center_crop, random_box
@@ -225,6 +226,37 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     picture(tmp_path / "loose.png")
     with pytest.raises(DataError, match=r"1 pictures lie outside of the classes' folders, the first loose.png"):
         dataset(name="image_folder", root=tmp_path)
+
+
+def test_a_tree_has_links_and_what_programs_left_in_it(tmp_path: Path, litter: Callable[[Path], None]) -> None:
+    for file in ("tree/a/1.JPG", "tree/a/2 of 3.png", "disk/deep/er/3.jpeg"):
+        picture(tmp_path / file)
+    (tmp_path / "tree" / "b").symlink_to(tmp_path / "disk")
+    (tmp_path / "tree" / "a" / "more").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "circle").symlink_to(tmp_path / "disk" / "deep" / "..")
+    litter(tmp_path / "tree")
+    litter(tmp_path / "disk")
+    tree = dataset(name="image_folder", root=tmp_path / "tree")
+    assert tree.classes == ("a", "b")
+    assert tree.names == ["a/1", "a/2 of 3", "a/more/deep/er/3", "b/deep/er/3"]
+
+
+def test_a_picture_from_the_web_may_be_of_another_format_than_its_name_says(tmp_path: Path) -> None:
+    """As n02105855_2933.jpg of Stanford Dogs, a PNG with transparency."""
+    image = np.arange(4 * 6 * 4, dtype=np.uint8).reshape(4, 6, 4)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(image).save(tmp_path / "a" / "1.jpg", "PNG")
+    Image.fromarray(image[..., 0]).save(tmp_path / "a" / "2.png", "JPEG")
+    Image.fromarray(image[..., 0]).save(tmp_path / "a" / "3.jpg", "GIF")
+    tree = dataset(name="image_folder", root=tmp_path)
+    assert np.array_equal(tree[0]["frame"], image[..., :3])
+    for index in (1, 2):
+        assert np.abs(tree[index]["frame"].astype(int) - image[..., :1]).max() < 8
+    whole = (tmp_path / "a" / "1.jpg").read_bytes()
+    for damaged in (whole[:-9], whole[:60] + b"\0" + whole[61:], b"<html>not found</html>", b""):
+        (tmp_path / "a" / "1.jpg").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a/1\.jpg: "):
+            tree[0]
 
 
 def test_each_picture_may_be_a_class_of_its_own(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The flow data sets, each in its published layout with tiny frames, and the real samples."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,29 @@ def test_middlebury_masks_unknown_flow_and_lists_pairs_without_it_on_request(tmp
 
 
 # What all share
+
+
+def test_what_programs_left_in_the_folders_is_no_pair(tmp_path: Path, litter: Callable[[Path], None]) -> None:
+    write_chairs(tmp_path / "chairs", [1, 2], "12")
+    write_film(tmp_path / "monkaa", "eating_x2", [1, 2])
+    write_film(tmp_path / "things", "TRAIN/A/0000", [6, 7])
+    write_sintel(tmp_path / "sintel", "alley_1", 3)
+    write_kitti(tmp_path / "kitti", 3)
+    for n in (10, 11):
+        write_image(made(tmp_path / "middlebury/other-data/Urban2" / f"frame{n}.png"), gray(n))
+    write_flo(made(tmp_path / "middlebury/other-gt-flow/Urban2/flow10.flo"), flow(4))
+    sets: list[Callable[[], RawDataset]] = [
+        partial(chairs, tmp_path / "chairs", split="all"),
+        partial(monkaa, tmp_path / "monkaa"),
+        partial(things, tmp_path / "things"),
+        partial(sintel, tmp_path / "sintel"),
+        partial(kitti, tmp_path / "kitti"),
+        MiddleburyConfig(name="middlebury", root=tmp_path / "middlebury", split="all").build,
+    ]
+    before = [list(build().names) for build in sets]
+    litter(tmp_path)
+    assert [list(build().names) for build in sets] == before
+    assert [len(names) for names in before] == [2, 4, 4, 4, 2, 1]
 
 
 def test_flow_of_another_size_than_its_frame_names_both(tmp_path: Path) -> None:

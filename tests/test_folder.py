@@ -1,5 +1,6 @@
 """A folder of one's own frames and masks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,25 @@ def test_a_masks_ids_are_its_palette_indices(tmp_path: Path) -> None:
     raw = folder(tmp_path, classes=3)[0]
     assert raw.get("mask", NONE).tolist() == [[0, 2, 255]] * 2
     assert folder(tmp_path).labels(0).get("mask", NONE).tolist() == [[0, 2, 255]] * 2
+
+
+def test_videos_are_found_behind_links_and_not_among_hidden_ones(
+    tmp_path: Path, litter: Callable[[Path], None]
+) -> None:
+    add(tmp_path / "disk", "dog/1", 1)
+    add(tmp_path, "cat/1", 2)
+    (tmp_path / "frames" / "far").symlink_to(tmp_path / "disk" / "frames")
+    litter(tmp_path / "frames")
+    litter(tmp_path / "disk")
+    assert folder(tmp_path, masks=False).names == ["cat/1", "far/dog/1"]
+
+
+def test_a_mask_that_a_jpeg_has_changed_is_refused(tmp_path: Path) -> None:
+    add(tmp_path, "1", 10)
+    Image.fromarray(np.array([[0, 255, 0]] * 2, np.uint8)).save(tmp_path / "masks" / "1.jpg")
+    for foreground in (False, True):
+        with pytest.raises(DataError, match=r"1\.jpg: the mask is a JPEG, .* as a PNG"):
+            folder(tmp_path, foreground=foreground)[0]
 
 
 def test_ids_that_are_no_classes_are_named_with_their_file(tmp_path: Path) -> None:

@@ -160,6 +160,20 @@ def test_food_is_that_of_torchvision(tmp_path: Path) -> None:
         read("food101", tmp_path)
 
 
+def test_lists_from_windows_are_read(tmp_path: Path) -> None:
+    """With a byte order mark, CRLF, blanks at the ends of lines and blank lines."""
+    picture(tmp_path / "food" / "images" / "apple_pie" / "1.jpg")
+    (tmp_path / "food" / "meta").mkdir()
+    (tmp_path / "food" / "meta" / "train.json").write_bytes(b'\xef\xbb\xbf{"apple_pie":\r\n["apple_pie/1"]}\r\n')
+    assert read("food101", tmp_path / "food").names == ["apple_pie/1"]
+    data = tmp_path / "aircraft" / "data"
+    picture(data / "images" / "7.jpg")
+    (data / "variants.txt").write_bytes(b"\xef\xbb\xbfF/A-18 A \r\n\r\n")
+    (data / "images_variant_trainval.txt").write_bytes(b"\xef\xbb\xbf7  F/A-18 A\r\n \r\n")
+    aircraft = read("aircraft", tmp_path / "aircraft")
+    assert (aircraft.names, aircraft.classes) == (["7"], ("F/A-18 A",))
+
+
 @pytest.fixture
 def species(tmp_path: Path) -> Path:
     """iNaturalist 2017 with category ids 3 and 8, as the archive puts its pictures."""

@@ -97,6 +97,22 @@ def test_the_folder_above_does_as_well(tmp_path: Path, name: str, write: Callabl
         build(name, tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "write"), [("camvid", camvid), ("pascal_voc", voc), ("ade20k", ade), ("cityscapes", cityscapes)]
+)
+def test_what_programs_left_in_the_folders_is_no_example(
+    tmp_path: Path, name: str, write: Callable[[Path], None], litter: Callable[[Path], None]
+) -> None:
+    write(tmp_path)
+    names = build(name, tmp_path).names
+    litter(tmp_path)
+    for path in tmp_path.rglob("train.txt"):  # as Windows' editor saves it
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b" \r\n") + b"\r\n\r\n")
+    dataset = build(name, tmp_path)
+    assert dataset.names == names
+    assert dataset[0].get("mask", np.zeros(0)).shape == SIZE
+
+
 def test_the_lists_of_sbd_may_name_pictures_and_masks(tmp_path: Path) -> None:
     voc(tmp_path)
     lists = tmp_path / "ImageSets" / "Segmentation"
@@ -144,6 +160,18 @@ def test_own_masks_mean_what_the_config_says(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("park/1\npark/3\n")
     with pytest.raises(MissingDataError, match=r"1 names have no picture in .*, the first 'park/3'"):
         own(tmp_path, **settings, split=str(tmp_path / "train.txt"))
+
+
+def test_own_pictures_are_found_behind_links_and_not_among_hidden_ones(
+    tmp_path: Path, litter: Callable[[Path], None]
+) -> None:
+    write_pair(tmp_path / "disk/day/1.jpg", tmp_path / "labels/trip/day/1.png", 0, 1)
+    write_pair(tmp_path / "images/2.JPG", tmp_path / "labels/2.png", 0, 1)
+    (tmp_path / "images" / "trip").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "images")  # a circle
+    litter(tmp_path / "images")
+    litter(tmp_path / "disk")
+    assert own(tmp_path, classes=["road", "tree"]).names == ["2", "trip/day/1"]
 
 
 @pytest.mark.parametrize(
