@@ -1,5 +1,6 @@
 """A function in two processes of one group: what the tests of sharded weights and shared statistics run."""
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -14,6 +15,8 @@ import torch
 
 SECONDS = 240
 """How long two processes may take, and how long one waits for the other."""
+
+_RAISED = 101
 
 
 def run(folder: Path, function: Callable[..., None], *arguments: object) -> None:
@@ -44,11 +47,11 @@ def run(folder: Path, function: Callable[..., None], *arguments: object) -> None
 def _problem(folder: Path, rank: int, process: BaseProcess) -> str:
     """Return what is wrong with a process that ended, or nothing."""
     process.join()
-    raised = folder / f"raised-{rank}"
-    if raised.exists():
-        return f"process {rank} raised\n{raised.read_text()}"
+    where = (folder / f"where-{rank}").read_text() if (folder / f"where-{rank}").exists() else ""
+    if process.exitcode == _RAISED:
+        return f"process {rank} raised\n{where}"
     if process.exitcode or not (folder / f"done-{rank}").exists():
-        return f"process {rank} ended with code {process.exitcode} before its end"
+        return f"process {rank} ended with code {process.exitcode} before its end\n{where}"
     return ""
 
 
@@ -60,6 +63,8 @@ def _one(rank: int, folder: Path, function: Callable[..., None], arguments: tupl
     """
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": "2"}
+    where = (folder / f"where-{rank}").open("w")
+    faulthandler.enable(where)  # for a signal; an exception follows below
     try:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS)
@@ -67,8 +72,9 @@ def _one(rank: int, folder: Path, function: Callable[..., None], arguments: tupl
         function(rank, *arguments)
         torch.distributed.barrier()
     except Exception:
-        (folder / f"raised-{rank}").write_text(traceback.format_exc())
-        os._exit(1)
+        traceback.print_exc(file=where)
+        where.flush()
+        os._exit(_RAISED)
     (folder / f"done-{rank}").touch()
     sys.stdout.flush()
     sys.stderr.flush()
