@@ -124,7 +124,7 @@ class LabeledImages:
 
     def __getitem__(self, index: int) -> Raw:
         image = self.images[index]
-        return Raw(name=image.name, frame=read_image(image.path), label=image.label)
+        return Raw(name=image.name, frame=read_image(image.path, any_format=True), label=image.label)
 
     def labels(self, index: int) -> Labels:
         """Return the class of example `index`. Its picture is not decoded."""

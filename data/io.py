@@ -208,9 +208,10 @@ def read_mask(path: Path) -> np.ndarray:
     """Return a mask, HW uint8: the palette index of an indexed picture, the value of a gray one.
 
     Raises:
-        DataError: not a whole picture of the suffix's format, or one of RGB or 16-bit pixels, which hold no ids.
+        DataError: not a whole picture of the suffix's format, one of RGB or 16-bit pixels, which hold no ids, or a
+            JPEG, which does not keep them.
     """
-    image = _open_picture(path)
+    image = _open_mask(path)
     if image.mode not in ("P", "L", "1"):
         raise DataError(
             f"{path}: the mask has pixels of kind {image.mode}, which are colors and no class ids; store it as an "
@@ -223,9 +224,9 @@ def read_foreground(path: Path) -> np.ndarray:
     """Return where a mask is not zero, HW bool: indexed, gray, RGB or RGBA, whose alpha does not count.
 
     Raises:
-        DataError: not a whole picture of the suffix's format.
+        DataError: not a whole picture of the suffix's format, or a JPEG, whose zeros around an object are not zero.
     """
-    image = _open_picture(path)
+    image = _open_mask(path)
     pixels = _pixels(path, image)
     if pixels.ndim == 2:
         return pixels > 0
@@ -246,16 +247,21 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     image.save(path, format="PNG")
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, any_format: bool = False) -> np.ndarray:
     """Return a picture, HW3 uint8, RGB as stored: a camera's note to rotate it (EXIF) is ignored, as labels ignore it.
 
-    Gray and indexed pictures become RGB, transparency is dropped.
+    Gray, CMYK and indexed pictures become RGB, transparency is dropped, 16 bits become 8.
+
+    Args:
+        path: of the picture.
+        any_format: read it also if its suffix names another format than it has, as happens to pictures from the web:
+            n02105855_2933.jpg of Stanford Dogs is a PNG. Of a GIF the first picture is read.
 
     Raises:
         DataError: not a whole picture of the suffix's format, or one of more than :data:`MAX_PIXELS`.
     """
     data = _read(path)
-    image = _header(path, data)
+    image = _header(path, data, any_format=any_format)
     # OpenCV decodes a JPEG in 1.6 ms where PIL takes 2.3, to the same pixels. Its imread fills what a truncated one
     # lacks with gray and says nothing; that its imdecode refuses it, as 5.0 does, is promised nowhere. A whole file
     # ends with the end marker, which compressed data cannot contain; any other goes to PIL, which counts the rows.
@@ -264,6 +270,8 @@ def read_image(path: Path) -> np.ndarray:
         if pixels.shape != (image.height, image.width, 3):
             raise DataError(f"{path}: the header says {image.height}x{image.width}, decoded {pixels.shape}")
         return pixels
+    if image.mode.startswith(("I", "F")):
+        return _deep_gray(path, image)
     return _pixels(path, image, mode="RGB")
 
 
@@ -338,10 +346,10 @@ def _format(path: Path) -> str:
         raise DataError(f"{path}: a picture's name ends with one of {', '.join(sorted(_FORMATS))}") from None
 
 
-def _header(path: Path, data: bytes) -> Image.Image:
+def _header(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image:
     """Return the picture in `data`, not decoded yet: of the format that its name says, and not too large."""
     expected = _format(path)
-    if expected == "PNG":
+    if data[:8] == _PNG_MAGIC or (expected == "PNG" and not any_format):
         _check_png(path, data)
     try:
         image = Image.open(io.BytesIO(data))
@@ -350,14 +358,20 @@ def _header(path: Path, data: bytes) -> Image.Image:
     except Exception as error:  # PIL's plugins raise what their parsing meets: SyntaxError, struct.error, KeyError...
         start = f"it starts with {data[:8]!r}" if data else "it is empty"
         raise DataError(f"{path}: not a {expected} picture, {start}") from error
-    if image.format != expected and not (expected == "JPEG" and image.format == "MPO"):  # MPO: several JPEGs in one
+    allowed = {*_FORMATS.values(), "GIF"} if any_format else {expected}
+    if image.format not in allowed and not (image.format == "MPO" and "JPEG" in allowed):  # MPO: several JPEGs in one
         raise DataError(f"{path}: named as a {expected} picture, but it is a {image.format}")
     _check_size(path, image.width, image.height)
     return image
 
 
-def _open_picture(path: Path) -> Image.Image:
-    return _header(path, _read(path))
+def _open_mask(path: Path) -> Image.Image:
+    image = _header(path, _read(path))
+    if image.format in ("JPEG", "MPO"):
+        raise DataError(
+            f"{path}: the mask is a JPEG, which changes values a little where they meet; make it anew as a PNG"
+        )
+    return image
 
 
 def _pixels(path: Path, image: Image.Image, mode: str | None = None) -> np.ndarray:
@@ -365,6 +379,13 @@ def _pixels(path: Path, image: Image.Image, mode: str | None = None) -> np.ndarr
         return np.array(image if mode is None else image.convert(mode))
     except Exception as error:  # as in `_header`
         raise DataError(f"{path}: truncated or damaged: {error}") from error
+
+
+def _deep_gray(path: Path, image: Image.Image) -> np.ndarray:
+    """Return gray of 16 bits as RGB of 8, HW3: PIL's own conversion makes white of all that is above 255."""
+    if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
+        raise DataError(f"{path}: pixels of kind {image.mode}, whose range is not known; store 8 or 16 bits a channel")
+    return np.repeat((_pixels(path, image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _decode(path: Path, data: bytes, flags: int) -> np.ndarray:

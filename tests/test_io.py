@@ -188,6 +188,25 @@ def test_gray_and_indexed_pictures_become_rgb(tmp_path: Path) -> None:
     assert read_image(tmp_path / "b.png").tolist() == [[[0, 0, 0], [128, 0, 0]]]
 
 
+def test_cmyk_and_16_bits_become_rgb_of_8(tmp_path: Path) -> None:
+    image = smooth(20, 30)
+    Image.fromarray(image).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "cmyk.jpg").astype(int) - image).max() <= 4
+    deep = image.astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
+    (tmp_path / "deep.ppm").write_bytes(b"P6\n30 20\n65535\n" + deep.astype(">u2").tobytes())
+    for name, expected in {"deep.png": image, "deep.ppm": image}.items():
+        np.testing.assert_array_equal(read_image(tmp_path / name), expected, name)
+    (tmp_path / "gray.pgm").write_bytes(b"P5\n30 20\n65535\n" + deep[..., 0].astype(">u2").tobytes())
+    for name in ("gray.tif", "gray.png"):
+        Image.fromarray(deep[..., 0]).save(tmp_path / name)
+    for name in ("gray.pgm", "gray.tif", "gray.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), image[..., :1].repeat(3, axis=2), name)
+    Image.fromarray(image[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(DataError, match=r"float\.tif: pixels of kind F, whose range is not known"):
+        read_image(tmp_path / "float.tif")
+
+
 def test_a_jpeg_with_bytes_behind_its_end_is_whole(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(smooth(20, 30)) + b"\0\0")
     np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), np.array(Image.open(tmp_path / "a.jpg")))
