@@ -7,10 +7,11 @@ labeled pictures `--report DIR` also writes how each class fares, with pictures 
 
 With `--data davis --root DAVIS --predictions DIR` stored predictions are scored instead, without any network: masks
 DIR/<sequence>/<frame>.png, of which whatever is not 0 is the object, masks of class ids DIR/<name>.png for a data set
-with named classes, or flow DIR/<name of the pair>.flo, in pixels of the truth's resolution. Names are the data set's
-own; `--save-predictions` writes such files. With `--objects` masks number several objects and each is scored, by the
-rules of DAVIS 2017 (semi-supervised): the objects are those of a sequence's first true mask, the first and the last
-frame do not count and need not be predicted, and the values of all are means over objects.
+with named classes, flow DIR/<name of the pair>.flo, in pixels of the truth's resolution, or a guess for each labeled
+picture in DIR/labels.csv. Names are the data set's own; `--save-predictions` writes such files. With `--objects` masks
+number several objects and each is scored, by the rules of DAVIS 2017 (semi-supervised): the objects are those of a
+sequence's first true mask, the first and the last frame do not count and need not be predicted, and the values of all
+are means over objects.
 
 The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and the shares of outliers are
 fractions in [0, 1]; what was not measured is null (empty in the CSV), not 0.
