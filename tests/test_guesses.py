@@ -10,6 +10,7 @@ import pytest
 
 from data.io import write_image
 from tools.evaluate import main
+from tools.predict import write_labels
 from tools.stored import held_out
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
@@ -79,6 +80,15 @@ def test_classes_may_be_numbers_and_other_pictures_have_rows_too(arguments: list
     rows = [row.split(",") for row in ROWS[1:]]
     write(tmp_path, ["name,guess", *(f"{row[0]},{numbers[row[2]]}" for row in rows), "train/7,dodo"])
     assert scored(arguments, tmp_path)["top1"] == 4 / 6
+
+
+def test_the_table_of_the_predicting_program_is_scored_by_its_first_rank(arguments: list[str], tmp_path: Path) -> None:
+    chances = {row.split(",")[0]: np.array([0.1, 0.2, 0.7]) for row in ROWS[1:]}
+    for named in (("auk", "bunting", "emu"), ()):
+        write_labels(tmp_path / "saved/labels.csv", chances, named)
+        found = scored(arguments, tmp_path)
+        assert (found["top1"], found["accuracy_of_class"]["emu"]) == (2 / 6, 1)
+        assert found["ece"] == pytest.approx(0.7 - 2 / 6)
 
 
 def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(arguments: list[str], tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What a network says of labeled pictures, one guess each: a row in `labels.csv`, and the report of the classes.
 
 The table has the columns `name`, `truth`, `guess` and `probability` (of the guess, six digits); classes are named as
-the data set names them, or numbered from 0. To be scored it needs `name` and `guess` only.
+the data set names them, or numbered from 0. To be scored it needs `name` and `guess` only. The table that
+tools/predict.py writes, a row for each of a picture's best classes, is scored by its rows of rank 1.
 """
 
 import csv
@@ -112,13 +113,17 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     rows = csv.reader(io.StringIO(text, newline=""))
     try:
         columns = next(rows, [])
-        if not {"name", "guess"} <= {*columns}:
+        ranked = {"name", "rank", "label", "class"} <= {*columns}
+        if not ranked and not {"name", "guess"} <= {*columns}:
             raise DataError(f"{file}: the columns are {', '.join(columns) or 'none'}; expected name and guess at least")
         for row in rows:
             if row and len(row) != len(columns):
                 raise DataError(f"{file}, line {rows.line_num}: {len(row)} cells, expected {len(columns)}")
-            if row:
-                yield rows.line_num, dict(zip(columns, row, strict=True))
+            cells = dict(zip(columns, row, strict=False))
+            if ranked and row:
+                cells["guess"] = cells["class"] or cells["label"]
+            if row and (not ranked or cells["rank"] == "1"):
+                yield rows.line_num, cells
     except csv.Error as error:
         raise DataError(f"{file}, line {rows.line_num}: not a row of a table: {error}") from error
 
