@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -42,40 +42,12 @@ def diagonal_fisher(
 ) -> Fisher:
     """Return the diagonal Fisher information of each penalized weight, by name, in float32 or finer.
 
-    F_j is a mean over observations i of the expectation over labels k of (d log f_k(x_i) / d w_j)^2, at the weights as
-    they are, where f is the softmax of the logits. An image is one observation for BK logits, a pixel for BKHW logits
-    (labels of pixels are independent given the image), so that large images count more than small ones.
-
-    - `exact`: the expectation is taken over all K classes, of every pixel, weighted by f. One backward pass for each
-      class of each pixel: for dense logits only at a small size.
-    - `sampled`: labels are drawn from f, for an image all its pixels at once, `draws` times. An unbiased estimate of
-      `exact` at one backward pass a draw.
-    - `empirical`: the data's labels. Not an estimate of the others, unless the model is right about its data. For dense
-      logits the gradient of the sum over an image is squared, cross terms of its pixels included.
-
-    The model is in eval mode meanwhile: dropout would add noise, and batch normalization in training mode makes one
-    sample's gradient depend on the others. Samples are computed one by one; a layer that mixes samples even in eval
-    mode sees batches of one. Memory: `chunk` gradients, and the running sums in float64.
-
     Args:
-        model: the bare network (not wrapped by DDP or FSDP), on the device of its inputs.
+        model, labels, draws, names, inputs, logits, targets, ignore, chunk, vectorize, generator: see
+            :class:`FisherSum`, also for what exactly it is.
         batches: any loader; its batches are read once, one after the other.
-        labels: see above.
-        draws: of `sampled` labels for each sample.
         normalize: divide by the mean over all entries of all returned tensors, so that their mean is 1 and a strength
             compares with that of L2-SP. The paper does not; without it the scale depends on K and on how sure f is.
-        names: of other parameters than :func:`mtsp.anchors.penalized` gives.
-        inputs: the model's arguments of a batch: a tensor, a tuple, or a dict of keyword arguments; the first dimension
-            of every tensor is the sample. Left out: the batch itself if it is a tensor, the first of a tuple or list,
-            all but `labels` of a dict.
-        logits: BK or BK... logits of what the model returns. Left out: the value itself, or its `logits`.
-        targets: labels of a batch, B or B...; for `empirical`, and for dense logits to leave out unknown pixels. Left
-            out: the second of a tuple or list, `labels` of a dict; without any, all pixels count.
-        ignore: the label of a pixel that does not count. Of dense logits only.
-        chunk: gradients that are held at once, each as large as the penalized weights together.
-        vectorize: batch the gradients with `torch.func.vmap`. A model that it cannot take (control flow on values,
-            operators without a batching rule) is computed by a loop, which the log says.
-        generator: of the sampled labels.
         progress: called with the number of samples done, after each batch.
 
     Raises:
@@ -103,17 +75,46 @@ def diagonal_fisher(
 
 
 class FisherSum:
-    """The estimate of :func:`diagonal_fisher` under way: kept and taken up again, or added up over processes.
+    """The diagonal Fisher information under way: for an estimate that is kept and taken up again, or shared out.
+
+    F_j is a mean over observations i of the expectation over labels k of (d log f_k(x_i) / d w_j)^2, at the weights as
+    they are, where f is the softmax of the logits. An image is one observation for BK logits, a pixel for BKHW logits
+    (labels of pixels are independent given the image), so that large images count more than small ones.
+
+    - `exact`: the expectation is taken over all K classes, of every pixel, weighted by f. One backward pass for each
+      class of each pixel: for dense logits only at a small size.
+    - `sampled`: labels are drawn from f, for an image all its pixels at once, `draws` times. An unbiased estimate of
+      `exact` at one backward pass a draw.
+    - `empirical`: the data's labels. Not an estimate of the others, unless the model is right about its data. For dense
+      logits the gradient of the sum over an image is squared, cross terms of its pixels included.
+
+    The model is in eval mode meanwhile: dropout would add noise, and batch normalization in training mode makes one
+    sample's gradient depend on the others. Samples are computed one by one; a layer that mixes samples even in eval
+    mode sees batches of one. Memory: `chunk` gradients, and the running sums in float64.
 
     Attributes:
         samples: done.
-        observations: done, labeled pixels of dense logits.
+        observations: done; of dense logits, pixels that count.
 
     Args:
-        model, labels, draws, names, inputs, logits, targets, ignore, chunk, vectorize, generator: as there.
+        model: the bare network (not wrapped by DDP or FSDP), on the device of its inputs.
+        labels: see above.
+        draws: of `sampled` labels for each sample.
+        names: of other parameters than :func:`mtsp.anchors.penalized` gives.
+        inputs: the model's arguments of a batch: a tensor, a tuple, or a dict of keyword arguments; the first dimension
+            of every tensor is the sample. Left out: the batch itself if it is a tensor, the first of a tuple or list,
+            all but `labels` of a dict.
+        logits: BK or BK... logits of what the model returns. Left out: the value itself, or its `logits`.
+        targets: labels of a batch, B or B...; for `empirical`, and for dense logits to leave out unknown pixels. Left
+            out: the second of a tuple or list, `labels` of a dict; without any, all pixels count.
+        ignore: the label of a pixel that does not count. Of dense logits only.
+        chunk: gradients that are held at once, each as large as the penalized weights together.
+        vectorize: batch the gradients with `torch.func.vmap`. A model that it cannot take (control flow on values,
+            operators without a batching rule) is computed by a loop, which the log says.
+        generator: of the sampled labels.
 
     Raises:
-        ValueError: as there.
+        ValueError: `labels` none of the three, or a weight that is not there.
     """
 
     def __init__(
@@ -145,7 +146,11 @@ class FisherSum:
         self._draws = draws if labels == "sampled" else 1
 
     def add(self, batch: Any) -> None:
-        """Add a batch. One that fails adds nothing."""
+        """Add a batch; one that fails adds nothing.
+
+        Raises:
+            ValueError: labels are missing or out of range, or the model gives no logits.
+        """
         with _evaluating(self.model):
             observed = self._reader.read(self.model, batch)
             sums = self._squared(observed)
@@ -155,7 +160,11 @@ class FisherSum:
         self.observations += int(observed.valid.sum())
 
     def fisher(self, *, normalize: bool = True) -> Fisher:
-        """Return the mean over the observations so far."""
+        """Return the mean over the observations so far, divided by its mean over all entries if `normalize`.
+
+        Raises:
+            ValueError: there is no observation, or gradients were all zero or not finite.
+        """
         if self.observations == 0:
             raise ValueError(
                 f"none of the {self.samples} samples has a labeled pixel; check the loader, `targets` and `ignore`"
@@ -189,43 +198,6 @@ class FisherSum:
                 _LOG.info("the Fisher information is computed sample by sample: %s", str(error).splitlines()[0])
                 self._vectorize = False
         return looped(self.model, held, observed)
-
-
-class KeptSum(NamedTuple):
-    """A file that holds a :class:`FisherSum` while it is not done, and what it belongs to."""
-
-    path: Path
-    settings: Mapping[str, Any]
-    """Plain data; sums are taken up again under the same settings alone."""
-
-    def save(self, sums: FisherSum, done: int) -> None:
-        """Write the sums and how far they are, whole or not at all."""
-        from safetensors.torch import save
-
-        from mtsp.checkpoint import write_atomically
-
-        notes = {"settings": json.dumps(self.settings), "done": str(done)}
-        tensors = {name: value.cpu().contiguous() for name, value in sums.state_dict().items()}
-        write_atomically(self.path, save(tensors, notes))
-
-    def load(self, sums: FisherSum) -> int:
-        """Give `sums` what is kept, and return how far it is; 0 if there is no file.
-
-        Raises:
-            ValueError: it cannot be read, or is of other settings.
-        """
-        if not self.path.exists():
-            return 0
-        tensors, notes = _tensors(self.path)
-        then = json.loads(notes.get("settings", "{}"))
-        now = json.loads(json.dumps(self.settings))
-        if odd := [key for key in now if then.get(key) != now[key]]:
-            raise ValueError(
-                f"{self.path} was begun with another {odd[0]}, {str(then.get(odd[0]))[:80]}; give it again, or delete "
-                "the file to begin anew"
-            )
-        sums.load_state_dict(tensors)
-        return int(notes["done"])
 
 
 def mean_one(fisher: Mapping[str, Tensor]) -> Fisher:
@@ -302,13 +274,14 @@ def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
 def _read(path: Path) -> tuple[Fisher, Mapping[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; save_fisher writes it, and so does tools/fisher.py")
-    values, notes = _tensors(path)
+    values, notes = tensors_and_notes(path)
     if notes.get("mtsp") != "fisher":
         raise ValueError(f"{path} holds other tensors than a Fisher information; save_fisher writes one")
     return values, notes
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def tensors_and_notes(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Return what a file of safetensors holds. Raises ValueError if it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

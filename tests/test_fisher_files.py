@@ -24,6 +24,7 @@ from tools import fisher as program
 from tools import train as training
 from tools.fisher import main
 from tools.parts import AnyExperiment, run_or_say_why, start
+from tools.rounds import Rounds, Settings
 
 CLASSES = ("dark", "gray", "bright")
 Train = Callable[..., dict[str, dict[str, float]]]
@@ -128,10 +129,10 @@ def test_a_picture_that_cannot_be_read_costs_nothing_that_was_done(
     classifying: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert estimating(tmp_path, "whole.safetensors", "--batch", "1") == 0
-    last = program._Rounds(
+    last = Rounds(
         parse(AnyExperiment, classifying),
         parse(AnyExperiment, classifying).data["grays"].build(),
-        program.Settings(examples=9, batch=1),
+        Settings(examples=9, batch=1),
         program.accelerator_of("fp32"),
     )
     name = [batch["name"][0] for _, batch in last.batches(0)][-1]

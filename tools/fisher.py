@@ -14,15 +14,14 @@ Stopped, it goes on by the same command; several processes share the pictures.
 
 import argparse
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -32,10 +31,13 @@ from mtsp import loading
 from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError
 from mtsp.engine import to_device
-from mtsp.fisher import FisherSum, KeptSum, Labels, save_fisher
-from mtsp.types import IGNORE, Batch, Examples
+from mtsp.fisher import FisherSum, save_fisher
+from mtsp.kept_sums import KeptSum
+from mtsp.observations import Labels
+from mtsp.types import IGNORE, Examples
 from tools.domains import progress
 from tools.parts import AnyExperiment, Started, accelerator_of, read_experiment, require_classes, run_or_say_why, start
+from tools.rounds import Joined, Rounds, Settings
 from tools.running import Interruption
 
 MOST_PASSES = 100_000
@@ -45,84 +47,6 @@ _SAVE_EVERY = 30.0  # seconds
 _SEEN = {"segmentation": ("mask_logits", "mask"), "classification": ("label_logits", "label")}
 """What a task with classes is seen by: an output and a label."""
 _LOG = logging.getLogger("mtsp")
-
-
-class Settings(NamedTuple):
-    """What the command line says."""
-
-    mode: Labels | None = None
-    """None: exact for classes of pictures, sampled for those of pixels."""
-    examples: int = 1000
-    draws: int = 1
-    seed: int = 0
-    batch: int = 8
-    """Pictures that are read together."""
-    chunk: int = 16
-    """Gradients that are held at once."""
-
-
-class _All:
-    """The examples of several data sets, one after the other."""
-
-    def __init__(self, parts: Sequence[Examples]) -> None:
-        self.parts = parts
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def __getitem__(self, index: int) -> Batch:
-        part, own = self._place(index)
-        return part[own]
-
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
-        part, own = self._place(index)
-        return part.draw(own, rng)
-
-    def _place(self, index: int) -> tuple[Examples, int]:
-        for part in self.parts:
-            if index < len(part):
-                return part, index
-            index -= len(part)
-        raise IndexError(index)
-
-
-class _Rounds(NamedTuple):
-    """What is read: in each round a batch for every process, the same batches on any number of processes."""
-
-    experiment: AnyExperiment
-    examples: Examples
-    settings: Settings
-    accelerator: Accelerator
-
-    @property
-    def size(self) -> int:
-        """Pictures of a round."""
-        return self.settings.batch * self.accelerator.num_processes
-
-    def done(self, rounds: int) -> int:
-        """Return the pictures of so many rounds."""
-        return min(self.settings.examples, rounds * self.size)
-
-    def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]:
-        """Yield the rounds from `start` on with this process's batches, which are numbered over all processes."""
-        index, processes = self.accelerator.process_index, self.accelerator.num_processes
-        examples, size = self.settings.examples, self.settings.batch
-        stream = loading.micro_batches(
-            self.examples,
-            batch_size=self.size,
-            start=start,
-            seed=(self.settings.seed,),
-            part=loading.Slice(index, processes),
-            collate=loading.collate,
-            workers=self.experiment.train.workers,
-        )
-        try:
-            for number in range(start * processes + index, math.ceil(examples / size), processes):
-                read: Any = next(stream)
-                batch: Any = {key: value[: examples - number * size] for key, value in read.items()}
-                yield number, to_device(batch, self.accelerator.device, channels_last=False)
-        finally:
-            stream.close()
 
 
 def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwrite: bool = False) -> bool:
@@ -145,10 +69,10 @@ def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwr
     if not started.anchors:
         raise ConfigError("branches: none has pretrained `weights`, so there is nothing to estimate")
     data = _data(experiment, task)
-    examples = _All(list(data.values()))
+    examples = Joined(list(data.values()))
     started.model.to(accelerator.device)
     settings = _settled(settings, task, len(examples), _passes(started, examples, task, accelerator.device))
-    rounds = _Rounds(experiment, examples, settings, accelerator)
+    rounds = Rounds(experiment, examples, settings, accelerator)
     generator = torch.Generator(accelerator.device)
     sums = _sum(started, task, settings, generator)
     described = _described(rounds, started, task, list(data))
@@ -168,7 +92,7 @@ def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwr
 
 
 def _sum_up(
-    sums: FisherSum, kept: KeptSum, rounds: _Rounds, generator: torch.Generator, interruption: Interruption
+    sums: FisherSum, kept: KeptSum, rounds: Rounds, generator: torch.Generator, interruption: Interruption
 ) -> bool:
     """Add all that is not kept from a run before; return whether it is done."""
     main, total = rounds.accelerator.is_main_process, rounds.settings.examples
@@ -281,7 +205,7 @@ def _part(out: Path, accelerator: Accelerator) -> Path:
     return out.with_name(f"{out.name}{share}.part")
 
 
-def _described(rounds: _Rounds, started: Started, task: str, data: Sequence[str]) -> dict[str, Any]:
+def _described(rounds: Rounds, started: Started, task: str, data: Sequence[str]) -> dict[str, Any]:
     """What the sums depend on."""
     settings = rounds.settings._asdict()
     del settings["chunk"]

@@ -1,0 +1,93 @@
+"""Training pictures, shared out over processes in rounds: the same batches on any number of them."""
+
+import math
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+
+from mtsp import loading
+from mtsp.engine import to_device
+from mtsp.observations import Labels
+from mtsp.types import Batch, Examples
+from tools.parts import AnyExperiment
+
+
+class Settings(NamedTuple):
+    """What the command line says."""
+
+    mode: Labels | None = None
+    """None: exact for classes of pictures, sampled for those of pixels."""
+    examples: int = 1000
+    draws: int = 1
+    seed: int = 0
+    batch: int = 8
+    """Pictures that are read together."""
+    chunk: int = 16
+    """Gradients that are held at once."""
+
+
+class Joined:
+    """The examples of several data sets, one after the other."""
+
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> Batch:
+        part, own = self._place(index)
+        return part[own]
+
+    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+        """Return example `index` as it is trained on."""
+        part, own = self._place(index)
+        return part.draw(own, rng)
+
+    def _place(self, index: int) -> tuple[Examples, int]:
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
+
+
+class Rounds(NamedTuple):
+    """What is read: in each round a batch for every process, the same batches on any number of processes."""
+
+    experiment: AnyExperiment
+    examples: Examples
+    settings: Settings
+    accelerator: Accelerator
+
+    @property
+    def size(self) -> int:
+        """Pictures of a round."""
+        return self.settings.batch * self.accelerator.num_processes
+
+    def done(self, rounds: int) -> int:
+        """Return the pictures of so many rounds."""
+        return min(self.settings.examples, rounds * self.size)
+
+    def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]:
+        """Yield the rounds from `start` on with this process's batches, which are numbered over all processes."""
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        examples, size = self.settings.examples, self.settings.batch
+        stream = loading.micro_batches(
+            self.examples,
+            batch_size=self.size,
+            start=start,
+            seed=(self.settings.seed,),
+            part=loading.Slice(index, processes),
+            collate=loading.collate,
+            workers=self.experiment.train.workers,
+        )
+        try:
+            for number in range(start * processes + index, math.ceil(examples / size), processes):
+                read: Any = next(stream)
+                batch: Any = {key: value[: examples - number * size] for key, value in read.items()}
+                yield number, to_device(batch, self.accelerator.device, channels_last=False)
+        finally:
+            stream.close()
