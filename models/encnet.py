@@ -50,9 +50,11 @@ class EncNetConfig(Config):
     """A second head on the encoder's level 16, for the auxiliary loss."""
 
     dropout: Literal["channel", "element"] = "channel"
-    """`channel`: whole maps, as the published checkpoints. `element`: single values, as the authors' later code."""
+    """What is dropped while training. `channel`: whole maps, as the published checkpoints. `element`: single values, as
+    the authors' later code."""
 
     dropout_rate: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the maps, or of the values, that is dropped before each prediction of a mask."""
 
     first_release: bool = False
     """The context module as first released in June 2018, without projection: see :class:`EncModule`."""

@@ -15,6 +15,14 @@ _LOG = logging.getLogger("mtsp")
 _HEADLINES = frozenset({"J_mean", "F_mean", "iou", "miou", "pixel_accuracy", "epe", "fl_all", "top1", "top5"})
 
 
+def due(run: Run) -> bool:
+    """Return whether the network is to be measured now, and has not been."""
+    step, plan = run.position.step, run.experiment.evaluation
+    at_start = step == 0 and plan.at_start
+    regular = step > 0 and plan.every is not None and step % plan.every == 0
+    return run.measured_at < step and (at_start or regular or step == run.experiment.train.steps)
+
+
 def measure(run: Run) -> None:
     """Measure the network on every entry of `evaluation.data`; log the numbers and a few pictures."""
     accelerator, step = run.parts.accelerator, run.position.step

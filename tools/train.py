@@ -29,7 +29,7 @@ from mtsp.synchronized import synchronize
 from mtsp.tracking import Tracker
 from mtsp.types import Batch
 from tools.announcing import announce
-from tools.measuring import measure
+from tools.measuring import due, measure
 from tools.parts import (
     AnyExperiment,
     Started,
@@ -42,7 +42,7 @@ from tools.parts import (
     start,
 )
 from tools.resuming import checkpoint_to_resume, require_same_fisher, restore, save
-from tools.running import Interruption, Run, locked, progress_bar
+from tools.running import Advance, Interruption, Run, locked, progress_bar
 
 _LOG = logging.getLogger("mtsp")
 
@@ -143,63 +143,23 @@ def _average(experiment: AnyExperiment, parts: Parts) -> Average | None:
 
 def _train(run: Run, interruption: Interruption) -> dict[str, Evaluation] | None:
     """Train to the end; return what the last weights measure, or None if a signal stopped the run, saved by then."""
-    accelerator, plan, position, meter = run.parts.accelerator, run.experiment.train, run.position, run.meter
-    share = loading.Slice(accelerator.process_index, accelerator.num_processes, plan.accumulate)
-
-    def open_stream(name: str, size: int, first: int) -> Generator[Batch, None, None]:
-        return loading.micro_batches(
-            run.data[name],
-            batch_size=size,
-            start=first,
-            seed=(run.experiment.seed, zlib.crc32(name.encode())),
-            part=share,
-            collate=loading.collate,
-            workers=plan.workers,
-            pin_memory=accelerator.device.type == "cuda",
-        )
-
-    def due() -> bool:
-        every = run.experiment.evaluation.every
-        at_start = position.step == 0 and run.experiment.evaluation.at_start
-        regular = position.step > 0 and every is not None and position.step % every == 0
-        return run.measured_at < position.step and (at_start or regular or position.step == plan.steps)
-
-    if due():  # before the first step, or where a signal came between training and measuring
+    plan, position = run.experiment.train, run.position
+    if due(run):  # before the first step, or where a signal came between training and measuring
         measure(run)
-    meter.restart()
-    network = run.network
-    with progress_bar(accelerator.is_main_process, plan.steps, position.step) as advance:
-
-        def after_step(result: StepResult, rates: Mapping[str, float]) -> None:
-            if run.average is not None:
-                run.average.update(network)
-            meter.add(result)
-            advance(position.step, result.losses)
-            last = position.step == plan.steps
-            if position.step % run.experiment.tracking.log_every == 0 or last:
-                _log_training(run, rates)
-            stopping = result.stop and not last  # save first: who asked may not wait for an evaluation
-            if last:
-                save(run)  # an evaluation that fails must not cost the run
-            if due() and not stopping:
-                measure(run)
-                meter.restart()
-            if position.step % plan.save_every == 0 or last or stopping:
-                save(run)
-                meter.restart()
-
+    run.meter.restart()
+    with progress_bar(run.parts.accelerator.is_main_process, plan.steps, position.step) as advance:
         stopped = train(
             run.parts,
             position,
             steps=plan.steps,
             stages=plan.stages,
             schedule=run.experiment.schedule,
-            open_stream=open_stream,
+            open_stream=partial(_open_stream, run),
             seed=run.experiment.seed,
             accumulate=plan.accumulate,
             clip=plan.clip,
             stop=interruption.asked,
-            after_step=after_step,
+            after_step=partial(_after_step, run, advance),
         )
     if stopped and position.step < plan.steps:
         _LOG.warning("stopped and saved at step %d of %d; go on with --resume auto", position.step, plan.steps)
@@ -209,6 +169,41 @@ def _train(run: Run, interruption: Interruption) -> dict[str, Evaluation] | None
         run.tracker = Tracker.silent()
         measure(run)
     return run.measured
+
+
+def _open_stream(run: Run, name: str, size: int, first: int) -> Generator[Batch, None, None]:
+    """Return this process's micro-batches of a data entry, in global batches of `size`, from batch `first` on."""
+    accelerator, plan = run.parts.accelerator, run.experiment.train
+    return loading.micro_batches(
+        run.data[name],
+        batch_size=size,
+        start=first,
+        seed=(run.experiment.seed, zlib.crc32(name.encode())),
+        part=loading.Slice(accelerator.process_index, accelerator.num_processes, plan.accumulate),
+        collate=loading.collate,
+        workers=plan.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def _after_step(run: Run, advance: Advance, result: StepResult, rates: Mapping[str, float]) -> None:
+    plan, step = run.experiment.train, run.position.step
+    if run.average is not None:
+        run.average.update(run.network)
+    run.meter.add(result)
+    advance(step, result.losses)
+    last = step == plan.steps
+    if step % run.experiment.tracking.log_every == 0 or last:
+        _log_training(run, rates)
+    stopping = result.stop and not last  # save first: who asked may not wait for an evaluation
+    if last:
+        save(run)  # an evaluation that fails must not cost the run
+    if due(run) and not stopping:
+        measure(run)
+        run.meter.restart()
+    if step % plan.save_every == 0 or last or stopping:
+        save(run)
+        run.meter.restart()
 
 
 def _log_training(run: Run, rates: Mapping[str, float]) -> None:
