@@ -1,6 +1,7 @@
 """What data sets of labeled pictures share: one class per picture, and which classes and pictures of them are used."""
 
 import difflib
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,9 @@ class LabeledConfig(Config):
             raise ValueError(f"`share` and `per_class` are of a training set; leave them out of split {split}")
         return self
 
+    @abstractmethod
     def listing(self) -> Listing:
         """Return the data set as its own files have it. Raises DataError."""
-        raise NotImplementedError
 
     def build(self) -> "LabeledImages":
         """Return the data set, its files checked to be there.

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from data.io import DataError, MissingDataError, write_mask
 from data.label_files import read_json
 from data.label_maps import LabelMap
 from data.listing import find_root
-from data.segmented import SegmentedConfig, SegmentedImages, read_voc_list
+from data.segmented import SegmentedConfig, SegmentedImage, read_voc_list
 
 _CATEGORIES = """
 2 aeroplane 9 bag 18 bed 19 bedclothes 22 bench 23 bicycle 25 bird 31 boat 33 book 34 bottle 44 building 45 bus
@@ -55,6 +55,7 @@ class PascalContextConfig(SegmentedConfig):
     places: `SegmentationClassContext/<name>.png` and `ImageSets/SegmentationContext/{train,val}.txt`.
     """
 
+    kind: ClassVar[str] = "PASCAL-Context"
     name: Literal["pascal_context"]
     root: Path
     """The folder VOC2010, which has JPEGImages, or one above it."""
@@ -76,16 +77,15 @@ class PascalContextConfig(SegmentedConfig):
             return LabelMap("pascal_context", ("background", *CLASSES), (nothing, *values), unknown=())
         return LabelMap("pascal_context", CLASSES, values, unknown=(nothing,))
 
-    def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there."""
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example."""
         root = find_pascal_context(self.root)
         if not (root / LISTS).is_dir():
             raise MissingDataError(
                 f"PASCAL-Context at {root}: no {LISTS}; render the masks once with `tools/prepare_data.py convert "
                 "pascal_context`"
             )
-        images = read_voc_list(root, root / LISTS, self.split, self.masks)
-        return SegmentedImages("PASCAL-Context", root, images, self.label_map())
+        return root, read_voc_list(root, root / LISTS, self.split, self.masks)
 
 
 def find_pascal_context(root: Path) -> Path:

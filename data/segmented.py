@@ -1,8 +1,9 @@
 """Images with a class for every pixel, in a second picture each: one class, and a label map for each data set."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -79,13 +80,21 @@ class SegmentedImages:
 class SegmentedConfig(Config):
     """What data sets with a class for every pixel have in common: the classes are known before a file is read."""
 
+    kind: ClassVar[str]
+    """What the data set is called in an error."""
+
+    @abstractmethod
     def label_map(self) -> LabelMap:
         """Return its classes, and what its files hold for them."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example. Raises DataError."""
 
     def build(self) -> SegmentedImages:
         """Return the data set, its files checked to be there. Raises DataError."""
-        raise NotImplementedError
+        root, images = self.files()
+        return SegmentedImages(self.kind, root, images, self.label_map())
 
 
 class CamVidConfig(SegmentedConfig):
@@ -94,6 +103,7 @@ class CamVidConfig(SegmentedConfig):
     After Brostow, Fauqueur and Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009.
     """
 
+    kind: ClassVar[str] = "CamVid"
     name: Literal["camvid"]
     root: Path
     """The folder that has train.txt, train and trainannot."""
@@ -103,8 +113,8 @@ class CamVidConfig(SegmentedConfig):
         """Return its 11 classes."""
         return CAMVID
 
-    def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there.
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example.
 
         The lists name files as they lay on their authors' disk, /SegNet/CamVid/train/0001TP_006690.png: the last two
         parts are looked for in `root`.
@@ -117,7 +127,7 @@ class CamVidConfig(SegmentedConfig):
                 raise DataError(f"{path}: {' '.join(words)!r} is not a picture and its labels")
             frame, mask = (inside(root, "/".join(word.split("/")[-2:]), path) for word in words)
             images.append(SegmentedImage(frame.stem, frame, mask))
-        return SegmentedImages("CamVid", root, images, self.label_map())
+        return root, images
 
 
 class PascalVocConfig(SegmentedConfig):
@@ -126,6 +136,7 @@ class PascalVocConfig(SegmentedConfig):
     After Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015.
     """
 
+    kind: ClassVar[str] = "PASCAL VOC"
     name: Literal["pascal_voc"]
     root: Path
     """The folder that has JPEGImages, or one above it."""
@@ -138,11 +149,10 @@ class PascalVocConfig(SegmentedConfig):
         """Return its 21 classes, background first."""
         return PASCAL_VOC
 
-    def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there."""
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example."""
         root = find_root("PASCAL VOC", self.root, "JPEGImages", below=("VOC2012", "VOCdevkit/VOC2012"))
-        images = read_voc_list(root, root / "ImageSets" / "Segmentation", self.split, self.masks)
-        return SegmentedImages("PASCAL VOC", root, images, self.label_map())
+        return root, read_voc_list(root, root / "ImageSets" / "Segmentation", self.split, self.masks)
 
 
 class Ade20kConfig(SegmentedConfig):
@@ -151,6 +161,7 @@ class Ade20kConfig(SegmentedConfig):
     After Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017.
     """
 
+    kind: ClassVar[str] = "ADE20K"
     name: Literal["ade20k"]
     root: Path
     """The folder ADEChallengeData2016, which has images and annotations, or the one above it."""
@@ -160,15 +171,15 @@ class Ade20kConfig(SegmentedConfig):
         """Return its 150 classes; files count from 1."""
         return ADE20K
 
-    def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there."""
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example."""
         folder = {"train": "training", "val": "validation"}[self.split]
         root = find_root("ADE20K", self.root, f"images/{folder}", below=("ADEChallengeData2016",))
         images = [
             SegmentedImage(stem, frame, root / "annotations" / folder / f"{stem}.png")
             for stem, frame in images_by_stem(root / "images" / folder).items()
         ]
-        return SegmentedImages("ADE20K", root, images, self.label_map())
+        return root, images
 
 
 class CityscapesConfig(SegmentedConfig):
@@ -177,6 +188,7 @@ class CityscapesConfig(SegmentedConfig):
     After Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.
     """
 
+    kind: ClassVar[str] = "Cityscapes"
     name: Literal["cityscapes"]
     root: Path
     """The folder that has leftImg8bit and gtFine."""
@@ -188,8 +200,8 @@ class CityscapesConfig(SegmentedConfig):
         """Return its 19 classes."""
         return CITYSCAPES if self.masks == "labelIds" else CITYSCAPES_TRAIN
 
-    def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there."""
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example."""
         root = find_root("Cityscapes", self.root, f"leftImg8bit/{self.split}")
         images = []
         for city in subfolders(root / "leftImg8bit" / self.split):
@@ -197,12 +209,13 @@ class CityscapesConfig(SegmentedConfig):
                 place = f"{city.name}/{stem.removesuffix('_leftImg8bit')}"
                 mask = root / "gtFine" / self.split / f"{place}_gtFine_{self.masks}.png"
                 images.append(SegmentedImage(place, frame, mask))
-        return SegmentedImages("Cityscapes", root, images, self.label_map())
+        return root, images
 
 
 class MaskFolderConfig(SegmentedConfig):
     """Your own pictures and masks, and what the values in the masks mean. (Of videos, see `folder`.)"""
 
+    kind: ClassVar[str] = "pictures"
     name: Literal["mask_folder"]
     frames: Path
     """A folder of pictures, or of subfolders of pictures."""
@@ -229,8 +242,8 @@ class MaskFolderConfig(SegmentedConfig):
         values = tuple(range(len(self.classes))) if self.values is None else self.values
         return LabelMap("mask_folder", self.classes, values, self.unknown)
 
-    def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there."""
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example."""
         if not self.frames.is_dir():
             raise MissingDataError(f"no folder {self.frames}")
         found = {
@@ -246,7 +259,7 @@ class MaskFolderConfig(SegmentedConfig):
                     f"{self.split}: {len(lacking)} names have no picture in {self.frames}, the first {lacking[0]!r}"
                 )
         images = [SegmentedImage(name, found[name], self.masks / f"{name}{self.mask_suffix}.png") for name in names]
-        return SegmentedImages("pictures", self.frames, images, self.label_map())
+        return self.frames, images
 
 
 def read_voc_list(root: Path, lists: Path, split: str, masks: str) -> list[SegmentedImage]:
