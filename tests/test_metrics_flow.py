@@ -153,6 +153,34 @@ def test_no_copy_is_made_of_flow_in_any_order() -> None:
         assert len(places) == (4 if layout == "BHW2" else 5)  # the way that is read as pairs
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_large_errors_do_not_swallow_the_small_ones_beside_them(kind: type) -> None:
+    rng = np.random.default_rng(0)
+    errors = np.exp(rng.normal(0, 4, (1, 60, 1100))).astype(kind)  # from 1e-8 to 1e8 px
+    errors[:, :, 0] = 3000
+    errors[:, :, 1:512] = 1e-4  # a float32 of 3000 + 1e-4 is 3000: without vectors, all of a block could be lost
+    prediction = np.stack([errors, np.zeros_like(errors)], axis=1)
+    found = flow_sums(prediction, np.zeros_like(prediction))
+    exact = math.fsum(errors.astype(np.float64).ravel().tolist())
+    assert found[0, 4] == pytest.approx(exact, rel=1e-6 if kind is np.float32 else 1e-14)
+    assert found[0, 0] == errors.size
+
+
+def test_a_mean_over_many_pixels_does_not_drift() -> None:
+    prediction = np.full((1, 2, 512, 2048), [[[[0.1]], [[0]]]], np.float32)  # in float32, sums of these stop growing
+    found = flow_sums(prediction, np.zeros_like(prediction), angular=False)
+    assert found[0, 4] / found[0, 0] == pytest.approx(float(np.float32(0.1)), rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["BHW2", "cut out", "mirrored", "one of three"])
+def test_the_order_in_memory_changes_no_bit(layout: str) -> None:
+    prediction, truth, valid = random_pair((2, 35, 700), seed=4)
+    expected = flow_sums(prediction, truth, valid)
+    np.testing.assert_array_equal(flow_sums(laid(prediction, layout), laid(truth, layout), valid), expected)
+    np.testing.assert_array_equal(flow_sums(prediction, laid(truth, layout), np.asfortranarray(valid)), expected)
+    np.testing.assert_array_equal(flow_sums(prediction, truth, valid, angular=False)[:, :-1], expected[:, :-1])
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_numpy_form_and_the_torch_form_have_the_same_sums(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
     prediction, truth, valid = random_pair((2, 101, 33), seed=5)
