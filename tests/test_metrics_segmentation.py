@@ -90,8 +90,8 @@ def test_each_form_takes_labels_and_scores_and_finds_the_nan(monkeypatch: pytest
     scores[rng.random(scores.shape) < 0.05] = np.inf
     labels = np.where(np.isnan(scores).any(axis=1), 4, scores.argmax(axis=1))
     if form == "numpy":
-        monkeypatch.setattr(tally, "_label_kernel", lambda: None)
-        monkeypatch.setattr(tally, "_score_kernel", lambda: None)
+        monkeypatch.setattr(tally, "label_kernel", lambda: None)
+        monkeypatch.setattr(tally, "plane_kernel", lambda: None)
     if form == "torch":
         monkeypatch.setattr(tally, "on_host", lambda _: False)
     expected = by_hand(labels, truth, 4, 255)
@@ -147,6 +147,43 @@ def test_zeros_infinities_and_nan_of_every_type_compare_as_numbers_do(kind: torc
     scores = torch.tensor([row for row, _ in rows]).T.reshape(1, 3, 1, -1).to(kind)
     expected = by_hand(np.array([best for _, best in rows]), np.zeros(len(rows), int), 3, 255)
     np.testing.assert_array_equal(confusion(scores, torch.zeros(1, 1, len(rows), dtype=torch.long), 3), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("classes", [3, 16, 37])
+def test_classes_that_are_neighbors_in_memory_give_the_counts_of_planes(kind: torch.dtype, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    values = rng.integers(0, 50, (2, classes, 9, 13)).astype(np.float64)  # the highest is often there twice
+    values[rng.random(values.shape) < 0.1] *= -1 if kind != torch.uint8 else 1
+    if kind.is_floating_point:
+        for special, share in ((np.inf, 0.02), (-np.inf, 0.2), (-0.0, 0.2), (np.nan, 0.005), (-np.nan, 0.005)):
+            values[rng.random(values.shape) < share] = special
+        values[0, :, 0] = -np.inf  # nothing is higher: the first
+        values[0, :, 1] = rng.choice([-0.0, 0.0], values[0, :, 1].shape)  # equal: the first
+    scores = torch.from_numpy(values).to(kind)
+    truth = rng.integers(0, classes, (2, 9, 13))
+    best = np.where(np.isnan(values).any(axis=1), classes, values.argmax(axis=1))
+    if kind.is_floating_point:
+        assert (best == classes).any()
+        assert (best[0, :2] == 0).any()
+    expected = by_hand(best, truth, classes, 255)
+    last = scores.contiguous(memory_format=torch.channels_last)
+    assert last.stride(1) == 1
+    for one in (scores, last, last.repeat_interleave(2, dim=3)[..., ::2], last.flip(1).flip(1)):
+        np.testing.assert_array_equal(confusion(one, truth, classes), expected)
+
+
+@pytest.mark.parametrize("ignore", [-1, 255, 65535, 65536 + 3, 2**32 + 3, 2**32 - 1])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+def test_only_the_true_label_itself_is_ignored_whatever_its_type(ignore: int, kind: type) -> None:
+    labels = np.array([0, 1, 2, 3, 3])
+    held = np.iinfo(kind).min <= ignore <= np.iinfo(kind).max
+    truth = np.array([0, 1, 2, 3, ignore if held else 3]).astype(kind)
+    expected = np.diag([1, 1, 1, 1 if held else 2])
+    np.testing.assert_array_equal(confusion(labels.astype(kind), truth, 4, ignore)[:, :4], expected)
+    if np.iinfo(kind).min < 0 and ignore != -1:  # no class, and not what is ignored
+        with pytest.raises(ValueError, match="1 pixels of the truth"):
+            confusion(np.zeros(1, kind), np.full(1, -1, kind), 4, ignore)
 
 
 def test_many_pixels_are_counted_in_parts_that_meet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +352,7 @@ def test_a_number_of_classes_that_the_labels_type_cannot_hold_is_no_trouble(
     classes = 300
     truth, prediction = np.array([[[0, 1, 100, 127]]], kind), np.array([[[0, 2, 100, 127]]], kind)
     if form == "numpy":
-        monkeypatch.setattr(tally, "_label_kernel", lambda: None)
+        monkeypatch.setattr(tally, "label_kernel", lambda: None)
     ours, theirs = (torch.from_numpy(array) if form == "torch" else array for array in (prediction, truth))
     if form == "torch":
         monkeypatch.setattr(tally, "on_host", lambda _: False)

@@ -3,24 +3,22 @@
 A table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
 labels that are neither; its columns are the predicted classes, then whatever is no class.
 
-The compiled loops work on blocks of pixels that stay in the first-level cache: cells of the table as vector code, then
-the counting. From scores the block's best classes come first, four planes at a time, so that every score is read once
-and no image of labels exists. Scores of 16 bits are compared as whole numbers, without a float32 copy.
+The loops are in `tally_loops.py`. Scores of 16 bits are compared as whole numbers, without a float32 copy.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from mtsp.metrics.native import Array, as_numpy, compiled, frozen, in_threads, on_host, threads
+from mtsp.metrics.native import Array, as_numpy, frozen, in_threads, on_host, threads
+from mtsp.metrics.tally_loops import BLOCK, Special, label_kernel, pixel_kernel, plane_kernel
 
-_BLOCK = 2048  # pixels
 _LANES = 4  # tables counted in turn: neighbors have the same label, and one counter would wait for itself
 _CELLS_AT_ONCE = 1 << 22  # of the tables held at a time: 32 MB
 _WORTH_A_THREAD = 1 << 16  # pixels
+_HALF, _BRAIN = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
 
 
 def tables(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Iterator[np.ndarray]:
@@ -50,32 +48,37 @@ def _label_tables(prediction: np.ndarray, truth: np.ndarray, classes: int, ignor
     if truth.ndim != 3:
         flat = (len(truth), 1, math.prod(truth.shape[1:]))
         prediction, truth = prediction.reshape(flat), truth.reshape(flat)
-    code = _label_kernel()
+    code = label_kernel()
 
     def count(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> None:
         if code is None:
             _add_numpy(ours, theirs, ignore, counts)
         else:
-            lanes = _lanes(classes)
-            code(*_memory(_dense(ours)), *_memory(_dense(theirs)), ignore, lanes, counts, theirs.shape)
+            word, lanes = _word(ignore, ours, theirs), _lanes(classes)
+            code(*_memory(_dense(ours)), *_memory(_dense(theirs)), word, lanes, counts, theirs.shape)
 
     return _in_slabs(count, prediction, truth, classes)
 
 
 def _score_tables(scores: Array, truth: np.ndarray, classes: int, ignore: int) -> np.ndarray:
-    truth, code = _labels(truth, "truth"), _score_kernel()
-    values, infinity = (as_numpy(scores), None) if code is None else _comparable(scores)
-    kind = np.min_scalar_type(classes)
+    truth, code = _labels(truth, "truth"), plane_kernel()
+    values, special = (as_numpy(scores), None) if code is None else _comparable(scores)
+    dense = values.strides[-1] == values.itemsize
+    if code is not None and not dense:
+        code = pixel_kernel()
+        values, special = _as_bits(values, special)
+    guess_type = np.min_scalar_type(classes)
 
     def count(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> None:
         if code is None:
             best = np.where(np.isnan(ours).any(axis=1), classes, ours.argmax(axis=1))
             _add_numpy(best, theirs, ignore, counts)
         else:
-            best, guess = np.empty(_BLOCK, ours.dtype), np.empty(_BLOCK, kind)
-            gathered = np.empty((4, _BLOCK), ours.dtype)
-            room = (best, guess, gathered, frozen(gathered), _lanes(classes))
-            code(*_memory(ours), *_memory(_dense(theirs)), ignore, infinity, *room, counts, theirs.shape)
+            guess = np.empty(BLOCK, guess_type)
+            held = np.empty(BLOCK if dense else classes, ours.dtype)
+            room = (held, guess) if dense else (held, frozen(held), guess)
+            word = _word(ignore, guess, theirs)
+            code(*_memory(ours), *_memory(_dense(theirs)), word, special, *room, _lanes(classes), counts, theirs.shape)
 
     return _in_slabs(count, values, truth, classes)
 
@@ -143,8 +146,16 @@ def _labels(labels: np.ndarray, what: str) -> np.ndarray:
     return labels.view(np.int64) if labels.dtype == np.uint64 else labels  # a label above 2**63 is no class either way
 
 
-def _comparable(scores: Array) -> tuple[np.ndarray, int | None]:
-    """Return scores as numpy. Of 16-bit floats, which numba does not have, the bits as int16, and infinity's bits."""
+def _word(ignore: int, *labels: np.ndarray) -> Any:
+    """Return `ignore` as the unsigned number that these labels are compared as: 64 bits are too slow for small ones."""
+    if any(some.itemsize > 2 for some in labels):
+        return np.uint64(ignore % (1 << 64))
+    possible = -(1 << 15) <= ignore < 1 << 16
+    return np.uint32((ignore if possible else 1 << 20) % (1 << 32))
+
+
+def _comparable(scores: Array) -> tuple[np.ndarray, Special]:
+    """Return scores as numpy: of 16-bit floats, which numba does not have, the bits as int16, and which are special."""
     if isinstance(scores, np.ndarray):
         if np.iscomplexobj(scores):
             raise ValueError(f"scores of type {scores.dtype}; scores are real numbers")
@@ -152,164 +163,23 @@ def _comparable(scores: Array) -> tuple[np.ndarray, int | None]:
             scores = scores.astype(np.float64)
         scores = scores.astype(scores.dtype.newbyteorder("="), copy=False)
         if scores.dtype == np.float16:
-            return scores.view(np.int16), 0x7C00
+            return scores.view(np.int16), _HALF
         return (scores.view(np.uint8) if scores.dtype == np.bool_ else scores), None
     import torch
 
-    infinity = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}.get(scores.dtype)
-    if infinity is not None:
-        return scores.detach().view(torch.int16).numpy(), infinity
+    special = {torch.float16: _HALF, torch.bfloat16: _BRAIN}.get(scores.dtype)
+    if special is not None:
+        return scores.detach().view(torch.int16).numpy(), special
     return _comparable(as_numpy(scores))
 
 
-@functools.cache
-def _label_kernel() -> Callable[..., Any] | None:
-    return compiled(_count_labels, calls=(_tally, _empty))
-
-
-@functools.cache
-def _score_kernel() -> Callable[..., Any] | None:
-    return compiled(_count_scores, calls=(_tally, _empty, _ordered, _better))
-
-
-def _count_labels(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray,
-    steps: tuple[int, int],
-    truth: np.ndarray,
-    truth_steps: tuple[int, int],
-    ignore: int,
-    lanes: np.ndarray,
-    tables: np.ndarray,
-    shape: tuple[int, int, int],
-) -> None:
-    """Add BHW labels, given as :func:`_memory`, to the tables of their images."""
-    images, height, width = shape
-    cells = np.empty(_BLOCK, np.uint32)
-    for image in range(images):
-        for y in range(height):
-            for start in range(0, width, _BLOCK):
-                count = min(_BLOCK, width - start)
-                ours, theirs = image * steps[0] + y * steps[1], image * truth_steps[0] + y * truth_steps[1]
-                some, others = prediction[ours + start :][:count], truth[theirs + start :][:count]
-                _tally(some, others, ignore, cells, lanes, tables[image])
-        _empty(lanes, tables[image])
-
-
-def _count_scores(  # pragma: no cover, runs as machine code
-    scores: np.ndarray,
-    steps: tuple[int, int, int, int],
-    truth: np.ndarray,
-    truth_steps: tuple[int, int],
-    ignore: int,
-    infinity: int | None,
-    best: np.ndarray,
-    guess: np.ndarray,
-    gathered: np.ndarray,
-    planes: np.ndarray,
-    lanes: np.ndarray,
-    tables: np.ndarray,
-    shape: tuple[int, int, int],
-) -> None:
-    """Add BKHW scores and BHW labels, given as :func:`_memory`: the best classes of a block, then their counts.
-
-    Four planes at a time. The last ones of a number of classes that four does not divide are compared once more, which
-    changes nothing. Where the pixels of a plane are not neighbors in memory, they are first `gathered`, 4 x _BLOCK;
-    `planes` is the same memory, read-only, as `scores` is.
-    """
-    images, height, width = shape
-    classes = tables.shape[2] - 1
-    cells = np.empty(_BLOCK, np.uint32)
-    dense = steps[3] == 1
-    block = _BLOCK if dense else _BLOCK // 8
-    for image in range(images):
-        for y in range(height):
-            for start in range(0, width, block):
-                count = min(block, width - start)
-                place = image * steps[0] + y * steps[2] + start * steps[3]
-                for k in range(0, classes, 4):
-                    k1, k2, k3 = min(k + 1, classes - 1), min(k + 2, classes - 1), min(k + 3, classes - 1)
-                    if dense:
-                        plane, plane1 = scores[place + k * steps[1] :][:count], scores[place + k1 * steps[1] :][:count]
-                        plane2, plane3 = (
-                            scores[place + k2 * steps[1] :][:count],
-                            scores[place + k3 * steps[1] :][:count],
-                        )
-                    else:
-                        for x in range(count):
-                            here = place + x * steps[3]
-                            gathered[0, x] = scores[here + k * steps[1]]
-                            gathered[1, x] = scores[here + k1 * steps[1]]
-                            gathered[2, x] = scores[here + k2 * steps[1]]
-                            gathered[3, x] = scores[here + k3 * steps[1]]
-                        plane, plane1, plane2, plane3 = planes[0], planes[1], planes[2], planes[3]
-                    if k == 0:
-                        for x in range(count):
-                            best[x] = _ordered(plane[x], infinity)
-                            guess[x] = 0
-                    for x in range(count):
-                        held = best[x], guess[x]
-                        held = _better(held, _ordered(plane[x], infinity), k)
-                        held = _better(held, _ordered(plane1[x], infinity), k1)
-                        held = _better(held, _ordered(plane2[x], infinity), k2)
-                        held = _better(held, _ordered(plane3[x], infinity), k3)
-                        best[x], guess[x] = held
-                for x in range(count):
-                    lost = (best[x] != best[x]) if infinity is None else (best[x] == _NAN)
-                    guess[x] = classes if lost else guess[x]
-                others = truth[image * truth_steps[0] + y * truth_steps[1] + start :][:count]
-                _tally(guess[:count], others, ignore, cells, lanes, tables[image])
-        _empty(lanes, tables[image])
-
-
-_NAN = np.int16(0x7FFF)  # of `_ordered` bits: nothing is greater
-
-
-def _ordered(score: Any, infinity: int | None) -> Any:  # pragma: no cover, runs as machine code
-    """Return a number that compares as the score does; a NaN of 16 bits becomes `_NAN`."""
-    if infinity is None:
-        return score
-    size = np.int16(score & np.int16(0x7FFF))  # sign and magnitude: both zeros are 0
-    signed = size if score >= 0 else np.int16(-size)
-    return _NAN if size > infinity else signed
-
-
-def _better(held: tuple[Any, Any], score: Any, k: Any) -> tuple[Any, Any]:  # pragma: no cover, runs as machine code
-    """Return the best score and its class. A NaN takes the place of any score, and keeps it: nothing is greater."""
-    take = (score > held[0]) | (score != score)
-    return score if take else held[0], k if take else held[1]
-
-
-def _tally(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    ignore: int,
-    cells: np.ndarray,
-    lanes: np.ndarray,
-    table: np.ndarray,
-) -> None:
-    """Count a block. Unsigned, a label below 0 is a large one; unsigned indices need no check for being negative."""
-    classes, other, width = np.uint64(table.shape[1] - 1), np.uint64(table.shape[1]), np.uint32(table.shape[1])
-    for i in range(truth.size):
-        label = np.uint64(truth[i])
-        row = other if label == classes else min(label, other)
-        row = classes if truth[i] == ignore else row
-        column = min(np.uint64(prediction[i]), classes)
-        cells[i] = np.uint32(np.uint32(np.uint32(row) * width) + np.uint32(column))
-    size, whole = np.uint64(truth.size), np.uint64(truth.size) & ~np.uint64(3)
-    for i in range(np.uint64(0), whole, np.uint64(4)):
-        for lane in range(np.uint64(4)):
-            lanes[lane, cells[i + lane]] += np.uint32(1)
-    for i in range(whole, size):
-        lanes[0, cells[i]] += np.uint32(1)
-
-
-def _empty(lanes: np.ndarray, table: np.ndarray) -> None:  # pragma: no cover, runs as machine code
-    """Move the counts of the lanes to an image's table."""
-    flat = table.reshape(table.size)
-    for cell in range(flat.size):
-        for lane in range(lanes.shape[0]):
-            flat[cell] += np.int64(lanes[lane, cell])
-            lanes[lane, cell] = 0
+def _as_bits(values: np.ndarray, special: Special) -> tuple[np.ndarray, Special]:
+    """Return floats of 32 and 64 bits as whole numbers, as :func:`_comparable` does those of 16."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return values, special
+    bits = np.dtype(f"i{values.itemsize}").type
+    infinity = np.array(np.inf, values.dtype).view(bits)[()]
+    return values.view(bits), (infinity, bits(np.iinfo(bits).max))
 
 
 def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, tables: np.ndarray) -> None:

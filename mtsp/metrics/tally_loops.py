@@ -1,0 +1,223 @@
+"""The compiled loops that count classes: of labels, of scores whose pixels are neighbors in memory, and of any others.
+
+They work on blocks of pixels that stay in the first-level cache: cells of the table as vector code, then the counting.
+Where the pixels of a plane are neighbors, the block's best classes come first, four planes at a time, so that every
+score is read once and no image of labels exists. Otherwise each pixel's best class is found among its own scores, which
+a tensor in the order channels_last has side by side.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mtsp.metrics.native import compiled
+
+BLOCK = 2048  # pixels
+
+Special = tuple[Any, Any] | None
+"""Of scores given as the bits of floats: infinity's bits, and a number that stands for every NaN: all but the sign."""
+
+
+@functools.cache
+def label_kernel() -> Callable[..., Any] | None:
+    """Return :func:`_count_labels` as machine code."""
+    return compiled(_count_labels, calls=(_tally, _empty))
+
+
+@functools.cache
+def plane_kernel() -> Callable[..., Any] | None:
+    """Return :func:`_count_planes` as machine code."""
+    return compiled(_count_planes, calls=(_tally, _empty, _ordered, _better))
+
+
+@functools.cache
+def pixel_kernel() -> Callable[..., Any] | None:
+    """Return :func:`_count_pixels` as machine code."""
+    return compiled(_count_pixels, calls=(_tally, _empty, _ordered, _highest))
+
+
+def _count_labels(  # pragma: no cover, runs as machine code
+    prediction: np.ndarray,
+    steps: tuple[int, int],
+    truth: np.ndarray,
+    truth_steps: tuple[int, int],
+    ignore: Any,
+    lanes: np.ndarray,
+    tables: np.ndarray,
+    shape: tuple[int, int, int],
+) -> None:
+    """Add BHW labels, given as memory and steps, to the tables of their images."""
+    images, height, width = shape
+    cells = np.empty(BLOCK, np.uint32)
+    for image in range(images):
+        for y in range(height):
+            for start in range(0, width, BLOCK):
+                count = min(BLOCK, width - start)
+                ours, theirs = image * steps[0] + y * steps[1], image * truth_steps[0] + y * truth_steps[1]
+                some, others = prediction[ours + start :][:count], truth[theirs + start :][:count]
+                _tally(some, others, ignore, cells, lanes, tables[image])
+        _empty(lanes, tables[image])
+
+
+def _count_planes(  # pragma: no cover, runs as machine code
+    scores: np.ndarray,
+    steps: tuple[int, int, int, int],
+    truth: np.ndarray,
+    truth_steps: tuple[int, int],
+    ignore: Any,
+    special: Special,
+    best: np.ndarray,
+    guess: np.ndarray,
+    lanes: np.ndarray,
+    tables: np.ndarray,
+    shape: tuple[int, int, int],
+) -> None:
+    """Add BKHW scores, of which the pixels of a row are neighbors, and BHW labels, both given as memory and steps.
+
+    Four planes at a time. The last ones of a number of classes that four does not divide are compared once more, which
+    changes nothing.
+    """
+    images, height, width = shape
+    classes = tables.shape[2] - 1
+    cells = np.empty(BLOCK, np.uint32)
+    for image in range(images):
+        for y in range(height):
+            for start in range(0, width, BLOCK):
+                count = min(BLOCK, width - start)
+                place = image * steps[0] + y * steps[2] + start
+                for k in range(0, classes, 4):
+                    k1, k2, k3 = min(k + 1, classes - 1), min(k + 2, classes - 1), min(k + 3, classes - 1)
+                    plane, plane1 = scores[place + k * steps[1] :][:count], scores[place + k1 * steps[1] :][:count]
+                    plane2, plane3 = scores[place + k2 * steps[1] :][:count], scores[place + k3 * steps[1] :][:count]
+                    if k == 0:
+                        for x in range(count):
+                            best[x] = _ordered(plane[x], special)
+                            guess[x] = 0
+                    for x in range(count):
+                        held = best[x], guess[x]
+                        held = _better(held, _ordered(plane[x], special), k)
+                        held = _better(held, _ordered(plane1[x], special), k1)
+                        held = _better(held, _ordered(plane2[x], special), k2)
+                        held = _better(held, _ordered(plane3[x], special), k3)
+                        best[x], guess[x] = held
+                for x in range(count):
+                    lost = (best[x] != best[x]) if special is None else (best[x] == special[1])
+                    guess[x] = classes if lost else guess[x]
+                others = truth[image * truth_steps[0] + y * truth_steps[1] + start :][:count]
+                _tally(guess[:count], others, ignore, cells, lanes, tables[image])
+        _empty(lanes, tables[image])
+
+
+def _count_pixels(  # pragma: no cover, runs as machine code
+    scores: np.ndarray,
+    steps: tuple[int, int, int, int],
+    truth: np.ndarray,
+    truth_steps: tuple[int, int],
+    ignore: Any,
+    special: Special,
+    pixel: np.ndarray,
+    frozen_pixel: np.ndarray,
+    guess: np.ndarray,
+    lanes: np.ndarray,
+    tables: np.ndarray,
+    shape: tuple[int, int, int],
+) -> None:
+    """Add BKHW scores of any steps, whole numbers or bits of floats, and BHW labels, both given as memory and steps.
+
+    Where the classes of a pixel are not neighbors, they are first copied to `pixel`; `frozen_pixel` is the same memory,
+    read-only, as `scores` is.
+    """
+    images, height, width = shape
+    classes = tables.shape[2] - 1
+    cells = np.empty(BLOCK, np.uint32)
+    for image in range(images):
+        for y in range(height):
+            for start in range(0, width, BLOCK):
+                count = min(BLOCK, width - start)
+                for x in range(count):
+                    place = image * steps[0] + y * steps[2] + (start + x) * steps[3]
+                    if steps[1] == 1:
+                        row = scores[place : place + classes]
+                    else:
+                        for k in range(classes):
+                            pixel[k] = scores[place + k * steps[1]]
+                        row = frozen_pixel
+                    guess[x] = _highest(row, special)
+                others = truth[image * truth_steps[0] + y * truth_steps[1] + start :][:count]
+                _tally(guess[:count], others, ignore, cells, lanes, tables[image])
+        _empty(lanes, tables[image])
+
+
+def _highest(row: np.ndarray, special: Special) -> Any:  # pragma: no cover, runs as machine code
+    """Return the first of the highest scores of a pixel, or how many there are if one is NaN.
+
+    Whole numbers, whose greatest a vector finds lane by lane; that of floats depends on the order where NaN is.
+    """
+    classes = np.int32(row.size)
+    top = _ordered(row[0], special)
+    for k in range(np.uint64(row.size)):
+        score = _ordered(row[k], special)
+        top = score if score > top else top
+    first = classes
+    for k in range(np.uint64(row.size)):
+        here = np.int32(k) if _ordered(row[k], special) == top else classes
+        first = here if here < first else first
+    if special is not None:
+        first = classes if top == special[1] else first
+    return first
+
+
+def _ordered(score: Any, special: Special) -> Any:  # pragma: no cover, runs as machine code
+    """Return a number that compares as the score does; of the bits of any NaN, one that nothing is greater than."""
+    if special is None:
+        return score
+    infinity, nan = special
+    kind = type(nan)
+    size = kind(score & nan)  # sign and magnitude: both zeros are 0
+    signed = size if score >= 0 else kind(-size)
+    return nan if size > infinity else signed
+
+
+def _better(held: tuple[Any, Any], score: Any, k: Any) -> tuple[Any, Any]:  # pragma: no cover, runs as machine code
+    """Return the best score and its class. A NaN takes the place of any score, and keeps it: nothing is greater."""
+    take = (score > held[0]) | (score != score)
+    return score if take else held[0], k if take else held[1]
+
+
+def _tally(  # pragma: no cover, runs as machine code
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    ignore: Any,
+    cells: np.ndarray,
+    lanes: np.ndarray,
+    table: np.ndarray,
+) -> None:
+    """Count a block, in words of the type of `ignore`, see :func:`_word`.
+
+    Unsigned, a label below 0 is a large one; unsigned indices need no check for being negative.
+    """
+    word = type(ignore)
+    classes, other, width = word(table.shape[1] - 1), word(table.shape[1]), np.uint32(table.shape[1])
+    for i in range(truth.size):
+        label = word(truth[i])
+        row = other if label == classes else min(label, other)
+        row = classes if label == ignore else row
+        column = min(word(prediction[i]), classes)
+        cells[i] = np.uint32(np.uint32(np.uint32(row) * width) + np.uint32(column))
+    size, whole = np.uint64(truth.size), np.uint64(truth.size) & ~np.uint64(3)
+    for i in range(np.uint64(0), whole, np.uint64(4)):
+        for lane in range(np.uint64(4)):
+            lanes[lane, cells[i + lane]] += np.uint32(1)
+    for i in range(whole, size):
+        lanes[0, cells[i]] += np.uint32(1)
+
+
+def _empty(lanes: np.ndarray, table: np.ndarray) -> None:  # pragma: no cover, runs as machine code
+    """Move the counts of the lanes to an image's table."""
+    flat = table.reshape(table.size)
+    for cell in range(flat.size):
+        for lane in range(lanes.shape[0]):
+            flat[cell] += np.int64(lanes[lane, cell])
+            lanes[lane, cell] = 0
