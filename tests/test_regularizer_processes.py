@@ -50,13 +50,17 @@ def trained(
     ]
     optimizer = make([{"params": kind} for kind in kinds if kind])  # a fused kernel of torch's own takes no mixture
     regularizer.attach(optimizer)
+    ratios = []
     for step in range(3):
         optimizer.zero_grad()
         inputs = torch.linspace(-1, 1, 20).reshape(4, 5) * (step + 1)
         model(inputs[share]).square().mean().backward()
         optimizer.step()
+        if step == 1:
+            ratios.append(regularizer.report()[""].pull_to_gradient)  # of the first step
+            regularizer.measure_next()
     report = regularizer.report()[""]
-    numbers = [regularizer.penalty(), report.distance, report.pull_to_gradient]
+    numbers = [regularizer.penalty(), report.distance, *ratios, report.pull_to_gradient]
     weights = {
         name.removeprefix("module."): getattr(p, "full_tensor", lambda p=p: p)() for name, p in model.named_parameters()
     }
@@ -113,4 +117,5 @@ def test_two_processes_equal_one(in_two_processes: Callable[..., None], tmp_path
                     there[name], weight, rtol=0, atol=1e-6, msg=lambda m, k=(how, case): f"{k}: {m}"
                 )
             torch.testing.assert_close(torch.tensor(their_numbers[:2]), torch.tensor(numbers[:2]), rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(their_numbers[2], numbers[2], rtol=1e-4, atol=1e-6, equal_nan=True)
+            for theirs, ours in zip(their_numbers[2:], numbers[2:], strict=True):
+                torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6, equal_nan=True)

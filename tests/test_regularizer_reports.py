@@ -1,6 +1,7 @@
 """What a regularizer says about itself: strengths as paces, its report, its table, its place in a checkpoint."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,78 @@ def test_the_report_measures_the_step_after_it_was_asked() -> None:
         assert report.distance == pytest.approx(distance)  # 1.8 - 1, then 1.8 - 0.1 * (0.4 + 1.6) - 1
         assert report.pull_to_gradient == pytest.approx(ratio)
         assert report.time_constant == pytest.approx(5.0)  # 1 / (0.1 * 2)
+
+
+def held_at_one(*, alpha: float = 2.0, **sgd: Any) -> tuple[nn.Linear, torch.optim.SGD, L2SP]:
+    """w = 3, anchor 1."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 3.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **sgd)
+    regularizer = L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=alpha, beta=0.0)
+    regularizer.attach(optimizer)
+    return model, optimizer, regularizer
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_loop_says_which_step_is_measured_and_only_that_one_is(fused: bool) -> None:
+    """Pulls of 4, 1.6, 0.32, 0.176 at w = 3, 1.8, 1.16, 1.088 against gradients of 8, 4.8, 0.4, 0.4.
+
+    w = 3 - 0.1 * 12 = 1.8, then 1.8 - 0.1 * 6.4 = 1.16, then 1.16 - 0.1 * 0.72 = 1.088.
+    """
+    model, optimizer, regularizer = held_at_one(fused=fused)
+    ratios = []
+    for number, gradient in enumerate((8.0, 4.8, 0.4, 0.4)):
+        if number in (1, 3):
+            regularizer.measure_next()
+            assert math.isnan(regularizer.report()[""].pull_to_gradient)  # what was before is forgotten
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        ratios.append(regularizer.report()[""].pull_to_gradient)
+    assert ratios == pytest.approx([4 / 8, 1.6 / 4.8, 1.6 / 4.8, 0.176 / 0.4], rel=1e-5)
+
+
+def test_a_report_of_a_step_does_not_depend_on_where_the_run_began() -> None:
+    """A branch that is held has no gradient in the step that is measured, and none from a step long before."""
+    told = []
+    for began in (0, 2):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        regularizer = L2SP(model, anchors={"0.weight": torch.zeros(3, 2)}, alpha=1.0, beta=1.0)
+        regularizer.attach(optimizer)
+        for step in range(began, 4):
+            if step == 3:
+                regularizer.measure_next()
+            for name, parameter in model.named_parameters():
+                held = step == 3 and name.startswith("0.")
+                parameter.grad = None if held else torch.full_like(parameter, step + 1.0)
+            optimizer.step()
+        told.append(str(regularizer.report(["0", "2", ""])))
+    assert told[0] == told[1]
+    assert "nan" in told[0]
+
+
+def test_both_optimizers_of_a_model_are_measured() -> None:
+    """w = (3, 3), anchors 1, alpha 2: pulls of 4 against 8 and 2: sqrt(32 / 68)."""
+    model = nn.ModuleList([nn.Linear(1, 1, bias=False) for _ in range(2)])
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model]
+    regularizer = L2SP(model, anchors={f"{i}.weight": torch.ones(1, 1) for i in range(2)}, alpha=2.0, beta=0.0)
+    for optimizer in optimizers:
+        regularizer.attach(optimizer)
+    regularizer.measure_next()
+    for layer, optimizer, gradient in zip(model, optimizers, (8.0, 2.0), strict=True):
+        nn.init.constant_(layer.get_parameter("weight"), 3.0)
+        layer.get_parameter("weight").grad = torch.full((1, 1), gradient)
+        optimizer.step()
+    assert regularizer.report()[""].pull_to_gradient == pytest.approx((32 / 68) ** 0.5)
+
+
+def test_a_step_whose_gradients_overflowed_has_no_ratio() -> None:
+    model, optimizer, regularizer = held_at_one(fused=True)
+    regularizer.measure_next()
+    model.weight.grad = torch.full((1, 1), float("inf"))
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(1.0)  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+    assert math.isnan(regularizer.report()[""].pull_to_gradient)
 
 
 def test_the_report_of_scaled_gradients_is_of_the_gradients() -> None:

@@ -95,6 +95,7 @@ class Anchored:
             }
         self._storage = Storage(anchor_dtype, offload)
         self._attachments: dict[int, Attachment] = {}
+        self._asked = False  # whether a loop says which steps are measured
 
     def attach(self, optimizer: Any) -> None:
         """Act in every step of `optimizer`, which may be wrapped by Accelerate, before or after `prepare`.
@@ -147,25 +148,37 @@ class Anchored:
         """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix under which something is anchored."""
         return reports.distances(named_weights(self.model), self.pulls, prefixes)
 
+    def measure_next(self) -> None:
+        """Measure pull and gradient in the next step, for :meth:`report`, and in no other until this is called again.
+
+        A report then depends on the step that was asked for alone, so that a resumed run, which asks before the same
+        steps, tells what the whole run tells. It costs a pass over the weights in that step, and nothing in others. A
+        step that a GradScaler skips is not measured. Every process must ask where weights are sharded.
+        """
+        self._asked = True
+        for attachment in self._attachments.values():
+            attachment.measure_next()
+
     def report(self, prefixes: Iterable[str] = ("",)) -> dict[str, Report]:
         """Return how strongly the weights under each prefix are held.
 
-        Pull and gradient are measured on the first step after the previous call of `report` (or after `attach`).
-        Every process must ask where weights are sharded.
+        Pull and gradient, as the optimizer gets it, are those of the step that followed :meth:`measure_next`; where
+        that was never called, of the first step after the previous call of `report` (or after `attach`). Every process
+        must ask where weights are sharded.
         """
         prefixes = tuple(prefixes)
         near, shares, result = self.distances(prefixes), self._known_shares(), {}
         measured: dict[str, Tensor] = {}
         for attachment in self._attachments.values():
             measured |= attachment.measured
-            attachment.measuring = True
+            attachment.measuring |= not self._asked
         for prefix in prefixes:
             squares = [both for name, both in measured.items() if under(name, prefix)]
             pull, gradient = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
             share = _mean([found for name, found in shares.items() if under(name, prefix)])
             result[prefix] = Report(
                 near.get(prefix, float("nan")),
-                (pull / gradient) ** 0.5 if gradient else float("nan"),
+                (pull / gradient) ** 0.5 if 0 < gradient < float("inf") else float("nan"),
                 1 / share if share else float("inf"),
             )
         return result

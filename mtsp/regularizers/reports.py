@@ -18,7 +18,9 @@ class Report(NamedTuple):
     """How strongly some weights are held."""
 
     distance: float  # ||w - w0|| / ||w0|| over those with an anchor
-    pull_to_gradient: float  # ||pull|| / ||gradient of the loss||, at the step measured last; nan before any
+    pull_to_gradient: (
+        float  # ||pull|| / ||gradient of the loss||, in the step measured last; nan if none or it overflowed
+    )
     time_constant: float  # steps until a pull alone leaves 1/e, at the present learning rate; nan through Adam
 
 

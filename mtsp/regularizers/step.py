@@ -99,6 +99,10 @@ class Attachment:
         del self.optimizer.__getstate__
         _ACTING.discard(self)
 
+    def measure_next(self) -> None:
+        """Measure pull and gradient in the next step, and forget what was measured before."""
+        self.measured, self.measuring = {}, True
+
     @torch.no_grad()
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
