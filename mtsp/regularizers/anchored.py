@@ -175,7 +175,8 @@ class Anchored:
         for prefix in prefixes:
             squares = [both for name, both in measured.items() if under(name, prefix)]
             pull, gradient = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
-            share = _mean([found for name, found in shares.items() if under(name, prefix)])
+            here = [name for name in shares if under(name, prefix)]
+            share = _mean([shares[name] for name in [n for n in here if self.pulls[n].shared] or here])
             result[prefix] = Report(
                 near.get(prefix, float("nan")),
                 (pull / gradient) ** 0.5 if 0 < gradient < float("inf") else float("nan"),

@@ -17,11 +17,13 @@ SQUARED = SquaredDistance()
 class Report(NamedTuple):
     """How strongly some weights are held."""
 
-    distance: float  # ||w - w0|| / ||w0|| over those with an anchor
-    pull_to_gradient: (
-        float  # ||pull|| / ||gradient of the loss||, in the step measured last; nan if none or it overflowed
-    )
-    time_constant: float  # steps until a pull alone leaves 1/e, at the present learning rate; nan through Adam
+    distance: float
+    """||w - w0|| / ||w0|| over those with an anchor; NaN where there are none."""
+    pull_to_gradient: float
+    """||pull|| / ||gradient of the loss||, in the step measured last; NaN if none was, or its gradients overflowed."""
+    time_constant: float
+    """Steps until a pull alone leaves 1/e of the distance of pretrained weights, or of new ones where there are no
+    others, at the present learning rate; NaN where there is no such number, as coupled through Adam."""
 
 
 def penalty(form: Penalty, weights: Weights, pulls: Mapping[str, Pull]) -> float:
