@@ -75,6 +75,7 @@ def train(
     accumulate: int = 1,
     clip: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[StepResult, dict[str, float]], None] = lambda result, rates: None,
 ) -> bool:
     """Train until `steps` optimizer steps are done or any process is asked to stop; return whether it was asked.
@@ -90,6 +91,7 @@ def train(
         accumulate: micro-batches of one process's share of a batch.
         clip: largest gradient norm, or None.
         stop: whether this process was asked to stop. Asked once per step, agreed on by all.
+        before_step: called before every step.
         after_step: called after every step with what it measured and the learning rates; may save or evaluate.
 
     Raises:
@@ -112,6 +114,7 @@ def train(
                     streams[key] = opened.enter_context(contextlib.closing(stream))
                 micro_batches += [next(streams[key]) for _ in range(accumulate)]
             seed_model(seed, position.step, parts.accelerator.process_index)  # now: opening a stream draws numbers
+            before_step()
             result = optimizer_step(parts, micro_batches, step=position.step + 1, clip=clip, stop=stop())
             position.step += 1
             for name, size in stage.batches.items():

@@ -149,6 +149,14 @@ def test_a_run_resumed_from_any_step_ends_as_if_uninterrupted(
     values["train"] |= {"save_every": 1, "keep": 10}
     values["tracking"]["log_every"] = 2
     train(values, tmp_path / "whole")
+    logged = [
+        ("pull_to_gradient/segmentation" in row, "pull_to_gradient/flow" in row) for row in rows(tmp_path / "whole")
+    ]
+    assert [both for both in logged if any(both)] == [
+        (True, False),
+        (True, True),
+        (True, False),
+    ]  # who learns at 2, 4, 6
     for step in (1, 2, 3, 5):
         run_dir = rewound(tmp_path / "whole", step, tmp_path / f"from-{step}")
         train(values, run_dir, "auto")
@@ -536,6 +544,10 @@ def test_anchors_are_the_files_weights_and_the_pull_is_the_formulas(
     assert last["penalty"] > 0
     for branch, expected in distance.items():
         assert last[f"distance/{branch}"] == pytest.approx(expected, rel=1e-9)
+    # the rate of this step, not the full one: 0.1 / (lr * alpha)
+    assert last["time_constant/segmentation"] == pytest.approx(0.1 / (last["lr/segmentation"] * 0.5))
+    assert last["time_constant/flow"] == pytest.approx(0.1 / (last["lr/flow"] * 0.1))
+    assert all(last[f"pull_to_gradient/{branch}"] > 0 for branch in distance)
     # steps to 1/e: (1 - momentum) / (lr * alpha) = 0.1 / (0.01 * 0.5) = 20 and 0.1 / (0.01 * 0.1) = 100
     printed = capsys.readouterr().err
     assert re.search(r"segmentation .* 20 *\n", printed)

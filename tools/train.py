@@ -7,6 +7,7 @@ checkpoints, the weights at the end (`weights.safetensors`) and what they measur
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import zlib
@@ -159,6 +160,7 @@ def _train(run: Run, interruption: Interruption) -> dict[str, Evaluation] | None
             accumulate=plan.accumulate,
             clip=plan.clip,
             stop=interruption.asked,
+            before_step=partial(_before_step, run),
             after_step=partial(_after_step, run, advance),
         )
     if stopped and position.step < plan.steps:
@@ -186,6 +188,17 @@ def _open_stream(run: Run, name: str, size: int, first: int) -> Generator[Batch,
     )
 
 
+def _logged(run: Run, step: int) -> bool:
+    """Whether the curves get a row at `step`."""
+    return step % run.experiment.tracking.log_every == 0 or step == run.experiment.train.steps
+
+
+def _before_step(run: Run) -> None:
+    """Have pull and gradient measured in the steps that are logged, whether they follow a resumption or not."""
+    if run.regularizer is not None and _logged(run, run.position.step + 1):
+        run.regularizer.measure_next()
+
+
 def _after_step(run: Run, advance: Advance, result: StepResult, rates: Mapping[str, float]) -> None:
     plan, step = run.experiment.train, run.position.step
     if run.average is not None:
@@ -193,7 +206,7 @@ def _after_step(run: Run, advance: Advance, result: StepResult, rates: Mapping[s
     run.meter.add(result)
     advance(step, result.losses)
     last = step == plan.steps
-    if step % run.experiment.tracking.log_every == 0 or last:
+    if _logged(run, step):
         _log_training(run, rates)
     stopping = result.stop and not last  # save first: who asked may not wait for an evaluation
     if last:
@@ -211,7 +224,9 @@ def _log_training(run: Run, rates: Mapping[str, float]) -> None:
     values |= {f"lr/{branch}": rate for branch, rate in rates.items()}
     if run.regularizer is not None:  # on every process: sharded weights are gathered for it
         values["penalty"] = run.regularizer.penalty()
-        values |= {f"distance/{k}": v for k, v in run.regularizer.distances(run.parts.branches).items()}
+        for branch, report in run.regularizer.report(run.parts.branches).items():
+            told = report._asdict().items()
+            values |= {f"{name}/{branch}": value for name, value in told if math.isfinite(value)}
     run.tracker.log(run.position.step, values)
 
 
