@@ -97,7 +97,11 @@ def output_groups(model: nn.Module) -> dict[str, int]:
 def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of the current values of those of `names` that a regularizer acts on.
 
-    Call it when `names` hold their pretrained values: after loading them, before any training or resuming.
+    Call it when `names` hold their pretrained values: after loading them, before any training or resuming. Attaching to
+    an optimizer that has trained them already refuses such late anchors by the state it keeps, such as momentum. SGD
+    without momentum keeps none, so there nobody can tell: a weight's version counts loading as it counts steps, and an
+    optimizer may have been stepped before the weights were loaded. Where training is resumed, save the regularizer's
+    `state_dict()` with the weights and give it to `load_state_dict()`, which compares the anchors themselves.
 
     Raises:
         ValueError: one of `names` is not in the model, or none is a weight of a convolution or linear layer.

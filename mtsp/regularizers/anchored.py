@@ -106,7 +106,8 @@ class Anchored:
             ValueError: the optimizer decays a weight that is pulled here (two regularizers on one weight), or shares
                 one with an optimizer that is regularized, or holds no weight that is pulled here, or is regularized
                 already, or is an LBFGS and the pull not coupled, or the anchors differ between processes, or were
-                captured after training began, or a strength times its learning rate is above 1.
+                captured after training began (as far as its state shows: see :func:`mtsp.anchors.capture`), or a
+                strength times its learning rate is above 1.
         """
         optimizer = innermost(optimizer)
         if id(optimizer) in self._attachments:
