@@ -1,7 +1,9 @@
 """A classifier of whole images: DSTL's Inception-V3 with its auxiliary head, or any backbone of torchvision or timm.
 
 Cui, Song, Sun, Howard and Belongie, "Large Scale Fine-Grained Categorization and Domain-Specific Transfer Learning"
-(CVPR 2018), fine-tune the Inception-V3 of Szegedy et al., "Rethinking the Inception Architecture" (CVPR 2016).
+(CVPR 2018), fine-tune the Inception-V3 of Szegedy et al., "Rethinking the Inception Architecture" (CVPR 2016). The file
+bears the paper's name, as those of the other two networks; DSTL's are the default backbone and its auxiliary head. What
+else DSTL is, a choice of source classes, is no network: see `mtsp/transfer`.
 """
 
 import difflib

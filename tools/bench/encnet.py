@@ -13,9 +13,7 @@ is shown. Memory is what a process's largest resident set (on a GPU: allocated m
 
 import argparse
 import multiprocessing
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -30,11 +28,13 @@ from mtsp.tasks import SegmentationConfig, Tasks
 from mtsp.types import Batch, Outputs
 from mtsp.views import ScalesConfig
 from tools.bench.timing import machine
-from tools.bench.train import Worker
+from tools.bench.workers import Worker, take_turns, wait_for_gpu
 from tools.parts import computes_bf16
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+LIMIT = 1200.0
+"""Seconds for one table."""
 FASTER, INPUTS = 50, 5
 """Targets for the layer: times faster than the broadcast formula, extra memory in units of its input."""
 
@@ -119,21 +119,21 @@ def _layers(sizes: Sizes, rounds: int) -> Table:
         "matrix products, autograd": Worker(_layer, sizes, ProductEncoding, False),
         "broadcast, autograd": Worker(_layer, sizes, BroadcastEncoding, False),
     }
-    _run([idle, *workers.values()], rounds, steps=3)
+    take_turns([idle, *workers.values()], rounds, steps=3, limit=LIMIT)
     images, channels, side, codewords = sizes.layer
     table = Table(
         title=f"Encoding layer, forward and backward: {images}x{channels}x{side}x{side}, {codewords} codewords"
     )
     _columns(table, "formula", "ms", "broadcast / this", "target", "extra MB", "in inputs", "target")
-    slowest = _seconds(workers["broadcast, autograd"])
+    slowest = workers["broadcast, autograd"].median
     input_bytes = 4 * images * channels * side * side
     for name, worker in workers.items():
-        extra = _memory(worker) - _memory(idle)
+        extra = worker.peak - idle.peak
         ours = name.startswith("this")
         table.add_row(
             name,
-            f"{1e3 * _seconds(worker):.1f}",
-            f"{slowest / _seconds(worker):.0f}",
+            f"{1e3 * worker.median:.1f}",
+            f"{slowest / worker.median:.0f}",
             f">= {FASTER}" if ours else "",
             f"{extra / 1e6:.0f}",
             f"{extra / input_bytes:.1f}",
@@ -144,22 +144,22 @@ def _layers(sizes: Sizes, rounds: int) -> Table:
 
 def _steps(sizes: Sizes, encoder: str, rounds: int) -> Table:
     workers = {variant: Worker(_step, sizes, encoder, variant) for variant in VARIANTS}
-    _run(list(workers.values()), rounds, steps=5 if CUDA else 1)
+    take_turns(list(workers.values()), rounds, steps=5 if CUDA else 1, limit=LIMIT)
     table = Table(title=f"EncNet on {encoder}, a training step: {sizes.batch} x {sizes.side}x{sizes.side}")
     _columns(table, "variant", "s/step", "images/s", "fp32 / this", "target", "memory GiB")
     for variant, worker in workers.items():
         if worker.problem:
             table.add_row(variant.name, worker.problem)
             continue
-        seconds = _seconds(worker)
+        seconds = worker.median
         target = ">= 2.5" if variant == VARIANTS[4] else ""
         table.add_row(
             variant.name,
             f"{seconds:.3f}",
             f"{sizes.batch / seconds:.2f}",
-            f"{_seconds(workers[VARIANTS[0]]) / seconds:.2f}",
+            f"{workers[VARIANTS[0]].median / seconds:.2f}",
             target,
-            f"{_memory(worker) / 2**30:.2f}",
+            f"{worker.peak / 2**30:.2f}",
         )
     table.caption = "the target is for processors that compute bf16 (AMX) and for GPUs"
     return table
@@ -173,20 +173,20 @@ def _evaluations(sizes: Sizes, encoder: str, rounds: int) -> Table:
     }
     if computes_bf16():
         workers["8 at once, bf16"] = Worker(_evaluation, sizes, encoder, 8, True)
-    _run(list(workers.values()), rounds, steps=1)
+    take_turns(list(workers.values()), rounds, steps=1, limit=LIMIT)
     height, width = _image(sizes)
     windows = _counted(sizes)
     table = Table(title=f"EncNet on {encoder}, six scales and mirror images of {height}x{width}: {windows} forwards")
     _columns(table, "pictures in a forward pass", "s/image", "images/s", "one at a time / this", "memory GiB")
-    slowest = _seconds(workers["one picture at a time, fp32"])
+    slowest = workers["one picture at a time, fp32"].median
     for name, worker in workers.items():
-        seconds = _seconds(worker)
+        seconds = worker.median
         table.add_row(
             name,
             f"{seconds:.2f}",
             f"{1 / seconds:.3f}",
             f"{slowest / seconds:.2f}",
-            f"{_memory(worker) / 2**30:.2f}",
+            f"{worker.peak / 2**30:.2f}",
         )
     table.caption = f"windows of {_crop(sizes)} pixels, longer side {sizes.base} at scale 1"
     return table
@@ -205,7 +205,7 @@ def _layer(sizes: Sizes, kind: type[Encoding] | None, channels_last: bool) -> Ca
 
     def both() -> None:
         torch.autograd.grad(layer(features), [features, layer.codewords, layer.scale], gradient)
-        _wait()
+        wait_for_gpu()
 
     return both
 
@@ -235,7 +235,7 @@ def _step(sizes: Sizes, encoder: str, variant: Variant) -> Callable[[], object]:
             outputs = network(frame)
         torch.stack([total / counts[name] for name, total in tasks.sums(outputs, batch).items()]).sum().backward()
         optimizer.step()
-        _wait()
+        wait_for_gpu()
 
     return step
 
@@ -251,7 +251,7 @@ def _evaluation(sizes: Sizes, encoder: str, at_once: int, bf16: bool) -> Callabl
     def evaluate() -> None:
         with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
             views(network if at_once > 1 else alone, batch)
-        _wait()
+        wait_for_gpu()
 
     return evaluate
 
@@ -277,35 +277,6 @@ def _counted(sizes: Sizes) -> int:
     views = ScalesConfig(name="scales", base=sizes.base, crop=_crop(sizes)).build()
     views(count, Batch(name=["noise"], frame=torch.rand(1, 3, *_image(sizes))))
     return seen
-
-
-def _run(workers: Sequence[Worker], rounds: int, *, steps: int) -> None:
-    """Let each worker get ready, and then take its turns."""
-    end = time.monotonic() + 1200
-    try:
-        for worker in workers:
-            worker.warm_up(end - time.monotonic())
-        for _ in range(rounds):
-            for worker in workers:
-                worker.turn(steps, end - time.monotonic())
-    finally:
-        for worker in workers:
-            if worker.process.is_alive():
-                worker.end()
-
-
-def _seconds(worker: Worker) -> float:
-    found = [seconds for turn in worker.turns for seconds in turn.seconds]
-    return statistics.median(found) if found else float("nan")
-
-
-def _memory(worker: Worker) -> float:
-    return max((turn.peak for turn in worker.turns), default=float("nan"))
-
-
-def _wait() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
 
 
 def _columns(table: Table, *names: str) -> None:

@@ -10,12 +10,9 @@ convolutions and products of the network as it is written (torch.utils.flop_coun
 
 import argparse
 import multiprocessing
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -25,7 +22,8 @@ from models.segflow import SegFlowConfig
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.types import Batch
-from tools.bench.timing import forget_peak, machine, peak_memory
+from tools.bench.timing import machine
+from tools.bench.workers import Worker, take_turns, wait_for_gpu
 
 GIB = 2**30
 
@@ -73,54 +71,6 @@ class Workload(NamedTuple):
         return counter.get_total_flops()
 
 
-class Turn(NamedTuple):
-    """What a process measured in one turn."""
-
-    seconds: list[float]
-    peak: int  # bytes
-
-
-class Worker:
-    """A process that builds a program, warms it up, and then runs it when it is told to."""
-
-    def __init__(self, build: Callable[..., Callable[[], object]], *arguments: Any) -> None:
-        context = multiprocessing.get_context("forkserver")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
-        self.problem = ""
-        self.turns: list[Turn] = []
-
-    def warm_up(self, limit: float) -> None:
-        """Build and run the program once; give up after `limit` seconds, or where it fails, and say so in `problem`."""
-        self.process.start()
-        self.problem = self._received(limit, f"not available: no step within {limit:.0f} s")
-        if self.problem:
-            self.end()
-
-    def turn(self, steps: int, limit: float) -> None:
-        """Run the program `steps` times, once before that unmeasured; give up after `limit` seconds."""
-        if self.problem:
-            return
-        self.pipe.send(steps)
-        found = self._received(limit, "time ran out")
-        if isinstance(found, Turn):
-            self.turns.append(found)
-        else:
-            self.problem = found
-            self.end()
-
-    def _received(self, limit: float, late: str) -> Any:
-        try:
-            return self.pipe.recv() if self.pipe.poll(max(0.0, limit)) else late
-        except EOFError:
-            return "not available: the process died, as when memory runs out"
-
-    def end(self) -> None:
-        """Stop the process."""
-        self.process.terminate()
-        self.process.join()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     options = _parser().parse_args(arguments)
@@ -130,7 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = Workload(options.encoder, height, width, batch, "cuda" if cuda else "cpu")
     rounds, steps = (1, 1) if options.quick else (options.rounds, 10 if cuda else 2)
     limit = options.limit or (1200.0 if cuda else 60.0 if options.quick else 170.0)
-    end = time.monotonic() + limit
     multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.segflow"])
     console = Console(width=120)
     console.print(f"{machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}", highlight=False)
@@ -139,19 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peaks = {bf16: Worker(_product, work.device, bf16) for bf16 in (False, True)}
     workers = {variant: Worker(_step, work, variant) for variant in VARIANTS}
     everyone = [*peaks.values(), *workers.values()]
-    try:
-        with console.status("") as status:
-            for variant, worker in [*peaks.items(), *workers.items()]:
-                status.update(f"warming up {variant.name if isinstance(variant, Variant) else 'matrix products'}")
-                worker.warm_up(end - time.monotonic() - limit / 3)  # the last third is for what is to be measured
-            for number in range(rounds):
-                status.update(f"round {number + 1} of {rounds}")
-                for worker in everyone:
-                    worker.turn(steps, end - time.monotonic())
-    finally:
-        for worker in everyone:
-            if worker.process.is_alive():
-                worker.end()
+    with console.status(f"{len(everyone)} processes get ready and take {rounds} turns each"):
+        take_turns(everyone, rounds, steps=steps, limit=limit, share=2 / 3)
     console.print(_table(work, flop, peaks, workers))
     return 0
 
@@ -162,12 +100,10 @@ def _table(work: Workload, flop: int, peaks: dict[bool, Worker], workers: dict[V
     for column in ("variant", "s/step", "images/s", "GFLOP/s", "peak GFLOP/s", "share", "memory GiB"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for variant, worker in workers.items():
-        times = [s for turn in worker.turns for s in turn.seconds]
-        if not times:
+        if not worker.seconds:
             table.add_row(variant.name, worker.problem)
             continue
-        seconds = statistics.median(times)
-        products = [s for turn in peaks[variant.bf16].turns for s in turn.seconds]
+        seconds, products = worker.median, peaks[variant.bf16].seconds
         peak = 2 * _side(work.device) ** 3 / min(products) if products else float("nan")
         table.add_row(
             variant.name,
@@ -176,39 +112,12 @@ def _table(work: Workload, flop: int, peaks: dict[bool, Worker], workers: dict[V
             f"{flop / seconds / 1e9:,.0f}",
             f"{peak / 1e9:,.0f}",
             f"{100 * flop / seconds / peak:.0f} %",
-            f"{max(turn.peak for turn in worker.turns) / GIB:.2f}",
+            f"{worker.peak / GIB:.2f}",
         )
     table.caption = (
         "memory: the process's largest resident set (VmHWM)" if work.device == "cpu" else "memory: on the GPU"
     )
     return table
-
-
-def _serve(pipe: Connection, build: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
-    """Build, warm up, say how that went (nothing: well), and then measure one turn for each number of steps."""
-    try:
-        program = build(*arguments)
-        program()
-        pipe.send("")
-    except Exception as error:  # whatever a compiler or a device raises, the others are still to be measured
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        pipe.send(f"not available: {type(error).__name__}: {(lines or [''])[0][:80]}")
-        return
-    while True:
-        try:
-            steps = pipe.recv()
-        except EOFError:
-            return
-        program()
-        forget_peak()
-        seconds = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            program()
-            seconds.append(time.perf_counter() - start)
-        pipe.send(Turn(seconds, peak_memory()))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the others need the room
 
 
 def _step(work: Workload, variant: Variant) -> Callable[[], object]:
@@ -237,7 +146,7 @@ def _step(work: Workload, variant: Variant) -> Callable[[], object]:
         loss = torch.stack([total / counts[name] for name, total in sums.items()]).sum()
         loss.backward()
         optimizer.step()
-        _wait(work.device)
+        wait_for_gpu()
 
     return step
 
@@ -254,14 +163,9 @@ def _product(device: str, bf16: bool) -> Callable[[], object]:
 
     def product() -> None:
         torch.mm(left, right)
-        _wait(device)
+        wait_for_gpu()
 
     return product
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _size(text: str) -> tuple[int, int]:
