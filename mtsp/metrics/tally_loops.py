@@ -81,6 +81,7 @@ def _count_planes(  # pragma: no cover, runs as machine code
     """
     images, height, width = shape
     classes = tables.shape[2] - 1
+    name = guess.dtype.type  # no wider than need be: in 64 bits, classes would fill twice the vectors of their scores
     cells = np.empty(BLOCK, np.uint32)
     for image in range(images):
         for y in range(height):
@@ -97,10 +98,10 @@ def _count_planes(  # pragma: no cover, runs as machine code
                             guess[x] = 0
                     for x in range(count):
                         held = best[x], guess[x]
-                        held = _better(held, _ordered(plane[x], special), k)
-                        held = _better(held, _ordered(plane1[x], special), k1)
-                        held = _better(held, _ordered(plane2[x], special), k2)
-                        held = _better(held, _ordered(plane3[x], special), k3)
+                        held = _better(held, _ordered(plane[x], special), name(k))
+                        held = _better(held, _ordered(plane1[x], special), name(k1))
+                        held = _better(held, _ordered(plane2[x], special), name(k2))
+                        held = _better(held, _ordered(plane3[x], special), name(k3))
                         best[x], guess[x] = held
                 for x in range(count):
                     lost = (best[x] != best[x]) if special is None else (best[x] == special[1])
