@@ -64,58 +64,56 @@ class Slim:
     def pooled(self, net: Tensor, scope: str, depth: int) -> Tensor:
         return self.conv(F.avg_pool2d(net, 3, 1, 1), scope, depth, 1, 1)
 
+    def chain(self, net: Tensor, scope: str, *layers: tuple[str, int, int, int]) -> Tensor:
+        """One convolution after the other: name, depth, height, width; those of stride 2 are called 1a."""
+        for name, depth, height, width in layers:
+            halves = "_1a_" in name
+            net = self.conv(net, f"{scope}/{name}", depth, height, width, 2 if halves else 1, valid=halves)
+        return net
+
     def mixed_5(self, net: Tensor, name: str, depth: int, second: tuple[str, str]) -> Tensor:
-        zero = self.conv(net, f"{name}/Branch_0/Conv2d_0a_1x1", 64, 1, 1)
-        one = self.conv(net, f"{name}/Branch_1/{second[0]}", 48, 1, 1)
-        one = self.conv(one, f"{name}/Branch_1/{second[1]}", 64, 5, 5)
-        two = self.conv(net, f"{name}/Branch_2/Conv2d_0a_1x1", 64, 1, 1)
-        two = self.conv(two, f"{name}/Branch_2/Conv2d_0b_3x3", 96, 3, 3)
-        two = self.conv(two, f"{name}/Branch_2/Conv2d_0c_3x3", 96, 3, 3)
-        return torch.cat([zero, one, two, self.pooled(net, f"{name}/Branch_3/Conv2d_0b_1x1", depth)], 1)
+        triple = ("Conv2d_0a_1x1", 64, 1, 1), ("Conv2d_0b_3x3", 96, 3, 3), ("Conv2d_0c_3x3", 96, 3, 3)
+        parts = (
+            self.chain(net, f"{name}/Branch_0", ("Conv2d_0a_1x1", 64, 1, 1)),
+            self.chain(net, f"{name}/Branch_1", (second[0], 48, 1, 1), (second[1], 64, 5, 5)),
+            self.chain(net, f"{name}/Branch_2", *triple),
+            self.pooled(net, f"{name}/Branch_3/Conv2d_0b_1x1", depth),
+        )
+        return torch.cat(parts, 1)
 
     def mixed_6a(self, net: Tensor) -> Tensor:
-        zero = self.conv(net, "Mixed_6a/Branch_0/Conv2d_1a_1x1", 384, 3, 3, 2, valid=True)
-        one = self.conv(net, "Mixed_6a/Branch_1/Conv2d_0a_1x1", 64, 1, 1)
-        one = self.conv(one, "Mixed_6a/Branch_1/Conv2d_0b_3x3", 96, 3, 3)
-        one = self.conv(one, "Mixed_6a/Branch_1/Conv2d_1a_1x1", 96, 3, 3, 2, valid=True)
-        return torch.cat([zero, one, F.max_pool2d(net, 3, 2)], 1)
+        triple = ("Conv2d_0a_1x1", 64, 1, 1), ("Conv2d_0b_3x3", 96, 3, 3), ("Conv2d_1a_1x1", 96, 3, 3)
+        zero = self.chain(net, "Mixed_6a/Branch_0", ("Conv2d_1a_1x1", 384, 3, 3))
+        return torch.cat([zero, self.chain(net, "Mixed_6a/Branch_1", *triple), F.max_pool2d(net, 3, 2)], 1)
 
     def mixed_6(self, net: Tensor, name: str, depth: int) -> Tensor:
-        zero = self.conv(net, f"{name}/Branch_0/Conv2d_0a_1x1", 192, 1, 1)
-        one = self.conv(net, f"{name}/Branch_1/Conv2d_0a_1x1", depth, 1, 1)
-        one = self.conv(one, f"{name}/Branch_1/Conv2d_0b_1x7", depth, 1, 7)
-        one = self.conv(one, f"{name}/Branch_1/Conv2d_0c_7x1", 192, 7, 1)
-        two = self.conv(net, f"{name}/Branch_2/Conv2d_0a_1x1", depth, 1, 1)
-        two = self.conv(two, f"{name}/Branch_2/Conv2d_0b_7x1", depth, 7, 1)
-        two = self.conv(two, f"{name}/Branch_2/Conv2d_0c_1x7", depth, 1, 7)
-        two = self.conv(two, f"{name}/Branch_2/Conv2d_0d_7x1", depth, 7, 1)
-        two = self.conv(two, f"{name}/Branch_2/Conv2d_0e_1x7", 192, 1, 7)
+        once = ("Conv2d_0a_1x1", depth, 1, 1), ("Conv2d_0b_1x7", depth, 1, 7), ("Conv2d_0c_7x1", 192, 7, 1)
+        begins = ("Conv2d_0a_1x1", depth, 1, 1), ("Conv2d_0b_7x1", depth, 7, 1), ("Conv2d_0c_1x7", depth, 1, 7)
+        ends = ("Conv2d_0d_7x1", depth, 7, 1), ("Conv2d_0e_1x7", 192, 1, 7)
+        zero = self.chain(net, f"{name}/Branch_0", ("Conv2d_0a_1x1", 192, 1, 1))
+        one = self.chain(net, f"{name}/Branch_1", *once)
+        two = self.chain(net, f"{name}/Branch_2", *begins, *ends)
         return torch.cat([zero, one, two, self.pooled(net, f"{name}/Branch_3/Conv2d_0b_1x1", 192)], 1)
 
     def mixed_7a(self, net: Tensor) -> Tensor:
-        zero = self.conv(net, "Mixed_7a/Branch_0/Conv2d_0a_1x1", 192, 1, 1)
-        zero = self.conv(zero, "Mixed_7a/Branch_0/Conv2d_1a_3x3", 320, 3, 3, 2, valid=True)
-        one = self.conv(net, "Mixed_7a/Branch_1/Conv2d_0a_1x1", 192, 1, 1)
-        one = self.conv(one, "Mixed_7a/Branch_1/Conv2d_0b_1x7", 192, 1, 7)
-        one = self.conv(one, "Mixed_7a/Branch_1/Conv2d_0c_7x1", 192, 7, 1)
-        one = self.conv(one, "Mixed_7a/Branch_1/Conv2d_1a_3x3", 192, 3, 3, 2, valid=True)
+        begins = ("Conv2d_0a_1x1", 192, 1, 1), ("Conv2d_0b_1x7", 192, 1, 7), ("Conv2d_0c_7x1", 192, 7, 1)
+        zero = self.chain(net, "Mixed_7a/Branch_0", ("Conv2d_0a_1x1", 192, 1, 1), ("Conv2d_1a_3x3", 320, 3, 3))
+        one = self.chain(net, "Mixed_7a/Branch_1", *begins, ("Conv2d_1a_3x3", 192, 3, 3))
         return torch.cat([zero, one, F.max_pool2d(net, 3, 2)], 1)
 
     def mixed_7(self, net: Tensor, name: str, tall: str) -> Tensor:
-        zero = self.conv(net, f"{name}/Branch_0/Conv2d_0a_1x1", 320, 1, 1)
-        one = self.conv(net, f"{name}/Branch_1/Conv2d_0a_1x1", 384, 1, 1)
-        wide, high = (
-            self.conv(one, f"{name}/Branch_1/Conv2d_0b_1x3", 384, 1, 3),
-            self.conv(one, f"{name}/Branch_1/{tall}", 384, 3, 1),
+        zero = self.chain(net, f"{name}/Branch_0", ("Conv2d_0a_1x1", 320, 1, 1))
+        one = self.chain(net, f"{name}/Branch_1", ("Conv2d_0a_1x1", 384, 1, 1))
+        two = self.chain(net, f"{name}/Branch_2", ("Conv2d_0a_1x1", 448, 1, 1), ("Conv2d_0b_3x3", 384, 3, 3))
+        parts = (
+            zero,
+            self.chain(one, f"{name}/Branch_1", ("Conv2d_0b_1x3", 384, 1, 3)),
+            self.chain(one, f"{name}/Branch_1", (tall, 384, 3, 1)),
+            self.chain(two, f"{name}/Branch_2", ("Conv2d_0c_1x3", 384, 1, 3)),
+            self.chain(two, f"{name}/Branch_2", ("Conv2d_0d_3x1", 384, 3, 1)),
+            self.pooled(net, f"{name}/Branch_3/Conv2d_0b_1x1", 192),
         )
-        two = self.conv(net, f"{name}/Branch_2/Conv2d_0a_1x1", 448, 1, 1)
-        two = self.conv(two, f"{name}/Branch_2/Conv2d_0b_3x3", 384, 3, 3)
-        wider, higher = (
-            self.conv(two, f"{name}/Branch_2/Conv2d_0c_1x3", 384, 1, 3),
-            self.conv(two, f"{name}/Branch_2/Conv2d_0d_3x1", 384, 3, 1),
-        )
-        last = self.pooled(net, f"{name}/Branch_3/Conv2d_0b_1x1", 192)
-        return torch.cat([zero, wide, high, wider, higher, last], 1)
+        return torch.cat(parts, 1)
 
     def __call__(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Return pooled features and logits of RGB in 0..1, which slim scales to -1..1."""
