@@ -58,7 +58,10 @@ def write_choice(
     lines = _lines(source, choice, moved.plan)
     _write_csv(out / f"{choice.name}.csv", _HEADER, lines)
     _write_plan(out, choice, picked, moved.plan)
-    title = f"{len(rows)} source classes to {choice.name}: EMD {moved.distance:.4g}, all {len(source)}: {whole:.4g}"
+    title = (
+        f"What {len(rows)} chosen source classes feed of {choice.name}. Earth Mover's Distance: {moved.distance:.4g} "
+    )
+    title += f"from these, {whole:.4g} from all {len(source)}"
     transfer.draw_plan(out / f"{choice.name}.png", moved.plan, picked.names, choice.target.names, title)
     _show(choice, summary, lines, median, gamma)
     print(

@@ -1,5 +1,7 @@
 """What the programs build alike: an experiment from its file, and a network with its branches' pretrained weights."""
 
+import argparse
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -134,6 +136,17 @@ def computes_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.cpu.get_cpu_capability() == "AMX" or torch.cpu._is_amx_tile_supported()
+
+
+def above_zero(text: str) -> float:
+    """Return a number of the command line, finite and above 0; argparse shows what else was written."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
+    return value
 
 
 def run_or_say_why(main: Callable[[], int]) -> int:

@@ -16,7 +16,6 @@ most probable classes of each, their names if the data of `evaluation` are here 
 import argparse
 import csv
 import io
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -39,7 +38,7 @@ from mtsp.engine import to_device
 from mtsp.types import Raw
 from mtsp.views import Views, look_once
 from mtsp.visualize import flow_to_color, overlay, resize_flow
-from tools.parts import AnyExperiment, accelerator_of, read_experiment, run_or_say_why
+from tools.parts import AnyExperiment, above_zero, accelerator_of, read_experiment, run_or_say_why
 from tools.progress import bar
 from tools.trained import load_trained
 
@@ -319,13 +318,6 @@ def _kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def _pixels(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels above 0")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -340,7 +332,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=_size, metavar="HxW", help="of frames in the network (default: as it is evaluated)"
     )
-    parser.add_argument("--flow-radius", type=_pixels, metavar="PX", help="flow with full color (default: the longest)")
+    parser.add_argument(
+        "--flow-radius", type=above_zero, metavar="PX", help="flow with full color (default: the longest)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config")
     return parser

@@ -20,7 +20,6 @@ a data set `name: image_folder, root: DIR` is then the union.
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ from mtsp.transfer.centroids import SUFFIX, require_same_features
 from tools.choices import Choice, write_choice
 from tools.class_lists import by_source, link, require_linkable, write_lists
 from tools.domains import class_means, images_at, named, network, progress
-from tools.parts import run_or_say_why
+from tools.parts import above_zero, run_or_say_why
 
 METHODS = ("greedy", "ranking", "neighbors")
 Domains = list[tuple[str, Centroids]]
@@ -239,16 +238,6 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _scale(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="select_source.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -266,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         "--min-images", type=_positive, default=1, help="of a source class (DSTL: 200; default: %(default)s)"
     )
     parser.add_argument(
-        "--gamma", type=_scale, default=transfer.GAMMA, help="of exp(-gamma EMD) (default: %(default)s)"
+        "--gamma", type=above_zero, default=transfer.GAMMA, help="of exp(-gamma EMD) (default: %(default)s)"
     )
     parser.add_argument(
         "--backbone", default="tf_efficientnet_lite0", help="of timm, or torchvision:NAME (default: %(default)s)"

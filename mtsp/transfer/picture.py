@@ -19,7 +19,7 @@ _LONGEST = 30
 def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Sequence[str], title: str) -> None:
     """Write a PNG of `plan`: source classes on the left, target classes on the right, a band for what goes between.
 
-    The height of a class is its share of the mass, and a band has the color of its target class. Beyond
+    The height of a class is its share of its domain's mass, and a band has the color of its target class. Beyond
     :data:`SHOWN` classes on a side, those with the least mass are drawn as one.
 
     Args:
@@ -41,10 +41,10 @@ def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Seq
     plan, left, right = plan[np.ix_(rows, columns)], [left[i] for i in rows], [right[j] for j in columns]
 
     lines = max(len(left), len(right))
-    height = 0.7 + 0.27 * lines
+    height = 1.0 + 0.27 * lines
     figure = Figure(figsize=(10, height), dpi=130)
     FigureCanvasAgg(figure)
-    axes: Any = figure.add_axes((0.27, 0.1 / height, 0.46, 1 - 0.55 / height))
+    axes: Any = figure.add_axes((0.27, 0.1 / height, 0.46, 1 - 0.85 / height))
     tops, floors = _stacked(plan.sum(axis=1)), _stacked(plan.sum(axis=0))
     colors = colormaps["turbo"](np.linspace(0.05, 0.95, len(right)))
     _bands(axes, plan, tops, floors, colors)
@@ -55,6 +55,11 @@ def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Seq
             axes.add_patch(_rectangle(x - 0.012, low, 0.024, high - low, shade))
             axes.text(side, (low + high) / 2, f"{name}  {high - low:.1%}" if x else f"{high - low:.1%}  {name}",
                       ha=align, va="center", fontsize=8)  # fmt: skip
+    for side, align, heading in (
+        (-0.02, "right", "share of the source, its class"),
+        (1.02, "left", "target class, its share"),
+    ):
+        axes.text(side, -0.02, heading, ha=align, va="bottom", fontsize=8, style="italic", color=(0.35, 0.35, 0.35))
     axes.set_xlim(-0.012, 1.012)
     axes.set_ylim(max(tops[-1][1], floors[-1][1]) + 0.005, -0.005)
     axes.axis("off")
