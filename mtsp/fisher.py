@@ -7,8 +7,7 @@ batch, as many programs do, shrinks the result by about the batch size near an o
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.anchors import fingerprint, known_name, named_weights, penalized
+from mtsp.modes import evaluating
 from mtsp.observations import Labels, Reader, inputs_of, logits_of, targets_of
 from mtsp.squared_gradients import Observed, at_least_float32, looped, vectorized
 
@@ -151,7 +151,7 @@ class FisherSum:
         Raises:
             ValueError: labels are missing or out of range, or the model gives no logits.
         """
-        with _evaluating(self.model):
+        with evaluating(self.model):
             observed = self._reader.read(self.model, batch)
             sums = self._squared(observed)
         for name, value in sums.items():
@@ -309,14 +309,3 @@ def _weights(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Para
 def _plain_names(model: nn.Module) -> dict[str, str]:
     """Plain names by the model's own."""
     return dict(zip((name for name, _ in model.named_parameters()), named_weights(model), strict=True))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
