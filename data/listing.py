@@ -13,7 +13,8 @@ from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
-from data.io import IMAGE_SUFFIXES, DataError, MissingDataError, read_flow, read_foreground, read_image
+from data.flow_files import read_flow
+from data.io import IMAGE_SUFFIXES, DataError, MissingDataError, read_foreground, read_image
 from mtsp.types import Raw
 
 _LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small pictures

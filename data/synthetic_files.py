@@ -15,7 +15,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from data.io import write_flo, write_image, write_mask, write_pfm
+from data.flow_files import write_flo, write_pfm
+from data.io import write_image, write_mask
 from data.layers import Clip
 from data.synthetic import SyntheticConfig, render_clip
 

@@ -15,7 +15,8 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from data.io import read_flo, write_flo, write_image, write_mask
+from data.flow_files import read_flo, write_flo
+from data.io import write_image, write_mask
 from data.synthetic import SyntheticConfig
 from data.synthetic_files import write_scene_flow
 from mtsp.checkpoint import export

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from data import DataConfig, RawDataset
+from data.flow_files import write_flo, write_kitti_flow, write_pfm
 from data.flying_chairs import FlyingChairsConfig
-from data.io import DataError, MissingDataError, write_flo, write_image, write_kitti_flow, write_mask, write_pfm
+from data.io import DataError, MissingDataError, write_image, write_mask
 from data.kitti import KittiConfig
 from data.listing import FlowPair, FlowPairs
 from data.middlebury import MiddleburyConfig

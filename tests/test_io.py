@@ -15,23 +15,25 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from data.io import (
-    MAX_PIXELS,
+from data.flow_files import (
     UNKNOWN_FLOW,
-    DataError,
-    MissingDataError,
     read_flo,
     read_flow,
-    read_foreground,
-    read_image,
     read_kitti_flow,
-    read_mask,
     read_pfm,
     write_flo,
-    write_image,
     write_kitti_flow,
-    write_mask,
     write_pfm,
+)
+from data.io import (
+    MAX_PIXELS,
+    DataError,
+    MissingDataError,
+    read_foreground,
+    read_image,
+    read_mask,
+    write_image,
+    write_mask,
 )
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.io import read_flo, read_kitti_flow
+from data.flow_files import read_flo, read_kitti_flow
 from mtsp.metrics import FlowErrors, flow_loops, flow_sums, native
 
 KEYS = ("epe", "epe_0_10", "epe_10_40", "epe_40_plus", "out_1px", "out_3px", "out_5px", "fl_all")

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.io import read_flo, write_flo, write_mask
+from data.flow_files import read_flo, write_flo
+from data.io import write_mask
 from mtsp import checkpoint
 from tools.parts import run_or_say_why
 from tools.train import main

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data.crops import center_crop
-from data.io import read_flo, read_image, read_mask, write_image
+from data.flow_files import read_flo
+from data.io import read_image, read_mask, write_image
 from mtsp.checkpoint import export
 from mtsp.config import parse
 from mtsp.types import Outputs

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from data.io import read_flo, read_image, read_mask, read_pfm
+from data.flow_files import read_flo, read_pfm
+from data.io import read_image, read_mask
 from data.layers import Clip, Layer, render
 from data.synthetic import SyntheticConfig, render_clip
 from data.synthetic_files import write_davis, write_flying_chairs, write_scene_flow

@@ -31,7 +31,8 @@ from rich.console import Console
 
 from data import DataConfig
 from data.davis import Davis
-from data.io import write_flo, write_mask
+from data.flow_files import write_flo
+from data.io import write_mask
 from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError, parse
 from mtsp.evaluation import evaluate

@@ -30,8 +30,9 @@ from rich.console import Console
 from data import DataError, MissingDataError
 from data.crops import center_crop
 from data.examples import resized, to_tensors
+from data.flow_files import write_flo
 from data.folder import FolderConfig
-from data.io import IMAGE_SUFFIXES, read_image, write_flo, write_image, write_mask
+from data.io import IMAGE_SUFFIXES, read_image, write_image, write_mask
 from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError
 from mtsp.engine import to_device

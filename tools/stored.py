@@ -10,8 +10,9 @@ import numpy as np
 from data import AnyDataset, DataError, MissingDataError, RawDataset
 from data.davis import Davis, DavisConfig
 from data.fine_grained import HELD_OUT
+from data.flow_files import read_flow
 from data.folder import FolderConfig
-from data.io import read_flow, read_foreground, read_mask
+from data.io import read_foreground, read_mask
 from mtsp.config import Config, ConfigError, parse, parse_yaml
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.davis import frame_order

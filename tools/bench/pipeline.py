@@ -27,7 +27,8 @@ from rich.table import Table
 from data.augment import AugmentConfig
 from data.color import ColorConfig
 from data.examples import to_tensors
-from data.io import read_flo, read_image, read_mask, read_pfm, write_flo, write_image, write_mask, write_pfm
+from data.flow_files import read_flo, read_pfm, write_flo, write_pfm
+from data.io import read_image, read_mask, write_image, write_mask
 from mtsp.types import Raw
 from tools.bench.timing import Program, machine, medians
 
