@@ -14,7 +14,9 @@ moving averages of the weights, where a file has them, are used instead of the w
 One difference stays: at the border, the 3x3 average pooling of slim's nine blocks leaves the padding out of the mean,
 torchvision's counts it as zeros. torchvision's own published weights came from TensorFlow that way too.
 
-The map is from slim's source (tensorflow/models, research/slim/nets/inception_v3.py). No published file was at hand.
+The map is from slim's source (tensorflow/models, slim/nets/inception_v3.py). Checkpoints that tf-slim 1.1 wrote
+in both of TensorFlow's formats, with random weights, gave its logits at 299 pixels to 2e-6 of the largest with slim's
+pooling; with torchvision's, the features are 7 % apart. None of the published files was at hand.
 """
 
 from collections.abc import Mapping
