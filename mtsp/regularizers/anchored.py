@@ -143,7 +143,7 @@ class Anchored:
         Raises:
             ValueError: a strength is a pace, which attaching makes a number.
         """
-        return reports.penalty(self.form, named_weights(self.model), self.pulls)
+        return reports.penalty(self._forms, named_weights(self.model), self.pulls)
 
     def distances(self, prefixes: Iterable[str]) -> dict[str, float]:
         """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix under which something is anchored."""

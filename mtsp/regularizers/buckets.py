@@ -22,6 +22,14 @@ class Storage(NamedTuple):
     offload: bool = False  # in (pinned) CPU memory, copied over block by block
 
 
+class Trace(NamedTuple):
+    """A weight that was pulled and not stepped yet. Versions count the writes in place."""
+
+    weight_version: int
+    gradient: Tensor | None  # what the pull went into; None: into the weight
+    gradient_version: int
+
+
 @dataclass
 class Bucket:
     """Weights of one parameter group that are pulled alike."""
@@ -29,7 +37,7 @@ class Bucket:
     group: int
     strength: float
     rows: int
-    groups: int  # that each weight is divided into along dimension 0, so that `rows` counts the channels of each
+    channel_groups: int  # that each weight is divided into along dimension 0, so that `rows` counts those of each
     shared: bool  # True: pretrained; False: new, pulled to zero
     form: Penalty
     names: list[str] = field(default_factory=list)
@@ -38,7 +46,7 @@ class Bucket:
     importance: list[Tensor] | None = None
     largest: float = 1.0  # importance of the stiffest weight
     noted: list[Tensor] = field(default_factory=list)  # what a gate measured before the step
-    pulled: dict[int, Any] = field(default_factory=dict)  # traces of the pull by place, while a step is not done
+    pulled: dict[int, Trace] = field(default_factory=dict)  # traces of the pull by place, while a step is not done
     done: set[int] = field(default_factory=set)  # places that a step cut short has pulled already
 
 
@@ -72,7 +80,7 @@ def sort(
             pull = pulls.get(name)
             if pull is None or pull.strength == 0:
                 continue
-            if pull.strength != pull.strength:
+            if not pull.is_settled:
                 raise ValueError(f"{name} has the strength {pull.pace}, which no learning rate has made a number yet")
             if pull.anchor is not None and pull.anchor.shape != weight.shape:
                 raise ValueError(
@@ -89,10 +97,10 @@ def sort(
                 importance=None if pull.importance is None else placed(pull.importance, weight, storage),
             )
             form = forms[pull.shared]
-            groups = pull.groups if form.by_row else 1
-            key = (index, pull.strength, pull.rows, groups, pull.shared, *_kind(weight))
+            channel_groups = pull.channel_groups if form.by_row else 1
+            alike = (index, pull.strength, pull.rows, channel_groups, pull.shared)
             refuse_split_rows(form, name, weight, pull.rows)
-            bucket = buckets.setdefault(key, Bucket(index, pull.strength, pull.rows, groups, pull.shared, form))
+            bucket = buckets.setdefault((*alike, *_kind(weight)), Bucket(*alike, form))
             bucket.names.append(name)
             bucket.weights.append(weight)
             bucket.largest = max(bucket.largest, pull.largest)
@@ -121,10 +129,10 @@ def parts(bucket: Bucket, *, whole: bool) -> Iterator[Part]:
         anchors = _beside(bucket.anchors, indices, locals_)
         importance = _beside(bucket.importance, indices, locals_)
         gradients = [_gradient(weight, bucket.names[i]) for weight, i in zip(weights, indices, strict=True)]
-        if bucket.groups > 1:
-            near = Near(locals_, anchors, importance, bucket.rows).divided(bucket.groups)
-            repeated = [weight for weight in weights for _ in range(bucket.groups)]
-            yield Part(near, divided(gradients, bucket.groups), repeated)
+        if bucket.channel_groups > 1:
+            near = Near(locals_, anchors, importance, bucket.rows).divided(bucket.channel_groups)
+            repeated = [weight for weight in weights for _ in range(bucket.channel_groups)]
+            yield Part(near, divided(gradients, bucket.channel_groups), repeated)
             continue
         if whole or len(indices) > 1 or locals_[0].numel() <= 2 * limit or locals_[0].dim() == 0:
             yield Part(Near(locals_, anchors, importance, bucket.rows), gradients, weights)

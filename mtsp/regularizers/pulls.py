@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from math import isnan
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -31,7 +32,12 @@ class Pull(NamedTuple):
     importance: Tensor | None = None  # the diagonal of the Fisher information, shaped like the weight
     largest: float = 1.0  # of the importance, or 1
     rows: int = 0  # the dimension of the output channels
-    groups: int = 1  # of output channels, one behind another along dimension 0
+    channel_groups: int = 1  # one behind another along dimension 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the strength is a number: a pace is none before `attach`."""
+        return not isnan(self.strength)
 
 
 def pulls(
@@ -70,7 +76,7 @@ def pulls(
         )
         if unknown:
             raise ValueError(f"{word} is given for {unknown[0]!r}, but no weight's name begins so")
-    found, rows, groups = {}, output_dimensions(model), output_groups(model)
+    found, rows, channel_groups = {}, output_dimensions(model), output_groups(model)
     for name in chosen:
         anchor, weight = given.get(name), weights[name]
         shared = anchor is not None
@@ -82,7 +88,7 @@ def pulls(
             _check(f"the anchor of {name}", anchor, weight, "leave it out to treat the weight as new")
             held = None if zero else _copy(anchor, weight.dtype)
             pull = pull._replace(anchor=held, **_importance(name, important, weight))
-        found[name] = pull._replace(rows=rows[name], groups=groups[name])
+        found[name] = pull._replace(rows=rows[name], channel_groups=channel_groups[name])
     return found
 
 

@@ -41,7 +41,7 @@ def settle(
         for weight in group["params"]:
             name = names.get(id(weight), "")
             pull = pulls.get(name)
-            if pull is None or not (anew or pull.strength != pull.strength):
+            if pull is None or not (anew or not pull.is_settled):
                 continue
             if pull.pace is not None:
                 if not has_pace(optimizer, place):

@@ -12,6 +12,7 @@ from mtsp.regularizers.pulls import Pull, under
 
 Weights = Mapping[str, nn.Parameter]
 SQUARED = SquaredDistance()
+"""Twice its value is what distances are measured by, whatever the penalty; the factor falls out of their ratio."""
 
 
 class Report(NamedTuple):
@@ -26,8 +27,13 @@ class Report(NamedTuple):
     others, at the present learning rate; NaN where there is no such number, as coupled through Adam."""
 
 
-def penalty(form: Penalty, weights: Weights, pulls: Mapping[str, Pull]) -> float:
+def penalty(forms: Mapping[bool, Penalty], weights: Weights, pulls: Mapping[str, Pull]) -> float:
     """Return the sum of strength times penalty, in float64, over all processes that hold shards.
+
+    Args:
+        forms: the penalties of pretrained (True) and of new weights.
+        weights: by name.
+        pulls: by name.
 
     Raises:
         ValueError: a strength is a pace, or a shard cuts a row that the penalty looks at.
@@ -37,11 +43,11 @@ def penalty(form: Penalty, weights: Weights, pulls: Mapping[str, Pull]) -> float
         pull = pulls.get(name)
         if pull is None or pull.strength == 0:
             continue
-        if pull.strength != pull.strength:
+        if not pull.is_settled:
             raise ValueError(f"{name} has the strength {pull.pace}; attach() makes it a number")
-        own = form if pull.shared else SQUARED
-        refuse_split_rows(own, name, weight, pull.rows)
-        total += pull.strength * _value(own, weight, pull.anchor, pull.importance, pull.rows, pull.groups)
+        form = forms[pull.shared]
+        refuse_split_rows(form, name, weight, pull.rows)
+        total += pull.strength * _value(form, weight, pull.anchor, pull.importance, pull.rows, pull.channel_groups)
     return total
 
 
@@ -60,18 +66,17 @@ def distances(weights: Weights, pulls: Mapping[str, Pull], prefixes: Iterable[st
     return result
 
 
-def measured(form: Penalty, bucket: Bucket, scale: Tensor | None) -> dict[str, Tensor]:
+def measured(bucket: Bucket, scale: Tensor | None) -> dict[str, Tensor]:
     """Return, by weight, the squared norms of its pull and of its gradient, without waiting for a GPU.
 
     Args:
-        form: the bucket's penalty.
         bucket: weights whose gradients are those of the loss alone.
         scale: what the gradients are still multiplied by, if they are.
     """
     names = {id(weight): name for name, weight in zip(bucket.names, bucket.weights, strict=True)}
     result: dict[str, Tensor] = {}
-    for near, gradients, weights in parts(bucket, whole=form.by_row):
-        pull = torch.stack(list(torch._foreach_norm(form.gradients(near)))).double() * bucket.strength
+    for near, gradients, weights in parts(bucket, whole=bucket.form.by_row):
+        pull = torch.stack(list(torch._foreach_norm(bucket.form.gradients(near)))).double() * bucket.strength
         gradient = torch.stack(list(torch._foreach_norm(gradients))).double()
         if scale is not None:
             gradient = gradient / scale.to(gradient.device).double()
@@ -103,7 +108,7 @@ def _kind(weight: Tensor, pull: Pull | None) -> str:
 def _said(pull: Pull | None) -> str:
     if pull is None:
         return "-"
-    return str(pull.pace) if pull.strength != pull.strength else f"{pull.strength:g}"
+    return f"{pull.strength:g}" if pull.is_settled else str(pull.pace)
 
 
 @torch.no_grad()
@@ -113,9 +118,9 @@ def _value(
     anchor: Tensor | None = None,
     importance: Tensor | None = None,
     rows: int = 0,
-    groups: int = 1,
+    channel_groups: int = 1,
 ) -> float:
     """One weight's part of a penalty, over all processes that hold shards of it."""
     beside = [None if v is None else [local(placed(v, weight, Storage())).double()] for v in (anchor, importance)]
     near = Near([local(weight).detach().double()], beside[0], beside[1], rows)
-    return float(summed(form.value(near.divided(groups)), weight))
+    return float(summed(form.value(near.divided(channel_groups)), weight))

@@ -1,19 +1,9 @@
 """A step that an exception cut short has pulled already: the next one must not pull the same again."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from mtsp.regularizers.buckets import Bucket, active, local
-
-
-class Trace(NamedTuple):
-    """A weight that was pulled and not stepped yet. Versions count the writes in place."""
-
-    weight: int  # its version
-    gradient: Tensor | None  # what the pull went into; None: into the weight
-    version: int  # of the gradient
+from mtsp.regularizers.buckets import Bucket, Trace, active, local
 
 
 def remember(buckets: list[Bucket], *, coupled: bool) -> None:
@@ -42,4 +32,5 @@ def _trace(weight: Tensor, *, coupled: bool) -> Trace:
 
 def _is_still(before: Trace, weight: Tensor) -> bool:
     now = _trace(weight, coupled=before.gradient is not None)
-    return (now.weight, now.version) == (before.weight, before.version) and now.gradient is before.gradient
+    versions = (before.weight_version, before.gradient_version)
+    return (now.weight_version, now.gradient_version) == versions and now.gradient is before.gradient

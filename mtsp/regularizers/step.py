@@ -131,7 +131,7 @@ class Attachment:
                     self._before()
             if isinstance(self.optimizer, torch.optim.LBFGS) and coupled:
                 # A line search needs the value that belongs to the gradient.
-                return loss + reports.penalty(self._forms[True], named_weights(self._model), self._pulls)
+                return loss + reports.penalty(self._forms, named_weights(self._model), self._pulls)
             return loss
 
         return evaluate
@@ -145,7 +145,7 @@ class Attachment:
         if self.measuring and not torch.compiler.is_compiling():
             scale = getattr(self.optimizer, "grad_scale", None)
             for bucket in buckets:
-                self.measured |= reports.measured(bucket.form, bucket, scale)
+                self.measured |= reports.measured(bucket, scale)
             self.measuring = False
         self.act_before(buckets)
 
