@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.anchors import capture
-from mtsp.regularizers import GLSP, L2SP, Anchored
+from mtsp.regularizers import GLSP, L2SP, SPD, Anchored
 
 SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 
@@ -431,3 +431,21 @@ def test_a_schedule_scales_a_decoupled_pull_and_may_not_make_it_overshoot() -> N
     with pytest.raises(ValueError, match=r"the pull on weight would overshoot its anchor: learning rate 0\.3 times"):
         optimizer.step()
     assert model.weight.item() == pytest.approx(0.375)
+
+
+@pytest.mark.parametrize("kind", [L2SP, SPD])
+def test_an_overshoot_is_refused_before_anything_moves_and_the_step_may_be_tried_again(kind: Any) -> None:
+    """lr 0.1 x 5 = 0.5 of the way in the first group; 0.3 x 5 = 1.5 is too much in the second, 0.1 x 5 is not."""
+    model = nn.ModuleList([nn.Linear(1, 1, bias=False) for _ in range(2)])
+    for weight in model.parameters():
+        nn.init.constant_(weight, 1.0)
+        weight.grad = torch.zeros_like(weight)
+    optimizer = ADAM([{"params": list(layer.parameters())} for layer in model], lr=0.1)
+    kind(model, anchors=None, alpha=0.0, beta=5.0, placement="decoupled").attach(optimizer)
+    optimizer.param_groups[1]["lr"] = 0.3
+    with pytest.raises(ValueError, match=r"the pull on 1\.weight would overshoot"):
+        optimizer.step()
+    assert [weight.item() for weight in model.parameters()] == [1.0, 1.0]
+    optimizer.param_groups[1]["lr"] = 0.1
+    optimizer.step()
+    assert [weight.item() for weight in model.parameters()] == pytest.approx([0.5, 0.5])

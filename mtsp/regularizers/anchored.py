@@ -150,11 +150,13 @@ class Anchored:
         return reports.distances(named_weights(self.model), self.pulls, prefixes)
 
     def measure_next(self) -> None:
-        """Measure pull and gradient in the next step, for :meth:`report`, and in no other until this is called again.
+        """Measure pull and gradient in the next step, for :meth:`report`; what was measured before is forgotten.
 
         A report then depends on the step that was asked for alone, so that a resumed run, which asks before the same
-        steps, tells what the whole run tells. It costs a pass over the weights in that step, and nothing in others. A
-        step that a GradScaler skips is not measured. Every process must ask where weights are sharded.
+        steps, tells what the whole run tells. It costs a pass over the weights in that step, and nothing in others, but
+        for the first after `attach`, which is measured unasked. Where a GradScaler skips the step that was asked for,
+        the next one is measured in its place; a fused optimizer sees the skipped one, whose ratio is NaN. Every process
+        must ask where weights are sharded.
         """
         self._asked = True
         for attachment in self._attachments.values():

@@ -44,9 +44,9 @@ class _Selective(Attachment):
                 for weight, d, share in zip(near.weights, displacements, shares.to(near.weights[0].dtype), strict=True):
                     weight.sub_(d * share)
 
-    def share(self, bucket: Bucket) -> Share:
+    def step_share(self, bucket: Bucket) -> Share:
         """Return learning rate times strength of new weights; that of the others does not depend on the rate."""
-        return 0.0 if bucket.shared else super().share(bucket)
+        return 0.0 if bucket.shared else super().step_share(bucket)
 
 
 class SPD(Anchored):
@@ -69,9 +69,7 @@ class _Cautious(Attachment):
     """Pulls where the update has gone the same way."""
 
     def act_before(self, buckets: list[Bucket]) -> None:
-        """Refuse to overshoot before anything moves."""
-        for bucket in buckets:
-            self.share(bucket)
+        """Wait: the update that a pull is to agree with is not made yet."""
 
     def act_after(self, buckets: list[Bucket]) -> None:
         """Move the entries that agree."""
@@ -104,9 +102,9 @@ class CautiousL2SP(Anchored):
 class _Bound(Attachment):
     """Projects after the step, whatever its length."""
 
-    def share(self, bucket: Bucket) -> Share:
+    def step_share(self, bucket: Bucket) -> Share:
         """Return the radius, which the learning rate does not change."""
-        return bucket.strength if bucket.shared else super().share(bucket)
+        return bucket.strength if bucket.shared else super().step_share(bucket)
 
     def share_made(self, bucket: Bucket) -> Share:
         """Return the radius here too: a step that is not made leaves all within it."""

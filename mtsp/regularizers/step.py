@@ -65,8 +65,7 @@ class Attachment:
         names = self._names()
         refuse(optimizer, names, pulls)
         settle(optimizer, names, pulls, place)
-        for bucket in self.buckets():
-            self.share(bucket)
+        self.refuse_overshoots(self.buckets())
 
     def buckets(self) -> list[Bucket]:
         """Return the weights, found by name again whenever the optimizer's parameters were swapped (FSDP2)."""
@@ -137,10 +136,11 @@ class Attachment:
         return evaluate
 
     def _before(self) -> None:
-        """Act where the gradients are known and the step is not made."""
+        """Refuse what may not be before anything moves, find what is pulled already, measure if asked to, and act."""
         buckets = self.buckets()
         for group in {bucket.group for bucket in buckets}:
             refuse_decay(self.optimizer.param_groups[group])
+        self.refuse_overshoots(buckets)
         retries.find(buckets)
         if self.measuring and not torch.compiler.is_compiling():
             scale = getattr(self.optimizer, "grad_scale", None)
@@ -161,8 +161,6 @@ class Attachment:
             self.move(buckets, proximal=False)
             retries.remember(buckets, coupled=False)
         elif self.place == "coupled":
-            for bucket in buckets:
-                self.share(bucket)
             if isinstance(self._forms[True], SquaredDistance) and fits(self.optimizer, buckets):
                 decay_in_kernel(self.optimizer, buckets)
             else:
@@ -191,24 +189,25 @@ class Attachment:
             for near, _, _ in _parts(bucket):
                 bucket.form.move(near, share, proximal=proximal)
 
-    def share(self, bucket: Bucket) -> Share:
-        """Return how far a step goes: learning rate times strength.
+    def refuse_overshoots(self, buckets: Iterable[Bucket]) -> None:
+        """Raise ValueError if an explicit step goes beyond an anchor; a schedule may have raised the learning rate."""
+        if self.place == "proximal" or not has_pace(self.optimizer, self.place):
+            return
+        for bucket in buckets:
+            share = self.step_share(bucket)
+            if not isinstance(share, Tensor) or share.device.type == "cpu":  # else reading it would wait for the GPU
+                refuse_overshoot(bucket, share, float(self.optimizer.param_groups[bucket.group]["lr"]))
 
-        Raises:
-            ValueError: it goes beyond the anchor; the schedule may have raised the learning rate.
-        """
-        group, place = self.optimizer.param_groups[bucket.group], self.place
-        plain = place if place == "proximal" else "decoupled"  # coupled through momentum, each single step is plain
-        share = group["lr"] * bucket.strength / inertia(self.optimizer, group, plain)
-        if isinstance(share, Tensor) and share.device.type != "cpu":
-            return share  # reading it would wait for the GPU
-        if place == "decoupled" or (place == "coupled" and isinstance(self.optimizer, torch.optim.SGD)):
-            refuse_overshoot(bucket, share, float(group["lr"]))
-        return share
+    def step_share(self, bucket: Bucket) -> Share:
+        """Return how far a step goes: learning rate times strength."""
+        group = self.optimizer.param_groups[bucket.group]
+        # Coupled through momentum, each single step is plain.
+        plain = "proximal" if self.place == "proximal" else "decoupled"
+        return group["lr"] * bucket.strength / inertia(self.optimizer, group, plain)
 
     def share_made(self, bucket: Bucket) -> Share:
-        """Return :meth:`share`, or 0 where a fused optimizer makes no step because gradients overflowed."""
-        share = self.share(bucket)
+        """Return :meth:`step_share`, or 0 where a fused optimizer makes no step because gradients overflowed."""
+        share = self.step_share(bucket)
         overflow = getattr(self.optimizer, "found_inf", None)
         device = bucket.weights[0].device
         if overflow is not None:
