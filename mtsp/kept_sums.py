@@ -28,17 +28,16 @@ class KeptSum(NamedTuple):
         """Give `sums` what is kept, and return how far it is; 0 if there is no file.
 
         Raises:
-            ValueError: it cannot be read, or is of other settings.
+            ValueError: it cannot be read, holds something else, or is of other settings.
         """
         if not self.path.exists():
             return 0
         tensors, notes = tensors_and_notes(self.path)
-        then = json.loads(notes.get("settings", "{}"))
-        now = json.loads(json.dumps(self.settings))
-        if odd := [key for key in now if then.get(key) != now[key]]:
-            raise ValueError(
-                f"{self.path} was begun with another {odd[0]}, {str(then.get(odd[0]))[:80]}; give it again, or delete "
-                "the file to begin anew"
-            )
+        if missing := {"settings", "done"} - notes.keys():
+            raise ValueError(f"{self.path} is not an estimate under way: it lacks {min(missing)}; move it elsewhere")
+        then, now = json.loads(notes["settings"]), json.loads(json.dumps(self.settings))
+        if odd := [key for key in {**now, **then} if key not in now or key not in then or then[key] != now[key]]:
+            was = f"with another {odd[0]}, {str(then[odd[0]])[:80]}" if odd[0] in then else f"without {odd[0]}"
+            raise ValueError(f"{self.path} was begun {was}; give it again, or delete the file to begin anew")
         sums.load_state_dict(tensors)
         return int(notes["done"])

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from data.io import write_image, write_mask
 from mtsp import checkpoint
 from mtsp.config import ConfigError, parse
-from mtsp.fisher import diagonal_fisher, load_fisher, mean_one, save_fisher
+from mtsp.fisher import FisherSum, diagonal_fisher, load_fisher, mean_one, save_fisher
+from mtsp.kept_sums import KeptSum
 from tools import fisher as program
 from tools import train as training
 from tools.fisher import main
@@ -123,6 +124,44 @@ def test_stopped_and_taken_up_again_it_is_the_same_to_the_bit(
     assert "8 of 9 pictures" in capsys.readouterr().err  # where it went on
     assert content(tmp_path / "fisher.safetensors") == content(tmp_path / "whole.safetensors")
     assert not (tmp_path / "fisher.safetensors.part").exists()
+
+
+@pytest.mark.parametrize("batches", ["{grays: 3}", "{more: 3, grays: 3}"])
+def test_sums_over_other_data_or_in_another_order_are_not_taken_up(
+    batches: str,
+    classifying: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = classifying["data"] | {"more": classifying["data"]["grays"]}
+    stages = [{"steps": 1, "batches": {"grays": 3, "more": 3}}]
+    values = classifying | {"data": both, "train": classifying["train"] | {"stages": stages}}
+    (tmp_path / "grays.yaml").write_text(json.dumps(values))
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "Interruption", Impatient)
+        assert estimating(tmp_path) == 130
+    part = (tmp_path / "fisher.safetensors.part").read_bytes()
+    capsys.readouterr()
+    assert estimating(tmp_path, "fisher.safetensors", f"train.stages=[{{steps: 1, batches: {batches}}}]") == 1
+    assert "part was begun with another data, ['grays', 'more']; give it again, or" in capsys.readouterr().err
+    assert (tmp_path / "fisher.safetensors.part").read_bytes() == part
+    assert estimating(tmp_path) == 0
+    assert notes(tmp_path / "fisher.safetensors")["samples"] == "18"
+
+
+def test_sums_are_kept_for_the_same_settings_alone(tmp_path: Path) -> None:
+    sums = FisherSum(torch.nn.Linear(2, 2))
+    kept = KeptSum(tmp_path / "f.part", {"seed": 0, "data.a": {}, "data.b": {}})
+    kept.save(sums, 3)
+    assert kept.load(sums) == 3
+    with pytest.raises(ValueError, match=r"f\.part was begun with another data\.b, \{\}; give it again, or delete"):
+        KeptSum(kept.path, {"seed": 0, "data.a": {}}).load(sums)
+    with pytest.raises(ValueError, match=r"f\.part was begun without data\.c; give it again, or delete the file"):
+        KeptSum(kept.path, {**kept.settings, "data.c": {}}).load(sums)
+    save_file({"weight": torch.ones(1)}, kept.path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"f\.part is not an estimate under way: it lacks done; move it elsewhere"):
+        kept.load(sums)
 
 
 def test_a_picture_that_cannot_be_read_costs_nothing_that_was_done(

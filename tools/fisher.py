@@ -206,11 +206,12 @@ def _part(out: Path, accelerator: Accelerator) -> Path:
 
 
 def _described(rounds: Rounds, started: Started, task: str, data: Sequence[str]) -> dict[str, Any]:
-    """What the sums depend on."""
+    """What the sums depend on, the order of the data included: pictures are numbered over all of it."""
     settings = rounds.settings._asdict()
     del settings["chunk"]
     sections = {f"data.{name}": rounds.experiment.data[name].model_dump(mode="json") for name in data}
-    return {**settings, "task": task, **sections, "network": fingerprint(started.model.state_dict())}
+    read = {"task": task, "data": list(data), "pictures": len(rounds.examples)}
+    return {**read, **sections, **settings, "network": fingerprint(started.model.state_dict())}
 
 
 def _write(out: Path, sums: FisherSum, started: Started, task: str, data: Sequence[str], settings: Settings) -> None:
