@@ -20,6 +20,7 @@ from mtsp.observations import Labels, Reader, inputs_of, logits_of, targets_of
 from mtsp.squared_gradients import Observed, at_least_float32, looped, vectorized
 
 Fisher = dict[str, Tensor]
+"""Fisher information of each entry of each weight, by parameter name; not below 0."""
 _LOG = logging.getLogger("mtsp")
 
 
@@ -51,8 +52,8 @@ def diagonal_fisher(
         progress: called with the number of samples done, after each batch.
 
     Raises:
-        ValueError: no sample, no observation, labels missing or out of range, or `labels` none of the three, or
-            gradients that are all zero or not finite.
+        ValueError: see :class:`FisherSum` and its methods; or there is no observation, or gradients were all zero or
+            not finite.
     """
     sums = FisherSum(
         model,
@@ -114,7 +115,8 @@ class FisherSum:
         generator: of the sampled labels.
 
     Raises:
-        ValueError: `labels` none of the three, or a weight that is not there.
+        ValueError: `labels` is none of the three, `draws` or `chunk` is below 1, a weight is not there, or there is
+            none to take.
     """
 
     def __init__(
@@ -183,7 +185,18 @@ class FisherSum:
         return {f"total.{name}": value for name, value in self._total.items()} | counts
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from sums that :meth:`state_dict` gave. Raises KeyError if they are of other weights."""
+        """Go on from sums that :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: they are of other weights, by name or shape. Nothing is taken then.
+        """
+        given = {name.removeprefix("total."): value for name, value in state.items() if name.startswith("total.")}
+        for name in {**self._total, **given}:
+            ours, theirs = (
+                f"of shape {tuple(sums[name].shape)}" if name in sums else "not there" for sums in (self._total, given)
+            )
+            if ours != theirs:
+                raise ValueError(f"sums of other weights: {name} is {theirs} in them, {ours} in this model")
         self._total = {name: state[f"total.{name}"].to(value) for name, value in self._total.items()}
         self.samples, self.observations = int(state["samples"]), int(state["observations"])
 

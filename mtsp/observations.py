@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mtsp.squared_gradients import Arguments, Observed, at_least_float32
 
 Labels = Literal["exact", "sampled", "empirical"]
+"""Where labels come from: see :class:`mtsp.fisher.FisherSum`."""
 
 
 class Reader(NamedTuple):

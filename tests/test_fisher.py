@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtsp.fisher import diagonal_fisher, load_fisher, mean_one, save_fisher
+from mtsp.fisher import FisherSum, diagonal_fisher, load_fisher, mean_one, save_fisher
 
 
 def softmax_model(weight: list[list[float]]) -> nn.Sequential:
@@ -358,3 +358,20 @@ def test_other_labels_than_the_three_are_refused() -> None:
 def test_values_that_are_not_finite_are_refused(normalize: bool) -> None:
     with pytest.raises(ValueError, match="the Fisher information of weight has values that are NaN"):
         diagonal_fisher(nn.Linear(2, 2), [torch.full((1, 2), float("nan"))], normalize=normalize)
+
+
+def test_sums_of_other_weights_are_refused_and_nothing_of_them_is_taken() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    sums, other = FisherSum(ours), FisherSum(theirs)
+    sums.add(torch.ones(4, 3))
+    before = sums.fisher()
+    with pytest.raises(ValueError, match=r"weight is of shape \(5, 3\) in them, of shape \(2, 3\) in this model"):
+        sums.load_state_dict(FisherSum(nn.Linear(3, 5)).state_dict())
+    with pytest.raises(ValueError, match=r"sums of other weights: weight is not there in them, of shape \(2, 3\) in"):
+        sums.load_state_dict(other.state_dict())
+    more = {**sums.state_dict(), "total.extra": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"extra is of shape \(1,\) in them, not there in this model"):
+        sums.load_state_dict(more)
+    assert sums.samples == 4
+    assert torch.equal(sums.fisher()["weight"], before["weight"])
