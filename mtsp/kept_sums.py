@@ -18,14 +18,14 @@ class KeptSum(NamedTuple):
     settings: Mapping[str, Any]
     """Plain data; sums are taken up again under the same settings alone."""
 
-    def save(self, sums: FisherSum, done: int) -> None:
-        """Write the sums and how far they are, whole or not at all."""
-        notes = {"settings": json.dumps(self.settings), "done": str(done)}
+    def save(self, sums: FisherSum, rounds: int) -> None:
+        """Write the sums and the number of rounds that are in them, whole or not at all."""
+        notes = {"settings": json.dumps(self.settings), "done": str(rounds)}
         tensors = {name: value.cpu().contiguous() for name, value in sums.state_dict().items()}
         write_atomically(self.path, save(tensors, notes))
 
     def load(self, sums: FisherSum) -> int:
-        """Give `sums` what is kept, and return how far it is; 0 if there is no file.
+        """Give `sums` what is kept, and return the number of rounds that are in it; 0 if there is no file.
 
         Raises:
             ValueError: it cannot be read, holds something else, or is of other settings.

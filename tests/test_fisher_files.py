@@ -25,7 +25,7 @@ from tools import fisher as program
 from tools import train as training
 from tools.fisher import main
 from tools.parts import AnyExperiment, run_or_say_why, start
-from tools.rounds import Rounds, Settings
+from tools.rounds import Rounds
 
 CLASSES = ("dark", "gray", "bright")
 Train = Callable[..., dict[str, dict[str, float]]]
@@ -169,10 +169,12 @@ def test_a_picture_that_cannot_be_read_costs_nothing_that_was_done(
 ) -> None:
     assert estimating(tmp_path, "whole.safetensors", "--batch", "1") == 0
     last = Rounds(
-        parse(AnyExperiment, classifying),
         parse(AnyExperiment, classifying).data["grays"].build(),
-        Settings(examples=9, batch=1),
         program.accelerator_of("fp32"),
+        pictures=9,
+        batch=1,
+        seed=0,
+        workers=0,
     )
     name = [batch["name"][0] for _, batch in last.batches(0)][-1]
     bad = tmp_path / f"labeled/{name}.png"
@@ -242,7 +244,7 @@ def test_pixels_are_drawn_and_exact_labels_of_large_pictures_are_refused(
     (tmp_path / "grays.yaml").write_text(json.dumps(values))
     assert estimating(tmp_path) == 0
     said = notes(tmp_path / "fisher.safetensors")
-    assert (said["labels"], said["samples"]) == ("sampled, 1 draws", "2")
+    assert (said["labels"], said["samples"]) == ("sampled, 1 draw", "2")
     assert said["observations"] == str(2 * 62 * 64)  # two rows of each are unknown
     large = "data.stripes={dataset: " + json.dumps(dataset).replace('"', "") + ", size: [256, 256]}"
     capsys.readouterr()

@@ -17,11 +17,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -33,11 +33,12 @@ from mtsp.config import ConfigError
 from mtsp.engine import to_device
 from mtsp.fisher import FisherSum, save_fisher
 from mtsp.kept_sums import KeptSum
+from mtsp.modes import evaluating
 from mtsp.observations import Labels
 from mtsp.types import IGNORE, Examples
 from tools.domains import progress
 from tools.parts import AnyExperiment, Started, accelerator_of, read_experiment, require_classes, run_or_say_why, start
-from tools.rounds import Joined, Rounds, Settings
+from tools.rounds import Concatenated, Rounds
 from tools.running import Interruption
 
 MOST_PASSES = 100_000
@@ -49,13 +50,27 @@ _SEEN = {"segmentation": ("mask_logits", "mask"), "classification": ("label_logi
 _LOG = logging.getLogger("mtsp")
 
 
+class Settings(NamedTuple):
+    """What the command line says of the estimate."""
+
+    mode: Labels | None = None
+    """None: exact for classes of pictures, sampled for those of pixels."""
+    examples: int = 1000
+    draws: int = 1
+    seed: int = 0
+    batch: int = 8
+    """Pictures that are read together."""
+    chunk: int = 16
+    """Gradients that are held at once."""
+
+
 def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwrite: bool = False) -> bool:
     """Estimate and write `out`; return whether it is done, False if a signal stopped it.
 
     Args:
         experiment: whose weights, training data and task it is of.
         out: the file. Beside it lie the sums, `.part`, while it is not done.
-        settings: see there.
+        settings: how many pictures, and what of their labels.
         overwrite: a file that is there already.
 
     Raises:
@@ -69,13 +84,15 @@ def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwr
     if not started.anchors:
         raise ConfigError("branches: none has pretrained `weights`, so there is nothing to estimate")
     data = _data(experiment, task)
-    examples = Joined(list(data.values()))
+    examples = Concatenated(list(data.values()))
     started.model.to(accelerator.device)
     settings = _settled(settings, task, len(examples), _passes(started, examples, task, accelerator.device))
-    rounds = Rounds(experiment, examples, settings, accelerator)
+    rounds = Rounds(
+        examples, accelerator, settings.examples, settings.batch, settings.seed, workers=experiment.train.workers
+    )
     generator = torch.Generator(accelerator.device)
     sums = _sum(started, task, settings, generator)
-    described = _described(rounds, started, task, list(data))
+    described = _described(experiment, settings, started, task, {name: len(one) for name, one in data.items()})
     kept = KeptSum(_part(out, accelerator), described)
     with Interruption() as interruption:
         if not _sum_up(sums, kept, rounds, generator, interruption):
@@ -95,28 +112,29 @@ def _sum_up(
     sums: FisherSum, kept: KeptSum, rounds: Rounds, generator: torch.Generator, interruption: Interruption
 ) -> bool:
     """Add all that is not kept from a run before; return whether it is done."""
-    main, total = rounds.accelerator.is_main_process, rounds.settings.examples
+    main, total = rounds.accelerator.is_main_process, rounds.pictures
     begun = kept.load(sums)
     with progress("Fisher information", total, "pictures") if main else nullcontext(lambda done: None) as advance:
-        advance(rounds.done(begun))
-        done, saved = begun, time.monotonic()
+        advance(rounds.pictures_of(begun))
+        rounds_done, saved = begun, time.monotonic()
         try:
             for number, batch in rounds.batches(begun):
-                seed = np.random.SeedSequence([rounds.settings.seed, number]).generate_state(1)[0]
+                seed = np.random.SeedSequence([rounds.seed, number]).generate_state(1)[0]
                 generator.manual_seed(int(seed))  # of the batch, wherever and whenever it is computed
                 sums.add(batch)
-                done += 1
-                advance(rounds.done(done))
-                if interruption.asked() and rounds.done(done) < total:
-                    kept.save(sums, done)
-                    _LOG.warning("stopped after %d of %d pictures", rounds.done(done), total)
+                rounds_done += 1
+                pictures = rounds.pictures_of(rounds_done)
+                advance(pictures)
+                if interruption.asked() and pictures < total:
+                    kept.save(sums, rounds_done)
+                    _LOG.warning("stopped after %d of %d pictures", pictures, total)
                     return False
                 if time.monotonic() - saved > _SAVE_EVERY:
-                    kept.save(sums, done)
+                    kept.save(sums, rounds_done)
                     saved = time.monotonic()
         except Exception:
-            if done > begun:
-                kept.save(sums, done)
+            if rounds_done > begun:
+                kept.save(sums, rounds_done)
             raise
     return True
 
@@ -159,9 +177,14 @@ def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
 
 @torch.no_grad()
 def _passes(started: Started, examples: Examples, task: str, device: torch.device) -> int:
-    """Backward passes that exact labels of one picture take: classes times pixels."""
+    """Backward passes that exact labels of one picture take: classes times pixels.
+
+    Raises:
+        ConfigError: the network does not give what the task is seen by.
+    """
     batch = to_device(loading.collate([examples.draw(0, np.random.default_rng(0))]), device, channels_last=False)
-    outputs = started.model.eval()(batch["frame"], batch.get("next_frame"))
+    with evaluating(started.model):
+        outputs = started.model(batch["frame"], batch.get("next_frame"))
     output = _SEEN[task][0]
     if output not in outputs:
         raise ConfigError(f"tasks.{task}: this network gives {', '.join(outputs)}, and no {output}")
@@ -205,19 +228,23 @@ def _part(out: Path, accelerator: Accelerator) -> Path:
     return out.with_name(f"{out.name}{share}.part")
 
 
-def _described(rounds: Rounds, started: Started, task: str, data: Sequence[str]) -> dict[str, Any]:
+def _described(
+    experiment: AnyExperiment, settings: Settings, started: Started, task: str, pictures: Mapping[str, int]
+) -> dict[str, Any]:
     """What the sums depend on, the order of the data included: pictures are numbered over all of it."""
-    settings = rounds.settings._asdict()
-    del settings["chunk"]
-    sections = {f"data.{name}": rounds.experiment.data[name].model_dump(mode="json") for name in data}
-    read = {"task": task, "data": list(data), "pictures": len(rounds.examples)}
-    return {**read, **sections, **settings, "network": fingerprint(started.model.state_dict())}
+    chosen = settings._asdict()
+    del chosen["chunk"]
+    sections = {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in pictures}
+    read = {"task": task, "data": list(pictures), "pictures": list(pictures.values())}
+    return {**read, **sections, **chosen, "network": fingerprint(started.model.state_dict())}
 
 
 def _write(out: Path, sums: FisherSum, started: Started, task: str, data: Sequence[str], settings: Settings) -> None:
     fisher = sums.fisher()
     notes = {
-        "labels": f"{settings.mode}, {settings.draws} draws" if settings.mode == "sampled" else str(settings.mode),
+        "labels": f"{settings.mode}, {settings.draws} draw{'s' if settings.draws > 1 else ''}"
+        if settings.mode == "sampled"
+        else str(settings.mode),
         "samples": str(sums.samples),
         "observations": str(sums.observations),
         "normalization": "divided by the mean over all entries",

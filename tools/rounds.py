@@ -9,26 +9,10 @@ from accelerate import Accelerator
 
 from mtsp import loading
 from mtsp.engine import to_device
-from mtsp.observations import Labels
 from mtsp.types import Batch, Examples
-from tools.parts import AnyExperiment
 
 
-class Settings(NamedTuple):
-    """What the command line says."""
-
-    mode: Labels | None = None
-    """None: exact for classes of pictures, sampled for those of pixels."""
-    examples: int = 1000
-    draws: int = 1
-    seed: int = 0
-    batch: int = 8
-    """Pictures that are read together."""
-    chunk: int = 16
-    """Gradients that are held at once."""
-
-
-class Joined:
+class Concatenated:
     """The examples of several data sets, one after the other."""
 
     def __init__(self, parts: Sequence[Examples]) -> None:
@@ -57,37 +41,40 @@ class Joined:
 class Rounds(NamedTuple):
     """What is read: in each round a batch for every process, the same batches on any number of processes."""
 
-    experiment: AnyExperiment
     examples: Examples
-    settings: Settings
     accelerator: Accelerator
+    pictures: int
+    """That are read in all, at most as many as there are examples."""
+    batch: int
+    """Pictures that a process reads together."""
+    seed: int
+    workers: int
 
     @property
     def size(self) -> int:
         """Pictures of a round."""
-        return self.settings.batch * self.accelerator.num_processes
+        return self.batch * self.accelerator.num_processes
 
-    def done(self, rounds: int) -> int:
-        """Return the pictures of so many rounds."""
-        return min(self.settings.examples, rounds * self.size)
+    def pictures_of(self, rounds: int) -> int:
+        """Return the pictures of the first `rounds` rounds."""
+        return min(self.pictures, rounds * self.size)
 
     def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]:
         """Yield the rounds from `start` on with this process's batches, which are numbered over all processes."""
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
-        examples, size = self.settings.examples, self.settings.batch
         stream = loading.micro_batches(
             self.examples,
             batch_size=self.size,
             start=start,
-            seed=(self.settings.seed,),
+            seed=(self.seed,),
             part=loading.Slice(index, processes),
             collate=loading.collate,
-            workers=self.experiment.train.workers,
+            workers=self.workers,
         )
         try:
-            for number in range(start * processes + index, math.ceil(examples / size), processes):
+            for number in range(start * processes + index, math.ceil(self.pictures / self.batch), processes):
                 read: Any = next(stream)
-                batch: Any = {key: value[: examples - number * size] for key, value in read.items()}
+                batch: Any = {key: value[: self.pictures - number * self.batch] for key, value in read.items()}
                 yield number, to_device(batch, self.accelerator.device, channels_last=False)
         finally:
             stream.close()
