@@ -32,13 +32,14 @@ class CheckpointError(ValueError):
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds, verified."""
+    """What a checkpoint holds, verified; as :func:`save` took it."""
 
     path: Path
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
     average: dict[str, Any] | None = None
+    """None: the run keeps no average of its weights."""
 
 
 def save(
@@ -47,6 +48,7 @@ def save(
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
+    *,
     keep: int,
     average: Mapping[str, Any] | None = None,
 ) -> Path:

@@ -20,7 +20,7 @@ from mtsp.checkpoint import CheckpointError, checkpoints, load, newest, save
 def saved(folder: Path, step: int, keep: int = 2, average: dict[str, Any] | None = None) -> Path:
     model = {"weight": torch.full((2, 3), float(step)), "count": torch.tensor(step)}
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "name": "a"}]}
-    return save(folder, step, model, optimizer, {"step": step, "batches": {"a": 3}}, keep, average)
+    return save(folder, step, model, optimizer, {"step": step, "batches": {"a": 3}}, keep=keep, average=average)
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:

@@ -116,5 +116,7 @@ def save(run: Run) -> None:
             "tracker": run.tracker.state(),
         }
         folder = run.folder / "checkpoints"
-        checkpoint.save(folder, run.position.step, model, optimizer, state, run.experiment.train.keep, average)
+        checkpoint.save(
+            folder, run.position.step, model, optimizer, state, keep=run.experiment.train.keep, average=average
+        )
     accelerator.wait_for_everyone()
