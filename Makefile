@@ -19,7 +19,7 @@ types: install
 	$(BIN)/pyright
 
 bench: install ## every benchmark, small sizes; see tools/bench for options
-	for program in $(filter-out %/timing.py,$(wildcard tools/bench/*.py)); do $(BIN)/python $$program || exit 1; done
+	for program in $(filter-out %/timing.py %/workers.py,$(wildcard tools/bench/*.py)); do $(BIN)/python $$program || exit 1; done
 
 install: $(VENV)/.installed
 
