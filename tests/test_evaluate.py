@@ -2,9 +2,7 @@
 
 import csv
 import json
-import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import two_processes
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -335,28 +334,13 @@ def test_stored_predictions_have_the_scores_of_the_network(network: list[str], s
         assert numbers["epe"] == pytest.approx(np.hypot(*np.moveaxis(flow - truth, -1, 0)).mean(), rel=1e-5)
 
 
-def rank(number: int, port: int, arguments: list[str]) -> None:
-    """One of two processes, as torchrun starts them."""
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    main(arguments)
-
-
-def test_two_processes_write_what_one_writes(network: list[str], tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(
+    network: list[str], in_two_processes: Callable[..., None], tmp_path: Path
+) -> None:
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     assert main([*network, "--json", str(one)]) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     saved = ["--save-predictions", str(tmp_path / "saved"), "--json", str(two)]
-    context = multiprocessing.get_context("forkserver")  # which has imported everything, see conftest.py
-    ranks = [context.Process(target=rank, args=(number, port, [*network, *saved])) for number in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    # The files are judged, not the exit codes: gloo may abort while the processes end, after all is written.
+    in_two_processes(two_processes.program, main, [*network, *saved])
     assert one.read_text() == two.read_text()
     assert [len(list((tmp_path / "saved").rglob(f"*.{suffix}"))) for suffix in ("png", "flo")] == [9, 8]
 

@@ -1,10 +1,7 @@
 """Fisher information of an experiment's start: the file, what it may be used for, and runs that are held by it."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import two_processes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -189,29 +187,14 @@ def test_a_picture_that_cannot_be_read_costs_nothing_that_was_done(
     assert content(tmp_path / "fisher.safetensors") == content(tmp_path / "whole.safetensors")
 
 
-def rank(number: int, port: int, arguments: list[str]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
-    main(arguments)
-
-
-def test_two_processes_share_the_pictures_and_come_to_the_same(classifying: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_share_the_pictures_and_come_to_the_same(
+    classifying: dict[str, Any], in_two_processes: Callable[..., None], tmp_path: Path
+) -> None:
     """Five batches of two: the first process has three of them; labels are drawn alike."""
     how = ["--mode", "sampled", "--batch", "2"]
     assert estimating(tmp_path, "one.safetensors", *how) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     arguments = ["--config", f"{tmp_path}/grays.yaml", "--out", f"{tmp_path}/two.safetensors", *how]
-    context = multiprocessing.get_context("forkserver")
-    ranks = [context.Process(target=rank, args=(number, port, arguments)) for number in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
+    in_two_processes(two_processes.program, main, arguments)
     one, two = (load_fisher(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-7)

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import multiprocessing
-import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import two_processes
 from safetensors.torch import load_file
 
 from data.io import write_image, write_mask
@@ -119,33 +117,15 @@ def test_encnet_resumed_ends_as_if_uninterrupted(
     assert outcome(run_dir) == outcome(tmp_path / "whole")
 
 
-def rank(number: int, port: int, arguments: list[str]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
-    main(arguments)
-
-
 def test_two_processes_share_batch_statistics_and_end_as_one(
-    segmenting: dict[str, Any], train: Train, tmp_path: Path
+    segmenting: dict[str, Any], train: Train, in_two_processes: Callable[..., None], tmp_path: Path
 ) -> None:
     """Every layer of EncNet is normalized over the whole batch, so the share of a process would give another run."""
     segmenting["train"]["steps"] = 2
     train(segmenting, tmp_path / "one")
     config = tmp_path / "stripes.yaml"
     config.write_text(json.dumps(segmenting))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = ["--config", str(config), "--run-dir", str(tmp_path / "two")]
-    context = multiprocessing.get_context("forkserver")
-    ranks = [context.Process(target=rank, args=(number, port, arguments)) for number in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
+    in_two_processes(two_processes.program, main, ["--config", str(config), "--run-dir", str(tmp_path / "two")])
     found, expected = (load_file(tmp_path / name / "weights.safetensors") for name in ("two", "one"))
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,20 @@ def raise_while_the_other_waits(rank: int, folder: str) -> None:
     torch.distributed.barrier()
 
 
+def wait_for_a_signal_that_never_comes(rank: int, folder: str) -> None:
+    write(rank, folder, 3)
+    if rank == 1:
+        signal.pause()
+    torch.distributed.barrier()
+
+
+def say_what_it_was_told(arguments: Sequence[str]) -> int:
+    """A program, whose arguments are a folder and the code that process 1 returns."""
+    rank = int(os.environ["RANK"])
+    Path(arguments[0], f"{rank}.txt").write_text(os.environ["WORLD_SIZE"])
+    return int(arguments[1]) if rank == 1 else 0
+
+
 def test_both_processes_are_of_one_group(in_two_processes: InTwoProcesses, tmp_path: Path) -> None:
     in_two_processes(add, str(tmp_path))
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["3", "3"]  # 1 + 2
@@ -73,7 +87,17 @@ def test_one_that_ends_otherwise_fails_the_test_though_it_has_written(
 def test_processes_that_hang_are_ended(
     in_two_processes: InTwoProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(two_processes, "SECONDS", 0)
-    with pytest.raises(AssertionError, match="2 of two processes did not end within 0 s"):
-        in_two_processes(add, str(tmp_path))
+    monkeypatch.setattr(two_processes, "SECONDS", 2)
+    with pytest.raises(AssertionError, match="2 of two processes did not end within 2 s"):
+        in_two_processes(wait_for_a_signal_that_never_comes, str(tmp_path))
     assert not multiprocessing.active_children()
+
+
+def test_a_program_is_run_as_two_processes(in_two_processes: InTwoProcesses, tmp_path: Path) -> None:
+    in_two_processes(two_processes.program, say_what_it_was_told, [str(tmp_path), "0"])
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["2", "2"]
+
+
+def test_a_program_that_returns_another_code_fails_the_test(in_two_processes: InTwoProcesses, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"process 1 raised[\s\S]*the program ended with code 3"):
+        in_two_processes(two_processes.program, say_what_it_was_told, [str(tmp_path), "3"])

@@ -1,11 +1,11 @@
-"""A function in two processes of one group: what the tests of sharded weights and shared statistics run."""
+"""A function, or a whole program, in two processes of one group."""
 
 import faulthandler
 import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -44,6 +44,13 @@ def run(folder: Path, function: Callable[..., None], *arguments: object) -> None
     assert not problems, "\n".join(problems)
 
 
+def program(rank: int, main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
+    """Call a program's main as torchrun does, for :func:`run`; it must return 0."""
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    code = main(arguments)
+    assert code == 0, f"the program ended with code {code}"
+
+
 def _problem(folder: Path, rank: int, process: BaseProcess) -> str:
     """Return what is wrong with a process that ended, or nothing."""
     process.join()
@@ -70,7 +77,8 @@ def _one(rank: int, folder: Path, function: Callable[..., None], arguments: tupl
             "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS)
         )
         function(rank, *arguments)
-        torch.distributed.barrier()
+        if torch.distributed.is_initialized():  # a program may take its group down
+            torch.distributed.barrier()
     except Exception:
         traceback.print_exc(file=where)
         where.flush()
