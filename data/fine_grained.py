@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from data.io import DataError, MissingDataError, read_image
 from data.listing import Labels, inside, require_files, require_unique
 from mtsp.config import Config
+from mtsp.messages import first_names
 from mtsp.types import Raw
 
 HELD_OUT = ("val", "test")
@@ -223,8 +224,7 @@ def _require_pictures(listing: Listing) -> None:
     present = {image.label for image in listing.images}
     empty = [name for label, name in enumerate(listing.classes) if label not in present]
     if empty:
-        shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
         raise DataError(
             f"{listing.kind} at {listing.root}: {len(empty)} of {len(listing.classes)} classes have no pictures "
-            f"({shown}); leave them out by a list of `classes`"
+            f"({first_names(empty)}); leave them out by a list of `classes`"
         )

@@ -15,6 +15,7 @@ import numpy as np
 
 from data.flow_files import read_flow
 from data.io import IMAGE_SUFFIXES, DataError, MissingDataError, read_foreground, read_image
+from mtsp.messages import first_names
 from mtsp.types import Raw
 
 _LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small pictures
@@ -226,8 +227,7 @@ def require_files(kind: str, root: Path, files: Iterable[Path]) -> None:
 def first_ten(files: Iterable[Path], root: Path) -> str:
     """Return "12 files (a, b, ...)", the first ten by name, relative to `root`."""
     names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in files]
-    more = ", ..." if len(names) > 10 else ""
-    return f"{len(names)} file{'s' if len(names) > 1 else ''} ({', '.join(names[:10])}{more})"
+    return f"{len(names)} file{'s' if len(names) > 1 else ''} ({first_names(names)})"
 
 
 def require_unique(kind: str, root: Path, names: Sequence[str]) -> None:

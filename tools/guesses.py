@@ -18,6 +18,7 @@ import numpy as np
 from data import DataError, MissingDataError, RawDataset
 from mtsp.checkpoint import write_atomically
 from mtsp.confusions import class_rows, class_table, confused_pairs, draw_pairs
+from mtsp.messages import first_names
 from mtsp.metrics import ClassificationScores
 from mtsp.types import Examples
 
@@ -87,8 +88,9 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
             )
         found[name] = numbers[row["guess"]], _probability(row.get("probability", ""), where)
     if missing := [name for name in truths if name not in found]:
-        names = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        raise MissingDataError(f"{file}: {len(missing)} of {len(truths)} pictures have no guess: {names}")
+        raise MissingDataError(
+            f"{file}: {len(missing)} of {len(truths)} pictures have no guess: {first_names(missing)}"
+        )
     return _scored(found, truths, len(classes))
 
 

@@ -14,6 +14,7 @@ from data.flow_files import read_flow
 from data.folder import FolderConfig
 from data.io import read_foreground, read_mask
 from mtsp.config import Config, ConfigError, parse, parse_yaml
+from mtsp.messages import first_names
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.davis import frame_order
 from mtsp.metrics.native import threads
@@ -247,8 +248,9 @@ def _require(folder: Path, files: Sequence[Path]) -> None:
         raise MissingDataError(f"{folder}: there is no such folder of predictions")
     missing = [file.relative_to(folder).as_posix() for file in files if not file.is_file()]
     if missing:
-        names = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        raise MissingDataError(f"{folder}: {len(missing)} of {len(files)} predictions are missing: {names}")
+        raise MissingDataError(
+            f"{folder}: {len(missing)} of {len(files)} predictions are missing: {first_names(missing)}"
+        )
 
 
 def _each(work: Callable[[int], Any], count: int, workers: int | None) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mtsp.checkpoint import write_atomically
+from mtsp.messages import first_names
 
 SUFFIX = ".safetensors"
 _FORMAT = "mtsp centroids 1"
@@ -44,10 +45,10 @@ class Centroids:
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise ValueError(f"two classes have the name {twice!r}")
         if empty := [name for name, count in zip(self.names, self.counts, strict=True) if count < 1]:
-            raise ValueError(f"{len(empty)} of {classes} classes have no images ({_first_ten(empty)}); leave them out")
+            raise ValueError(f"{len(empty)} of {classes} classes have no images ({first_names(empty)}); leave them out")
         if not np.isfinite(self.means).all():
             wrong = [self.names[i] for i in np.flatnonzero(~np.isfinite(self.means).all(axis=1))]
-            raise ValueError(f"the mean features of {len(wrong)} classes are not finite ({_first_ten(wrong)})")
+            raise ValueError(f"the mean features of {len(wrong)} classes are not finite ({first_names(wrong)})")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -127,7 +128,3 @@ def require_same_features(one: tuple[str, Centroids], other: tuple[str, Centroid
             f"{one[0]} and {other[0]} cannot be compared: the features of the first are of {ours}, those of the "
             f"second of {theirs}; extract both with the same network"
         )
-
-
-def _first_ten(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
