@@ -197,6 +197,13 @@ def test_gamma_is_finite_and_above_0(gamma: str, capsys: pytest.CaptureFixture[s
     assert f"'{gamma}' is not a finite number above 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", "x", ""])
+def test_a_number_of_things_is_whole_and_above_0(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--source", "a", "--target", "b", "--k", "1", "--out", "c", f"--batch-size={size}"])
+    assert f"'{size}' is not a whole number above 0" in capsys.readouterr().err
+
+
 def test_the_size_with_the_lowest_distance_is_said(
     source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,14 @@ from mtsp.config import ConfigError, parse
 from mtsp.evaluation import evaluate
 from mtsp.types import Batch, Examples, Outputs
 from tools.guesses import Guess, report_guesses, save_guesses
-from tools.parts import AnyExperiment, accelerator_of, read_experiment, require_classes, require_whole_pictures
+from tools.parts import (
+    AnyExperiment,
+    accelerator_of,
+    at_least_one,
+    read_experiment,
+    require_classes,
+    require_whole_pictures,
+)
 from tools.progress import bar
 from tools.scores import Scores, as_csv, joined, plain, scores_of, table
 from tools.stored import DATASETS, held_out, score, truth_of
@@ -234,12 +241,6 @@ def _save(folder: Path, batch: Batch, outputs: Outputs) -> None:
         write_flo(path.with_name(f"{path.name}.flo"), flow)
 
 
-def _workers(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads, at least 1")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -259,7 +260,9 @@ def _parser() -> argparse.ArgumentParser:
     stored.add_argument(
         "--every-frame", action="store_true", default=None, help="of videos, count the first and the last frame, too"
     )
-    stored.add_argument("--workers", type=_workers, help="threads that read files (default: one for each processor)")
+    stored.add_argument(
+        "--workers", type=at_least_one, help="threads that read files (default: one for each processor)"
+    )
     parser.add_argument(
         "--split", help="which part of the data (default: the config's; of stored predictions val or test)"
     )

@@ -37,7 +37,16 @@ from mtsp.modes import evaluating
 from mtsp.observations import Labels
 from mtsp.types import IGNORE, Examples
 from tools.domains import progress
-from tools.parts import AnyExperiment, Started, accelerator_of, read_experiment, require_classes, run_or_say_why, start
+from tools.parts import (
+    AnyExperiment,
+    Started,
+    accelerator_of,
+    at_least_one,
+    read_experiment,
+    require_classes,
+    run_or_say_why,
+    start,
+)
 from tools.rounds import Concatenated, Rounds
 from tools.running import Interruption
 
@@ -275,11 +284,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="labels: exact, the expectation over all classes; sampled, drawn from the predictions, an estimate of it; "
         "empirical, the data's own, another quantity (default: exact for pictures, sampled for pixels)",
     )
-    parser.add_argument("--examples", type=_positive, default=1000, metavar="N", help="default: 1000, or all there are")
-    parser.add_argument("--draws", type=_positive, default=1, metavar="N", help="sampled labels of a picture")
+    parser.add_argument(
+        "--examples", type=at_least_one, default=1000, metavar="N", help="default: 1000, or all there are"
+    )
+    parser.add_argument("--draws", type=at_least_one, default=1, metavar="N", help="sampled labels of a picture")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and of sampled labels")
-    parser.add_argument("--batch", type=_positive, default=8, metavar="N", help="pictures at a time, of one size")
-    parser.add_argument("--chunk", type=_positive, default=16, metavar="N", help="gradients that are held at once")
+    parser.add_argument("--batch", type=at_least_one, default=8, metavar="N", help="pictures at a time, of one size")
+    parser.add_argument("--chunk", type=at_least_one, default=16, metavar="N", help="gradients that are held at once")
     parser.add_argument("--overwrite", action="store_true", help="a file that is there already")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in data.cub.dataset.root=DIR")
     options = parser.parse_intermixed_args(arguments)
@@ -294,12 +305,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print("the same command goes on from here", file=sys.stderr)
     return 130
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -149,6 +149,13 @@ def above_zero(text: str) -> float:
     return value
 
 
+def at_least_one(text: str) -> int:
+    """Return a whole number of the command line, 1 or more; argparse shows what else was written."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def run_or_say_why(main: Callable[[], int]) -> int:
     """Run a program; turn what a person can mend into one `error:` line and exit code 1.
 

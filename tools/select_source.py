@@ -40,7 +40,7 @@ from mtsp.transfer.centroids import SUFFIX, require_same_features
 from tools.choices import Choice, write_choice
 from tools.class_lists import by_source, link, require_linkable, write_lists
 from tools.domains import class_means, images_at, named, network, progress
-from tools.parts import above_zero, run_or_say_why
+from tools.parts import above_zero, at_least_one, run_or_say_why
 
 METHODS = ("greedy", "ranking", "neighbors")
 Domains = list[tuple[str, Centroids]]
@@ -232,12 +232,6 @@ def _budgets(arguments: argparse.Namespace) -> list[int]:
     return given * targets if len(given) == 1 else given
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="select_source.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -247,12 +241,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", nargs="+", required=True, metavar="PLACE", help=place)
     parser.add_argument("--target", nargs="+", required=True, action="append", metavar="PLACE", help="as --source")
     parser.add_argument(
-        "--k", type=_positive, nargs="+", help="how many classes to choose, required; one number, or one per --target"
+        "--k",
+        type=at_least_one,
+        nargs="+",
+        help="how many classes to choose, required; one number, or one per --target",
     )
     parser.add_argument("--method", choices=METHODS, default="greedy", help="how to choose (default: %(default)s)")
     parser.add_argument("--among", type=Path, metavar="FILE", help="choose only among the classes in this list")
     parser.add_argument(
-        "--min-images", type=_positive, default=1, help="of a source class (DSTL: 200; default: %(default)s)"
+        "--min-images", type=at_least_one, default=1, help="of a source class (DSTL: 200; default: %(default)s)"
     )
     parser.add_argument(
         "--gamma", type=above_zero, default=transfer.GAMMA, help="of exp(-gamma EMD) (default: %(default)s)"
@@ -265,9 +262,11 @@ def _parser() -> argparse.ArgumentParser:
         default="package:efficientnet-lite0",
         help="a file, `imagenet` for a download, or package:NAME (default: %(default)s)",
     )
-    parser.add_argument("--size", type=_positive, metavar="PX", help="of the picture in the network (default: its own)")
-    parser.add_argument("--batch-size", type=_positive, default=64, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=_positive, default=2, help="that decode pictures (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=at_least_one, metavar="PX", help="of the picture in the network (default: its own)"
+    )
+    parser.add_argument("--batch-size", type=at_least_one, default=64, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=2, help="that decode pictures (default: %(default)s)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out what cannot be read, but for --link")
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/class_means"), help="of class means (default: %(default)s)"
