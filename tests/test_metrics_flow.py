@@ -166,6 +166,32 @@ def test_large_errors_do_not_swallow_the_small_ones_beside_them(kind: type) -> N
     assert found[0, 0] == errors.size
 
 
+def test_a_sum_of_float32_errors_is_off_by_as_much_as_is_documented_and_no_more() -> None:
+    """1 + 2^-24 is 1 in float32: added one after the other, all of a block but its first error is lost, 511 x 2^-24."""
+    lengths = np.full(512, 2.0**-24, np.float32)
+    lengths[0] = 1
+    zero = np.zeros_like(lengths)
+    exact, bound = 1 + 511 * 2.0**-24, 512 * 2.0**-24
+    one_by_one = np.zeros(len(flow_loops.SUMS))
+    flow_loops._add_block((lengths, zero), (zero, zero), np.ones(512, np.uint8), 0, 512, one_by_one)
+    assert one_by_one[4] == 1  # of `_add_block` as it is written, without vectors
+    assert 0.99 * bound * exact < exact - one_by_one[4] <= bound * exact
+    prediction = np.stack([lengths, zero])[:, None]
+    found = flow_sums(prediction, np.zeros_like(prediction))
+    assert abs(found[0, 4] - exact) <= bound * exact
+
+
+def test_the_sums_of_an_image_are_as_a_rule_right_to_what_is_documented() -> None:
+    """The reference adds the same float32 errors in float64; Sintel's size, errors of some pixels."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 10, (2, 436, 1024)).astype(np.float32)
+    prediction = truth + rng.normal(0, 1, truth.shape).astype(np.float32)
+    found = flow_sums(prediction, truth)[0]
+    expected = flow_loops.numpy_sums(prediction, truth, np.ones(truth.shape[1:], np.bool_), True)
+    assert found[4:7].sum() == pytest.approx(expected[4:7].sum(), rel=1e-8)
+    assert found[11] == pytest.approx(expected[11], rel=1e-7)
+
+
 def test_a_mean_over_many_pixels_does_not_drift() -> None:
     prediction = np.full((1, 2, 512, 2048), [[[[0.1]], [[0]]]], np.float32)  # in float32, sums of these stop growing
     found = flow_sums(prediction, np.zeros_like(prediction), angular=False)

@@ -25,11 +25,11 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, an
 
     A pixel's errors are computed in the precision of the input (at least float32), so a pixel on the edge of a bin may
     fall to the other side of it than in float64. On the CPU those of 512 pixels of a row are added up in that
-    precision, and everything else in float64: sums of float32 errors are right to 1e-8 as a rule, and to 3e-5 always.
-    Counts are exact. The sums of an image do not depend on the batch it is in, its order in memory, nor on the number
-    of threads. CPU arrays are read where they lie: any strides, a transposed BHW2
-    as fast as a B2HW. Copied are: an array of lower precision than the other, half precision, integers, and `valid`
-    of more than a byte a pixel.
+    precision, and everything else in float64: float32 errors of an image add up to 1e-8 as a rule (angles to 1e-7), and
+    to 512 x 2^-24 = 3.1e-5 of the sum always. Counts are exact. The sums of an image do not depend on the batch it is
+    in, its order in memory, nor on the number of threads. CPU arrays are read where they lie: any strides, a transposed
+    BHW2 as fast as a B2HW. Copied are: an array of lower precision than the other, half precision, integers, and
+    `valid` of more than a byte a pixel.
 
     Args:
         prediction: B2HW or 2HW, (dx, dy) in pixels.

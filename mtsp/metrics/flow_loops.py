@@ -1,9 +1,11 @@
-"""The sums of flow errors, in three forms with the same numbers: a compiled loop, numpy, and torch for other devices.
+"""The sums of flow errors, in three forms: a compiled loop, numpy, and torch for other devices.
 
-The compiled loop reads every array once, where it lies, and keeps nothing. It adds up the errors of `_BLOCK` neighbors
-in the precision of the flow, and the sums of these in float64: errors are not negative, so a sum of float32 flow is off
-by 3e-5 of itself at the very worst (rounding always the same way, on a machine without vector registers), by 1e-8 as a
-rule, and does not depend on how many images there are. Counts are exact.
+Their numbers are the same but for rounding. All compute an error in the precision of the flow; numpy and torch add in
+float64. The compiled loop reads every array once, where it lies, and keeps nothing: it adds up the errors of `_BLOCK`
+neighbors in the precision of the flow, too, and the sums of these in float64. Errors are not negative, so an addition
+of float32 is off by 2^-24 of the sum of the block at most, and a sum by 512 x 2^-24 = 3.1e-5 of itself at the very
+worst (rounding always the same way, on a machine without vector registers); of an image as a rule by 1e-8 (angles,
+whose arctangent is a series, by 1e-7). This does not depend on how many images there are. Counts are exact.
 """
 
 import functools
@@ -220,9 +222,9 @@ def _add_bands(  # pragma: no cover, runs as machine code
                 stop = min(start + _BLOCK, width)
                 errors = _add_block(ours, theirs, usable, start, stop, sums)
                 if len(arctangent) == 0 or not errors <= _FAR:
-                    sums[11] = np.nan
+                    sums[_ANGLE] = np.nan
                 else:
-                    sums[11] += _angles_of_block(ours, theirs, usable, start, stop, arctangent) * (180 / math.pi)
+                    sums[_ANGLE] += _angles_of_block(ours, theirs, usable, start, stop, arctangent) * (180 / math.pi)
 
 
 def _row(  # pragma: no cover, runs as machine code
