@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mtsp.confusions import confused_pairs
 from mtsp.metrics import ConfusionMatrix, confusion, tally
+from mtsp.metrics.native import Array
 
 
 def by_hand(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int | None) -> np.ndarray:
@@ -169,7 +170,13 @@ def test_classes_that_are_neighbors_in_memory_give_the_counts_of_planes(kind: to
     expected = by_hand(best, truth, classes, 255)
     last = scores.contiguous(memory_format=torch.channels_last)
     assert last.stride(1) == 1
-    for one in (scores, last, last.repeat_interleave(2, dim=3)[..., ::2], last.flip(1).flip(1)):
+    sparse = last.repeat_interleave(2, dim=3)[..., ::2]
+    apart = scores.new_zeros(2, 9, 13, 2 * classes + 1)[..., 1::2].permute(0, 3, 1, 2).copy_(scores)
+    assert apart.stride(1) == 2
+    forms: list[Array] = [scores, last, sparse, apart]
+    if kind != torch.bfloat16:  # numpy has none, and torch no negative strides
+        forms.append(np.ascontiguousarray(scores.numpy()[:, ::-1])[:, ::-1])
+    for one in forms:
         np.testing.assert_array_equal(confusion(one, truth, classes), expected)
 
 
