@@ -140,8 +140,8 @@ class Davis:
         return files
 
     def _list(self, split: str) -> Path | None:
-        names = [self._config.resolution, "2016"]
-        names.insert(0 if self._objects else 2, "2017")
+        usual = (self._config.resolution, "2016")
+        names = ("2017", *usual) if self._objects else (*usual, "2017")
         folders = (self._root / "ImageSets" / name for name in names)
         return next((path for folder in folders if (path := folder / f"{split}.txt").is_file()), None)
 

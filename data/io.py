@@ -1,8 +1,8 @@
 """Read and write frames and masks: RGB pictures, indexed PNG; numpy arrays. Flow is in :mod:`data.flow_files`.
 
 Every reader gives the whole file as it was written, or raises :class:`DataError` with the file's name: a truncated,
-mislabeled or oversized file never becomes data. A bit that flipped on the disk is noticed in a PNG (its
-checksums are verified) and in any header; JPEG carries no checksum for what follows.
+mislabeled or oversized file never becomes data. A bit that flipped on the disk is noticed in a PNG (its checksums are
+verified) and in any header; JPEG carries no checksum for what follows.
 """
 
 import io

@@ -259,7 +259,8 @@ def looks_like(tensors: Mapping[str, Tensor]) -> str:
         "segmentation.encoder.conv1.weight": "an mtsp file",
         "flow.network.conv1.0.weight": "an mtsp file",
         "Mixed_7c.branch_pool.conv.weight": "Inception-V3",
-        **{f"{name}/Conv2d_1a_3x3/weights": f"TF-slim's {name}" for name in ("InceptionV3", "InceptionV4")},
+        "InceptionV3/Conv2d_1a_3x3/weights": "TF-slim's InceptionV3",
+        "InceptionV4/Conv2d_1a_3x3/weights": "TF-slim's InceptionV4",
         "InceptionResnetV2/Conv2d_1a_3x3/weights": "TF-slim's InceptionResnetV2",
     }
     sign = next((sign for key, sign in signs.items() if key in tensors), None)

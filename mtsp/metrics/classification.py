@@ -129,9 +129,8 @@ class ClassificationScores:
 
     def reset(self) -> None:
         """Forget every image."""
-        self.ranks = np.zeros(
-            self.classes + 1, np.int64
-        )  # images by the rank of their true class, if known; last: lost
+        # Images by the rank of their true class, where it is known; last: lost.
+        self.ranks = np.zeros(self.classes + 1, np.int64)
         self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, guess) -> images
         self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence
         self.totals = Totals(self.bins + 1)  # confidences by bin; negative log-likelihood

@@ -14,7 +14,8 @@ import numpy as np
 
 from mtsp.metrics.native import compiled
 
-BLOCK = 2048  # pixels
+BLOCK = 2048
+"""Pixels that are counted at a time: their cells, and their best classes, stay in the first-level cache."""
 
 Special = tuple[Any, Any] | None
 """Of scores given as the bits of floats: infinity's bits, and a number that stands for every NaN: all but the sign."""
