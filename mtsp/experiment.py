@@ -172,6 +172,8 @@ class Experiment(Config, Generic[ModelT, DataT]):
         """Why this branch learns for too short a time to have this share of the distance left."""
         if strength.left is None or not (length := self._length(branch)):
             return None
+        # Two bounds: a pace has a step at least, and in each step the pull takes the share -log(left) / length of the
+        # distance (learning rate x strength, over 1 - momentum where that counts), which must not be above 1.
         if length >= max(1.0, -math.log(strength.left)):
             return None
         return (
@@ -194,7 +196,10 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return sum(self.schedule.share(t, plan.steps) for t in range(plan.steps) if learns[t % len(learns)])
 
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return alpha and beta by branch, as numbers; 0 for a share of the run of a branch that never learns."""
+        """Return alpha and beta by branch, as numbers: those that paces come to; of mars, the radius as alpha.
+
+        Where `left` is asked of a branch that never learns, there is no run to leave it after: the number is 0.
+        """
         if isinstance(self.regularizer, NoneConfig):
             return {}, {}
         alpha, beta = (

@@ -12,7 +12,10 @@ _LOG = logging.getLogger("mtsp")
 
 
 def announce(run: Run) -> None:
-    """Print which weights are anchored to what, which are new, which are free, and how strong the pulls are."""
+    """Print which weights are anchored to what, which are new, which are free, and how strong the pulls are.
+
+    In the place of alpha, mars has its radius, under that heading.
+    """
     experiment, parts, started, regularizer = run.experiment, run.parts, run.started, run.regularizer
     table = Table(
         title=f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})",
@@ -20,7 +23,8 @@ def announce(run: Run) -> None:
         pad_edge=False,
         collapse_padding=True,
     )
-    for column in ("branch", "pretrained", "new", "free", "alpha", "beta", "lr", "steps to 1/e"):
+    held_by = "radius" if experiment.regularizer.name == "mars" else "alpha"
+    for column in ("branch", "pretrained", "new", "free", held_by, "beta", "lr", "steps to 1/e"):
         table.add_column(column, justify="left" if column == "branch" else "right", no_wrap=True)
     alpha, beta = experiment.strengths()
     pulls = regularizer.pulls if regularizer is not None else {}
