@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,16 +18,7 @@ from mtsp.config import ConfigError, parse, parse_yaml
 from mtsp.experiment import stage_at
 from mtsp.optim import AdamConfig, OptimizerConfig, RMSPropConfig, SGDConfig
 from mtsp.regularizers import L2SP, Pace
-from mtsp.regularizers.settings import (
-    AnchoredConfig,
-    CautiousL2SPConfig,
-    DirectionSPConfig,
-    GLSPConfig,
-    L1SPConfig,
-    L2Config,
-    L2SPConfig,
-    SPDConfig,
-)
+from mtsp.regularizers.settings import FamilyConfig, L2SPConfig, NoneConfig, PullConfig
 from tools.parts import AnyExperiment, as_yaml, read_experiment
 from tools.sweep import rows
 from tools.train import main
@@ -118,17 +109,25 @@ def test_the_number_is_the_one_that_attaching_gives(placement: Any, optimizer: O
     assert pull.pulls["weight"].strength == section.number(Pace(30, 0.3), 0.05, optimizer)
 
 
-KINDS = (L2Config, L2SPConfig, L1SPConfig, GLSPConfig, DirectionSPConfig, SPDConfig, CautiousL2SPConfig)
+PACED = {"l2": ("alpha", "beta"), "l2sp": ("alpha", "beta"), "cautiousl2sp": ()}
+"""The strengths that may be a pace; of all others beta alone."""
+SECTIONS = [section for section in get_args(PullConfig) if section is not NoneConfig]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("key", ["alpha", "beta"])
-def test_a_config_refuses_a_pace_where_its_regularizer_does(kind: type[AnchoredConfig], key: str) -> None:
+def test_a_config_refuses_a_pace_where_its_regularizer_does(section: type[FamilyConfig], key: str) -> None:
+    (name,) = get_args(section.model_fields["name"].annotation)
+    may = PACED.get(name, ("beta",))
+    assert section.paced() == may
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
-    strengths: dict[str, Any] = {"alpha": 0.1, "beta": 0.1} | {key: Pace(10)}
-    refused = pytest.raises(ValueError, match="takes no fixed share of the distance away")
-    with nullcontext() if key in kind.paced else refused:
-        kind.kind(model, anchors={"0.weight": torch.ones(2, 2)}, **strengths)
+    anchors, given = {"0.weight": torch.ones(2, 2)}, "radius" if (name, key) == ("mars", "alpha") else key
+    arguments: dict[str, Any] = {"radius" if name == "mars" else "alpha": 0.1, "beta": 0.1} | {given: Pace(10)}
+    if section.kind.form.weighs:
+        arguments["fisher"] = anchors
+    reason = "takes no fixed share of the distance away" if given == key else "the radius must be above 0"
+    with nullcontext() if key in may else pytest.raises(ValueError, match=reason):
+        section.kind(model, anchors=anchors, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -270,3 +269,17 @@ def test_the_table_at_the_start_shows_the_number_and_the_time_constant(
         ("segmentation", ["0.125", "0", "0.01", "80"]),
         ("flow", ["0.0625", "0", "0.02", "80"]),
     ]
+
+
+def test_the_table_at_the_start_calls_the_radius_of_mars_by_its_name(
+    tuned: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    tuned["regularizer"] = {"name": "mars", "radius": 0.75, "beta": 0.25}
+    (tmp_path / "small.yaml").write_text(json.dumps(tuned))
+    assert main(["--config", str(tmp_path / "small.yaml"), "--run-dir", str(tmp_path / "run")]) == 0
+    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
+    (heading,) = [line for line in lines if line[:2] == ["branch", "pretrained"]]
+    assert heading[4:7] == ["radius", "beta", "lr"]
+    (row,) = [line for line in lines if line[:1] == ["segmentation"]]
+    assert row[-4:] == ["0.75", "0.25", "0.01", "-"]

@@ -11,7 +11,8 @@ from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Storage
 from mtsp.regularizers.penalties import Penalty, Placement, SquaredDistance
 from mtsp.regularizers.pulls import Pull, pulls, under
-from mtsp.regularizers.refusals import innermost, refuse_paces, refuse_unlike_processes
+from mtsp.regularizers.rates import automatic
+from mtsp.regularizers.refusals import innermost, refuse_paces, refuse_placement, refuse_unlike_processes
 from mtsp.regularizers.reports import Report
 from mtsp.regularizers.step import Attachment
 from mtsp.regularizers.strength import Strength
@@ -74,9 +75,7 @@ class Anchored:
         anchor_dtype: torch.dtype | None = None,
         offload: bool = False,
     ) -> None:
-        if placement not in ("auto", *self.form.placements):
-            choice = ", ".join(dict.fromkeys(self.form.placements))
-            raise ValueError(f"{type(self).__name__} cannot be {placement}; it can be {choice}")
+        refuse_placement(type(self).__name__, self.form, placement)
         if (fisher is not None) != self.form.weighs:
             what = "needs `fisher`, see mtsp.fisher" if self.form.weighs else "does not use `fisher`"
             raise ValueError(f"{type(self).__name__} {what}")
@@ -211,7 +210,7 @@ class Anchored:
         optimizer = innermost(optimizer)
         if isinstance(optimizer, torch.optim.LBFGS) and "coupled" in self.form.placements:
             return "coupled"
-        return self.form.placements[1 if isinstance(optimizer, torch.optim.SGD) else 0]
+        return automatic(self.form, is_sgd=isinstance(optimizer, torch.optim.SGD))
 
     def state_dict(self) -> dict[str, str]:
         """Return what a checkpoint should hold: which regularizer, and the fingerprint of its anchors, not the anchors.

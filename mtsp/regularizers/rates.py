@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mtsp.regularizers.penalties import Placement
+from mtsp.regularizers.penalties import Penalty, Placement
 from mtsp.regularizers.pulls import Pull
 
 
@@ -20,6 +20,11 @@ def inertia(optimizer: Any, group: Mapping[str, Any], place: Placement) -> float
     if place == "decoupled" or not isinstance(optimizer, torch.optim.SGD) or not group["momentum"]:
         return 1.0
     return (1 - group["momentum"]) / (1 - group["dampening"])
+
+
+def automatic(form: Penalty, *, is_sgd: bool) -> Placement:
+    """Return what the placement `auto` comes to, but for LBFGS."""
+    return form.placements[1 if is_sgd else 0]
 
 
 def has_pace(optimizer: Any, place: Placement) -> bool:

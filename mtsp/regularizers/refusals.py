@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, placed
-from mtsp.regularizers.penalties import Penalty, Share
+from mtsp.regularizers.penalties import Penalty, Placement, Share
 from mtsp.regularizers.pulls import Pull
 
 
@@ -53,6 +53,13 @@ def refuse(optimizer: Any, names: Mapping[int, str], pulls: Mapping[str, Pull]) 
             "every anchor equals a weight that this optimizer has trained already: they were captured too late, "
             "perhaps after a checkpoint was loaded; capture them from the pretrained weights, before"
         )
+
+
+def refuse_placement(kind: str, form: Penalty, placement: Placement) -> None:
+    """Raise ValueError if the penalty of this regularizer cannot act there."""
+    if placement not in ("auto", *form.placements):
+        choice = ", ".join(dict.fromkeys(form.placements))
+        raise ValueError(f"{kind} cannot be {placement}; it can be {choice}")
 
 
 def refuse_paces(kind: str, forms: Mapping[bool, Penalty], pulls: Mapping[str, Pull]) -> None:

@@ -14,6 +14,8 @@ from mtsp.regularizers.anchored import Anchored
 from mtsp.regularizers.family import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
 from mtsp.regularizers.gated import MARS, SPD, CautiousL2SP
 from mtsp.regularizers.penalties import Placement
+from mtsp.regularizers.rates import automatic
+from mtsp.regularizers.refusals import refuse_placement
 from mtsp.regularizers.strength import Pace, half_life
 
 
@@ -73,16 +75,20 @@ class FamilyConfig(Config):
     """What every regularizer's section knows of it."""
 
     kind: ClassVar[type[Anchored]] = L2SP
-    paced: ClassVar[tuple[str, ...]] = ("alpha", "beta")
-    """The strengths that take the same share of every distance away in each step, so that they may be a pace."""
+
+    @classmethod
+    def paced(cls) -> tuple[str, ...]:
+        """Return the strengths that take the same share of every distance away in each step: they may be a pace."""
+        forms = {"alpha": cls.kind.form, "beta": cls.kind.new_form}
+        return tuple(key for key, form in forms.items() if form.proportional)
 
     def acts(self, optimizer: OptimizerConfig) -> Placement:
         """Return where the pull enters a step of this optimizer."""
-        return self.kind.form.placements[1 if optimizer.name == "sgd" else 0]
+        return automatic(self.kind.form, is_sgd=optimizer.name == "sgd")
 
     def no_pace(self, key: str, optimizer: OptimizerConfig) -> str | None:
         """Return why `alpha` or `beta` must be a number through this optimizer; None if a pace will do."""
-        if key not in self.paced:
+        if key not in self.paced():
             return f"{self.kind.__name__} takes no fixed share of the distance away in a step; give a number"
         if self.acts(optimizer) == "coupled" and optimizer.name != "sgd":
             return (
@@ -111,9 +117,7 @@ class AnchoredConfig(FamilyConfig):
 
     @model_validator(mode="after")
     def _can_act_there(self) -> "AnchoredConfig":
-        if self.placement not in ("auto", *self.kind.form.placements):
-            choice = ", ".join(dict.fromkeys(self.kind.form.placements))
-            raise ValueError(f"{self.kind.__name__} cannot be {self.placement}; it can be {choice}")
+        refuse_placement(self.kind.__name__, self.kind.form, self.placement)
         return self
 
     def acts(self, optimizer: OptimizerConfig) -> Placement:
@@ -142,7 +146,6 @@ class L1SPConfig(AnchoredConfig):
     """L1-SP: the sum of absolute distances; proximal, so that some weights stay exactly where they started."""
 
     kind = L1SP
-    paced = ("beta",)
     name: Literal["l1sp"]
 
 
@@ -150,7 +153,6 @@ class GLSPConfig(AnchoredConfig):
     """GL-SP: the group lasso over output channels; proximal, so that some stay exactly where they started."""
 
     kind = GLSP
-    paced = ("beta",)
     name: Literal["glsp"]
 
 
@@ -158,7 +160,6 @@ class DirectionSPConfig(AnchoredConfig):
     """Filter-direction L2-SP, for convolutions that a normalization layer follows."""
 
     kind = DirectionSP
-    paced = ("beta",)
     name: Literal["directionsp"]
 
 
@@ -166,7 +167,6 @@ class SPDConfig(AnchoredConfig):
     """Selective projection decay; alpha is a share, and does not depend on the learning rate."""
 
     kind = SPD
-    paced = ("beta",)
     name: Literal["spd"]
 
 
@@ -174,14 +174,11 @@ class CautiousL2SPConfig(AnchoredConfig):
     """Decoupled L2-SP where it agrees with the optimizer's update."""
 
     kind = CautiousL2SP
-    paced = ()
     name: Literal["cautiousl2sp"]
 
 
 class FisherConfig(AnchoredConfig):
     """What the regularizers that weigh with Fisher information can be told besides."""
-
-    paced = ("beta",)
 
     fisher: str
     """The file that `python tools/fisher.py --config THIS --out FILE` writes. Divided by its mean over the pretrained
@@ -216,7 +213,6 @@ class MARSConfig(FamilyConfig):
     """MARS: a bound on how far each output channel may be from its start, and no pull inside it."""
 
     kind = MARS
-    paced = ("beta",)
     name: Literal["mars"]
     radius: float = Field(gt=0, allow_inf_nan=False)
     """The most that the absolute distances of an output channel's weights may sum up to, in every branch."""
@@ -225,7 +221,7 @@ class MARSConfig(FamilyConfig):
 
     @property
     def alpha(self) -> float:
-        """What stands in the place of alpha."""
+        """The radius, where the others have their alpha: what the pretrained weights are held by."""
         return self.radius
 
     def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Anchored:
@@ -252,3 +248,4 @@ PullConfig = (
     | MARSConfig
     | NoneConfig
 )
+"""What `regularizer` can be; its `name` says which."""
