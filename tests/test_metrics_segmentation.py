@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,16 @@ from hypothesis import strategies as st
 from mtsp.confusions import confused_pairs
 from mtsp.metrics import ConfusionMatrix, confusion, tally
 from mtsp.metrics.native import Array
+
+
+@pytest.fixture(scope="module", autouse=True, params=["a table of each image", "one table and margins"])
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Whatever the number of classes, images are counted as those of few classes, or as those of many."""
+    with pytest.MonkeyPatch.context() as patch:
+        few = request.param == "a table of each image"
+        patch.setattr(tally, "_CELLS_OF_ONE", math.inf if few else 0)
+        patch.setattr(tally, "_PIXELS_A_CELL", 1e-9)
+        yield request.param
 
 
 def by_hand(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int | None) -> np.ndarray:
@@ -206,6 +217,20 @@ def test_many_pixels_are_counted_in_parts_that_meet(monkeypatch: pytest.MonkeyPa
             np.testing.assert_array_equal(confusion(prediction[place], truth[place], 5), expected)
             expected = by_hand(scores[:, :, rows, columns].argmax(axis=1), truth[place], 5, 255)
             np.testing.assert_array_equal(confusion(scores[:, :, rows, columns], truth[place], 5), expected)
+
+
+def test_a_hundred_classes_on_small_images_have_one_table_and_few_on_large_ones_have_one_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng, tables = np.random.default_rng(0), []
+    in_slabs = tally._in_slabs
+    monkeypatch.setattr(tally, "_CELLS_OF_ONE", 1 << 14)
+    monkeypatch.setattr(tally, "_PIXELS_A_CELL", 16)
+    monkeypatch.setattr(tally, "_in_slabs", lambda *a: tables.append(in_slabs(*a)[0].shape[0]) or in_slabs(*a))
+    for classes, side, expected in ((3, 24, 5), (100, 24, 1), (3, 8, 1)):  # 20 cells need 320 pixels: 576, 64
+        truth, prediction = rng.integers(0, classes, (2, 5, side, side))
+        np.testing.assert_array_equal(confusion(prediction, truth, classes), by_hand(prediction, truth, classes, 255))
+        assert tables.pop() == expected
 
 
 def test_more_images_than_tables_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtsp.metrics import tally
 from mtsp.metrics.native import Array
-from mtsp.metrics.tally import tables
 from mtsp.metrics.totals import Totals
 
 
@@ -115,7 +115,8 @@ class ConfusionMatrix:
 
     def class_iou(self) -> np.ndarray:
         """Return each class's intersection over union, float64; NaN for absent classes."""
-        return _iou(self.counts, self.ignore)
+        true, predicted = self.counts.sum(axis=1), self.counts[:, :-1].sum(axis=0)
+        return _iou(true, predicted, np.diagonal(self.counts), self.ignore)
 
     def absent(self) -> list[int]:
         """Return the classes that occur neither in the truth nor in the predictions."""
@@ -174,15 +175,14 @@ def _images(prediction: Array, truth: Array, classes: int, ignore: int | None) -
     if len(shape) < 3:
         prediction, truth = prediction[None], truth[None]
     counts, rows, wrong = np.zeros((classes, classes + 1), np.int64), [np.empty((0, 3))], 0
-    for some in tables(prediction, truth, classes, ignore, scores=scores):
-        wrong += int(some[:, classes + 1].sum())
-        some = some[:, :classes]
-        counts += some.sum(axis=0)
-        iou = _iou(some, ignore)
+    for some in tally.counts(prediction, truth, classes, ignore, scores=scores):
+        wrong += int(some.table[classes + 1].sum())
+        counts += some.table[:classes]
+        true, predicted, right = some.images.swapaxes(0, 1)
+        iou = _iou(true, predicted, right, ignore)
         present = np.count_nonzero(~np.isnan(iou), axis=1)
-        mean = np.divide(np.nansum(iou, axis=1), present, out=np.full(len(some), np.nan), where=present > 0)
-        right = np.diagonal(some, axis1=1, axis2=2).sum(axis=1)
-        rows.append(np.stack([some.sum(axis=(1, 2)), right, mean], axis=1))
+        mean = np.divide(np.nansum(iou, axis=1), present, out=np.full(len(iou), np.nan), where=present > 0)
+        rows.append(np.stack([true.sum(axis=1), right.sum(axis=1), mean], axis=1))
     if wrong:
         raise ValueError(
             f"{wrong} pixels of the truth have a label that is neither one of {classes} classes nor {ignore} (ignored)"
@@ -196,11 +196,10 @@ def _whole(labels: Array) -> bool:
     return not (labels.is_floating_point() or labels.is_complex())
 
 
-def _iou(counts: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Return the IoU of the classes of tables ... x classes x (classes + 1); NaN for absent ones and for `ignore`."""
-    right = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(axis=-1) + counts[..., :-1].sum(axis=-2) - right
+def _iou(true: np.ndarray, predicted: np.ndarray, right: np.ndarray, ignore: int | None) -> np.ndarray:
+    """Return the IoU of the classes by their pixels, ... x classes; NaN for absent ones and for `ignore`."""
+    union = true + predicted - right
     iou = np.divide(right, union, out=np.full(union.shape, np.nan), where=union > 0)
-    if ignore is not None and 0 <= ignore < counts.shape[-2]:
+    if ignore is not None and 0 <= ignore < union.shape[-1]:
         iou[..., ignore] = np.nan  # it never counts as true: predicted once, it would cost a whole class
     return iou

@@ -1,14 +1,16 @@
-"""Counting which class was taken for which, in one pass over labels or class scores: a table for each image.
+"""Counting which class was taken for which, in one pass over labels or class scores: a table, and images' margins.
 
-A table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
+The table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
 labels that are neither; its columns are the predicted classes, then whatever is no class.
 
-The loops are in `tally_loops.py`. Scores of 16 bits are compared as whole numbers, without a float32 copy.
+Of few classes each image has a table of its own first, which costs nothing beside its pixels. Of many, counting into a
+table with more cells than the image has pixels would cost more than all the rest. The loops are in `tally_loops.py`.
+Scores of 16 bits are compared as whole numbers, without a float32 copy.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +19,27 @@ from mtsp.metrics.tally_loops import BLOCK, Special, label_kernel, pixel_kernel,
 
 _LANES = 4  # tables counted in turn: neighbors have the same label, and one counter would wait for itself
 _CELLS_AT_ONCE = 1 << 22  # of the tables held at a time: 32 MB
+_CELLS_OF_ONE = 1 << 14  # of an image's table: four lanes of it in the second-level cache
+_PIXELS_A_CELL = 16  # at least, where each image has a table
 _WORTH_A_THREAD = 1 << 16  # pixels
 _HALF, _BRAIN = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
 
 
-def tables(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Iterator[np.ndarray]:
-    """Yield the tables of images 0, 1, ..., of as many at a time as may be held in memory, N x rows x columns.
+class Counts(NamedTuple):
+    """What was counted in some images."""
+
+    table: np.ndarray
+    """Of all of them, rows x columns."""
+    images: np.ndarray
+    """Of each, its known pixels by class, int64, N x 3 x classes: true, predicted and right ones."""
+
+
+_Tables = tuple[np.ndarray, np.ndarray]
+"""One table of each image and no margins, or of many classes one table of all and the margins of each."""
+
+
+def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Iterator[Counts]:
+    """Yield the counts of images 0, 1, ..., of as many at a time as their tables may be held in memory.
 
     Args:
         prediction: labels of the shape of `truth`, or class scores, B x classes x H x W.
@@ -31,36 +48,48 @@ def tables(prediction: Array, truth: Array, classes: int, ignore: int | None, *,
         ignore: true label of pixels that are not to be counted as a class, also when it is below `classes`.
         scores: whether `prediction` is scores: the highest wins, of equal ones the first; NaN among them is no class.
     """
-    step = max(1, _CELLS_AT_ONCE // ((classes + 2) * (classes + 1)))
+    cells, pixels = (classes + 2) * (classes + 1), math.prod(truth.shape[1:])
+    many = on_host(prediction) and cells > min(_CELLS_OF_ONE, pixels // _PIXELS_A_CELL)
+    step = max(1, len(truth) if many else _CELLS_AT_ONCE // cells)
     unknown = -(1 << 62) if ignore is None else ignore
     for start in range(0, truth.shape[0], step):
         ours, theirs = prediction[start : start + step], truth[start : start + step]
         if not on_host(prediction):
-            yield _torch_tables(ours, theirs, classes, unknown, scores)
+            tables, margins = _torch_tables(ours, theirs, classes, unknown, scores), _none(classes)
         elif scores:
-            yield _score_tables(ours, as_numpy(theirs), classes, unknown)
+            tables, margins = _score_tables(ours, as_numpy(theirs), classes, unknown, many)
         else:
-            yield _label_tables(as_numpy(ours), as_numpy(theirs), classes, unknown)
+            tables, margins = _label_tables(as_numpy(ours), as_numpy(theirs), classes, unknown, many)
+        if not many:
+            known = tables[:, :classes]
+            margins = [known.sum(2), known[:, :, :classes].sum(1), np.diagonal(known, axis1=1, axis2=2)]
+            yield Counts(tables.sum(axis=0), np.stack(margins, axis=1))
+        else:
+            yield Counts(tables[0], margins[:, :, :classes])
 
 
-def _label_tables(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int) -> np.ndarray:
+def _none(classes: int) -> np.ndarray:
+    return np.zeros((0, 3, classes + 1), np.int64)
+
+
+def _label_tables(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int, many: bool) -> _Tables:
     prediction, truth = _labels(prediction, "prediction"), _labels(truth, "truth")
     if truth.ndim != 3:
         flat = (len(truth), 1, math.prod(truth.shape[1:]))
         prediction, truth = prediction.reshape(flat), truth.reshape(flat)
     code = label_kernel()
 
-    def count(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> None:
+    def count(ours: np.ndarray, theirs: np.ndarray, tables: np.ndarray, margins: np.ndarray) -> None:
         if code is None:
-            _add_numpy(ours, theirs, ignore, counts)
+            _add_numpy(ours, theirs, ignore, tables, margins)
         else:
-            word, lanes = _word(ignore, ours, theirs), _lanes(classes)
-            code(*_memory(_dense(ours)), *_memory(_dense(theirs)), word, lanes, counts, theirs.shape)
+            word, lanes = _word(ignore, ours, theirs), _lanes(classes, many)
+            code(*_memory(_dense(ours)), *_memory(_dense(theirs)), word, lanes, tables, margins, theirs.shape)
 
-    return _in_slabs(count, prediction, truth, classes)
+    return _in_slabs(count, prediction, truth, classes, many)
 
 
-def _score_tables(scores: Array, truth: np.ndarray, classes: int, ignore: int) -> np.ndarray:
+def _score_tables(scores: Array, truth: np.ndarray, classes: int, ignore: int, many: bool) -> _Tables:
     truth, code = _labels(truth, "truth"), plane_kernel()
     values, special = (as_numpy(scores), None) if code is None else _comparable(scores)
     dense = values.strides[-1] == values.itemsize
@@ -69,47 +98,58 @@ def _score_tables(scores: Array, truth: np.ndarray, classes: int, ignore: int) -
         values, special = _as_bits(values, special)
     guess_type = np.min_scalar_type(classes)
 
-    def count(ours: np.ndarray, theirs: np.ndarray, counts: np.ndarray) -> None:
+    def count(ours: np.ndarray, theirs: np.ndarray, tables: np.ndarray, margins: np.ndarray) -> None:
         if code is None:
             best = np.where(np.isnan(ours).any(axis=1), classes, ours.argmax(axis=1))
-            _add_numpy(best, theirs, ignore, counts)
+            _add_numpy(best, theirs, ignore, tables, margins)
         else:
             guess = np.empty(BLOCK, guess_type)
             held = np.empty(BLOCK if dense else classes, ours.dtype)
             room = (held, guess) if dense else (held, frozen(held), guess)
             word = _word(ignore, guess, theirs)
-            code(*_memory(ours), *_memory(_dense(theirs)), word, special, *room, _lanes(classes), counts, theirs.shape)
+            room = (*room, _lanes(classes, many), tables, margins)
+            code(*_memory(ours), *_memory(_dense(theirs)), word, special, *room, theirs.shape)
 
-    return _in_slabs(count, values, truth, classes)
+    return _in_slabs(count, values, truth, classes, many)
 
 
-def _in_slabs(count: Callable[..., None], prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """Return the tables of all images, of each of which every thread counts a part.
+def _in_slabs(
+    count: Callable[..., None], prediction: np.ndarray, truth: np.ndarray, classes: int, many: bool
+) -> _Tables:
+    """Return the tables and margins of all images, of each of which every thread counts a part.
 
     Args:
-        count: given a part of prediction and truth, adds to the tables that are its third argument.
+        count: given a part of prediction and truth, adds to the tables and margins that are its other arguments.
         prediction: ...HW.
         truth: BHW.
         classes: of the tables.
+        many: whether there is one table of all images, and the margins of each.
     """
-    total = np.zeros((len(truth), classes + 2, classes + 1), np.int64)
+
+    def nothing() -> _Tables:
+        shape = (1 if many else len(truth), classes + 2, classes + 1)
+        return np.zeros(shape, np.int64), np.zeros((len(truth) if many else 0, 3, classes + 1), np.int64)
+
     if not truth.size:
-        return total
+        return nothing()
     if _rows_join(prediction) and _rows_join(truth):  # parts need not end where rows do
         prediction, truth = (array.reshape(*array.shape[:-2], 1, -1) for array in (prediction, truth))
     _, height, width = truth.shape
     parts = min(threads(), max(1, truth.size // _WORTH_A_THREAD))
     rows, columns = (1, -(-width // parts)) if height == 1 else (-(-height // parts), width)
 
-    def counted(corner: tuple[int, int]) -> np.ndarray:
+    def counted(corner: tuple[int, int]) -> _Tables:
         slab = (..., slice(corner[0], corner[0] + rows), slice(corner[1], corner[1] + columns))
-        counts = np.zeros_like(total)
-        count(prediction[slab], truth[slab], counts)
-        return counts
+        found = nothing()
+        count(prediction[slab], truth[slab], *found)
+        return found
 
-    for counts in in_threads(counted, [(y, x) for y in range(0, height, rows) for x in range(0, width, columns)]):
-        total += counts
-    return total
+    corners = [(y, x) for y in range(0, height, rows) for x in range(0, width, columns)]
+    (tables, margins), *others = in_threads(counted, corners)
+    for more_tables, more_margins in others:
+        tables += more_tables
+        margins += more_margins
+    return tables, margins
 
 
 def _rows_join(array: np.ndarray) -> bool:
@@ -133,8 +173,8 @@ def _memory(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     return np.lib.stride_tricks.as_strided(array, (length,), (array.itemsize,), writeable=False), steps
 
 
-def _lanes(classes: int) -> np.ndarray:
-    return np.zeros((_LANES, (classes + 2) * (classes + 1)), np.uint32)
+def _lanes(classes: int, many: bool) -> np.ndarray:
+    return np.zeros((_LANES, 0 if many else (classes + 2) * (classes + 1)), np.uint32)
 
 
 def _labels(labels: np.ndarray, what: str) -> np.ndarray:
@@ -182,15 +222,22 @@ def _as_bits(values: np.ndarray, special: Special) -> tuple[np.ndarray, Special]
     return values.view(bits), (infinity, bits(np.iinfo(bits).max))
 
 
-def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, tables: np.ndarray) -> None:
-    """Add BHW labels to the tables of their images."""
+def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, tables: np.ndarray, margins: np.ndarray) -> None:
+    """Add BHW labels to the tables of their images, or to the one table and the margins of each."""
     rows, columns = tables.shape[1:]
-    for guesses, labels, table in zip(prediction, truth, tables, strict=True):
+    for image, (guesses, labels) in enumerate(zip(prediction, truth, strict=True)):
         guesses, labels = guesses.astype(np.int64), labels.astype(np.int64)  # a byte cannot hold what follows
         row = np.where((labels >= 0) & (labels < rows - 2), labels, rows - 1)
         row[labels == ignore] = rows - 2
         column = np.where((guesses >= 0) & (guesses < columns - 1), guesses, columns - 1)
-        table += np.bincount((row * columns + column).ravel(), minlength=table.size).reshape(table.shape)
+        if not len(margins):
+            table = tables[image]
+            table += np.bincount((row * columns + column).ravel(), minlength=table.size).reshape(table.shape)
+            continue
+        np.add.at(tables.reshape(-1), (row * columns + column).ravel(), 1)
+        row, column = (places[row < rows - 2] for places in (row, column))
+        for margin, places in zip(margins[image], (row, column, row[row == column]), strict=True):
+            margin += np.bincount(places, minlength=margin.size)
 
 
 def _torch_tables(prediction: Any, truth: Any, classes: int, ignore: int, scores: bool) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The compiled loops that count classes: of labels, of scores whose pixels are neighbors in memory, and of any others.
 
-They work on blocks of pixels that stay in the first-level cache: cells of the table as vector code, then the counting.
+They work on blocks of pixels that stay in the first-level cache: cells of the table as vector code, then the counting;
+where a table of each image would have too many cells, into one table of all and the margins of each.
 Where the pixels of a plane are neighbors, the block's best classes come first, four planes at a time, so that every
 score is read once and no image of labels exists. Otherwise each pixel's best class is found among its own scores, which
 a tensor in the order channels_last has side by side.
@@ -24,19 +25,19 @@ Special = tuple[Any, Any] | None
 @functools.cache
 def label_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_labels` as machine code."""
-    return compiled(_count_labels, calls=(_tally, _empty))
+    return compiled(_count_labels, calls=(_add, _tally, _empty, _tally_many))
 
 
 @functools.cache
 def plane_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_planes` as machine code."""
-    return compiled(_count_planes, calls=(_tally, _empty, _ordered, _better))
+    return compiled(_count_planes, calls=(_add, _tally, _empty, _tally_many, _ordered, _better))
 
 
 @functools.cache
 def pixel_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_pixels` as machine code."""
-    return compiled(_count_pixels, calls=(_tally, _empty, _ordered, _highest))
+    return compiled(_count_pixels, calls=(_add, _tally, _empty, _tally_many, _ordered, _highest))
 
 
 def _count_labels(  # pragma: no cover, runs as machine code
@@ -47,6 +48,7 @@ def _count_labels(  # pragma: no cover, runs as machine code
     ignore: Any,
     lanes: np.ndarray,
     tables: np.ndarray,
+    margins: np.ndarray,
     shape: tuple[int, int, int],
 ) -> None:
     """Add BHW labels, given as memory and steps, to the tables of their images."""
@@ -58,8 +60,8 @@ def _count_labels(  # pragma: no cover, runs as machine code
                 count = min(BLOCK, width - start)
                 ours, theirs = image * steps[0] + y * steps[1], image * truth_steps[0] + y * truth_steps[1]
                 some, others = prediction[ours + start :][:count], truth[theirs + start :][:count]
-                _tally(some, others, ignore, cells, lanes, tables[image])
-        _empty(lanes, tables[image])
+                _add(some, others, ignore, cells, lanes, tables, margins, image)
+        _empty(lanes, tables, image)
 
 
 def _count_planes(  # pragma: no cover, runs as machine code
@@ -73,6 +75,7 @@ def _count_planes(  # pragma: no cover, runs as machine code
     guess: np.ndarray,
     lanes: np.ndarray,
     tables: np.ndarray,
+    margins: np.ndarray,
     shape: tuple[int, int, int],
 ) -> None:
     """Add BKHW scores, of which the pixels of a row are neighbors, and BHW labels, both given as memory and steps.
@@ -108,8 +111,8 @@ def _count_planes(  # pragma: no cover, runs as machine code
                     lost = (best[x] != best[x]) if special is None else (best[x] == special[1])
                     guess[x] = classes if lost else guess[x]
                 others = truth[image * truth_steps[0] + y * truth_steps[1] + start :][:count]
-                _tally(guess[:count], others, ignore, cells, lanes, tables[image])
-        _empty(lanes, tables[image])
+                _add(guess[:count], others, ignore, cells, lanes, tables, margins, image)
+        _empty(lanes, tables, image)
 
 
 def _count_pixels(  # pragma: no cover, runs as machine code
@@ -124,6 +127,7 @@ def _count_pixels(  # pragma: no cover, runs as machine code
     guess: np.ndarray,
     lanes: np.ndarray,
     tables: np.ndarray,
+    margins: np.ndarray,
     shape: tuple[int, int, int],
 ) -> None:
     """Add BKHW scores of any steps, whole numbers or bits of floats, and BHW labels, both given as memory and steps.
@@ -148,8 +152,8 @@ def _count_pixels(  # pragma: no cover, runs as machine code
                         row = frozen_pixel
                     guess[x] = _highest(row, special)
                 others = truth[image * truth_steps[0] + y * truth_steps[1] + start :][:count]
-                _tally(guess[:count], others, ignore, cells, lanes, tables[image])
-        _empty(lanes, tables[image])
+                _add(guess[:count], others, ignore, cells, lanes, tables, margins, image)
+        _empty(lanes, tables, image)
 
 
 def _highest(row: np.ndarray, special: Special) -> Any:  # pragma: no cover, runs as machine code
@@ -188,6 +192,35 @@ def _better(held: tuple[Any, Any], score: Any, k: Any) -> tuple[Any, Any]:  # pr
     return score if take else held[0], k if take else held[1]
 
 
+def _add(  # pragma: no cover, runs as machine code
+    prediction: np.ndarray, truth: np.ndarray, ignore: Any,
+    cells: np.ndarray, lanes: np.ndarray, tables: np.ndarray, margins: np.ndarray, image: int,
+) -> None:  # fmt: skip
+    """Count a block of an image: in the lanes of its table, or of many classes in the one table and its margins."""
+    if len(margins) == 0:
+        _tally(prediction, truth, ignore, cells, lanes, tables[image])
+    else:
+        _tally_many(prediction, truth, ignore, tables[0], margins[image])
+
+
+def _tally_many(  # pragma: no cover, runs as machine code
+    prediction: np.ndarray, truth: np.ndarray, ignore: Any, table: np.ndarray, margins: np.ndarray
+) -> None:
+    """Count a block as :func:`_tally` does, into the table of all images and true, predicted, right pixels of one."""
+    word = type(ignore)
+    classes, other = word(table.shape[1] - 1), word(table.shape[1])
+    for i in range(truth.size):
+        label = word(truth[i])
+        row = other if label == classes else min(label, other)
+        row = classes if label == ignore else row
+        column = min(word(prediction[i]), classes)
+        table[row, column] += 1
+        if row < classes:
+            margins[0, row] += 1
+            margins[1, column] += 1
+            margins[2, row] += row == column
+
+
 def _tally(  # pragma: no cover, runs as machine code
     prediction: np.ndarray,
     truth: np.ndarray,
@@ -216,10 +249,11 @@ def _tally(  # pragma: no cover, runs as machine code
         lanes[0, cells[i]] += np.uint32(1)
 
 
-def _empty(lanes: np.ndarray, table: np.ndarray) -> None:  # pragma: no cover, runs as machine code
+def _empty(lanes: np.ndarray, tables: np.ndarray, image: int) -> None:  # pragma: no cover, runs as machine code
     """Move the counts of the lanes to an image's table."""
-    flat = table.reshape(table.size)
-    for cell in range(flat.size):
-        for lane in range(lanes.shape[0]):
-            flat[cell] += np.int64(lanes[lane, cell])
-            lanes[lane, cell] = 0
+    if lanes.size > 0:
+        flat = tables[image].reshape(tables[image].size)
+        for cell in range(flat.size):
+            for lane in range(lanes.shape[0]):
+                flat[cell] += np.int64(lanes[lane, cell])
+                lanes[lane, cell] = 0
