@@ -260,6 +260,20 @@ def test_the_angle_of_a_prediction_out_of_all_bounds_is_finite(
     assert sums[0, flow_loops.SUMS.index("angle")] == pytest.approx(60, rel=1e-6)
 
 
+def test_torch_sums_of_a_diverged_network_are_finite_too() -> None:
+    prediction, truth = torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4)
+    prediction[1] = 1e20  # whose square is infinite in float32
+    sums = flow_loops.torch_sums(prediction, truth, None, False)
+    np.testing.assert_allclose(sums[:, flow_loops.SUMS.index("error_slow")], [0, 16 * math.sqrt(2) * 1e20], rtol=1e-6)
+    np.testing.assert_allclose(sums[:, :-1], flow_sums(prediction, truth, angular=False)[:, :-1], rtol=1e-12)
+
+
+def test_flow_in_the_wrong_order_is_told_to_be_transposed() -> None:
+    flow = np.zeros((4, 6, 2), np.float32)
+    with pytest.raises(ValueError, match="transpose BHW2, which copies nothing"):
+        flow_sums(flow, flow)
+
+
 def test_without_angles_the_other_numbers_are_the_same() -> None:
     prediction, truth, valid = random_pair((2, 40, 30), seed=8)
     with_angles, without = FlowErrors(), FlowErrors(angular=False)

@@ -121,6 +121,8 @@ def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.nda
 
     prediction, truth = prediction.detach(), torch.as_tensor(truth, device=prediction.device)
     kind = torch.promote_types(torch.promote_types(prediction.dtype, truth.dtype), torch.float32)
+    if any(not flow.is_floating_point() and flow.element_size() > 2 for flow in (prediction, truth)):
+        kind = torch.float64  # as numpy has it
     prediction, truth = prediction.to(kind), truth.to(kind)
     known = (truth.abs() <= KNOWN_FLOW).all(dim=1)
     if valid is not None:
@@ -143,6 +145,11 @@ def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.nda
         terms += [torch.full_like(error, math.nan)]
     sums = torch.stack([term.sum(dim=(1, 2), dtype=torch.float64) for term in terms], dim=1).cpu().numpy()
     sums[:, _ANGLE] = np.degrees(sums[:, _ANGLE])
+    large = np.flatnonzero(~np.isfinite(sums[:, _ERRORS]).all(axis=1))
+    if len(large) and kind == torch.float32:  # as `again` does on the host
+        place = torch.from_numpy(large).to(prediction.device)
+        known = None if valid is None else torch.as_tensor(valid, device=prediction.device)[place]
+        sums[large] = torch_sums(prediction[place].double(), truth[place].double(), known, angular)
     return sums
 
 
