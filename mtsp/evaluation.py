@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,10 +81,10 @@ def evaluate(
     on_device = partial(to_device, device=accelerator.device, channels_last=channels_last)
     measured = Evaluation()
     mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
-    decoded = zip(mine, read_ahead(examples.__getitem__, mine, threads=workers, ahead=2 * workers), strict=True)
+    samples = read_ahead(examples.__getitem__, mine, threads=workers, ahead=2 * workers)
     groups = 0
-    with evaluating(bare):
-        for indices, batch in _batches(decoded, 1 if sharded(bare) else batch_size):
+    with closing(samples), evaluating(bare):
+        for indices, batch in _batches(zip(mine, samples, strict=True), 1 if sharded(bare) else batch_size):
             outputs = at_resolution(views(bare, on_device(batch)), batch)
             measured = _updated(measured, batch, outputs)
             for place, index in enumerate(indices):

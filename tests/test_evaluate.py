@@ -14,14 +14,17 @@ import two_processes
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from data import DataError, Labels
 from data.flow_files import read_flo, write_flo
 from data.io import write_image, write_mask
 from data.synthetic import SyntheticConfig
 from data.synthetic_files import write_scene_flow
 from mtsp.checkpoint import export
 from mtsp.config import parse
+from mtsp.types import Raw
 from tools.evaluate import main
 from tools.parts import AnyExperiment
+from tools.stored import score
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("MTSP_DATA", ""))
@@ -141,6 +144,26 @@ def test_a_predicted_class_that_the_data_set_does_not_have_is_refused(
 ) -> None:
     write_mask(tmp_path / "predictions/a.png", np.array([[0, 30, 0, 0]], np.uint8))
     assert "a pixel of class 30; 11 classes have the ids 0 to 10" in refused(camvid, tmp_path, capsys)
+
+
+def test_a_picture_of_named_classes_without_a_mask_is_named(tmp_path: Path) -> None:
+    class HalfLabeled:
+        classes = ("sky", "building")
+        names = ("a", "b")
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Raw:
+            raise AssertionError("no frame is needed")
+
+        def labels(self, index: int) -> Labels:
+            return {"name": "a", "mask": np.zeros((1, 2), np.uint8)} if index == 0 else {"name": "b"}
+
+    for name in "ab":
+        write_mask(tmp_path / f"{name}.png", np.zeros((1, 2), np.uint8))
+    with pytest.raises(DataError, match="b has no mask: there is nothing to compare its prediction with"):
+        score(HalfLabeled(), tmp_path)
 
 
 def test_the_numbers_do_not_depend_on_the_workers(davis: list[str], tmp_path: Path) -> None:

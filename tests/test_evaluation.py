@@ -1,6 +1,7 @@
 """What is measured is measured at the labels' size, every example once, whatever batches and threads help."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -157,6 +158,16 @@ def test_an_unreadable_example_ends_the_evaluation_and_the_network_trains_on() -
     with pytest.raises(ValueError, match=r"00005\.jpg: not a picture"):
         evaluate(Accelerator(cpu=True), model, Labeled(unreadable=5), workers=2)
     assert model.training
+
+
+def test_an_error_ends_the_threads_that_decode_ahead() -> None:
+    def after(index: int, batch: Batch, outputs: Outputs) -> None:
+        raise ValueError("the disk is full")
+
+    with pytest.raises(ValueError, match="the disk is full") as error:
+        evaluate(Accelerator(cpu=True), Pixel(), Labeled(), workers=2, after_example=after)
+    assert error.tb  # which keeps what it passed through: nothing has ended because it was forgotten
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mtsp-decode")]
 
 
 def test_views_decide_how_the_network_looks() -> None:

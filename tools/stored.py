@@ -1,7 +1,7 @@
 """Predictions stored in files, scored against the labels of a data set."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from data.flow_files import read_flow
 from data.folder import FolderConfig
 from data.io import read_foreground, read_mask
 from mtsp.config import Config, ConfigError, parse, parse_yaml
+from mtsp.loading import read_ahead
 from mtsp.messages import first_names
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.davis import frame_order
@@ -201,7 +202,7 @@ def _mask(dataset: RawDataset, index: int, file: Path, every_frame: bool) -> tup
     _same_size(file, predicted, truth)
     if truth.max(initial=0) > 1:
         raise DataError(
-            f"{dataset.names[index]}: the true mask has more than an object; here binary masks are scored, and each "
+            f"{dataset.names[index]}: the true mask has more than one object; here binary masks are scored, and each "
             "object with --objects"
         )
     davis, pixels = DavisMeasure(every_frame=every_frame), ConfusionMatrix(2)
@@ -211,9 +212,7 @@ def _mask(dataset: RawDataset, index: int, file: Path, every_frame: bool) -> tup
 
 
 def _classes(dataset: RawDataset, index: int, file: Path, classes: int) -> ConfusionMatrix:
-    truth = dataset.labels(index).get("mask")
-    assert truth is not None
-    predicted = read_mask(file)
+    truth, predicted = _true_mask(dataset, index), read_mask(file)
     _same_size(file, predicted, truth)
     if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
         raise DataError(f"{file}: a pixel of class {highest}; {classes} classes have the ids 0 to {classes - 1}")
@@ -255,11 +254,9 @@ def _require(folder: Path, files: Sequence[Path]) -> None:
 
 def _each(work: Callable[[int], Any], count: int, workers: int | None) -> Iterator[Any]:
     """Yield `work` of 0, 1, ..., in order, done in threads, with a progress bar where somebody sees it."""
-    pool = ThreadPoolExecutor(workers or threads())
-    try:
-        with bar("scoring", count) as advance:
-            for result in pool.map(work, range(count)):
-                yield result
-                advance()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    workers = workers or threads()
+    results = read_ahead(work, range(count), threads=workers, ahead=2 * workers)
+    with closing(results), bar("scoring", count) as advance:
+        for result in results:
+            yield result
+            advance()
