@@ -98,6 +98,14 @@ def test_a_long_table_leaves_out_the_objects_first(tmp_path: Path, capsys: pytes
     assert "each of the 42 objects: --csv or --json" in printed
 
 
+def test_an_object_belongs_to_the_sequence_before_its_last_underscore(tmp_path: Path) -> None:
+    frames = {"a": [(mask(4, 4), mask(4, 4))] * 3, "a_1": [(mask(4), mask(2))] * 3}
+    scored([*davis(tmp_path, frames, "2017"), "--objects", "--csv", str(tmp_path / "scores.csv")], tmp_path)
+    rows = [(row["sequence"], row["J_mean"]) for row in csv.DictReader((tmp_path / "scores.csv").open())]
+    assert rows[:3] == [("a", "1.0"), ("a_1", "1.0"), ("a_2", "1.0")]
+    assert rows[3:5] == [("a_1", "0.5"), ("a_1_1", "0.5")]
+
+
 def test_every_frame_counts_when_asked_for(videos: list[str], tmp_path: Path) -> None:
     for sequence, last in (("a", 3), ("b", 2)):
         for i in (0, last):
@@ -138,9 +146,7 @@ def test_several_objects_that_are_scored_as_one_are_noted(
     assert found["per_sequence"]["a"]["J"] == [5 / 30, 10 / 20]
     assert "per_object" not in found
     said = capsys.readouterr().err
-    assert said == (
-        "note: 1 sequences have several objects, as a: here they were scored as one; --objects scores each\n"
-    )
+    assert said == "note: several objects were scored as one in 1 of 2 sequences, as a; --objects scores each\n"
 
 
 def test_masks_of_your_own_videos_are_scored_by_object(videos: list[str], tmp_path: Path) -> None:

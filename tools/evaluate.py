@@ -112,8 +112,8 @@ def _of_predictions(arguments: argparse.Namespace) -> Measured:
     dataset = truth_of(arguments.data, arguments.root, split, arguments.resolution, arguments.settings, objects=objects)
     scores = score(dataset, arguments.predictions, arguments.workers, objects=objects, every_frame=every_frame)
     if not objects and isinstance(dataset, Davis) and (several := dataset.several_objects()):
-        which = f"{len(several)} sequences have several objects, as {several[0]}"
-        print(f"note: {which}: here they were scored as one; --objects scores each", file=sys.stderr)
+        which = f"{len(several)} of {len(scores.values['per_sequence'])} sequences, as {several[0]}"
+        print(f"note: several objects were scored as one in {which}; --objects scores each", file=sys.stderr)
     about: dict[str, Any] = {"data": arguments.data, "split": split or held_out(arguments.data)}
     about |= {"predictions": str(arguments.predictions)} | ({"every_frame": True} if every_frame else {})
     return Measured(about | scores.values, {arguments.data: [scores]})
