@@ -67,7 +67,7 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
     numbers = {str(label): label for label in range(len(classes))} | known  # a class may be called "3"
     labels = [dataset.labels(i) for i in range(len(dataset))]
     truths = {one["name"]: one["label"] for one in labels if "label" in one}
-    found: dict[str, tuple[int, float]] = {}
+    found: dict[str, tuple[int, float | None]] = {}
     for line, row in _rows(file):
         name, where = row["name"], f"{file}, line {line}"
         if name not in truths:
@@ -94,13 +94,13 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
     return _scored(found, truths, len(classes))
 
 
-def _scored(found: dict[str, tuple[int, float]], truths: dict[str, int], classes: int) -> ClassificationScores:
-    guesses, chances = (np.array(column) for column in zip(*(found[name] for name in truths), strict=True))
-    lost = np.isnan(chances)
+def _scored(found: dict[str, tuple[int, float | None]], truths: dict[str, int], classes: int) -> ClassificationScores:
+    """Return the scores of each picture's class and probability; None is not known, NaN that of a lost network."""
+    rows = [found[name] for name in truths]
+    guesses = [classes if chance is not None and math.isnan(chance) else guess for guess, chance in rows]
+    chances = [math.nan if chance is None else chance for _, chance in rows]
     scores = ClassificationScores(classes)
-    scores.update_guesses(
-        np.where(lost, classes, guesses), np.array([*truths.values()]), np.where(chances < 0, np.nan, chances)
-    )
+    scores.update_guesses(np.array(guesses), np.array([*truths.values()]), np.array(chances))
     return scores
 
 
@@ -130,13 +130,15 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"{file}, line {rows.line_num}: not a row of a table: {error}") from error
 
 
-def _probability(text: str, where: str) -> float:
-    """Return the number in a cell; -1 if it is empty."""
+def _probability(text: str, where: str) -> float | None:
+    """Return the number in a cell, which may be NaN; None if it is empty."""
+    if not text:
+        return None
     try:
-        value = float(text or -1)
+        value = float(text)
     except ValueError:
         value = math.inf
-    if (text and value < 0) or value > 1:
+    if value < 0 or value > 1:
         raise DataError(f"{where}: the probability is {text!r}, expected a number in [0, 1]")
     return value
 
