@@ -11,14 +11,25 @@ Pictures = Callable[[int], np.ndarray]
 
 
 class Pair(NamedTuple):
-    """Two classes that are taken for each other; *directed*, the first one is taken for the second."""
+    """Two classes that are taken for each other."""
 
     first: int
     second: int
     mistakes: int
-    """In both directions together; directed, in this one."""
+    """In both directions together."""
     share: float
-    """Of all examples of both classes; directed, of the first one."""
+    """Of all examples of both classes."""
+
+
+class Confusion(NamedTuple):
+    """A class that is taken for another one."""
+
+    truth: int
+    taken_for: int
+    mistakes: int
+    """In this direction only."""
+    share: float
+    """Of all examples of the true class."""
 
 
 class ClassRow(NamedTuple):
@@ -34,27 +45,41 @@ class ClassRow(NamedTuple):
     """What its examples are called most often instead; None: nothing."""
 
 
-def confused_pairs(counts: np.ndarray, limit: int = 10, *, directed: bool = False) -> list[Pair]:
+def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Pair]:
     """Return the pairs with most mistakes, the most first; of equal ones the larger share, then the first classes.
 
     Args:
-        counts: CC examples or pixels, rows true and columns predicted classes; directed, there may be one more column
-            for what is no class, whose number in a pair is C.
+        counts: CC examples or pixels, rows true and columns predicted classes.
         limit: pairs at most; a pair without mistakes is none.
-        directed: tell the one taken for the other from the reverse.
+
+    Raises:
+        ValueError: not as many columns as rows.
     """
-    counts = np.asarray(counts)
+    counts = _square(np.asarray(counts))
     examples = counts.sum(1)
-    if directed:
-        mistakes = counts.copy()
-        np.fill_diagonal(mistakes, 0)
-    else:
-        mistakes = np.triu(_square(counts) + counts.T, 1)
-    pairs = []
-    for first, second in np.argwhere(mistakes).tolist():
-        wrong, of = int(mistakes[first, second]), examples[first] + (0 if directed else examples[second])
-        pairs.append(Pair(first, second, wrong, float(wrong / of)))
-    return sorted(pairs, key=lambda pair: (-pair.mistakes, -pair.share, pair.first, pair.second))[:limit]
+    return [Pair(*row) for row in _most(np.triu(counts + counts.T, 1), examples[:, None] + examples, limit)]
+
+
+def worst_confusions(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
+    """Return the confusions with most mistakes, each direction by itself, in the order of :func:`confused_pairs`.
+
+    Args:
+        counts: as there; there may be one more column for what is no class, whose number is C.
+        limit: confusions at most.
+    """
+    mistakes = np.array(counts)
+    examples = np.broadcast_to(mistakes.sum(1)[:, None], mistakes.shape)
+    np.fill_diagonal(mistakes, 0)
+    return [Confusion(*row) for row in _most(mistakes, examples, limit)]
+
+
+def _most(mistakes: np.ndarray, examples: np.ndarray, limit: int) -> list[tuple[int, int, int, float]]:
+    """Return row, column, mistakes and their share of the examples of the worst entries."""
+    found = []
+    for row, column in np.argwhere(mistakes).tolist():
+        wrong = int(mistakes[row, column])
+        found.append((row, column, wrong, float(wrong / examples[row, column])))
+    return sorted(found, key=lambda one: (-one[2], -one[3], one[0], one[1]))[:limit]
 
 
 def class_rows(counts: np.ndarray, names: Sequence[str]) -> list[ClassRow]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.io import read_image
-from mtsp.confusions import Pair, class_rows, class_table, confused_pairs, draw_pairs
+from mtsp.confusions import Confusion, Pair, class_rows, class_table, confused_pairs, draw_pairs, worst_confusions
 
 NAMES = ("auk", "bunting", "cardinal", "emu")
 COUNTS = np.array(
@@ -28,9 +28,9 @@ def test_pairs_count_mistakes_in_both_directions() -> None:
 
 def test_a_direction_has_its_own_mistakes_and_what_is_no_class_too() -> None:
     counts = np.concatenate([COUNTS, [[0], [0], [1], [0]]], axis=1)  # a cardinal is called nothing
-    found = confused_pairs(counts, directed=True)
-    assert found[:2] == [Pair(1, 0, 3, 3 / 8), Pair(0, 1, 2, 2 / 10)]
-    assert found[2:] == [Pair(2, 0, 1, 1 / 3), Pair(2, 4, 1, 1 / 3), Pair(0, 2, 1, 1 / 10)]
+    found = worst_confusions(counts)
+    assert found[:2] == [Confusion(1, 0, 3, 3 / 8), Confusion(0, 1, 2, 2 / 10)]
+    assert found[2:] == [Confusion(2, 0, 1, 1 / 3), Confusion(2, 4, 1, 1 / 3), Confusion(0, 2, 1, 1 / 10)]
     with pytest.raises(ValueError, match="confusions of 4 classes are 4x4, got 4x5"):
         confused_pairs(counts)
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsp.confusions import confused_pairs
+from mtsp.confusions import worst_confusions
 from mtsp.metrics import ConfusionMatrix, confusion, tally
 from mtsp.metrics.native import Array
 
@@ -293,11 +293,11 @@ def test_the_classes_most_often_confused_come_first() -> None:
     matrix = ConfusionMatrix(3)
     matrix.update(np.array([1, 1, 0, 2, 2, 2, 7, 0]), np.array([0, 0, 0, 0, 1, 1, 1, 2]))
     # 0 for 1 twice and for 2 once of four; 1 for 2 twice and for no class once of three; 2 for 0
-    found = confused_pairs(matrix.counts, directed=True)
+    found = worst_confusions(matrix.counts)
     assert found[:2] == [(1, 2, 2, 2 / 3), (0, 1, 2, 2 / 4)]  # of equal ones the larger share
     assert found[2:] == [(2, 0, 1, 1), (1, 3, 1, 1 / 3), (0, 2, 1, 1 / 4)]
-    assert confused_pairs(matrix.counts, 3, directed=True) == found[:3]
-    assert confused_pairs(ConfusionMatrix(2).counts, directed=True) == []
+    assert worst_confusions(matrix.counts, 3) == found[:3]
+    assert worst_confusions(ConfusionMatrix(2).counts) == []
 
 
 def test_background_missed_ignored_or_a_class() -> None:
@@ -328,7 +328,7 @@ def test_images_dealt_out_in_any_way_give_identical_numbers() -> None:
             parts[i % processes].update(prediction[i], truth[i], f"{i}")
         for part in parts[1:]:
             parts[0].merge(part)
-        results.append((parts[0].compute(), parts[0].per_image(), confused_pairs(parts[0].counts, directed=True)))
+        results.append((parts[0].compute(), parts[0].per_image(), worst_confusions(parts[0].counts)))
     assert results[0] == results[1] == results[2]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mtsp.confusions import confused_pairs
+from mtsp.confusions import worst_confusions
 from mtsp.evaluation import Evaluation
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.classification import ClassificationScores
@@ -31,6 +31,9 @@ SHOWN = {
 
 MOST_ROWS = 60
 """A table of more rows than this leaves out the objects; of more sequences, as FlyingChairs' 640 pairs, all of them."""
+
+_DEPTHS = ("totals", "sequences", "objects")
+"""What the rows of a table are, by the depth that :func:`_rows` says."""
 
 _PASSES = ("clean", "final", "into_future", "into_past")
 _TOTALS = {
@@ -79,8 +82,8 @@ def label_scores(labels: ClassificationScores, names: Sequence[str] = ()) -> Sco
 
 def _worst(counts: np.ndarray, names: Sequence[str], unit: str) -> list[dict[str, Any]]:
     return [
-        {"truth": _named_class(truth, names), "taken_for": _named_class(guess, names), unit: wrong, "share": share}
-        for truth, guess, wrong, share in confused_pairs(counts, directed=True)
+        {"truth": _named_class(truth, names), "taken_for": _named_class(taken_for, names), unit: wrong, "share": share}
+        for truth, taken_for, wrong, share in worst_confusions(counts)
     ]
 
 
@@ -167,6 +170,7 @@ def table(scores: Scores, title: str) -> Table:
         drawn.add_column(heading, justify="right", no_wrap=True, min_width=5)
     rows = list(_rows(scores, _TOTALS[scores.kind]))
     depths = Counter(depth for _, _, depth in rows)
+    # The totals always; beyond them as deep as there is room for all rows of a depth and of those above it.
     shown = max(depth for depth in depths if not depth or sum(depths[d] for d in range(1, depth + 1)) <= MOST_ROWS)
     for name, part, depth in rows:
         if depth <= shown:
@@ -177,16 +181,15 @@ def table(scores: Scores, title: str) -> Table:
     return drawn
 
 
-_DEPTHS = ("totals", "sequences", "objects")
-
-
 def _rows(scores: Scores, last: str) -> Iterator[tuple[str, Mapping[str, Any], int]]:
     """Yield name, numbers, and 2 for those of an object, 1 of a sequence, 0 of more than one."""
-    objects = scores.values.get("per_object", {})
+    objects: dict[str, dict[str, Any]] = {}
+    for name, part in scores.values.get("per_object", {}).items():  # a number has no "_": the last one ends the name
+        objects.setdefault(name.rpartition("_")[0], {})[name] = part
     for name, part in scores.values.get("per_sequence", {}).items():
         yield name, part, 1
-        for one in (one for one in objects if one.rpartition("_")[0] == name):
-            yield one, objects[one], 2
+        for one, of_object in objects.get(name, {}).items():
+            yield one, of_object, 2
     for name, part in scores.values.get("per_pass", {}).items():
         yield name, part, 0
     yield last, scores.values, 0
