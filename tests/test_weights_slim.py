@@ -5,6 +5,7 @@ No published checkpoint was at hand: the arrays are made up, their names and sha
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,11 +26,14 @@ Arrays = dict[str, np.ndarray]
 class Slim:
     """inception_v3.py of TF-slim: makes each variable when a convolution first asks for it.
 
-    Average pooling counts the padding, as torchvision's; slim's does not.
+    Args:
+        classes: of both heads.
+        padding_counts: whether the average pooling of the blocks counts its padding, as torchvision's does; slim's own
+            does not.
     """
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, *, padding_counts: bool) -> None:
+        self.classes, self.padding_counts = classes, padding_counts
         self.rng = np.random.default_rng(0)
         self.arrays: Arrays = {}
 
@@ -62,7 +66,7 @@ class Slim:
         return F.conv2d(net, self.kernel(scope, net, self.classes, (1, 1)), bias)[:, :, 0, 0]
 
     def pooled(self, net: Tensor, scope: str, depth: int) -> Tensor:
-        return self.conv(F.avg_pool2d(net, 3, 1, 1), scope, depth, 1, 1)
+        return self.conv(F.avg_pool2d(net, 3, 1, 1, count_include_pad=self.padding_counts), scope, depth, 1, 1)
 
     def chain(self, net: Tensor, scope: str, *layers: tuple[str, int, int, int]) -> Tensor:
         """One convolution after the other: name, depth, height, width; those of stride 2 are called 1a."""
@@ -145,7 +149,7 @@ INNER = torch.rand(1, 768, 17, 17, generator=torch.Generator().manual_seed(2))
 
 @pytest.fixture(scope="module")
 def slim() -> Slim:
-    made = Slim(classes=5)
+    made = Slim(classes=5, padding_counts=True)
     made(FRAME)
     made.auxiliary(INNER)
     return made
@@ -196,6 +200,21 @@ def test_torchvisions_network_gives_what_slims_does(slim: Slim, tmp_path: Path, 
     assert model.head.auxiliary is not None
     earlier = model.backbone.network.AuxLogits(INNER)  # pyright: ignore[reportCallIssue, reportOptionalCall]
     torch.testing.assert_close(model.head.auxiliary(earlier), slim.auxiliary(INNER)[:, 1:], rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_slims_own_pooling_is_the_difference_that_stays(
+    slim: Slim, model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 299 pixels the features are 7 % apart; with torchvision's padding left out of its means, they are the same."""
+    own = Slim(classes=5, padding_counts=False)
+    own.arrays = slim.arrays
+    load_branch(model, "backbone", saved(tmp_path / "it.npz", slim.arrays))
+    frame = torch.rand(1, 3, 299, 299, generator=torch.Generator().manual_seed(1))
+    features, _ = own(frame)
+    assert (model.backbone(frame)[0] - features).norm() / features.norm() == pytest.approx(0.07, abs=0.01)
+    monkeypatch.setattr(F, "avg_pool2d", partial(F.avg_pool2d, count_include_pad=False))
+    torch.testing.assert_close(model.backbone(frame)[0], features, rtol=1e-3, atol=1e-4 * float(features.max()))
 
 
 def test_what_is_left_out_has_its_name_in_the_file(slim: Slim, model: Classifier, tmp_path: Path) -> None:
