@@ -277,31 +277,31 @@ def _add_block(  # pragma: no cover, runs as machine code
     our_u, our_v = ours
     their_u, their_v = theirs
     kind = our_u.dtype.type
-    nothing, one, limit, infinity, no_speed = kind(0), kind(1), kind(KNOWN_FLOW), kind(np.inf), kind(np.nan)
-    known_pixels, pixels, slow, fast = nothing, nothing, nothing, nothing
-    over_1, over_3, over_5, fl = nothing, nothing, nothing, nothing
-    error_slow, error_mid, error_fast = nothing, nothing, nothing
+    zero, one, limit, infinity, no_speed = kind(0), kind(1), kind(KNOWN_FLOW), kind(np.inf), kind(np.nan)
+    known_pixels, pixels, slow, fast = zero, zero, zero, zero
+    over_1, over_3, over_5, fl = zero, zero, zero, zero
+    error_slow, error_mid, error_fast = zero, zero, zero
     for x in range(np.uint64(start), np.uint64(stop)):
         a, b, c, d = their_u[x], their_v[x], our_u[x], our_v[x]
         known = (usable[x] != 0) & (abs(a) <= limit) & (abs(b) <= limit)
         used = known & (abs(c) < infinity) & (abs(d) < infinity)
         du, dv = c - a, d - b
         square = du * du + dv * dv
-        error = math.sqrt(square if used else nothing)
+        error = math.sqrt(square if used else zero)
         speed = a * a + b * b if used else no_speed
         is_slow, is_fast = speed < kind(100), speed >= kind(1600)
         is_mid = (speed >= kind(100)) & ~is_fast
-        known_pixels += one if known else nothing
-        pixels += one if used else nothing
-        slow += one if is_slow else nothing
-        fast += one if is_fast else nothing
-        error_slow += error if is_slow else nothing
-        error_mid += error if is_mid else nothing
-        error_fast += error if is_fast else nothing
-        over_1 += one if error > one else nothing
-        over_3 += one if error > kind(3) else nothing
-        over_5 += one if error > kind(5) else nothing
-        fl += one if (error > kind(3)) & (kind(400) * error * error > speed) else nothing
+        known_pixels += one if known else zero
+        pixels += one if used else zero
+        slow += one if is_slow else zero
+        fast += one if is_fast else zero
+        error_slow += error if is_slow else zero
+        error_mid += error if is_mid else zero
+        error_fast += error if is_fast else zero
+        over_1 += one if error > one else zero
+        over_3 += one if error > kind(3) else zero
+        over_5 += one if error > kind(5) else zero
+        fl += one if (error > kind(3)) & (kind(400) * error * error > speed) else zero
     sums[0] += pixels
     sums[1] += known_pixels - pixels
     sums[2] += slow
@@ -326,9 +326,9 @@ def _angles_of_block(  # pragma: no cover, runs as machine code
     our_u, our_v = ours
     their_u, their_v = theirs
     kind = our_u.dtype.type
-    nothing, limit, infinity = kind(0), kind(KNOWN_FLOW), kind(np.inf)
+    zero, limit, infinity = kind(0), kind(KNOWN_FLOW), kind(np.inf)
     quarter, half, whole, octant = kind(math.pi / 4), kind(math.pi / 2), kind(math.pi), kind(math.tan(math.pi / 8))
-    angles = nothing
+    angles = zero
     for x in range(np.uint64(start), np.uint64(stop)):
         a, b, c, d = their_u[x], their_v[x], our_u[x], our_v[x]
         known = (usable[x] != 0) & (abs(a) <= limit) & (abs(b) <= limit)
@@ -345,8 +345,8 @@ def _angles_of_block(  # pragma: no cover, runs as machine code
         series = arctangent[len(arctangent) - 1]
         for term in range(len(arctangent) - 2, -1, -1):
             series = series * power + arctangent[term]
-        angle = tangent * series + (quarter if turned else nothing)
+        angle = tangent * series + (quarter if turned else zero)
         angle = half - angle if steep else angle
-        angle = whole - angle if along < nothing else angle
-        angles += angle if used else nothing
+        angle = whole - angle if along < zero else angle
+        angles += angle if used else zero
     return angles

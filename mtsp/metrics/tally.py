@@ -22,7 +22,7 @@ _CELLS_AT_ONCE = 1 << 22  # of the tables held at a time: 32 MB
 _CELLS_OF_ONE = 1 << 14  # of an image's table: four lanes of it in the second-level cache
 _PIXELS_A_CELL = 16  # at least, where each image has a table
 _WORTH_A_THREAD = 1 << 16  # pixels
-_HALF, _BRAIN = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
+_HALF, _BFLOAT = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
 
 
 class Counts(NamedTuple):
@@ -207,7 +207,7 @@ def _comparable(scores: Array) -> tuple[np.ndarray, Special]:
         return (scores.view(np.uint8) if scores.dtype == np.bool_ else scores), None
     import torch
 
-    special = {torch.float16: _HALF, torch.bfloat16: _BRAIN}.get(scores.dtype)
+    special = {torch.float16: _HALF, torch.bfloat16: _BFLOAT}.get(scores.dtype)
     if special is not None:
         return scores.detach().view(torch.int16).numpy(), special
     return _comparable(as_numpy(scores))
