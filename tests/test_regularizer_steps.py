@@ -188,22 +188,21 @@ def cut_short(then: str) -> Callable[[nn.Module, Any, int], None]:
         gradients(model, step)
         if step == 1:
             fail(optimizer)
-            if then != "retry":
-                optimizer.zero_grad(set_to_none=then == "none")
-                wanted = [parameter.grad for parameter in model.parameters()]
-                gradients(model, step)
-                if then == "zeros":  # computed anew into the same memory
-                    for parameter, old in zip(model.parameters(), wanted, strict=True):
-                        assert old is not None
-                        assert parameter.grad is not None
-                        parameter.grad = old.add_(parameter.grad)
+            optimizer.zero_grad(set_to_none=then == "none")
+            wanted = [parameter.grad for parameter in model.parameters()]
+            gradients(model, step)
+            if then == "zeros":  # computed anew into the same memory
+                for parameter, old in zip(model.parameters(), wanted, strict=True):
+                    assert old is not None
+                    assert parameter.grad is not None
+                    parameter.grad = old.add_(parameter.grad)
         optimizer.step()
 
     return run
 
 
-@pytest.mark.parametrize("then", ["retry", "none", "zeros"])
-@pytest.mark.parametrize("place", ["coupled", "decoupled", "proximal"])
+@pytest.mark.parametrize("then", ["none", "zeros"])
+@pytest.mark.parametrize("place", ["coupled", "proximal"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -214,9 +213,33 @@ def cut_short(then: str) -> Callable[[nn.Module, Any, int], None]:
     ],
     ids=["sgd", "sgd loop", "fused sgd", "adam"],
 )
-def test_a_step_that_failed_and_is_made_again_pulls_once(make: Any, place: Any, then: str) -> None:
-    """The gradient, or the weight, has the pull already; what has been computed or loaded anew has not."""
+def test_a_step_that_failed_and_is_made_again_with_new_gradients_pulls_once(make: Any, place: Any, then: str) -> None:
+    """The old gradients may have the pull; what has been computed anew has not."""
     assert_equal(after(make, placement=place), after(make, placement=place, run=cut_short(then)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_decoupled_pull_of_a_step_that_failed_stays_and_none_is_left_out_after_it(fused: bool) -> None:
+    """w = 3, anchor 1, lr * alpha = 0.1, each pull leaves 0.9 of the distance: 2.8 when it fails, 2.62 after the next.
+
+    An exception after the kernel leaves what a fused one writes without a trace in the tensor's version.
+    """
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 3.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0, fused=fused)
+    L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0).attach(optimizer)
+    model.weight.grad = torch.zeros_like(model.weight)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = optimizer.register_step_post_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    handle.remove()
+    assert model.weight.item() == pytest.approx(2.8)
+    optimizer.step()
+    assert model.weight.item() == pytest.approx(2.62)
 
 
 def test_weights_that_are_loaded_after_a_failed_step_are_pulled() -> None:

@@ -101,6 +101,10 @@ class Anchored:
 
         Call it again for a second optimizer of the same model (Muon for matrices, AdamW for the rest).
 
+        A step that an exception cuts short may have pulled already. Begin again with `zero_grad()` and new gradients:
+        a coupled pull is in the old ones. A decoupled pull that was made stays made, as native weight decay would, so
+        the step that is made again pulls once more; load the weights from before where that matters.
+
         Raises:
             ValueError: the optimizer decays a weight that is pulled here (two regularizers on one weight), or shares
                 one with an optimizer that is regularized, or holds no weight that is pulled here, or is regularized

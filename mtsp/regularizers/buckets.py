@@ -22,14 +22,6 @@ class Storage(NamedTuple):
     offload: bool = False  # in (pinned) CPU memory, copied over block by block
 
 
-class Trace(NamedTuple):
-    """A weight that was pulled and not stepped yet. Versions count the writes in place."""
-
-    weight_version: int
-    gradient: Tensor | None  # what the pull went into; None: into the weight
-    gradient_version: int
-
-
 @dataclass
 class Bucket:
     """Weights of one parameter group that are pulled alike."""
@@ -46,8 +38,6 @@ class Bucket:
     importance: list[Tensor] | None = None
     largest: float = 1.0  # importance of the stiffest weight
     noted: list[Tensor] = field(default_factory=list)  # what a gate measured before the step
-    pulled: dict[int, Trace] = field(default_factory=dict)  # traces of the pull by place, while a step is not done
-    done: set[int] = field(default_factory=set)  # places that a step cut short has pulled already
 
 
 class Part(NamedTuple):
@@ -112,7 +102,7 @@ def sort(
 
 
 def parts(bucket: Bucket, *, whole: bool) -> Iterator[Part]:
-    """Yield the weights to be pulled, which have a gradient, in blocks that bound the memory an action needs.
+    """Yield the weights that have a gradient, in blocks that bound the memory an action needs.
 
     Args:
         bucket: the weights.
@@ -122,8 +112,7 @@ def parts(bucket: Bucket, *, whole: bool) -> Iterator[Part]:
         ValueError: a gradient is sparse.
     """
     limit = _BLOCK.get(bucket.weights[0].device.type, _OTHER_BLOCK)
-    waiting = [i for i in active(bucket) if i not in bucket.done]
-    for indices in _blocks(waiting, [local(w).numel() for w in bucket.weights], limit):
+    for indices in _blocks(active(bucket), [local(w).numel() for w in bucket.weights], limit):
         weights = [bucket.weights[i] for i in indices]
         locals_ = [local(weight).detach() for weight in weights]
         anchors = _beside(bucket.anchors, indices, locals_)

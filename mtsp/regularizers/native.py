@@ -58,9 +58,7 @@ def decay_in_kernel(optimizer: Any, buckets: list[Bucket]) -> None:
         if bucket.anchors is not None:
             # Where the optimizer maximizes, the kernel turns the gradient's sign before it decays.
             part = (1 if group["maximize"] else -1) * bucket.strength * (1 if scale is None else float(scale))
-            waiting = [(g, bucket.anchors[i]) for i, g in zip(kept, found, strict=True) if i not in bucket.done]
-            if waiting:
-                torch._foreach_add_(*map(list, zip(*waiting, strict=True)), alpha=part)
+            torch._foreach_add_(found, [bucket.anchors[i] for i in kept], alpha=part)
     for group in optimizer.param_groups:
         rest = [weight for weight in group["params"] if id(weight) not in pulled]
         if rest:

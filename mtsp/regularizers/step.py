@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.anchors import named_weights
-from mtsp.regularizers import reports, retries
+from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Bucket, Part, Storage, parts, sort
 from mtsp.regularizers.native import decay_in_kernel, fits, fused
 from mtsp.regularizers.penalties import Penalty, Placement, Share, SquaredDistance
@@ -23,10 +23,9 @@ class Attachment:
     """A regularizer on one optimizer: exactly one pull on every weight of it that learns, in each of its steps.
 
     Before the step: wait for the gradients if a closure computes them, measure if asked to, then :meth:`act_before`.
-    After it: :meth:`act_after`. Subclasses act otherwise, or at other moments. A step that an exception cuts short
-    counts where it pulled: tried again, or followed by another, it does not pull what it has pulled before, as far as
-    nothing wrote to it in between. So after an exception, either step again as it is, or begin with `zero_grad()`;
-    gradients that a coupled pull has entered and that are then clipped or added to are taken for new ones.
+    After it: :meth:`act_after`. Subclasses act otherwise, or at other moments. A step that an exception cuts short may
+    have pulled already, in the gradients or in the weights, and nothing undoes that: see
+    :meth:`mtsp.regularizers.Anchored.attach`.
 
     Args:
         optimizer: the innermost one.
@@ -136,12 +135,11 @@ class Attachment:
         return evaluate
 
     def _before(self) -> None:
-        """Refuse what may not be before anything moves, find what is pulled already, measure if asked to, and act."""
+        """Refuse what may not be before anything moves, measure if asked to, and act."""
         buckets = self.buckets()
         for group in {bucket.group for bucket in buckets}:
             refuse_decay(self.optimizer.param_groups[group])
         self.refuse_overshoots(buckets)
-        retries.find(buckets)
         if self.measuring and not torch.compiler.is_compiling():
             scale = getattr(self.optimizer, "grad_scale", None)
             for bucket in buckets:
@@ -151,21 +149,17 @@ class Attachment:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        buckets = self.buckets()
-        retries.forget(buckets)
-        self.act_after(buckets)
+        self.act_after(self.buckets())
 
     def act_before(self, buckets: list[Bucket]) -> None:
         """Act where the gradients are known and the step is not made."""
         if self.place == "decoupled":
             self.move(buckets, proximal=False)
-            retries.remember(buckets, coupled=False)
         elif self.place == "coupled":
             if isinstance(self._forms[True], SquaredDistance) and fits(self.optimizer, buckets):
                 decay_in_kernel(self.optimizer, buckets)
             else:
                 self._add(buckets)
-            retries.remember(buckets, coupled=True)
 
     def act_after(self, buckets: list[Bucket]) -> None:
         """Act where the step has been made."""
