@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from data.io import read_foreground, write_image, write_mask
+from mtsp.metrics import DavisMeasure
 from tools.evaluate import main
+from tools.scores import object_scores, without_frames
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
@@ -302,3 +304,16 @@ def test_real_masks_cut_into_objects_have_the_numbers_of_the_official_steps(tmp_
     for key in "JF":
         ours = [found[f"{key}_{name}"] for name in ("mean", "recall", "decay")]
         assert ours == pytest.approx(np.mean([values[f"{key}_stats"] for values in every], axis=0), abs=1e-12)
+
+
+def test_a_video_of_two_frames_is_in_no_mean_and_is_named() -> None:
+    davis, mask = DavisMeasure(), np.ones((4, 4), np.uint8)
+    for name in ("a/0", "a/1", "b/0", "b/1", "b/2"):  # of a, both are first or last
+        davis.update_objects(name, mask, mask)
+    scores = object_scores(davis)
+    assert without_frames(scores) == ["a"]
+    assert scores.values["objects"] == 1
+    assert scores.values["J_mean"] == 1
+    every = DavisMeasure(every_frame=True)
+    every.update_objects("a/0", mask, mask)
+    assert without_frames(object_scores(every)) == []

@@ -47,7 +47,7 @@ from tools.parts import (
     require_whole_pictures,
 )
 from tools.progress import bar
-from tools.scores import Scores, as_csv, joined, plain, scores_of, table
+from tools.scores import Scores, as_csv, joined, plain, scores_of, table, without_frames
 from tools.stored import DATASETS, held_out, score, truth_of
 from tools.trained import load_trained
 
@@ -105,6 +105,13 @@ def _write(measured: Measured, json_file: Path | None, csv_file: Path | None) ->
     for name, scores in measured.entries.items():
         for one in scores:
             Console().print(table(one, name))
+            if short := without_frames(one):
+                listed = ", ".join(short[:10])
+                print(
+                    f"note: {name}: no frame counts of {len(short)} sequences, which are in no mean: {listed}; the "
+                    "first and the last of each never do",
+                    file=sys.stderr,
+                )
 
 
 def _of_predictions(arguments: argparse.Namespace) -> Measured:

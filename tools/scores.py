@@ -61,8 +61,16 @@ def mask_scores(davis: DavisMeasure, pixels: ConfusionMatrix) -> Scores:
 def object_scores(davis: DavisMeasure) -> Scores:
     """Return J and F by DAVIS 2017's rules, of all, `per_sequence`, and `per_object` by names like "dogs-jump_1"."""
     objects = {f"{name}_{number}": part for name, parts in davis.per_object().items() for number, part in parts.items()}
-    values: dict[str, Any] = {**davis.compute(), "objects": len(objects), "per_sequence": davis.per_sequence()}
+    counted = sum(bool(part["frames"]) for part in objects.values())
+    values: dict[str, Any] = {**davis.compute(), "objects": counted, "per_sequence": davis.per_sequence()}
     return Scores("objects", values | {"per_object": objects})
+
+
+def without_frames(scores: Scores) -> list[str]:
+    """Return the videos of which no frame counts: by DAVIS's rules those of one or two."""
+    if scores.kind not in ("mask", "objects"):
+        return []
+    return [name for name, part in scores.values["per_sequence"].items() if not part["frames"]]
 
 
 def class_scores(pixels: ConfusionMatrix, names: Sequence[str] = ()) -> Scores:
