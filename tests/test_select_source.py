@@ -14,8 +14,9 @@ from data.io import read_image, write_image
 from mtsp.transfer import Centroids
 from mtsp.transfer.picture import plain, untangled
 from tools.digests import digests
-from tools.domains import images_at, named, progress
+from tools.domains import images_at, named
 from tools.parts import run_or_say_why
+from tools.progress import progress
 from tools.select_source import main
 
 pytest.importorskip("ot", reason="POT is not installed: pip install mtsp[transfer]")
@@ -229,7 +230,7 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds(
 ) -> None:
     """Of 1000, one every 4 s: at 12 s and 24 s, all within the first tenth, which is said at once."""
     clock = iter([0, 4, 8, 12, 16, 20, 24])
-    monkeypatch.setattr("tools.domains.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("tools.progress.time.monotonic", lambda: next(clock))
     with progress("birds", 1000, "pictures") as advance:
         for done in range(1, 7):
             advance(done)

@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +38,7 @@ from mtsp.report import Run, comparison, comparison_markdown
 from mtsp.types import Batch, Examples, Outputs
 from mtsp.visualize import color_wheel, flow_to_color, overlay
 from tools.parts import AnyExperiment, read_experiment, run_or_say_why
-from tools.progress import bar
+from tools.progress import clips_progress
 from tools.train import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +141,7 @@ def synthesize(root: Path, data: Mapping[str, DataSet]) -> None:
     write_atomically(note, json.dumps(made_from, indent=1).encode())
     for name, one in data.items():
         if not (root / name).exists():  # it appears under its name when it is complete
-            with _progress_bar(name) as progress:
+            with clips_progress(name) as progress:
                 one.write(one.config, root / name, validation=one.validation, progress=progress)
 
 
@@ -279,21 +278,6 @@ def _grid(rows: Sequence[Mapping[str, np.ndarray]], tile: int = 320, gap: int = 
             draw.text((x, y), text, fill="black", font=font)
             canvas.paste(Image.fromarray(image).resize((tile, height), Image.Resampling.NEAREST), (x, y + title))
     return np.asarray(canvas)
-
-
-@contextmanager
-def _progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of the clips written; where there is no terminal, a line at each quarter."""
-    if not sys.stderr.isatty():
-
-        def line(done: int, clips: int) -> None:
-            if done % max(1, clips // 4) == 0 or done == clips:
-                _say(f"{name}: {done}/{clips} clips")
-
-        yield line
-        return
-    with bar(f"{name:28}", stays=True) as advance:
-        yield advance
 
 
 def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]]) -> None:

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -24,13 +21,11 @@ from mtsp.transfer.centroids import SUFFIX, Centroids
 from mtsp.transfer.features import extract
 from tools.digests import digests
 from tools.parts import computes_bf16
-from tools.progress import bar
+from tools.progress import progress
 from tools.running import Interruption
 
 CENTER = 0.875
 """The part of a picture's shorter side that is seen, as in DSTL's single central crop."""
-
-_LINE_EVERY = 10.0  # seconds without a sign of life, where there is no terminal
 
 
 class _Described(Config):
@@ -211,27 +206,3 @@ def _build(values: Any, place: str) -> LabeledImages:
     if not isinstance(dataset, LabeledConfig):
         raise DataError(f"{place}: {dataset.name} has no classes of whole pictures; {', '.join(_datasets())} have")
     return dataset.build()
-
-
-@contextmanager
-def progress(what: str, total: int, unit: str, *, brief: bool = False) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told how many are done.
-
-    In a terminal it moves a bar. Elsewhere it prints a line at each tenth and at the latest every ten seconds; if
-    `brief`, at the ten seconds only.
-    """
-    if Console(stderr=True).is_terminal:
-        with bar(what, total, stays=not brief) as advance:
-            yield advance
-        return
-    began = last = time.monotonic()
-    told = -1
-
-    def advance(done: int) -> None:
-        nonlocal told, last
-        now, tenth = time.monotonic(), 10 * done // total
-        if (tenth > told and not brief) or now - last >= _LINE_EVERY:
-            told, last = tenth, now
-            print(f"{what}: {done:,} of {total:,} {unit}, {now - began:,.0f} s", file=sys.stderr, flush=True)
-
-    yield advance

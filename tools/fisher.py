@@ -36,7 +36,6 @@ from mtsp.kept_sums import KeptSum
 from mtsp.modes import evaluating
 from mtsp.observations import Labels
 from mtsp.types import IGNORE, Examples
-from tools.domains import progress
 from tools.parts import (
     AnyExperiment,
     Started,
@@ -47,6 +46,7 @@ from tools.parts import (
     run_or_say_why,
     start,
 )
+from tools.progress import progress
 from tools.rounds import Concatenated, Rounds
 from tools.running import Interruption
 

@@ -1,11 +1,15 @@
-"""A bar that shows how far a loop is, where somebody sees it."""
+"""How far a loop is: a bar where somebody sees it, elsewhere lines at times."""
 
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+_LINE_EVERY = 10.0  # seconds without a sign of life, where there is no terminal
 
 
 class Advance(Protocol):
@@ -40,10 +44,70 @@ def bar(
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *(counters or (MofNCompleteColumn(),)))
     hidden = not shown or not (stays or console.is_terminal)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=not stays, disable=hidden) as progress:
-        task = progress.add_task(title, total=total, completed=done, note="")
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=not stays, disable=hidden) as drawn:
+        task = drawn.add_task(title, total=total, completed=done, note="")
 
         def advance(done: int | None = None, total: int | None = None, note: str = "") -> None:
-            progress.update(task, completed=done, advance=1 if done is None else None, total=total, note=note)
+            drawn.update(task, completed=done, advance=1 if done is None else None, total=total, note=note)
 
         yield advance
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str, *, brief: bool = False) -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how many are done.
+
+    In a terminal it moves a bar. Elsewhere it prints a line at each tenth and at the latest every ten seconds; if
+    `brief`, at the ten seconds only.
+    """
+    if Console(stderr=True).is_terminal:
+        with bar(what, total, stays=not brief) as advance:
+            yield advance
+        return
+    began = last = time.monotonic()
+    told = -1
+
+    def advance(done: int) -> None:
+        nonlocal told, last
+        now, tenth = time.monotonic(), 10 * done // total
+        if (tenth > told and not brief) or now - last >= _LINE_EVERY:
+            told, last = tenth, now
+            print(f"{what}: {done:,} of {total:,} {unit}, {now - began:,.0f} s", file=sys.stderr, flush=True)
+
+    yield advance
+
+
+@contextmanager
+def training_progress(shown: bool, steps: int, start: int) -> Iterator[Callable[[int, str], None]]:
+    """Give what is told the steps done, of them `start` before, and the losses of the last one in words.
+
+    In a terminal it moves a bar. Elsewhere it prints a line at each twentieth of the run, and nothing unless `shown`.
+    """
+    if shown and sys.stderr.isatty():
+        counters = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        with bar("training", steps, done=start, stays=True, counters=counters) as advance:
+            yield lambda step, losses: advance(step, note=losses)
+        return
+    began = time.perf_counter()
+
+    def line(step: int, losses: str) -> None:
+        if shown and (step % max(1, steps // 20) == 0 or step == steps):
+            left = (steps - step) * (time.perf_counter() - began) / (step - start)
+            print(f"step {step}/{steps}  {losses}  {left:,.0f} s left", file=sys.stderr, flush=True)
+
+    yield line
+
+
+@contextmanager
+def clips_progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Give what is told the clips written and their number: it moves a bar, or prints a line at each quarter."""
+    if sys.stderr.isatty():
+        with bar(f"{name:28}", stays=True) as advance:
+            yield advance
+        return
+
+    def line(done: int, clips: int) -> None:
+        if done % max(1, clips // 4) == 0 or done == clips:
+            print(f"{name}: {done}/{clips} clips", file=sys.stderr, flush=True)
+
+    yield line

@@ -5,28 +5,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import MofNCompleteColumn, TextColumn
 from torch import nn
 
 from mtsp.averaging import Average
 from mtsp.config import ConfigError
 from mtsp.engine import Parts, Position, StepResult
-from mtsp.evaluation import Evaluation, describe
+from mtsp.evaluation import Evaluation
 from mtsp.regularizers import Anchored
 from mtsp.tracking import Tracker
 from mtsp.types import Examples
 from tools.parts import AnyExperiment, Started
-from tools.progress import bar
-
-Advance = Callable[[int, Mapping[str, float]], None]
-"""Called with the steps done and the losses of the last one."""
 
 
 @contextmanager
@@ -149,26 +144,3 @@ class Run:
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its averaged weights, if there are any."""
         return nullcontext() if self.average is None else self.average.swapped(self.network)
-
-
-@contextmanager
-def progress_bar(shown: bool, steps: int, start: int) -> Iterator[Advance]:
-    """Give a function to call after each step: it moves a bar in a terminal, and elsewhere prints a line at times."""
-    if not shown or not sys.stderr.isatty():
-        yield _plain_lines(shown, steps, start)
-        return
-    counters = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with bar("training", steps, done=start, stays=True, counters=counters) as advance:
-        yield lambda step, losses: advance(step, note=describe(losses))
-
-
-def _plain_lines(shown: bool, steps: int, start: int) -> Advance:
-    """A line each twentieth of the run, where there is no terminal to draw a bar on."""
-    began = time.perf_counter()
-
-    def advance(step: int, losses: Mapping[str, float]) -> None:
-        if shown and (step % max(1, steps // 20) == 0 or step == steps):
-            left = (steps - step) * (time.perf_counter() - began) / (step - start)
-            print(f"step {step}/{steps}  {describe(losses)}  {left:,.0f} s left", file=sys.stderr, flush=True)
-
-    return advance

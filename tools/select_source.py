@@ -39,8 +39,9 @@ from mtsp.transfer import Centroids
 from mtsp.transfer.centroids import SUFFIX, require_same_features
 from tools.choices import Choice, write_choice
 from tools.class_lists import by_source, link, require_linkable, write_lists
-from tools.domains import class_means, images_at, named, network, progress
+from tools.domains import class_means, images_at, named, network
 from tools.parts import above_zero, at_least_one, run_or_say_why
+from tools.progress import progress
 
 METHODS = ("greedy", "ranking", "neighbors")
 Domains = list[tuple[str, Centroids]]

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from mtsp import checkpoint, loading
 from mtsp.averaging import Average
 from mtsp.config import ConfigError
 from mtsp.engine import Parts, StepResult, train
-from mtsp.evaluation import Evaluation
+from mtsp.evaluation import Evaluation, describe
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import Anchored
 from mtsp.synchronized import synchronize
@@ -42,8 +42,9 @@ from tools.parts import (
     run_or_say_why,
     start,
 )
+from tools.progress import training_progress
 from tools.resuming import checkpoint_to_resume, require_same_fisher, restore, save
-from tools.running import Advance, Interruption, Run, locked, progress_bar
+from tools.running import Interruption, Run, locked
 
 _LOG = logging.getLogger("mtsp")
 
@@ -148,7 +149,7 @@ def _train(run: Run, interruption: Interruption) -> dict[str, Evaluation] | None
     if due(run):  # before the first step, or where a signal came between training and measuring
         measure(run)
     run.meter.restart()
-    with progress_bar(run.parts.accelerator.is_main_process, plan.steps, position.step) as advance:
+    with training_progress(run.parts.accelerator.is_main_process, plan.steps, position.step) as advance:
         stopped = train(
             run.parts,
             position,
@@ -199,12 +200,12 @@ def _before_step(run: Run) -> None:
         run.regularizer.measure_next()
 
 
-def _after_step(run: Run, advance: Advance, result: StepResult, rates: Mapping[str, float]) -> None:
+def _after_step(run: Run, advance: Callable[[int, str], None], result: StepResult, rates: Mapping[str, float]) -> None:
     plan, step = run.experiment.train, run.position.step
     if run.average is not None:
         run.average.update(run.network)
     run.meter.add(result)
-    advance(step, result.losses)
+    advance(step, describe(result.losses))
     last = step == plan.steps
     if _logged(run, step):
         _log_training(run, rates)
