@@ -159,6 +159,7 @@ def test_labels_are_reported_by_class_and_by_picture(
     assert evaluate([*run, *out]) == 0
     rows = list(csv.DictReader((tmp_path / "saved/colors/labels.csv").open()))
     assert [row["name"] for row in rows][:2] == ["bright/0", "bright/1"]
+    assert [path.name for path in (tmp_path / "saved/colors").iterdir()] == ["labels.csv"]
     right = [row for row in rows if row["truth"] == row["guess"]]
     assert len(right) / len(rows) == pytest.approx(results["colors"]["top1"])
     lines = (tmp_path / "report/colors-classes.md").read_text().splitlines()
