@@ -263,6 +263,28 @@ def test_pictures_become_features_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
+def test_pictures_that_were_passed_over_before_a_stop_are_not_forgotten(
+    tmp_path: Path, net: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stop after the first of two batches, which has a damaged picture: nothing is kept as the whole domain's."""
+    place = pictures(tmp_path / "set", ["a/1", "a/2", "b/1", "b/2"])
+    (tmp_path / "set/a/2.png").write_bytes(b"rubbish")
+    arguments = ["--source", place, "--target", f"same={place}", "--k", "2", "--batch-size", "2", *net]
+    with monkeypatch.context() as patched:
+        patched.setattr("tools.domains.Interruption.asked", lambda self: True)
+        with pytest.raises(KeyboardInterrupt):
+            main([*arguments, "--skip-unreadable"])
+    assert len(list((tmp_path / "cache").glob("*.partial.safetensors"))) == 1
+    with pytest.raises(ValueError, match=r"a/2\.png"):
+        main(arguments)
+    capsys.readouterr()
+    assert main([*arguments, "--skip-unreadable"]) == 0
+    said = capsys.readouterr().err
+    assert "set: 1 pictures cannot be read: " in said
+    assert "a/2.png" in said
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
 def test_a_folder_of_single_pictures_has_a_class_for_each(tmp_path: Path) -> None:
     for name in ("n02_b", "n01_a"):
         write_image(tmp_path / f"{name}.png", np.zeros((4, 4, 3), np.uint8))

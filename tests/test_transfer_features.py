@@ -86,6 +86,52 @@ def test_unreadable_pictures_are_left_out_only_if_asked() -> None:
         extract(brightness, Pictures(2, broken=(0, 1)), CLASSES, "b", passed_over=skipped.append)
 
 
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """The sums of pictures 0, 2 and 3 of eight, for picture 1 could not be read."""
+    partial = tmp_path / "sums.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        extract(
+            brightness,
+            Pictures(8, broken=(1,)),
+            CLASSES,
+            "b",
+            batch_size=4,
+            partial=partial,
+            passed_over=lambda message: None,
+            stop=stopping_after(1),
+        )
+    return partial
+
+
+def test_a_run_that_goes_on_tells_of_what_was_left_out_before_the_stop(stopped: Path) -> None:
+    skipped: list[str] = []
+    rest = Pictures(8, broken=(1, 6))
+    found = extract(brightness, rest, CLASSES, "b", batch_size=4, partial=stopped, passed_over=skipped.append)
+    assert skipped == ["1.jpg: truncated", "6.jpg: truncated"]
+    assert (found.counts.tolist(), rest.read) == ([3, 3], 3)
+
+
+def test_sums_without_a_picture_are_not_gone_on_from_as_if_whole(stopped: Path) -> None:
+    """The picture's own error comes at once, and the sums stay; if it can be read by now, all is summed up anew."""
+    kept = stopped.read_bytes()
+    with pytest.raises(ValueError, match=r"^1.jpg: truncated$"):
+        extract(brightness, Pictures(8, broken=(1,)), CLASSES, "b", batch_size=4, partial=stopped)
+    assert stopped.read_bytes() == kept
+    found = extract(brightness, Pictures(8), CLASSES, "b", batch_size=4, partial=stopped)
+    whole = extract(brightness, Pictures(8), CLASSES, "b", batch_size=4)
+    assert found.counts.tolist() == [4, 4]
+    assert found.means.tobytes() == whole.means.tobytes()
+
+
+def test_sums_that_do_not_say_what_is_missing_from_them_are_refused(stopped: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(stopped), stopped)
+    with pytest.raises(ValueError, match=r"damaged \(it tells of 3 images and says 4\); delete it"):
+        extract(brightness, Pictures(8), CLASSES, "b", partial=stopped)
+
+
 def test_damaged_sums_are_not_gone_on_from(tmp_path: Path) -> None:
     partial = tmp_path / "sums.safetensors"
     partial.write_bytes(b"not tensors")

@@ -17,6 +17,7 @@ from models.dstl import INCEPTION, Backbone
 from models.weights import load_branch
 from mtsp.anchors import fingerprint
 from mtsp.config import Config, parse, parse_yaml
+from mtsp.messages import first_names
 from mtsp.transfer.centroids import SUFFIX, Centroids
 from mtsp.transfer.features import extract
 from tools.digests import digests
@@ -157,7 +158,8 @@ def class_means(
     file, partial = cache / f"{key}{SUFFIX}", cache / f"{key}.partial{SUFFIX}"
     console = Console(stderr=True)
     if file.is_file():
-        console.print(f"{name}: class means of {len(images):,} pictures from {file}", highlight=False, soft_wrap=True)
+        said = f"{name}: class means of {len(images):,} pictures from {file}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
         return Centroids.load(file)
     cache.mkdir(parents=True, exist_ok=True)
     skipped: list[str] = []
@@ -175,7 +177,8 @@ def class_means(
             stop=interruption.asked,
         )
     if skipped:
-        console.print(f"{name}: {len(skipped)} pictures cannot be read, the first: {skipped[0]}", soft_wrap=True)
+        said = f"{name}: {len(skipped)} pictures cannot be read: {first_names(skipped)}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
         return found  # not kept: the file would not say so
     found.save(file)
     return found

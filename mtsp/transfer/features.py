@@ -1,9 +1,10 @@
 """Mean features of each class, summed up as the images stream by; an interrupted run goes on where it stopped."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class _Sums:
     counts: Tensor  # C int64
     features: Tensor | None = None  # C x D float64; None: nothing yet, so that D is not known
     done: int = 0  # examples, from the first on; the ones passed over too
+    passed_over: dict[int, str] = field(default_factory=dict)  # those of `done` that could not be read, and why
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         if self.features is None:
@@ -42,17 +44,21 @@ class _Sums:
             return
         tensors = {"features": self.features, "counts": self.counts, "done": torch.tensor(self.done)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save(tensors))
+        write_atomically(path, save(tensors, {"passed_over": json.dumps(list(self.passed_over.items()))}))
 
     @classmethod
     def load(cls, path: Path) -> "_Sums":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            found = load_file(path)
-            return cls(found["counts"], found["features"], int(found["done"]))
-        except (SafetensorError, OSError, KeyError) as error:
+            with safe_open(path, framework="pt") as file:
+                passed_over = dict(json.loads((file.metadata() or {}).get("passed_over", "[]")))
+                found = cls(*(file.get_tensor(name) for name in ("counts", "features")), passed_over=passed_over)
+                found.done = int(file.get_tensor("done"))
+            if (told := int(found.counts.sum()) + len(passed_over)) != found.done:
+                raise ValueError(f"it tells of {told} images and says {found.done}")
+            return found
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to extract from the first image again") from error
 
 
@@ -87,8 +93,9 @@ def extract(
         threads: that decode images. Decoding leaves Python's lock, so they need not be processes.
         save_every: seconds between two writes of `partial`.
         progress: called with the number of examples done.
-        passed_over: called with the reason for each image that cannot be read, which is then left out; None: it is an
-            error.
+        passed_over: called with the reason for each image that cannot be read, which is then left out, and at once
+            for those that were left out before the stop; None: it is an error. Sums without such images are then begun
+            anew if they can be read by now, and stay as they are if not.
         stop: asked after each batch; if true, the sums are kept and KeyboardInterrupt is raised.
 
     Raises:
@@ -97,13 +104,15 @@ def extract(
     """
     sums = _Sums(torch.zeros(len(classes), dtype=torch.int64))
     if partial is not None and partial.is_file():
-        sums = _Sums.load(partial)
+        sums = _begun(_Sums.load(partial), examples, passed_over)
     progress(sums.done)
     saved = time.monotonic()
     try:
         for samples in _read(examples, sums.done, batch_size, threads):
-            if batch := _readable(samples, passed_over):
+            failures = _failures(samples, sums.done, passed_over)
+            if batch := [sample for sample in samples if not isinstance(sample, Failure)]:
                 sums.add(*_vectors(features, collate(batch), len(classes)))
+            sums.passed_over |= failures
             sums.done += len(samples)
             progress(sums.done)
             if stop():
@@ -124,31 +133,44 @@ def extract(
     return centroids
 
 
+def _begun(sums: _Sums, examples: Examples, passed_over: Callable[[str], None] | None) -> _Sums:
+    """Return what to go on from: without `passed_over`, nothing that an image is missing from."""
+    if not sums.passed_over:
+        return sums
+    if passed_over is None:
+        for index in sums.passed_over:
+            _failures([_sample(examples, index)], index, None)
+        return _Sums(torch.zeros_like(sums.counts))
+    for message in sums.passed_over.values():
+        passed_over(message)
+    return sums
+
+
 def _read(examples: Examples, start: int, batch_size: int, threads: int) -> Iterator[list[Batch | Failure]]:
     """Yield the examples from `start` on, a batch at a time, read two batches ahead."""
-
-    def read(index: int) -> Batch | Failure:
-        try:
-            return examples[index]
-        except (ValueError, OSError) as error:
-            return Failure(str(error))
-
     indices = range(start, len(examples))
-    with closing(read_ahead(read, indices, threads=threads, ahead=2 * batch_size)) as samples:
+    with closing(
+        read_ahead(lambda index: _sample(examples, index), indices, threads=threads, ahead=2 * batch_size)
+    ) as samples:
         while batch := list(islice(samples, batch_size)):
             yield batch
 
 
-def _readable(samples: list[Batch | Failure], passed_over: Callable[[str], None] | None) -> list[Batch]:
-    batch = []
-    for sample in samples:
-        if not isinstance(sample, Failure):
-            batch.append(sample)
-        elif passed_over is None:
-            raise ValueError(sample.message)
-        else:
-            passed_over(sample.message)
-    return batch
+def _sample(examples: Examples, index: int) -> Batch | Failure:
+    try:
+        return examples[index]
+    except (ValueError, OSError) as error:
+        return Failure(str(error))
+
+
+def _failures(samples: list[Batch | Failure], first: int, passed_over: Callable[[str], None] | None) -> dict[int, str]:
+    """Return why samples could not be read, by index; `first` is that of the first sample."""
+    failures = {index: sample.message for index, sample in enumerate(samples, first) if isinstance(sample, Failure)}
+    for message in failures.values():
+        if passed_over is None:
+            raise ValueError(message)
+        passed_over(message)
+    return failures
 
 
 @torch.no_grad()
