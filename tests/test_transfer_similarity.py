@@ -87,6 +87,19 @@ def test_a_class_without_images_takes_and_gives_nothing() -> None:
     np.testing.assert_allclose(found.plan, [[0.5, 0], [0, 0], [0, 0.5]], atol=1e-12)
 
 
+@pytest.mark.parametrize("exponent", [-900, -40, -27, 0, 27, 900])
+def test_the_unit_of_the_distances_does_not_matter(exponent: int) -> None:
+    """In a unit 2**27 times as large all numbers are 2**27 times smaller, to the last bit; the plan is the same."""
+    (x, a), (y, b) = domain(7, 60), domain(8, 40)
+    ground = distances(x, y)
+    expected = transport(ground, a, b)
+    found = transport(np.ldexp(ground, exponent), a, b)
+    assert math.ldexp(found.distance, -exponent) == expected.distance
+    assert np.array_equal(found.plan, expected.plan)
+    assert np.array_equal(np.ldexp(found.prices, -exponent), expected.prices)
+    assert expected.distance == pytest.approx(linear_program(ground, a, b), abs=1e-9)
+
+
 def test_distances_are_those_of_every_pair() -> None:
     x, y = domain(3, 300, 40)[0], domain(4, 50, 40)[0]
     np.testing.assert_allclose(distances(x, y), cdist(x, y), rtol=1e-11)
@@ -123,12 +136,14 @@ def test_similarity_is_that_of_the_published_table() -> None:
         (np.ones((2, 3)), [1, 1], [1, 1], r"2 source classes and 2 target classes need .* they are \(2, 3\)"),
         (np.ones((0, 2)), [], [1, 1], "at least one of each"),
         (np.full((1, 1), np.nan), [1], [1], "not finite; the features hold NaN"),
+        (np.array([[1.0, -0.5]]), [1], [1, 1], "distances between classes are 0 or more; the smallest is -0.5"),
+        (np.ones((2, 1)), [1e308, 1e308], [1], "sum of the numbers of images of the source classes is not finite"),
         (np.ones((2, 1)), [0, 0], [1], "images of the source classes must be 0 or more"),
         (np.ones((1, 2)), [1], [2, -1], "images of the target classes must be 0 or more"),
     ],
 )
 def test_what_cannot_be_moved_is_said_in_one_line(
-    ground: np.ndarray, source: list[int], target: list[int], message: str
+    ground: np.ndarray, source: list[float], target: list[float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:
         transport(ground, np.array(source), np.array(target))

@@ -17,6 +17,7 @@ classes, says more."""
 _NEAR = 1e-4  # of the squared lengths: below, cancellation in a matrix product costs more than 5e-12 of a distance
 _ROWS = 512  # source classes at a time: 8 MiB of 2048 features; of 128, two threads wait for each other more than work
 _ITERATIONS = 1 << 30  # pivots; 5000 x 555 classes take some 50,000
+_EXPONENT = 6  # the largest distance is solved as 32 to 64: POT's tolerance is a number, not a part of the distance
 _GAP = 1e-9  # of the largest distance: what a solution may be from its proof of being the best
 
 
@@ -38,7 +39,7 @@ def distances(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     By a matrix product, |x|^2 + |y|^2 - 2xy, of means that are first moved to their common center. Pairs so near that
     the difference would cancel are computed directly, so that equal means are 0 apart. Every distance is within 1e-11
-    of itself.
+    of itself, as long as its square is a number: from about 1e-150 to 1e150.
 
     Args:
         source: n x D.
@@ -154,15 +155,19 @@ def similarity(distance: float, gamma: float = GAMMA) -> float:
 
 
 def _solve(ground: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return plan and prices from POT; what it warns of, the proof notices."""
+    """Return plan and prices from POT; what it warns of, the proof notices.
+
+    The distances are scaled by a power of two, which changes none of their digits, to those of DSTL's domains.
+    """
     try:
         import ot
     except ImportError as error:
         raise ValueError("the distance between domains needs POT: pip install mtsp[transfer]") from error
+    scale = math.ldexp(1, min(_EXPONENT - math.frexp(ground.max())[1], 1000))  # 2 ** 1024 is infinite
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plan, log = ot.emd(a, b, ground, numItermax=_ITERATIONS, log=True, center_dual=False)
-    return plan, log["v"]
+        plan, log = ot.emd(a, b, ground * scale, numItermax=_ITERATIONS, log=True, center_dual=False)
+    return plan, log["v"] / scale
 
 
 def _check(ground: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
@@ -173,7 +178,13 @@ def _check(ground: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
         )
     if not np.isfinite(ground).all():
         raise ValueError("distances between classes are not finite; the features hold NaN or infinity")
+    if ground.min() < 0:
+        raise ValueError(f"distances between classes are 0 or more; the smallest is {ground.min():g}")
     for name, counts in (("source", source), ("target", target)):
         numbers = np.asarray(counts, np.float64)
-        if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.sum() > 0):
+        if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.max() > 0):
             raise ValueError(f"the numbers of images of the {name} classes must be 0 or more, and some more than 0")
+        with np.errstate(over="ignore"):
+            total = numbers.sum()
+        if not np.isfinite(total):
+            raise ValueError(f"the sum of the numbers of images of the {name} classes is not finite; scale them")
