@@ -13,6 +13,7 @@ from data.listing import (
     folders_below,
     images_by_stem,
     natural_order,
+    require_files,
     require_size,
     require_unique,
 )
@@ -47,7 +48,8 @@ class Folder:
     with itself. An indexed mask's ids are its palette indices, a gray one's its values.
 
     Raises:
-        DataError: there are no pictures, or pictures without mask or the reverse (the first ten and their number).
+        DataError: there are no pictures, links to none, or pictures without mask or the reverse (the first ten and
+            their number).
             When read: a mask of RGB colors, of another size than its picture, or with ids that are no classes.
     """
 
@@ -57,6 +59,7 @@ class Folder:
         self.names = list(frames)
         require_unique("pictures", config.frames, self.names)
         self._frames = list(frames.values())
+        require_files("pictures", config.frames, self._frames)
         self._masks: list[Path] | None = None
         if config.masks is not None:
             masks = _tree(config.masks)
@@ -67,6 +70,7 @@ class Folder:
             if without_frame:
                 raise MissingDataError(f"no frame in {config.frames} for {first_ten(without_frame, config.masks)}")
             self._masks = [masks[name] for name in self.names]
+            require_files("masks", config.masks, self._masks)
 
     def __len__(self) -> int:
         return len(self.names)

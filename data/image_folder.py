@@ -58,7 +58,7 @@ def read_tree(kind: str, root: Path) -> Listing:
     images = [
         LabeledImage(path.relative_to(root).with_suffix("").as_posix(), path, label)
         for label, name in enumerate(names)
-        for folder in folders_below(root / name)
+        for folder in folders_below(root / name, root)
         for path in images_by_stem(folder).values()
     ]
     return Listing(kind, root, names, images)

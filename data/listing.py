@@ -4,9 +4,10 @@ A data set lists its files when it is made, and is refused then if any is missin
 about a file that was never there helps nobody.
 """
 
+import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NotRequired, Protocol, TypedDict
@@ -147,25 +148,32 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:  # asks the disk for links only, of a folder that may hold a million pictures
-        names = [entry.name for entry in entries if entry.is_dir()]
+        names = [entry.name for entry in entries if _leads_to(entry.is_dir)]
     return [folder / name for name in sorted(names) if not name.startswith(".") and name not in _LEFT_BEHIND]
 
 
-def folders_below(folder: Path) -> list[Path]:
+def folders_below(folder: Path, root: Path | None = None) -> list[Path]:
     """Return `folder` and the :func:`subfolders` of any depth in the order of their paths, behind links too.
 
-    A link to a folder that holds it is passed over.
+    A link to a folder that holds it is passed over, also to one above `folder`, or above `root`, where `folder` is a
+    part of that tree.
     """
-    return sorted(_below(folder, frozenset()))
+    above = frozenset() if root is None else _itself_and_above(root)
+    return sorted(_below(folder, above))
 
 
 def _below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in above:
+    if folder.resolve() in above:
         return
     yield folder
+    above |= _itself_and_above(folder)
     for inner in subfolders(folder):
-        yield from _below(inner, above | {real})
+        yield from _below(inner, above)
+
+
+def _itself_and_above(folder: Path) -> frozenset[Path]:
+    real = folder.resolve()
+    return frozenset((real, *real.parents))
 
 
 def natural_order(name: str) -> tuple[list[int | str], str]:
@@ -210,18 +218,40 @@ def require_files(kind: str, root: Path, files: Iterable[Path]) -> None:
     """Raise MissingDataError, with the first ten and their number, unless all `files` are there.
 
     Each folder is listed once: FlyingThings3D has a quarter of a million files, and asking for each takes minutes on
-    a network disk.
+    a network disk. Only links are asked for one by one, whether they lead to a file.
     """
-    listed: dict[Path, set[str]] = {}
+    listed: dict[Path, dict[str, bool]] = {}  # of each folder its entries, and whether they are files
     missing: dict[Path, None] = {}
+    no_files: dict[Path, None] = {}
     for file in files:
         folder = file.parent
         if folder not in listed:
-            listed[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        if file.name not in listed[folder]:
-            missing[file] = None
+            listed[folder] = _entries(folder)
+        is_file = listed[folder].get(file.name)
+        if not is_file:
+            (missing if is_file is None else no_files)[file] = None
     if missing:
         raise MissingDataError(f"{kind} at {root}: {first_ten(missing, root)} missing")
+    if no_files:
+        what = f"expected {first_ten(no_files, root)}, found links to none, or folders"
+        raise MissingDataError(f"{kind} at {root}: {what}")
+
+
+def _entries(folder: Path) -> dict[str, bool]:
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: _leads_to(entry.is_file) for entry in entries}
+
+
+def _leads_to(asked: Callable[[], bool]) -> bool:
+    """Return what an entry says of itself; a link to itself is nothing, where os.DirEntry raises."""
+    try:
+        return asked()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def first_ten(files: Iterable[Path], root: Path) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataConfig, DataError
+from data import DataConfig, DataError, MissingDataError
 from data.crops import center_crop, random_box
 from data.fine_grained import LabeledConfig, LabeledImage, LabeledImages
 from data.io import write_image
+from data.listing import folders_below
 from mtsp.config import ConfigError, parse
 
 CUB = ("001.Auk", "002.Bunting", "004.Cardinal")
@@ -239,6 +240,29 @@ def test_a_tree_has_links_and_what_programs_left_in_it(tmp_path: Path, litter: C
     tree = dataset(name="image_folder", root=tmp_path / "tree")
     assert tree.classes == ("a", "b")
     assert tree.names == ["a/1", "a/2 of 3", "a/more/deep/er/3", "b/deep/er/3"]
+
+
+@pytest.mark.parametrize("place", ["tree", "tree/a", "."])
+def test_a_link_to_what_holds_it_brings_no_other_classes_pictures(tmp_path: Path, place: str) -> None:
+    for file in ("tree/a/1.png", "tree/b/2.png", "3.png"):
+        picture(tmp_path / file)
+    (tmp_path / "tree/a/deep").mkdir()
+    (tmp_path / "tree/a/deep/link").symlink_to(tmp_path / place)
+    tree = dataset(name="image_folder", root=tmp_path / "tree")
+    assert list(zip(tree.names, tree.targets, strict=True)) == [("a/1", 0), ("b/2", 1)]
+    assert folders_below(tmp_path / "tree/a") == [tmp_path / "tree/a", tmp_path / "tree/a/deep"]
+
+
+def test_links_to_nothing_and_folders_are_no_pictures(tmp_path: Path) -> None:
+    for file in ("a/1.png", "b/1.png"):
+        picture(tmp_path / file)
+    (tmp_path / "a/2.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "a/3.png").symlink_to(tmp_path / "b/1.png")
+    (tmp_path / "a/4.png").symlink_to(tmp_path / "a/4.png")
+    (tmp_path / "b/2.png").mkdir()
+    wrong = r"expected 3 files \(a/2.png, a/4.png, b/2.png\), found links to none, or folders"
+    with pytest.raises(MissingDataError, match=rf"^pictures at .*: {wrong}$"):
+        dataset(name="image_folder", root=tmp_path)
 
 
 def test_a_picture_from_the_web_may_be_of_another_format_than_its_name_says(tmp_path: Path) -> None:

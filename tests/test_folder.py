@@ -124,6 +124,16 @@ def test_frames_and_masks_without_each_other_are_counted_at_once(tmp_path: Path)
         folder(tmp_path)
 
 
+def test_a_link_to_nothing_is_found_at_once(tmp_path: Path) -> None:
+    add(tmp_path, "clip/1", 10, [0, 1])
+    (tmp_path / "masks/clip/1.png").rename(tmp_path / "mask.png")
+    (tmp_path / "masks/clip/1.png").symlink_to(tmp_path / "mask.png")
+    assert len(folder(tmp_path)) == 1
+    (tmp_path / "mask.png").unlink()
+    with pytest.raises(MissingDataError, match=r"masks at .*: expected 1 file \(clip/1.png\), found links to none"):
+        folder(tmp_path)
+
+
 def test_a_mask_of_another_size_names_both(tmp_path: Path) -> None:
     add(tmp_path, "1", 10)
     write_mask(tmp_path / "masks" / "1.png", np.zeros((3, 3), np.uint8))
