@@ -113,6 +113,7 @@ def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(argument
         ([*ROWS[:-1], "emu/2,emu,emu,7"], "line 7: the probability is '7', expected a number in [0, 1]"),
         ([*ROWS[:-1], "emu/2,emu,emu,-1"], "line 7: the probability is '-1', expected a number in [0, 1]"),
         ([*ROWS[:-1], "emu/2,emu"], "line 7: 2 cells, expected 4"),
+        (["name,guess,guess", "auk/1,auk,emu"], "labels.csv: two columns are called 'guess'; expected each once"),
         (["picture,class"], "labels.csv: the columns are picture, class; expected name and guess at least"),
         ([""], "labels.csv: the columns are none; expected name and guess at least"),
         (["name,guess", "\0"], "labels.csv"),

@@ -115,6 +115,8 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     rows = csv.reader(io.StringIO(text, newline=""))
     try:
         columns = next(rows, [])
+        if twice := [column for column in columns if columns.count(column) > 1]:
+            raise DataError(f"{file}: two columns are called {twice[0]!r}; expected each once")
         ranked = {"name", "rank", "label", "class"} <= {*columns}
         if not ranked and not {"name", "guess"} <= {*columns}:
             raise DataError(f"{file}: the columns are {', '.join(columns) or 'none'}; expected name and guess at least")
