@@ -194,6 +194,21 @@ def test_passes_and_directions_have_their_own_numbers() -> None:
     assert found["per_sequence"]["clean/into_past/left/x"]["epe"] == 2
 
 
+def test_a_table_shows_names_in_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """To rich, [/b] ends what never began, and [red] is a color."""
+    from rich.console import Console
+
+    from mtsp.metrics import FlowErrors
+    from tools.scores import flow_scores, table
+
+    errors = FlowErrors()
+    for name in ("[/b]/1", "[red] car/1"):
+        errors.update(np.ones((2, 1, 1), np.float32), np.zeros((2, 1, 1)), names=name)
+    Console(width=120).print(table(flow_scores(errors), "my[/x]"))
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("[/b]", "[red] car", "my[/x]"))
+
+
 def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line that the program says; it must leave an earlier result as it was."""
     earlier = folder / "earlier.json"

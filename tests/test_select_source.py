@@ -65,6 +65,16 @@ def test_everything_is_written(source: str, target: str, tmp_path: Path) -> None
     assert (out / "birds.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To rich, [/b] ends what never began, and [red] is a color."""
+    source = domain(tmp_path / "src.safetensors", {"[red] wolf": (0.0, 5), "[/b]": (9.0, 5)})
+    target = domain(tmp_path / "t.safetensors", {"[dim]": (0.0, 1), ":cat:": (9.0, 1)})
+    main(["--source", source, "--target", f"[x]={target}", "--k", "2", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    for name in ("for [x]", "to [x]", "[red] wolf", "[/b]", "[dim] 100%", ":cat: 100%"):
+        assert name in said
+
+
 def test_several_targets_get_a_union_and_several_sources_a_list_each(source: str, tmp_path: Path) -> None:
     more = domain(tmp_path / "more.safetensors", {"swan": (10.0, 5)})
     first = domain(tmp_path / "one.safetensors", {"goose": (10.0, 1)})

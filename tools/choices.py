@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from mtsp import transfer
 from mtsp.checkpoint import write_atomically
@@ -109,14 +110,17 @@ def _show(
     gamma: float,
 ) -> None:
     console = Console()
-    table = Table("chosen", "images", "distance alone", "set so far", "feeds", title=f"for {choice.name}")
+    title = Text(f"for {choice.name}", "table.title")  # names are no markup: [b] is a class
+    table = Table("chosen", "images", "distance alone", "set so far", "feeds", title=title)
     for _, name, images, alone, so_far, _, feeds in lines[:_ROWS]:
         fed = "; ".join(plain(part) for part in feeds.split("; "))
-        table.add_row(plain(name), images, f"{float(alone):.4g}", f"{float(so_far):.4g}", fed)
+        table.add_row(Text(plain(name)), images, f"{float(alone):.4g}", f"{float(so_far):.4g}", Text(fed))
     if len(lines) > _ROWS:
-        table.add_row(f"and {len(lines) - _ROWS} more, in {choice.name}.csv")
+        table.add_row(Text(f"and {len(lines) - _ROWS} more, in {choice.name}.csv"))
     console.print(table)
-    table = Table("to " + choice.name, "EMD", f"over median ({median:.4g})", f"similarity, gamma {gamma:g}")
+    table = Table(
+        Column(Text(f"to {choice.name}")), "EMD", f"over median ({median:.4g})", f"similarity, gamma {gamma:g}"
+    )
     for name, row in summary.items():
         table.add_row(name, f"{row['emd']:.5g}", f"{row['emd_per_median_distance']:.4f}", f"{row['similarity']:.4f}")
     console.print(table)

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written = _write_all(arguments, experiment, predictions())
     if not written:
         raise ValueError(f"{arguments.frames}: nothing to write: flow needs a frame that another one follows")
-    Console(stderr=True).print(f"{written:,} files in {arguments.out}", highlight=False)
+    Console(stderr=True).print(f"{written:,} files in {arguments.out}", markup=False, highlight=False)
     return 0
 
 

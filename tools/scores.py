@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from mtsp.confusions import worst_confusions
 from mtsp.evaluation import Evaluation
@@ -171,7 +172,7 @@ def as_csv(entries: Mapping[str, Sequence[Scores]]) -> str:
 def table(scores: Scores, title: str) -> Table:
     """Return the numbers of each sequence and of all."""
     keys = SHOWN[scores.kind]
-    drawn = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    drawn = Table(title=Text(title, "table.title"), box=SIMPLE, pad_edge=False, collapse_padding=True)
     drawn.add_column("sequence", no_wrap=True)
     for key in keys:
         heading = key.replace("_", "\n").replace("pixel\naccuracy", "pixel\nacc.")
@@ -183,7 +184,7 @@ def table(scores: Scores, title: str) -> Table:
     for name, part, depth in rows:
         if depth <= shown:
             cells = ("-" if math.isnan(part.get(key, math.nan)) else f"{part[key]:.3f}" for key in keys)
-            drawn.add_row(name, *cells, style=None if depth else "bold")
+            drawn.add_row(Text(name), *cells, style=None if depth else "bold")
     if hidden := [f"{depths[d]} {_DEPTHS[d]}" for d in sorted(depths) if d > shown]:
         drawn.caption = f"each of the {' and '.join(hidden)}: --csv or --json"
     return drawn
