@@ -164,7 +164,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
             (place, section.no_pace(key, self.optimizer) or self._too_short(branch, strength))
             for key in ("alpha", "beta")
             for branch, (place, strength) in self._said(key).items()
-            if isinstance(strength, PaceConfig)
+            if isinstance(strength, PaceConfig) and self._acts_on(branch, key)
         ]
         return list(dict.fromkeys(f"{place}: {reason}" for place, reason in found if reason))
 
@@ -187,6 +187,10 @@ class Experiment(Config, Generic[ModelT, DataT]):
         own = {name: getattr(branch, key) for name, branch in self.branches.items()}
         return {n: common if value is None else (f"branches.{n}.{key}", value) for n, value in own.items()}
 
+    def _acts_on(self, branch: str, key: str) -> bool:
+        """Whether a branch may have weights that this strength pulls: alpha has none where nothing is pretrained."""
+        return key == "beta" or self.branches[branch].weights is not None
+
     def _length(self, branch: str) -> float:
         """How long a branch learns, in steps at its full learning rate."""
         if self.branches[branch].freeze:
@@ -198,22 +202,23 @@ class Experiment(Config, Generic[ModelT, DataT]):
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return alpha and beta by branch, as numbers: those that paces come to; of mars, the radius as alpha.
 
-        Where `left` is asked of a branch that never learns, there is no run to leave it after: the number is 0.
+        Where `left` is asked of a branch that never learns, there is no run to leave it after: the number is 0; so is
+        an alpha that is a pace where nothing is pretrained.
         """
         if isinstance(self.regularizer, NoneConfig):
             return {}, {}
         alpha, beta = (
-            {branch: self._number(branch, strength) for branch, (_, strength) in self._said(key).items()}
+            {branch: self._number(branch, key, strength) for branch, (_, strength) in self._said(key).items()}
             for key in ("alpha", "beta")
         )
         return alpha, beta
 
-    def _number(self, branch: str, strength: float | PaceConfig) -> float:
+    def _number(self, branch: str, key: str, strength: float | PaceConfig) -> float:
         if not isinstance(strength, PaceConfig):
             return strength
         assert not isinstance(self.regularizer, NoneConfig)
         length = self._length(branch) if strength.left is not None else float("inf")
-        if not length:
+        if not length or not self._acts_on(branch, key):
             return 0.0
         return self.regularizer.number(strength.pace(length), self.learning_rates()[branch], self.optimizer)
 

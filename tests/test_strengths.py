@@ -91,6 +91,21 @@ def test_a_branch_that_never_learns_has_no_share_of_the_run(values: dict[str, An
     assert experiment(values, {"half_life": 5}, branches=frozen).strengths()[0]["flow"] > 0
 
 
+def test_alpha_asks_nothing_of_a_branch_without_pretrained_weights(values: dict[str, Any]) -> None:
+    # The flow branch learns in one step of 100, too short to have 0.01 left of a distance from a start it has not.
+    stages = [
+        {"steps": 99, "batches": {"davis": 1}, "learn": ["segmentation"]},
+        {"steps": 1, "batches": {"chairs": 1}, "learn": ["flow"]},
+    ]
+    train = values["train"] | {"steps": 100, "stages": stages}
+    optimizer = {"name": "sgd", "lr": 0.01, "momentum": 0.0}
+    new = {"segmentation": {"weights": WEIGHTS}, "flow": {}}
+    one = experiment(values, {"left": 0.01}, branches=new, train=train, optimizer=optimizer)
+    assert one.strengths()[0] == pytest.approx({"segmentation": math.log(100) / (0.01 * 99), "flow": 0.0})
+    with pytest.raises(ConfigError, match=r"regularizer\.beta: flow learns for as long as 1 steps"):
+        experiment(values, 0.1, {"left": 0.01}, branches=new, train=train, optimizer=optimizer)
+
+
 @pytest.mark.parametrize("placement", ["auto", "coupled", "decoupled", "proximal"])
 @pytest.mark.parametrize(
     "optimizer",
@@ -145,6 +160,8 @@ def test_a_config_refuses_a_pace_where_its_regularizer_does(section: type[Family
         ("strong", "regularizer.alpha: Input should be a valid number, got 'strong'"),
         ([1], "regularizer.alpha: Input should be a valid number, got [1]"),
         (-1, "regularizer.alpha: Input should be greater than or equal to 0, got -1"),
+        (math.inf, "regularizer.alpha: Input should be a finite number, got inf"),
+        (math.nan, "regularizer.alpha: Input should be a finite number, got nan"),
         # 10 steps at the full rate: a pull that takes all of it in each step leaves exp(-10) = 4.5e-5, to first order.
         (
             {"left": 1e-5},

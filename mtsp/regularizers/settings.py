@@ -63,7 +63,8 @@ def _form(value: Any) -> str:
 
 
 StrengthConfig = Annotated[
-    Annotated[float, Field(ge=0), Tag("number")] | Annotated[PaceConfig, Tag("PaceConfig")], Discriminator(_form)
+    Annotated[float, Field(ge=0, allow_inf_nan=False), Tag("number")] | Annotated[PaceConfig, Tag("PaceConfig")],
+    Discriminator(_form),
 ]
 """A number, or a pace."""
 
