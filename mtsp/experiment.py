@@ -169,16 +169,29 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return list(dict.fromkeys(f"{place}: {reason}" for place, reason in found if reason))
 
     def _too_short(self, branch: str, strength: PaceConfig) -> str | None:
-        """Why this branch learns for too short a time to have this share of the distance left."""
-        if strength.left is None or not (length := self._length(branch)):
+        """Why no pull is as fast as this, or this branch learns for too short a time to have this share left."""
+        assert not isinstance(self.regularizer, NoneConfig)
+        if self.branches[branch].freeze:
             return None
         # Two bounds: a pace has a step at least, and in each step the pull takes the share -log(left) / length of the
-        # distance (learning rate x strength, over 1 - momentum where that counts), which must not be above 1.
-        if length >= max(1.0, -math.log(strength.left)):
+        # distance (learning rate x strength, over 1 - momentum where that counts), which must not be above this one.
+        limit = self.regularizer.fastest(self.optimizer) * (1 + 1e-9)
+        through = "coupled through momentum " if limit < 1 else ""
+        if strength.left is None:
+            pace = strength.pace(float("inf"))
+            if pace.rate <= limit:
+                return None
+            shortest = math.ceil(pace.steps * pace.rate / limit)
+            return (
+                f"a pull {through}would go past its anchor; give {shortest} or more, or a placement that is not coupled"
+            )
+        length = self._length(branch)
+        if not length or length >= max(1.0, -math.log(strength.left) / limit):
             return None
         return (
-            f"{branch} learns for as long as {length:.3g} steps at its full rate, in which no pull leaves "
+            f"{branch} learns for as long as {length:.3g} steps at its full rate, in which no pull {through}leaves "
             f"{strength.left:g} of the distance; give a larger share, or train longer"
+            + (", or use a placement that is not coupled" if through else "")
         )
 
     def _said(self, key: str) -> dict[str, tuple[str, float | PaceConfig]]:

@@ -1,6 +1,7 @@
 """What a regularizer says about itself: strengths as paces, its report, its table, its place in a checkpoint."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -55,6 +56,48 @@ def test_a_pace_that_means_nothing_is_refused() -> None:
         Pace(0.5)
     with pytest.raises(ValueError, match="must lie between 0 and 1, got 1"):
         Pace(3, left=1)
+
+
+@pytest.mark.parametrize(("nesterov", "rate"), [(False, 0.1 / (1 + math.sqrt(0.9)) ** 2), (True, 0.1 / 1.9**2)])
+def test_a_pace_so_short_that_momentum_would_swing_past_the_anchor_is_refused(nesterov: bool, rate: float) -> None:
+    """Real roots: lr alpha up to (1 - sqrt(0.9))^2 = 0.00263, Nesterov (0.1 / 1.9)^2 = 0.00277; 10 times as a rate."""
+    shortest = 1 / rate  # 37.97, and 36.1
+    assert swing(alpha=rate * 0.1 * 0.99, nesterov=nesterov) > 0
+    assert swing(alpha=rate * 0.1 * 1.1, nesterov=nesterov) < 0
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, nesterov=nesterov)
+    for placement in ("coupled", "decoupled"):
+        kind: Any = placement
+        short = L2SP(model, anchors=model.state_dict(), alpha=Pace(shortest - 0.1), beta=0.0, placement=kind)
+        said = rf"is too short for a pull coupled through momentum 0\.9.*give {math.ceil(shortest)} steps or more"
+        with pytest.raises(ValueError, match=said) if placement == "coupled" else nullcontext():
+            short.attach(optimizer)
+        short.detach()
+    L2SP(model, anchors=model.state_dict(), alpha=Pace(shortest), beta=0.0).attach(optimizer)
+
+
+def swing(*, alpha: float, nesterov: bool) -> float:
+    """The lowest that 1 comes by 400 steps of the pull to 0 alone."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, nesterov=nesterov)
+    L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=alpha, beta=0.0).attach(optimizer)
+    lowest = 1.0
+    for _ in range(400):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        lowest = min(lowest, model.weight.item())
+    return lowest
+
+
+@pytest.mark.parametrize(("steps", "left"), [(400, 0.0922), (88, 0.0552)])
+def test_what_a_pace_leaves_through_momentum_is_what_its_docstring_says(steps: int, left: float) -> None:
+    """v = 0.9 v + alpha d, d = d - v by hand, alpha = (1 - 0.9) ln(10) / steps."""
+    distance, velocity = 1.0, 0.0
+    for _ in range(steps):
+        velocity = 0.9 * velocity + Pace(steps, left=0.1).strength(1 / 0.1) * distance
+        distance -= velocity
+    assert distance == pytest.approx(left, abs=1e-4)
 
 
 def test_the_report_measures_the_step_after_it_was_asked() -> None:

@@ -27,9 +27,9 @@ WEIGHTS = "start.safetensors"
 
 
 def experiment(values: dict[str, Any], alpha: object, beta: object = 0.0, **changes: Any) -> AnyExperiment:
-    """SGD with momentum 0.9, lr 0.01, and 0.02 in the flow branch; both branches pretrained; 10 steps of one stage."""
+    """SGD with momentum 0.9, lr 0.01, and 0.02 in the flow branch; both branches pretrained; 200 steps of one stage."""
     branches = {"segmentation": {"weights": WEIGHTS}, "flow": {"weights": WEIGHTS, "lr": 0.02}}
-    train = values["train"] | {"steps": 10, "stages": [{"steps": 1, "batches": {"davis": 1, "chairs": 1}}]}
+    train = values["train"] | {"steps": 200, "stages": [{"steps": 1, "batches": {"davis": 1, "chairs": 1}}]}
     given = {
         "branches": branches,
         "regularizer": {"name": "l2sp", "alpha": alpha, "beta": beta},
@@ -41,11 +41,11 @@ def experiment(values: dict[str, Any], alpha: object, beta: object = 0.0, **chan
 
 def test_each_way_to_say_a_pace_is_a_number_by_the_branchs_own_learning_rate(values: dict[str, Any]) -> None:
     # Coupled SGD: 1 / tau = lr alpha / (1 - momentum), alpha = 0.1 / (0.01 tau) = 10 / tau, and 5 / tau where lr is
-    # 0.02. A half-life of h is tau = h / ln 2; a share s that is left by 10 steps is tau = 10 / ln(1 / s).
+    # 0.02. A half-life of h is tau = h / ln 2; a share s that is left by 200 steps is tau = 200 / ln(1 / s).
     for said, tau in (
-        ({"time_constant": 20}, 20),
-        ({"half_life": 20}, 20 / math.log(2)),
-        ({"left": 0.05}, 10 / math.log(20)),
+        ({"time_constant": 40}, 40),
+        ({"half_life": 40}, 40 / math.log(2)),
+        ({"left": 0.05}, 200 / math.log(20)),
     ):
         alpha, beta = experiment(values, said, said).strengths()
         assert alpha == beta == pytest.approx({"segmentation": 10 / tau, "flow": 5 / tau})
@@ -54,11 +54,11 @@ def test_each_way_to_say_a_pace_is_a_number_by_the_branchs_own_learning_rate(val
 def test_a_branch_has_its_own_pace_and_a_number_stays_a_number(values: dict[str, Any]) -> None:
     branches = {
         "segmentation": {"weights": WEIGHTS, "alpha": {"time_constant": 100}},
-        "flow": {"weights": WEIGHTS, "beta": {"half_life": 5}},
+        "flow": {"weights": WEIGHTS, "beta": {"half_life": 50}},
     }
-    alpha, beta = experiment(values, 7, {"time_constant": 10}, branches=branches).strengths()
+    alpha, beta = experiment(values, 7, {"time_constant": 100}, branches=branches).strengths()
     assert alpha == pytest.approx({"segmentation": 0.1, "flow": 7.0})
-    assert beta == pytest.approx({"segmentation": 1.0, "flow": 2 * math.log(2)})
+    assert beta == pytest.approx({"segmentation": 0.1, "flow": 0.2 * math.log(2)})
 
 
 def test_what_the_run_leaves_counts_the_schedule_and_the_stages_in_which_a_branch_learns(
@@ -88,7 +88,7 @@ def test_what_the_run_leaves_counts_the_schedule_and_the_stages_in_which_a_branc
 def test_a_branch_that_never_learns_has_no_share_of_the_run(values: dict[str, Any]) -> None:
     frozen = {"segmentation": {"weights": WEIGHTS}, "flow": {"weights": WEIGHTS, "freeze": True}}
     assert experiment(values, {"left": 0.5}, branches=frozen).strengths()[0]["flow"] == 0.0
-    assert experiment(values, {"half_life": 5}, branches=frozen).strengths()[0]["flow"] > 0
+    assert experiment(values, {"half_life": 50}, branches=frozen).strengths()[0]["flow"] > 0
 
 
 def test_alpha_asks_nothing_of_a_branch_without_pretrained_weights(values: dict[str, Any]) -> None:
@@ -115,13 +115,13 @@ def test_the_number_is_the_one_that_attaching_gives(placement: Any, optimizer: O
     section = L2SPConfig(name="l2sp", alpha=1.0, beta=1.0, placement=placement)
     model = nn.Linear(2, 2, bias=False)
     built = optimizer.build([{"params": list(model.parameters())}])
-    pull = L2SP(model, anchors={"weight": torch.ones(2, 2)}, alpha=Pace(30, 0.3), beta=0.0, placement=placement)
+    pull = L2SP(model, anchors={"weight": torch.ones(2, 2)}, alpha=Pace(300, 0.3), beta=0.0, placement=placement)
     if section.no_pace("alpha", optimizer):
         with pytest.raises(ValueError, match="needs a decoupled or proximal pull"):
             pull.attach(built)
         return
     pull.attach(built)
-    assert pull.pulls["weight"].strength == section.number(Pace(30, 0.3), 0.05, optimizer)
+    assert pull.pulls["weight"].strength == section.number(Pace(300, 0.3), 0.05, optimizer)
 
 
 PACED = {"l2": ("alpha", "beta"), "l2sp": ("alpha", "beta"), "cautiousl2sp": ()}
@@ -162,10 +162,18 @@ def test_a_config_refuses_a_pace_where_its_regularizer_does(section: type[Family
         (-1, "regularizer.alpha: Input should be greater than or equal to 0, got -1"),
         (math.inf, "regularizer.alpha: Input should be a finite number, got inf"),
         (math.nan, "regularizer.alpha: Input should be a finite number, got nan"),
-        # 10 steps at the full rate: a pull that takes all of it in each step leaves exp(-10) = 4.5e-5, to first order.
+        # 200 steps at the full rate: 0.1 / (1 + sqrt(0.9))^2 = 0.02634 of it in each leave exp(-5.3) = 5e-3 at least.
         (
             {"left": 1e-5},
-            "regularizer.alpha: segmentation learns for as long as 10 steps at its full rate, in which no",
+            "regularizer.alpha: segmentation learns for as long as 200 steps at its full rate, in which no",
+        ),
+        (
+            {"left": 0.005},
+            "regularizer.alpha: segmentation learns for as long as 200 steps at its full rate, in which no",
+        ),
+        (
+            {"time_constant": 37},
+            "regularizer.alpha: a pull coupled through momentum would go past its anchor; give 38 or more",
         ),
     ],
 )
@@ -219,13 +227,13 @@ def test_a_resolved_experiment_says_the_pace_as_it_was_written(values: dict[str,
 
 
 def test_a_sweep_of_an_experiment_with_paces_keeps_betas_and_gives_l2_its_strength(values: dict[str, Any]) -> None:
-    # beta of 30 steps is 10 / 30 in the segmentation branch and 5 / 30 in the flow branch; so is the alpha of L2.
+    # beta of 40 steps is 10 / 40 in the segmentation branch and 5 / 40 in the flow branch; so is the alpha of L2.
     found = {
-        row.key: row.experiment.strengths() for row in rows(experiment(values, {"left": 0.5}, {"time_constant": 30}))
+        row.key: row.experiment.strengths() for row in rows(experiment(values, {"left": 0.5}, {"time_constant": 40}))
     }
-    beta = pytest.approx({"segmentation": 1 / 3, "flow": 1 / 6})
+    beta = pytest.approx({"segmentation": 1 / 4, "flow": 1 / 8})
     assert found["l2"] == (beta, beta)
-    assert found["tau10"] == (pytest.approx({"segmentation": 1.0, "flow": 0.5}), beta)
+    assert found["tau200"] == (pytest.approx({"segmentation": 0.05, "flow": 0.025}), beta)
     assert found["none"] == ({}, {})
 
 
@@ -258,7 +266,7 @@ def tuned(values: dict[str, Any], train: Callable[..., Any], tmp_path: Path) -> 
 def test_a_run_by_pace_is_the_run_by_its_numbers_and_resumes_as_if_uninterrupted(
     tuned: dict[str, Any], train: Callable[..., Any], outcome: Callable[[Path], Any], tmp_path: Path
 ) -> None:
-    tuned["regularizer"] = {"name": "l2sp", "alpha": {"left": 0.4}, "beta": {"half_life": 50}}
+    tuned["regularizer"] = {"name": "l2sp", "alpha": {"left": 0.4}, "beta": {"half_life": 50}, "placement": "decoupled"}
     tuned["branches"]["flow"]["alpha"] = {"time_constant": 30}
     train(tuned, tmp_path / "paced")
     shutil.copytree(tmp_path / "paced", tmp_path / "resumed")
@@ -267,7 +275,7 @@ def test_a_run_by_pace_is_the_run_by_its_numbers_and_resumes_as_if_uninterrupted
     train(tuned, tmp_path / "resumed", "auto")
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "paced")
     alpha, beta = parse(AnyExperiment, tuned).strengths()
-    tuned["regularizer"] = {"name": "l2sp", "alpha": alpha["segmentation"], "beta": beta["segmentation"]}
+    tuned["regularizer"] |= {"alpha": alpha["segmentation"], "beta": beta["segmentation"]}
     tuned["branches"]["flow"] |= {"alpha": alpha["flow"], "beta": beta["flow"]}
     train(tuned, tmp_path / "numbers")
     assert outcome(tmp_path / "numbers") == outcome(tmp_path / "paced")

@@ -1,5 +1,6 @@
 """What a learning rate and a momentum make of a strength, and of which strength they make a given pace."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from mtsp.regularizers.penalties import Penalty, Placement
 from mtsp.regularizers.pulls import Pull
+from mtsp.regularizers.strength import Pace, fastest
 
 
 def full_lr(group: Mapping[str, Any]) -> float:
@@ -38,7 +40,7 @@ def settle(
     """Make numbers of paces (if not `anew`, of those that are none yet), and warn where 16 bits would swallow the pull.
 
     Raises:
-        ValueError: a pace is asked of a pull that has none.
+        ValueError: a pace is asked of a pull that has none, or one so short that momentum would swing past the anchor.
     """
     swallowed = []
     for group in optimizer.param_groups:
@@ -54,6 +56,8 @@ def settle(
                         f"{pull.pace} needs a decoupled or proximal pull: coupled through "
                         f"{type(optimizer).__name__} it depends on the gradients' size"
                     )
+                if place == "coupled":
+                    _refuse_swinging(pull.pace, group)
                 strength = pull.pace.strength(lr / inertia(optimizer, group, place))
                 pull = pulls[name] = pull._replace(strength=strength)
             coarse = weight.dtype in (torch.bfloat16, torch.float16) and place != "coupled"
@@ -64,4 +68,14 @@ def settle(
             f"{len(swallowed)} weights, the first {swallowed[0]}, are kept in 16 bits, where a pull of lr * strength "
             "below the rounding changes nothing at all; keep float32 weights under autocast",
             stacklevel=4,
+        )
+
+
+def _refuse_swinging(pace: Pace, group: Mapping[str, Any]) -> None:
+    limit = fastest(group["momentum"], nesterov=group["nesterov"])
+    if group["momentum"] and pace.rate > limit * (1 + 1e-9):
+        shortest = math.ceil(pace.steps * pace.rate / limit)
+        raise ValueError(
+            f"{pace} is too short for a pull coupled through momentum {group['momentum']:g}, which would swing past "
+            f"its anchor; give {shortest} steps or more, or a placement that is not coupled"
         )

@@ -16,7 +16,7 @@ from mtsp.regularizers.gated import MARS, SPD, CautiousL2SP
 from mtsp.regularizers.penalties import Placement
 from mtsp.regularizers.rates import automatic
 from mtsp.regularizers.refusals import refuse_placement
-from mtsp.regularizers.strength import Pace, half_life
+from mtsp.regularizers.strength import Pace, fastest, half_life
 
 
 class PaceConfig(Config):
@@ -25,7 +25,7 @@ class PaceConfig(Config):
     It becomes a number by each branch's own learning rate, and by the momentum where that counts. `left` is strength as
     a ratio: of the distance after a run of the pull alone to the distance before it. The ratio of the pull to the
     data's gradient cannot be set: it is zero at the start, where the distance is, and changes with every step; a run
-    reports it.
+    reports it. To first order, as :class:`Pace`: what is left at the end differs a little, more in a short run.
     """
 
     time_constant: float | None = Field(default=None, ge=1, allow_inf_nan=False)
@@ -97,6 +97,12 @@ class FamilyConfig(Config):
                 "placement auto or decoupled, or give a number"
             )
         return None
+
+    def fastest(self, optimizer: OptimizerConfig) -> float:
+        """Return the largest rate of a pace through this optimizer: faster ones go past the anchor."""
+        if optimizer.name != "sgd" or self.acts(optimizer) != "coupled":
+            return 1.0
+        return fastest(optimizer.momentum, nesterov=optimizer.nesterov)
 
     def number(self, pace: Pace, lr: float, optimizer: OptimizerConfig) -> float:
         """Return the strength that has this pace at this learning rate, as attaching the regularizer would."""

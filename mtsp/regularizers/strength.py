@@ -17,6 +17,11 @@ class Pace:
     that a whole run of the pull leaves. It becomes a number when the regularizer is attached, from each parameter
     group's learning rate (before any schedule) and momentum; a schedule that lowers the rate slows the pull.
 
+    To first order in the share that a step takes away, as :func:`time_constant`: what is really left differs a little,
+    the more the shorter the pace. Coupled through momentum 0.9, `Pace(400, left=0.1)` leaves 0.092 and the shortest
+    that is allowed, of 88 steps, 0.055; at 1/e the difference is 0.03 at most. Shorter ones would swing past the
+    anchor, and attaching refuses them.
+
     Raises:
         ValueError: `steps` is below 1, or `left` is not between 0 and 1.
     """
@@ -30,6 +35,11 @@ class Pace:
         if not 0 < self.left < 1:
             raise ValueError(f"the share of the distance that is left must lie between 0 and 1, got {self.left}")
 
+    @property
+    def rate(self) -> float:
+        """The share of the distance that a step takes away, to first order."""
+        return -math.log(self.left) / self.steps
+
     def strength(self, lr: float) -> float:
         """Return the alpha of this pace at a learning rate, for SGD divided by 1 - momentum unless decoupled.
 
@@ -40,8 +50,16 @@ class Pace:
             raise ValueError(
                 f"{self} has no strength at a learning rate of {lr}; attach before a schedule lowers it, or give alpha"
             )
-        rate = -math.log(self.left) / self.steps
-        return rate / lr
+        return self.rate / lr
+
+
+def fastest(momentum: float, *, nesterov: bool) -> float:
+    """Return the largest rate of a pace at which a pull coupled through momentum does not swing past its anchor.
+
+    With k = rate * (1 - m), the distance goes as powers of the roots of z^2 - (1 + m - k) z + m, for Nesterov's
+    momentum of z^2 - (1 + m) (1 - k) z + m (1 - k). They are real up to k = (1 - sqrt(m))^2 and ((1 - m) / (1 + m))^2.
+    """
+    return (1 - momentum) / (1 + (momentum if nesterov else math.sqrt(momentum))) ** 2
 
 
 def half_life(steps: float) -> Pace:
@@ -57,8 +75,8 @@ def time_constant(strength: float, lr: float, *, coupled: bool, momentum: float 
     """Return after how many steps a pull alone has brought a weight to 1/e of its distance; inf for no pull.
 
     (1 - momentum) / (lr * strength) for SGD with a coupled or proximal pull, 1 / (lr * strength) for a decoupled one.
-    To first order in lr * strength: the pull is a little faster than this. A coupled pull through Adam has no such
-    constant: it depends on the gradients' size.
+    To first order in lr * strength: the pull is a little faster than this (89 steps for 100 at momentum 0.9). A coupled
+    pull through Adam has no such constant: it depends on the gradients' size.
     """
     rate = lr * strength / ((1 - momentum) if coupled else 1)
     return 1 / rate if rate > 0 else float("inf")
