@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tools.digests import digests
 from tools.domains import images_at, named
 from tools.parts import run_or_say_why
 from tools.progress import progress
-from tools.select_source import main
+from tools.select_source import _budgets, _parser, main
 
 pytest.importorskip("ot", reason="POT is not installed: pip install mtsp[transfer]")
 
@@ -63,6 +64,17 @@ def test_everything_is_written(source: str, target: str, tmp_path: Path) -> None
     assert summary["2 by greedy growth"]["emd"] == pytest.approx(0.25)
     assert summary["2 by ranking"]["emd"] >= 0.25
     assert (out / "birds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_commands_that_are_shown_can_be_given() -> None:
+    """As the README and --help have them, in one line each."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for text in (readme, str(_parser().description)):
+        commands = [line for line in text.splitlines() if line.strip().startswith("python tools/select_source.py --")]
+        assert commands
+        for command in commands:
+            arguments = _parser().parse_args(shlex.split(command, comments=True)[2:])
+            assert _budgets(arguments) == [100]
 
 
 def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

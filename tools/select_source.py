@@ -1,4 +1,6 @@
-"""Choose what to pre-train on: `python tools/select_source.py --source imagenet/train --target cub:CUB_200_2011`.
+"""Choose what to pre-train on.
+
+    python tools/select_source.py --source imagenet/train --target cub:CUB_200_2011 --k 100 --out runs/source
 
 Each class of a domain is the mean of its pictures' features, as heavy as their number, and the distance between domains
 is the Earth Mover's (DSTL, CVPR 2018). Under `--out` are then
@@ -12,7 +14,7 @@ is the Earth Mover's (DSTL, CVPR 2018). Under `--out` are then
     summary.json          the distances and similarities of the table on the screen, and the settings
 
 Several places after one --source or --target are one domain (ImageNet and iNaturalist; CUB and NABirds). Each --target
-chooses its own --k classes, and classes.txt is the union: `--target cub nabirds --target dogs --k 400 100`.
+chooses its own --k classes, and classes.txt is the union: `--target cub:A nabirds:B --target DOGS --k 400 100`.
 
 To pre-train on classes of several sources, `--link DIR` makes folders DIR/<source>__<class> of links to their pictures:
 a data set `name: image_folder, root: DIR` is then the union.
