@@ -239,13 +239,12 @@ def _measured(
 
 def _save(folder: Path, batch: Batch, outputs: Outputs) -> None:
     path = folder / batch["name"][0]
-    mask_known, flow_known = "mask" in batch and "mask_logits" in outputs, "flow" in batch and "flow" in outputs
-    if mask_known or flow_known:
+    if "mask" in batch and "mask_logits" in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
-    if mask_known:
         mask = outputs["mask_logits"][0].argmax(0).to(torch.uint8).cpu().numpy()
         write_mask(path.with_name(f"{path.name}.png"), mask)
-    if flow_known:
+    if "flow" in batch and "flow" in outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
         flow = outputs["flow"][0].float().cpu().permute(1, 2, 0).numpy()
         write_flo(path.with_name(f"{path.name}.flo"), flow)
 
