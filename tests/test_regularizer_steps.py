@@ -218,6 +218,18 @@ def test_a_step_that_failed_and_is_made_again_with_new_gradients_pulls_once(make
     assert_equal(after(make, placement=place), after(make, placement=place, run=cut_short(then)))
 
 
+def fail_once(optimizer: Any, register: Callable[[Callable[..., None]], Any]) -> None:
+    """Make a step in which a hook raises."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = register(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    handle.remove()
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_decoupled_pull_of_a_step_that_failed_stays_and_none_is_left_out_after_it(fused: bool) -> None:
     """w = 3, anchor 1, lr * alpha = 0.1, each pull leaves 0.9 of the distance: 2.8 when it fails, 2.62 after the next.
@@ -230,13 +242,7 @@ def test_a_decoupled_pull_of_a_step_that_failed_stays_and_none_is_left_out_after
     L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0).attach(optimizer)
     model.weight.grad = torch.zeros_like(model.weight)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    handle = optimizer.register_step_post_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.step()
-    handle.remove()
+    fail_once(optimizer, optimizer.register_step_post_hook)
     assert model.weight.item() == pytest.approx(2.8)
     optimizer.step()
     assert model.weight.item() == pytest.approx(2.62)
@@ -251,13 +257,7 @@ def test_weights_that_are_loaded_after_a_failed_step_are_pulled() -> None:
     L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0, placement="decoupled").attach(optimizer)
     model.weight.grad = torch.zeros_like(model.weight)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    handle = optimizer.register_step_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.step()
-    handle.remove()
+    fail_once(optimizer, optimizer.register_step_pre_hook)
     model.load_state_dict(saved)
     optimizer.step()
     assert model.weight.item() == pytest.approx(2.8)

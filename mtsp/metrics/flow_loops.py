@@ -171,7 +171,7 @@ def _compiled_sums(
 ) -> None:
     height, width = valid.shape[1:]
     arctangent = _arctangent(prediction.dtype.type) if angular else ()
-    rows = np.empty((5, width), prediction.dtype)
+    rows = np.empty((4, width), prediction.dtype)
     mask = np.empty(width, np.uint8)
     code(
         *_memory(prediction), *_memory(truth), *_memory(valid.view(np.uint8)),

@@ -55,21 +55,21 @@ def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *,
     for start in range(0, truth.shape[0], step):
         ours, theirs = prediction[start : start + step], truth[start : start + step]
         if not on_host(prediction):
-            tables, margins = _torch_tables(ours, theirs, classes, unknown, scores), _none(classes)
-        elif scores:
+            yield _summed(_torch_tables(ours, theirs, classes, unknown, scores))
+            continue
+        if scores:
             tables, margins = _score_tables(ours, as_numpy(theirs), classes, unknown, many)
         else:
             tables, margins = _label_tables(as_numpy(ours), as_numpy(theirs), classes, unknown, many)
-        if not many:
-            known = tables[:, :classes]
-            margins = [known.sum(2), known[:, :, :classes].sum(1), np.diagonal(known, axis1=1, axis2=2)]
-            yield Counts(tables.sum(axis=0), np.stack(margins, axis=1))
-        else:
-            yield Counts(tables[0], margins[:, :, :classes])
+        yield Counts(tables[0], margins[:, :, :classes]) if many else _summed(tables)
 
 
-def _none(classes: int) -> np.ndarray:
-    return np.zeros((0, 3, classes + 1), np.int64)
+def _summed(tables: np.ndarray) -> Counts:
+    """Return the sums of a table of each image."""
+    classes = tables.shape[2] - 1
+    known = tables[:, :classes]
+    margins = (known.sum(axis=2), known[:, :, :classes].sum(axis=1), np.diagonal(known, axis1=1, axis2=2))
+    return Counts(tables.sum(axis=0), np.stack(margins, axis=1))
 
 
 def _label_tables(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int, many: bool) -> _Tables:
