@@ -172,10 +172,11 @@ def test_a_sum_of_float32_errors_is_off_by_as_much_as_is_documented_and_no_more(
     lengths[0] = 1
     zero = np.zeros_like(lengths)
     exact, bound = 1 + 511 * 2.0**-24, 512 * 2.0**-24
-    one_by_one = np.zeros(len(flow_loops.SUMS))
-    flow_loops._add_block((lengths, zero), (zero, zero), np.ones(512, np.uint8), 0, 512, one_by_one)
-    assert one_by_one[4] == 1  # of `_add_block` as it is written, without vectors
-    assert 0.99 * bound * exact < exact - one_by_one[4] <= bound * exact
+    memory, steps, block = np.concatenate([lengths, zero]), (0, 1024, 512, 512, 1), (0, 512, 0, 512, 0, 512)
+    flows, one_by_one = (memory, steps, np.zeros_like(memory), steps), np.zeros((1, len(flow_loops.SUMS)))
+    flow_loops._add_block(*flows, np.ones(512, np.uint8), 0, block, True, one_by_one, 0)
+    assert one_by_one[0, 4] == 1  # of `_add_block` as it is written, without vectors
+    assert 0.99 * bound * exact < exact - one_by_one[0, 4] <= bound * exact
     prediction = np.stack([lengths, zero])[:, None]
     found = flow_sums(prediction, np.zeros_like(prediction))
     assert abs(found[0, 4] - exact) <= bound * exact

@@ -156,7 +156,7 @@ class ClassificationScores:
             "class_accuracy": float(np.nanmean(self.per_class())) if images else math.nan,
             "ece": _ratio(float((seen * np.nan_to_num(gaps)).sum()), images - lost if sure else 0),
             "mce": float(np.nanmax(gaps)) if sure and images > lost else math.nan,
-            "nll": _ratio(float(self.totals.values()[-1]), images - lost if ranked == images else 0),
+            "nll": _ratio(self.totals.values()[-1], images - lost if ranked == images else 0),
             "images": images,
             "nan_predictions": lost,
         }
@@ -187,10 +187,9 @@ class ClassificationScores:
         places = np.clip(np.ceil(confidence * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
         self.seen += np.bincount(places, minlength=self.bins)
         self.right += np.bincount(places[right], minlength=self.bins)
-        terms = np.zeros((len(places), self.bins + 1))
-        terms[np.arange(len(places)), places] = confidence
-        terms[:, -1] = nll
-        self.totals.add(terms)
+        by_bin = np.argsort(places)
+        edges = np.searchsorted(places[by_bin], range(1, self.bins))
+        self.totals.add([*np.split(confidence[by_bin], edges), nll])
 
 
 def _ratio(total: float, count: int) -> float:

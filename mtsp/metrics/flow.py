@@ -109,8 +109,8 @@ class FlowErrors:
             `fl_all` as fractions in [0, 1]; `aae`, `aae_per_image` in degrees; the counts `pixels`, `images` and
             `nan_predictions`.
         """
-        of = dict(zip(SUMS, self.sums.values().tolist(), strict=True))
-        image_epe, image_aae, images = self.image_means.values().tolist()
+        of = dict(zip(SUMS, self.sums.values(), strict=True))
+        image_epe, image_aae, images = self.image_means.values()
         pixels = of["pixels"]
         return {
             "epe": _mean(of["error_slow"] + of["error_mid"] + of["error_fast"], pixels),
@@ -149,10 +149,10 @@ class FlowErrors:
         self.by_name.update(rows)
 
     def _add(self, rows: np.ndarray) -> None:
-        self.sums.add(rows)
+        self.sums.add(rows.T)
         seen = rows[rows[:, 0] > 0]
         sums = np.stack([seen[:, 4:7].sum(axis=1), seen[:, 11], seen[:, 0]], axis=1)
-        self.image_means.add(sums / seen[:, :1])
+        self.image_means.add((sums / seen[:, :1]).T)
 
 
 def _mean(total: float, count: float) -> float:

@@ -32,9 +32,18 @@ angular errors, in degrees."""
 
 _BAND = 32  # rows added up before anything else: the same whatever the batch and the threads, and so the numbers
 _BLOCK = 512  # pixels of a row added up in the precision of the flow: float64 would halve the width of the vectors
+_WORTH_THREADS = 1 << 16  # pixels; waking another thread takes longer than adding up fewer
 _FAR = 1e9  # px; the compiled loop leaves the angles of a block to numpy if its errors add up to more: floats overflow
 _ANGLE = SUMS.index("angle")
 _ERRORS = slice(SUMS.index("error_slow"), SUMS.index("error_fast") + 1)
+
+_Steps = tuple[int, ...]
+"""Where the items of an array are in its memory: the first one, then the distance along each axis. Flow that lies as
+pairs has no distance from u to v; how many numbers these are is known when a loop is compiled."""
+
+_Block = tuple[Any, Any, Any, Any, Any, Any]
+"""Pixels of a row: the first one, the one after the last, and where the row begins in memory: that of our u and v, and
+of their u and v."""
 
 
 def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None, angular: bool) -> np.ndarray:
@@ -48,7 +57,6 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
     usable = usable if usable.dtype.itemsize == 1 else usable != 0
     per_image = -(-height // _BAND)
     bands = np.zeros((images * per_image, len(SUMS)))
-    code = _kernel()
 
     def block(band: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image, rows = band // per_image, slice(band % per_image * _BAND, (band % per_image + 1) * _BAND)
@@ -57,23 +65,19 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
     def add_in_numpy(part: slice) -> None:
         for band in range(part.start, part.stop):
             bands[band] = numpy_sums(*block(band), angular)
-        again(part)
 
-    def again(part: slice) -> None:
-        """Add up once more in float64 where squares were too large for float32: a diverged network has finite flow."""
-        for band in part.start + np.flatnonzero(~np.isfinite(bands[part, _ERRORS]).all(axis=1)):
+    code = _kernel()
+    add = _adder(code, prediction, truth, usable, angular, bands) if code else add_in_numpy
+    parts = 4 * threads() if usable.size > _WORTH_THREADS else 1
+    size = -(-len(bands) // parts)
+    in_threads(add, [slice(start, min(start + size, len(bands))) for start in range(0, len(bands), size)])
+    if not np.isfinite(bands[:, _ERRORS]).all():  # squares too large for float32: a diverged network has finite flow
+        for band in np.flatnonzero(~np.isfinite(bands[:, _ERRORS]).all(axis=1)):
             ours, theirs, known = block(int(band))
             bands[band] = numpy_sums(ours.astype(np.float64), theirs.astype(np.float64), known, angular)
-
-    def add(part: slice) -> None:
-        _compiled_sums(code, prediction, truth, usable, angular, part, bands)
-        again(part)
-        for band in np.flatnonzero(np.isnan(bands[part, _ANGLE])) if angular else ():
-            bands[part.start + band, _ANGLE] = numpy_sums(*block(part.start + band), angular)[_ANGLE]
-
-    size = -(-len(bands) // (4 * threads()))
-    parts = [slice(start, min(start + size, len(bands))) for start in range(0, len(bands), size)]
-    in_threads(add if code else add_in_numpy, parts)
+    if angular:
+        for band in np.flatnonzero(np.isnan(bands[:, _ANGLE])):
+            bands[band, _ANGLE] = numpy_sums(*block(int(band)), angular)[_ANGLE]
     return bands.reshape(images, per_image, len(SUMS)).sum(axis=1)
 
 
@@ -84,13 +88,13 @@ def numpy_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, ang
     used = known & finite
     with np.errstate(over="ignore", invalid="ignore"):
         difference = prediction - truth
-        square = np.square(difference).sum(axis=0)
+        square = np.where(used, np.square(difference).sum(axis=0), 0)
         speed = np.where(known, np.square(truth).sum(axis=0), 0)
-    error = np.sqrt(np.where(used, square, 0))
+        error = np.sqrt(square)
+        outlier = (error > 3) & (400 * square > speed)
     slow, fast = speed < 100, speed >= 1600
     error_slow, error_fast = np.where(slow, error, 0), np.where(fast, error, 0)
     error_mid = np.where(slow | fast, 0, error)
-    outlier = (error > 3) & (400 * np.square(error) > speed)
     counts = [known & ~finite, used & slow, used & fast]
     angle = _angles(*(np.where(used, flow, 0) for flow in (prediction, truth, difference))) if angular else math.nan
     return np.array(
@@ -131,11 +135,12 @@ def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.nda
     used = known & finite
     difference = prediction - truth
     speed = torch.where(known, truth.square().sum(dim=1), 0)
-    error = torch.where(used, difference.square().sum(dim=1), 0).sqrt()
+    square = torch.where(used, difference.square().sum(dim=1), 0)
+    error = square.sqrt()
     slow, fast = speed < 100, speed >= 1600
     terms = [used, known & ~finite, used & slow, used & fast]
     terms += [torch.where(bin_, error, 0) for bin_ in (slow, ~(slow | fast), fast)]
-    terms += [error > 1, error > 3, error > 5, (error > 3) & (400 * error.square() > speed)]
+    terms += [error > 1, error > 3, error > 5, (error > 3) & (400 * square > speed)]
     if angular:
         scale = 1 / prediction.abs().amax(dim=1, keepdim=True).clamp(min=1)
         (x, y), along = (difference * scale).unbind(1), (prediction * scale * truth).sum(dim=1) + scale[:, 0]
@@ -155,34 +160,31 @@ def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.nda
 
 @functools.cache
 def _kernel() -> Callable[..., Any] | None:
-    # Sums may be reordered, which is what makes the loop vector code; NaN and infinity must keep their meaning.
-    calls = (_row, _flags, _add_block, _angles_of_block)
-    return compiled(_add_bands, calls=calls, fastmath={"reassoc", "contract", "nsz"})
+    # Sums may be reordered, which is what makes the loop vector code; NaN and infinity must keep their meaning, and
+    # products be rounded before they are added, as numpy does it and whatever the order in memory.
+    calls = (_is_near, _begin, _copy_row, _vectors, _unsigned, _add_block, _drop_lost, _angles_of_block)
+    return compiled(_add_bands, calls=calls, fastmath={"reassoc", "nsz"})
 
 
-def _compiled_sums(
-    code: Any,
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    valid: np.ndarray,
-    angular: bool,
-    part: slice,
-    bands: np.ndarray,
-) -> None:
+def _adder(
+    code: Any, prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, angular: bool, bands: np.ndarray
+) -> Callable[[slice], None]:
+    """Return a function that writes the sums of a part of the bands, to be called in any thread."""
     height, width = valid.shape[1:]
+    flows = (*_memory(prediction), *_memory(truth), *_memory(valid.view(np.uint8)), height, width)
     arctangent = _arctangent(prediction.dtype.type) if angular else ()
-    rows = np.empty((4, width), prediction.dtype)
-    mask = np.empty(width, np.uint8)
-    code(
-        *_memory(prediction), *_memory(truth), *_memory(valid.view(np.uint8)),
-        height, width, arctangent, rows, frozen(rows), mask, frozen(mask), part.start, part.stop, bands,
-    )  # fmt: skip
+
+    def add(part: slice) -> None:
+        rows, mask = np.empty(4 * width, prediction.dtype), np.empty(width, np.uint8)
+        code(*flows, arctangent, rows, frozen(rows), mask, frozen(mask), part.start, part.stop, bands)
+
+    return add
 
 
-def _memory(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the memory of `array` as one run of items, and where its items are in it: start, then a step per axis.
+def _memory(array: np.ndarray) -> tuple[np.ndarray, _Steps]:
+    """Return the memory of `array` as one run of items, and where its items are in it.
 
-    So the loop is compiled once for all strides. Flow that lies as pairs is returned as N x 2, its steps in pairs.
+    So the loop is compiled once for all strides but those of pairs.
     """
     size = array.itemsize
     if any(step % size for step in array.strides):
@@ -207,91 +209,117 @@ def _arctangent(kind: type) -> tuple[Any, ...]:
 
 
 def _add_bands(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray, prediction_at: tuple[int, ...], truth: np.ndarray, truth_at: tuple[int, ...],
-    valid: np.ndarray, valid_at: tuple[int, ...], height: int, width: int, arctangent: tuple[float, ...],
+    prediction: np.ndarray, ours_at: _Steps, truth: np.ndarray, theirs_at: _Steps,
+    valid: np.ndarray, valid_at: _Steps, height: int, width: int, arctangent: tuple[float, ...],
     rows: np.ndarray, frozen_rows: np.ndarray, mask: np.ndarray, frozen_mask: np.ndarray,
     first: int, last: int, bands: np.ndarray,
 ) -> None:  # fmt: skip
     """Write the sums of the bands `first` to `last` (without it) to `bands`; flow and validity as :func:`_memory`.
 
-    Rows whose items are not neighbors are copied to `rows` (valid to `mask`) first; `frozen_...` are the same memory,
-    of the type of the rest. So all layouts, and sums with and without angles, are added up by the same loop, and agree
-    to the last bit. A condition on the length of a tuple is decided when it is compiled.
+    Rows of flow of which neither the items nor pairs of them are neighbors are copied to `rows` first (of validity, to
+    `mask`); `frozen_...` are the same memory, of the type of the rest. So all layouts, and sums with and without
+    angles, are added up by the same loop, and agree to the last bit. Nothing in here makes a view of an array: numba
+    would count the references to it, which took a third of the time.
     """
+    ours_near, theirs_near, flags_near = _is_near(ours_at), _is_near(theirs_at), valid_at[3] == 1
+    ours, theirs = prediction if ours_near else frozen_rows, truth if theirs_near else frozen_rows
+    flags = valid if flags_near else frozen_mask
     per_image = (height + _BAND - 1) // _BAND
     for band in range(first, last):
-        image, top, sums = band // per_image, band % per_image * _BAND, bands[band]
+        image, top = band // per_image, band % per_image * _BAND
         for y in range(top, min(top + _BAND, height)):
-            ours = _row(prediction, prediction_at, image, y, width, rows[:2], frozen_rows[:2])
-            theirs = _row(truth, truth_at, image, y, width, rows[2:4], frozen_rows[2:4])
-            usable = _flags(valid, valid_at, image, y, width, mask, frozen_mask)
+            (u, v), (a, b) = _begin(ours_at, image, y), _begin(theirs_at, image, y)
+            if not ours_near:
+                u, v = _copy_row(prediction, u, v, ours_at[-1], width, rows, 0)
+            if not theirs_near:
+                a, b = _copy_row(truth, a, b, theirs_at[-1], width, rows, 2 * width)
+            k = valid_at[0] + image * valid_at[1] + y * valid_at[2]
+            if not flags_near:
+                for x in range(width):
+                    mask[x] = valid[k + valid_at[3] * x]
+                k = 0
             for start in range(0, width, _BLOCK):
-                stop = min(start + _BLOCK, width)
-                errors = _add_block(ours, theirs, usable, start, stop, sums)
+                block = (start, min(start + _BLOCK, width), u, v, a, b)
+                errors = _add_block(ours, ours_at, theirs, theirs_at, flags, k, block, True, bands, band)
+                masked = errors < 0
+                if masked:
+                    bands[band, 1] += _drop_lost(ours, ours_at, theirs, theirs_at, flags, k, block, mask)
+                    errors = _add_block(ours, ours_at, theirs, theirs_at, frozen_mask, 0, block, False, bands, band)
                 if len(arctangent) == 0 or not errors <= _FAR:
-                    sums[_ANGLE] = np.nan
+                    bands[band, _ANGLE] = np.nan
                 else:
-                    sums[_ANGLE] += _angles_of_block(ours, theirs, usable, start, stop, arctangent) * (180 / math.pi)
+                    known, at = (frozen_mask, 0) if masked else (flags, k)
+                    angles = _angles_of_block(ours, ours_at, theirs, theirs_at, known, at, block, arctangent)
+                    bands[band, _ANGLE] += angles * (180 / math.pi)
 
 
-def _row(  # pragma: no cover, runs as machine code
-    memory: np.ndarray, at: tuple[int, ...], image: int, y: int, width: int, room: np.ndarray, frozen_room: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two components of a row of flow, each with step 1."""
-    start = at[0] + image * at[1] + y * at[len(at) - 2]
+def _is_near(at: _Steps) -> bool:  # pragma: no cover, runs as machine code
+    """Return whether the items of a row of flow, or pairs of them, are neighbors in memory."""
+    return len(at) == 4 or at[-1] == 1
+
+
+def _begin(at: _Steps, image: int, y: int) -> tuple[int, int]:  # pragma: no cover, runs as machine code
+    """Return where the two components of a row begin."""
+    u = at[0] + image * at[1] + y * at[-2]
+    return u, u + (1 if len(at) == 4 else at[2])
+
+
+def _copy_row(  # pragma: no cover, runs as machine code
+    memory: np.ndarray, u: int, v: int, step: int, width: int, rows: np.ndarray, room: int
+) -> tuple[int, int]:
+    """Copy the two components of a row to `rows`, one after the other, and return where they begin there."""
+    for x in range(width):
+        rows[room + x], rows[room + width + x] = memory[u + step * x], memory[v + step * x]
+    return room, room + width
+
+
+def _vectors(  # pragma: no cover, runs as machine code
+    memory: np.ndarray, at: _Steps, u: Any, v: Any, x: Any
+) -> tuple[Any, Any]:
+    """Return the two components of a pixel of a row that begins at `u` and `v`; a pair begins at `u`."""
     if len(at) == 4:
-        pairs = memory[start : start + 2 * width]
-        for x in range(width):
-            room[0, x], room[1, x] = pairs[np.uint64(2 * x)], pairs[np.uint64(2 * x + 1)]
-        return frozen_room[0], frozen_room[1]
-    other, step = start + at[2], at[4]
-    if step == 1:
-        return memory[start : start + width], memory[other : other + width]
-    for x in range(width):
-        room[0, x], room[1, x] = memory[start + x * step], memory[other + x * step]
-    return frozen_room[0], frozen_room[1]
+        return memory[u + np.uint64(2) * x], memory[u + np.uint64(2) * x + np.uint64(1)]
+    return memory[u + x], memory[v + x]
 
 
-def _flags(  # pragma: no cover, runs as machine code
-    memory: np.ndarray, at: tuple[int, ...], image: int, y: int, width: int, room: np.ndarray, frozen_room: np.ndarray
-) -> np.ndarray:
-    """Return a row of the validity with step 1."""
-    start, step = at[0] + image * at[1] + y * at[2], at[3]
-    if step == 1:
-        return memory[start : start + width]
-    for x in range(width):
-        room[x] = memory[start + x * step]
-    return frozen_room
+def _unsigned(block: _Block) -> _Block:  # pragma: no cover, runs as machine code
+    """Return the same numbers; an index that may be negative, for counting from the end, is no vector code."""
+    start, stop, u, v, a, b = block
+    return np.uint64(start), np.uint64(stop), np.uint64(u), np.uint64(v), np.uint64(a), np.uint64(b)
 
 
 def _add_block(  # pragma: no cover, runs as machine code
-    ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray], usable: np.ndarray,
-    start: int, stop: int, sums: np.ndarray,
+    ours: np.ndarray, ours_at: _Steps, theirs: np.ndarray, theirs_at: _Steps,
+    usable: np.ndarray, k: Any, block: _Block, unsure: bool, bands: np.ndarray, band: int,
 ) -> float:  # fmt: skip
-    """Add to all sums but that of angles, and return the sum of the block's errors.
+    """Add to all sums but those of angles and lost pixels, and return the sum of the block's errors.
+
+    If `unsure` whether all usable pixels have a known truth and a finite prediction, the sum of their squares tells it,
+    which costs less than to look at each: if it is too large or NaN, nothing is added, and -1 returned.
 
     Written so that LLVM makes vector code of the widest kind of it: all numbers of the type of the flow, counts too (a
     count of a block is exact in any), selections instead of branches, and what is not used masked once, as an error of
     0 and a speed of NaN, which is in no bin.
     """
-    our_u, our_v = ours
-    their_u, their_v = theirs
-    kind = our_u.dtype.type
-    zero, one, limit, infinity, no_speed = kind(0), kind(1), kind(KNOWN_FLOW), kind(np.inf), kind(np.nan)
-    known_pixels, pixels, slow, fast = zero, zero, zero, zero
+    start, stop, u, v, a, b = _unsigned(block)
+    k = np.uint64(k)
+    kind = ours.dtype.type
+    zero, one, no_speed = kind(0), kind(1), kind(np.nan)
+    pixels, slow, fast, squares = zero, zero, zero, zero
     over_1, over_3, over_5, fl = zero, zero, zero, zero
     error_slow, error_mid, error_fast = zero, zero, zero
-    for x in range(np.uint64(start), np.uint64(stop)):
-        a, b, c, d = their_u[x], their_v[x], our_u[x], our_v[x]
-        known = (usable[x] != 0) & (abs(a) <= limit) & (abs(b) <= limit)
-        used = known & (abs(c) < infinity) & (abs(d) < infinity)
-        du, dv = c - a, d - b
-        square = du * du + dv * dv
-        error = math.sqrt(square if used else zero)
-        speed = a * a + b * b if used else no_speed
+    for x in range(start, stop):
+        (true_u, true_v), (our_u, our_v) = _vectors(theirs, theirs_at, a, b, x), _vectors(ours, ours_at, u, v, x)
+        used = usable[k + x] != 0
+        du, dv = our_u - true_u, our_v - true_v
+        square, speed = du * du + dv * dv, true_u * true_u + true_v * true_v
+        both = square + speed
+        square = square if used else zero
+        speed = speed if used else no_speed
+        squares += both if used else zero
+        error = math.sqrt(square)
         is_slow, is_fast = speed < kind(100), speed >= kind(1600)
         is_mid = (speed >= kind(100)) & ~is_fast
-        known_pixels += one if known else zero
         pixels += one if used else zero
         slow += one if is_slow else zero
         fast += one if is_fast else zero
@@ -301,41 +329,57 @@ def _add_block(  # pragma: no cover, runs as machine code
         over_1 += one if error > one else zero
         over_3 += one if error > kind(3) else zero
         over_5 += one if error > kind(5) else zero
-        fl += one if (error > kind(3)) & (kind(400) * error * error > speed) else zero
-    sums[0] += pixels
-    sums[1] += known_pixels - pixels
-    sums[2] += slow
-    sums[3] += fast
-    sums[4] += error_slow
-    sums[5] += error_mid
-    sums[6] += error_fast
-    sums[7] += over_1
-    sums[8] += over_3
-    sums[9] += over_5
-    sums[10] += fl
-    return error_slow + error_mid + error_fast
+        fl += one if (error > kind(3)) & (kind(400) * square > speed) else zero
+    if unsure and not squares <= KNOWN_FLOW * KNOWN_FLOW:
+        return -1.0
+    bands[band, 0] += pixels
+    bands[band, 2] += slow
+    bands[band, 3] += fast
+    bands[band, 4] += error_slow
+    bands[band, 5] += error_mid
+    bands[band, 6] += error_fast
+    bands[band, 7] += over_1
+    bands[band, 8] += over_3
+    bands[band, 9] += over_5
+    bands[band, 10] += fl
+    return float(error_slow + error_mid + error_fast)
+
+
+def _drop_lost(  # pragma: no cover, runs as machine code
+    ours: np.ndarray, ours_at: _Steps, theirs: np.ndarray, theirs_at: _Steps,
+    usable: np.ndarray, k: Any, block: _Block, mask: np.ndarray,
+) -> int:  # fmt: skip
+    """Write to `mask` which usable pixels have a known truth and a finite prediction; return how many lack that."""
+    start, stop, u, v, a, b = _unsigned(block)
+    k = np.uint64(k)
+    lost = 0
+    for x in range(start, stop):
+        (true_u, true_v), (our_u, our_v) = _vectors(theirs, theirs_at, a, b, x), _vectors(ours, ours_at, u, v, x)
+        known = (usable[k + x] != 0) & (abs(true_u) <= KNOWN_FLOW) & (abs(true_v) <= KNOWN_FLOW)
+        finite = (abs(our_u) < np.inf) & (abs(our_v) < np.inf)
+        mask[x] = known & finite
+        lost += known & ~finite
+    return lost
 
 
 def _angles_of_block(  # pragma: no cover, runs as machine code
-    ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray], usable: np.ndarray,
-    start: int, stop: int, arctangent: tuple[float, ...],
+    ours: np.ndarray, ours_at: _Steps, theirs: np.ndarray, theirs_at: _Steps,
+    usable: np.ndarray, k: Any, block: _Block, arctangent: tuple[float, ...],
 ) -> float:  # fmt: skip
     """Return the sum of the angles, radians, as :func:`_angles` computes them, without its scale. Vector code, too:
     the arctangent is a series, and the division one that does not raise.
     """
-    our_u, our_v = ours
-    their_u, their_v = theirs
-    kind = our_u.dtype.type
-    zero, limit, infinity = kind(0), kind(KNOWN_FLOW), kind(np.inf)
-    quarter, half, whole, octant = kind(math.pi / 4), kind(math.pi / 2), kind(math.pi), kind(math.tan(math.pi / 8))
+    start, stop, u, v, a, b = _unsigned(block)
+    k = np.uint64(k)
+    kind = ours.dtype.type
+    zero, octant = kind(0), kind(math.tan(math.pi / 8))
+    quarter, half, whole = kind(math.pi / 4), kind(math.pi / 2), kind(math.pi)
     angles = zero
-    for x in range(np.uint64(start), np.uint64(stop)):
-        a, b, c, d = their_u[x], their_v[x], our_u[x], our_v[x]
-        known = (usable[x] != 0) & (abs(a) <= limit) & (abs(b) <= limit)
-        used = known & (abs(c) < infinity) & (abs(d) < infinity)
-        du, dv = c - a, d - b
-        normal = a * dv - b * du
-        across, along = math.sqrt(du * du + dv * dv + normal * normal), a * c + b * d + kind(1)
+    for x in range(start, stop):
+        (true_u, true_v), (our_u, our_v) = _vectors(theirs, theirs_at, a, b, x), _vectors(ours, ours_at, u, v, x)
+        du, dv = our_u - true_u, our_v - true_v
+        normal = true_u * dv - true_v * du
+        across, along = math.sqrt(du * du + dv * dv + normal * normal), true_u * our_u + true_v * our_v + kind(1)
         ahead = abs(along)
         steep = across > ahead
         low, high = ahead if steep else across, across if steep else ahead
@@ -348,5 +392,5 @@ def _angles_of_block(  # pragma: no cover, runs as machine code
         angle = tangent * series + (quarter if turned else zero)
         angle = half - angle if steep else angle
         angle = whole - angle if along < zero else angle
-        angles += angle if used else zero
+        angles += angle if usable[k + x] != 0 else zero
     return angles

@@ -75,7 +75,7 @@ class ConfusionMatrix:
             self._keep(dict(zip(names, rows, strict=True)), len(names))
         self.counts += counts
         seen = rows[rows[:, 0] > 0]
-        self.image_totals.add(np.stack([seen[:, 2], np.ones(len(seen))], axis=1))
+        self.image_totals.add([seen[:, 2], np.ones(len(seen))])
 
     def merge(self, other: "ConfusionMatrix") -> None:
         """Add what `other` has seen. Raises ValueError if it counts other classes, or both saw the same name."""
@@ -102,7 +102,7 @@ class ConfusionMatrix:
         right, true = np.diagonal(self.counts), self.counts.sum(axis=1)
         pixels, iou = int(true.sum()), self.class_iou()
         seen = true > 0
-        image_iou, images = self.image_totals.values().tolist()
+        image_iou, images = self.image_totals.values()
         return {
             "pixel_accuracy": int(right.sum()) / pixels if pixels else math.nan,
             "mean_accuracy": float((right[seen] / true[seen]).mean()) if pixels else math.nan,
