@@ -219,30 +219,33 @@ def test_many_pixels_are_counted_in_parts_that_meet(monkeypatch: pytest.MonkeyPa
             np.testing.assert_array_equal(confusion(scores[:, :, rows, columns], truth[place], 5), expected)
 
 
-def test_a_hundred_classes_on_small_images_have_one_table_and_few_on_large_ones_have_one_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rng, tables = np.random.default_rng(0), []
-    in_slabs = tally._in_slabs
+def test_images_of_many_pixels_and_few_classes_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "_CELLS_OF_ONE", 1 << 14)
     monkeypatch.setattr(tally, "_PIXELS_A_CELL", 16)
-    monkeypatch.setattr(tally, "_in_slabs", lambda *a: tables.append(in_slabs(*a)[0].shape[0]) or in_slabs(*a))
-    for classes, side, expected in ((3, 24, 5), (100, 24, 1), (3, 8, 1)):  # 20 cells need 320 pixels: 576, 64
-        truth, prediction = rng.integers(0, classes, (2, 5, side, side))
-        np.testing.assert_array_equal(confusion(prediction, truth, classes), by_hand(prediction, truth, classes, 255))
-        assert tables.pop() == expected
+    for classes, side, cells in ((3, 24, 20), (100, 24, 0), (3, 8, 0)):  # 20 cells need 320 pixels: 576, 64
+        assert tally._lanes(np.zeros((2, side, side)), classes)().shape == (4, cells)
 
 
-def test_more_images_than_tables_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_whole_images_where_there_are_enough_or_else_of_each_image_as_many_as_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tally, "threads", lambda: 2)
+    monkeypatch.setattr(tally, "_WORTH_A_THREAD", 100)
+    every = slice(None)
+    assert tally._slabs(9, 10, 10) == [(slice(start, start + 2), every, every) for start in (0, 2, 4, 6, 8)]
+    assert tally._slabs(3, 9, 10) == [(every, slice(0, 5), every), (every, slice(5, 10), every)]
+    assert tally._slabs(3, 1, 90) == [(every, every, slice(0, 45)), (every, every, slice(45, 90))]
+    assert tally._slabs(1, 10, 19) == [(every, every, every)]  # 190 pixels: of no use to a second thread
+
+
+def test_more_tables_than_a_device_holds_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "_CELLS_AT_ONCE", 2 * 5 * 4)  # two tables of three classes
+    monkeypatch.setattr(tally, "on_host", lambda array: False)
     rng = np.random.default_rng(0)
-    prediction, truth = rng.integers(0, 3, (2, 5, 4, 4))
-    whole, single = ConfusionMatrix(3), ConfusionMatrix(3)
-    whole.update(prediction, truth)
-    for some in range(5):
-        single.update(prediction[some], truth[some])
-    assert whole.compute() == single.compute()
-    assert whole.compute()["images"] == 5
+    prediction, truth = torch.from_numpy(rng.integers(0, 3, (2, 5, 4, 4)))
+    found = tally.counts(prediction, truth, 3, None, scores=False)
+    np.testing.assert_array_equal(found.table[:3], by_hand(prediction.numpy(), truth.numpy(), 3, None))
+    np.testing.assert_array_equal(found.images[:, 0].sum(axis=1), [16] * 5)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64, ">i4"])

@@ -28,7 +28,7 @@ def confusion(prediction: Array, truth: Array, classes: int, ignore: int | None 
     Raises:
         ValueError: shapes that do not fit together, or a true label that is neither a class nor `ignore`.
     """
-    return _images(prediction, truth, classes, ignore)[0]
+    return _counts(prediction, truth, classes, ignore).table[:classes]
 
 
 class ConfusionMatrix:
@@ -67,13 +67,14 @@ class ConfusionMatrix:
         Raises:
             ValueError: what :func:`confusion` raises; names of another number, or added before.
         """
-        counts, rows = _images(prediction, truth, self.classes, self.ignore)
+        counts = _counts(prediction, truth, self.classes, self.ignore)
+        rows = _image_scores(counts.images, self.ignore)
         names = [names] if isinstance(names, str) else names
         if names is not None:
             if len(names) != len(rows):
                 raise ValueError(f"{len(names)} names for {len(rows)} images")
             self._keep(dict(zip(names, rows, strict=True)), len(names))
-        self.counts += counts
+        self.counts += counts.table[: self.classes]
         seen = rows[rows[:, 0] > 0]
         self.image_totals.add([seen[:, 2], np.ones(len(seen))])
 
@@ -160,8 +161,8 @@ class ConfusionMatrix:
         self.by_name.update(rows)
 
 
-def _images(prediction: Array, truth: Array, classes: int, ignore: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pooled counts, and [known pixels, right ones, IoU] of each image."""
+def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -> tally.Counts:
+    """Return the counts, with checks; an array of one image has a batch dimension in them."""
     shape, scores = tuple(truth.shape), tuple(prediction.shape) != tuple(truth.shape)
     if scores and (len(shape) not in (2, 3) or tuple(prediction.shape) != (*shape[:-2], classes, *shape[-2:])):
         or_scores = f", or scores {(*shape[:-2], classes, *shape[-2:])}" if len(shape) in (2, 3) else ""
@@ -174,20 +175,21 @@ def _images(prediction: Array, truth: Array, classes: int, ignore: int | None) -
             raise ValueError(f"{what} of type {labels.dtype}; labels are whole numbers")
     if len(shape) < 3:
         prediction, truth = prediction[None], truth[None]
-    counts, rows, wrong = np.zeros((classes, classes + 1), np.int64), [np.empty((0, 3))], 0
-    for some in tally.counts(prediction, truth, classes, ignore, scores=scores):
-        wrong += int(some.table[classes + 1].sum())
-        counts += some.table[:classes]
-        true, predicted, right = some.images.swapaxes(0, 1)
-        iou = _iou(true, predicted, right, ignore)
-        present = np.count_nonzero(~np.isnan(iou), axis=1)
-        mean = np.divide(np.nansum(iou, axis=1), present, out=np.full(len(iou), np.nan), where=present > 0)
-        rows.append(np.stack([true.sum(axis=1), right.sum(axis=1), mean], axis=1))
-    if wrong:
+    counts = tally.counts(prediction, truth, classes, ignore, scores=scores)
+    if wrong := int(counts.table[classes + 1].sum()):
         raise ValueError(
             f"{wrong} pixels of the truth have a label that is neither one of {classes} classes nor {ignore} (ignored)"
         )
-    return counts, np.concatenate(rows)
+    return counts
+
+
+def _image_scores(images: np.ndarray, ignore: int | None) -> np.ndarray:
+    """Return [known pixels, right ones, IoU] of each image."""
+    true, predicted, right = images.swapaxes(0, 1)
+    iou = _iou(true, predicted, right, ignore)
+    present = np.count_nonzero(~np.isnan(iou), axis=1)
+    mean = np.divide(np.nansum(iou, axis=1), present, out=np.full(len(iou), np.nan), where=present > 0)
+    return np.stack([true.sum(axis=1), right.sum(axis=1), mean], axis=1)
 
 
 def _whole(labels: Array) -> bool:

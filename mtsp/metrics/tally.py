@@ -3,22 +3,21 @@
 The table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
 labels that are neither; its columns are the predicted classes, then whatever is no class.
 
-Of few classes each image has a table of its own first, which costs nothing beside its pixels. Of many, counting into a
-table with more cells than the image has pixels would cost more than all the rest. The loops are in `tally_loops.py`.
+Of few classes each image is counted in a table of its own first, which costs nothing beside its pixels. Of many, a table
+with more cells than the image has pixels would cost more than all the rest. The loops are in `tally_loops.py`.
 Scores of 16 bits are compared as whole numbers, without a float32 copy.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtsp.metrics.native import Array, as_numpy, frozen, in_threads, on_host, threads
-from mtsp.metrics.tally_loops import BLOCK, Special, label_kernel, pixel_kernel, plane_kernel
+from mtsp.metrics.tally_loops import BLOCK, LANES, Special, label_kernel, pixel_kernel, plane_kernel
 
-_LANES = 4  # tables counted in turn: neighbors have the same label, and one counter would wait for itself
-_CELLS_AT_ONCE = 1 << 22  # of the tables held at a time: 32 MB
+_CELLS_AT_ONCE = 1 << 22  # of the images' tables that a device holds at a time: 32 MB
 _CELLS_OF_ONE = 1 << 14  # of an image's table: four lanes of it in the second-level cache
 _PIXELS_A_CELL = 16  # at least, where each image has a table
 _WORTH_A_THREAD = 1 << 16  # pixels
@@ -34,12 +33,8 @@ class Counts(NamedTuple):
     """Of each, its known pixels by class, int64, N x 3 x classes: true, predicted and right ones."""
 
 
-_Tables = tuple[np.ndarray, np.ndarray]
-"""One table of each image and no margins, or of many classes one table of all and the margins of each."""
-
-
-def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Iterator[Counts]:
-    """Yield the counts of images 0, 1, ..., of as many at a time as their tables may be held in memory.
+def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Counts:
+    """Return the counts of some images.
 
     Args:
         prediction: labels of the shape of `truth`, or class scores, B x classes x H x W.
@@ -48,108 +43,103 @@ def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *,
         ignore: true label of pixels that are not to be counted as a class, also when it is below `classes`.
         scores: whether `prediction` is scores: the highest wins, of equal ones the first; NaN among them is no class.
     """
-    cells, pixels = (classes + 2) * (classes + 1), math.prod(truth.shape[1:])
-    many = on_host(prediction) and cells > min(_CELLS_OF_ONE, pixels // _PIXELS_A_CELL)
-    step = max(1, len(truth) if many else _CELLS_AT_ONCE // cells)
     unknown = -(1 << 62) if ignore is None else ignore
-    for start in range(0, truth.shape[0], step):
-        ours, theirs = prediction[start : start + step], truth[start : start + step]
-        if not on_host(prediction):
-            yield _summed(_torch_tables(ours, theirs, classes, unknown, scores))
-            continue
+    if on_host(prediction):
         if scores:
-            tables, margins = _score_tables(ours, as_numpy(theirs), classes, unknown, many)
-        else:
-            tables, margins = _label_tables(as_numpy(ours), as_numpy(theirs), classes, unknown, many)
-        yield Counts(tables[0], margins[:, :, :classes]) if many else _summed(tables)
+            return _score_counts(prediction, as_numpy(truth), classes, unknown)
+        return _label_counts(as_numpy(prediction), as_numpy(truth), classes, unknown)
+    step = max(1, _CELLS_AT_ONCE // ((classes + 2) * (classes + 1)))
+    parts = [slice(start, start + step) for start in range(0, max(1, len(truth)), step)]
+    tables, images = zip(
+        *(_torch_counts(prediction[i], truth[i], classes, unknown, scores) for i in parts), strict=True
+    )
+    return Counts(np.sum(tables, axis=0), np.concatenate(images))
 
 
-def _summed(tables: np.ndarray) -> Counts:
-    """Return the sums of a table of each image."""
-    classes = tables.shape[2] - 1
-    known = tables[:, :classes]
-    margins = (known.sum(axis=2), known[:, :, :classes].sum(axis=1), np.diagonal(known, axis1=1, axis2=2))
-    return Counts(tables.sum(axis=0), np.stack(margins, axis=1))
-
-
-def _label_tables(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int, many: bool) -> _Tables:
+def _label_counts(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int) -> Counts:
     prediction, truth = _labels(prediction, "prediction"), _labels(truth, "truth")
     if truth.ndim != 3:
         flat = (len(truth), 1, math.prod(truth.shape[1:]))
         prediction, truth = prediction.reshape(flat), truth.reshape(flat)
-    code = label_kernel()
+    code, lanes = label_kernel(), _lanes(truth, classes)
 
-    def count(ours: np.ndarray, theirs: np.ndarray, tables: np.ndarray, margins: np.ndarray) -> None:
+    def count(ours: np.ndarray, theirs: np.ndarray, found: Counts) -> None:
         if code is None:
-            _add_numpy(ours, theirs, ignore, tables, margins)
+            _add_numpy(ours, theirs, ignore, found)
         else:
-            word, lanes = _word(ignore, ours, theirs), _lanes(classes, many)
-            code(*_memory(_dense(ours)), *_memory(_dense(theirs)), word, lanes, tables, margins, theirs.shape)
+            word = _word(ignore, ours, theirs)
+            code(*_memory(_dense(ours)), *_memory(_dense(theirs)), word, lanes(), *found, theirs.shape)
 
-    return _in_slabs(count, prediction, truth, classes, many)
+    return _in_slabs(count, prediction, truth, classes)
 
 
-def _score_tables(scores: Array, truth: np.ndarray, classes: int, ignore: int, many: bool) -> _Tables:
+def _score_counts(scores: Array, truth: np.ndarray, classes: int, ignore: int) -> Counts:
     truth, code = _labels(truth, "truth"), plane_kernel()
     values, special = (as_numpy(scores), None) if code is None else _comparable(scores)
     dense = values.strides[-1] == values.itemsize
     if code is not None and not dense:
         code = pixel_kernel()
         values, special = _as_bits(values, special)
-    guess_type = np.min_scalar_type(classes)
+    guess_type, lanes = np.min_scalar_type(classes), _lanes(truth, classes)
 
-    def count(ours: np.ndarray, theirs: np.ndarray, tables: np.ndarray, margins: np.ndarray) -> None:
+    def count(ours: np.ndarray, theirs: np.ndarray, found: Counts) -> None:
         if code is None:
             best = np.where(np.isnan(ours).any(axis=1), classes, ours.argmax(axis=1))
-            _add_numpy(best, theirs, ignore, tables, margins)
+            _add_numpy(best, theirs, ignore, found)
         else:
             guess = np.empty(BLOCK, guess_type)
             held = np.empty(BLOCK if dense else classes, ours.dtype)
             room = (held, guess) if dense else (held, frozen(held), guess)
             word = _word(ignore, guess, theirs)
-            room = (*room, _lanes(classes, many), tables, margins)
-            code(*_memory(ours), *_memory(_dense(theirs)), word, special, *room, theirs.shape)
+            code(*_memory(ours), *_memory(_dense(theirs)), word, special, *room, lanes(), *found, theirs.shape)
 
-    return _in_slabs(count, values, truth, classes, many)
+    return _in_slabs(count, values, truth, classes)
 
 
 def _in_slabs(
-    count: Callable[..., None], prediction: np.ndarray, truth: np.ndarray, classes: int, many: bool
-) -> _Tables:
-    """Return the tables and margins of all images, of each of which every thread counts a part.
+    count: Callable[[np.ndarray, np.ndarray, Counts], None], prediction: np.ndarray, truth: np.ndarray, classes: int
+) -> Counts:
+    """Return the counts of all images, parts of which are counted in threads.
 
     Args:
-        count: given a part of prediction and truth, adds to the tables and margins that are its other arguments.
+        count: given a part of prediction and truth, adds to the counts that are its last argument.
         prediction: ...HW.
         truth: BHW.
-        classes: of the tables.
-        many: whether there is one table of all images, and the margins of each.
+        classes: of the table.
     """
-
-    def nothing() -> _Tables:
-        shape = (1 if many else len(truth), classes + 2, classes + 1)
-        return np.zeros(shape, np.int64), np.zeros((len(truth) if many else 0, 3, classes + 1), np.int64)
-
+    table, images = np.zeros((classes + 2, classes + 1), np.int64), np.zeros((len(truth), 3, classes + 1), np.int64)
     if not truth.size:
-        return nothing()
+        return Counts(table, images[:, :, :classes])
     if _rows_join(prediction) and _rows_join(truth):  # parts need not end where rows do
         prediction, truth = (array.reshape(*array.shape[:-2], 1, -1) for array in (prediction, truth))
-    _, height, width = truth.shape
-    parts = min(threads(), max(1, truth.size // _WORTH_A_THREAD))
-    rows, columns = (1, -(-width // parts)) if height == 1 else (-(-height // parts), width)
+    slabs = _slabs(*truth.shape)
 
-    def counted(corner: tuple[int, int]) -> _Tables:
-        slab = (..., slice(corner[0], corner[0] + rows), slice(corner[1], corner[1] + columns))
-        found = nothing()
-        count(prediction[slab], truth[slab], *found)
+    def counted(slab: tuple[slice, slice, slice]) -> Counts:
+        found = Counts(np.zeros_like(table), np.zeros_like(images[slab[0]]))
+        count(prediction[slab[0], ..., slab[1], slab[2]], truth[slab], found)
         return found
 
-    corners = [(y, x) for y in range(0, height, rows) for x in range(0, width, columns)]
-    (tables, margins), *others = in_threads(counted, corners)
-    for more_tables, more_margins in others:
-        tables += more_tables
-        margins += more_margins
-    return tables, margins
+    for slab, found in zip(slabs, in_threads(counted, slabs), strict=True):
+        table += found.table
+        images[slab[0]] += found.images
+    return Counts(table, images[:, :, :classes])
+
+
+def _slabs(images: int, height: int, width: int) -> list[tuple[slice, slice, slice]]:
+    """Return parts of BHW for threads: whole images where there are enough of them, or else a part of each image."""
+    parts = min(threads(), images * height * width // _WORTH_A_THREAD)
+    if parts <= 1:
+        return [(slice(None), slice(None), slice(None))]
+    if images >= 4 * parts:
+        return [(some, slice(None), slice(None)) for some in _cut(images, 4 * parts)]
+    if height == 1:
+        return [(slice(None), slice(None), some) for some in _cut(width, parts)]
+    return [(slice(None), some, slice(None)) for some in _cut(height, parts)]
+
+
+def _cut(length: int, parts: int) -> list[slice]:
+    step = -(-length // parts)
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def _rows_join(array: np.ndarray) -> bool:
@@ -173,8 +163,11 @@ def _memory(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     return np.lib.stride_tricks.as_strided(array, (length,), (array.itemsize,), writeable=False), steps
 
 
-def _lanes(classes: int, many: bool) -> np.ndarray:
-    return np.zeros((_LANES, 0 if many else (classes + 2) * (classes + 1)), np.uint32)
+def _lanes(truth: np.ndarray, classes: int) -> Callable[[], np.ndarray]:
+    """Return a function that makes the tables which an image is counted in first: none if there are too many cells."""
+    cells = (classes + 2) * (classes + 1)
+    many = cells > min(_CELLS_OF_ONE, math.prod(truth.shape[1:]) // _PIXELS_A_CELL)
+    return lambda: np.zeros((LANES, 0 if many else cells), np.uint32)
 
 
 def _labels(labels: np.ndarray, what: str) -> np.ndarray:
@@ -222,26 +215,22 @@ def _as_bits(values: np.ndarray, special: Special) -> tuple[np.ndarray, Special]
     return values.view(bits), (infinity, bits(np.iinfo(bits).max))
 
 
-def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, tables: np.ndarray, margins: np.ndarray) -> None:
-    """Add BHW labels to the tables of their images, or to the one table and the margins of each."""
-    rows, columns = tables.shape[1:]
-    for image, (guesses, labels) in enumerate(zip(prediction, truth, strict=True)):
+def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, found: Counts) -> None:
+    """Add BHW labels to the table of all images and to the margins of each."""
+    rows, columns = found.table.shape
+    for guesses, labels, margins in zip(prediction, truth, found.images, strict=True):
         guesses, labels = guesses.astype(np.int64), labels.astype(np.int64)  # a byte cannot hold what follows
         row = np.where((labels >= 0) & (labels < rows - 2), labels, rows - 1)
         row[labels == ignore] = rows - 2
         column = np.where((guesses >= 0) & (guesses < columns - 1), guesses, columns - 1)
-        if not len(margins):
-            table = tables[image]
-            table += np.bincount((row * columns + column).ravel(), minlength=table.size).reshape(table.shape)
-            continue
-        np.add.at(tables.reshape(-1), (row * columns + column).ravel(), 1)
+        found.table.reshape(-1)[:] += np.bincount((row * columns + column).ravel(), minlength=rows * columns)
         row, column = (places[row < rows - 2] for places in (row, column))
-        for margin, places in zip(margins[image], (row, column, row[row == column]), strict=True):
+        for margin, places in zip(margins, (row, column, row[row == column]), strict=True):
             margin += np.bincount(places, minlength=margin.size)
 
 
-def _torch_tables(prediction: Any, truth: Any, classes: int, ignore: int, scores: bool) -> np.ndarray:
-    """Return the tables of tensors, counted where the prediction lies; one wait for the device, at the end.
+def _torch_counts(prediction: Any, truth: Any, classes: int, ignore: int, scores: bool) -> Counts:
+    """Return the counts of tensors, counted where the prediction lies; one wait for the device, at the end.
 
     Cells are added to without `bincount`, which waits for the largest one; in turn, since all the threads of a device
     would wait for the few cells of a picture of few classes.
@@ -264,4 +253,7 @@ def _torch_tables(prediction: Any, truth: Any, classes: int, ignore: int, scores
     cells = (cells + lane * size + first).flatten()
     counts = torch.zeros(images * lanes * size, dtype=torch.int64, device=cells.device)
     counts.scatter_add_(0, cells, torch.ones((), dtype=torch.int64, device=cells.device).expand_as(cells))
-    return counts.reshape(images, lanes, classes + 2, classes + 1).sum(dim=1).cpu().numpy()
+    tables = counts.reshape(images, lanes, classes + 2, classes + 1).sum(dim=1)
+    known = tables[:, :classes]
+    margins = (known.sum(dim=2), known.sum(dim=1)[:, :classes], known.diagonal(dim1=1, dim2=2))
+    return Counts(tables.sum(dim=0).cpu().numpy(), torch.stack(margins, dim=1).cpu().numpy())

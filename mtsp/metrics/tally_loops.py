@@ -1,7 +1,10 @@
 """The compiled loops that count classes: of labels, of scores whose pixels are neighbors in memory, and of any others.
 
-They work on blocks of pixels that stay in the first-level cache: cells of the table as vector code, then the counting;
-where a table of each image would have too many cells, into one table of all and the margins of each.
+They work on blocks of pixels that stay in the first-level cache: cells of the table as vector code, then the counting,
+in tables that a whole image is counted in before they are added to the table of all images and to its own margins;
+where such a table would have too many cells, at once in the latter. They make no view of an array: numba would count
+the references to it.
+
 Where the pixels of a plane are neighbors, the block's best classes come first, four planes at a time, so that every
 score is read once and no image of labels exists. Otherwise each pixel's best class is found among its own scores, which
 a tensor in the order channels_last has side by side.
@@ -18,6 +21,9 @@ from mtsp.metrics.native import compiled
 BLOCK = 2048
 """Pixels that are counted at a time: their cells, and their best classes, stay in the first-level cache."""
 
+LANES = 4
+"""Tables counted in turn: neighbors have the same label, and one counter would wait for itself."""
+
 Special = tuple[Any, Any] | None
 """Of scores given as the bits of floats: infinity's bits, and a number that stands for every NaN: all but the sign."""
 
@@ -25,19 +31,19 @@ Special = tuple[Any, Any] | None
 @functools.cache
 def label_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_labels` as machine code."""
-    return compiled(_count_labels, calls=(_add, _tally, _empty, _tally_many))
+    return compiled(_count_labels, calls=(_add, _cell, _tally, _empty, _tally_many))
 
 
 @functools.cache
 def plane_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_planes` as machine code."""
-    return compiled(_count_planes, calls=(_add, _tally, _empty, _tally_many, _ordered, _better))
+    return compiled(_count_planes, calls=(_add, _cell, _tally, _empty, _tally_many, _ordered, _better))
 
 
 @functools.cache
 def pixel_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_pixels` as machine code."""
-    return compiled(_count_pixels, calls=(_add, _tally, _empty, _tally_many, _ordered, _highest))
+    return compiled(_count_pixels, calls=(_add, _cell, _tally, _empty, _tally_many, _ordered, _highest))
 
 
 def _count_labels(  # pragma: no cover, runs as machine code
@@ -47,21 +53,26 @@ def _count_labels(  # pragma: no cover, runs as machine code
     truth_steps: tuple[int, int],
     ignore: Any,
     lanes: np.ndarray,
-    tables: np.ndarray,
+    table: np.ndarray,
     margins: np.ndarray,
     shape: tuple[int, int, int],
 ) -> None:
-    """Add BHW labels, given as memory and steps, to the tables of their images."""
+    """Add BHW labels, given as memory and steps, to the tables of their images.
+
+    Labels of 64 bits are counted as they are read, which leaves no time without a read from memory.
+    """
     images, height, width = shape
-    cells = np.empty(BLOCK, np.uint32)
+    wide = prediction.itemsize == 8 and truth.itemsize == 8
+    block, cells = width if wide else BLOCK, np.empty(0 if wide else BLOCK, np.uint32)
     for image in range(images):
         for y in range(height):
-            for start in range(0, width, BLOCK):
-                count = min(BLOCK, width - start)
+            for start in range(0, width, block):
+                count = min(block, width - start)
                 ours, theirs = image * steps[0] + y * steps[1], image * truth_steps[0] + y * truth_steps[1]
-                some, others = prediction[ours + start :][:count], truth[theirs + start :][:count]
-                _add(some, others, ignore, cells, lanes, tables, margins, image)
-        _empty(lanes, tables, image)
+                _add(
+                    prediction, ours + start, truth, theirs + start, count, ignore, cells, lanes, table, margins, image
+                )
+        _empty(lanes, table, margins[image])
 
 
 def _count_planes(  # pragma: no cover, runs as machine code
@@ -74,7 +85,7 @@ def _count_planes(  # pragma: no cover, runs as machine code
     best: np.ndarray,
     guess: np.ndarray,
     lanes: np.ndarray,
-    tables: np.ndarray,
+    table: np.ndarray,
     margins: np.ndarray,
     shape: tuple[int, int, int],
 ) -> None:
@@ -84,35 +95,35 @@ def _count_planes(  # pragma: no cover, runs as machine code
     changes nothing.
     """
     images, height, width = shape
-    classes = tables.shape[2] - 1
+    classes = table.shape[1] - 1
     name = guess.dtype.type  # no wider than need be: in 64 bits, classes would fill twice the vectors of their scores
     cells = np.empty(BLOCK, np.uint32)
     for image in range(images):
         for y in range(height):
             for start in range(0, width, BLOCK):
                 count = min(BLOCK, width - start)
-                place = image * steps[0] + y * steps[2] + start
+                place, pixels = image * steps[0] + y * steps[2] + start, np.uint64(count)
                 for k in range(0, classes, 4):
                     k1, k2, k3 = min(k + 1, classes - 1), min(k + 2, classes - 1), min(k + 3, classes - 1)
-                    plane, plane1 = scores[place + k * steps[1] :][:count], scores[place + k1 * steps[1] :][:count]
-                    plane2, plane3 = scores[place + k2 * steps[1] :][:count], scores[place + k3 * steps[1] :][:count]
+                    plane, plane1 = np.uint64(place + k * steps[1]), np.uint64(place + k1 * steps[1])
+                    plane2, plane3 = np.uint64(place + k2 * steps[1]), np.uint64(place + k3 * steps[1])
                     if k == 0:
-                        for x in range(count):
-                            best[x] = _ordered(plane[x], special)
+                        for x in range(pixels):
+                            best[x] = _ordered(scores[plane + x], special)
                             guess[x] = 0
-                    for x in range(count):
+                    for x in range(pixels):
                         held = best[x], guess[x]
-                        held = _better(held, _ordered(plane[x], special), name(k))
-                        held = _better(held, _ordered(plane1[x], special), name(k1))
-                        held = _better(held, _ordered(plane2[x], special), name(k2))
-                        held = _better(held, _ordered(plane3[x], special), name(k3))
+                        held = _better(held, _ordered(scores[plane + x], special), name(k))
+                        held = _better(held, _ordered(scores[plane1 + x], special), name(k1))
+                        held = _better(held, _ordered(scores[plane2 + x], special), name(k2))
+                        held = _better(held, _ordered(scores[plane3 + x], special), name(k3))
                         best[x], guess[x] = held
-                for x in range(count):
+                for x in range(pixels):
                     lost = (best[x] != best[x]) if special is None else (best[x] == special[1])
                     guess[x] = classes if lost else guess[x]
-                others = truth[image * truth_steps[0] + y * truth_steps[1] + start :][:count]
-                _add(guess[:count], others, ignore, cells, lanes, tables, margins, image)
-        _empty(lanes, tables, image)
+                theirs = image * truth_steps[0] + y * truth_steps[1] + start
+                _add(guess, 0, truth, theirs, count, ignore, cells, lanes, table, margins, image)
+        _empty(lanes, table, margins[image])
 
 
 def _count_pixels(  # pragma: no cover, runs as machine code
@@ -126,7 +137,7 @@ def _count_pixels(  # pragma: no cover, runs as machine code
     frozen_pixel: np.ndarray,
     guess: np.ndarray,
     lanes: np.ndarray,
-    tables: np.ndarray,
+    table: np.ndarray,
     margins: np.ndarray,
     shape: tuple[int, int, int],
 ) -> None:
@@ -136,7 +147,7 @@ def _count_pixels(  # pragma: no cover, runs as machine code
     read-only, as `scores` is.
     """
     images, height, width = shape
-    classes = tables.shape[2] - 1
+    classes = table.shape[1] - 1
     cells = np.empty(BLOCK, np.uint32)
     for image in range(images):
         for y in range(height):
@@ -151,9 +162,9 @@ def _count_pixels(  # pragma: no cover, runs as machine code
                             pixel[k] = scores[place + k * steps[1]]
                         row = frozen_pixel
                     guess[x] = _highest(row, special)
-                others = truth[image * truth_steps[0] + y * truth_steps[1] + start :][:count]
-                _add(guess[:count], others, ignore, cells, lanes, tables, margins, image)
-        _empty(lanes, tables, image)
+                theirs = image * truth_steps[0] + y * truth_steps[1] + start
+                _add(guess, 0, truth, theirs, count, ignore, cells, lanes, table, margins, image)
+        _empty(lanes, table, margins[image])
 
 
 def _highest(row: np.ndarray, special: Special) -> Any:  # pragma: no cover, runs as machine code
@@ -193,67 +204,92 @@ def _better(held: tuple[Any, Any], score: Any, k: Any) -> tuple[Any, Any]:  # pr
 
 
 def _add(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray, truth: np.ndarray, ignore: Any,
-    cells: np.ndarray, lanes: np.ndarray, tables: np.ndarray, margins: np.ndarray, image: int,
+    prediction: np.ndarray, ours: int, truth: np.ndarray, theirs: int, count: int, ignore: Any,
+    cells: np.ndarray, lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, image: int,
 ) -> None:  # fmt: skip
-    """Count a block of an image: in the lanes of its table, or of many classes in the one table and its margins."""
-    if len(margins) == 0:
-        _tally(prediction, truth, ignore, cells, lanes, tables[image])
+    """Count a block, which begins at `ours` and `theirs`: in the lanes, or of many classes in table and margins."""
+    places = np.uint64(ours), np.uint64(theirs), np.uint64(count)
+    if lanes.size > 0:
+        _tally(prediction, truth, places, ignore, cells, lanes, table)
     else:
-        _tally_many(prediction, truth, ignore, tables[0], margins[image])
+        _tally_many(prediction, truth, places, ignore, table, margins, image)
+
+
+def _cell(  # pragma: no cover, runs as machine code
+    label: Any, guess: Any, ignore: Any, classes: Any
+) -> tuple[Any, Any]:
+    """Return row and column, in words of the type of `ignore`, see :func:`_word`. Unsigned, a label below 0 is a large
+    one.
+    """
+    word = type(ignore)
+    label, other = word(label), word(classes + word(1))
+    row = other if label == classes else min(label, other)
+    return classes if label == ignore else row, min(word(guess), classes)
 
 
 def _tally_many(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray, truth: np.ndarray, ignore: Any, table: np.ndarray, margins: np.ndarray
-) -> None:
-    """Count a block as :func:`_tally` does, into the table of all images and true, predicted, right pixels of one."""
-    word = type(ignore)
-    classes, other = word(table.shape[1] - 1), word(table.shape[1])
-    for i in range(truth.size):
-        label = word(truth[i])
-        row = other if label == classes else min(label, other)
-        row = classes if label == ignore else row
-        column = min(word(prediction[i]), classes)
+    prediction: np.ndarray, truth: np.ndarray, places: tuple[Any, Any, Any], ignore: Any,
+    table: np.ndarray, margins: np.ndarray, image: int,
+) -> None:  # fmt: skip
+    """Count a block into the table of all images and true, predicted, right pixels of one."""
+    ours, theirs, count = places
+    classes = type(ignore)(table.shape[1] - 1)
+    for i in range(count):
+        row, column = _cell(truth[theirs + i], prediction[ours + i], ignore, classes)
         table[row, column] += 1
         if row < classes:
-            margins[0, row] += 1
-            margins[1, column] += 1
-            margins[2, row] += row == column
+            margins[image, 0, row] += 1
+            margins[image, 1, column] += 1
+            margins[image, 2, row] += row == column
 
 
 def _tally(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    ignore: Any,
-    cells: np.ndarray,
-    lanes: np.ndarray,
-    table: np.ndarray,
-) -> None:
-    """Count a block, in words of the type of `ignore`, see :func:`_word`.
-
-    Unsigned, a label below 0 is a large one; unsigned indices need no check for being negative.
-    """
-    word = type(ignore)
-    classes, other, width = word(table.shape[1] - 1), word(table.shape[1]), np.uint32(table.shape[1])
-    for i in range(truth.size):
-        label = word(truth[i])
-        row = other if label == classes else min(label, other)
-        row = classes if label == ignore else row
-        column = min(word(prediction[i]), classes)
+    prediction: np.ndarray, truth: np.ndarray, places: tuple[Any, Any, Any], ignore: Any,
+    cells: np.ndarray, lanes: np.ndarray, table: np.ndarray,
+) -> None:  # fmt: skip
+    """Count a block in the lanes, by way of `cells` if there is room in it: computing these is vector code."""
+    ours, theirs, count = places
+    classes, width = type(ignore)(table.shape[1] - 1), np.uint32(table.shape[1])
+    whole = count & ~np.uint64(LANES - 1)
+    if cells.size == 0:
+        for i in range(np.uint64(0), whole, np.uint64(LANES)):
+            for lane in range(np.uint64(LANES)):
+                place = i + lane
+                row, column = _cell(truth[theirs + place], prediction[ours + place], ignore, classes)
+                lanes[lane, np.uint64(row) * np.uint64(width) + np.uint64(column)] += np.uint32(1)
+        for i in range(whole, count):
+            row, column = _cell(truth[theirs + i], prediction[ours + i], ignore, classes)
+            lanes[0, np.uint64(row) * np.uint64(width) + np.uint64(column)] += np.uint32(1)
+        return
+    for i in range(count):
+        row, column = _cell(truth[theirs + i], prediction[ours + i], ignore, classes)
         cells[i] = np.uint32(np.uint32(np.uint32(row) * width) + np.uint32(column))
-    size, whole = np.uint64(truth.size), np.uint64(truth.size) & ~np.uint64(3)
-    for i in range(np.uint64(0), whole, np.uint64(4)):
-        for lane in range(np.uint64(4)):
+    for i in range(np.uint64(0), whole, np.uint64(LANES)):
+        for lane in range(np.uint64(LANES)):
             lanes[lane, cells[i + lane]] += np.uint32(1)
-    for i in range(whole, size):
+    for i in range(whole, count):
         lanes[0, cells[i]] += np.uint32(1)
 
 
-def _empty(lanes: np.ndarray, tables: np.ndarray, image: int) -> None:  # pragma: no cover, runs as machine code
-    """Move the counts of the lanes to an image's table."""
-    if lanes.size > 0:
-        flat = tables[image].reshape(tables[image].size)
-        for cell in range(flat.size):
-            for lane in range(lanes.shape[0]):
-                flat[cell] += np.int64(lanes[lane, cell])
-                lanes[lane, cell] = 0
+def _empty(  # pragma: no cover, runs as machine code
+    lanes: np.ndarray, table: np.ndarray, margins: np.ndarray
+) -> None:
+    """Move the counts of an image from the lanes to the table of all and to the image's margins."""
+    if lanes.size == 0:
+        return
+    rows, columns = table.shape
+    for row in range(np.uint64(rows)):
+        first, true = row * np.uint64(columns), np.uint32(0)
+        for column in range(np.uint64(columns)):
+            count = np.uint32(0)
+            for lane in range(np.uint64(LANES)):
+                count = np.uint32(count + lanes[lane, first + column])
+                lanes[lane, first + column] = np.uint32(0)
+            table[row, column] += count
+            true = np.uint32(true + count)
+            if row < np.uint64(columns - 1):
+                margins[1, column] += count
+                if row == column:
+                    margins[2, row] = count
+        if row < np.uint64(columns - 1):
+            margins[0, row] = true
