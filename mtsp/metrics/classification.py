@@ -189,7 +189,7 @@ class ClassificationScores:
         self.right += np.bincount(places[right], minlength=self.bins)
         by_bin = np.argsort(places)
         edges = np.searchsorted(places[by_bin], range(1, self.bins))
-        self.totals.add([*np.split(confidence[by_bin], edges), nll])
+        self.totals.add(column.tolist() for column in (*np.split(confidence[by_bin], edges), nll))
 
 
 def _ratio(total: float, count: int) -> float:

@@ -149,10 +149,11 @@ class FlowErrors:
         self.by_name.update(rows)
 
     def _add(self, rows: np.ndarray) -> None:
-        self.sums.add(rows.T)
-        seen = rows[rows[:, 0] > 0]
-        sums = np.stack([seen[:, 4:7].sum(axis=1), seen[:, 11], seen[:, 0]], axis=1)
-        self.image_means.add((sums / seen[:, :1]).T)
+        columns = rows.T.tolist()
+        self.sums.add(columns)
+        pixels, errors, angles = columns[0], zip(*columns[4:7], strict=True), columns[-1]
+        seen = [(sum(bins) / n, angle / n, 1) for bins, angle, n in zip(errors, angles, pixels, strict=True) if n > 0]
+        self.image_means.add(zip(*seen, strict=True))
 
 
 def _mean(total: float, count: float) -> float:

@@ -71,13 +71,14 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
     parts = 4 * threads() if usable.size > _WORTH_THREADS else 1
     size = -(-len(bands) // parts)
     in_threads(add, [slice(start, min(start + size, len(bands))) for start in range(0, len(bands), size)])
-    if not np.isfinite(bands[:, _ERRORS]).all():  # squares too large for float32: a diverged network has finite flow
-        for band in np.flatnonzero(~np.isfinite(bands[:, _ERRORS]).all(axis=1)):
-            ours, theirs, known = block(int(band))
-            bands[band] = numpy_sums(ours.astype(np.float64), theirs.astype(np.float64), known, angular)
-    if angular:
-        for band in np.flatnonzero(np.isnan(bands[:, _ANGLE])):
-            bands[band, _ANGLE] = numpy_sums(*block(int(band)), angular)[_ANGLE]
+    sums = bands.reshape(images, per_image, len(SUMS)).sum(axis=1)
+    if np.isfinite(sums[:, : _ANGLE + angular]).all():
+        return sums
+    for band in np.flatnonzero(~np.isfinite(bands[:, _ERRORS]).all(axis=1)):
+        ours, theirs, known = block(int(band))  # whose squares float32 cannot hold: a diverged network has finite flow
+        bands[band] = numpy_sums(ours.astype(np.float64), theirs.astype(np.float64), known, angular)
+    for band in np.flatnonzero(np.isnan(bands[:, _ANGLE])) if angular else ():
+        bands[band, _ANGLE] = numpy_sums(*block(int(band)), angular)[_ANGLE]
     return bands.reshape(images, per_image, len(SUMS)).sum(axis=1)
 
 
@@ -190,6 +191,8 @@ def _memory(array: np.ndarray) -> tuple[np.ndarray, _Steps]:
     if any(step % size for step in array.strides):
         array = np.ascontiguousarray(array)
     steps = [step // size for step in array.strides]
+    if array.flags.c_contiguous:
+        return frozen(array.reshape(-1)), (0, *steps)
     ends = [(length - 1) * step for length, step in zip(array.shape, steps, strict=True)]
     start = -sum(end for end in ends if end < 0)
     lowest = array[tuple(slice(None, None, -1 if step < 0 else None) for step in steps)]

@@ -10,7 +10,7 @@ import functools
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import numpy as np
@@ -121,10 +121,9 @@ def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> 
         work()
     finally:
         waiting.clear()
-        begun = [helper for helper in helpers if not helper.cancel()]  # the pool may be busy for somebody else
-        wait(begun)
-    for helper in begun:
-        helper.result()
+        failures = [helper.exception() for helper in helpers if not helper.cancel()]  # the pool may be busy otherwise
+    for failure in filter(None, failures):
+        raise failure
     return [results[place] for place in range(len(tasks))]
 
 

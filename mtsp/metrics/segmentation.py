@@ -76,7 +76,7 @@ class ConfusionMatrix:
             self._keep(dict(zip(names, rows, strict=True)), len(names))
         self.counts += counts.table[: self.classes]
         seen = rows[rows[:, 0] > 0]
-        self.image_totals.add([seen[:, 2], np.ones(len(seen))])
+        self.image_totals.add([seen[:, 2].tolist(), [len(seen)]])
 
     def merge(self, other: "ConfusionMatrix") -> None:
         """Add what `other` has seen. Raises ValueError if it counts other classes, or both saw the same name."""

@@ -3,8 +3,8 @@
 The table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
 labels that are neither; its columns are the predicted classes, then whatever is no class.
 
-Of few classes each image is counted in a table of its own first, which costs nothing beside its pixels. Of many, a table
-with more cells than the image has pixels would cost more than all the rest. The loops are in `tally_loops.py`.
+Of few classes each image is counted in a table of its own first, which costs nothing beside its pixels. Of many, a
+table with more cells than the image has pixels would cost more than all the rest. The loops are in `tally_loops.py`.
 Scores of 16 bits are compared as whole numbers, without a float32 copy.
 """
 

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterable
 
-import numpy as np
-
 
 class Totals:
     """Sums of columns of numbers that do not depend on how the terms were ordered or grouped.
@@ -17,15 +15,15 @@ class Totals:
     def __init__(self, columns: int) -> None:
         self.high, self.low = [0.0] * columns, [0.0] * columns
 
-    def add(self, columns: Iterable[np.ndarray]) -> None:
+    def add(self, columns: Iterable[Iterable[float]]) -> None:
         """Add to every total the terms of its column; columns need not have the same length."""
         for place, column in enumerate(columns):
-            terms = [*column.tolist(), self.high[place], self.low[place]]
+            terms = [*column, self.high[place], self.low[place]]
             self.high[place], self.low[place] = _exact_sum(terms)
 
     def merge(self, other: "Totals") -> None:
         """Add all that was added to `other`."""
-        self.add([np.array(parts) for parts in zip(other.high, other.low, strict=True)])
+        self.add(zip(other.high, other.low, strict=True))
 
     def values(self) -> list[float]:
         """Return the sums."""
