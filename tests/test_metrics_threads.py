@@ -52,6 +52,18 @@ def test_an_error_in_any_task_reaches_the_caller(error: type[Exception], task: i
         in_threads(work, range(4))
 
 
+def test_the_error_of_a_helper_reaches_the_caller_whose_own_task_ended_well() -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def work(_: int) -> None:
+        both.wait()  # one task in each thread
+        if threading.current_thread().name != CALLER:
+            raise ValueError("in the helper")
+
+    with pytest.raises(ValueError, match="in the helper"):
+        in_threads(work, range(2))
+
+
 def test_a_task_may_use_threads_itself() -> None:
     assert in_threads(lambda n: sum(in_threads(lambda k: n * k, range(4))), range(4)) == [0, 6, 12, 18]  # n (0+1+2+3)
 

@@ -30,6 +30,21 @@ def test_any_order_and_grouping_gives_the_exact_sum_rounded_once(terms: list[flo
     assert merged.values()[0] == pytest.approx(exact, rel=1e-15, abs=1e-15)
 
 
+def test_a_sum_is_rounded_once_and_not_again_when_it_is_read() -> None:
+    totals = Totals(1)  # 1 + 1.5 ulp - a little: nearer to 1 ulp than to 2
+    for term in (1 + 2.0**-52, 2.0**-53, -(2.0**-120)):
+        totals.add([[term]])
+    assert totals.values() == [1 + 2.0**-52]
+
+
+def test_another_number_of_columns_is_refused_and_nothing_is_added() -> None:
+    totals = Totals(2)
+    for columns in ([[1.0]], [[1.0], [2.0], [3.0]], []):
+        with pytest.raises(ValueError, match="argument"):
+            totals.add(columns)
+    assert totals.values() == [0, 0]
+
+
 def test_columns_are_summed_apart_and_infinity_stays() -> None:
     totals = Totals(3)
     totals.add([[1, 2], [math.inf, 5], [math.nan]])

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from mtsp.metrics.flow_forms import host_sums, torch_sums
 from mtsp.metrics.flow_loops import KNOWN_FLOW as KNOWN_FLOW
-from mtsp.metrics.flow_loops import SUMS, host_sums, torch_sums
+from mtsp.metrics.flow_loops import SUMS
 from mtsp.metrics.native import Array, as_numpy, on_host
 from mtsp.metrics.totals import Totals
 
@@ -24,18 +25,19 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, an
     """Return the sums named in `SUMS` of each image, B x 12 float64.
 
     A pixel's errors are computed in the precision of the input (at least float32), so a pixel on the edge of a bin may
-    fall to the other side of it than in float64. On the CPU those of 512 pixels of a row are added up in that
+    fall to the other side of it than in float64. The compiled loop adds up those of 512 pixels of a row in that
     precision, and everything else in float64: float32 errors of an image add up to 1e-8 as a rule (angles to 1e-7), and
     to 512 x 2^-24 = 3.1e-5 of the sum always. Counts are exact. The sums of an image do not depend on the batch it is
-    in, its order in memory, nor on the number of threads. CPU arrays are read where they lie, of any strides; a
-    transposed BHW2 takes 1.6 times as long as a B2HW. Copied are: an array of lower precision than the other, half
-    precision, integers, and `valid` of more than a byte a pixel.
+    in, its order in memory, nor on the number of threads. CPU arrays are read where they lie, of any strides, a
+    transposed BHW2 as fast as a B2HW. Copied are: an array of lower precision than the other, half precision, integers,
+    foreign byte order, and `valid` of more than a byte a pixel.
 
     Args:
         prediction: B2HW or 2HW, (dx, dy) in pixels.
         truth: as `prediction`. NaN, infinite and unknown (see :data:`KNOWN_FLOW`) vectors are left out.
         valid: BHW or HW, 0 or False where the truth is unknown; all known without it.
-        angular: whether to sum angular errors, NaN without; they are half of the arithmetic.
+        angular: whether to sum angular errors; without, that of an image with pixels is NaN. They are half of the
+            arithmetic.
 
     Raises:
         ValueError: the shapes do not fit together.
@@ -151,9 +153,13 @@ class FlowErrors:
     def _add(self, rows: np.ndarray) -> None:
         columns = rows.T.tolist()
         self.sums.add(columns)
-        pixels, errors, angles = columns[0], zip(*columns[4:7], strict=True), columns[-1]
-        seen = [(sum(bins) / n, angle / n, 1) for bins, angle, n in zip(errors, angles, pixels, strict=True) if n > 0]
-        self.image_means.add(zip(*seen, strict=True))
+        of = dict(zip(SUMS, columns, strict=True))
+        bins = zip(of["error_slow"], of["error_mid"], of["error_fast"], strict=True)
+        seen = [
+            (sum(e) / n, angle / n, 1) for e, angle, n in zip(bins, of["angle"], of["pixels"], strict=True) if n > 0
+        ]
+        if seen:
+            self.image_means.add(zip(*seen, strict=True))
 
 
 def _mean(total: float, count: float) -> float:

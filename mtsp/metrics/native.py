@@ -8,18 +8,23 @@ uses them after its parent did.
 
 import functools
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 if TYPE_CHECKING:
     import torch
 
 Array: TypeAlias = Union[np.ndarray, "torch.Tensor"]
 """A numpy array, or a torch tensor on any device."""
+
+Steps = tuple[int, ...]
+"""Where the items of an array are in its memory: the first one, then the distance along each axis."""
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -45,6 +50,24 @@ def frozen(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def memory(array: np.ndarray) -> tuple[np.ndarray, Steps]:
+    """Return the memory of `array` as one read-only run of items, and where its items are in it.
+
+    A loop over it is compiled once for all strides, and makes vector code of neighbors that it sees to be neighbors.
+    Only an array whose steps are no whole items is copied.
+    """
+    size = array.itemsize
+    if any(step % size for step in array.strides):
+        array = np.ascontiguousarray(array)
+    steps = [step // size for step in array.strides]
+    if array.flags.c_contiguous:
+        return frozen(array.reshape(-1)), (0, *steps)
+    ends = [(length - 1) * step for length, step in zip(array.shape, steps, strict=True)]
+    start = -sum(end for end in ends if end < 0)
+    lowest = array[tuple(slice(None, None, -1 if step < 0 else None) for step in steps)]
+    return as_strided(lowest, (1 + sum(map(abs, ends)),), (size,), writeable=False), (start, *steps)
 
 
 def compiled(
@@ -73,9 +96,13 @@ def compiled(
 
     @functools.wraps(loop)
     def call(*arguments: Any) -> Any:
+        nonlocal code
         try:
             return code(*arguments)
         except OSError:  # compiled, but the disk refused the cache entry: the second call finds the code in memory
+            return code(*arguments)
+        except (EOFError, pickle.UnpicklingError):  # a damaged cache entry
+            code = numba.njit(loop, nogil=True, fastmath=fastmath)
             return code(*arguments)
 
     return call
@@ -101,6 +128,9 @@ def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> 
 
     The calling thread is one of them. If it only waited, the system would often wake the others on one processor, the
     one that it left: small arrays took twice the time, measured beside single-threaded work.
+
+    Raises:
+        Exception: what a task raised, once no other is running; of several the caller's own before those of helpers.
     """
     others = min(threads(), len(tasks)) - 1
     if others < 1:
@@ -121,7 +151,8 @@ def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> 
         work()
     finally:
         waiting.clear()
-        failures = [helper.exception() for helper in helpers if not helper.cancel()]  # the pool may be busy otherwise
+        # One that has not begun is not waited for: the pool may be busy with the tasks of another caller.
+        failures = [helper.exception() for helper in helpers if not helper.cancel()]
     for failure in filter(None, failures):
         raise failure
     return [results[place] for place in range(len(tasks))]

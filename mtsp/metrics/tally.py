@@ -1,5 +1,6 @@
-"""Counting which class was taken for which, in one pass over labels or class scores: a table, and images' margins.
+"""Counting which class was taken for which, in one pass over labels or class scores.
 
+Counted are a table of all images, and of each image its true, predicted and right pixels by class: its margins.
 The table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
 labels that are neither; its columns are the predicted classes, then whatever is no class.
 
@@ -14,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtsp.metrics.native import Array, as_numpy, frozen, in_threads, on_host, threads
+from mtsp.metrics.native import Array, as_numpy, frozen, in_threads, memory, on_host, threads
 from mtsp.metrics.tally_loops import BLOCK, LANES, Special, label_kernel, pixel_kernel, plane_kernel
 
-_CELLS_AT_ONCE = 1 << 22  # of the images' tables that a device holds at a time: 32 MB
+_CELLS_AT_ONCE = 1 << 22  # of threads' tables, or of images' on a device: 32 MB; in lanes 128 MB at most
+_DEVICE_LANES, _CELLS_IN_LANES = 64, 1 << 18  # tables of each image on a device, and of how many cells in all
 _CELLS_OF_ONE = 1 << 14  # of an image's table: four lanes of it in the second-level cache
 _PIXELS_A_CELL = 16  # at least, where each image has a table
-_WORTH_A_THREAD = 1 << 16  # pixels
+_PIXELS_A_THREAD = 1 << 16  # at least
 _HALF, _BFLOAT = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
 
 
@@ -30,7 +32,8 @@ class Counts(NamedTuple):
     table: np.ndarray
     """Of all of them, rows x columns."""
     images: np.ndarray
-    """Of each, its known pixels by class, int64, N x 3 x classes: true, predicted and right ones."""
+    """Of each the margins, int64, N x 3 x classes: true, predicted and right pixels among the known ones. While these
+    are counted, there is one more place for predictions that are no class."""
 
 
 def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Counts:
@@ -50,10 +53,8 @@ def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *,
         return _label_counts(as_numpy(prediction), as_numpy(truth), classes, unknown)
     step = max(1, _CELLS_AT_ONCE // ((classes + 2) * (classes + 1)))
     parts = [slice(start, start + step) for start in range(0, max(1, len(truth)), step)]
-    tables, images = zip(
-        *(_torch_counts(prediction[i], truth[i], classes, unknown, scores) for i in parts), strict=True
-    )
-    return Counts(np.sum(tables, axis=0), np.concatenate(images))
+    found = [_torch_counts(prediction[part], truth[part], classes, unknown, scores) for part in parts]
+    return Counts(np.sum([some.table for some in found], axis=0), np.concatenate([some.images for some in found]))
 
 
 def _label_counts(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int) -> Counts:
@@ -61,16 +62,16 @@ def _label_counts(prediction: np.ndarray, truth: np.ndarray, classes: int, ignor
     if truth.ndim != 3:
         flat = (len(truth), 1, math.prod(truth.shape[1:]))
         prediction, truth = prediction.reshape(flat), truth.reshape(flat)
-    code, lanes = label_kernel(), _lanes(truth, classes)
+    code, cells = label_kernel(), _lane_cells(truth, classes)
 
     def count(ours: np.ndarray, theirs: np.ndarray, found: Counts) -> None:
         if code is None:
             _add_numpy(ours, theirs, ignore, found)
         else:
-            word = _word(ignore, ours, theirs)
-            code(*_memory(_dense(ours)), *_memory(_dense(theirs)), word, lanes(), *found, theirs.shape)
+            memories = (*memory(_dense(ours)), *memory(_dense(theirs)), _unsigned(ignore, ours, theirs))
+            code(*memories, np.zeros((LANES, cells), np.uint32), found.table, found.images, theirs.shape)
 
-    return _in_slabs(count, prediction, truth, classes)
+    return _in_slabs(count, prediction, truth, classes, cells > 0)
 
 
 def _score_counts(scores: Array, truth: np.ndarray, classes: int, ignore: int) -> Counts:
@@ -80,7 +81,7 @@ def _score_counts(scores: Array, truth: np.ndarray, classes: int, ignore: int) -
     if code is not None and not dense:
         code = pixel_kernel()
         values, special = _as_bits(values, special)
-    guess_type, lanes = np.min_scalar_type(classes), _lanes(truth, classes)
+    guess_type, cells = np.min_scalar_type(classes), _lane_cells(truth, classes)
 
     def count(ours: np.ndarray, theirs: np.ndarray, found: Counts) -> None:
         if code is None:
@@ -88,16 +89,21 @@ def _score_counts(scores: Array, truth: np.ndarray, classes: int, ignore: int) -
             _add_numpy(best, theirs, ignore, found)
         else:
             guess = np.empty(BLOCK, guess_type)
-            held = np.empty(BLOCK if dense else classes, ours.dtype)
-            room = (held, guess) if dense else (held, frozen(held), guess)
-            word = _word(ignore, guess, theirs)
-            code(*_memory(ours), *_memory(_dense(theirs)), word, special, *room, lanes(), *found, theirs.shape)
+            best = np.empty(BLOCK if dense else classes, ours.dtype)
+            rooms = (best, guess) if dense else (best, frozen(best), guess)
+            memories = (*memory(ours), *memory(_dense(theirs)), _unsigned(ignore, guess, theirs), special)
+            lanes = np.zeros((LANES, cells), np.uint32)
+            code(*memories, *rooms, lanes, found.table, found.images, theirs.shape)
 
-    return _in_slabs(count, values, truth, classes)
+    return _in_slabs(count, values, truth, classes, cells > 0)
 
 
 def _in_slabs(
-    count: Callable[[np.ndarray, np.ndarray, Counts], None], prediction: np.ndarray, truth: np.ndarray, classes: int
+    count: Callable[[np.ndarray, np.ndarray, Counts], None],
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    classes: int,
+    few: bool,
 ) -> Counts:
     """Return the counts of all images, parts of which are counted in threads.
 
@@ -106,32 +112,43 @@ def _in_slabs(
         prediction: ...HW.
         truth: BHW.
         classes: of the table.
+        few: whether these are so few that an image is counted in lanes.
     """
-    table, images = np.zeros((classes + 2, classes + 1), np.int64), np.zeros((len(truth), 3, classes + 1), np.int64)
+    shape = (classes + 2, classes + 1)
+    images = np.zeros((len(truth), 3, classes + 1), np.int64)
     if not truth.size:
-        return Counts(table, images[:, :, :classes])
+        return Counts(np.zeros(shape, np.int64), images[:, :, :classes])
     if _rows_join(prediction) and _rows_join(truth):  # parts need not end where rows do
         prediction, truth = (array.reshape(*array.shape[:-2], 1, -1) for array in (prediction, truth))
-    slabs = _slabs(*truth.shape)
+    slabs = _slabs(truth.shape, math.prod(shape), few)
 
     def counted(slab: tuple[slice, slice, slice]) -> Counts:
-        found = Counts(np.zeros_like(table), np.zeros_like(images[slab[0]]))
+        found = Counts(np.zeros(shape, np.int64), np.zeros_like(images[slab[0]]))
         count(prediction[slab[0], ..., slab[1], slab[2]], truth[slab], found)
         return found
 
-    for slab, found in zip(slabs, in_threads(counted, slabs), strict=True):
-        table += found.table
-        images[slab[0]] += found.images
+    parts = in_threads(counted, slabs)
+    table = parts[0].table
+    for other in parts[1:]:
+        table += other.table
+    for slab, part in zip(slabs, parts, strict=True):
+        images[slab[0]] += part.images
     return Counts(table, images[:, :, :classes])
 
 
-def _slabs(images: int, height: int, width: int) -> list[tuple[slice, slice, slice]]:
-    """Return parts of BHW for threads: whole images where there are enough of them, or else a part of each image."""
-    parts = min(threads(), images * height * width // _WORTH_A_THREAD)
+def _slabs(shape: tuple[int, ...], cells: int, few: bool) -> list[tuple[slice, slice, slice]]:
+    """Return parts of BHW for threads: whole images where there are enough of them, or else a part of each image.
+
+    Every part has a table of so many cells; if these are few, a thread may have several parts.
+    """
+    images, height, width = shape
+    worth = images * height * width // max(_PIXELS_A_THREAD, cells)
+    parts = min(threads(), worth, max(1, _CELLS_AT_ONCE // cells))
     if parts <= 1:
         return [(slice(None), slice(None), slice(None))]
-    if images >= 4 * parts:
-        return [(some, slice(None), slice(None)) for some in _cut(images, 4 * parts)]
+    of_images = 4 * parts if few else parts
+    if images >= of_images:
+        return [(some, slice(None), slice(None)) for some in _cut(images, of_images)]
     if height == 1:
         return [(slice(None), slice(None), some) for some in _cut(width, parts)]
     return [(slice(None), some, slice(None)) for some in _cut(height, parts)]
@@ -151,23 +168,13 @@ def _dense(array: np.ndarray) -> np.ndarray:
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
 
 
-def _memory(array: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the memory from the first element on, as one read-only row, and the array's steps in it.
+def _lane_cells(truth: np.ndarray, classes: int) -> int:
+    """Return the cells of the tables which an image is counted in first: none if there would be too many.
 
-    A loop is vector code only if it sees that neighbors are neighbors, and is compiled once if it sees no layout.
+    Nor if it has more pixels than their 32 bits count.
     """
-    if any(step < 0 or step % array.itemsize for step in array.strides):
-        array = np.ascontiguousarray(array)
-    steps = tuple(step // array.itemsize for step in array.strides)
-    length = 1 + sum(step * (size - 1) for step, size in zip(steps, array.shape, strict=True))
-    return np.lib.stride_tricks.as_strided(array, (length,), (array.itemsize,), writeable=False), steps
-
-
-def _lanes(truth: np.ndarray, classes: int) -> Callable[[], np.ndarray]:
-    """Return a function that makes the tables which an image is counted in first: none if there are too many cells."""
-    cells = (classes + 2) * (classes + 1)
-    many = cells > min(_CELLS_OF_ONE, math.prod(truth.shape[1:]) // _PIXELS_A_CELL)
-    return lambda: np.zeros((LANES, 0 if many else cells), np.uint32)
+    cells, pixels = (classes + 2) * (classes + 1), math.prod(truth.shape[1:])
+    return cells if cells <= min(_CELLS_OF_ONE, pixels // _PIXELS_A_CELL) and pixels < 1 << 32 else 0
 
 
 def _labels(labels: np.ndarray, what: str) -> np.ndarray:
@@ -179,7 +186,7 @@ def _labels(labels: np.ndarray, what: str) -> np.ndarray:
     return labels.view(np.int64) if labels.dtype == np.uint64 else labels  # a label above 2**63 is no class either way
 
 
-def _word(ignore: int, *labels: np.ndarray) -> Any:
+def _unsigned(ignore: int, *labels: np.ndarray) -> Any:
     """Return `ignore` as the unsigned number that these labels are compared as: 64 bits are too slow for small ones."""
     if any(some.itemsize > 2 for some in labels):
         return np.uint64(ignore % (1 << 64))
@@ -192,9 +199,9 @@ def _comparable(scores: Array) -> tuple[np.ndarray, Special]:
     if isinstance(scores, np.ndarray):
         if np.iscomplexobj(scores):
             raise ValueError(f"scores of type {scores.dtype}; scores are real numbers")
+        scores = scores.astype(scores.dtype.newbyteorder("="), copy=False)
         if scores.dtype == np.longdouble:
             scores = scores.astype(np.float64)
-        scores = scores.astype(scores.dtype.newbyteorder("="), copy=False)
         if scores.dtype == np.float16:
             return scores.view(np.int16), _HALF
         return (scores.view(np.uint8) if scores.dtype == np.bool_ else scores), None
@@ -247,13 +254,14 @@ def _torch_counts(prediction: Any, truth: Any, classes: int, ignore: int, scores
     column = torch.where((prediction >= 0) & (prediction < classes), prediction, classes)
     images, size = len(truth), (classes + 2) * (classes + 1)
     cells = (row * (classes + 1) + column).reshape(images, -1)
-    lanes = 64 if images * size < 1 << 18 else 1
+    lanes = _DEVICE_LANES if images * size < _CELLS_IN_LANES else 1
     lane = torch.arange(cells.shape[1], device=cells.device) % lanes
     first = torch.arange(images, device=cells.device)[:, None] * (lanes * size)
     cells = (cells + lane * size + first).flatten()
-    counts = torch.zeros(images * lanes * size, dtype=torch.int64, device=cells.device)
-    counts.scatter_add_(0, cells, torch.ones((), dtype=torch.int64, device=cells.device).expand_as(cells))
-    tables = counts.reshape(images, lanes, classes + 2, classes + 1).sum(dim=1)
+    pixels = torch.zeros(images * lanes * size, dtype=torch.int64, device=cells.device)
+    pixels.scatter_add_(0, cells, torch.ones((), dtype=torch.int64, device=cells.device).expand_as(cells))
+    tables = pixels.reshape(images, lanes, classes + 2, classes + 1).sum(dim=1)
     known = tables[:, :classes]
     margins = (known.sum(dim=2), known.sum(dim=1)[:, :classes], known.diagonal(dim1=1, dim2=2))
-    return Counts(tables.sum(dim=0).cpu().numpy(), torch.stack(margins, dim=1).cpu().numpy())
+    found = torch.cat([tables.sum(dim=0).flatten(), torch.stack(margins, dim=1).flatten()]).cpu().numpy()
+    return Counts(found[:size].reshape(classes + 2, classes + 1), found[size:].reshape(images, 3, classes))

@@ -2,8 +2,8 @@
 
 They work on blocks of pixels that stay in the first-level cache: cells of the table as vector code, then the counting,
 in tables that a whole image is counted in before they are added to the table of all images and to its own margins;
-where such a table would have too many cells, at once in the latter. They make no view of an array: numba would count
-the references to it.
+where such a table would have too many cells, at once in the latter. They make no view of an array, whose references
+numba would count: arrays are given as memory and steps, see :func:`~mtsp.metrics.native.memory`.
 
 Where the pixels of a plane are neighbors, the block's best classes come first, four planes at a time, so that every
 score is read once and no image of labels exists. Otherwise each pixel's best class is found among its own scores, which
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mtsp.metrics.native import compiled
+from mtsp.metrics.native import Steps, compiled
 
 BLOCK = 2048
 """Pixels that are counted at a time: their cells, and their best classes, stay in the first-level cache."""
@@ -31,117 +31,90 @@ Special = tuple[Any, Any] | None
 @functools.cache
 def label_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_labels` as machine code."""
-    return compiled(_count_labels, calls=(_add, _cell, _tally, _empty, _tally_many))
+    return compiled(_count_labels, calls=_COUNTING)
 
 
 @functools.cache
 def plane_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_planes` as machine code."""
-    return compiled(_count_planes, calls=(_add, _cell, _tally, _empty, _tally_many, _ordered, _better))
+    return compiled(_count_planes, calls=(*_COUNTING, _ordered, _better))
 
 
 @functools.cache
 def pixel_kernel() -> Callable[..., Any] | None:
     """Return :func:`_count_pixels` as machine code."""
-    return compiled(_count_pixels, calls=(_add, _cell, _tally, _empty, _tally_many, _ordered, _highest))
+    return compiled(_count_pixels, calls=(*_COUNTING, _ordered, _highest))
 
 
 def _count_labels(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray,
-    steps: tuple[int, int],
-    truth: np.ndarray,
-    truth_steps: tuple[int, int],
-    ignore: Any,
-    lanes: np.ndarray,
-    table: np.ndarray,
-    margins: np.ndarray,
-    shape: tuple[int, int, int],
-) -> None:
-    """Add BHW labels, given as memory and steps, to the tables of their images.
+    prediction: np.ndarray, steps: Steps, truth: np.ndarray, truth_steps: Steps, ignore: Any,
+    lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, shape: tuple[int, int, int],
+) -> None:  # fmt: skip
+    """Add BHW labels to the table of all images and to the margins of each.
 
-    Labels of 64 bits are counted as they are read, which leaves no time without a read from memory.
+    Labels of 64 bits have no cells: it is memory that they wait for, and a pass over cells would leave it idle.
     """
     images, height, width = shape
     wide = prediction.itemsize == 8 and truth.itemsize == 8
     block, cells = width if wide else BLOCK, np.empty(0 if wide else BLOCK, np.uint32)
     for image in range(images):
         for y in range(height):
-            for start in range(0, width, block):
-                count = min(block, width - start)
-                ours, theirs = image * steps[0] + y * steps[1], image * truth_steps[0] + y * truth_steps[1]
-                _add(
-                    prediction, ours + start, truth, theirs + start, count, ignore, cells, lanes, table, margins, image
-                )
-        _empty(lanes, table, margins[image])
+            ours = steps[0] + image * steps[1] + y * steps[2]
+            theirs = truth_steps[0] + image * truth_steps[1] + y * truth_steps[2]
+            for x in range(0, width, block):
+                pixels = ours + x, theirs + x, min(block, width - x)
+                _count_block(prediction, truth, pixels, ignore, cells, lanes, table, margins, image)
+        _empty_lanes(lanes, table, margins, image)
 
 
 def _count_planes(  # pragma: no cover, runs as machine code
-    scores: np.ndarray,
-    steps: tuple[int, int, int, int],
-    truth: np.ndarray,
-    truth_steps: tuple[int, int],
-    ignore: Any,
-    special: Special,
-    best: np.ndarray,
-    guess: np.ndarray,
-    lanes: np.ndarray,
-    table: np.ndarray,
-    margins: np.ndarray,
-    shape: tuple[int, int, int],
-) -> None:
-    """Add BKHW scores, of which the pixels of a row are neighbors, and BHW labels, both given as memory and steps.
+    scores: np.ndarray, steps: Steps, truth: np.ndarray, truth_steps: Steps, ignore: Any, special: Special,
+    best: np.ndarray, guess: np.ndarray,
+    lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, shape: tuple[int, int, int],
+) -> None:  # fmt: skip
+    """Add BKHW scores, of which the pixels of a row are neighbors, and BHW labels; `best` and `guess` hold a block.
 
     Four planes at a time. The last ones of a number of classes that four does not divide are compared once more, which
     changes nothing.
     """
     images, height, width = shape
     classes = table.shape[1] - 1
-    name = guess.dtype.type  # no wider than need be: in 64 bits, classes would fill twice the vectors of their scores
+    kind = guess.dtype.type  # no wider than need be: in 64 bits, classes would fill twice the vectors of their scores
     cells = np.empty(BLOCK, np.uint32)
     for image in range(images):
         for y in range(height):
             for start in range(0, width, BLOCK):
                 count = min(BLOCK, width - start)
-                place, pixels = image * steps[0] + y * steps[2] + start, np.uint64(count)
+                place, pixels = steps[0] + image * steps[1] + y * steps[3] + start, np.uint64(count)
                 for k in range(0, classes, 4):
                     k1, k2, k3 = min(k + 1, classes - 1), min(k + 2, classes - 1), min(k + 3, classes - 1)
-                    plane, plane1 = np.uint64(place + k * steps[1]), np.uint64(place + k1 * steps[1])
-                    plane2, plane3 = np.uint64(place + k2 * steps[1]), np.uint64(place + k3 * steps[1])
+                    plane, plane1 = np.uint64(place + k * steps[2]), np.uint64(place + k1 * steps[2])
+                    plane2, plane3 = np.uint64(place + k2 * steps[2]), np.uint64(place + k3 * steps[2])
                     if k == 0:
                         for x in range(pixels):
                             best[x] = _ordered(scores[plane + x], special)
                             guess[x] = 0
                     for x in range(pixels):
                         held = best[x], guess[x]
-                        held = _better(held, _ordered(scores[plane + x], special), name(k))
-                        held = _better(held, _ordered(scores[plane1 + x], special), name(k1))
-                        held = _better(held, _ordered(scores[plane2 + x], special), name(k2))
-                        held = _better(held, _ordered(scores[plane3 + x], special), name(k3))
+                        held = _better(held, _ordered(scores[plane + x], special), kind(k))
+                        held = _better(held, _ordered(scores[plane1 + x], special), kind(k1))
+                        held = _better(held, _ordered(scores[plane2 + x], special), kind(k2))
+                        held = _better(held, _ordered(scores[plane3 + x], special), kind(k3))
                         best[x], guess[x] = held
                 for x in range(pixels):
                     lost = (best[x] != best[x]) if special is None else (best[x] == special[1])
                     guess[x] = classes if lost else guess[x]
-                theirs = image * truth_steps[0] + y * truth_steps[1] + start
-                _add(guess, 0, truth, theirs, count, ignore, cells, lanes, table, margins, image)
-        _empty(lanes, table, margins[image])
+                theirs = truth_steps[0] + image * truth_steps[1] + y * truth_steps[2] + start
+                _count_block(guess, truth, (0, theirs, count), ignore, cells, lanes, table, margins, image)
+        _empty_lanes(lanes, table, margins, image)
 
 
 def _count_pixels(  # pragma: no cover, runs as machine code
-    scores: np.ndarray,
-    steps: tuple[int, int, int, int],
-    truth: np.ndarray,
-    truth_steps: tuple[int, int],
-    ignore: Any,
-    special: Special,
-    pixel: np.ndarray,
-    frozen_pixel: np.ndarray,
-    guess: np.ndarray,
-    lanes: np.ndarray,
-    table: np.ndarray,
-    margins: np.ndarray,
-    shape: tuple[int, int, int],
-) -> None:
-    """Add BKHW scores of any steps, whole numbers or bits of floats, and BHW labels, both given as memory and steps.
+    scores: np.ndarray, steps: Steps, truth: np.ndarray, truth_steps: Steps, ignore: Any, special: Special,
+    pixel: np.ndarray, frozen_pixel: np.ndarray, guess: np.ndarray,
+    lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, shape: tuple[int, int, int],
+) -> None:  # fmt: skip
+    """Add BKHW scores of any steps, whole numbers or bits of floats, and BHW labels; `guess` holds a block.
 
     Where the classes of a pixel are not neighbors, they are first copied to `pixel`; `frozen_pixel` is the same memory,
     read-only, as `scores` is.
@@ -154,36 +127,38 @@ def _count_pixels(  # pragma: no cover, runs as machine code
             for start in range(0, width, BLOCK):
                 count = min(BLOCK, width - start)
                 for x in range(count):
-                    place = image * steps[0] + y * steps[2] + (start + x) * steps[3]
-                    if steps[1] == 1:
-                        row = scores[place : place + classes]
+                    place = steps[0] + image * steps[1] + y * steps[3] + (start + x) * steps[4]
+                    if steps[2] == 1:
+                        guess[x] = _highest(scores, place, classes, special)
                     else:
                         for k in range(classes):
-                            pixel[k] = scores[place + k * steps[1]]
-                        row = frozen_pixel
-                    guess[x] = _highest(row, special)
-                theirs = image * truth_steps[0] + y * truth_steps[1] + start
-                _add(guess, 0, truth, theirs, count, ignore, cells, lanes, table, margins, image)
-        _empty(lanes, table, margins[image])
+                            pixel[k] = scores[place + k * steps[2]]
+                        guess[x] = _highest(frozen_pixel, 0, classes, special)
+                theirs = truth_steps[0] + image * truth_steps[1] + y * truth_steps[2] + start
+                _count_block(guess, truth, (0, theirs, count), ignore, cells, lanes, table, margins, image)
+        _empty_lanes(lanes, table, margins, image)
 
 
-def _highest(row: np.ndarray, special: Special) -> Any:  # pragma: no cover, runs as machine code
-    """Return the first of the highest scores of a pixel, or how many there are if one is NaN.
+def _highest(  # pragma: no cover, runs as machine code
+    scores: np.ndarray, place: int, count: int, special: Special
+) -> Any:
+    """Return the class of the highest of the scores from `place` on, of equal ones the first; `count` if one is NaN.
 
-    Whole numbers, whose greatest a vector finds lane by lane; that of floats depends on the order where NaN is.
+    The scores are whole numbers, whose greatest a vector finds lane by lane; that of floats depends on the order where
+    NaN is.
     """
-    classes = np.int32(row.size)
-    top = _ordered(row[0], special)
-    for k in range(np.uint64(row.size)):
-        score = _ordered(row[k], special)
+    first, classes = np.uint64(place), np.int32(count)
+    top = _ordered(scores[first], special)
+    for k in range(np.uint64(count)):
+        score = _ordered(scores[first + k], special)
         top = score if score > top else top
-    first = classes
-    for k in range(np.uint64(row.size)):
-        here = np.int32(k) if _ordered(row[k], special) == top else classes
-        first = here if here < first else first
+    best = classes
+    for k in range(np.uint64(count)):
+        here = np.int32(k) if _ordered(scores[first + k], special) == top else classes
+        best = here if here < best else best
     if special is not None:
-        first = classes if top == special[1] else first
-    return first
+        best = classes if top == special[1] else best
+    return best
 
 
 def _ordered(score: Any, special: Special) -> Any:  # pragma: no cover, runs as machine code
@@ -203,36 +178,38 @@ def _better(held: tuple[Any, Any], score: Any, k: Any) -> tuple[Any, Any]:  # pr
     return score if take else held[0], k if take else held[1]
 
 
-def _add(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray, ours: int, truth: np.ndarray, theirs: int, count: int, ignore: Any,
+def _count_block(  # pragma: no cover, runs as machine code
+    prediction: np.ndarray, truth: np.ndarray, pixels: tuple[int, int, int], ignore: Any,
     cells: np.ndarray, lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, image: int,
 ) -> None:  # fmt: skip
-    """Count a block, which begins at `ours` and `theirs`: in the lanes, or of many classes in table and margins."""
-    places = np.uint64(ours), np.uint64(theirs), np.uint64(count)
-    if lanes.size > 0:
-        _tally(prediction, truth, places, ignore, cells, lanes, table)
-    else:
-        _tally_many(prediction, truth, places, ignore, table, margins, image)
+    """Count a block: in the lanes, or of many classes in the table of all images and the margins of the image.
 
-
-def _cell(  # pragma: no cover, runs as machine code
-    label: Any, guess: Any, ignore: Any, classes: Any
-) -> tuple[Any, Any]:
-    """Return row and column, in words of the type of `ignore`, see :func:`_word`. Unsigned, a label below 0 is a large
-    one.
+    Args:
+        prediction: memory of predicted labels.
+        truth: memory of true ones.
+        pixels: where the block begins in the former, where in the latter, and its length.
+        ignore: the true label that is not counted as a class, of the unsigned type that labels are compared in.
+        cells: room for a block; none for 64-bit labels.
+        lanes: tables of the image, LANES x cells; without cells if there are too many.
+        table: of all images.
+        margins: of each.
+        image: the block's.
     """
-    word = type(ignore)
-    label, other = word(label), word(classes + word(1))
-    row = other if label == classes else min(label, other)
-    return classes if label == ignore else row, min(word(guess), classes)
+    unsigned = np.uint64(pixels[0]), np.uint64(pixels[1]), np.uint64(pixels[2])
+    if lanes.size == 0:
+        _count_in_table(prediction, truth, unsigned, ignore, table, margins, image)
+    elif cells.size == 0:
+        _count_as_read(prediction, truth, unsigned, ignore, lanes, table.shape[1])
+    else:
+        _count_cells(prediction, truth, unsigned, ignore, cells, lanes, table.shape[1])
 
 
-def _tally_many(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray, truth: np.ndarray, places: tuple[Any, Any, Any], ignore: Any,
+def _count_in_table(  # pragma: no cover, runs as machine code
+    prediction: np.ndarray, truth: np.ndarray, pixels: tuple[Any, Any, Any], ignore: Any,
     table: np.ndarray, margins: np.ndarray, image: int,
 ) -> None:  # fmt: skip
-    """Count a block into the table of all images and true, predicted, right pixels of one."""
-    ours, theirs, count = places
+    """Count a block without lanes."""
+    ours, theirs, count = pixels
     classes = type(ignore)(table.shape[1] - 1)
     for i in range(count):
         row, column = _cell(truth[theirs + i], prediction[ours + i], ignore, classes)
@@ -243,27 +220,34 @@ def _tally_many(  # pragma: no cover, runs as machine code
             margins[image, 2, row] += row == column
 
 
-def _tally(  # pragma: no cover, runs as machine code
-    prediction: np.ndarray, truth: np.ndarray, places: tuple[Any, Any, Any], ignore: Any,
-    cells: np.ndarray, lanes: np.ndarray, table: np.ndarray,
+def _count_as_read(  # pragma: no cover, runs as machine code
+    prediction: np.ndarray, truth: np.ndarray, pixels: tuple[Any, Any, Any], ignore: Any,
+    lanes: np.ndarray, columns: int,
 ) -> None:  # fmt: skip
-    """Count a block in the lanes, by way of `cells` if there is room in it: computing these is vector code."""
-    ours, theirs, count = places
-    classes, width = type(ignore)(table.shape[1] - 1), np.uint32(table.shape[1])
+    """Count a block in the lanes, pixel by pixel."""
+    ours, theirs, count = pixels
+    classes, width = type(ignore)(columns - 1), np.uint64(columns)
     whole = count & ~np.uint64(LANES - 1)
-    if cells.size == 0:
-        for i in range(np.uint64(0), whole, np.uint64(LANES)):
-            for lane in range(np.uint64(LANES)):
-                place = i + lane
-                row, column = _cell(truth[theirs + place], prediction[ours + place], ignore, classes)
-                lanes[lane, np.uint64(row) * np.uint64(width) + np.uint64(column)] += np.uint32(1)
-        for i in range(whole, count):
-            row, column = _cell(truth[theirs + i], prediction[ours + i], ignore, classes)
-            lanes[0, np.uint64(row) * np.uint64(width) + np.uint64(column)] += np.uint32(1)
-        return
+    for i in range(np.uint64(0), whole, np.uint64(LANES)):
+        for lane in range(np.uint64(LANES)):
+            row, column = _cell(truth[theirs + i + lane], prediction[ours + i + lane], ignore, classes)
+            lanes[lane, np.uint64(row) * width + np.uint64(column)] += np.uint32(1)
+    for i in range(whole, count):
+        row, column = _cell(truth[theirs + i], prediction[ours + i], ignore, classes)
+        lanes[0, np.uint64(row) * width + np.uint64(column)] += np.uint32(1)
+
+
+def _count_cells(  # pragma: no cover, runs as machine code
+    prediction: np.ndarray, truth: np.ndarray, pixels: tuple[Any, Any, Any], ignore: Any,
+    cells: np.ndarray, lanes: np.ndarray, columns: int,
+) -> None:  # fmt: skip
+    """Count a block in the lanes by way of `cells`, which are computed as vector code."""
+    ours, theirs, count = pixels
+    classes, width = type(ignore)(columns - 1), np.uint32(columns)
     for i in range(count):
         row, column = _cell(truth[theirs + i], prediction[ours + i], ignore, classes)
         cells[i] = np.uint32(np.uint32(np.uint32(row) * width) + np.uint32(column))
+    whole = count & ~np.uint64(LANES - 1)
     for i in range(np.uint64(0), whole, np.uint64(LANES)):
         for lane in range(np.uint64(LANES)):
             lanes[lane, cells[i + lane]] += np.uint32(1)
@@ -271,25 +255,36 @@ def _tally(  # pragma: no cover, runs as machine code
         lanes[0, cells[i]] += np.uint32(1)
 
 
-def _empty(  # pragma: no cover, runs as machine code
-    lanes: np.ndarray, table: np.ndarray, margins: np.ndarray
+def _cell(label: Any, guess: Any, ignore: Any, classes: Any) -> tuple[Any, Any]:  # pragma: no cover, machine code
+    """Return row and column in numbers of the type of `ignore`: unsigned, where a label below 0 is a large one."""
+    kind = type(ignore)
+    label, other = kind(label), kind(classes + kind(1))
+    row = other if label == classes else min(label, other)  # row `classes` is of the ignored
+    return classes if label == ignore else row, min(kind(guess), classes)
+
+
+def _empty_lanes(  # pragma: no cover, runs as machine code
+    lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, image: int
 ) -> None:
     """Move the counts of an image from the lanes to the table of all and to the image's margins."""
     if lanes.size == 0:
         return
-    rows, columns = table.shape
-    for row in range(np.uint64(rows)):
-        first, true = row * np.uint64(columns), np.uint32(0)
-        for column in range(np.uint64(columns)):
+    rows, columns = np.uint64(table.shape[0]), np.uint64(table.shape[1])
+    classes = columns - np.uint64(1)
+    for row in range(rows):
+        first, true = row * columns, np.uint32(0)
+        for column in range(columns):
             count = np.uint32(0)
             for lane in range(np.uint64(LANES)):
                 count = np.uint32(count + lanes[lane, first + column])
                 lanes[lane, first + column] = np.uint32(0)
             table[row, column] += count
             true = np.uint32(true + count)
-            if row < np.uint64(columns - 1):
-                margins[1, column] += count
-                if row == column:
-                    margins[2, row] = count
-        if row < np.uint64(columns - 1):
-            margins[0, row] = true
+            if row < classes:
+                margins[image, 1, column] += count
+                margins[image, 2, row] += count if row == column else np.uint32(0)
+        if row < classes:
+            margins[image, 0, row] += true
+
+
+_COUNTING = (_count_block, _count_in_table, _count_as_read, _count_cells, _cell, _empty_lanes)

@@ -7,19 +7,22 @@ from collections.abc import Iterable
 class Totals:
     """Sums of columns of numbers that do not depend on how the terms were ordered or grouped.
 
-    Beside every sum stands what its rounding took, each of the two an exact sum rounded once (:func:`math.fsum`). So a
-    total holds 106 bits, and is rounded when it is read. Infinite and NaN terms make the sum what they would make any
-    sum.
+    Beside every sum, which is the exact one rounded, stands what the rounding took (:func:`math.fsum` of both): a total
+    holds 106 bits. Infinite and NaN terms make the sum what they would make any sum, and so do finite ones that add up
+    to more than a float can hold, even if others would take it back.
     """
 
     def __init__(self, columns: int) -> None:
         self.high, self.low = [0.0] * columns, [0.0] * columns
 
     def add(self, columns: Iterable[Iterable[float]]) -> None:
-        """Add to every total the terms of its column; columns need not have the same length."""
-        for place, column in enumerate(columns):
-            terms = [*column, self.high[place], self.low[place]]
-            self.high[place], self.low[place] = _exact_sum(terms)
+        """Add to every total the terms of its column; columns need not have the same length.
+
+        Raises:
+            ValueError: another number of columns; nothing was added.
+        """
+        sums = [_exact_sum([*column, *held]) for column, *held in zip(columns, self.high, self.low, strict=True)]
+        self.high, self.low = map(list, zip(*sums, strict=True))
 
     def merge(self, other: "Totals") -> None:
         """Add all that was added to `other`."""
@@ -27,7 +30,7 @@ class Totals:
 
     def values(self) -> list[float]:
         """Return the sums."""
-        return [high + low for high, low in zip(self.high, self.low, strict=True)]
+        return list(self.high)
 
 
 def _exact_sum(terms: list[float]) -> tuple[float, float]:
