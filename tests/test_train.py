@@ -422,8 +422,7 @@ def test_two_processes_end_as_one(several: dict[str, Any], train: Train, tmp_pat
         Started(arguments, tmp_path / f"log-{rank}", shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
-    for rank in ranks:
-        rank.ended()
+    assert [rank.ended() for rank in ranks] == [0, 0], "\n".join(rank.log.read_text() for rank in ranks)
     same_but_for_rounding(tmp_path / "two", tmp_path / "one")
     found, expected = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert [row["step"] for row in found] == [row["step"] for row in expected]
@@ -444,18 +443,21 @@ def test_two_nodes_of_one_process_end_as_one_process(several: dict[str, Any], tr
     launcher += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     program = [str(ROOT / "tools" / "train.py"), *command(tmp_path / "several.yaml", tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    logs = [tmp_path / f"node-{rank}" for rank in range(2)]
     nodes = [
         subprocess.Popen(
-            [*launcher, "--node-rank", str(rank), *program],
-            env=environment,
-            cwd=ROOT,
-            stderr=(tmp_path / f"node-{rank}").open("w"),
+            [*launcher, "--node-rank", str(rank), *program], env=environment, cwd=ROOT, stderr=log.open("w")
         )
-        for rank in range(2)
+        for rank, log in enumerate(logs)
     ]
-    for node in nodes:
-        node.wait(200)
-    assert (tmp_path / "two" / "results.json").exists(), (tmp_path / "node-0").read_text()
+    try:
+        codes = [node.wait(200) for node in nodes]  # of the launcher, which hands on what became of its process
+    finally:
+        for node in nodes:  # one that still waits for the other; a launcher that is terminated ends its process, too
+            node.terminate()
+        for node in nodes:
+            node.wait(60)
+    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
     same_but_for_rounding(tmp_path / "two", tmp_path / "one")
 
 
