@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mtsp.metrics.checks import require_numbers
 from mtsp.metrics.native import Array, as_numpy, compiled, frozen
 
 BOUND = 0.008
@@ -44,7 +45,9 @@ def region_and_boundary(prediction: Array, truth: Array, bound: float = BOUND) -
     """Return J and F of two HW masks.
 
     Raises:
-        ValueError: they are not HW, not of the same size, or not of whole numbers.
+        ValueError: they are not HW, not of the same size, or not of whole numbers (see
+            :func:`~mtsp.metrics.checks.require_numbers`).
+        TypeError: what is given is no array.
     """
     ours, theirs = as_pair(prediction, truth)
     if not ours.size:
@@ -59,6 +62,7 @@ def region_and_boundary(prediction: Array, truth: Array, bound: float = BOUND) -
 
 def as_pair(prediction: Array, truth: Array) -> tuple[np.ndarray, np.ndarray]:
     """Return two masks as numpy, or raise the ValueError of :func:`region_and_boundary`."""
+    require_numbers(prediction=prediction, truth=truth)
     ours, theirs = as_numpy(prediction), as_numpy(truth)
     if ours.shape != theirs.shape or ours.ndim != 2:
         sizes = f"the predicted mask is {_size(ours)}, the true one {_size(theirs)}"

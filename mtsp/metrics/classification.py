@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtsp.metrics.checks import require_numbers
 from mtsp.metrics.native import Array, as_numpy, on_host
 from mtsp.metrics.totals import Totals
 
@@ -40,8 +41,13 @@ def image_scores(logits: Array, labels: Array) -> ImageScores:
         labels: B whole numbers in 0..K-1.
 
     Raises:
-        ValueError: the shapes do not fit together, or a label is no class.
+        ValueError: the shapes do not fit together, a label is no class, or entries are no real numbers (see
+            :func:`~mtsp.metrics.checks.require_numbers`).
+        TypeError: what is given is no array.
     """
+    require_numbers(logits=logits, labels=labels)
+    if "complex" in str(logits.dtype):
+        raise ValueError(f"logits of type {logits.dtype}; logits are real numbers")
     if len(logits.shape) != 2 or tuple(labels.shape) != tuple(logits.shape[:1]) or not logits.shape[1]:
         raise ValueError(
             f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected BK and B, with K of 1 or more"
@@ -80,6 +86,7 @@ class ClassificationScores:
 
     def update(self, logits: Array, labels: Array) -> None:
         """Add a batch of BK logits and B labels; raises as :func:`image_scores`, or if K is not `classes`."""
+        require_numbers(logits=logits, labels=labels)
         if len(logits.shape) == 2 and logits.shape[1] != self.classes:
             raise ValueError(f"logits {tuple(logits.shape)} for {self.classes} classes")
         rank, guess, confidence, nll = image_scores(logits, labels)
@@ -102,6 +109,10 @@ class ClassificationScores:
         Raises:
             ValueError: other numbers of them, a number that is no class, or a confidence outside [0, 1].
         """
+        given = {} if confidences is None else {"confidences": confidences}
+        require_numbers(guesses=guesses, labels=labels, **given)
+        if confidences is not None and "complex" in str(confidences.dtype):
+            raise ValueError(f"confidences of type {confidences.dtype}; confidences are real numbers")
         guess, truth = as_numpy(guesses), as_numpy(labels)
         confidence = np.full(guess.shape, np.nan) if confidences is None else as_numpy(confidences).astype(np.float64)
         if not guess.shape == truth.shape == confidence.shape or guess.ndim != 1:

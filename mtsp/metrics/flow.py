@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mtsp.metrics.checks import for_device, require_numbers
 from mtsp.metrics.flow_forms import host_sums, torch_sums
 from mtsp.metrics.flow_loops import KNOWN_FLOW as KNOWN_FLOW
 from mtsp.metrics.flow_loops import SUMS
@@ -40,11 +41,13 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, an
             arithmetic.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: the shapes do not fit together, or entries are no real numbers (see
+            :func:`~mtsp.metrics.checks.require_numbers`).
+        TypeError: what is given is no array.
     """
     prediction, truth, valid = _checked(prediction, truth, valid)
     if not on_host(prediction):
-        return torch_sums(prediction, truth, valid, angular)
+        return torch_sums(prediction, for_device(truth), for_device(valid), angular)
     return host_sums(as_numpy(prediction), as_numpy(truth), None if valid is None else as_numpy(valid), angular)
 
 
@@ -168,6 +171,7 @@ def _mean(total: float, count: float) -> float:
 
 def _checked(prediction: Array, truth: Array, valid: Array | None) -> tuple[Any, Any, Any]:
     """Return all three with a batch dimension."""
+    require_numbers(prediction=prediction, truth=truth, **({} if valid is None else {"valid": valid}))
     shapes = [tuple(array.shape) for array in (prediction, truth)]
     if shapes[0] != shapes[1] or len(shapes[0]) not in (3, 4) or shapes[0][-3] != 2:
         hint = "; transpose BHW2, which copies nothing" if shapes[0][-1:] == shapes[1][-1:] == (2,) else ""

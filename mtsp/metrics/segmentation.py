@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtsp.metrics import tally
-from mtsp.metrics.native import Array
+from mtsp.metrics.checks import for_device, require_numbers
+from mtsp.metrics.native import Array, on_host
 from mtsp.metrics.totals import Totals
 
 
@@ -26,7 +27,9 @@ def confusion(prediction: Array, truth: Array, classes: int, ignore: int | None 
         ignore: pixels of this true label are not counted, also when it is below `classes`.
 
     Raises:
-        ValueError: shapes that do not fit together, or a true label that is neither a class nor `ignore`.
+        ValueError: shapes that do not fit together, a true label that is neither a class nor `ignore`, or entries that
+            are no numbers (see :func:`~mtsp.metrics.checks.require_numbers`).
+        TypeError: what is given is no array.
     """
     return _counts(prediction, truth, classes, ignore).table[:classes]
 
@@ -163,6 +166,7 @@ class ConfusionMatrix:
 
 def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -> tally.Counts:
     """Return the counts, with checks; an array of one image has a batch dimension in them."""
+    require_numbers(prediction=prediction, truth=truth)
     shape, scores = tuple(truth.shape), tuple(prediction.shape) != tuple(truth.shape)
     if scores and (len(shape) not in (2, 3) or tuple(prediction.shape) != (*shape[:-2], classes, *shape[-2:])):
         or_scores = f", or scores {(*shape[:-2], classes, *shape[-2:])}" if len(shape) in (2, 3) else ""
@@ -175,6 +179,7 @@ def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -
             raise ValueError(f"{what} of type {labels.dtype}; labels are whole numbers")
     if len(shape) < 3:
         prediction, truth = prediction[None], truth[None]
+    truth = truth if on_host(prediction) else for_device(truth)
     counts = tally.counts(prediction, truth, classes, ignore, scores=scores)
     if wrong := int(counts.table[classes + 1].sum()):
         raise ValueError(

@@ -1,0 +1,64 @@
+"""What every metric asks of the arrays that it is given, so that no library's error stands for a person's mistake."""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+_NUMBERS = "biufc"
+"""Kinds of numpy types that are numbers. Strings and objects would be read as some, and dates compared as some."""
+
+
+def require_numbers(**arrays: Any) -> None:
+    """Raise unless each of the arrays, which are called as their keywords, has numbers that can be read.
+
+    Raises:
+        TypeError: one is neither a numpy array nor a torch tensor.
+        ValueError: one has entries that are no numbers, or of a type that nothing computes with (float8, quantized); is
+            sparse; has masked entries, whose mask no metric would see; or is on the device "meta", without entries.
+    """
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    for what, array in arrays.items():
+        if isinstance(array, np.ndarray):
+            trouble = _of_numpy(array)
+        elif torch is not None and isinstance(array, torch.Tensor):
+            trouble = _of_torch(array, torch)
+        else:
+            kind = type(array).__name__
+            raise TypeError(f"{what} is a {kind}; expected a numpy array or a torch tensor, as np.asarray({what})")
+        if trouble:
+            raise ValueError(f"{what} {trouble}")
+
+
+def for_device(array: Any) -> Any:
+    """Return `array` so that torch can copy it to a device: numpy's without steps backward, in its own byte order.
+
+    Long doubles become float64; what torch takes as it is, tensors among it, is returned itself.
+    """
+    if not isinstance(array, np.ndarray):
+        return array
+    kind = np.dtype(np.float64) if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
+    array = array.astype(kind, copy=False)
+    return np.ascontiguousarray(array) if any(step < 0 for step in array.strides) else array
+
+
+def _of_numpy(array: np.ndarray) -> str:
+    if array.dtype.kind not in _NUMBERS:
+        return f"of type {array.dtype}; expected numbers, as astype(np.float32) or astype(np.int64) makes them"
+    if np.ma.is_masked(array):
+        return "has masked entries, which would count; give the array without a mask, and what is unknown as unknown"
+    return ""
+
+
+def _of_torch(array: Any, torch: Any) -> str:
+    if array.layout is not torch.strided:
+        return f"has the layout {array.layout}; give it as to_dense()"
+    if array.device.type == "meta":
+        return "is on the device meta, which has no numbers; give a tensor that was computed"
+    if array.is_quantized:
+        return f"of type {array.dtype}; give it as dequantize()"
+    if array.dtype is torch.complex32:
+        return f"of type {array.dtype}; expected real numbers"
+    if array.dtype.is_floating_point and array.element_size() == 1:
+        return f"of type {array.dtype}, which nothing computes with; give it as float()"
+    return ""
