@@ -4,12 +4,17 @@ import csv
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data.io import write_image
+from mtsp.metrics import ClassificationScores
 from tools.evaluate import main
+from tools.guesses import guess_of, save_guesses
 from tools.predict import write_labels
 from tools.stored import held_out
 
@@ -91,6 +96,59 @@ def test_the_table_of_the_predicting_program_is_scored_by_its_first_rank(argumen
         assert found["ece"] == pytest.approx(0.7 - 2 / 6)
 
 
+SEVEN = ("auk", "bunting", "crow", "dove", "emu", "finch", "gull")
+
+
+@pytest.fixture
+def of_seven(tmp_path: Path) -> list[str]:
+    """An image of each of seven classes, so that not everything is in the top 5."""
+    for name in SEVEN:
+        (tmp_path / "seven" / name).mkdir(parents=True)
+        write_image(tmp_path / f"seven/{name}/1.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "saved").mkdir()
+    return ["--data", "image_folder", "--root", str(tmp_path / "seven"), "--predictions", str(tmp_path / "saved")]
+
+
+def test_a_table_with_the_five_best_classes_has_a_top_5(of_seven: list[str], tmp_path: Path) -> None:
+    """Alphabetical order is guessed for every image: the first is right, the first five are among the five best."""
+    five = [f"{name}/1,{name},auk,0.5,bunting,crow,dove,emu" for name in SEVEN]
+    write(tmp_path, ["name,truth,guess,probability,guess_2,guess_3,guess_4,guess_5", *five])
+    found = scored(of_seven, tmp_path)
+    assert (found["top1"], found["top5"], found["nll"]) == (1 / 7, 5 / 7, None)
+    five[2] = "crow/1,crow,auk,nan,bunting,crow,dove,emu"  # the network was lost there
+    write(tmp_path, ["name,truth,guess,probability,guess_2,guess_3,guess_4,guess_5", *five])
+    found = scored(of_seven, tmp_path)
+    assert (found["top5"], found["nan_predictions"]) == (4 / 7, 1)
+    five[6] = "gull/1,gull,auk,0.5,bunting,crow,dove,"  # of one image only four are known
+    write(tmp_path, ["name,truth,guess,probability,guess_2,guess_3,guess_4,guess_5", *five])
+    found = scored(of_seven, tmp_path)
+    assert (found["top1"], found["top5"]) == (1 / 7, None)
+
+
+def test_the_table_of_the_predicting_program_has_a_top_5(of_seven: list[str], tmp_path: Path) -> None:
+    chances = {
+        f"{name}/1": np.array([0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.15]) for name in SEVEN
+    }  # crow and dove before emu
+    for named in (SEVEN, ()):
+        write_labels(tmp_path / "saved/labels.csv", chances, named)
+        found = scored(of_seven, tmp_path)
+        assert (found["top1"], found["top5"]) == (1 / 7, 5 / 7)
+
+
+def test_what_the_measuring_program_says_of_logits_is_stored_as_it_is_measured(
+    of_seven: list[str], tmp_path: Path
+) -> None:
+    logits = torch.tensor([[0.0, 3, 1, 1, 2, 1, 0]]).expand(7, 7)  # crow, dove and finch alike: the first first
+    data: Any = SimpleNamespace(classes=SEVEN)
+    save_guesses(tmp_path / "saved", data, [guess_of(i, f"{SEVEN[i]}/1", i, row) for i, row in enumerate(logits)])
+    row = (tmp_path / "saved/labels.csv").read_text().splitlines()[1]
+    assert row == "auk/1,auk,bunting,0.533772,emu,crow,dove,finch"  # e^3 / (2 + 3 e + e^2 + e^3)
+    found, measured = scored(of_seven, tmp_path), ClassificationScores(7)
+    measured.update(logits, torch.arange(7))
+    assert (found["top1"], found["top5"]) == (1 / 7, 5 / 7)
+    assert (found["top1"], found["top5"]) == (measured.compute()["top1"], measured.compute()["top5"])
+
+
 def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(arguments: list[str], tmp_path: Path) -> None:
     write(tmp_path, [*ROWS[:-1], "emu/2,emu,emu,nan"])
     found = scored(arguments, tmp_path)
@@ -113,6 +171,12 @@ def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(argument
         ([*ROWS[:-1], "emu/2,emu,emu,7"], "line 7: the probability is '7', expected a number in [0, 1]"),
         ([*ROWS[:-1], "emu/2,emu,emu,-1"], "line 7: the probability is '-1', expected a number in [0, 1]"),
         ([*ROWS[:-1], "emu/2,emu"], "line 7: 2 cells, expected 4"),
+        (["name,guess,guess_2", "auk/1,auk,auk"], "line 2: auk is guessed twice for auk/1"),
+        (["name,guess,guess_3", "auk/1,auk,emus"], "line 2: no class is called 'emus'; did you mean emu?"),
+        (
+            ["name,rank,label,class", "auk/1,1,0,", "auk/1,2,1,", "auk/1,2,2,"],
+            "line 4: a second guess of rank 2 for auk/1; each picture has one",
+        ),
         (["name,guess,guess", "auk/1,auk,emu"], "labels.csv: two columns are called 'guess'; expected each once"),
         (["picture,class"], "labels.csv: the columns are picture, class; expected name and guess at least"),
         ([""], "labels.csv: the columns are none; expected name and guess at least"),

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +39,10 @@ def by_hand(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict[str,
     return found | ({"top5": hits[5] / images} if classes > 5 else {})
 
 
-def scored(logits: classification.Array, labels: classification.Array) -> ClassificationScores:
-    scores = ClassificationScores(logits.shape[1])
+def scored(
+    logits: classification.Array, labels: classification.Array, ks: tuple[int, ...] = (1, 5)
+) -> ClassificationScores:
+    scores = ClassificationScores(logits.shape[1], ks=ks)
     scores.update(logits, labels)
     return scores
 
@@ -187,6 +190,25 @@ def test_guesses_without_logits_give_what_guesses_can() -> None:
     assert math.isnan(guessed.compute()["top5"])
 
 
+@pytest.mark.parametrize("known", [3, 5, 8])
+def test_the_best_classes_of_each_image_give_the_accuracies_that_they_can(known: int) -> None:
+    rng = np.random.default_rng(4)
+    logits, labels = rng.normal(0, 2, (40, 8)).astype(np.float32), rng.integers(0, 8, 40)
+    logits[7] = np.nan
+    whole, guessed = scored(logits, labels, ks=(1, 3, 5)), ClassificationScores(8, ks=(1, 3, 5))
+    one, best = image_scores(logits, labels), np.argsort(-logits, axis=1, kind="stable")[:, :known]
+    best[7] = 8
+    for some in (slice(0, 0), slice(0, 15), slice(15, 40)):
+        guessed.update_guesses(best[some], labels[some], one.confidence[some])
+    ours, theirs = guessed.compute(), whole.compute()
+    assert {key for key, value in ours.items() if math.isnan(value)} == {"nll"} | ({"top5"} if known == 3 else set())
+    assert all(ours[key] == theirs[key] for key in ours if not math.isnan(ours[key]))
+    guessed.merge(whole)
+    assert guessed.compute()["top3"] == theirs["top3"]
+    guessed.update_guesses(best[:1, 0], labels[:1])
+    assert math.isnan(guessed.compute()["top3"])
+
+
 def test_guesses_without_confidences_are_not_calibrated() -> None:
     scores = ClassificationScores(3)
     scores.update_guesses(np.array([0, 3, 2]), np.array([0, 1, 1]))  # right, lost, wrong
@@ -202,13 +224,16 @@ def test_guesses_without_confidences_are_not_calibrated() -> None:
     [
         ([0, 1], [0], None, r"guesses \(2,\), labels \(1,\) and confidences \(2,\): expected B of each"),
         ([4], [0], None, "a guess is none of 0..3"),
+        ([[0, 2, 0]], [0], None, "a class is guessed twice for an image"),
+        ([[[0]]], [0], None, r"guesses \(1, 1, 1\), labels \(1,\)"),
+        (3, 0, None, r"guesses \(\), labels \(\) and confidences \(\): expected B of each"),
         ([0], [3], None, "a label is none of 0..2"),
         ([0.5], [0], None, "a guess is none of 0..3"),
         ([0], [0], [1.5], "a confidence is outside"),
     ],
 )
 def test_guesses_that_do_not_fit_are_named(
-    guesses: list[float], labels: list[int], confidences: list[float] | None, message: str
+    guesses: Any, labels: Any, confidences: list[float] | None, message: str
 ) -> None:
     known = None if confidences is None else np.array(confidences)
     with pytest.raises(ValueError, match=message):

@@ -37,7 +37,7 @@ from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError, parse
 from mtsp.evaluation import evaluate
 from mtsp.types import Batch, Examples, Outputs
-from tools.guesses import Guess, report_guesses, save_guesses
+from tools.guesses import Guess, guess_of, report_guesses, save_guesses
 from tools.parts import (
     AnyExperiment,
     accelerator_of,
@@ -211,8 +211,7 @@ def _measured(
             if folder is not None:
                 _save(folder, batch, outputs)
             if "label" in batch and "label_logits" in outputs:
-                probability, label = outputs["label_logits"][0].softmax(0).max(0)
-                guesses.append(Guess(index, batch["name"][0], int(batch["label"][0]), int(label), float(probability)))
+                guesses.append(guess_of(index, batch["name"][0], int(batch["label"][0]), outputs["label_logits"][0]))
             advance()
 
         measured = evaluate(

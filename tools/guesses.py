@@ -1,8 +1,9 @@
-"""What a network says of labeled pictures, one guess each: a row in `labels.csv`, and the report of the classes.
+"""What a network says of labeled images: a row for each in `labels.csv`, and the report of the classes.
 
-The table has the columns `name`, `truth`, `guess` and `probability` (of the guess, six digits); classes are named as
-the data set names them, or numbered from 0. To be scored it needs `name` and `guess` only. The table that
-tools/predict.py writes, a row for each of a picture's best classes, is scored by its rows of rank 1.
+The table has the columns `name`, `truth`, `guess`, `probability` (of the guess, six digits), and `guess_2` to
+`guess_5`, the next best classes; classes are named as the data set names them, or numbered from 0. To be scored it
+needs `name` and `guess` only. The table that tools/predict.py writes, a row for each of an image's best classes, is
+scored, too.
 """
 
 import csv
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from data import DataError, MissingDataError, RawDataset
 from mtsp.checkpoint import write_atomically
@@ -31,26 +33,42 @@ class Guess(NamedTuple):
     truth: int
     label: int
     probability: float
+    next_best: tuple[int, ...] = ()
+    """The classes after `label`, as far as a table has them."""
+
+
+BEST = 5
+"""How many classes of an image a table has."""
+_RANKS = [str(rank) for rank in range(1, BEST + 1)]
+
+
+def guess_of(place: int, name: str, truth: int, logits: Tensor) -> Guess:
+    """Return what K logits say of an image; of equal logits the lower class comes first."""
+    label, *others = logits.argsort(descending=True, stable=True)[:BEST].tolist()
+    return Guess(place, name, truth, label, float(logits.softmax(0)[label]), tuple(others))
 
 
 def save_guesses(folder: Path, data: Examples, guesses: Sequence[Guess]) -> None:
-    """Write a row for each picture to labels.csv."""
+    """Write a row for each image to labels.csv."""
     names = getattr(data, "classes", ())
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["name", "truth", "guess", "probability"])
+    others = len(guesses[0].next_best) if guesses else 0
+    rows.writerow(["name", "truth", "guess", "probability", *(f"guess_{rank}" for rank in range(2, others + 2))])
     for guess in guesses:
-        classes = (names[label] if names else label for label in (guess.truth, guess.label))
-        rows.writerow([guess.name, *classes, f"{guess.probability:.6f}"])
+        labels = (guess.truth, guess.label, *guess.next_best)
+        truth, best, *rest = (names[label] if names else label for label in labels)
+        rows.writerow([guess.name, truth, best, f"{guess.probability:.6f}", *rest])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "labels.csv", text.getvalue().encode())
 
 
 def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
-    """Return what the guesses in a table are worth; rows of pictures that are not in `dataset` are passed over.
+    """Return what the guesses in a table are worth; rows of images that are not in `dataset` are passed over.
 
-    Top-5 accuracy and likelihood are NaN, for a table does not tell them, and the calibration errors if a probability
-    is missing. A guess whose probability is "nan", as a network that is not finite has it, is counted as wrong.
+    The likelihood is NaN, for a table does not tell it; so is top-5 accuracy where one of an image's five best classes
+    is missing, and so are the calibration errors where a probability is missing. A guess whose probability is "nan", as
+    a network that is not finite has it, is counted as wrong.
 
     Args:
         file: the table, or the folder that has it as labels.csv.
@@ -67,13 +85,16 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
     numbers = {str(label): label for label in range(len(classes))} | known  # a class may be called "3"
     labels = [dataset.labels(i) for i in range(len(dataset))]
     truths = {one["name"]: one["label"] for one in labels if "label" in one}
-    found: dict[str, tuple[int, float | None]] = {}
-    for line, row in _rows(file):
+    best: dict[str, dict[int, int]] = {}  # name -> rank -> label
+    chances: dict[str, float | None] = {}
+    for line, row, rank in _rows(file):
         name, where = row["name"], f"{file}, line {line}"
         if name not in truths:
             continue
-        if name in found:
-            raise DataError(f"{where}: a second guess for {name}; each picture has one")
+        ranks = best.setdefault(name, {})
+        if rank in ranks:
+            which = "" if rank == 1 else f" of rank {rank}"
+            raise DataError(f"{where}: a second guess{which} for {name}; each picture has one")
         truth = row.get("truth") or classes[truths[name]]
         for called in (truth, row["guess"]):
             if called not in numbers:
@@ -86,26 +107,38 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
             raise DataError(
                 f"{where}: {name} is said to be {truth}, but is {ours} in the data set; are these its classes?"
             )
-        found[name] = numbers[row["guess"]], _probability(row.get("probability", ""), where)
-    if missing := [name for name in truths if name not in found]:
+        if (label := numbers[row["guess"]]) in ranks.values():
+            raise DataError(f"{where}: {row['guess']} is guessed twice for {name}")
+        ranks[rank] = label
+        if rank == 1:
+            chances[name] = _probability(row.get("probability", ""), where)
+    if missing := [name for name in truths if name not in chances]:
         raise MissingDataError(
             f"{file}: {len(missing)} of {len(truths)} pictures have no guess: {first_names(missing)}"
         )
-    return _scored(found, truths, len(classes))
+    return _scored(best, chances, truths, len(classes))
 
 
-def _scored(found: dict[str, tuple[int, float | None]], truths: dict[str, int], classes: int) -> ClassificationScores:
-    """Return the scores of each picture's class and probability; None is not known, NaN that of a lost network."""
-    rows = [found[name] for name in truths]
-    guesses = [classes if chance is not None and math.isnan(chance) else guess for guess, chance in rows]
-    chances = [math.nan if chance is None else chance for _, chance in rows]
+def _scored(
+    best: dict[str, dict[int, int]], chances: dict[str, float | None], truths: dict[str, int], classes: int
+) -> ClassificationScores:
+    """Return the scores of each image's classes by rank, as deep as all have them, and probability of the best.
+
+    A probability that is None is not known, and NaN is that of a lost network.
+    """
+    depth = next(
+        rank for rank in range(BEST, 0, -1) if all(best[name].keys() >= {*range(1, rank + 1)} for name in truths)
+    )
+    guesses = np.array([[best[name][rank] for rank in range(1, depth + 1)] for name in truths])
+    guesses[[chance is not None and math.isnan(chance) for chance in (chances[name] for name in truths)]] = classes
+    known = [math.nan if (chance := chances[name]) is None else chance for name in truths]
     scores = ClassificationScores(classes)
-    scores.update_guesses(np.array(guesses), np.array([*truths.values()]), np.array(chances))
+    scores.update_guesses(guesses, np.array([*truths.values()]), np.array(known))
     return scores
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each line and its cells by column."""
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
+    """Yield the number of each line, its cells by column, and the rank of its `guess`; a line may have several."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -124,10 +157,15 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
             if row and len(row) != len(columns):
                 raise DataError(f"{file}, line {rows.line_num}: {len(row)} cells, expected {len(columns)}")
             cells = dict(zip(columns, row, strict=False))
-            if ranked and row:
-                cells["guess"] = cells["class"] or cells["label"]
-            if row and (not ranked or cells["rank"] == "1"):
-                yield rows.line_num, cells
+            if not row:
+                continue
+            if ranked and cells["rank"] in _RANKS:
+                yield rows.line_num, cells | {"guess": cells["class"] or cells["label"]}, int(cells["rank"])
+            if not ranked:
+                yield rows.line_num, cells, 1
+                for rank in _RANKS[1:]:
+                    if guess := cells.get(f"guess_{rank}"):
+                        yield rows.line_num, cells | {"guess": guess}, int(rank)
     except csv.Error as error:
         raise DataError(f"{file}, line {rows.line_num}: not a row of a table: {error}") from error
 

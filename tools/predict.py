@@ -39,6 +39,7 @@ from mtsp.engine import to_device
 from mtsp.types import Raw
 from mtsp.views import Views, look_once
 from mtsp.visualize import flow_to_color, overlay, resize_flow
+from tools.guesses import BEST
 from tools.parts import AnyExperiment, above_zero, accelerator_of, read_experiment, run_or_say_why
 from tools.progress import bar
 from tools.trained import load_trained
@@ -49,7 +50,6 @@ SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".
 _NEEDS = {
     "masks": "mask_logits", "overlay": "mask_logits", "flow": "flow", "flow_color": "flow", "labels": "label_logits",
 }  # fmt: skip
-_MOST_PROBABLE = 5
 
 
 class Look(NamedTuple):
@@ -214,7 +214,7 @@ def write_labels(path: Path, chances: Mapping[str, np.ndarray], classes: Sequenc
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("name", "rank", "label", "class", "probability"))
     for name, values in chances.items():
-        best = np.argsort(-values, kind="stable")[:_MOST_PROBABLE].tolist()
+        best = np.argsort(-values, kind="stable")[:BEST].tolist()
         for rank, label in enumerate(best, start=1):
             called = classes[label] if len(classes) == len(values) else ""
             table.writerow((name, rank, label, called, f"{values[label]:.6g}"))

@@ -98,31 +98,44 @@ class ClassificationScores:
         self._calibrate(confidence[kept], rank[kept] == 0, nll[kept])
 
     def update_guesses(self, guesses: Array, labels: Array, confidences: Array | None = None) -> None:
-        """Add B images of which the best class alone is known: what ranks or logits are needed for is NaN from then on.
+        """Add B images of which the best M classes alone are known: what takes more is NaN from then on.
 
         Args:
-            guesses: B whole numbers in 0..K; K where the logits were lost.
+            guesses: B x M whole numbers in 0..K, an image's best class first, or B of them; K where the logits were
+                lost.
             labels: B whole numbers in 0..K-1.
-            confidences: B softmax values of the guesses; what is NaN is not known, and without all of them the
+            confidences: B softmax values of the best guesses; what is NaN is not known, and without all of them the
                 calibration errors are NaN.
 
         Raises:
-            ValueError: other numbers of them, a number that is no class, or a confidence outside [0, 1].
+            ValueError: other numbers of them, a number that is no class, a class twice for an image, or a confidence
+                outside [0, 1].
         """
         given = {} if confidences is None else {"confidences": confidences}
         require_numbers(guesses=guesses, labels=labels, **given)
         if confidences is not None and "complex" in str(confidences.dtype):
             raise ValueError(f"confidences of type {confidences.dtype}; confidences are real numbers")
-        guess, truth = as_numpy(guesses), as_numpy(labels)
-        confidence = np.full(guess.shape, np.nan) if confidences is None else as_numpy(confidences).astype(np.float64)
-        if not guess.shape == truth.shape == confidence.shape or guess.ndim != 1:
-            shapes = f"{guess.shape}, labels {truth.shape} and confidences {confidence.shape}"
+        best, truth = as_numpy(guesses), as_numpy(labels)
+        confidence = (
+            np.full(best.shape[:1], np.nan) if confidences is None else as_numpy(confidences).astype(np.float64)
+        )
+        if not best.shape[:1] == truth.shape == confidence.shape or best.ndim not in (1, 2) or best.shape[1:] == (0,):
+            shapes = f"{best.shape}, labels {truth.shape} and confidences {confidence.shape}"
             raise ValueError(f"guesses {shapes}: expected B of each")
-        for what, numbers, most in (("guess", guess, self.classes), ("label", truth, self.classes - 1)):
+        for what, numbers, most in (("guess", best, self.classes), ("label", truth, self.classes - 1)):
             if not np.issubdtype(numbers.dtype, np.integer) or ((numbers < 0) | (numbers > most)).any():
                 raise ValueError(f"a {what} is none of 0..{most}")
         if ((confidence < 0) | (confidence > 1)).any():
             raise ValueError("a confidence is outside [0, 1]")
+        best = (best if best.ndim == 2 else best[:, None]).astype(np.int64)
+        guess, lost = best[:, 0], best[:, 0] == self.classes
+        in_order = np.sort(best[~lost], axis=1)
+        if (in_order[:, 1:] == in_order[:, :-1]).any():
+            raise ValueError("a class is guessed twice for an image")
+        found = (best == truth[:, None]) & ~lost[:, None]
+        rank = np.where(lost, self.classes, found.argmax(axis=1))[lost | found.any(axis=1)]
+        self.ranks += np.bincount(rank, minlength=self.classes + 1)
+        self.depth = min(self.depth, best.shape[1]) if len(best) else self.depth
         self.pairs.update(zip(truth.tolist(), guess.tolist(), strict=True))
         kept = (guess < self.classes) & ~np.isnan(confidence)
         self._calibrate(confidence[kept], (guess == truth)[kept], np.zeros(np.count_nonzero(kept)))
@@ -133,6 +146,7 @@ class ClassificationScores:
             ours, theirs = (f"{one.classes} classes and {one.bins} bins" for one in (self, other))
             raise ValueError(f"scores of {ours}, and of {theirs}, do not add up")
         self.ranks += other.ranks
+        self.depth = min(self.depth, other.depth)
         self.pairs.update(other.pairs)
         self.seen += other.seen
         self.right += other.right
@@ -142,6 +156,7 @@ class ClassificationScores:
         """Forget every image."""
         # Images by the rank of their true class, where it is known; last: lost.
         self.ranks = np.zeros(self.classes + 1, np.int64)
+        self.depth = math.inf  # how many of the best classes are known of every image; all, and their logits
         self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, guess) -> images
         self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence
         self.totals = Totals(self.bins + 1)  # confidences by bin; negative log-likelihood
@@ -156,18 +171,18 @@ class ClassificationScores:
             ICML 2017, section 2); `mce`: the largest of these; `nll`: mean negative log-likelihood in nats;
             `images`, `nan_predictions`: counts.
         """
-        images, ranked = self.pairs.total(), int(self.ranks.sum())
+        images = self.pairs.total()
         right = {1: sum(count for (label, guess), count in self.pairs.items() if label == guess)}
         right |= {k: int(self.ranks[:k].sum()) for k in self.ks if 1 < k < self.classes}
         lost = sum(count for (_, guess), count in self.pairs.items() if guess == self.classes)
         seen, *_, gaps = self.reliability()
         sure = seen.sum() == images - lost
         return {
-            **{f"top{k}": _ratio(right[k], images if k == 1 or ranked == images else 0) for k in self.ks if k in right},
+            **{f"top{k}": _ratio(right[k], images if k <= self.depth else 0) for k in self.ks if k in right},
             "class_accuracy": float(np.nanmean(self.per_class())) if images else math.nan,
             "ece": _ratio(float((seen * np.nan_to_num(gaps)).sum()), images - lost if sure else 0),
             "mce": float(np.nanmax(gaps)) if sure and images > lost else math.nan,
-            "nll": _ratio(self.totals.values()[-1], images - lost if ranked == images else 0),
+            "nll": _ratio(self.totals.values()[-1], images - lost if self.depth == math.inf else 0),
             "images": images,
             "nan_predictions": lost,
         }
