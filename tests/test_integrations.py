@@ -43,6 +43,20 @@ class Silent(nn.Module):
         torch.testing.assert_close(self.head.weight.data, torch.full((2, 2), 4 * 0.95**steps))
 
 
+class Loud(Silent):
+    """The same with a loss whose gradient is 2 in each weight.
+
+    The backbone is 2, 1.4, 0.92, 0.536 from its anchor before the first four steps and 0.2288 after: each takes away
+    0.1 * (2 + 2 * distance). The head is at 4 and 3.6 before the first two: 0.1 * (2 + 0.5 * value).
+    """
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"loss": 2 * (self.backbone.weight.sum() + self.head.weight.sum()) + 0 * x.sum()}
+
+
+BRANCHES = ("backbone", "head")
+
+
 # transformers
 
 
@@ -68,11 +82,11 @@ def trainer_of(model: nn.Module, folder: Path, callback: Any, optimizer: Any = N
     )
 
 
-def trainer_callback(regularizer: L2SP) -> Any:
+def trainer_callback(regularizer: L2SP, **options: Any) -> Any:
     pytest.importorskip("transformers", reason="transformers is not installed")
     from mtsp.integrations.trainer import L2SPCallback
 
-    return L2SPCallback(regularizer)
+    return L2SPCallback(regularizer, **options)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +148,58 @@ def test_a_resumed_training_is_pulled_to_the_first_start(tmp_path: Path) -> None
     trained(steps=4, resume=True).assert_pulled(steps=4)
 
 
+def test_the_trainers_log_has_the_branches_that_were_asked_for(tmp_path: Path) -> None:
+    model = Loud()
+    callback = trainer_callback(model.regularizer(), branches=BRANCHES)
+    trainer = trainer_of(model, tmp_path, callback, model.sgd(), max_steps=2, logging_steps=2, max_grad_norm=0)
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert line["step"] == 2
+    assert line["distance/backbone"] == pytest.approx(0.92)  # after the step, of an anchor of 1
+    assert line["pull_to_gradient/backbone"] == pytest.approx(2 * 1.4 / 2)  # in the step that is logged
+    assert line["pull_to_gradient/head"] == pytest.approx(0.5 * 3.6 / 2)
+    assert (line["time_constant/backbone"], line["time_constant/head"]) == pytest.approx((1 / 0.2, 1 / 0.05))
+    assert "distance/head" not in line  # which has no anchor
+
+
+def test_a_resumed_training_logs_what_the_whole_one_logs(tmp_path: Path) -> None:
+    def trained(folder: str, steps: int, resume: bool = False) -> dict[str, float]:
+        model = Loud()
+        trainer = trainer_of(
+            model, tmp_path / folder, trainer_callback(model.regularizer(), branches=["backbone"]), model.sgd(),
+            max_steps=steps, logging_steps=4, save_strategy="steps", save_steps=2, max_grad_norm=0,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume or None)
+        return trainer.state.log_history[0]
+
+    whole = trained("whole", 4)
+    assert whole["pull_to_gradient/backbone"] == pytest.approx(0.536)
+    trained("parts", 2)
+    again = trained("parts", 4, resume=True)
+    assert {key: again[key] for key in whole if "/" in key} == {key: whole[key] for key in whole if "/" in key}
+
+
+def test_where_the_trainer_logs_epochs_their_first_step_is_measured(tmp_path: Path) -> None:
+    model = Loud()
+    callback = trainer_callback(model.regularizer(), branches=["backbone"])
+    options: dict[str, Any] = {"logging_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1, "max_grad_norm": 0}
+    trainer = trainer_of(model, tmp_path, callback, model.sgd(), per_device_train_batch_size=64, **options)
+    trainer.train()
+    found = [line["pull_to_gradient/backbone"] for line in trainer.state.log_history[:2]]
+    assert found == pytest.approx([2.0, 1.4])  # of one step each
+
+
+def test_a_branch_that_is_not_there_is_refused_at_once() -> None:
+    regularizer = Silent().regularizer()
+    with pytest.raises(ValueError, match=r"'backbones': no weight .* of Silent, whose first weight is backbone\."):
+        trainer_callback(regularizer, branches=("head", "backbones"))
+    assert trainer_callback(regularizer, branches="head").branches == ("head",)
+
+
 # Lightning
 
 
-def fitted(model: Silent, manual: bool = False, regularizer: L2SP | None = None, **options: Any) -> Any:
+def fitted(model: Silent, manual: bool = False, branches: tuple[str, ...] = (), **options: Any) -> Any:
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")
     from mtsp.integrations.lightning import L2SPCallback
 
@@ -166,7 +228,7 @@ def fitted(model: Silent, manual: bool = False, regularizer: L2SP | None = None,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "callbacks": [L2SPCallback(regularizer or model.regularizer())],
+        "callbacks": [L2SPCallback(model.regularizer(), branches=branches)],
     }
     trainer = lightning.Trainer(**(settings | options))
     data = torch.utils.data.TensorDataset(torch.ones(12, 2))
@@ -202,6 +264,21 @@ def test_lightning_logs_penalty_and_distance_and_frees_the_optimizer() -> None:
         weight.grad = torch.zeros_like(weight)
     trainer.optimizers[0].step()
     model.assert_pulled(steps=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_logs_the_branches_that_were_asked_for() -> None:
+    found = fitted(Loud(), branches=BRANCHES, max_epochs=2, limit_train_batches=1).callback_metrics
+    numbers = {name: float(value) for name, value in found.items() if "/" in name}
+    assert numbers == pytest.approx(
+        {
+            "distance/backbone": 0.92,
+            "pull_to_gradient/backbone": 1.4,  # of the second epoch's first step
+            "time_constant/backbone": 5.0,
+            "pull_to_gradient/head": 0.9,
+            "time_constant/head": 20.0,
+        }
+    )
 
 
 def test_several_optimizers_want_a_choice() -> None:

@@ -1,8 +1,9 @@
 """L2-SP for Lightning."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from mtsp.integrations import measured
+from mtsp.integrations import known_branches, measured
 from mtsp.regularizers import Anchored
 
 try:
@@ -21,20 +22,24 @@ class L2SPCallback(Callback):
     Build the regularizer before `fit`, from the network while it holds its pretrained weights: with `ckpt_path`,
     Lightning loads the checkpoint's weights before it trains. Automatic and manual optimization, gradient accumulation,
     clipping and mixed precision are all one pull for each step of the optimizer. The penalty and the relative distance
-    from the anchors are logged at the end of each epoch, as `penalty` and `distance`. Does not work with the older
+    from the anchors are logged at the end of each epoch, as `penalty` and `distance`, and of each branch asked for
+    `distance`, `pull_to_gradient` (of the first step since the one before was logged) and `time_constant`, as in
+    `pull_to_gradient/backbone`. Does not work with the older
     package `pytorch_lightning`, whose classes differ.
 
     Args:
         regularizer: not attached yet.
         optimizer: which of the module's optimizers, if it has several.
+        branches: modules, as the network that was given to the regularizer names them.
 
     Raises:
+        ValueError: at once, for a branch without a weight that is pulled.
         ValueError: when fitting begins, for what :meth:`mtsp.regularizers.L2SP.attach` refuses, or if the module has
             several optimizers and none is chosen.
     """
 
-    def __init__(self, regularizer: Anchored, *, optimizer: int | None = None) -> None:
-        self.regularizer = regularizer
+    def __init__(self, regularizer: Anchored, *, optimizer: int | None = None, branches: Sequence[str] = ()) -> None:
+        self.regularizer, self.branches = regularizer, known_branches(regularizer, branches)
         self.optimizer = optimizer
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -49,7 +54,7 @@ class L2SPCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log where the weights are. On every process: shards are gathered."""
-        pl_module.log_dict(measured(self.regularizer))
+        pl_module.log_dict(measured(self.regularizer, self.branches))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Act no more on this optimizer."""
