@@ -71,8 +71,8 @@ class DataConfig(Config):
     """Height and width that frames are resized to for the network at evaluation; labels keep their own. Training
     without `augment` resizes to it as well, labels included."""
     center: float | None = Field(default=None, gt=0, le=1)
-    """Of labeled pictures: see the middle at evaluation, this share of the shorter side, as `size`, its aspect kept.
-    0.875 is usual (and 1 all of the shorter side). Null: all of the picture, stretched to `size`."""
+    """Of labeled images: see the middle at evaluation, this share of the shorter side, as `size`, its aspect kept.
+    0.875 is usual (and 1 all of the shorter side). Null: all of the image, stretched to `size`."""
     limit: int | None = Field(default=None, gt=0)
     """Only this many examples, evenly spaced over the data set. Not of videos with masks, which are scored whole."""
 

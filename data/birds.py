@@ -1,6 +1,6 @@
-"""CUB-200-2011 and NABirds, which share a format: numbered lists of pictures, of their classes and of the split.
+"""CUB-200-2011 and NABirds, which share a format: numbered lists of images, of their classes and of the split.
 
-Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011: 200 classes, 5994 pictures
+Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011: 200 classes, 5994 images
 to train on and 5794 to test on. Van Horn et al., "Building a bird recognition app and large scale dataset with citizen
 scientists" (CVPR 2015): 555 classes, 23929 and 24633.
 """
@@ -24,7 +24,7 @@ class CubConfig(LabeledConfig):
     """As in train_test_split.txt."""
 
     def listing(self) -> Listing:
-        """Return the pictures of the split. Classes are named as their folders, "001.Black_footed_Albatross"."""
+        """Return the images of the split. Classes are named as their folders, "001.Black_footed_Albatross"."""
         root = find_root("CUB-200-2011", self.root, "images.txt", ("CUB_200_2011",))
         listing = _read("CUB-200-2011", root, self.split)
         for image in listing.images:
@@ -37,14 +37,14 @@ class CubConfig(LabeledConfig):
 
 
 class NabirdsConfig(LabeledConfig):
-    """NABirds. Its class ids have gaps: classes.txt names the groups of a hierarchy too, which have no pictures."""
+    """NABirds. Its class ids have gaps: classes.txt names the groups of a hierarchy too, which have no images."""
 
     name: Literal["nabirds"]
     split: Literal["train", "test"] = "train"
     """As in train_test_split.txt."""
 
     def listing(self) -> Listing:
-        """Return the pictures of the split. Classes are those with pictures, in the order of their ids."""
+        """Return the images of the split. Classes are those with images, in the order of their ids."""
         root = find_root("NABirds", self.root, "images.txt", ("nabirds",))
         return _read("NABirds", root, self.split, groups=True)
 

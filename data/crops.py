@@ -1,4 +1,4 @@
-"""Which part of a picture a classifier sees: a random rectangle in training, the middle at evaluation."""
+"""Which part of an image a classifier sees: a random rectangle in training, the middle at evaluation."""
 
 import math
 
@@ -8,13 +8,13 @@ import numpy as np
 from data.geometry import Size
 
 TRIES = 10
-"""Draws of a rectangle until one fits the picture, as in Inception's and torchvision's."""
+"""Draws of a rectangle until one fits the image, as in Inception's and torchvision's."""
 
 
 def random_box(
     source: Size, area: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Return left, top, width and height of a random rectangle in a picture of `source`, in pixels, not rounded.
+    """Return left, top, width and height of a random rectangle in an image of `source`, in pixels, not rounded.
 
     Its share of the area is drawn evenly between the ends of `area`, its width over height evenly in the logarithm
     between those of `aspect`, its place evenly. If none of ten fits, it is the largest in the middle whose aspect is
@@ -39,7 +39,7 @@ def center_crop(image: np.ndarray, size: Size, share: float) -> np.ndarray:
     aspect; slim's evaluation, which DSTL used, stretches the middle `share` of both sides to the square instead.
     """
     height, width = image.shape[:2]
-    step = share * min(height / size[0], width / size[1])  # pixels of the picture per pixel of the result
+    step = share * min(height / size[0], width / size[1])  # pixels of the image per pixel of the result
     h, w = max(1, round(step * size[0])), max(1, round(step * size[1]))
     top, left = (height - h) // 2, (width - w) // 2
     return scaled(image[top : top + h, left : left + w], size)

@@ -71,7 +71,7 @@ class PreparedExamples:
         return to_tensors(resized(raw, self.size or check_sizes(raw)))
 
     def _seen(self, raw: Raw) -> Raw:
-        """The middle of the picture, and its class."""
+        """The middle of the image, and its class."""
         assert self.size is not None
         assert self.center is not None
         return Raw(**{**raw, "frame": center_crop(raw["frame"], self.size, self.center)})

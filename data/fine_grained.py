@@ -1,4 +1,4 @@
-"""What data sets of labeled pictures share: one class per picture, and which classes and pictures of them are used."""
+"""What data sets of labeled images share: one class per image, and which classes and images of them are used."""
 
 import difflib
 from abc import abstractmethod
@@ -21,7 +21,7 @@ HELD_OUT = ("val", "test")
 
 
 class LabeledImage(NamedTuple):
-    """A picture and its class."""
+    """An image and its class."""
 
     name: str
     path: Path
@@ -30,18 +30,18 @@ class LabeledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data set's own files say: its classes in order, and the pictures of one split."""
+    """What a data set's own files say: its classes in order, and the images of one split."""
 
     kind: str
     root: Path
     classes: Sequence[str]
     images: Sequence[LabeledImage]
     every_class: bool = True
-    """Whether a class without a picture is a fault."""
+    """Whether a class without an image is a fault."""
 
 
 class LabeledConfig(Config):
-    """What every data set of labeled pictures can be told. Its own class adds `name`, `split` and :meth:`listing`."""
+    """What every data set of labeled images can be told. Its own class adds `name`, `split` and :meth:`listing`."""
 
     root: Path
     """The data set's own folder, or the one that holds it."""
@@ -49,13 +49,13 @@ class LabeledConfig(Config):
     """A file with a class name on each line, as `tools/select_source.py` writes it: only these classes, labeled 0, 1,
     ... in the data set's order. A tab ends a name; blank lines and lines that begin with # are passed over."""
     share: float = Field(default=100.0, gt=0, le=100)
-    """Percent of each class's training pictures, at least one. 15 percent of a seed are among its 30 percent, and
-    which pictures of a class they are does not depend on the other classes."""
+    """Percent of each class's training images, at least one. 15 percent of a seed are among its 30 percent, and
+    which images of a class they are does not depend on the other classes."""
     share_seed: int = Field(default=0, ge=0)
-    """Draws the pictures of `share` and of `per_class`."""
+    """Draws the images of `share` and of `per_class`."""
     per_class: int | None = Field(default=None, gt=0)
     """Exactly so many training examples of each class: a balanced second stage on a long-tailed source. A larger class
-    gives so many of its pictures; a smaller one gives all of its again and again, each time augmented anew."""
+    gives so many of its images; a smaller one gives all of its again and again, each time augmented anew."""
 
     @model_validator(mode="after")
     def _held_out_splits_stay_whole(self) -> Self:
@@ -90,7 +90,7 @@ class LabeledConfig(Config):
 class Members:
     """Paths inside `root` that the file `where` names; each folder is resolved once, for there may be a million files.
 
-    A picture itself may be a link to anywhere.
+    An image itself may be a link to anywhere.
     """
 
     def __init__(self, root: Path, where: Path) -> None:
@@ -98,7 +98,7 @@ class Members:
         self._folders: dict[str, Path] = {}
 
     def image(self, entry: str, label: int) -> LabeledImage:
-        """Return the picture that `entry` names. Raises DataError if it is not inside `root`."""
+        """Return the image that `entry` names. Raises DataError if it is not inside `root`."""
         folder, _, name = entry.rpartition("/")
         if folder not in self._folders:
             self._folders[folder] = inside(self.root, folder, self.where) if folder else self.root
@@ -108,7 +108,7 @@ class Members:
 
 
 class LabeledImages:
-    """Pictures with a class each, as :class:`data.listing.RawDataset`.
+    """Images with a class each, as :class:`data.listing.RawDataset`.
 
     Args:
         classes: names by label.
@@ -129,7 +129,7 @@ class LabeledImages:
         return Raw(name=image.name, frame=read_image(image.path, any_format=True), label=image.label)
 
     def labels(self, index: int) -> Labels:
-        """Return the class of example `index`. Its picture is not decoded."""
+        """Return the class of example `index`. Its image is not decoded."""
         image = self.images[index]
         return Labels(name=image.name, label=image.label)
 
@@ -179,7 +179,7 @@ def with_classes(listing: Listing, wanted: Sequence[str], where: Path) -> Listin
 
 
 def shared_out(listing: Listing, percent: float, seed: int) -> list[LabeledImage]:
-    """Return `percent` of each class's pictures, at least one, in the listing's order."""
+    """Return `percent` of each class's images, at least one, in the listing's order."""
     if percent == 100:
         return list(listing.images)
     chosen: set[str] = set()
@@ -214,7 +214,7 @@ def _by_class(images: Iterable[LabeledImage]) -> dict[int, list[LabeledImage]]:
 
 
 def _order(members: Sequence[LabeledImage], class_name: str, seed: int) -> list[LabeledImage]:
-    """One class's pictures, shuffled by (seed, class name), from the order of their names and not of any list."""
+    """One class's images, shuffled by (seed, class name), from the order of their names and not of any list."""
     by_name = sorted(members, key=lambda image: image.name)
     permutation = np.random.default_rng([seed, *class_name.encode()]).permutation(len(by_name))
     return [by_name[place] for place in permutation]

@@ -1,4 +1,4 @@
-"""Your own frames, with masks or without: pictures in a folder, or in one subfolder per video."""
+"""Your own frames, with masks or without: images in a folder, or in one subfolder per video."""
 
 from pathlib import Path
 from typing import Literal
@@ -22,11 +22,11 @@ from mtsp.types import IGNORE, Raw
 
 
 class FolderConfig(Config):
-    """Which pictures to read, and what their masks hold."""
+    """Which images to read, and what their masks hold."""
 
     name: Literal["folder"]
     frames: Path
-    """A folder of pictures, or of one subfolder of pictures per video."""
+    """A folder of images, or of one subfolder of images per video."""
     masks: Path | None = None
     """The same with masks: <frames>/dog/0001.jpg has <masks>/dog/0001.png. None: there are no labels."""
     classes: int | None = Field(default=None, ge=2, le=IGNORE)
@@ -42,15 +42,15 @@ class FolderConfig(Config):
 
 
 class Folder:
-    """Pictures, the ones that follow them, and masks. Names are relative to the folder, "dog/0001".
+    """Images, the ones that follow them, and masks. Names are relative to the folder, "dog/0001".
 
-    Pictures follow each other by the numbers in their names (2 before 10) within a subfolder; its last one is paired
+    Images follow each other by the numbers in their names (2 before 10) within a subfolder; its last one is paired
     with itself. An indexed mask's ids are its palette indices, a gray one's its values.
 
     Raises:
-        DataError: there are no pictures, links to none, or pictures without mask or the reverse (the first ten and
+        DataError: there are no images, links to none, or images without mask or the reverse (the first ten and
             their number).
-            When read: a mask of RGB colors, of another size than its picture, or with ids that are no classes.
+            When read: a mask of RGB colors, of another size than its image, or with ids that are no classes.
     """
 
     def __init__(self, config: FolderConfig) -> None:
@@ -113,7 +113,7 @@ class Folder:
 
 
 def _tree(folder: Path) -> dict[str, Path]:
-    """Return the pictures in `folder` and its subfolders, of any depth, by name, those of one folder together."""
+    """Return the images in `folder` and its subfolders, of any depth, by name, those of one folder together."""
     if not folder.is_dir():
         raise MissingDataError(f"no folder {folder}")
     return {

@@ -1,5 +1,5 @@
 """Food-101: Bossard, Guillaumin and Van Gool, "Food-101: Mining Discriminative Components with Random Forests" (ECCV
-2014). 101 classes, 75750 pictures to train on, whose labels are noisy, and 25250 to test on.
+2014). 101 classes, 75750 images to train on, whose labels are noisy, and 25250 to test on.
 """
 
 from typing import Literal
@@ -17,7 +17,7 @@ class Food101Config(LabeledConfig):
     split: Literal["train", "test"] = "train"
 
     def listing(self) -> Listing:
-        """Return the pictures of the split. Classes are named as their folders, "apple_pie"."""
+        """Return the images of the split. Classes are named as their folders, "apple_pie"."""
         root = find_root("Food-101", self.root, "meta", ("food-101",))
         where = root / "meta" / f"{self.split}.json"
         files = read_json(where)

@@ -1,4 +1,4 @@
-"""Your own labeled pictures: a folder for each class, or a list of files and labels as DSTL's."""
+"""Your own labeled images: a folder for each class, or a list of files and labels as DSTL's."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,9 +19,9 @@ class ImageFolderConfig(LabeledConfig):
 
     name: Literal["image_folder"]
     list: Path | None = None
-    """Only the pictures of this file, with lines `class/picture.jpg: 17`: the form of DSTL's train.txt and val.txt."""
+    """Only the images of this file, with lines `class/picture.jpg: 17`: the form of DSTL's train.txt and val.txt."""
     each_its_own: bool = False
-    """Pictures lie in `root` itself, and each is a class of its own, called as the file: one photo of each class, to
+    """Images lie in `root` itself, and each is a class of its own, called as the file: one photo of each class, to
     measure domain similarity with."""
 
     @model_validator(mode="after")
@@ -31,7 +31,7 @@ class ImageFolderConfig(LabeledConfig):
         return self
 
     def listing(self) -> Listing:
-        """Return the pictures and their classes."""
+        """Return the images and their classes."""
         if not self.root.is_dir():
             raise MissingDataError(f"no folder {self.root}")
         if self.list is not None:
@@ -44,10 +44,10 @@ class ImageFolderConfig(LabeledConfig):
 
 
 def read_tree(kind: str, root: Path) -> Listing:
-    """Return the pictures in the folders of `root`, of any depth; each folder right in it is a class.
+    """Return the images in the folders of `root`, of any depth; each folder right in it is a class.
 
     Raises:
-        DataError: there are no folders, or pictures beside them.
+        DataError: there are no folders, or images beside them.
     """
     if loose := images_by_stem(root):
         first = next(iter(loose.values())).name

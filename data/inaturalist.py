@@ -1,7 +1,7 @@
 """iNaturalist's competitions of 2017, 2018, 2019 and 2021.
 
 Van Horn et al., "The iNaturalist Species Classification and Detection Dataset" (CVPR 2018). DSTL trains on 665473
-pictures of 2017's train and val sets (5089 classes) and validates on 9697 others of val, by lists of its own: for those
+images of 2017's train and val sets (5089 classes) and validates on 9697 others of val, by lists of its own: for those
 use `image_folder` with `list`.
 """
 
@@ -23,9 +23,9 @@ _FOLDERS = {
 
 
 class INaturalistConfig(LabeledConfig):
-    """iNaturalist: of 2017 to 2019 the pictures and `train2017.json`, `val2017.json`; of 2021 the folders alone.
+    """iNaturalist: of 2017 to 2019 the images and `train2017.json`, `val2017.json`; of 2021 the folders alone.
 
-    Pictures lie where the archive puts them (`train_val_images`, `train`) or where torchvision does (`2017`,
+    Images lie where the archive puts them (`train_val_images`, `train`) or where torchvision does (`2017`,
     `2021_train`).
     """
 
@@ -40,7 +40,7 @@ class INaturalistConfig(LabeledConfig):
         return self
 
     def listing(self) -> Listing:
-        """Return the pictures of the split. Classes are "Aves/Acanthis cannabina", of 2021 named as their folders."""
+        """Return the images of the split. Classes are "Aves/Acanthis cannabina", of 2021 named as their folders."""
         kind = f"iNaturalist {self.version}"
         if self.version == "2021":
             folders = [self.root / name for name in _FOLDERS[self.split]]

@@ -1,4 +1,4 @@
-"""Read and write frames and masks: RGB pictures, indexed PNG; numpy arrays. Flow is in :mod:`data.flow_files`.
+"""Read and write frames and masks: RGB images, indexed PNG; numpy arrays. Flow is in :mod:`data.flow_files`.
 
 Every reader gives the whole file as it was written, or raises :class:`DataError` with the file's name: a truncated,
 mislabeled or oversized file never becomes data. A bit that flipped on the disk is noticed in a PNG (its checksums are
@@ -45,10 +45,10 @@ class MissingDataError(DataError, FileNotFoundError):
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Return a mask, HW uint8: the palette index of an indexed picture, the value of a gray one.
+    """Return a mask, HW uint8: the palette index of an indexed image, the value of a gray one.
 
     Raises:
-        DataError: not a whole picture of the suffix's format, one of RGB or 16-bit pixels, which hold no ids, or a
+        DataError: not a whole image of the suffix's format, one of RGB or 16-bit pixels, which hold no ids, or a
             JPEG, which does not keep them.
     """
     image = _open_mask(path)
@@ -64,7 +64,7 @@ def read_foreground(path: Path) -> np.ndarray:
     """Return where a mask is not zero, HW bool: indexed, gray, RGB or RGBA, whose alpha does not count.
 
     Raises:
-        DataError: not a whole picture of the suffix's format, or a JPEG, whose zeros around an object are not zero.
+        DataError: not a whole image of the suffix's format, or a JPEG, whose zeros around an object are not zero.
     """
     image = _open_mask(path)
     pixels = _pixels(path, image)
@@ -88,17 +88,17 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 
 def read_image(path: Path, *, any_format: bool = False) -> np.ndarray:
-    """Return a picture, HW3 uint8, RGB as stored: a camera's note to rotate it (EXIF) is ignored, as labels ignore it.
+    """Return an image, HW3 uint8, RGB as stored: a camera's note to rotate it (EXIF) is ignored, as labels ignore it.
 
-    Gray, CMYK and indexed pictures become RGB, transparency is dropped, 16 bits become 8.
+    Gray, CMYK and indexed images become RGB, transparency is dropped, 16 bits become 8.
 
     Args:
-        path: of the picture.
-        any_format: read it also if its suffix names another format than it has, as happens to pictures from the web:
-            n02105855_2933.jpg of Stanford Dogs is a PNG. Of a GIF the first picture is read.
+        path: of the image.
+        any_format: read it also if its suffix names another format than it has, as happens to images from the web:
+            n02105855_2933.jpg of Stanford Dogs is a PNG. Of a GIF the first image is read.
 
     Raises:
-        DataError: not a whole picture of the suffix's format, or one of more than :data:`MAX_PIXELS`.
+        DataError: not a whole image of the suffix's format, or one of more than :data:`MAX_PIXELS`.
     """
     data = read_file(path)
     image = _header(path, data, any_format=any_format)
@@ -138,7 +138,7 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def read_file(path: Path) -> bytes:
-    """Return a file's bytes; DataError if they cannot be read or are more than a picture has."""
+    """Return a file's bytes; DataError if they cannot be read or are more than an image has."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
@@ -163,7 +163,7 @@ def _format(path: Path) -> str:
 
 
 def _header(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image:
-    """Return the picture in `data`, not decoded yet: of the format that its name says, and not too large."""
+    """Return the image in `data`, not decoded yet: of the format that its name says, and not too large."""
     expected = _format(path)
     if data[:8] == _PNG_MAGIC or (expected == "PNG" and not any_format):
         check_png(path, data)
@@ -205,7 +205,7 @@ def _deep_gray(path: Path, image: Image.Image) -> np.ndarray:
 
 
 def decode(path: Path, data: bytes, flags: int) -> np.ndarray:
-    """Return the pixels of an encoded picture as OpenCV has them; DataError if it is not whole."""
+    """Return the pixels of an encoded image as OpenCV has them; DataError if it is not whole."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:

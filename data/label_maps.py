@@ -1,4 +1,4 @@
-"""Which value in a data set's label pictures is which class: names, values, colors.
+"""Which value in a data set's label images is which class: names, values, colors.
 
 The order of the classes is the order of the values in the files, and names are kept beside the values: a list of names
 in another order leaves mIoU as it is and makes every per-class table wrong.

@@ -1,4 +1,4 @@
-"""All data sets of labeled pictures, and how many pictures and classes were published of each."""
+"""All data sets of labeled images, and how many images and classes were published of each."""
 
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class Published(NamedTuple):
 
     config: type[Config]
     splits: dict[str, int]
-    """Pictures of each split."""
+    """Images of each split."""
     classes: int
 
 

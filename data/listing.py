@@ -19,7 +19,7 @@ from data.io import IMAGE_SUFFIXES, DataError, MissingDataError, read_foreground
 from mtsp.messages import first_names
 from mtsp.types import Raw
 
-_LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small pictures
+_LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small images
 
 
 class Labels(TypedDict):
@@ -120,10 +120,10 @@ def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> 
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Return the pictures in `folder` by their names without suffix, in natural order; none if there is no folder.
+    """Return the images in `folder` by their names without suffix, in natural order; none if there is no folder.
 
     Raises:
-        DataError: two pictures differ in their suffix only.
+        DataError: two images differ in their suffix only.
     """
     found: dict[str, Path] = {}
     entries = folder.iterdir() if folder.is_dir() else ()
@@ -136,7 +136,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether its name is that of a picture; ._1.jpg beside 1.jpg, which macOS writes, is none."""
+    """Return whether its name is that of an image; ._1.jpg beside 1.jpg, which macOS writes, is none."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
@@ -147,7 +147,7 @@ def subfolders(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:  # asks the disk for links only, of a folder that may hold a million pictures
+    with os.scandir(folder) as entries:  # asks the disk for links only, of a folder that may hold a million images
         names = [entry.name for entry in entries if _leads_to(entry.is_dir)]
     return [folder / name for name in sorted(names) if not name.startswith(".") and name not in _LEFT_BEHIND]
 

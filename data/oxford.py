@@ -1,7 +1,7 @@
 """Oxford's Flowers-102 and FGVC-Aircraft, laid out as torchvision does.
 
 Nilsback and Zisserman, "Automated Flower Classification over a Large Number of Classes" (2008): 102 classes, 1020
-pictures to train on, 1020 to validate, 6149 to test. Maji et al., "Fine-Grained Visual Classification of Aircraft"
+images to train on, 1020 to validate, 6149 to test. Maji et al., "Fine-Grained Visual Classification of Aircraft"
 (arXiv:1306.5151): 100 variants, 3334, 3333 and 3333. DSTL trains on train and val together: `trainval`, the default.
 """
 
@@ -22,7 +22,7 @@ class FlowersConfig(LabeledConfig):
     split: Literal["train", "val", "trainval", "test"] = "trainval"
 
     def listing(self) -> Listing:
-        """Return the pictures of the split. Classes have the names that torchvision gives them."""
+        """Return the images of the split. Classes have the names that torchvision gives them."""
         from torchvision.datasets import Flowers102
 
         root = find_root("Flowers-102", self.root, "setid.mat", ("flowers-102",))
@@ -50,7 +50,7 @@ class AircraftConfig(LabeledConfig):
     """What a class is: 100 variants, 70 families or 30 manufacturers."""
 
     def listing(self) -> Listing:
-        """Return the pictures of the split. Classes are named as in variants.txt, "707-320"."""
+        """Return the images of the split. Classes are named as in variants.txt, "707-320"."""
         root = find_root("FGVC-Aircraft", self.root, "data/images", ("fgvc-aircraft-2013b",)) / "data"
         plural = {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}[self.level]
         names = read_names(root / f"{plural}.txt")

@@ -1,8 +1,8 @@
-"""PASCAL-Context: every pixel of VOC 2010's pictures labeled with one of 59 frequent classes, or background.
+"""PASCAL-Context: every pixel of VOC 2010's images labeled with one of 59 frequent classes, or background.
 
 After Mottaghi et al., "The Role of Context for Object Detection and Semantic Segmentation in the Wild", CVPR 2014, in
 the version of "PASCAL in Detail" (2017), whose file trainval_merged.json most published numbers rest on. It has 4,996
-training and 5,104 validation pictures; the paper's own lists have 4,998 and 5,105.
+training and 5,104 validation images; the paper's own lists have 4,998 and 5,105.
 
 Two conventions are in use. With 59 classes, background is neither predicted nor scored. Figures "over 60 classes" are
 either those times 59 / 60, as background counted as always wrong (EncNet's 51.7 is 52.6 * 59 / 60), or of a network
@@ -49,7 +49,7 @@ _FIELDS = {
 
 
 class PascalContextConfig(SegmentedConfig):
-    """Which pictures of PASCAL-Context to read, and what their masks hold.
+    """Which images of PASCAL-Context to read, and what their masks hold.
 
     The masks are those that `tools/prepare_data.py convert pascal_context` renders, or those of others in the same
     places: `SegmentationClassContext/<name>.png` and `ImageSets/SegmentationContext/{train,val}.txt`.
@@ -96,7 +96,7 @@ def find_pascal_context(root: Path) -> Path:
 class Rendered(NamedTuple):
     """What was rendered."""
 
-    counts: dict[str, int]  # pictures of each split
+    counts: dict[str, int]  # images of each split
     notes: list[str]  # what a person should know
 
 
@@ -116,7 +116,7 @@ def render_masks(
         annotations: trainval_merged.json; if it is not there, the file of its name in `root` is read, provided that
             it was looked for in a folder above `root`. All of it is held in memory, several times its size.
         root: the folder VOC2010, in which nothing else is changed.
-        published: refuse a file that has not the published numbers of pictures.
+        published: refuse a file that has not the published numbers of images.
         progress: called with (masks written, masks in all).
 
     Raises:
@@ -182,10 +182,10 @@ def _painted(path: Path, image: Mapping[str, Any], segments: list[Mapping[str, A
 def _pixels(encoded: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the pixels of a segment, HW bool, from its run lengths as COCO stores them.
 
-    pycocotools is not asked: where the runs end before the picture does, it returns memory that nobody has written.
+    pycocotools is not asked: where the runs end before the image does, it returns memory that nobody has written.
 
     Raises:
-        ValueError: they are not of a picture of `size`.
+        ValueError: they are not of an image of `size`.
     """
     if not isinstance(encoded, dict) or encoded.get("size") != list(size):
         raise ValueError(f"it is no RLE of its size, {size[0]}x{size[1]}")

@@ -1,4 +1,4 @@
-"""Images with a class for every pixel, in a second picture each: one class, and a label map for each data set."""
+"""Images with a class for every pixel, in a second image each: one class, and a label map for each data set."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ class SegmentedConfig(Config):
 
 
 class CamVidConfig(SegmentedConfig):
-    """CamVid in SegNet's version: 367 training, 101 validation and 233 test pictures of 360x480, 11 classes.
+    """CamVid in SegNet's version: 367 training, 101 validation and 233 test images of 360x480, 11 classes.
 
     After Brostow, Fauqueur and Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009.
     """
@@ -131,7 +131,7 @@ class CamVidConfig(SegmentedConfig):
 
 
 class PascalVocConfig(SegmentedConfig):
-    """PASCAL VOC 2012: 1464 training and 1449 validation pictures, 20 classes and background.
+    """PASCAL VOC 2012: 1464 training and 1449 validation images, 20 classes and background.
 
     After Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015.
     """
@@ -143,7 +143,7 @@ class PascalVocConfig(SegmentedConfig):
     split: str = "train"
     """A list in ImageSets/Segmentation: train, val or trainval, or train_aug if you have it."""
     masks: str = "SegmentationClass"
-    """The folder of masks: SegmentationClassAug is that of the 10,582 pictures that SBD adds to."""
+    """The folder of masks: SegmentationClassAug is that of the 10,582 images that SBD adds to."""
 
     def label_map(self) -> LabelMap:
         """Return its 21 classes, background first."""
@@ -156,7 +156,7 @@ class PascalVocConfig(SegmentedConfig):
 
 
 class Ade20kConfig(SegmentedConfig):
-    """ADE20K's scene parsing challenge of 2016: 20,210 training and 2,000 validation pictures, 150 classes.
+    """ADE20K's scene parsing challenge of 2016: 20,210 training and 2,000 validation images, 150 classes.
 
     After Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017.
     """
@@ -183,7 +183,7 @@ class Ade20kConfig(SegmentedConfig):
 
 
 class CityscapesConfig(SegmentedConfig):
-    """Cityscapes, finely annotated: 2975 training and 500 validation pictures of 1024x2048, 19 classes.
+    """Cityscapes, finely annotated: 2975 training and 500 validation images of 1024x2048, 19 classes.
 
     After Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.
     """
@@ -213,16 +213,16 @@ class CityscapesConfig(SegmentedConfig):
 
 
 class MaskFolderConfig(SegmentedConfig):
-    """Your own pictures and masks, and what the values in the masks mean. (Of videos, see `folder`.)"""
+    """Your own images and masks, and what the values in the masks mean. (Of videos, see `folder`.)"""
 
     kind: ClassVar[str] = "pictures"
     name: Literal["mask_folder"]
     frames: Path
-    """A folder of pictures, or of subfolders of pictures."""
+    """A folder of images, or of subfolders of images."""
     masks: Path
     """The same with masks: <frames>/park/1.jpg has <masks>/park/1.png."""
     mask_suffix: str = ""
-    """Suffix that a mask's name adds to its picture's: `_L` where 1.png has 1_L.png."""
+    """Suffix that a mask's name adds to its image's: `_L` where 1.png has 1_L.png."""
     classes: tuple[str, ...]
     """Names, in the order of class ids 0, 1, ..."""
     values: tuple[int, ...] | None = None
@@ -230,7 +230,7 @@ class MaskFolderConfig(SegmentedConfig):
     unknown: tuple[int, ...] = (IGNORE,)
     """What the masks hold where the class is not known, or does not count."""
     split: Path | None = None
-    """A text file with a picture's name per line, relative to `frames` and without suffix. Null: all of them."""
+    """A text file with an image's name per line, relative to `frames` and without suffix. Null: all of them."""
 
     @model_validator(mode="after")
     def _map_is_right(self) -> Self:
@@ -263,7 +263,7 @@ class MaskFolderConfig(SegmentedConfig):
 
 
 def read_voc_list(root: Path, lists: Path, split: str, masks: str) -> list[SegmentedImage]:
-    """Return the files of a list in the layout of PASCAL VOC: a name per line, or the paths of a picture and its mask.
+    """Return the files of a list in the layout of PASCAL VOC: a name per line, or the paths of an image and its mask.
 
     Raises:
         DataError: there is no such list, or a line leads out of `root`.

@@ -1,6 +1,6 @@
 """Stanford Dogs and Stanford Cars, whose labels are MATLAB files.
 
-Khosla et al., "Novel Dataset for Fine-Grained Image Categorization" (2011): 120 classes, 12000 pictures to train on and
+Khosla et al., "Novel Dataset for Fine-Grained Image Categorization" (2011): 120 classes, 12000 images to train on and
 8580 to test on, all of them from ImageNet, whose training set they overlap. Krause et al., "3D Object Representations
 for Fine-Grained Categorization" (2013): 196 classes, 8144 and 8041.
 """
@@ -25,7 +25,7 @@ class StanfordDogsConfig(LabeledConfig):
     """As in train_list.mat and test_list.mat."""
 
     def listing(self) -> Listing:
-        """Return the pictures of the split. Classes are named as their folders, "n02085620-Chihuahua"."""
+        """Return the images of the split. Classes are named as their folders, "n02085620-Chihuahua"."""
         root = find_root("Stanford Dogs", self.root, "Images", ("stanford_dogs", "StanfordDogs"))
         lists = root / "lists" if (root / "lists").is_dir() else root
         rows = {split: _dogs(lists / f"{split}_list.mat") for split in ("train", "test")}
@@ -53,7 +53,7 @@ class StanfordCarsConfig(LabeledConfig):
     split: Literal["train", "test"] = "train"
 
     def listing(self) -> Listing:
-        """Return the pictures of the split. Classes are named as in cars_meta.mat, "AM General Hummer SUV 2000"."""
+        """Return the images of the split. Classes are named as in cars_meta.mat, "AM General Hummer SUV 2000"."""
         root = find_root("Stanford Cars", self.root, "devkit", ("stanford_cars",))
         where = root / "devkit" / "cars_train_annos.mat"
         if self.split == "test":

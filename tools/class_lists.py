@@ -1,4 +1,4 @@
-"""Chosen classes, as data sets take them: lists of names, and folders of links to the pictures of several sources."""
+"""Chosen classes, as data sets take them: lists of names, and folders of links to the images of several sources."""
 
 import os
 import shutil
@@ -60,7 +60,7 @@ def require_linkable(directory: Path, sources: Mapping[str, object], *, overwrit
     """Refuse what :func:`link` cannot do, before anything is computed.
 
     Raises:
-        ConfigError: a source has no pictures, or `directory` holds something; with `overwrite`, other than links.
+        ConfigError: a source has no images, or `directory` holds something; with `overwrite`, other than links.
     """
     if without := [name for name, images in sources.items() if not isinstance(images, LabeledImages)]:
         raise ConfigError(f"--link needs pictures, and {without[0]} is a file of class means; give the data set itself")
@@ -73,17 +73,17 @@ def require_linkable(directory: Path, sources: Mapping[str, object], *, overwrit
 
 
 def link(directory: Path, sources: Mapping[str, LabeledImages], chosen: Mapping[str, Sequence[str]]) -> tuple[int, int]:
-    """Make `directory/<source>__<class>` for each chosen class, with a link to each of its pictures.
+    """Make `directory/<source>__<class>` for each chosen class, with a link to each of its images.
 
     A slash in a class name becomes an underscore. What is in `directory` is replaced at once in the end.
 
     Args:
         directory: of folders; `image_folder` with it as root is the union of the sources.
-        sources: the pictures.
+        sources: the images.
         chosen: names of classes, by source.
 
     Returns:
-        The numbers of classes and of pictures.
+        The numbers of classes and of images.
 
     Raises:
         DataError: two classes get one folder.
@@ -117,7 +117,7 @@ def link(directory: Path, sources: Mapping[str, LabeledImages], chosen: Mapping[
 
 
 def _file_names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return a name for each picture: its own, with a number where another has it, in whatever folder or format."""
+    """Return a name for each image: its own, with a number where another has it, in whatever folder or format."""
     names: dict[str, Path] = {}
     taken: set[str] = set()
     for path in paths:

@@ -1,4 +1,4 @@
-"""Domains by where they are: a data set, a folder of pictures or a file of class means, as class means."""
+"""Domains by where they are: a data set, a folder of images or a file of class means, as class means."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from tools.progress import progress
 from tools.running import Interruption
 
 CENTER = 0.875
-"""The part of a picture's shorter side that is seen, as in DSTL's single central crop."""
+"""The part of an image's shorter side that is seen, as in DSTL's single central crop."""
 
 
 class _Described(Config):
@@ -37,7 +37,7 @@ class _Described(Config):
 
 @dataclass(frozen=True)
 class Network:
-    """What gives features, and how pictures are shown to it."""
+    """What gives features, and how images are shown to it."""
 
     features: Callable[[Tensor], Tensor]
     kind: str
@@ -96,12 +96,12 @@ def named(text: str) -> tuple[str, str]:
 
 
 def images_at(place: str) -> LabeledImages:
-    """Return the labeled pictures at a place.
+    """Return the labeled images at a place.
 
     Args:
-        place: `cub:ROOT`, a data set of labeled pictures with its root, of which the training pictures are taken; a
+        place: `cub:ROOT`, a data set of labeled images with its root, of which the training images are taken; a
             .yaml file with what an experiment has under `dataset`; a folder with one folder for each class; or a folder
-            of pictures each of which is a class of its own. A folder that is CUB-200-2011 or NABirds is read as such.
+            of images each of which is a class of its own. A folder that is CUB-200-2011 or NABirds is read as such.
 
     Raises:
         DataError: there is nothing of that kind.
@@ -134,9 +134,9 @@ def class_means(
     threads: int = 2,
     skip_unreadable: bool = False,
 ) -> Centroids:
-    """Return the class means of a domain, from the cache if these pictures and this network are in it.
+    """Return the class means of a domain, from the cache if these images and this network are in it.
 
-    The cache goes by the pictures' bytes: a copy of a data set finds what the original left, and other pixels never
+    The cache goes by the images' bytes: a copy of a data set finds what the original left, and other pixels never
     do. A stopped run leaves its sums in the cache, and the next one goes on from them.
 
     Args:
@@ -144,9 +144,9 @@ def class_means(
         images: of it.
         net: what gives the features.
         cache: a folder.
-        batch_size: pictures at once.
+        batch_size: images at once.
         threads: that decode.
-        skip_unreadable: leave out pictures that cannot be read, and say so, instead of stopping.
+        skip_unreadable: leave out images that cannot be read, and say so, instead of stopping.
 
     Raises:
         ValueError: see :func:`mtsp.transfer.extract`.
@@ -185,12 +185,12 @@ def class_means(
 
 
 def content(images: LabeledImages, net: Network, files: Sequence[str]) -> str:
-    """Return a hash of what class means depend on: network, classes, and each picture's name, label and bytes.
+    """Return a hash of what class means depend on: network, classes, and each image's name, label and bytes.
 
     Args:
-        images: the pictures.
+        images: the images.
         net: what gives the features.
-        files: a digest of each picture's file. Where the file lies and how old it is does not count.
+        files: a digest of each image's file. Where the file lies and how old it is does not count.
     """
     digest = hashlib.sha256(json.dumps([net.kind, net.precision, images.classes]).encode())
     for image, file in zip(images.images, files, strict=True):
@@ -199,7 +199,7 @@ def content(images: LabeledImages, net: Network, files: Sequence[str]) -> str:
 
 
 def _datasets() -> dict[str, type[LabeledConfig]]:
-    """Return the data sets of labeled pictures that an experiment can name."""
+    """Return the data sets of labeled images that an experiment can name."""
     members = get_args(get_args(AnyDataset)[0])
     return {get_args(m.model_fields["name"].annotation)[0]: m for m in members if issubclass(m, LabeledConfig)}
 

@@ -2,13 +2,13 @@
 
 `--checkpoint` is RUN/weights.safetensors or RUN/checkpoints/step-...; key=value changes the config as in training. Each
 entry of `evaluation.data` is measured, or those named by `--data-entry`, the same on any number of processes. Of
-labeled pictures `--report DIR` also writes how each class fares, with pictures of the pairs that are confused most, and
-`--save-predictions DIR` a row for each picture (DIR/<entry>/labels.csv).
+labeled images `--report DIR` also writes how each class fares, with pictures of the pairs that are confused most, and
+`--save-predictions DIR` a row for each image (DIR/<entry>/labels.csv).
 
 With `--data davis --root DAVIS --predictions DIR` stored predictions are scored instead, without any network: masks
 DIR/<sequence>/<frame>.png, of which whatever is not 0 is the object, masks of class ids DIR/<name>.png for a data set
 with named classes, flow DIR/<name of the pair>.flo, in pixels of the truth's resolution, or a guess for each labeled
-picture in DIR/labels.csv. Names are the data set's own; `--save-predictions` writes such files. With `--objects` masks
+image in DIR/labels.csv. Names are the data set's own; `--save-predictions` writes such files. With `--objects` masks
 number several objects and each is scored, by the rules of DAVIS 2017 (semi-supervised): the objects are those of a
 sequence's first true mask, the first and the last frame do not count and need not be predicted, and the values of all
 are means over objects.

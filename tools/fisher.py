@@ -4,12 +4,12 @@
     accelerate launch tools/train.py --config cub_small.yaml \\
       regularizer='{name: l2spfisher, fisher: runs/fisher.safetensors, alpha: 0.1, beta: 0.01}'
 
-It is taken as the experiment starts: at its pretrained weights, on its own training pictures as training draws them,
-through its own head. The paper (section 3) takes the source's pictures and the source's head: for that, give a config
+It is taken as the experiment starts: at its pretrained weights, on its own training images as training draws them,
+through its own head. The paper (section 3) takes the source's images and the source's head: for that, give a config
 of the source task whose branch begins with the same weights. Through a head that is new, F tells how much a weight
 moves features, not which classes hang on them; a head that was trained before, the rest frozen, tells that.
 
-Stopped, it goes on by the same command; several processes share the pictures.
+Stopped, it goes on by the same command; several processes share the images.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from tools.rounds import Concatenated, Rounds
 from tools.running import Interruption
 
 MOST_PASSES = 100_000
-"""Backward passes for one picture that `exact` may take: days, on any machine, are a mistake."""
+"""Backward passes for one image that `exact` may take: days, on any machine, are a mistake."""
 
 _SAVE_EVERY = 30.0  # seconds
 _SEEN = {"segmentation": ("mask_logits", "mask"), "classification": ("label_logits", "label")}
@@ -63,12 +63,12 @@ class Settings(NamedTuple):
     """What the command line says of the estimate."""
 
     mode: Labels | None = None
-    """None: exact for classes of pictures, sampled for those of pixels."""
+    """None: exact for classes of images, sampled for those of pixels."""
     examples: int = 1000
     draws: int = 1
     seed: int = 0
     batch: int = 8
-    """Pictures that are read together."""
+    """Images that are read together."""
     chunk: int = 16
     """Gradients that are held at once."""
 
@@ -79,7 +79,7 @@ def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwr
     Args:
         experiment: whose weights, training data and task it is of.
         out: the file. Beside it lie the sums, `.part`, while it is not done.
-        settings: how many pictures, and what of their labels.
+        settings: how many images, and what of their labels.
         overwrite: a file that is there already.
 
     Raises:
@@ -186,7 +186,7 @@ def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
 
 @torch.no_grad()
 def _passes(started: Started, examples: Examples, task: str, device: torch.device) -> int:
-    """Backward passes that exact labels of one picture take: classes times pixels.
+    """Backward passes that exact labels of one image take: classes times pixels.
 
     Raises:
         ConfigError: the network does not give what the task is seen by.
@@ -240,7 +240,7 @@ def _part(out: Path, accelerator: Accelerator) -> Path:
 def _described(
     experiment: AnyExperiment, settings: Settings, started: Started, task: str, pictures: Mapping[str, int]
 ) -> dict[str, Any]:
-    """What the sums depend on, the order of the data included: pictures are numbered over all of it."""
+    """What the sums depend on, the order of the data included: images are numbered over all of it."""
     chosen = settings._asdict()
     del chosen["chunk"]
     sections = {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in pictures}

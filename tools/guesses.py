@@ -26,7 +26,7 @@ from mtsp.types import Examples
 
 
 class Guess(NamedTuple):
-    """What the network says of one labeled picture."""
+    """What the network says of one labeled image."""
 
     place: int
     name: str
@@ -72,11 +72,11 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
 
     Args:
         file: the table, or the folder that has it as labels.csv.
-        dataset: of labeled pictures.
+        dataset: of labeled images.
 
     Raises:
-        MissingDataError: there is no such table, or pictures without a row, the first ten and their number.
-        DataError: a row that cannot be read, a second one for a picture, a class that the data set does not have, or a
+        MissingDataError: there is no such table, or images without a row, the first ten and their number.
+        DataError: a row that cannot be read, a second one for an image, a class that the data set does not have, or a
             truth that is not its own.
     """
     file = file / "labels.csv" if file.is_dir() else file

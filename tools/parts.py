@@ -91,7 +91,7 @@ def require_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> 
 
 
 def require_whole_pictures(experiment: AnyExperiment, entries: Mapping[str, DataConfig]) -> None:
-    """Check that views `crops` are given pictures that nobody has cropped or resized before.
+    """Check that views `crops` are given images that nobody has cropped or resized before.
 
     Raises:
         ConfigError: they are not: ten crops of a crop are not the ten crops that papers report.

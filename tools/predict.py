@@ -1,6 +1,6 @@
 """Predict: `python tools/predict.py --config RUN/experiment.yaml --checkpoint RUN/... --frames DIR --out DIR`.
 
-Frames are pictures in a folder, or in one subfolder per video, one picture, or a video file (needs PyAV). The network
+Frames are images in a folder, or in one subfolder per video, one image, or a video file (needs PyAV). The network
 looks at them as `evaluation` of the config says. Under `--out` each has
 
     masks/<video>/<frame>.png       class of each pixel, an indexed PNG
@@ -9,7 +9,7 @@ looks at them as `evaluation` of the config says. Under `--out` each has
     flow_color/<video>/<frame>.png  the flow in the usual color wheel
 
 at the frame's own resolution. The last frame of a video has no next frame, and so no flow. A network without flow takes
-each picture by itself, and their sizes may differ. What a network says of whole pictures is in `labels.csv`: the five
+each image by itself, and their sizes may differ. What a network says of whole images is in `labels.csv`: the five
 most probable classes of each, their names if the data of `evaluation` are here to tell them.
 """
 
@@ -124,7 +124,7 @@ def _write_all(
             written += write(arguments.out, what, raw, prediction, arguments.flow_radius)
             if "labels" in what and prediction.chances is not None:
                 chances[raw["name"]] = prediction.chances
-    finally:  # a picture that cannot be read does not take along what was said of those before it
+    finally:  # an image that cannot be read does not take along what was said of those before it
         if chances:
             write_labels(arguments.out / "labels.csv", chances, class_names(experiment))
             written += 1
@@ -160,14 +160,14 @@ def class_names(experiment: AnyExperiment) -> Sequence[str]:
 
 
 def frames_of(path: Path, *, paired: bool = True) -> Frames:
-    """Return the frames in a folder, in a folder of folders, or in a video, or one picture.
+    """Return the frames in a folder, in a folder of folders, or in a video, or one image.
 
     Args:
-        path: of the folder, video or picture.
-        paired: with the frame that follows each. Pictures that are not may differ in size.
+        path: of the folder, video or image.
+        paired: with the frame that follows each. Images that are not may differ in size.
 
     Raises:
-        MissingDataError: there is nothing at `path`, or no picture in it.
+        MissingDataError: there is nothing at `path`, or no image in it.
         DataError: a file that is not a video; or PyAV is not installed.
     """
     if path.is_dir():
@@ -203,11 +203,11 @@ def predict(model: torch.nn.Module, raw: Raw, look: Look, device: torch.device) 
 
 
 def write_labels(path: Path, chances: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
-    """Write the most probable classes of each picture, a line each: its name, rank, number, class and probability.
+    """Write the most probable classes of each image, a line each: its name, rank, number, class and probability.
 
     Args:
         path: the CSV file.
-        chances: K probabilities for the name of each picture.
+        chances: K probabilities for the name of each image.
         classes: K names; a class has none if there are not K.
     """
     text = io.StringIO()

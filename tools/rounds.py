@@ -1,4 +1,4 @@
-"""Training pictures, shared out over processes in rounds: the same batches on any number of them."""
+"""Training images, shared out over processes in rounds: the same batches on any number of them."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -46,17 +46,17 @@ class Rounds(NamedTuple):
     pictures: int
     """That are read in all, at most as many as there are examples."""
     batch: int
-    """Pictures that a process reads together."""
+    """Images that a process reads together."""
     seed: int
     workers: int
 
     @property
     def size(self) -> int:
-        """Pictures of a round."""
+        """Images of a round."""
         return self.batch * self.accelerator.num_processes
 
     def pictures_of(self, rounds: int) -> int:
-        """Return the pictures of the first `rounds` rounds."""
+        """Return the images of the first `rounds` rounds."""
         return min(self.pictures, rounds * self.size)
 
     def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]:

@@ -2,7 +2,7 @@
 
     python tools/select_source.py --source imagenet/train --target cub:CUB_200_2011 --k 100 --out runs/source
 
-Each class of a domain is the mean of its pictures' features, as heavy as their number, and the distance between domains
+Each class of a domain is the mean of its images' features, as heavy as their number, and the distance between domains
 is the Earth Mover's (DSTL, CVPR 2018). Under `--out` are then
 
     classes.txt           the chosen classes of the source, as `classes` of a data set takes them
@@ -16,7 +16,7 @@ is the Earth Mover's (DSTL, CVPR 2018). Under `--out` are then
 Several places after one --source or --target are one domain (ImageNet and iNaturalist; CUB and NABirds). Each --target
 chooses its own --k classes, and classes.txt is the union: `--target cub:A nabirds:B --target DOGS --k 400 100`.
 
-To pre-train on classes of several sources, `--link DIR` makes folders DIR/<source>__<class> of links to their pictures:
+To pre-train on classes of several sources, `--link DIR` makes folders DIR/<source>__<class> of links to their images:
 a data set `name: image_folder, root: DIR` is then the union.
 """
 
@@ -119,7 +119,7 @@ def _require_places(arguments: argparse.Namespace) -> None:
 
 
 def _looked_up(groups: list[list[str]]) -> dict[str, tuple[str, LabeledImages | Centroids]]:
-    """Return name and content of all places, by what the command line says; no picture is decoded."""
+    """Return name and content of all places, by what the command line says; no image is decoded."""
     found: dict[str, tuple[str, LabeledImages | Centroids]] = {}
     for text in (text for group in groups for text in group):
         name, place = named(text)
@@ -143,7 +143,7 @@ def _domains(
     arguments: argparse.Namespace,
     budgets: list[int],
 ) -> list[Domains]:
-    """Return the class means of all places; what cannot work is refused before the first picture is decoded."""
+    """Return the class means of all places; what cannot work is refused before the first image is decoded."""
     means = {text: (name, domain) for text, (name, domain) in found.items() if isinstance(domain, Centroids)}
     net = network(arguments.backbone, arguments.weights, arguments.size) if len(means) < len(found) else None
     kind = "" if net is None else net.kind

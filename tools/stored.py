@@ -105,7 +105,7 @@ def score(
 
     Args:
         dataset: names and labels.
-        predictions: has a .png or .flo for each name. Of labeled pictures the table of :mod:`tools.guesses`, or the
+        predictions: has a .png or .flo for each name. Of labeled images the table of :mod:`tools.guesses`, or the
             folder that has it as labels.csv.
         workers: threads; as many as there are processors if None.
         objects: masks number several objects, and J and F are of each. Predictions of the frames that do not count

@@ -5,7 +5,7 @@
 Layer: forward and backward of 4 maps of 60x60 pixels with 512 channels and 32 codewords, as after ReLU, against the
 broadcast formula of mmsegmentation and PyTorch-Encoding, which makes a tensor of all residuals, and against matrix
 products left to autograd. Step: a whole training step with all three losses, as the layer, the memory layout and the
-number format change. Evaluation: EncNet's six scales with mirror images, in batches and one picture at a time.
+number format change. Evaluation: EncNet's six scales with mirror images, in batches and one image at a time.
 
 Each variant has a process of its own, so that its memory is its own. They take turns, round after round, and the median
 is shown. Memory is what a process's largest resident set (on a GPU: allocated memory) grows by.
@@ -261,12 +261,12 @@ def _crop(sizes: Sizes) -> int:
 
 
 def _image(sizes: Sizes) -> tuple[int, int]:
-    """A picture of PASCAL's shape, 375x500 at full size."""
+    """An image of PASCAL's shape, 375x500 at full size."""
     return 375 * sizes.base // 520, 500 * sizes.base // 520
 
 
 def _counted(sizes: Sizes) -> int:
-    """Return how many pictures the network sees."""
+    """Return how many images the network sees."""
     seen = 0
 
     def count(frame: Tensor, next_frame: Tensor | None) -> Outputs:
