@@ -10,7 +10,7 @@ import csv
 import difflib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,18 +96,13 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
             which = "" if rank == 1 else f" of rank {rank}"
             raise DataError(f"{where}: a second guess{which} for {name}; each picture has one")
         truth = row.get("truth") or classes[truths[name]]
-        for called in (truth, row["guess"]):
-            if called not in numbers:
-                near = difflib.get_close_matches(called, classes, n=1, cutoff=0.5)
-                raise DataError(
-                    f"{where}: no class is called {called!r}" + (f"; did you mean {near[0]}?" if near else "")
-                )
-        if numbers[truth] != truths[name]:
+        true, label = (_label(called, numbers, classes, where) for called in (truth, row["guess"]))
+        if true != truths[name]:
             ours = classes[truths[name]]
             raise DataError(
                 f"{where}: {name} is said to be {truth}, but is {ours} in the data set; are these its classes?"
             )
-        if (label := numbers[row["guess"]]) in ranks.values():
+        if label in ranks.values():
             raise DataError(f"{where}: {row['guess']} is guessed twice for {name}")
         ranks[rank] = label
         if rank == 1:
@@ -117,6 +112,14 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
             f"{file}: {len(missing)} of {len(truths)} pictures have no guess: {first_names(missing)}"
         )
     return _scored(best, chances, truths, len(classes))
+
+
+def _label(called: str, numbers: Mapping[str, int], classes: Sequence[str], where: str) -> int:
+    """Return the number of a class that is called so in the row `where`."""
+    if called in numbers:
+        return numbers[called]
+    near = difflib.get_close_matches(called, classes, n=1, cutoff=0.5)
+    raise DataError(f"{where}: no class is called {called!r}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _scored(
