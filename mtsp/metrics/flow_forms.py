@@ -45,10 +45,9 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
     sums = bands.reshape(images, per_image, len(SUMS)).sum(axis=1)
     if np.isfinite(sums[:, : _ANGLE + angular]).all():
         return sums
+    # Squares that float32 cannot hold are finite in float64: a diverged network has finite flow.
     for band in np.flatnonzero(~np.isfinite(bands[:, _ERRORS]).all(axis=1)):
-        ours, theirs, known = rows_of(
-            int(band)
-        )  # whose squares float32 cannot hold: a diverged network has finite flow
+        ours, theirs, known = rows_of(int(band))
         bands[band] = numpy_sums(ours.astype(np.float64), theirs.astype(np.float64), known, angular)
     for band in np.flatnonzero(np.isnan(bands[:, _ANGLE])) if angular else ():
         bands[band, _ANGLE] = numpy_sums(*rows_of(int(band)), angular)[_ANGLE]

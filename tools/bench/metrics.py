@@ -60,6 +60,9 @@ def flow_table(rounds: int, flows: Flows) -> Table:
     ways |= {name: functools.partial(way, flows) for name, way in FLOW_WAYS.items()}
     laid = paired(flows)
     ways["mtsp, all eight, of BHW2"] = functools.partial(ours_flow, laid)
+    rough = flows._replace(prediction=flows.prediction.copy())
+    rough.prediction[..., ::256] = np.nan
+    ways["mtsp, all eight, with NaN in every block"] = functools.partial(ours_flow, rough)
     as_read = laid._replace(valid=laid.valid.astype(np.float32))
     ways["mmflow: EPE and Fl"] = functools.partial(mmflow_formulation, as_read)
     targets = {
