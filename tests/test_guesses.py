@@ -96,6 +96,20 @@ def test_the_table_of_the_predicting_program_is_scored_by_its_first_rank(argumen
         assert found["ece"] == pytest.approx(0.7 - 2 / 6)
 
 
+def test_a_number_in_a_table_of_ranks_is_a_place_among_the_classes_even_where_classes_are_called_numbers(
+    tmp_path: Path,
+) -> None:
+    names = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, ...
+    for name in names:
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        write_image(tmp_path / f"birds/{name}/1.png", np.zeros((4, 4, 3), np.uint8))
+    chances = {f"{name}/1": np.eye(12)[place] for place, name in enumerate(names)}
+    (tmp_path / "saved").mkdir()
+    write_labels(tmp_path / "saved/labels.csv", chances, ())
+    where = ["--data", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
+    assert scored(where, tmp_path)["top1"] == 1
+
+
 SEVEN = ("auk", "bunting", "crow", "dove", "emu", "finch", "gull")
 
 
@@ -177,6 +191,8 @@ def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(argument
             ["name,rank,label,class", "auk/1,1,0,", "auk/1,2,1,", "auk/1,2,2,"],
             "line 4: a second guess of rank 2 for auk/1; each picture has one",
         ),
+        (["name,rank,label,class", "auk/1,1,3,"], "line 2: no class has the number '3'; the data set has 3"),
+        (["name,rank,label,class", "auk/1,best,0,"], "line 2: the rank is 'best', expected 1 for the best class"),
         (["name,guess,guess", "auk/1,auk,emu"], "labels.csv: two columns are called 'guess'; expected each once"),
         (["picture,class"], "labels.csv: the columns are picture, class; expected name and guess at least"),
         ([""], "labels.csv: the columns are none; expected name and guess at least"),

@@ -68,7 +68,25 @@ def test_complex_logits_and_confidences_are_refused() -> None:
 
 
 def test_a_mask_without_masked_entries_is_an_array() -> None:
-    assert confusion(np.ma.masked_equal(LABELS, 7), LABELS, 4)[0, 0] == 6
+    def unmasked(array: np.ndarray) -> np.ndarray:
+        return np.ma.masked_equal(array, 7)
+
+    assert confusion(unmasked(LABELS), LABELS, 4)[0, 0] == 6
+    assert confusion(unmasked(SCORES), unmasked(LABELS), 4)[0, 0] == 6
+    assert flow_sums(unmasked(FLOW), unmasked(FLOW), unmasked(VALID))[0, 0] == 6
+    assert image_scores(unmasked(LOGITS), unmasked(CLASSES)).rank.tolist() == [0] * 5
+
+
+def test_a_matrix_of_numpy_is_an_array_of_one_image() -> None:
+    assert confusion(np.asmatrix(LABELS[0]), np.asmatrix(LABELS[0]), 4)[0, 0] == 6
+    assert image_scores(np.asmatrix(LOGITS), CLASSES).rank.tolist() == [0] * 5
+
+
+def test_validity_that_is_complex_and_guesses_that_are_no_whole_numbers_are_told_by_their_type() -> None:
+    with pytest.raises(ValueError, match="valid of type complex64"):
+        flow_sums(FLOW, FLOW, VALID.astype(np.complex64))
+    with pytest.raises(ValueError, match="a guess of type float64; expected a whole number"):
+        ClassificationScores(4).update_guesses(CLASSES.astype(float), CLASSES)
 
 
 @pytest.mark.parametrize("other", ["backward", ">", np.longdouble], ids=str)

@@ -228,7 +228,7 @@ def test_guesses_without_confidences_are_not_calibrated() -> None:
         ([[[0]]], [0], None, r"guesses \(1, 1, 1\), labels \(1,\)"),
         (3, 0, None, r"guesses \(\), labels \(\) and confidences \(\): expected B of each"),
         ([0], [3], None, "a label is none of 0..2"),
-        ([0.5], [0], None, "a guess is none of 0..3"),
+        ([0.5], [0], None, "a guess of type float64; expected a whole number"),
         ([0], [0], [1.5], "a confidence is outside"),
     ],
 )

@@ -144,6 +144,20 @@ def test_a_loop_says_which_step_is_measured_and_only_that_one_is(fused: bool) ->
     assert ratios == pytest.approx([4 / 8, 1.6 / 4.8, 1.6 / 4.8, 0.176 / 0.4], rel=1e-5)
 
 
+def test_a_loop_after_one_that_said_which_steps_are_measured_need_not_say_it() -> None:
+    """Detached and attached again: pulls of 4 and 1.6 against gradients of 8 and 4.8, as above, each of its report."""
+    model, optimizer, regularizer = held_at_one(fused=False)
+    regularizer.measure_next()
+    regularizer.detach()
+    regularizer.attach(optimizer)
+    ratios = []
+    for gradient in (8.0, 4.8):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+        ratios.append(regularizer.report()[""].pull_to_gradient)
+    assert ratios == pytest.approx([4 / 8, 1.6 / 4.8], rel=1e-5)
+
+
 def test_a_report_of_a_step_does_not_depend_on_where_the_run_began() -> None:
     """A branch that is held has no gradient in the step that is measured, and none from a step long before."""
     told = []

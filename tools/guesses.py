@@ -87,7 +87,7 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
     truths = {one["name"]: one["label"] for one in labels if "label" in one}
     best: dict[str, dict[int, int]] = {}  # name -> rank -> label
     chances: dict[str, float | None] = {}
-    for line, row, rank in _rows(file):
+    for line, row, rank in _rows(file, classes):
         name, where = row["name"], f"{file}, line {line}"
         if name not in truths:
             continue
@@ -140,8 +140,11 @@ def _scored(
     return scores
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
-    """Yield the number of each line, its cells by column, and the rank of its `guess`; a line may have several."""
+def _rows(file: Path, classes: Sequence[str]) -> Iterator[tuple[int, dict[str, str], int]]:
+    """Yield the number of each line, its cells by column, and the rank of its `guess`; a line may have several.
+
+    In a table of ranks, `label` is the number of a class, for those whose names were not known when it was written.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -162,8 +165,12 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
             cells = dict(zip(columns, row, strict=False))
             if not row:
                 continue
+            where = f"{file}, line {rows.line_num}"
+            if ranked and not cells["rank"].isdecimal():
+                raise DataError(f"{where}: the rank is {cells['rank']!r}, expected 1 for the best class, then 2, ...")
             if ranked and cells["rank"] in _RANKS:
-                yield rows.line_num, cells | {"guess": cells["class"] or cells["label"]}, int(cells["rank"])
+                guess = cells["class"] or _numbered(cells["label"], classes, where)
+                yield rows.line_num, cells | {"guess": guess}, int(cells["rank"])
             if not ranked:
                 yield rows.line_num, cells, 1
                 for rank in _RANKS[1:]:
@@ -171,6 +178,13 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
                         yield rows.line_num, cells | {"guess": guess}, int(rank)
     except csv.Error as error:
         raise DataError(f"{file}, line {rows.line_num}: not a row of a table: {error}") from error
+
+
+def _numbered(number: str, classes: Sequence[str], where: str) -> str:
+    """Return the class of a number."""
+    if number.isdecimal() and int(number) < len(classes):
+        return classes[int(number)]
+    raise DataError(f"{where}: no class has the number {number!r}; the data set has {len(classes)}")
 
 
 def _probability(text: str, where: str) -> float | None:

@@ -23,8 +23,8 @@ class L2SPCallback(TrainerCallback):
     the Trainer loads the checkpoint's weights into the model, and anchors taken then would be those. Where the Trainer
     logs, the penalty and the relative distance from the anchors go into its log history; loggers that ran before do
     not show them. Of each branch asked for there are `distance`, `pull_to_gradient` and `time_constant`, too, as in
-    `pull_to_gradient/bert`: where the Trainer logs every so many steps, of the step that is logged, and otherwise of
-    the first step since the line before.
+    `pull_to_gradient/bert`: where the Trainer logs every so many steps, of the step that is logged (a last line that
+    is of no such step repeats what was measured before), and otherwise of the first step since the line before.
 
     Args:
         regularizer: not attached yet.

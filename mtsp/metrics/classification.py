@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtsp.metrics.checks import require_numbers
-from mtsp.metrics.native import Array, as_numpy, on_host
+from mtsp.metrics.native import Array, as_numpy, on_host, plain
 from mtsp.metrics.totals import Totals
 
 
@@ -46,6 +46,7 @@ def image_scores(logits: Array, labels: Array) -> ImageScores:
         TypeError: what is given is no array.
     """
     require_numbers(logits=logits, labels=labels)
+    logits, labels = plain(logits), plain(labels)
     if "complex" in str(logits.dtype):
         raise ValueError(f"logits of type {logits.dtype}; logits are real numbers")
     if len(logits.shape) != 2 or tuple(labels.shape) != tuple(logits.shape[:1]) or not logits.shape[1]:
@@ -123,7 +124,9 @@ class ClassificationScores:
             shapes = f"{best.shape}, labels {truth.shape} and confidences {confidence.shape}"
             raise ValueError(f"guesses {shapes}: expected B of each")
         for what, numbers, most in (("guess", best, self.classes), ("label", truth, self.classes - 1)):
-            if not np.issubdtype(numbers.dtype, np.integer) or ((numbers < 0) | (numbers > most)).any():
+            if not np.issubdtype(numbers.dtype, np.integer):
+                raise ValueError(f"a {what} of type {numbers.dtype}; expected a whole number")
+            if ((numbers < 0) | (numbers > most)).any():
                 raise ValueError(f"a {what} is none of 0..{most}")
         if ((confidence < 0) | (confidence > 1)).any():
             raise ValueError("a confidence is outside [0, 1]")

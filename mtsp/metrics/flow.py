@@ -183,6 +183,8 @@ def _checked(prediction: Array, truth: Array, valid: Array | None) -> tuple[Any,
         )
     if any("complex" in str(array.dtype) for array in (prediction, truth)):
         raise ValueError(f"flow of types {prediction.dtype} and {truth.dtype}; flow is real numbers")
+    if valid is not None and "complex" in str(valid.dtype):
+        raise ValueError(f"valid of type {valid.dtype}; it says yes or no of each pixel")
     plane = shapes[0][:-3] + shapes[0][-2:]
     if valid is not None and tuple(valid.shape) != plane:
         raise ValueError(f"valid is {tuple(valid.shape)}, expected {plane} for flow {shapes[0]}")

@@ -35,8 +35,14 @@ def on_host(array: Array) -> bool:
     return isinstance(array, np.ndarray) or array.device.type == "cpu"
 
 
+def plain(array: Array) -> Array:
+    """Return numpy's own array of a subclass, which may have other rules for indices and sums; a tensor as it is."""
+    return np.asarray(array) if isinstance(array, np.ndarray) else array
+
+
 def as_numpy(array: Array) -> np.ndarray:
     """Return `array` as numpy: the same memory where it is on the CPU. float16 and bfloat16 become float32."""
+    array = plain(array)
     if not isinstance(array, np.ndarray):
         array = array.detach()
         if array.is_floating_point() and array.element_size() == 2:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtsp.metrics import tally
 from mtsp.metrics.checks import for_device, require_numbers
-from mtsp.metrics.native import Array, on_host
+from mtsp.metrics.native import Array, on_host, plain
 from mtsp.metrics.totals import Totals
 
 
@@ -167,6 +167,7 @@ class ConfusionMatrix:
 def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -> tally.Counts:
     """Return the counts, with checks; an array of one image has a batch dimension in them."""
     require_numbers(prediction=prediction, truth=truth)
+    prediction, truth = plain(prediction), plain(truth)
     shape, scores = tuple(truth.shape), tuple(prediction.shape) != tuple(truth.shape)
     if scores and (len(shape) not in (2, 3) or tuple(prediction.shape) != (*shape[:-2], classes, *shape[-2:])):
         or_scores = f", or scores {(*shape[:-2], classes, *shape[-2:])}" if len(shape) in (2, 3) else ""

@@ -137,6 +137,7 @@ class Anchored:
         for attachment in self._attachments.values():
             attachment.stop()
         self._attachments.clear()
+        self._asked = False  # the next loop may say nothing
 
     def penalty(self) -> float:
         """Return the penalty at the current weights, summed in float64. For reports: training never needs it.
