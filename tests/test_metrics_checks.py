@@ -77,6 +77,7 @@ def test_a_mask_without_masked_entries_is_an_array() -> None:
     assert image_scores(unmasked(LOGITS), unmasked(CLASSES)).rank.tolist() == [0] * 5
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_a_matrix_of_numpy_is_an_array_of_one_image() -> None:
     assert confusion(np.asmatrix(LABELS[0]), np.asmatrix(LABELS[0]), 4)[0, 0] == 6
     assert image_scores(np.asmatrix(LOGITS), CLASSES).rank.tolist() == [0] * 5

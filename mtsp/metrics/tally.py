@@ -23,6 +23,7 @@ _DEVICE_LANES, _CELLS_IN_LANES = 64, 1 << 18  # tables of each image on a device
 _CELLS_OF_ONE = 1 << 14  # of an image's table: four lanes of it in the second-level cache
 _PIXELS_A_CELL = 16  # at least, where each image has a table
 _PIXELS_A_THREAD = 1 << 16  # at least
+_NOTHING = -(1 << 62)  # is ignored: a label that no image has
 _HALF, _BFLOAT = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
 
 
@@ -46,7 +47,7 @@ def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *,
         ignore: true label of pixels that are not to be counted as a class, also when it is below `classes`.
         scores: whether `prediction` is scores: the highest wins, of equal ones the first; NaN among them is no class.
     """
-    unknown = -(1 << 62) if ignore is None else ignore
+    unknown = _NOTHING if ignore is None else ignore
     if on_host(prediction):
         if scores:
             return _score_counts(prediction, as_numpy(truth), classes, unknown)
@@ -224,13 +225,14 @@ def _as_bits(values: np.ndarray, special: Special) -> tuple[np.ndarray, Special]
 
 def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, found: Counts) -> None:
     """Add BHW labels to the table of all images and to the margins of each."""
-    rows, columns = found.table.shape
-    for guesses, labels, margins in zip(prediction, truth, found.images, strict=True):
+    table, images = found
+    rows, columns = table.shape
+    for guesses, labels, margins in zip(prediction, truth, images, strict=True):
         guesses, labels = guesses.astype(np.int64), labels.astype(np.int64)  # a byte cannot hold what follows
         row = np.where((labels >= 0) & (labels < rows - 2), labels, rows - 1)
         row[labels == ignore] = rows - 2
         column = np.where((guesses >= 0) & (guesses < columns - 1), guesses, columns - 1)
-        found.table.reshape(-1)[:] += np.bincount((row * columns + column).ravel(), minlength=rows * columns)
+        table += np.bincount((row * columns + column).ravel(), minlength=table.size).reshape(table.shape)
         row, column = (places[row < rows - 2] for places in (row, column))
         for margin, places in zip(margins, (row, column, row[row == column]), strict=True):
             margin += np.bincount(places, minlength=margin.size)
@@ -240,7 +242,7 @@ def _torch_counts(prediction: Any, truth: Any, classes: int, ignore: int, scores
     """Return the counts of tensors, counted where the prediction lies; one wait for the device, at the end.
 
     Cells are added to without `bincount`, which waits for the largest one; in turn, since all the threads of a device
-    would wait for the few cells of a picture of few classes.
+    would wait for the few cells of an image of few classes.
     """
     import torch
 
