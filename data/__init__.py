@@ -4,27 +4,27 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from data.augment import AugmentConfig
-from data.davis import DavisConfig
-from data.examples import PreparedExamples
-from data.fine_grained import LabeledConfig, LabeledImages
-from data.flying_chairs import FlyingChairsConfig
-from data.folder import FolderConfig
-from data.io import DataError, MissingDataError
-from data.kitti import KittiConfig
-from data.labeled_sets import AnyLabeled
-from data.listing import Labels, RawDataset
-from data.middlebury import MiddleburyConfig
-from data.pascal_context import PascalContextConfig
-from data.scene_flow import DrivingConfig, FlyingThingsConfig, MonkaaConfig
-from data.segmented import (
+from data.augment.augment import AugmentConfig
+from data.classification.datasets import AnyLabeled
+from data.classification.labeled_images import LabeledConfig, LabeledImages
+from data.files.images import DataError, MissingDataError
+from data.files.listing import Labels, RawDataset
+from data.flow.flying_chairs import FlyingChairsConfig
+from data.flow.kitti import KittiConfig
+from data.flow.middlebury import MiddleburyConfig
+from data.flow.scene_flow import DrivingConfig, FlyingThingsConfig, MonkaaConfig
+from data.flow.sintel import SintelConfig
+from data.prepared import PreparedExamples
+from data.segmentation.mask_images import (
     Ade20kConfig,
     CamVidConfig,
     CityscapesConfig,
     MaskFolderConfig,
     PascalVocConfig,
 )
-from data.sintel import SintelConfig
+from data.segmentation.pascal_context import PascalContextConfig
+from data.video.davis import DavisConfig
+from data.video.folder import FolderConfig
 from mtsp.config import Config
 from mtsp.types import Examples, Raw
 

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from models.dstl import ClassifierConfig
-from models.encnet import EncNetConfig
-from models.flownets import FlowNetConfig
-from models.segflow import SegFlowConfig
+from models.classifier import ClassifierConfig
+from models.encnet.network import EncNetConfig
+from models.flow.flownets import FlowNetConfig
+from models.segflow.network import SegFlowConfig
 
 AnyModel = Annotated[SegFlowConfig | FlowNetConfig | EncNetConfig | ClassifierConfig, Field(discriminator="name")]
 """The config of any network here."""

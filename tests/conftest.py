@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import two_processes
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from data.synthetic import SyntheticConfig
-from data.synthetic_files import write_davis, write_flying_chairs
+from data.synthetic.clips import SyntheticConfig
+from data.synthetic.writers import write_davis, write_flying_chairs
+from tests import two_processes
 
 torch.set_num_threads(1)
 # Worker processes, and the runs that tests kill, are forked from a process that has imported everything once.
@@ -126,7 +126,7 @@ def own_accelerator() -> Iterator[None]:
 def train() -> Callable[..., dict[str, dict[str, float]]]:
     """`train(values, run_dir, resume=None)` runs an experiment here and returns its results, {} if stopped."""
     from mtsp.config import parse
-    from tools.parts import AnyExperiment
+    from tools.build import AnyExperiment
     from tools.train import run
 
     def call(values: dict[str, Any], run_dir: Path, resume: str | None = None) -> dict[str, dict[str, float]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {"mtsp": {"mtsp"}, "models": {"models", "mtsp"}, "data": {"data", "mtsp"}}
 OURS = {"mtsp", "models", "data", "tools", "tests"}
 FILES = sorted(file for layer in ALLOWED for file in (ROOT / layer).rglob("*.py"))
@@ -20,7 +20,9 @@ def imported(source: str) -> set[str]:
 
 
 def test_imports_are_found_wherever_they_stand() -> None:
-    source = "import a.b, c as d\nfrom e.f import g\ndef h():\n    from data.io import x\n    from . import y\n"
+    source = (
+        "import a.b, c as d\nfrom e.f import g\ndef h():\n    from data.files.images import x\n    from . import y\n"
+    )
     assert imported(source) == {"a", "c", "e", "data", "."}
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import two_processes
+
+from tests import two_processes
 
 InTwoProcesses = Callable[..., None]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PYTORCH = (
     *("torch", "torchgen", "functorch", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy"),
     *("typing_extensions.py", "setuptools", "pkg_resources", "_distutils_hack", "triton", "nvidia", "cuda"),
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_framework_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert "mtsp/regularizers/family.py" in names
+    assert "mtsp/regularizers/members.py" in names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"mtsp"}
 
 

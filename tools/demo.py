@@ -26,19 +26,19 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data.synthetic import SyntheticConfig
-from data.synthetic_files import write_davis, write_flying_chairs
-from mtsp.checkpoint import write_atomically
+from data.synthetic.clips import SyntheticConfig
+from data.synthetic.writers import write_davis, write_flying_chairs
 from mtsp.config import ConfigError, parse_yaml
-from mtsp.evaluation import at_resolution
-from mtsp.experiment import check_resumable
-from mtsp.loading import collate
+from mtsp.evaluation.evaluate import at_resolution
+from mtsp.figures.panels import color_wheel, flow_to_color, overlay
+from mtsp.files.progress import clips_progress
 from mtsp.metrics.flow import FlowErrors
-from mtsp.report import Run, comparison, comparison_markdown
+from mtsp.reports.runs import Run, comparison, comparison_markdown
+from mtsp.training.checkpoint import write_atomically
+from mtsp.training.experiment import check_resumable
+from mtsp.training.stream import collate
 from mtsp.types import Batch, Examples, Outputs
-from mtsp.visualize import color_wheel, flow_to_color, overlay
-from tools.parts import AnyExperiment, read_experiment, run_or_say_why
-from tools.progress import clips_progress
+from tools.build import AnyExperiment, read_experiment, run_or_say_why
 from tools.train import run
 
 ROOT = Path(__file__).resolve().parents[1]

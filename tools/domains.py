@@ -12,18 +12,18 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from data import AnyDataset, DataError, LabeledConfig, LabeledImages, MissingDataError
-from data.examples import PreparedExamples
-from models.dstl import INCEPTION, Backbone
-from models.weights import load_branch
+from data.prepared import PreparedExamples
+from models.classifier import INCEPTION, Backbone
+from models.pretrained.load import load_branch
 from mtsp.anchors import fingerprint
 from mtsp.config import Config, parse, parse_yaml
-from mtsp.messages import first_names
+from mtsp.files.hash_cache import digests
+from mtsp.files.progress import progress
+from mtsp.text import first_names
+from mtsp.training.state import Interruption
 from mtsp.transfer.centroids import SUFFIX, Centroids
 from mtsp.transfer.features import extract
-from tools.digests import digests
-from tools.parts import computes_bf16
-from tools.progress import progress
-from tools.running import Interruption
+from tools.build import computes_bf16
 
 CENTER = 0.875
 """The part of an image's shorter side that is seen, as in DSTL's single central crop."""
@@ -62,7 +62,7 @@ def network(backbone: str, weights: str, size: int | None) -> Network:
 
     Args:
         backbone: a network of timm, or `torchvision:` and one of torchvision's.
-        weights: as :func:`models.weights.load_branch` takes them.
+        weights: as :func:`models.pretrained.load.load_branch` takes them.
         size: of the square that the network sees; None: 299 for Inception-V3, else what timm says, else 224.
 
     Raises:

@@ -30,15 +30,19 @@ from accelerate.utils import gather_object
 from rich.console import Console
 
 from data import DataConfig
-from data.davis import Davis
-from data.flow_files import write_flo
-from data.io import write_mask
-from mtsp.checkpoint import write_atomically
+from data.files.flow_formats import write_flo
+from data.files.images import write_mask
+from data.predictions.labels_csv import Guess, guess_of, report_guesses, save_guesses
+from data.predictions.score import DATASETS, held_out, score, truth_of
+from data.video.davis import Davis
+from models.pretrained.load_trained import load_trained
 from mtsp.config import ConfigError, parse
-from mtsp.evaluation import evaluate
+from mtsp.evaluation.evaluate import evaluate
+from mtsp.evaluation.scores import Scores, as_csv, joined, plain, scores_of, table, without_frames
+from mtsp.files.progress import bar
+from mtsp.training.checkpoint import write_atomically
 from mtsp.types import Batch, Examples, Outputs
-from tools.guesses import Guess, guess_of, report_guesses, save_guesses
-from tools.parts import (
+from tools.build import (
     AnyExperiment,
     accelerator_of,
     at_least_one,
@@ -46,10 +50,6 @@ from tools.parts import (
     require_classes,
     require_whole_pictures,
 )
-from tools.progress import bar
-from tools.scores import Scores, as_csv, joined, plain, scores_of, table, without_frames
-from tools.stored import DATASETS, held_out, score, truth_of
-from tools.trained import load_trained
 
 _OF_NETWORK = ("config", "checkpoint", "data_entry", "report", "save_predictions")
 _OF_STORED = ("data", "root", "resolution", "objects", "every_frame", "workers")

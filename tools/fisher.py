@@ -27,16 +27,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mtsp import loading
 from mtsp.anchors import fingerprint
+from mtsp.batches import evaluating
 from mtsp.config import ConfigError
-from mtsp.engine import to_device
-from mtsp.fisher import FisherSum, save_fisher
-from mtsp.kept_sums import KeptSum
-from mtsp.modes import evaluating
-from mtsp.observations import Labels
+from mtsp.files.progress import progress
+from mtsp.fisher.estimate import FisherSum, save_fisher
+from mtsp.fisher.inputs import Labels
+from mtsp.fisher.partial import KeptSum
+from mtsp.fisher.single_pass import Concatenated, Rounds
+from mtsp.training import stream as loading
+from mtsp.training.loop import to_device
+from mtsp.training.state import Interruption
 from mtsp.types import IGNORE, Examples
-from tools.parts import (
+from tools.build import (
     AnyExperiment,
     Started,
     accelerator_of,
@@ -46,9 +49,6 @@ from tools.parts import (
     run_or_say_why,
     start,
 )
-from tools.progress import progress
-from tools.rounds import Concatenated, Rounds
-from tools.running import Interruption
 
 MOST_PASSES = 100_000
 """Backward passes for one image that `exact` may take: days, on any machine, are a mistake."""

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.weights import read, tensors_of
-from mtsp import checkpoint
-from mtsp.interpolate import interpolated
-from tools.parts import read_experiment, run_or_say_why, start
+from models.pretrained.load import read, tensors_of
+from mtsp.methods.wise_ft import interpolated
+from mtsp.training import checkpoint
+from tools.build import read_experiment, run_or_say_why, start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

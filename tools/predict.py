@@ -28,21 +28,21 @@ import torch
 from rich.console import Console
 
 from data import DataError, MissingDataError
-from data.crops import center_crop
-from data.examples import resized, to_tensors
-from data.flow_files import write_flo
-from data.folder import FolderConfig
-from data.io import IMAGE_SUFFIXES, read_image, write_image, write_mask
-from mtsp.checkpoint import write_atomically
+from data.augment.crops import center_crop
+from data.files.flow_formats import write_flo
+from data.files.images import IMAGE_SUFFIXES, read_image, write_image, write_mask
+from data.predictions.labels_csv import BEST
+from data.prepared import resized, to_tensors
+from data.video.folder import FolderConfig
+from models.pretrained.load_trained import load_trained
 from mtsp.config import ConfigError
-from mtsp.engine import to_device
+from mtsp.evaluation.tta import Views, look_once
+from mtsp.figures.panels import flow_to_color, overlay, resize_flow
+from mtsp.files.progress import bar
+from mtsp.training.checkpoint import write_atomically
+from mtsp.training.loop import to_device
 from mtsp.types import Raw
-from mtsp.views import Views, look_once
-from mtsp.visualize import flow_to_color, overlay, resize_flow
-from tools.guesses import BEST
-from tools.parts import AnyExperiment, above_zero, accelerator_of, read_experiment, run_or_say_why
-from tools.progress import bar
-from tools.trained import load_trained
+from tools.build import AnyExperiment, above_zero, accelerator_of, read_experiment, run_or_say_why
 
 SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png", "labels": ".csv"}
 """What can be written, and in which kind of file: one for each frame, but of labels one for all."""

@@ -25,18 +25,18 @@ from typing import Any
 
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from data.download import download, require_space, unpack
-from data.io import DataError, write_image
-from data.label_pictures import labeled_example, legend
-from data.pascal_context import find_pascal_context, render_masks
-from data.segmented import SegmentedConfig
-from data.synthetic import SyntheticConfig
-from data.synthetic_files import write_davis, write_flying_chairs, write_scene_flow
-from data.synthetic_scenes import ScenesConfig, write_scenes
-from data.verify import DATASETS, verify
+from data.catalog.archives import ARCHIVES, BY_HAND, Archive
+from data.catalog.download import download, require_space, unpack
+from data.catalog.verify import DATASETS, verify
+from data.files.images import DataError, write_image
+from data.segmentation.legend import labeled_example, legend
+from data.segmentation.mask_images import SegmentedConfig
+from data.segmentation.pascal_context import find_pascal_context, render_masks
+from data.synthetic.clips import SyntheticConfig
+from data.synthetic.scenes import ScenesConfig, write_scenes
+from data.synthetic.writers import write_davis, write_flying_chairs, write_scene_flow
 from mtsp.config import Config, ConfigError, parse, parse_yaml
-from tools.archives import ARCHIVES, BY_HAND, Archive
-from tools.progress import Advance, bar
+from mtsp.files.progress import Advance, bar
 
 _SHOWN_PROBLEMS = 20
 
@@ -76,7 +76,7 @@ def run_download(name: str, root: Path, archives: Sequence[Archive], *, keep: bo
     """Fetch, check and unpack `archives` into `root`; those that are unpacked already are passed over.
 
     Raises:
-        DownloadError: see :mod:`data.download`; what is in `root` then is complete archives only.
+        DownloadError: see :mod:`data.catalog.download`; what is in `root` then is complete archives only.
     """
     work = root / ".downloads"
     work.mkdir(parents=True, exist_ok=True)

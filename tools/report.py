@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtsp import analysis
 from mtsp.config import parse_yaml
-from mtsp.report import CURVES, HEADLINES, Run, curves, markdown_table, table
-from mtsp.tracking import METRICS
+from mtsp.reports import bias_variance as analysis
+from mtsp.reports.runs import CURVES, HEADLINES, Run, curves, markdown_table, table
+from mtsp.training.tracking import METRICS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

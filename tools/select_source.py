@@ -33,17 +33,17 @@ from typing import Any
 import numpy as np
 
 from data import DataError, LabeledImages
-from data.fine_grained import read_classes
+from data.classification.class_lists import by_source, link, require_linkable, write_lists
+from data.classification.labeled_images import read_classes
 from mtsp import transfer
-from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError
+from mtsp.files.progress import progress
+from mtsp.training.checkpoint import write_atomically
 from mtsp.transfer import Centroids
 from mtsp.transfer.centroids import SUFFIX, require_same_features
-from tools.choices import Choice, write_choice
-from tools.class_lists import by_source, link, require_linkable, write_lists
+from mtsp.transfer.selection_output import Choice, write_choice
+from tools.build import above_zero, at_least_one, run_or_say_why
 from tools.domains import class_means, images_at, named, network
-from tools.parts import above_zero, at_least_one, run_or_say_why
-from tools.progress import progress
 
 METHODS = ("greedy", "ranking", "neighbors")
 Domains = list[tuple[str, Centroids]]

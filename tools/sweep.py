@@ -20,13 +20,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from mtsp.checkpoint import write_atomically
 from mtsp.config import ConfigError, parse, parse_yaml
-from mtsp.experiment import check_resumable
 from mtsp.regularizers import time_constant
-from mtsp.regularizers.settings import AnchoredConfig, PaceConfig, StrengthConfig
-from mtsp.report import HEADLINES, markdown_table
-from tools.parts import AnyExperiment, as_yaml, read_experiment, run_or_say_why
+from mtsp.regularizers.configs import AnchoredConfig, PaceConfig, StrengthConfig
+from mtsp.reports.runs import HEADLINES, markdown_table
+from mtsp.training.checkpoint import write_atomically
+from mtsp.training.experiment import check_resumable
+from tools.build import AnyExperiment, as_yaml, read_experiment, run_or_say_why
 from tools.train import run
 
 SHARES = (10.0, 3.0, 1.0, 0.3, 0.1)

@@ -19,19 +19,23 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from mtsp import checkpoint, loading
-from mtsp.averaging import Average
 from mtsp.config import ConfigError
-from mtsp.engine import Parts, StepResult, train
-from mtsp.evaluation import Evaluation, describe
+from mtsp.distributed.sync_batchnorm import synchronize
+from mtsp.evaluation.evaluate import Evaluation, describe
+from mtsp.files.progress import training_progress
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import Anchored
-from mtsp.synchronized import synchronize
-from mtsp.tracking import Tracker
+from mtsp.training import checkpoint
+from mtsp.training import stream as loading
+from mtsp.training.ema import Average
+from mtsp.training.loop import Parts, StepResult, train
+from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
+from mtsp.training.state import Interruption, Run, locked
+from mtsp.training.summary import announce
+from mtsp.training.tracking import Tracker
+from mtsp.training.validate import due, measure
 from mtsp.types import Batch
-from tools.announcing import announce
-from tools.measuring import due, measure
-from tools.parts import (
+from tools.build import (
     AnyExperiment,
     Started,
     accelerator_of,
@@ -42,9 +46,6 @@ from tools.parts import (
     run_or_say_why,
     start,
 )
-from tools.progress import training_progress
-from tools.resuming import checkpoint_to_resume, require_same_fisher, restore, save
-from tools.running import Interruption, Run, locked
 
 _LOG = logging.getLogger("mtsp")
 

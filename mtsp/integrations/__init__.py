@@ -1,8 +1,8 @@
 """The regularizer in training loops of others; each module needs the library it is for, and says so.
 
-`mtsp.integrations.trainer` is for the `Trainer` of transformers, `mtsp.integrations.lightning` for Lightning. Both take
-a regularizer that was built from the model while it held its pretrained weights, and attach it when the loop has made
-its optimizer: exactly one pull for each optimizer step, whatever the loop does about gradient accumulation, mixed
+`mtsp.integrations.transformers` is for the `Trainer` of transformers, `mtsp.integrations.lightning` for Lightning. Both
+take a regularizer that was built from the model while it held its pretrained weights, and attach it when the loop has
+made its optimizer: exactly one pull for each optimizer step, whatever the loop does about gradient accumulation, mixed
 precision and clipping. A term in the loss would be multiplied, scaled and clipped.
 """
 
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from mtsp.regularizers import Anchored
-from mtsp.regularizers.pulls import under
+from mtsp.regularizers.targets import under
 
 
 def measured(regularizer: Anchored, branches: Sequence[str] = ()) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mtsp.metrics.checks import require_numbers
-from mtsp.metrics.native import Array, as_numpy, compiled, frozen
+from mtsp.metrics.kernels.jit import Array, as_numpy, compiled, frozen
 
 BOUND = 0.008
 """How far apart matching boundaries may lie, as a fraction of the image diagonal: 8 pixels at 480x854."""

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtsp.metrics.checks import require_numbers
-from mtsp.metrics.native import Array, as_numpy, on_host, plain
-from mtsp.metrics.totals import Totals
+from mtsp.metrics.kernels.exact_sum import Totals
+from mtsp.metrics.kernels.jit import Array, as_numpy, on_host, plain
 
 
 class ImageScores(NamedTuple):

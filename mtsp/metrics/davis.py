@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtsp.metrics.boundary import BOUND, as_pair, region_and_boundary
-from mtsp.metrics.native import Array
+from mtsp.metrics.kernels.jit import Array
 
 
 def statistics(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:

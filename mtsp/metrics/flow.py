@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from mtsp.metrics.checks import for_device, require_numbers
-from mtsp.metrics.flow_forms import host_sums, torch_sums
-from mtsp.metrics.flow_loops import KNOWN_FLOW as KNOWN_FLOW
-from mtsp.metrics.flow_loops import SUMS
-from mtsp.metrics.native import Array, as_numpy, on_host
-from mtsp.metrics.totals import Totals
+from mtsp.metrics.kernels.exact_sum import Totals
+from mtsp.metrics.kernels.flow_forms import host_sums, torch_sums
+from mtsp.metrics.kernels.flow_loops import KNOWN_FLOW as KNOWN_FLOW
+from mtsp.metrics.kernels.flow_loops import SUMS
+from mtsp.metrics.kernels.jit import Array, as_numpy, on_host
 
 
 def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, angular: bool = True) -> np.ndarray:

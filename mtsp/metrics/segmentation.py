@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtsp.metrics import tally
 from mtsp.metrics.checks import for_device, require_numbers
-from mtsp.metrics.native import Array, on_host, plain
-from mtsp.metrics.totals import Totals
+from mtsp.metrics.kernels import confusion as tally
+from mtsp.metrics.kernels.exact_sum import Totals
+from mtsp.metrics.kernels.jit import Array, on_host, plain
 
 
 def confusion(prediction: Array, truth: Array, classes: int, ignore: int | None = 255) -> np.ndarray:

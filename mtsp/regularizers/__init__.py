@@ -1,14 +1,14 @@
 """The -SP family: pull weights to where they started, exactly once per optimizer step, in any training loop.
 
-Importing this needs PyTorch and nothing else. The sections of an experiment are in `mtsp.regularizers.settings`.
+Importing this needs PyTorch and nothing else. The sections of an experiment are in `mtsp.regularizers.configs`.
 """
 
-from mtsp.regularizers.anchored import Anchored, Report
-from mtsp.regularizers.family import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
-from mtsp.regularizers.gated import MARS, SPD, CautiousL2SP
+from mtsp.regularizers.base import Anchored, Report
+from mtsp.regularizers.members import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
 from mtsp.regularizers.penalties import Placement
-from mtsp.regularizers.pulls import Pull
+from mtsp.regularizers.selective import MARS, SPD, CautiousL2SP
 from mtsp.regularizers.strength import Pace, Strength, by_depth, half_life, time_constant
+from mtsp.regularizers.targets import Pull
 
 __all__ = [
     "GLSP",

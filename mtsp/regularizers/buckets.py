@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.regularizers.penalties import Near, Penalty, divided
-from mtsp.regularizers.pulls import Pull
+from mtsp.regularizers.targets import Pull
 
 _BLOCK = {"cpu": 2**18}
 """Entries pulled at a time: on CPUs, what a core's cache holds (measured: twice as fast as all at once)."""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from mtsp.regularizers.penalties import Penalty, Placement
-from mtsp.regularizers.pulls import Pull
 from mtsp.regularizers.strength import Pace, fastest
+from mtsp.regularizers.targets import Pull
 
 
 def full_lr(group: Mapping[str, Any]) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtsp.regularizers.buckets import Bucket, Storage, local, parts, placed, refuse_split_rows, summed
 from mtsp.regularizers.penalties import Near, Penalty, SquaredDistance
-from mtsp.regularizers.pulls import Pull, under
+from mtsp.regularizers.targets import Pull, under
 
 Weights = Mapping[str, nn.Parameter]
 SQUARED = SquaredDistance()

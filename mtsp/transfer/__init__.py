@@ -6,10 +6,10 @@ domains are as far apart as it costs to move the one onto the other.
 """
 
 from mtsp.transfer.centroids import Centroids, joined
+from mtsp.transfer.distances import GAMMA, Transport, distances, emd, similarity, single_class, transport
 from mtsp.transfer.features import extract
-from mtsp.transfer.picture import draw_plan
+from mtsp.transfer.figure import draw_plan
 from mtsp.transfer.selection import Growth, greedy, growth, nearest, neighbors, ranking, united
-from mtsp.transfer.similarity import GAMMA, Transport, distances, emd, similarity, single_class, transport
 
 __all__ = [
     "GAMMA",

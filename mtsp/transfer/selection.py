@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtsp.transfer.similarity import shares, single_class, transport
+from mtsp.transfer.distances import shares, single_class, transport
 
 _EQUAL = 1e-12  # of the largest distance: two sets are as good as each other
 
@@ -81,7 +81,7 @@ def greedy(
         progress: called with the size of the set each time it has grown.
 
     Raises:
-        ValueError: there are no `k` classes, or see :func:`mtsp.transfer.similarity.transport`.
+        ValueError: there are no `k` classes, or see :func:`mtsp.transfer.distances.transport`.
     """
     ranked = growth(ground, source, target, ranking(ground, target, k))
     equal = _EQUAL * float(ground.max())

@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from models.encnet import EncNet, EncNetConfig
-from models.encoding import Encoding
+from models.encnet.encoding import Encoding
+from models.encnet.network import EncNet, EncNetConfig
+from mtsp.evaluation.tta import ScalesConfig
 from mtsp.tasks import SegmentationConfig, Tasks
 from mtsp.types import Batch, Outputs
-from mtsp.views import ScalesConfig
 from tools.bench.timing import machine
 from tools.bench.workers import Worker, take_turns, wait_for_gpu
-from tools.parts import computes_bf16
+from tools.build import computes_bf16
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = QUICK if options.quick else Sizes()
     encoder = options.encoder or ("tu-resnet18" if options.quick else "tu-resnet50s")
     rounds = 1 if options.quick else options.rounds
-    multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.encnet"])
+    multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.encnet.network"])
     console = Console(width=120)
     console.print(f"{machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}", highlight=False)
     if "layer" in options.only:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtsp.metrics import ClassificationScores, FlowErrors
-from mtsp.metrics.native import compiled, frozen, in_threads, threads
+from mtsp.metrics.kernels.jit import compiled, frozen, in_threads, threads
 from tools.bench import metrics_masks
 from tools.bench.timing import Program, machine, medians
 

@@ -24,11 +24,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from data.augment import AugmentConfig
-from data.color import ColorConfig
-from data.examples import to_tensors
-from data.flow_files import read_flo, read_pfm, write_flo, write_pfm
-from data.io import read_image, read_mask, write_image, write_mask
+from data.augment.augment import AugmentConfig
+from data.augment.color import ColorConfig
+from data.files.flow_formats import read_flo, read_pfm, write_flo, write_pfm
+from data.files.images import read_image, read_mask, write_image, write_mask
+from data.prepared import to_tensors
 from mtsp.types import Raw
 from tools.bench.timing import Program, machine, medians
 

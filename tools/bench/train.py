@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from models.segflow import SegFlowConfig
+from models.segflow.network import SegFlowConfig
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.types import Batch
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = Workload(options.encoder, height, width, batch, "cuda" if cuda else "cpu")
     rounds, steps = (1, 1) if options.quick else (options.rounds, 10 if cuda else 2)
     limit = options.limit or (1200.0 if cuda else 60.0 if options.quick else 170.0)
-    multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.segflow"])
+    multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.segflow.network"])
     console = Console(width=120)
     console.print(f"{machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}", highlight=False)
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtsp.transfer import distances, emd
-from mtsp.transfer.similarity import shares
+from mtsp.transfer.distances import shares
 from tools.bench.timing import forget_peak, machine, medians, peak_memory
 
 Domains = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

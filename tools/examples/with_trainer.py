@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from mtsp import anchors
-from mtsp.integrations.trainer import L2SPCallback
+from mtsp.integrations.transformers import L2SPCallback
 from mtsp.regularizers import L2SP
 
 

@@ -1,0 +1,1 @@
+"""Augmentation of frames, masks and flow together."""

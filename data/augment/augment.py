@@ -1,0 +1,341 @@
+"""Augmentation that moves both frames, their mask and their flow together, and keeps the flow exact."""
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+import cv2
+import numpy as np
+from pydantic import Field, model_validator
+
+from data.augment import geometry
+from data.augment.color import ColorConfig, Draw, Factor, draw_factor, draw_spread
+from data.augment.crops import random_box
+from data.augment.geometry import Size
+from mtsp.config import Config
+from mtsp.types import IGNORE, Raw
+
+TRIES = 50
+"""Draws until `keep_inside` gives up and takes the middle of the image, as FlowNet2's augmentation does."""
+
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(gt=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class RelativeConfig(Config):
+    """How frame 2 may move and change on top of what both frames do. Each default changes nothing."""
+
+    translate: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+    """Spread in x and y, as fractions of the output's width and height."""
+    rotate: NonNegative = 0.0
+    """Spread in degrees about the output's center."""
+    scale: Factor = (1.0, 1.0)
+    color: ColorConfig = ColorConfig()
+    draw: Draw = "log-normal"
+
+
+class AugmentConfig(Config):
+    """Everything one augmentation may do. The defaults do nothing; `preset` sets other defaults.
+
+    The image, stretched to `resize` if given, is scaled, squeezed, rotated and flipped about its center, its center
+    is put on the output's center and moved by `translate`, and the output is what then lies in `crop`. All of it is
+    one map, and each image is sampled once. Presets:
+
+    - `none`.
+    - `segflow`: SegFlow's own (`SegFlow_davis_fgbg_data_layer.py` of the release), at 480x854. Departures: one
+      bilinear warp instead of several nearest ones in whole-pixel steps; a shrunken image stays small inside a border,
+      where the release stretches it back, which only blurs it; the one sample in 1001 that the release leaves alone is
+      augmented too.
+    - `flownet`: Dosovitskiy et al., "FlowNet" (ICCV 2015), for 384x512 pairs. How large the second frame's own motion
+      is, and what happens to a crop that leaves the image, is not known: both as in `flownet2`.
+    - `flownet2`: the training template of the FlowNet2 generation, in Caffe. Geometry as there. Its chain of powers,
+      factors and additions in a space of color eigenvectors becomes factors in RGB with about the same spread, a
+      rotation of hue and a gamma. The second frame's spreads are the final ones, where the template lets them grow from
+      half of that. Where 50 draws fail, ours takes the middle of both frames.
+    - `segmentation`: as segmentation is trained today: scale 0.5-2, rotation 10 degrees, random crop, flip, color.
+    - `encnet`: what EncNet's published checkpoints were trained with (release 0.5 of its authors' code): the short side
+      520 pixels times 0.5-2, flip, a crop of 480x480, black below and to the right of images that are smaller, blur in
+      half of the cases. Departures: the short side is not rounded to whole pixels before the crop; images that grow or
+      shrink to between half and full size are sampled without a filter, as everywhere here.
+    - `inception`: of whole-image classes, as DSTL's code trains Inception-V3 (slim's `inception_preprocessing`, fast
+      mode): a rectangle of 5 to 100 % of the area stretched to 299x299, flip, brightness and saturation. Slim adds up
+      to 32/255 of brightness, evenly; here it is normal with the same deviation.
+    """
+
+    preset: Literal["none", "segflow", "flownet", "flownet2", "segmentation", "encnet", "inception"] = "none"
+    resize: tuple[Side, Side] | None = None
+    """Height and width that every image is stretched to first, within the same warp; None keeps its own."""
+    short_side: Side | None = None
+    """Instead of `resize`: what the shorter side of every image is scaled to first, its shape kept."""
+    crop: tuple[Side, Side] | None = None
+    """Height and width of the output; None is that of the (resized) image."""
+    position: Literal["center", "random"] = "center"
+    """Of the crop: on the image's center, or anywhere along the scaled image, evenly."""
+    border: Literal["around", "after"] = "around"
+    """Where a `random` crop lies on an image that is smaller: anywhere, or with all that it lacks below and right."""
+    scale: Factor = (1.0, 1.0)
+    squeeze: NonNegative = 0.0
+    """Spread of k: x grows by e^k and y shrinks by e^k."""
+    rotate: NonNegative = 0.0
+    """Spread in degrees."""
+    translate: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+    """Spread in x and y, as fractions of the output's width and height."""
+    flip: Probability = 0.0
+    """Of a left-right mirror image."""
+    vertical_flip: Probability = 0.0
+    draw: Draw = "uniform"
+    """How `scale`, `squeeze`, `rotate` and `translate` are drawn."""
+    area: Factor | None = None
+    """Stretch a random rectangle of this share of the image's area to `crop`, instead of scaling and moving all of it;
+    flips and `rotate` follow, about the output's center."""
+    aspect: Factor = (3 / 4, 4 / 3)
+    """Width over height of that rectangle, drawn evenly in the logarithm."""
+    keep_inside: bool = False
+    """Draw again until neither frame reveals what is outside of the image; after 50 tries take its unmoved middle."""
+    relative: RelativeConfig | None = None
+    """The second frame's own motion and color."""
+    color: ColorConfig = ColorConfig()
+    """Of both frames alike; noise differs."""
+    blur: NonNegative = 0.0
+    """Largest standard deviation, in pixels of the output, of a Gaussian blur of both frames in half of the cases."""
+    frame_border: tuple[Byte, Byte, Byte] = (124, 116, 104)
+    """R, G and B of what a map reveals outside of the image; ImageNet's mean."""
+    mask_border: Byte = IGNORE
+    """Class of what a map reveals; 255 is unknown."""
+
+    @model_validator(mode="after")
+    def _fill_in_preset(self) -> Self:
+        # In place, since a validator that runs before loses pydantic's leave to read JSON lists as tuples.
+        given = self.model_fields_set
+        if self.resize is not None and self.short_side is not None:
+            raise ValueError("resize and short_side both say how large an image is; give one of them")
+        for key, value in PRESETS[self.preset].items():
+            replaced = {"resize", "short_side"} & given if key in ("resize", "short_side") else {key} & given
+            if not replaced:
+                object.__setattr__(self, key, value)
+        return self
+
+    @model_validator(mode="after")
+    def _a_rectangle_is_cut_once(self) -> Self:
+        if self.area is None:
+            return self
+        if self.crop is None or self.area[1] > 1:
+            raise ValueError("`area` is a share, at most 1, of the image and is stretched to `crop`; give both")
+        still = {"scale": (1.0, 1.0), "squeeze": 0.0, "translate": (0.0, 0.0), "position": "center"}
+        if ignored := [key for key, value in still.items() if getattr(self, key) != value]:
+            raise ValueError(f"`area` draws size and place itself; leave out {', '.join(ignored)}")
+        return self
+
+    def build(self) -> "Augmentation":
+        """Return the augmentation."""
+        return Augmentation(self)
+
+
+_FLOWNET_RELATIVE = RelativeConfig(
+    translate=(0.03, 0.03),
+    rotate=math.degrees(0.03),
+    scale=(math.exp(-0.03), math.exp(0.03)),
+    color=ColorConfig(  # contrast is drawn uniformly: sqrt(3) times the spread has the same deviation
+        gamma=(math.exp(-0.02), math.exp(0.02)),
+        channels=(math.exp(-0.02), math.exp(0.02)),
+        contrast=(1 - 0.02 * math.sqrt(3), 1 + 0.02 * math.sqrt(3)),
+        shift=0.02,
+        draw="log-normal",
+    ),
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "segflow": {
+        "resize": (480, 854),
+        "scale": (0.95, 1.05),
+        "rotate": 5.0,
+        "translate": (0.05, 0.05),
+        "flip": 0.5,
+        "frame_border": (0, 0, 0),
+        "mask_border": 0,
+    },
+    "flownet": {
+        "crop": (320, 448),
+        "scale": (0.9, 2.0),
+        "rotate": 17.0,
+        "translate": (0.2 * 512 / 448, 0.2 * 512 / 320),  # a fifth of the image's width, in x and in y
+        "keep_inside": True,
+        "relative": _FLOWNET_RELATIVE,
+        "color": ColorConfig(shift=0.2, contrast=(0.2, 1.4), channels=(0.5, 2.0), gamma=(0.7, 1.5), noise=(0.0, 0.04)),
+        "frame_border": (0, 0, 0),
+    },
+    "flownet2": {
+        "crop": (320, 448),
+        "scale": (math.exp(-0.2), math.exp(0.6)),
+        "squeeze": 0.3,
+        "rotate": math.degrees(0.4),
+        "translate": (0.4, 0.4),
+        "draw": "log-uniform",
+        "keep_inside": True,
+        "relative": _FLOWNET_RELATIVE,
+        "color": ColorConfig(
+            brightness=(math.exp(-0.4), math.exp(0.4)),
+            gamma=(math.exp(-0.6), math.exp(0.2)),
+            saturation=(math.exp(-0.8), math.exp(0.2)),
+            channels=(math.exp(-0.35), math.exp(0.35)),  # normal with 0.2 in the template, times sqrt(3)
+            hue=math.degrees(1.0),
+            shift=0.04,
+            noise=(0.0, 0.06),
+            draw="log-uniform",
+        ),
+        "frame_border": (0, 0, 0),
+    },
+    "segmentation": {
+        "crop": (480, 480),
+        "position": "random",
+        "scale": (0.5, 2.0),
+        "rotate": 10.0,
+        "flip": 0.5,
+        "color": ColorConfig(brightness=(0.75, 1.25), contrast=(0.75, 1.25), saturation=(0.75, 1.25), hue=10.0),
+    },
+    "encnet": {
+        "short_side": 520,
+        "crop": (480, 480),
+        "position": "random",
+        "border": "after",
+        "scale": (0.5, 2.0),
+        "flip": 0.5,
+        "blur": 1.0,
+        "frame_border": (0, 0, 0),
+    },
+    "inception": {
+        "crop": (299, 299),
+        "area": (0.05, 1.0),
+        "flip": 0.5,
+        "color": ColorConfig(shift=32 / 255 / math.sqrt(3), saturation=(0.5, 1.5)),
+    },
+}
+"""The defaults of each preset; a key that is given beside `preset` replaces the preset's."""
+
+
+class Augmentation:
+    """What :class:`AugmentConfig` describes, as a function of an example and a random generator."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+
+    def __call__(self, raw: Raw, rng: np.random.Generator) -> Raw:
+        """Return `raw` augmented; `raw` is not changed.
+
+        The same state of `rng` gives the same result. Labels that are missing stay missing, except that
+        `flow_valid` comes with every `flow`.
+
+        Raises:
+            ValueError: the arrays of `raw` differ in height or width.
+        """
+        source = check_sizes(raw)
+        config = self.config
+        size, first, second = self.maps(source, rng)
+        color = next_color = config.color.sample(rng)
+        if config.relative is not None:
+            next_color = config.relative.color.sample(rng).after(color)
+
+        frame = geometry.warp_image(raw["frame"], first, size, config.frame_border)
+        out = Raw(name=raw["name"], frame=color.apply(frame, rng))
+        if "label" in raw:
+            out["label"] = raw["label"]
+        if "next_frame" in raw:
+            next_frame = geometry.warp_image(raw["next_frame"], second, size, config.frame_border)
+            out["next_frame"] = next_color.apply(next_frame, rng)
+        if config.blur and rng.random() < 0.5:
+            deviation = config.blur * rng.random()
+            out["frame"] = _blurred(out["frame"], deviation)
+            if "next_frame" in out:
+                out["next_frame"] = _blurred(out["next_frame"], deviation)
+        if "mask" in raw:
+            out["mask"] = geometry.warp_mask(raw["mask"], first, size, config.mask_border)
+        if "flow" in raw:
+            out["flow"], out["flow_valid"] = geometry.warp_flow(raw["flow"], raw.get("flow_valid"), first, second, size)
+        return out
+
+    def maps(self, source: Size, rng: np.random.Generator) -> tuple[Size, np.ndarray, np.ndarray]:
+        """Return the output's size and one draw of the two frames' maps (see `data.augment.geometry`) from images of
+        `source`.
+
+        Without `relative` the second map is the first, the same object.
+        """
+        config = self.config
+        base = config.resize or source
+        if config.short_side is not None:
+            factor = config.short_side / min(source)
+            base = (round(source[0] * factor), round(source[1] * factor))
+        size = config.crop or base
+        for _ in range(TRIES if config.keep_inside else 1):
+            first = self._shared(base, size, rng) @ geometry.resize(source, base)
+            second = (
+                first if config.relative is None else _about_center(_relative(config.relative, size, rng), size) @ first
+            )
+            if not config.keep_inside or all(geometry.covers(m, source, size) for m in (first, second)):
+                return size, first, second
+        middle = _place(np.eye(3), base, size, (0.0, 0.0)) @ geometry.resize(source, base)
+        return size, middle, middle
+
+    def _shared(self, base: Size, size: Size, rng: np.random.Generator) -> np.ndarray:
+        """One draw of what both frames do, from the resized image to the output."""
+        config = self.config
+        if config.area is not None:
+            return self._cut(config.area, base, size, rng)
+        scale = draw_factor(rng, config.scale, config.draw)
+        squeeze = math.exp(draw_spread(rng, config.squeeze, config.draw))
+        angle = draw_spread(rng, config.rotate, config.draw)
+        shift = [draw_spread(rng, config.translate[axis], config.draw) * size[1 - axis] for axis in (0, 1)]
+        mirror = [-1.0 if rng.random() < p else 1.0 for p in (config.flip, config.vertical_flip)]
+        for axis, place in enumerate(rng.uniform(-0.5, 0.5, size=2)):
+            if config.position == "random":
+                factor = scale * (squeeze if axis == 0 else 1 / squeeze)
+                surplus = base[1 - axis] * factor - size[1 - axis]
+                if surplus < 0 and config.border == "after":
+                    shift[axis] += surplus / 2  # the image's corner is the output's
+                else:
+                    shift[axis] += place * abs(surplus)
+        linear = geometry.scale(*mirror) @ geometry.rotate(angle) @ geometry.scale(scale * squeeze, scale / squeeze)
+        return _place(linear, base, size, (shift[0], shift[1]))
+
+    def _cut(self, area: tuple[float, float], base: Size, size: Size, rng: np.random.Generator) -> np.ndarray:
+        """One draw of a rectangle of the resized image that becomes the output."""
+        config = self.config
+        left, top, width, height = random_box(base, area, config.aspect, rng)
+        stretch = geometry.scale(size[1] / width, size[0] / height) @ geometry.translate(-left, -top)
+        angle = draw_spread(rng, config.rotate, config.draw)
+        mirror = [-1.0 if rng.random() < p else 1.0 for p in (config.flip, config.vertical_flip)]
+        return _about_center(geometry.scale(*mirror) @ geometry.rotate(angle), size) @ stretch
+
+
+def _blurred(image: np.ndarray, deviation: float) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), max(deviation, 1e-3))  # zero would mean: choose one
+
+
+def check_sizes(raw: Raw) -> Size:
+    """Return the height and width that all arrays of `raw` share, or raise a ValueError that names the odd one."""
+    height, width = raw["frame"].shape[:2]
+    for key, array in raw.items():
+        if isinstance(array, np.ndarray) and array.shape[:2] != (height, width):
+            found = "x".join(map(str, array.shape[:2]))
+            raise ValueError(f"{raw['name']}: {key} is {found}, its frame {height}x{width}; they must match")
+    return height, width
+
+
+def _place(linear: np.ndarray, base: Size, size: Size, shift: tuple[float, float]) -> np.ndarray:
+    """The map that turns an image of `base` about its center, puts that on the center of `size`, and shifts it."""
+    target = geometry.translate(size[1] / 2 + shift[0], size[0] / 2 + shift[1])
+    return target @ linear @ geometry.translate(-base[1] / 2, -base[0] / 2)
+
+
+def _about_center(change: np.ndarray, size: Size) -> np.ndarray:
+    center = geometry.translate(size[1] / 2, size[0] / 2)
+    return center @ change @ np.linalg.inv(center)
+
+
+def _relative(config: RelativeConfig, size: Size, rng: np.random.Generator) -> np.ndarray:
+    """One draw of the second frame's own motion about the origin."""
+    scale = draw_factor(rng, config.scale, config.draw)
+    angle = draw_spread(rng, config.rotate, config.draw)
+    x, y = (draw_spread(rng, config.translate[axis], config.draw) * size[1 - axis] for axis in (0, 1))
+    return geometry.translate(x, y) @ geometry.rotate(angle) @ geometry.scale(scale, scale)

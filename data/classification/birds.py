@@ -1,0 +1,97 @@
+"""CUB-200-2011 and NABirds, which share a format: numbered lists of images, of their classes and of the split.
+
+Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011: 200 classes, 5994 images
+to train on and 5794 to test on. Van Horn et al., "Building a bird recognition app and large scale dataset with citizen
+scientists" (CVPR 2015): 555 classes, 23929 and 24633.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from data.classification.labeled_images import HELD_OUT, LabeledConfig, Listing, Members, contiguous
+from data.files.images import DataError
+from data.files.listing import find_root, read_lines
+
+_FLAGS = {"1": "train", "0": "test"}
+
+
+class CubConfig(LabeledConfig):
+    """CUB-200-2011. A part of it is read as well, if its lists name what is there; verifying compares the counts."""
+
+    name: Literal["cub"]
+    split: Literal["train", "test"] = "train"
+    """As in train_test_split.txt."""
+
+    def listing(self) -> Listing:
+        """Return the images of the split. Classes are named as their folders, "001.Black_footed_Albatross"."""
+        root = find_root("CUB-200-2011", self.root, "images.txt", ("CUB_200_2011",))
+        listing = _read("CUB-200-2011", root, self.split)
+        for image in listing.images:
+            folder, name = image.path.parent.name, listing.classes[image.label]
+            if folder != name:
+                raise DataError(
+                    f"{root / 'image_class_labels.txt'}: {image.name} is labeled {name!r}, but lies in {folder!r}"
+                )
+        return listing
+
+
+class NabirdsConfig(LabeledConfig):
+    """NABirds. Its class ids have gaps: classes.txt names the groups of a hierarchy too, which have no images."""
+
+    name: Literal["nabirds"]
+    split: Literal["train", "test"] = "train"
+    """As in train_test_split.txt."""
+
+    def listing(self) -> Listing:
+        """Return the images of the split. Classes are those with images, in the order of their ids."""
+        root = find_root("NABirds", self.root, "images.txt", ("nabirds",))
+        return _read("NABirds", root, self.split, groups=True)
+
+
+def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Listing:
+    """Read the four lists; with `groups`, classes.txt may name more than the classes."""
+    files = _table(root / "images.txt")
+    labels = _numbers(root / "image_class_labels.txt")
+    flags = _table(root / "train_test_split.txt")
+    names = {_number(root / "classes.txt", key): name for key, name in _table(root / "classes.txt").items()}
+    for where, found in (("image_class_labels.txt", labels), ("train_test_split.txt", flags)):
+        if odd := files.keys() ^ found.keys():
+            first = min(odd)
+            absent = "images.txt" if first in found else where
+            raise DataError(
+                f"{root / where}: {len(odd)} ids disagree with images.txt, the first {first!r}, not in {absent}"
+            )
+    for key, number in labels.items():
+        if number not in names:
+            raise DataError(f"{root / 'image_class_labels.txt'}: picture {key} has class {number}, not in classes.txt")
+        if flags[key] not in _FLAGS:
+            raise DataError(f"{root / 'train_test_split.txt'}: picture {key} has {flags[key]!r}, expected 0 or 1")
+    label_of = contiguous(labels.values() if groups else names)
+    times = Counter(names[number] for number in label_of)
+    classes = [names[n] if times[names[n]] == 1 else f"{names[n]} [{n}]" for n in label_of]
+    members = Members(root / "images", root / "images.txt")
+    images = [members.image(file, label_of[labels[key]]) for key, file in files.items() if _FLAGS[flags[key]] == split]
+    return Listing(kind, root, classes, images, every_class=split not in HELD_OUT)
+
+
+def _table(path: Path) -> dict[str, str]:
+    """Return the lines of a list: the first word, which is unique, and the rest."""
+    table: dict[str, str] = {}
+    for words in read_lines(path):
+        if len(words) < 2:
+            raise DataError(f"{path}: {words[0]!r} has no value; expected an id and a value on each line")
+        if words[0] in table:
+            raise DataError(f"{path}: the id {words[0]} is there twice")
+        table[words[0]] = " ".join(words[1:])
+    return table
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    return {key: _number(path, value) for key, value in _table(path).items()}
+
+
+def _number(path: Path, text: str) -> int:
+    if not text.isdecimal():
+        raise DataError(f"{path}: {text!r} is not the number of a class")
+    return int(text)

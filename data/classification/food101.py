@@ -1,0 +1,35 @@
+"""Food-101: Bossard, Guillaumin and Van Gool, "Food-101: Mining Discriminative Components with Random Forests" (ECCV
+2014). 101 classes, 75750 images to train on, whose labels are noisy, and 25250 to test on.
+"""
+
+from typing import Literal
+
+from data.classification.labeled_images import LabeledConfig, Listing, Members
+from data.files.images import DataError
+from data.files.listing import find_root
+from data.files.lists import read_json
+
+
+class Food101Config(LabeledConfig):
+    """Food-101, laid out as torchvision does: `images` and `meta`."""
+
+    name: Literal["food101"]
+    split: Literal["train", "test"] = "train"
+
+    def listing(self) -> Listing:
+        """Return the images of the split. Classes are named as their folders, "apple_pie"."""
+        root = find_root("Food-101", self.root, "meta", ("food-101",))
+        where = root / "meta" / f"{self.split}.json"
+        files = read_json(where)
+        whole = isinstance(files, dict) and all(isinstance(paths, list) for paths in files.values())
+        if not whole or not all(isinstance(path, str) for paths in files.values() for path in paths):
+            raise DataError(f"{where}: expected a list of pictures for each class")
+        names = sorted(files)
+        members = Members(root / "images", where)
+        images = []
+        for label, name in enumerate(names):
+            for path in files[name]:
+                if path.partition("/")[0] != name:
+                    raise DataError(f"{where}: {path} is listed as {name!r}")
+                images.append(members.image(f"{path}.jpg", label))
+        return Listing("Food-101", root, names, images, self.split == "train")

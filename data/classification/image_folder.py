@@ -1,0 +1,88 @@
+"""Your own labeled images: a folder for each class, or a list of files and labels as DSTL's."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from data.classification.labeled_images import LabeledConfig, LabeledImage, Listing, Members, contiguous
+from data.files.images import DataError, MissingDataError
+from data.files.listing import folders_below, images_by_stem, subfolders
+from data.files.lists import read_names
+
+
+class ImageFolderConfig(LabeledConfig):
+    """Any tree of `root/class/picture`, labels in the order of the class names, as torchvision's ImageFolder has them.
+
+    To measure on another folder, it needs the same classes: a class list keeps the labels of both alike.
+    """
+
+    name: Literal["image_folder"]
+    list: Path | None = None
+    """Only the images of this file, with lines `class/picture.jpg: 17`: the form of DSTL's train.txt and val.txt."""
+    each_its_own: bool = False
+    """Images lie in `root` itself, and each is a class of its own, called as the file: one photo of each class, to
+    measure domain similarity with."""
+
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> "ImageFolderConfig":
+        if self.each_its_own and self.list is not None:
+            raise ValueError("`list` and `each_its_own` both say what the classes are; give one of them")
+        return self
+
+    def listing(self) -> Listing:
+        """Return the images and their classes."""
+        if not self.root.is_dir():
+            raise MissingDataError(f"no folder {self.root}")
+        if self.list is not None:
+            return _listed(self.root, self.list)
+        if self.each_its_own:
+            found = sorted(images_by_stem(self.root).items())
+            images = [LabeledImage(stem, path, label) for label, (stem, path) in enumerate(found)]
+            return Listing("pictures", self.root, [stem for stem, _ in found], images)
+        return read_tree("pictures", self.root)
+
+
+def read_tree(kind: str, root: Path) -> Listing:
+    """Return the images in the folders of `root`, of any depth; each folder right in it is a class.
+
+    Raises:
+        DataError: there are no folders, or images beside them.
+    """
+    if loose := images_by_stem(root):
+        first = next(iter(loose.values())).name
+        raise DataError(f"{root}: {len(loose)} pictures lie outside of the classes' folders, the first {first}")
+    names = [folder.name for folder in subfolders(root)]
+    if not names:
+        raise DataError(f"{root}: no folders; expected one for each class")
+    images = [
+        LabeledImage(path.relative_to(root).with_suffix("").as_posix(), path, label)
+        for label, name in enumerate(names)
+        for folder in folders_below(root / name, root)
+        for path in images_by_stem(folder).values()
+    ]
+    return Listing(kind, root, names, images)
+
+
+def _listed(root: Path, where: Path) -> Listing:
+    """Read a list of `path: label`. Classes are called as their folders; in a flat folder, as their numbers."""
+    rows: list[tuple[str, int]] = []
+    for line in read_names(where):
+        file, colon, label = line.rpartition(":")
+        if not colon or not label.strip().isdecimal():
+            raise DataError(f"{where}: {line!r} is not a path, a colon and a label, as in class/picture.jpg: 17")
+        rows.append((file.strip(), int(label)))
+    folders: dict[int, str] = {}
+    flat = len({file.rpartition("/")[0] for file, _ in rows}) == 1
+    for file, number in rows:
+        folder = str(number) if flat else file.rpartition("/")[0]
+        if folders.setdefault(number, folder) != folder:
+            raise DataError(f"{where}: {file} has label {number}, which is that of {folders[number]}")
+    if len(set(folders.values())) < len(folders):
+        twice = next(name for name in folders.values() if list(folders.values()).count(name) > 1)
+        numbers = sorted(number for number, name in folders.items() if name == twice)
+        raise DataError(f"{where}: pictures in {twice} have the labels {', '.join(map(str, numbers))}; expected one")
+    label_of = contiguous(folders)
+    members = Members(root, where)
+    images = [members.image(file, label_of[number]) for file, number in rows]
+    return Listing("pictures", root, [folders[number] for number in label_of], images)

@@ -1,0 +1,80 @@
+"""iNaturalist's competitions of 2017, 2018, 2019 and 2021.
+
+Van Horn et al., "The iNaturalist Species Classification and Detection Dataset" (CVPR 2018). DSTL trains on 665473
+images of 2017's train and val sets (5089 classes) and validates on 9697 others of val, by lists of its own: for those
+use `image_folder` with `list`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from data.classification.image_folder import read_tree
+from data.classification.labeled_images import LabeledConfig, Listing, Members, contiguous
+from data.files.images import DataError, MissingDataError
+from data.files.lists import read_json
+
+_FOLDERS = {
+    "train": ("2021_train", "train"),
+    "train_mini": ("2021_train_mini", "train_mini"),
+    "val": ("2021_valid", "val"),
+}
+
+
+class INaturalistConfig(LabeledConfig):
+    """iNaturalist: of 2017 to 2019 the images and `train2017.json`, `val2017.json`; of 2021 the folders alone.
+
+    Images lie where the archive puts them (`train_val_images`, `train`) or where torchvision does (`2017`,
+    `2021_train`).
+    """
+
+    name: Literal["inaturalist"]
+    version: Literal["2017", "2018", "2019", "2021"] = "2017"
+    split: Literal["train", "train_mini", "val"] = "train"
+
+    @model_validator(mode="after")
+    def _only_2021_has_a_small_one(self) -> "INaturalistConfig":
+        if self.split == "train_mini" and self.version != "2021":
+            raise ValueError(f"iNaturalist {self.version} has no train_mini; use train, or version 2021")
+        return self
+
+    def listing(self) -> Listing:
+        """Return the images of the split. Classes are "Aves/Acanthis cannabina", of 2021 named as their folders."""
+        kind = f"iNaturalist {self.version}"
+        if self.version == "2021":
+            folders = [self.root / name for name in _FOLDERS[self.split]]
+            folder = next((folder for folder in folders if folder.is_dir()), None)
+            if folder is None:
+                raise MissingDataError(
+                    f"no {kind} at {self.root}: expected {' or '.join(_FOLDERS[self.split])} inside it"
+                )
+            return read_tree(kind, folder)
+        where = self.root / f"{self.split}{self.version}.json"
+        if not where.is_file():
+            raise MissingDataError(f"no {kind} at {self.root}: expected {where.name} inside it; see README, Data")
+        return _annotated(kind, self.root, where, self.version, every_class=self.split == "train")
+
+
+def _annotated(kind: str, root: Path, where: Path, version: str, *, every_class: bool) -> Listing:
+    """Read annotations in COCO's form."""
+    found: Any = read_json(where)
+    try:
+        files = {row["id"]: row["file_name"] for row in found["images"]}
+        numbers = {row["image_id"]: row["category_id"] for row in found["annotations"]}
+        names = {row["id"]: f"{row.get('supercategory', '')}/{row['name']}".lstrip("/") for row in found["categories"]}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{where}: expected images, annotations and categories in COCO's form: {error!r}") from error
+    if odd := files.keys() ^ numbers.keys():
+        raise DataError(f"{where}: {len(odd)} pictures have no annotation, or the reverse, the first id {min(odd)}")
+    if unknown := set(numbers.values()) - names.keys():
+        raise DataError(f"{where}: category {min(unknown)} of an annotation is not among the categories")
+    label_of = contiguous(names)
+    members = Members(root, where)
+    moved = (root / version).is_dir()
+    images = []
+    for key, file in files.items():
+        first, _, rest = str(file).partition("/")
+        place = f"{version}/{rest}" if moved and first != version else str(file)
+        images.append(members.image(place, label_of[numbers[key]]))
+    return Listing(kind, root, [names[number] for number in label_of], images, every_class)

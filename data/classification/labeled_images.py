@@ -1,0 +1,230 @@
+"""What data sets of labeled images share: one class per image, and which classes and images of them are used."""
+
+import difflib
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from data.files.images import DataError, MissingDataError, read_image
+from data.files.listing import Labels, inside, require_files, require_unique
+from mtsp.config import Config
+from mtsp.text import first_names
+from mtsp.types import Raw
+
+HELD_OUT = ("val", "test")
+"""Splits to measure on: all of them is used, and a class may be missing from them."""
+
+
+class LabeledImage(NamedTuple):
+    """An image and its class."""
+
+    name: str
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a data set's own files say: its classes in order, and the images of one split."""
+
+    kind: str
+    root: Path
+    classes: Sequence[str]
+    images: Sequence[LabeledImage]
+    every_class: bool = True
+    """Whether a class without an image is a fault."""
+
+
+class LabeledConfig(Config):
+    """What every data set of labeled images can be told. Its own class adds `name`, `split` and :meth:`listing`."""
+
+    root: Path
+    """The data set's own folder, or the one that holds it."""
+    classes: Path | None = None
+    """A file with a class name on each line, as `tools/select_source.py` writes it: only these classes, labeled 0, 1,
+    ... in the data set's order. A tab ends a name; blank lines and lines that begin with # are passed over."""
+    share: float = Field(default=100.0, gt=0, le=100)
+    """Percent of each class's training images, at least one. 15 percent of a seed are among its 30 percent, and
+    which images of a class they are does not depend on the other classes."""
+    share_seed: int = Field(default=0, ge=0)
+    """Draws the images of `share` and of `per_class`."""
+    per_class: int | None = Field(default=None, gt=0)
+    """Exactly so many training examples of each class: a balanced second stage on a long-tailed source. A larger class
+    gives so many of its images; a smaller one gives all of its again and again, each time augmented anew."""
+
+    @model_validator(mode="after")
+    def _held_out_splits_stay_whole(self) -> Self:
+        split = getattr(self, "split", "")
+        if split in HELD_OUT and (self.share != 100 or self.per_class is not None):
+            raise ValueError(f"`share` and `per_class` are of a training set; leave them out of split {split}")
+        return self
+
+    @abstractmethod
+    def listing(self) -> Listing:
+        """Return the data set as its own files have it. Raises DataError."""
+
+    def build(self) -> "LabeledImages":
+        """Return the data set, its files checked to be there.
+
+        Raises:
+            DataError: files are missing, or disagree with each other or with the class list.
+        """
+        listing = self.listing()
+        if self.classes is not None:
+            listing = with_classes(listing, read_classes(self.classes), self.classes)
+        require_unique(listing.kind, listing.root, [image.name for image in listing.images])
+        if listing.every_class:
+            _require_pictures(listing)
+        require_files(listing.kind, listing.root, (image.path for image in listing.images))
+        images = shared_out(listing, self.share, self.share_seed)
+        if self.per_class is not None:
+            images = balanced(listing.classes, images, self.per_class, self.share_seed)
+        return LabeledImages(listing.classes, images)
+
+
+class Members:
+    """Paths inside `root` that the file `where` names; each folder is resolved once, for there may be a million files.
+
+    An image itself may be a link to anywhere.
+    """
+
+    def __init__(self, root: Path, where: Path) -> None:
+        self.root, self.where = root, where
+        self._folders: dict[str, Path] = {}
+
+    def image(self, entry: str, label: int) -> LabeledImage:
+        """Return the image that `entry` names. Raises DataError if it is not inside `root`."""
+        folder, _, name = entry.rpartition("/")
+        if folder not in self._folders:
+            self._folders[folder] = inside(self.root, folder, self.where) if folder else self.root
+        if name in ("", "..") or "\\" in name or "\0" in name:
+            raise DataError(f"{self.where}: {entry!r} is not a picture inside {self.root}")
+        return LabeledImage(entry.rpartition(".")[0] or entry, self._folders[folder] / name, label)
+
+
+class LabeledImages:
+    """Images with a class each, as :class:`data.files.listing.RawDataset`.
+
+    Args:
+        classes: names by label.
+        images: names unique.
+    """
+
+    def __init__(self, classes: Sequence[str], images: Sequence[LabeledImage]) -> None:
+        self.classes = tuple(classes)
+        self.images = list(images)
+        self.names = [image.name for image in images]
+        self.targets = [image.label for image in images]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Raw:
+        image = self.images[index]
+        return Raw(name=image.name, frame=read_image(image.path, any_format=True), label=image.label)
+
+    def labels(self, index: int) -> Labels:
+        """Return the class of example `index`. Its image is not decoded."""
+        image = self.images[index]
+        return Labels(name=image.name, label=image.label)
+
+    def taken(self, indices: Iterable[int]) -> "LabeledImages":
+        """Return only these examples, classes unchanged."""
+        return LabeledImages(self.classes, [self.images[index] for index in indices])
+
+
+def read_classes(path: Path) -> list[str]:
+    """Return the class names in the file at `path`, see :attr:`LabeledConfig.classes`.
+
+    Raises:
+        DataError: no such file, not text, empty, or a name twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{path}: no such list of classes") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the list of classes cannot be read: {error}") from error
+    names = [name for line in lines if not line.startswith("#") and (name := line.split("\t")[0].strip())]
+    if not names:
+        raise DataError(f"{path}: the list of classes is empty")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: {len(twice)} classes are listed twice, the first {twice[0]!r}")
+    return names
+
+
+def with_classes(listing: Listing, wanted: Sequence[str], where: Path) -> Listing:
+    """Return the listing with the `wanted` classes only, labels contiguous again, in the data set's order.
+
+    Raises:
+        DataError: a wanted class is not the data set's; `where` is the file that wants it.
+    """
+    if unknown := [name for name in wanted if name not in set(listing.classes)]:
+        near = difflib.get_close_matches(unknown[0], listing.classes, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"its classes are named like {listing.classes[0]!r}"
+        raise DataError(
+            f"{where}: {len(unknown)} of {len(wanted)} classes are not in {listing.kind} at {listing.root}, "
+            f"the first {unknown[0]!r}; {hint}"
+        )
+    kept = [label for label, name in enumerate(listing.classes) if name in set(wanted)]
+    labels = {old: new for new, old in enumerate(kept)}
+    images = [image._replace(label=labels[image.label]) for image in listing.images if image.label in labels]
+    names = [listing.classes[label] for label in kept]
+    return Listing(listing.kind, listing.root, names, images, listing.every_class)
+
+
+def shared_out(listing: Listing, percent: float, seed: int) -> list[LabeledImage]:
+    """Return `percent` of each class's images, at least one, in the listing's order."""
+    if percent == 100:
+        return list(listing.images)
+    chosen: set[str] = set()
+    for label, members in _by_class(listing.images).items():
+        count = max(1, int(len(members) * percent / 100 + 0.5))
+        order = _order(members, listing.classes[label], seed)
+        chosen |= {image.name for image in order[:count]}
+    return [image for image in listing.images if image.name in chosen]
+
+
+def balanced(classes: Sequence[str], images: Sequence[LabeledImage], per_class: int, seed: int) -> list[LabeledImage]:
+    """Return `per_class` examples of each class, by class; what comes again has #2, #3, ... after its name."""
+    out = []
+    for label, members in sorted(_by_class(images).items()):
+        order = _order(members, classes[label], seed)
+        for place in range(per_class):
+            again, image = place // len(order), order[place % len(order)]
+            out.append(image._replace(name=f"{image.name}#{again + 1}") if again else image)
+    return out
+
+
+def contiguous(ids: Iterable[int]) -> dict[int, int]:
+    """Return a label for each id that occurs: 0, 1, ... in the order of the ids, which may have gaps (NABirds')."""
+    return {id_: label for label, id_ in enumerate(sorted(set(ids)))}
+
+
+def _by_class(images: Iterable[LabeledImage]) -> dict[int, list[LabeledImage]]:
+    members: dict[int, list[LabeledImage]] = {}
+    for image in images:
+        members.setdefault(image.label, []).append(image)
+    return members
+
+
+def _order(members: Sequence[LabeledImage], class_name: str, seed: int) -> list[LabeledImage]:
+    """One class's images, shuffled by (seed, class name), from the order of their names and not of any list."""
+    by_name = sorted(members, key=lambda image: image.name)
+    permutation = np.random.default_rng([seed, *class_name.encode()]).permutation(len(by_name))
+    return [by_name[place] for place in permutation]
+
+
+def _require_pictures(listing: Listing) -> None:
+    present = {image.label for image in listing.images}
+    empty = [name for label, name in enumerate(listing.classes) if label not in present]
+    if empty:
+        raise DataError(
+            f"{listing.kind} at {listing.root}: {len(empty)} of {len(listing.classes)} classes have no pictures "
+            f"({first_names(empty)}); leave them out by a list of `classes`"
+        )

@@ -1,0 +1,67 @@
+"""Oxford's Flowers-102 and FGVC-Aircraft, laid out as torchvision does.
+
+Nilsback and Zisserman, "Automated Flower Classification over a Large Number of Classes" (2008): 102 classes, 1020
+images to train on, 1020 to validate, 6149 to test. Maji et al., "Fine-Grained Visual Classification of Aircraft"
+(arXiv:1306.5151): 100 variants, 3334, 3333 and 3333. DSTL trains on train and val together: `trainval`, the default.
+"""
+
+from typing import Literal
+
+from data.classification.labeled_images import HELD_OUT, LabeledConfig, LabeledImage, Listing, Members
+from data.files.images import DataError
+from data.files.listing import find_root
+from data.files.lists import read_mat, read_names
+
+_IDS = {"train": ("trnid",), "val": ("valid",), "trainval": ("trnid", "valid"), "test": ("tstid",)}
+
+
+class FlowersConfig(LabeledConfig):
+    """Flowers-102: `jpg`, `imagelabels.mat`, `setid.mat`."""
+
+    name: Literal["flowers102"]
+    split: Literal["train", "val", "trainval", "test"] = "trainval"
+
+    def listing(self) -> Listing:
+        """Return the images of the split. Classes have the names that torchvision gives them."""
+        from torchvision.datasets import Flowers102
+
+        root = find_root("Flowers-102", self.root, "setid.mat", ("flowers-102",))
+        labels = read_mat(root / "imagelabels.mat", "labels")[0].tolist()
+        names = list(Flowers102.classes)
+        images = []
+        for ids in read_mat(root / "setid.mat", *_IDS[self.split]):
+            for number in ids.tolist():
+                if not 1 <= number <= len(labels):
+                    raise DataError(f"{root / 'setid.mat'}: picture {number} has no label in imagelabels.mat")
+                label = labels[number - 1]
+                if not 1 <= label <= len(names):
+                    raise DataError(f"{root / 'imagelabels.mat'}: picture {number} has class {label} of {len(names)}")
+                stem = f"image_{number:05d}"
+                images.append(LabeledImage(stem, root / "jpg" / f"{stem}.jpg", label - 1))
+        return Listing("Flowers-102", root, names, images, self.split not in HELD_OUT)
+
+
+class AircraftConfig(LabeledConfig):
+    """FGVC-Aircraft: `data/images` and the lists beside it. The strip with the photographer's name is not cut off."""
+
+    name: Literal["aircraft"]
+    split: Literal["train", "val", "trainval", "test"] = "trainval"
+    level: Literal["variant", "family", "manufacturer"] = "variant"
+    """What a class is: 100 variants, 70 families or 30 manufacturers."""
+
+    def listing(self) -> Listing:
+        """Return the images of the split. Classes are named as in variants.txt, "707-320"."""
+        root = find_root("FGVC-Aircraft", self.root, "data/images", ("fgvc-aircraft-2013b",)) / "data"
+        plural = {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}[self.level]
+        names = read_names(root / f"{plural}.txt")
+        labels = {name: label for label, name in enumerate(names)}
+        where = root / f"images_{self.level}_{self.split}.txt"
+        members = Members(root / "images", where)
+        images = []
+        for line in read_names(where):
+            picture, _, name = line.partition(" ")
+            name = name.strip()
+            if name not in labels:
+                raise DataError(f"{where}: {picture} is a {name!r}, which {plural}.txt does not name")
+            images.append(members.image(f"{picture}.jpg", labels[name]))
+        return Listing("FGVC-Aircraft", root, names, images, self.split not in HELD_OUT)

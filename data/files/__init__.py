@@ -1,0 +1,1 @@
+"""File formats of images, masks, flow and lists."""

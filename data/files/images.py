@@ -1,0 +1,237 @@
+"""Read and write frames and masks: RGB images, indexed PNG; numpy arrays. Flow is in :mod:`data.files.flow_formats`.
+
+Every reader gives the whole file as it was written, or raises :class:`DataError` with the file's name: a truncated,
+mislabeled or oversized file never becomes data. A bit that flipped on the disk is noticed in a PNG (its checksums are
+verified) and in any header; JPEG carries no checksum for what follows.
+"""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mtsp.figures.panels import palette
+
+MAX_PIXELS = 1 << 26
+"""The most pixels that are decoded, 8192 x 8192; a PNG of 261 kB can claim 16384 x 16384."""
+
+MAX_BYTES = 1 << 29
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+IMAGE_SUFFIXES = frozenset(_FORMATS)
+
+
+class DataError(ValueError):
+    """A file or folder of data that cannot be used. The message names it and says what is wrong with it."""
+
+
+class MissingDataError(DataError, FileNotFoundError):
+    """Files that a data set should have are not there. The message names the first ten and counts all."""
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Return a mask, HW uint8: the palette index of an indexed image, the value of a gray one.
+
+    Raises:
+        DataError: not a whole image of the suffix's format, one of RGB or 16-bit pixels, which hold no ids, or a
+            JPEG, which does not keep them.
+    """
+    image = _open_mask(path)
+    if image.mode not in ("P", "L", "1"):
+        raise DataError(
+            f"{path}: the mask has pixels of kind {image.mode}, which are colors and no class ids; store it as an "
+            "indexed PNG (each pixel an id, the palette only says how it is shown) or as 8-bit gray"
+        )
+    return _pixels(path, image).astype(np.uint8, copy=False)
+
+
+def read_foreground(path: Path) -> np.ndarray:
+    """Return where a mask is not zero, HW bool: indexed, gray, RGB or RGBA, whose alpha does not count.
+
+    Raises:
+        DataError: not a whole image of the suffix's format, or a JPEG, whose zeros around an object are not zero.
+    """
+    image = _open_mask(path)
+    pixels = _pixels(path, image)
+    if pixels.ndim == 2:
+        return pixels > 0
+    colors = pixels[..., :-1] if image.mode in ("RGBA", "LA", "PA") else pixels
+    return np.logical_or.reduce(colors > 0, axis=2)
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write `mask`, HW uint8 or bool, as an indexed PNG in the colors of DAVIS and PASCAL VOC.
+
+    Raises:
+        DataError: another shape or type.
+    """
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_) or mask.size == 0:
+        raise DataError(f"{path}: a mask is HW uint8 or bool, got {'x'.join(map(str, mask.shape))} {mask.dtype}")
+    image = Image.fromarray(np.ascontiguousarray(mask, np.uint8), mode="P")
+    image.putpalette(palette().tobytes())
+    image.save(path, format="PNG")
+
+
+def read_image(path: Path, *, any_format: bool = False) -> np.ndarray:
+    """Return an image, HW3 uint8, RGB as stored: a camera's note to rotate it (EXIF) is ignored, as labels ignore it.
+
+    Gray, CMYK and indexed images become RGB, transparency is dropped, 16 bits become 8.
+
+    Args:
+        path: of the image.
+        any_format: read it also if its suffix names another format than it has, as happens to images from the web:
+            n02105855_2933.jpg of Stanford Dogs is a PNG. Of a GIF the first image is read.
+
+    Raises:
+        DataError: not a whole image of the suffix's format, or one of more than :data:`MAX_PIXELS`.
+    """
+    data = read_file(path)
+    image = _header(path, data, any_format=any_format)
+    # OpenCV decodes a JPEG in 1.6 ms where PIL takes 2.3, to the same pixels. Its imread fills what a truncated one
+    # lacks with gray and says nothing; that its imdecode refuses it, as 5.0 does, is promised nowhere. A whole file
+    # ends with the end marker, which compressed data cannot contain; any other goes to PIL, which counts the rows.
+    if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")):
+        pixels = decode(path, data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels.shape != (image.height, image.width, 3):
+            raise DataError(f"{path}: the header says {image.height}x{image.width}, decoded {pixels.shape}")
+        return pixels
+    if image.mode.startswith(("I", "F")):
+        return _deep_gray(path, image)
+    return _pixels(path, image, mode="RGB")
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write `image`, HW3 uint8 RGB, in the format of the suffix: .png, .jpg (quality 95), .ppm and others.
+
+    Raises:
+        DataError: another shape or type, or a suffix that names no format.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise DataError(f"{path}: a picture is HW3 uint8, got {'x'.join(map(str, image.shape))} {image.dtype}")
+    _format(path)
+    path.write_bytes(cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Return the file, opened to read bytes; DataError if it cannot be."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be opened: {error}") from error
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes; DataError if they cannot be read or are more than an image has."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: {size:,} bytes; the most that is read of a picture is {MAX_BYTES:,}")
+        try:
+            return file.read()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Raise DataError if a header claims no pixels, or more than are decoded."""
+    if width <= 0 or height <= 0 or width * height > MAX_PIXELS:
+        raise DataError(f"{path}: the header says {height}x{width} pixels; 1 to {MAX_PIXELS:,} are read")
+
+
+def _format(path: Path) -> str:
+    try:
+        return _FORMATS[path.suffix.lower()]
+    except KeyError:
+        raise DataError(f"{path}: a picture's name ends with one of {', '.join(sorted(_FORMATS))}") from None
+
+
+def _header(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image:
+    """Return the image in `data`, not decoded yet: of the format that its name says, and not too large."""
+    expected = _format(path)
+    if data[:8] == _PNG_MAGIC or (expected == "PNG" and not any_format):
+        check_png(path, data)
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:  # PIL's plugins raise what their parsing meets: SyntaxError, struct.error, KeyError...
+        start = f"it starts with {data[:8]!r}" if data else "it is empty"
+        raise DataError(f"{path}: not a {expected} picture, {start}") from error
+    allowed = {*_FORMATS.values(), "GIF"} if any_format else {expected}
+    if image.format not in allowed and not (image.format == "MPO" and "JPEG" in allowed):  # MPO: several JPEGs in one
+        raise DataError(f"{path}: named as a {expected} picture, but it is a {image.format}")
+    check_size(path, image.width, image.height)
+    return image
+
+
+def _open_mask(path: Path) -> Image.Image:
+    image = _header(path, read_file(path))
+    if image.format in ("JPEG", "MPO"):
+        raise DataError(
+            f"{path}: the mask is a JPEG, which changes values a little where they meet; make it anew as a PNG"
+        )
+    return image
+
+
+def _pixels(path: Path, image: Image.Image, mode: str | None = None) -> np.ndarray:
+    try:
+        return np.array(image if mode is None else image.convert(mode))
+    except Exception as error:  # as in `_header`
+        raise DataError(f"{path}: truncated or damaged: {error}") from error
+
+
+def _deep_gray(path: Path, image: Image.Image) -> np.ndarray:
+    """Return gray of 16 bits as RGB of 8, HW3: PIL's own conversion makes white of all that is above 255."""
+    if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
+        raise DataError(f"{path}: pixels of kind {image.mode}, whose range is not known; store 8 or 16 bits a channel")
+    return np.repeat((_pixels(path, image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def decode(path: Path, data: bytes, flags: int) -> np.ndarray:
+    """Return the pixels of an encoded image as OpenCV has them; DataError if it is not whole."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded: {error.err}") from error
+    if pixels is None:
+        raise DataError(f"{path}: truncated or damaged, it cannot be decoded")
+    return pixels
+
+
+def check_png(path: Path, data: bytes) -> None:
+    """Raise DataError unless `data` is a PNG of allowed size and whole, by the checksum of each of its parts."""
+    if data[:8] != _PNG_MAGIC:
+        raise DataError(f"{path}: not a PNG picture, {f'it starts with {data[:8]!r}' if data else 'it is empty'}")
+    position, kind, view = 8, b"", memoryview(data)
+    while kind != b"IEND":
+        if position + 12 > len(data):
+            raise DataError(f"{path}: truncated, the PNG has no end")
+        length = int.from_bytes(view[position : position + 4], "big")
+        kind = bytes(view[position + 4 : position + 8])
+        end = position + 8 + length
+        if end + 4 > len(data):
+            raise DataError(f"{path}: truncated, the PNG's {kind!r} part takes {length:,} bytes")
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise DataError(f"{path}: damaged, the PNG's {kind!r} part does not have the checksum it was written with")
+        if position == 8:
+            if kind != b"IHDR" or length != 13:
+                raise DataError(f"{path}: not a PNG picture, it has no header")
+            check_size(path, *struct.unpack(">II", view[16:24]))
+        position = end + 4

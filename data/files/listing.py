@@ -1,0 +1,277 @@
+"""What the data sets on disk share: the form of a data set, listing and checking its files before anything is decoded.
+
+A data set lists its files when it is made, and is refused then if any is missing: an error after hours of training
+about a file that was never there helps nobody.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NotRequired, Protocol, TypedDict
+
+import numpy as np
+
+from data.files.flow_formats import read_flow
+from data.files.images import IMAGE_SUFFIXES, DataError, MissingDataError, read_foreground, read_image
+from mtsp.text import first_names
+from mtsp.types import Raw
+
+_LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small images
+
+
+class Labels(TypedDict):
+    """The labels of one example without its frames, keys as in :class:`mtsp.types.Raw`: all that scoring needs."""
+
+    name: str
+    mask: NotRequired[np.ndarray]  # HW uint8
+    flow: NotRequired[np.ndarray]  # HW2 float32
+    flow_valid: NotRequired[np.ndarray]  # HW bool
+    label: NotRequired[int]
+
+
+class RawDataset(Protocol):
+    """A data set as decoded from disk: nothing augmented, native resolution."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The name of each example, unique, a relative path without suffix; known without decoding."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Raw: ...
+
+    def labels(self, index: int) -> Labels:
+        """Example `index` without its frames, which are not decoded."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlowPair:
+    """The files of one pair of frames. Without `flow` the pair has no label."""
+
+    name: str
+    frame: Path
+    next_frame: Path
+    flow: Path | None
+    invalid: Path | None = None  # a mask, not zero where flow is unknown
+
+
+class FlowPairs:
+    """Pairs of frames with flow, as :class:`RawDataset`.
+
+    Args:
+        kind: what the data set is called in an error.
+        root: where it is.
+        pairs: the files; names unique.
+
+    Raises:
+        DataError: no pair, a name twice, or files that are missing (the first ten and their number).
+    """
+
+    def __init__(self, kind: str, root: Path, pairs: Sequence[FlowPair]) -> None:
+        self.names = [pair.name for pair in pairs]
+        self._pairs = pairs
+        require_unique(kind, root, self.names)
+        files = (file for p in pairs for file in (p.frame, p.next_frame, p.flow, p.invalid) if file is not None)
+        require_files(kind, root, files)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Raw:
+        pair = self._pairs[index]
+        labels = self.labels(index)
+        frame, next_frame = read_image(pair.frame), read_image(pair.next_frame)
+        require_size(pair.frame, frame, pair.next_frame, next_frame)
+        if "flow" in labels and pair.flow is not None:
+            require_size(pair.frame, frame, pair.flow, labels["flow"])
+        return Raw(frame=frame, next_frame=next_frame, **labels)
+
+    def labels(self, index: int) -> Labels:
+        """Return the flow of pair `index` and where it is known, if it has any. Its frames are not decoded."""
+        pair = self._pairs[index]
+        if pair.flow is None:
+            return Labels(name=pair.name)
+        flow, valid = read_flow(pair.flow)
+        if pair.invalid is not None:
+            known = ~read_foreground(pair.invalid)
+            require_size(pair.flow, flow, pair.invalid, known)
+            valid = known if valid is None else known & valid
+        if valid is None:
+            return Labels(name=pair.name, flow=flow)
+        return Labels(name=pair.name, flow=flow, flow_valid=valid)
+
+
+def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> Path:
+    """Return `root`, or the first of its folders `below`, that has the file or folder `inside`.
+
+    Raises:
+        MissingDataError: there is none.
+    """
+    for place in (root, *(root / name for name in below)):
+        if (place / inside).exists():
+            return place
+    what = f"expected {inside} inside it" if root.is_dir() else "there is no such folder"
+    raise MissingDataError(f"no {kind} at {root}: {what}; see README, Data")
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """Return the images in `folder` by their names without suffix, in natural order; none if there is no folder.
+
+    Raises:
+        DataError: two images differ in their suffix only.
+    """
+    found: dict[str, Path] = {}
+    entries = folder.iterdir() if folder.is_dir() else ()
+    for path in sorted(entries, key=lambda path: (natural_order(path.stem), path.suffix)):
+        if is_picture(path):
+            if path.stem in found:
+                raise DataError(f"{folder}: both {found[path.stem].name} and {path.name}; keep one of them")
+            found[path.stem] = path
+    return found
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether its name is that of an image; ._1.jpg beside 1.jpg, which macOS writes, is none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders right in `folder`, in the order of their names; none if there is no folder.
+
+    Those that programs leave behind and people do not see are passed over: .ipynb_checkpoints, __MACOSX, @eaDir.
+    """
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # asks the disk for links only, of a folder that may hold a million images
+        names = [entry.name for entry in entries if _leads_to(entry.is_dir)]
+    return [folder / name for name in sorted(names) if not name.startswith(".") and name not in _LEFT_BEHIND]
+
+
+def folders_below(folder: Path, root: Path | None = None) -> list[Path]:
+    """Return `folder` and the :func:`subfolders` of any depth in the order of their paths, behind links too.
+
+    A link to a folder that holds it is passed over, also to one above `folder`, or above `root`, where `folder` is a
+    part of that tree.
+    """
+    above = frozenset() if root is None else _itself_and_above(root)
+    return sorted(_below(folder, above))
+
+
+def _below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    if folder.resolve() in above:
+        return
+    yield folder
+    above |= _itself_and_above(folder)
+    for inner in subfolders(folder):
+        yield from _below(inner, above)
+
+
+def _itself_and_above(folder: Path) -> frozenset[Path]:
+    real = folder.resolve()
+    return frozenset((real, *real.parents))
+
+
+def natural_order(name: str) -> tuple[list[int | str], str]:
+    """Return a key that sorts names with their numbers in the order of numbers: frame2 before frame10."""
+    pieces = re.split(r"([0-9]+)", name)  # words and numbers by turns, a word first: like is compared with like
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
+
+
+def inside(root: Path, entry: str, where: Path) -> Path:
+    """Return the file that a line of the split file `where` names, relative to `root`; a leading slash means `root`.
+
+    Raises:
+        DataError: it is not inside `root`, also by a symbolic link.
+    """
+    parts = PurePosixPath(entry.lstrip("/")).parts
+    path = root.joinpath(*parts)
+    if not parts or ".." in parts or "\\" in entry or "\0" in entry:
+        raise DataError(f"{where}: {entry!r} is not a path inside {root}")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{where}: {entry!r} leads out of {root}, to {path.resolve()}; make the root itself the link")
+    return path
+
+
+def read_lines(path: Path) -> list[list[str]]:
+    """Return the words of each line of a split file that is not blank.
+
+    Raises:
+        DataError: there is no such file, it is not text, or it holds nothing.
+    """
+    try:
+        lines = [words for line in path.read_text(encoding="utf-8-sig").splitlines() if (words := line.split())]
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{path}: no such split file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the split file cannot be read: {error}") from error
+    if not lines:
+        raise DataError(f"{path}: the split is empty")
+    return lines
+
+
+def require_files(kind: str, root: Path, files: Iterable[Path]) -> None:
+    """Raise MissingDataError, with the first ten and their number, unless all `files` are there.
+
+    Each folder is listed once: FlyingThings3D has a quarter of a million files, and asking for each takes minutes on
+    a network disk. Only links are asked for one by one, whether they lead to a file.
+    """
+    listed: dict[Path, dict[str, bool]] = {}  # of each folder its entries, and whether they are files
+    missing: dict[Path, None] = {}
+    no_files: dict[Path, None] = {}
+    for file in files:
+        folder = file.parent
+        if folder not in listed:
+            listed[folder] = _entries(folder)
+        is_file = listed[folder].get(file.name)
+        if not is_file:
+            (missing if is_file is None else no_files)[file] = None
+    if missing:
+        raise MissingDataError(f"{kind} at {root}: {first_ten(missing, root)} missing")
+    if no_files:
+        what = f"expected {first_ten(no_files, root)}, found links to none, or folders"
+        raise MissingDataError(f"{kind} at {root}: {what}")
+
+
+def _entries(folder: Path) -> dict[str, bool]:
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: _leads_to(entry.is_file) for entry in entries}
+
+
+def _leads_to(asked: Callable[[], bool]) -> bool:
+    """Return what an entry says of itself; a link to itself is nothing, where os.DirEntry raises."""
+    try:
+        return asked()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
+
+
+def first_ten(files: Iterable[Path], root: Path) -> str:
+    """Return "12 files (a, b, ...)", the first ten by name, relative to `root`."""
+    names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in files]
+    return f"{len(names)} file{'s' if len(names) > 1 else ''} ({first_names(names)})"
+
+
+def require_unique(kind: str, root: Path, names: Sequence[str]) -> None:
+    """Raise DataError unless there are `names`, each once."""
+    if not names:
+        raise DataError(f"{kind} at {root}: no examples in what was asked for")
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = [name for name in names if name in seen or seen.add(name)]
+        raise DataError(f"{kind} at {root}: {len(twice)} examples are listed twice, the first {twice[0]}")
+
+
+def require_size(frame: Path, pixels: np.ndarray, other: Path, labels: np.ndarray) -> None:
+    """Raise DataError unless both arrays have the same height and width."""
+    if pixels.shape[:2] != labels.shape[:2]:
+        sizes = ("x".join(map(str, array.shape[:2])) for array in (labels, pixels))
+        raise DataError(f"{other} has {next(sizes)} pixels, but {frame} has {next(sizes)}")

@@ -1,0 +1,56 @@
+"""Files that labels come in: MATLAB's, JSON, and lists of names. What is wrong with one is said with its path."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.files.images import DataError, MissingDataError
+
+
+def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
+    """Return the variables called `keys` of a MATLAB file (version 7.2 and before), each of one dimension.
+
+    A cell of text is an array of str, a struct has named fields.
+
+    Raises:
+        DataError: no such file, none that can be read, a variable is missing, or scipy is not installed.
+    """
+    try:
+        from scipy.io import loadmat
+    except ModuleNotFoundError as error:
+        raise DataError(f"{path} is a MATLAB file; to read it: pip install mtsp[mat]") from error
+    _require(path)
+    try:
+        found: dict[str, Any] = loadmat(str(path), squeeze_me=True)
+    except Exception as error:  # scipy raises what its parsing meets: ValueError, TypeError, zlib.error, OSError, ...
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path}: cannot be read as a MATLAB file: {reason}") from error
+    if missing := [key for key in keys if key not in found]:
+        names = ", ".join(key for key in found if not key.startswith("__")) or "nothing"
+        raise DataError(f"{path}: has no variable {missing[0]!r}; it holds {names}")
+    return [np.atleast_1d(found[key]) for key in keys]
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises DataError with its path."""
+    _require(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def read_names(path: Path) -> list[str]:
+    """Return the lines of a file that are not blank, stripped. Raises DataError with its path."""
+    _require(path)
+    try:
+        return [name for line in path.read_text(encoding="utf-8-sig").splitlines() if (name := line.strip())]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise MissingDataError(f"{path}: no such file")

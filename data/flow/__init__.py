@@ -1,0 +1,1 @@
+"""Frame pairs with optical flow: FlyingChairs, Scene Flow, Sintel, KITTI, Middlebury."""

@@ -1,0 +1,1 @@
+"""Stored predictions: read and score them."""

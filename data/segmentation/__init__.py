@@ -1,0 +1,1 @@
+"""Still images with a class for every pixel."""

@@ -1,0 +1,289 @@
+"""PASCAL-Context: every pixel of VOC 2010's images labeled with one of 59 frequent classes, or background.
+
+After Mottaghi et al., "The Role of Context for Object Detection and Semantic Segmentation in the Wild", CVPR 2014, in
+the version of "PASCAL in Detail" (2017), whose file trainval_merged.json most published numbers rest on. It has 4,996
+training and 5,104 validation images; the paper's own lists have 4,998 and 5,105.
+
+Two conventions are in use. With 59 classes, background is neither predicted nor scored. Figures "over 60 classes" are
+either those times 59 / 60, as background counted as always wrong (EncNet's 51.7 is 52.6 * 59 / 60), or of a network
+that learns background as a class of its own, which `background: class` gives.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from data.files.images import DataError, MissingDataError, write_mask
+from data.files.listing import find_root
+from data.files.lists import read_json
+from data.segmentation.label_maps import LabelMap
+from data.segmentation.mask_images import SegmentedConfig, SegmentedImage, read_voc_list
+
+_CATEGORIES = """
+2 aeroplane 9 bag 18 bed 19 bedclothes 22 bench 23 bicycle 25 bird 31 boat 33 book 34 bottle 44 building 45 bus
+46 cabinet 59 car 65 cat 68 ceiling 72 chair 80 cloth 85 computer 98 cow 104 cup 105 curtain 113 dog 115 door 144 fence
+158 floor 159 flower 162 food 187 grass 189 ground 207 horse 220 keyboard 232 light 258 motorbike 259 mountain 260 mouse
+284 person 295 plate 296 platform 308 pottedplant 324 road 326 rock 347 sheep 349 shelves 354 sidewalk 355 sign 360 sky
+366 snow 368 sofa 397 table 415 track 416 train 420 tree 424 truck 427 tvmonitor 440 wall 445 water 454 window 458 wood
+"""
+CATEGORIES = {int(number): name for number, name in zip(*[iter(_CATEGORIES.split())] * 2, strict=True)}
+"""The 59 classes by their category_id. Their order is that of the ids, which is that of the names too."""
+
+CLASSES = tuple(CATEGORIES.values())
+PUBLISHED = {"train": 4996, "val": 5104}
+MASKS, LISTS = "SegmentationClassContext", "ImageSets/SegmentationContext"
+
+_LONGEST_SIDE = 65_535  # of a JPEG
+_RANKS = {category: rank for rank, category in enumerate(CATEGORIES, start=1)}
+_WHOLE, _TEXT = "a whole number", "text"
+_FIELDS = {
+    "categories": {"category_id": _WHOLE, "name": _TEXT},
+    "images": {"image_id": _WHOLE, "file_name": _TEXT, "phase": _TEXT, "height": _WHOLE, "width": _WHOLE},
+    "annos_segmentation": {"image_id": _WHOLE, "category_id": _WHOLE, "segmentation": ""},
+}
+"""What is read of the file: its lists, the keys of their entries, and what the values are."""
+
+
+class PascalContextConfig(SegmentedConfig):
+    """Which images of PASCAL-Context to read, and what their masks hold.
+
+    The masks are those that `tools/prepare_data.py convert pascal_context` renders, or those of others in the same
+    places: `SegmentationClassContext/<name>.png` and `ImageSets/SegmentationContext/{train,val}.txt`.
+    """
+
+    kind: ClassVar[str] = "PASCAL-Context"
+    name: Literal["pascal_context"]
+    root: Path
+    """The folder VOC2010, which has JPEGImages, or one above it."""
+    split: Literal["train", "val"] = "train"
+    masks: str = MASKS
+    """The folder of masks."""
+    first_class: Literal[0, 1] = 1
+    """What the masks hold for the first class, aeroplane. 1: they hold 0 for background and 1 to 59, as ours and those
+    of mmsegmentation do. 0: they hold 0 to 58 and 255 for background, as detectron2's do. It cannot be told from a
+    file, and is not guessed."""
+    background: Literal["unknown", "class"] = "unknown"
+    """What is none of the 59 classes: not learned and not scored, or class 0 of 60."""
+
+    def label_map(self) -> LabelMap:
+        """Return its 59 classes, or 60 with background first."""
+        values = tuple(range(self.first_class, self.first_class + len(CLASSES)))
+        nothing = 0 if self.first_class else 255
+        if self.background == "class":
+            return LabelMap("pascal_context", ("background", *CLASSES), (nothing, *values), unknown=())
+        return LabelMap("pascal_context", CLASSES, values, unknown=(nothing,))
+
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example."""
+        root = find_pascal_context(self.root)
+        if not (root / LISTS).is_dir():
+            raise MissingDataError(
+                f"PASCAL-Context at {root}: no {LISTS}; render the masks once with `tools/prepare_data.py convert "
+                "pascal_context`"
+            )
+        return root, read_voc_list(root, root / LISTS, self.split, self.masks)
+
+
+def find_pascal_context(root: Path) -> Path:
+    """Return the folder that has VOC 2010's JPEGImages. Raises MissingDataError."""
+    return find_root("PASCAL-Context", root, "JPEGImages", below=("VOC2010", "VOCdevkit/VOC2010"))
+
+
+class Rendered(NamedTuple):
+    """What was rendered."""
+
+    counts: dict[str, int]  # images of each split
+    notes: list[str]  # what a person should know
+
+
+def render_masks(
+    annotations: Path,
+    root: Path,
+    *,
+    published: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Rendered:
+    """Write the masks and lists that :class:`PascalContextConfig` reads, 0 for background and 1 to 59.
+
+    Segments are painted in the order of the file, crowds too, a later one over an earlier one: as the authors of the
+    annotations do. The masks appear when all are written, the lists after them.
+
+    Args:
+        annotations: trainval_merged.json; if it is not there, the file of its name in `root` is read, provided that
+            it was looked for in a folder above `root`. All of it is held in memory, several times its size.
+        root: the folder VOC2010, in which nothing else is changed.
+        published: refuse a file that has not the published numbers of images.
+        progress: called with (masks written, masks in all).
+
+    Raises:
+        DataError: not such a file, one whose categories are others, or a segment that cannot be decoded.
+        FileExistsError: there are masks already.
+    """
+    target, lists = root / MASKS, root / LISTS
+    if target.exists():
+        raise FileExistsError(f"{target} is there; remove it to render it again")
+    annotations = _located(annotations, root)
+    content = _read(annotations)
+    notes = _check_categories(annotations, content["categories"])
+    _check_images(annotations, content["images"])
+    _check_segments(annotations, content)
+    images = [image for image in content["images"] if image["phase"] in PUBLISHED]
+    counts = {split: sum(image["phase"] == split for image in images) for split in PUBLISHED}
+    if published and counts != PUBLISHED:
+        raise DataError(f"{annotations}: {_counted(counts)}, published are {_counted(PUBLISHED)}")
+    segments: dict[int, list[Mapping[str, Any]]] = {image["image_id"]: [] for image in images}
+    for segment in content["annos_segmentation"]:
+        if segment["image_id"] in segments:
+            segments[segment["image_id"]].append(segment)
+    if not any(segments.values()):
+        raise DataError(f"{annotations}: no segment is of a picture of train or val: every mask would be empty")
+    if bare := sum(not found for found in segments.values()):
+        notes.append(f"{bare:,} of {len(images):,} pictures have no segment: their masks are background alone")
+
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for done, image in enumerate(images, start=1):
+        mask = _painted(annotations, image, segments[image["image_id"]])
+        write_mask(partial / f"{Path(image['file_name']).stem}.png", mask)
+        if progress is not None:
+            progress(done, len(images))
+    os.replace(partial, target)
+    lists.mkdir(parents=True, exist_ok=True)
+    for split in PUBLISHED:
+        names = sorted(Path(image["file_name"]).stem for image in images if image["phase"] == split)
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    return Rendered(counts, notes)
+
+
+def _located(annotations: Path, root: Path) -> Path:
+    """Return the file, or the one of its name in `root` if that is where it lies instead."""
+    inside = root / annotations.name
+    above = annotations.absolute().parent in root.absolute().parents
+    return inside if above and not annotations.exists() and inside.exists() else annotations
+
+
+def _painted(path: Path, image: Mapping[str, Any], segments: list[Mapping[str, Any]]) -> np.ndarray:
+    """Return the mask of an image, HW uint8. Raises DataError, naming the segment that cannot be decoded."""
+    size = (image["height"], image["width"])
+    mask = np.zeros(size, np.uint8)
+    for segment in segments:
+        try:
+            mask[_pixels(segment["segmentation"], size)] = _RANKS.get(segment["category_id"], 0)
+        except ValueError as error:
+            raise DataError(f"{path}: segment {segment.get('id', '?')} of {image['file_name']}: {error}") from error
+    return mask
+
+
+def _pixels(encoded: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of a segment, HW bool, from its run lengths as COCO stores them.
+
+    pycocotools is not asked: where the runs end before the image does, it returns memory that nobody has written.
+
+    Raises:
+        ValueError: they are not of an image of `size`.
+    """
+    if not isinstance(encoded, dict) or encoded.get("size") != list(size):
+        raise ValueError(f"it is no RLE of its size, {size[0]}x{size[1]}")
+    counts = encoded.get("counts")
+    if isinstance(counts, str):
+        counts = _decompressed(counts)
+    if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
+        raise ValueError("the counts of its RLE are no run lengths")
+    if sum(counts) != size[0] * size[1]:
+        raise ValueError(f"the runs of its RLE are of {sum(counts):,} pixels, the picture has {size[0] * size[1]:,}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[1], size[0]).T
+
+
+def _decompressed(text: str) -> list[int]:
+    """Return run lengths from COCO's text: characters from 48 on hold five bits of a number each, the lowest first.
+
+    32 is added where more bits follow, the highest bit of the last five is the sign. From the fourth number on each is
+    the difference to the one two before it.
+
+    Raises:
+        ValueError: it is no such text, or ends within a number.
+    """
+    groups = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    if not groups.size or groups.min() < 0 or groups.max() > 63:
+        raise ValueError("the counts of its RLE are empty or have characters that do not belong there")
+    last = groups & 32 == 0
+    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    lengths = np.diff(starts, append=len(groups))
+    if not last[-1] or lengths.max() > 7:  # 35 bits
+        raise ValueError("the counts of its RLE are cut short or hold a number too long for a picture")
+    places = np.arange(len(groups)) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((groups & 31) << 5 * places, starts)
+    numbers -= (groups[last] & 16 != 0).astype(np.int64) << 5 * lengths
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers.tolist()
+
+
+def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return what the file holds, checked to have what is needed of it."""
+    content = read_json(path)
+    for section, fields in _FIELDS.items():
+        entries = content.get(section) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise DataError(f"{path}: no list {section!r} in it; expected trainval_merged.json of PASCAL in Detail")
+        for entry in entries:
+            _check_entry(path, section, fields, entry)
+    return content
+
+
+def _check_images(path: Path, images: list[dict[str, Any]]) -> None:
+    """Raise DataError unless each image has a size, and an id and a mask's name that no other has."""
+    files: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for image in images:
+        number, file = image["image_id"], image["file_name"]
+        if not all(1 <= image[side] <= _LONGEST_SIDE for side in ("height", "width")):
+            raise DataError(f"{path}: {file} has {image['height']}x{image['width']} pixels, which no picture has")
+        if number in files:
+            raise DataError(f"{path}: image_id {number} is that of {files[number]} and of {file}")
+        if (stem := Path(file).stem) in ids:
+            raise DataError(f"{path}: images {ids[stem]} and {number} are both called {stem}: they would be one mask")
+        files[number], ids[stem] = file, number
+
+
+def _check_segments(path: Path, content: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Raise DataError unless each segment is of a category that the file lists."""
+    files = {image["image_id"]: image["file_name"] for image in content["images"]}
+    known = {category["category_id"] for category in content["categories"]}
+    for segment in content["annos_segmentation"]:
+        if (category := segment["category_id"]) not in known:
+            file = files.get(segment["image_id"], f"image {segment['image_id']}")
+            raise DataError(f"{path}: segment {segment.get('id', '?')} of {file}: no category {category} in the file")
+
+
+def _check_entry(path: Path, section: str, fields: Mapping[str, str], entry: Mapping[str, Any]) -> None:
+    for key, kind in fields.items():
+        if key not in entry:
+            raise DataError(f"{path}: an entry of {section!r} has no {key!r}")
+        value = entry[key]
+        if (kind == _WHOLE and type(value) is not int) or (kind == _TEXT and not (isinstance(value, str) and value)):
+            raise DataError(f"{path}: an entry of {section!r} has {key} {str(value)[:40]!r}, expected {kind}")
+
+
+def _check_categories(path: Path, categories: list[dict[str, Any]]) -> list[str]:
+    """Return the classes that the file calls otherwise. Raises DataError if its ids are of another list."""
+    names = {category["category_id"]: category["name"] for category in categories}
+    if missing := [f"{number} {name}" for number, name in CATEGORIES.items() if number not in names]:
+        raise DataError(f"{path}: {len(missing)} of the 59 categories are not in it, the first {missing[0]}")
+    others = [
+        f"category {number} is called {names[number]!r}, here {name!r}"
+        for number, name in CATEGORIES.items()
+        if names[number].replace(" ", "").lower() != name
+    ]
+    if len(others) > len(CATEGORIES) // 2:  # a few may be spelled otherwise; so many are another list
+        raise DataError(f"{path}: its ids are of another list of classes: {len(others)} names differ; {others[0]}")
+    return others
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{count:,} {split}" for split, count in counts.items())

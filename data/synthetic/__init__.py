@@ -1,0 +1,1 @@
+"""Rendered clips and scenes with exact labels."""

@@ -1,0 +1,166 @@
+"""Synthetic scenes in which what is elsewhere in the image decides what a thing is: the cue that EncNet is made for.
+
+Sky over ground, with things on it. *Landmarks* are told by their looks: trees, houses ("building"), ponds ("water").
+*Twins* are not: cows, cars and boats are drawn from one and the same family of shapes, patterns and colors. A twin is a
+cow where trees are, a car where houses are, a boat where a pond is, and an image never has two kinds of landmarks. So a
+pixel of a twin cannot be told from its neighborhood, and at once from the list of classes that are in the image.
+
+Images are written in the layout of PASCAL-Context, with its numbers for these eight classes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import cv2
+import numpy as np
+from pydantic import Field, model_validator
+
+from data.files.images import write_image, write_mask
+from data.segmentation.pascal_context import CLASSES, LISTS, MASKS
+from data.synthetic.textures import Contour, Palette, Pattern, draw_contour, draw_texture
+from data.synthetic.writers import published_folder
+from mtsp.config import Config
+
+
+class ScenesConfig(Config):
+    """What scenes look like. Ranges are (lowest, highest), both included."""
+
+    images: int = Field(default=200, ge=2)
+    height: int = Field(default=96, ge=32, le=4096)
+    width: int = Field(default=128, ge=32, le=4096)
+    seed: int = Field(default=0, ge=0)
+    landmarks: tuple[int, int] = (1, 2)
+    """Trees, houses or ponds in an image."""
+    twins: tuple[int, int] = (1, 3)
+    """Cows, cars or boats in an image."""
+    size: tuple[float, float] = (0.13, 0.24)
+    """Radius of a thing as a fraction of the shorter side."""
+    noise: float = Field(default=4.0, ge=0)
+    """Standard deviation of independent noise, gray levels."""
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name, lowest in (("landmarks", 0), ("twins", 0), ("size", 0.02)):
+            low, high = getattr(self, name)
+            if not lowest <= low <= high:
+                raise ValueError(f"{name} must be two ascending numbers of at least {lowest}, got {low} and {high}")
+        return self
+
+
+class _Looks(NamedTuple):
+    patterns: tuple[Pattern, ...]
+    palette: Palette
+    contours: tuple[Contour, ...] = ()
+
+
+_STUFF = {
+    "sky": _Looks(("clouds",), Palette(saturation=(0.05, 0.3), brightness=(0.75, 1.0), hue=(0.55, 0.62))),
+    "ground": _Looks(("speckles", "clouds"), Palette(saturation=(0.2, 0.45), brightness=(0.3, 0.65), hue=(0.06, 0.12))),
+}
+_LANDMARKS = {
+    "tree": _Looks(("speckles",), Palette((0.5, 0.9), (0.15, 0.5), (0.28, 0.36)), ("star", "blob")),
+    "building": _Looks(("checks",), Palette((0.3, 0.6), (0.45, 0.8), (0.98, 1.02)), ("polygon",)),
+    "water": _Looks(("stripes",), Palette((0.4, 0.8), (0.3, 0.7), (0.52, 0.6)), ("ellipse",)),
+}
+_TWIN_LOOKS = _Looks(("cells", "confetti"), Palette((0.6, 1.0), (0.6, 1.0), (0.12, 0.2)), ("ellipse", "blob"))
+PARTNERS = {"tree": "cow", "building": "car", "water": "boat"}
+"""Which twin occurs with which landmark."""
+
+
+class Scene(NamedTuple):
+    """A rendered scene."""
+
+    frame: np.ndarray  # HW3 uint8, RGB
+    mask: np.ndarray  # HW uint8, as in PASCAL-Context's files: 1 to 59
+
+
+def render_scene(config: ScenesConfig, index: int) -> Scene:
+    """Return scene `index`: always the same for the same config and index, whatever was rendered before.
+
+    The kinds of landmarks take turns, so that any few scenes in a row have all of them.
+    """
+    rng = np.random.default_rng([config.seed, index])
+    height, width = config.height, config.width
+    landmark = tuple(PARTNERS)[index % len(PARTNERS)]
+    horizon = int(height * rng.uniform(0.2, 0.4))
+    frame, mask = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
+    for name, rows in (("sky", slice(0, horizon)), ("ground", slice(horizon, height))):
+        frame[rows] = _texture(rng, _STUFF[name], height, width)[rows]
+        mask[rows] = _number(name)
+    things = [landmark] * int(rng.integers(config.landmarks[0], config.landmarks[1] + 1))
+    things += [PARTNERS[landmark]] * int(rng.integers(config.twins[0], config.twins[1] + 1))
+    for place in rng.permutation(len(things)).tolist():
+        looks = _LANDMARKS.get(things[place], _TWIN_LOOKS)
+        _paint(rng, frame, mask, looks, _number(things[place]), config, horizon)
+    if config.noise:
+        grain = config.noise * rng.standard_normal(frame.shape, dtype=np.float32)
+        frame = np.clip(frame + grain, 0, 255).astype(np.uint8)
+    return Scene(frame, mask)
+
+
+def write_scenes(
+    config: ScenesConfig,
+    root: Path,
+    *,
+    validation: float = 0.2,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write scenes in the layout of PASCAL-Context in the new folder `root`.
+
+    `JPEGImages/scene-0000.jpg`, `SegmentationClassContext/scene-0000.png` and `ImageSets/SegmentationContext/`
+    `{train,val}.txt`.
+
+    Args:
+        config: of the scenes.
+        root: must be missing or empty.
+        validation: share of the scenes, the last ones, that are listed in val.txt; at least one.
+
+    Raises:
+        FileExistsError: `root` holds something.
+    """
+    train = config.images - min(config.images - 1, max(1, round(validation * config.images)))
+    with published_folder(root) as folder:
+        for place in ("JPEGImages", MASKS, LISTS):
+            (folder / place).mkdir(parents=True)
+        names: dict[str, list[str]] = {"train": [], "val": []}
+        for index in range(config.images):
+            scene, name = render_scene(config, index), f"scene-{index:04d}"
+            write_image(folder / "JPEGImages" / f"{name}.jpg", scene.frame)
+            write_mask(folder / MASKS / f"{name}.png", scene.mask)
+            names["train" if index < train else "val"].append(f"{name}\n")
+            if progress is not None:
+                progress(index + 1, config.images)
+        for split, lines in names.items():
+            (folder / LISTS / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _paint(
+    rng: np.random.Generator,
+    frame: np.ndarray,
+    mask: np.ndarray,
+    looks: _Looks,
+    number: int,
+    config: ScenesConfig,
+    horizon: int,
+) -> None:
+    """Draw one thing over what is there, its middle on the ground."""
+    height, width = mask.shape
+    radius = min(height, width) * rng.uniform(*config.size)
+    contour = draw_contour(rng, looks.contours[rng.integers(len(looks.contours))], radius)
+    middle = np.array([rng.uniform(0, width), rng.uniform(horizon, height)])
+    coverage = np.zeros((height, width), np.uint8)
+    points = np.rint(16 * (contour + middle)).astype(np.int32)
+    cv2.fillPoly(coverage, [points], 255, lineType=cv2.LINE_AA, shift=4)
+    weight = coverage[..., None] / np.float32(255)
+    frame[:] = (frame * (1 - weight) + _texture(rng, looks, height, width) * weight + 0.5).astype(np.uint8)
+    mask[coverage > 127] = number
+
+
+def _texture(rng: np.random.Generator, looks: _Looks, height: int, width: int) -> np.ndarray:
+    return draw_texture(rng, height, width, looks.patterns[rng.integers(len(looks.patterns))], looks.palette)
+
+
+def _number(name: str) -> int:
+    """What PASCAL-Context's files hold for a class."""
+    return CLASSES.index(name) + 1

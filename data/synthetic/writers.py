@@ -1,0 +1,203 @@
+"""Write synthetic clips in the layouts of DAVIS 2016, FlyingChairs and the Scene Flow data sets.
+
+The readers of the real data read these too, so that a first run needs no download and still runs everything. A data set
+appears under its name only when it is complete: it is written beside it first, to `NAME.partial`, and then renamed.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from data.files.flow_formats import write_flo, write_pfm
+from data.files.images import write_image, write_mask
+from data.synthetic.clips import SyntheticConfig, render_clip
+from data.synthetic.layers import Clip
+
+Progress = Callable[[int, int], None]
+"""Called with (clips written, clips in all) after each clip."""
+
+MONKAA_SCENES = (
+    "a_rain_of_stones_x2",
+    "eating_camera2_x2",
+    "eating_naked_camera2_x2",
+    "eating_x2",
+    "family_x2",
+    "flower_storm_augmented0_x2",
+    "flower_storm_augmented1_x2",
+    "flower_storm_x2",
+    "funnyworld_augmented0_x2",
+    "funnyworld_augmented1_x2",
+    "funnyworld_camera2_augmented0_x2",
+    "funnyworld_camera2_augmented1_x2",
+    "funnyworld_camera2_x2",
+    "funnyworld_x2",
+    "lonetree_augmented0_x2",
+    "lonetree_augmented1_x2",
+    "lonetree_difftex2_x2",
+    "lonetree_difftex_x2",
+    "lonetree_winter_x2",
+    "lonetree_x2",
+    "top_view_x2",
+    "treeflight_augmented0_x2",
+    "treeflight_augmented1_x2",
+    "treeflight_x2",
+)
+DRIVING_SCENES = tuple(
+    f"{focal}_focallength/scene_{drive}/{speed}"
+    for drive, speed, focal in product(("backwards", "forwards"), ("fast", "slow"), ("15mm", "35mm"))
+)
+
+
+def write_davis(
+    config: SyntheticConfig,
+    root: Path,
+    *,
+    validation: float = 0.2,
+    resolution: str = "480p",
+    progress: Progress | None = None,
+) -> None:
+    """Write clips as sequences `clip-0000` ... of DAVIS 2016 in the new folder `root`.
+
+    `JPEGImages/480p/<sequence>/00000.jpg`, `Annotations/480p/<sequence>/00000.png` (0 and 255), and
+    `ImageSets/480p/{train,val}.txt`, one line per frame with both paths from the root. The folder is called
+    `resolution` whatever the size of the frames is, since that is where readers look.
+
+    Args:
+        config: one sequence per clip.
+        root: must be missing or empty.
+        validation: share of the clips, the last ones, that are listed in val.txt; at least one where there are two.
+
+    Raises:
+        FileExistsError: `root` holds something.
+    """
+    train = config.clips - _count(validation, config.clips)
+    with published_folder(root) as folder:
+        lists: dict[str, list[str]] = {"train": [], "val": []}
+        for index, clip in _render(config, progress):
+            sequence = f"{resolution}/clip-{index:04d}"
+            for number, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
+                image, annotation = (
+                    f"JPEGImages/{sequence}/{number:05d}.jpg",
+                    f"Annotations/{sequence}/{number:05d}.png",
+                )
+                write_image(_made(folder / image), frame)
+                write_mask(_made(folder / annotation), 255 * mask)
+                lists["train" if index < train else "val"].append(f"/{image} /{annotation}\n")
+        for split, lines in lists.items():
+            _made(folder / "ImageSets" / resolution / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_flying_chairs(
+    config: SyntheticConfig, root: Path, *, validation: float = 0.1, progress: Progress | None = None
+) -> None:
+    """Write each pair of consecutive frames as a pair of FlyingChairs in the new folder `root`.
+
+    `data/00001_{img1,img2}.ppm`, `data/00001_flow.flo` and `FlyingChairs_train_val.txt` (a line per pair, 1 = train,
+    2 = validation): what the folder `FlyingChairs_release` holds, with the list in it.
+
+    Args:
+        config: `frames - 1` pairs per clip.
+        root: must be missing or empty.
+        validation: share of the clips, the last ones, whose pairs are listed with a 2; at least one if there are two.
+
+    Raises:
+        FileExistsError: `root` holds something.
+    """
+    train = config.clips - _count(validation, config.clips)
+    steps = config.frames - 1
+    with published_folder(root) as folder:
+        for index, clip in _render(config, progress):
+            for step in range(steps):
+                stem = folder / "data" / f"{index * steps + step + 1:05d}"
+                write_image(_made(Path(f"{stem}_img1.ppm")), clip.frames[step])
+                write_image(Path(f"{stem}_img2.ppm"), clip.frames[step + 1])
+                write_flo(Path(f"{stem}_flow.flo"), clip.flow[step])
+        lines = ["1\n"] * (train * steps) + ["2\n"] * ((config.clips - train) * steps)
+        (folder / "FlyingChairs_train_val.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_scene_flow(
+    config: SyntheticConfig,
+    root: Path,
+    name: Literal["Monkaa", "Driving"] = "Monkaa",
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Write clips as scenes of Monkaa or Driving, both views and both directions, in the new folder `root`.
+
+    `frames_{clean,final}pass/<scene>/{left,right}/0001.png` and
+    `optical_flow/<scene>/into_{future,past}/{left,right}/OpticalFlowInto{Future,Past}_0001_{L,R}.pfm`, rows bottom-up,
+    a third channel of zeros. As in the originals, every frame has both flows, the first and the last frame too. The
+    final pass is the clean one with a little blur and noise; the originals add motion blur and depth of field.
+
+    Args:
+        config: one scene per clip: the published names, of which Monkaa has 24 and Driving 8.
+        root: must be missing or empty.
+
+    Raises:
+        ValueError: more clips than scenes.
+        FileExistsError: `root` holds something.
+    """
+    scenes = MONKAA_SCENES if name == "Monkaa" else DRIVING_SCENES
+    if config.clips > len(scenes):
+        raise ValueError(f"{name} has {len(scenes)} scenes, got clips={config.clips}; ask for more frames per clip")
+    # One frame before the first and one after the last, so that the first has a past and the last a future.
+    longer = config.model_copy(update={"frames": config.frames + 2})
+    with published_folder(root) as folder:
+        for index, scene in enumerate(scenes[: config.clips]):
+            for view in ("left", "right"):
+                _write_view(folder, scene, view, render_clip(longer, index, view))
+            if progress is not None:
+                progress(index + 1, config.clips)
+
+
+def _write_view(folder: Path, scene: str, view: Literal["left", "right"], clip: Clip) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(1, len(clip.frames) - 1):
+        frame, letter = clip.frames[number], view[0].upper()
+        soft = cv2.GaussianBlur(frame, (3, 3), 0) + 3 * rng.standard_normal(frame.shape, dtype=np.float32)
+        final = np.clip(soft, 0, 255).astype(np.uint8)
+        write_image(_made(folder / "frames_cleanpass" / scene / view / f"{number:04d}.png"), frame)
+        write_image(_made(folder / "frames_finalpass" / scene / view / f"{number:04d}.png"), final)
+        for direction, flow in (("Future", clip.flow[number]), ("Past", clip.backward_flow[number - 1])):
+            file = f"OpticalFlowInto{direction}_{number:04d}_{letter}.pfm"
+            path = folder / "optical_flow" / scene / f"into_{direction.lower()}" / view / file
+            write_pfm(_made(path), np.dstack([flow, np.zeros_like(flow[..., 0])]))
+
+
+def _render(config: SyntheticConfig, progress: Progress | None) -> Iterator[tuple[int, Clip]]:
+    for index in range(config.clips):
+        yield index, render_clip(config, index)
+        if progress is not None:
+            progress(index + 1, config.clips)
+
+
+def _count(share: float, clips: int) -> int:
+    """Return how many of the clips are for validation."""
+    return 0 if clips < 2 or share <= 0 else min(clips - 1, max(1, round(share * clips)))
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def published_folder(root: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which becomes `root` if all goes well, and is left for inspection if not."""
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(f"{root} is there and not empty; give another folder or remove it first")
+    partial = root.with_name(f"{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if root.exists():
+        root.rmdir()
+    os.replace(partial, root)

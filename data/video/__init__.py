@@ -1,0 +1,1 @@
+"""Videos with object masks: DAVIS, and your own."""

@@ -1,0 +1,123 @@
+"""Your own frames, with masks or without: images in a folder, or in one subfolder per video."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from data.files.images import DataError, MissingDataError, read_foreground, read_image, read_mask
+from data.files.listing import (
+    Labels,
+    first_ten,
+    folders_below,
+    images_by_stem,
+    natural_order,
+    require_files,
+    require_size,
+    require_unique,
+)
+from mtsp.config import Config
+from mtsp.types import IGNORE, Raw
+
+
+class FolderConfig(Config):
+    """Which images to read, and what their masks hold."""
+
+    name: Literal["folder"]
+    frames: Path
+    """A folder of images, or of one subfolder of images per video."""
+    masks: Path | None = None
+    """The same with masks: <frames>/dog/0001.jpg has <masks>/dog/0001.png. None: there are no labels."""
+    classes: int | None = Field(default=None, ge=2, le=IGNORE)
+    """Masks hold the ids 0 to classes - 1, and 255 where the class is unknown; any other id is an error."""
+    foreground: bool = False
+    """Any value above 0 is class 1, as in masks of 0 and 255. False: a mask's values are class ids."""
+    next_frame: bool = True
+    """Read also the frame that follows: not needed by a network without a flow branch."""
+
+    def build(self) -> "Folder":
+        """Return the data set, its files checked to be there."""
+        return Folder(self)
+
+
+class Folder:
+    """Images, the ones that follow them, and masks. Names are relative to the folder, "dog/0001".
+
+    Images follow each other by the numbers in their names (2 before 10) within a subfolder; its last one is paired
+    with itself. An indexed mask's ids are its palette indices, a gray one's its values.
+
+    Raises:
+        DataError: there are no images, links to none, or images without mask or the reverse (the first ten and
+            their number).
+            When read: a mask of RGB colors, of another size than its image, or with ids that are no classes.
+    """
+
+    def __init__(self, config: FolderConfig) -> None:
+        self._config = config
+        frames = _tree(config.frames)
+        self.names = list(frames)
+        require_unique("pictures", config.frames, self.names)
+        self._frames = list(frames.values())
+        require_files("pictures", config.frames, self._frames)
+        self._masks: list[Path] | None = None
+        if config.masks is not None:
+            masks = _tree(config.masks)
+            without_mask = [path for name, path in frames.items() if name not in masks]
+            without_frame = [path for name, path in masks.items() if name not in frames]
+            if without_mask:
+                raise MissingDataError(f"no mask in {config.masks} for {first_ten(without_mask, config.frames)}")
+            if without_frame:
+                raise MissingDataError(f"no frame in {config.frames} for {first_ten(without_frame, config.masks)}")
+            self._masks = [masks[name] for name in self.names]
+            require_files("masks", config.masks, self._masks)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Raw:
+        index = range(len(self))[index]
+        path = self._frames[index]
+        raw = Raw(frame=read_image(path), **self.labels(index))
+        if "mask" in raw and self._masks is not None:
+            require_size(path, raw["frame"], self._masks[index], raw["mask"])
+        if self._config.next_frame:
+            following = self._following(index)
+            raw["next_frame"] = next_frame = raw["frame"] if following == path else read_image(following)
+            require_size(path, raw["frame"], following, next_frame)
+        return raw
+
+    def labels(self, index: int) -> Labels:
+        """Return the mask of example `index`, if there are masks. Its frame is not decoded."""
+        if self._masks is None:
+            return Labels(name=self.names[index])
+        return Labels(name=self.names[index], mask=self._mask(self._masks[index]))
+
+    def _following(self, index: int) -> Path:
+        path = self._frames[index]
+        following = self._frames[min(index + 1, len(self) - 1)]
+        return following if following.parent == path.parent else path
+
+    def _mask(self, path: Path) -> np.ndarray:
+        if self._config.foreground:
+            return read_foreground(path).astype(np.uint8)
+        mask = read_mask(path)
+        ids = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
+        classes = self._config.classes
+        if classes is not None and (wrong := [i for i in ids if classes <= i < IGNORE]):
+            raise DataError(f"{path}: ids {wrong} are no classes; {classes} classes have the ids 0 to {classes - 1}")
+        if (classes is None or classes == 2) and ids == [0, IGNORE]:
+            # Read as ids, every object would be "unknown", and a network that predicts nothing would be perfect.
+            raise DataError(f"{path}: only 0 and 255, where 255 means unknown; if it means the object, set foreground")
+        return mask
+
+
+def _tree(folder: Path) -> dict[str, Path]:
+    """Return the images in `folder` and its subfolders, of any depth, by name, those of one folder together."""
+    if not folder.is_dir():
+        raise MissingDataError(f"no folder {folder}")
+    return {
+        (place / stem).relative_to(folder).as_posix(): path
+        for place in sorted(folders_below(folder), key=lambda place: natural_order(place.as_posix()))
+        for stem, path in images_by_stem(place).items()
+    }

@@ -1,0 +1,1 @@
+"""EncNet: semantic segmentation with context encoding."""

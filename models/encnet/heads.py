@@ -1,0 +1,169 @@
+"""What EncNet puts on an encoder: the context module, its head, and the auxiliary head.
+
+After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), and the code that
+its authors released. Layers keep PyTorch's own initialization, as theirs do.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.blocks import conv_norm_relu, resized
+from models.encnet.encoding import Encoding
+from models.encnet.jpu import JointPyramidUpsampling
+
+Dropout = Literal["channel", "element"]
+PIXELS = 60 * 60
+"""Of the published training: crops of 480x480 at stride 8."""
+
+
+class Context(NamedTuple):
+    """What :class:`EncModule` finds."""
+
+    features: Tensor  # BCHW
+    presence_logits: Tensor | None  # BK
+
+
+class EncModule(nn.Module):
+    """Encodes a whole feature map into one vector, and weighs the map's channels by it (figure 2 of the paper).
+
+    A map F of `channels` is projected, encoded, normalized over the codewords, rectified and averaged over them to one
+    vector e of `channels`. The result is F * (1 + sigmoid(gate(e))), of the unprojected F: each channel grows, up to
+    twice. Whether each class is in the image is predicted from e as well. The authors' final ReLU is left out: F comes
+    from one, and stays as it is.
+
+    Args:
+        classes: of the presence prediction; None: there is none.
+        first_release: as the code of June 2018, closest in time to the paper: no projection, a sum over codewords.
+        size_invariant: scale E as if the map had 60x60 pixels, as in the published training. E is a sum over pixels,
+            which normalization by running statistics does not undo: a larger image saturates the gate. Not published.
+    """
+
+    def __init__(
+        self, channels: int, codewords: int, classes: int | None, *, first_release: bool, size_invariant: bool
+    ) -> None:
+        super().__init__()
+        self.first_release = first_release
+        self.size_invariant = size_invariant
+        self.project = nn.Identity() if first_release else conv_norm_relu(channels, channels, 1)
+        self.encoding = Encoding(channels, codewords)
+        self.norm = nn.BatchNorm1d(codewords)
+        self.gate = nn.Linear(channels, channels)
+        self.presence = None if classes is None else nn.Linear(channels, classes)
+
+    def forward(self, features: Tensor) -> Context:
+        """Return the weighed features, BCHW, and presence logits, BK, while training.
+
+        Args:
+            features: BCHW, not negative.
+        """
+        encoded = self.encoding(self.project(features))
+        if self.size_invariant:
+            encoded = encoded * (PIXELS / features[0, 0].numel())
+        encoded = F.relu(self.norm(encoded))  # float32: rows of E are from 1e3 down to where epsilon takes them to 0
+        encoded = encoded.sum(1) if self.first_release else encoded.mean(1)
+        presence = self.presence(encoded) if self.presence is not None and self.training else None
+        gate = 1 + torch.sigmoid(self.gate(encoded))
+        return Context(features * gate[:, :, None, None].to(features.dtype), presence)
+
+
+class HeadOutputs(NamedTuple):
+    """Predictions at the feature maps' resolution; the last two only while training, where there is such a head."""
+
+    mask_logits: Tensor  # BKhw
+    presence_logits: Tensor | None  # BK
+    auxiliary_mask_logits: Tensor | None  # BKhw
+
+
+class EncHead(nn.Module):
+    """EncNet's head, all that is not the encoder: 17.9 M parameters on ResNet-50 with 59 classes and lateral maps.
+
+    Args:
+        encoder: channels of the encoder's maps at levels 4, 8, 16, 32.
+        classes: of the mask.
+        width: channels inside.
+        lateral: join the maps of levels 8 and 16, as published for PASCAL.
+        jpu: make the map of level 32 from those of levels 8, 16 and 32 by :class:`JointPyramidUpsampling`.
+        presence: whether to predict which classes there are.
+        auxiliary: whether to predict the mask a second time, from level 16.
+        dropout: of whole channels, as in the published checkpoints, or of elements, as in the authors' last code.
+        rate: of dropout.
+    """
+
+    task_layers = ("classify.", "context.presence.", "auxiliary.")
+    """What weights of another task may lack, or have for other classes: then it starts anew."""
+
+    def __init__(
+        self,
+        encoder: Sequence[int],
+        classes: int,
+        *,
+        width: int,
+        codewords: int,
+        lateral: bool,
+        jpu: bool,
+        presence: bool,
+        auxiliary: bool,
+        dropout: Dropout,
+        rate: float,
+        first_release: bool,
+        size_invariant: bool,
+    ) -> None:
+        super().__init__()
+        _, fine, middle, coarse = encoder
+        self.jpu = JointPyramidUpsampling((fine, middle, coarse), width) if jpu else None
+        if self.jpu is None:
+            self.reduce = conv_norm_relu(coarse, width, 3)
+        else:
+            self.reduce = conv_norm_relu(self.jpu.channels, width, 1)
+        self.lateral = self.join = None
+        if lateral:
+            self.lateral = nn.ModuleList([conv_norm_relu(channels, width, 1) for channels in (fine, middle)])
+            self.join = conv_norm_relu(3 * width, width, 3)
+        self.context = EncModule(
+            width,
+            codewords,
+            classes if presence else None,
+            first_release=first_release,
+            size_invariant=size_invariant,
+        )
+        self.drop = _dropout(dropout, rate)
+        self.classify = nn.Conv2d(width, classes, 1)
+        self.auxiliary = AuxiliaryHead(middle, classes, dropout=dropout, rate=rate) if auxiliary else None
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
+        """Return predictions at the resolution of the last map, or with a JPU of the map of level 8.
+
+        Args:
+            features: BChw at levels 4, 8, 16, 32, none coarser than the output stride.
+        """
+        fine, middle, coarse = features[1:]
+        x = self.reduce(coarse if self.jpu is None else self.jpu(fine, middle, coarse))
+        if self.lateral is not None and self.join is not None:
+            sides = [resized(side(below), x) for side, below in zip(self.lateral, (fine, middle), strict=True)]
+            x = self.join(torch.cat([x, *sides], dim=1))
+        context: Context = self.context(x)
+        logits = self.classify(self.drop(context.features))
+        auxiliary = self.auxiliary(middle) if self.auxiliary is not None and self.training else None
+        return HeadOutputs(logits, context.presence_logits, auxiliary)
+
+
+class AuxiliaryHead(nn.Module):
+    """A small fully convolutional head that gives the encoder's middle a loss of its own."""
+
+    def __init__(self, channels: int, classes: int, *, dropout: Dropout, rate: float) -> None:
+        super().__init__()
+        self.reduce = conv_norm_relu(channels, channels // 4, 3)
+        self.drop = _dropout(dropout, rate)
+        self.classify = nn.Conv2d(channels // 4, classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits, BKhw, of features, BChw."""
+        return self.classify(self.drop(self.reduce(features)))
+
+
+def _dropout(kind: Dropout, rate: float) -> nn.Module:
+    return nn.Dropout2d(rate) if kind == "channel" else nn.Dropout(rate)

@@ -1,0 +1,119 @@
+"""EncNet: a dilated encoder, and a head that looks at what the whole image is about.
+
+After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), and the code of
+its authors (PyTorch-Encoding), at the version whose numbers are published (v0.5.0).
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models.blocks import resized
+from models.encnet.heads import EncHead
+from models.encoders.build import Encoded
+from mtsp.config import Config
+from mtsp.types import Outputs
+
+
+class EncNetConfig(Config):
+    """What :class:`EncNet` can be told. The defaults are the network of the published PASCAL-Context numbers."""
+
+    name: Literal["encnet"]
+
+    encoder: str = "tu-resnet50s"
+    """Any name that :mod:`models.encoders.build` knows. `tu-resnet50s` and `tu-resnet101s` have the three 3x3
+    convolutions in their stem that the published networks have; `resnet50` is torchvision's."""
+
+    classes: int = Field(default=59, gt=1, lt=256)
+    """Classes of the mask, background included if it is one."""
+
+    output_stride: Literal[8, 16, 32] | None = None
+    """Stride of the coarsest map, kept by dilation. null: 8, or 32 with `jpu`."""
+
+    jpu: bool = False
+    """FastFCN's Joint Pyramid Upsampling in place of dilation."""
+
+    width: int = Field(default=512, gt=0)
+    """Channels in the head."""
+
+    codewords: int = Field(default=32, gt=0)
+    """Of the Encoding layer."""
+
+    lateral: bool = True
+    """Join earlier maps of the encoder in the head: published for PASCAL, not for ADE20K and Cityscapes."""
+
+    presence: bool = True
+    """Predict which classes are in the image, for the SE loss."""
+
+    auxiliary: bool = True
+    """A second head on the encoder's level 16, for the auxiliary loss."""
+
+    dropout: Literal["channel", "element"] = "channel"
+    """What is dropped while training. `channel`: whole maps, as the published checkpoints. `element`: single values, as
+    the authors' later code."""
+
+    dropout_rate: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the maps, or of the values, that is dropped before each prediction of a mask."""
+
+    first_release: bool = False
+    """The context module as first released in June 2018, without projection: see :class:`EncModule`."""
+
+    size_invariant: bool = False
+    """Make the context independent of the image's size: see :class:`EncModule`. Not published."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EncNetConfig":
+        if self.jpu and self.output_stride in (8, 16):
+            raise ValueError(
+                f"jpu takes an encoder that is not dilated: leave output_stride={self.output_stride} out, or jpu"
+            )
+        return self
+
+    def build(self) -> "EncNet":
+        """Return the network, with fresh weights."""
+        return EncNet(self)
+
+
+class EncNet(nn.Module):
+    """EncNet with two branches: `backbone`, the encoder that was pretrained, and `head`, everything that is new.
+
+    Departures from the authors' code: normalization is part of the network (frames are RGB in [0, 1]), and with an
+    output stride of 16 or 32, where the encoder's maps differ in size, lateral maps are resized to the coarsest.
+    """
+
+    branches: tuple[str, ...] = ("backbone", "head")
+
+    def __init__(self, config: EncNetConfig) -> None:
+        super().__init__()
+        stride = config.output_stride or (32 if config.jpu else 8)
+        self.backbone = Encoded(config.encoder, output_stride=stride)
+        self.head = EncHead(
+            self.backbone.encoder_channels,
+            config.classes,
+            width=config.width,
+            codewords=config.codewords,
+            lateral=config.lateral,
+            jpu=config.jpu,
+            presence=config.presence,
+            auxiliary=config.auxiliary,
+            dropout=config.dropout,
+            rate=config.dropout_rate,
+            first_release=config.first_release,
+            size_invariant=config.size_invariant,
+        )
+
+    def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
+        """Predict the mask of `frame`; while training also which classes it has, and the mask from earlier features.
+
+        Args:
+            frame: B3HW, RGB in [0, 1], of any size; trained on 480x480.
+            next_frame: not looked at.
+        """
+        predicted = self.head(self.backbone.encode(frame))
+        outputs = Outputs(mask_logits=resized(predicted.mask_logits, frame))
+        if predicted.presence_logits is not None:
+            outputs["presence_logits"] = predicted.presence_logits
+        if predicted.auxiliary_mask_logits is not None:
+            outputs["auxiliary_mask_logits"] = resized(predicted.auxiliary_mask_logits, frame)
+        return outputs

@@ -1,0 +1,1 @@
+"""Image encoders of any library, as feature maps at known strides."""

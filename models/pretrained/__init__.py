@@ -1,0 +1,1 @@
+"""Published weights: load them into our networks, strictly."""

@@ -1,0 +1,62 @@
+"""A network with the weights that a run of it left behind: what evaluation and prediction begin with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from models.pretrained.load import read, tensors_of
+from mtsp.training import checkpoint
+from tools.build import AnyExperiment
+
+
+def load_trained(experiment: AnyExperiment, path: Path) -> nn.Module:
+    """Return the experiment's network with every weight and buffer taken from `path`. Nothing is downloaded.
+
+    Args:
+        experiment: of the run; its branches' pretrained `weights` are not looked at.
+        path: RUN/weights.safetensors, or a checkpoint, RUN/checkpoints/step-00001000, verified byte by byte.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it cannot be read, is damaged, or is of another network; one line.
+    """
+    tensors = _tensors(path)
+    model = experiment.model.build()
+    own = model.state_dict()
+    if odd := _difference(tensors, own):
+        raise ValueError(f"{path} is of another network than the config's {experiment.model.name}: {odd}")
+    model.load_state_dict(tensors)
+    return model
+
+
+def _tensors(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_dir():
+        try:
+            return tensors_of(read(path))
+        except FileNotFoundError:
+            raise
+        except ValueError as error:
+            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    if not path.name.startswith("step-"):
+        places = [path / "weights.safetensors", *checkpoint.checkpoints(path / "checkpoints")]
+        there = [str(place) for place in places if place.exists()]
+        hint = f"choose {' or '.join(there)}" if there else "give RUN/weights.safetensors or RUN/checkpoints/step-..."
+        raise ValueError(f"{path} is a folder, but no checkpoint; {hint}")
+    return checkpoint.load(path).model
+
+
+def _difference(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Return in words how many tensors do not fit and an example, or nothing."""
+    missing = sorted(own.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - own.keys())
+    shapes = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
+    found = []
+    if shapes:
+        theirs, ours = (tuple(t[shapes[0]].shape) for t in (tensors, own))
+        found.append(f"{len(shapes)} of {len(own)} shapes differ, as {shapes[0]}: {theirs} in the file, {ours} here")
+    if missing:
+        found.append(f"{len(missing)} of {len(own)} tensors are missing, as {missing[0]}")
+    if unknown:
+        found.append(f"{len(unknown)} have no place, as {unknown[0]}")
+    return "; ".join(found)

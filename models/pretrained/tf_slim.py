@@ -1,0 +1,234 @@
+"""TF-slim's Inception-V3, which DSTL publishes, in torchvision's names and layout.
+
+The checkpoints of DSTL's repository (pre-trained on iNaturalist, ImageNet or both) are TensorFlow's. Where `tensorflow`
+is installed they load as they are; elsewhere, somebody who has it writes their arrays to a file that needs only NumPy:
+
+    import numpy, tensorflow
+    reader = tensorflow.train.load_checkpoint("inception_v3_iNat_299.ckpt")
+    numpy.savez("inat.npz", **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+
+What differs from torchvision's Inception-V3, beside the names: kernels are height, width, input, output; batch
+normalization has no scale, which is 1; pixels are x / 127.5 - 1; ImageNet's 1001 classes begin with a background. The
+moving averages of the weights, where a file has them, are used instead of the weights, as DSTL extracts features with.
+
+One difference stays: at the border, the 3x3 average pooling of slim's nine blocks leaves the padding out of the mean,
+torchvision's counts it as zeros. torchvision's own published weights came from TensorFlow that way too.
+
+The map is from slim's source (tensorflow/models, slim/nets/inception_v3.py). Checkpoints that tf-slim 1.1 wrote
+in both of TensorFlow's formats, with random weights, gave its logits at 299 pixels to 2e-6 of the largest with slim's
+pooling (once, with TensorFlow beside it); with torchvision's, features are 7 % apart, of random weights and as the norm
+of the difference, which a test holds. None of the published files was at hand.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.pretrained.layouts import LayoutError, looks_like
+
+_SCOPE = "InceptionV3/"
+_AVERAGE = "/ExponentialMovingAverage"
+_TABLE = bytes.fromhex("57fb808b247547db")  # the last bytes of an index, and of a checkpoint of the first format
+
+_STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+_MIXED_5 = {
+    "Branch_0/Conv2d_0a_1x1": "branch1x1",
+    "Branch_1/Conv2d_0a_1x1": "branch5x5_1",
+    "Branch_1/Conv2d_0b_5x5": "branch5x5_2",
+    "Branch_2/Conv2d_0a_1x1": "branch3x3dbl_1",
+    "Branch_2/Conv2d_0b_3x3": "branch3x3dbl_2",
+    "Branch_2/Conv2d_0c_3x3": "branch3x3dbl_3",
+    "Branch_3/Conv2d_0b_1x1": "branch_pool",
+}
+_MIXED_6A = {  # the ones called 1a_1x1 are 3x3
+    "Branch_0/Conv2d_1a_1x1": "branch3x3",
+    "Branch_1/Conv2d_0a_1x1": "branch3x3dbl_1",
+    "Branch_1/Conv2d_0b_3x3": "branch3x3dbl_2",
+    "Branch_1/Conv2d_1a_1x1": "branch3x3dbl_3",
+}
+_MIXED_6 = {
+    "Branch_0/Conv2d_0a_1x1": "branch1x1",
+    "Branch_1/Conv2d_0a_1x1": "branch7x7_1",
+    "Branch_1/Conv2d_0b_1x7": "branch7x7_2",
+    "Branch_1/Conv2d_0c_7x1": "branch7x7_3",
+    "Branch_2/Conv2d_0a_1x1": "branch7x7dbl_1",
+    "Branch_2/Conv2d_0b_7x1": "branch7x7dbl_2",
+    "Branch_2/Conv2d_0c_1x7": "branch7x7dbl_3",
+    "Branch_2/Conv2d_0d_7x1": "branch7x7dbl_4",
+    "Branch_2/Conv2d_0e_1x7": "branch7x7dbl_5",
+    "Branch_3/Conv2d_0b_1x1": "branch_pool",
+}
+_MIXED_7A = {
+    "Branch_0/Conv2d_0a_1x1": "branch3x3_1",
+    "Branch_0/Conv2d_1a_3x3": "branch3x3_2",
+    "Branch_1/Conv2d_0a_1x1": "branch7x7x3_1",
+    "Branch_1/Conv2d_0b_1x7": "branch7x7x3_2",
+    "Branch_1/Conv2d_0c_7x1": "branch7x7x3_3",
+    "Branch_1/Conv2d_1a_3x3": "branch7x7x3_4",
+}
+_MIXED_7 = {
+    "Branch_0/Conv2d_0a_1x1": "branch1x1",
+    "Branch_1/Conv2d_0a_1x1": "branch3x3_1",
+    "Branch_1/Conv2d_0b_1x3": "branch3x3_2a",
+    "Branch_1/Conv2d_0c_3x1": "branch3x3_2b",
+    "Branch_2/Conv2d_0a_1x1": "branch3x3dbl_1",
+    "Branch_2/Conv2d_0b_3x3": "branch3x3dbl_2",
+    "Branch_2/Conv2d_0c_1x3": "branch3x3dbl_3a",
+    "Branch_2/Conv2d_0d_3x1": "branch3x3dbl_3b",
+    "Branch_3/Conv2d_0b_1x1": "branch_pool",
+}
+_BLOCKS = {
+    **dict.fromkeys(("Mixed_5b", "Mixed_5c", "Mixed_5d"), _MIXED_5),
+    "Mixed_6a": _MIXED_6A,
+    **dict.fromkeys(("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"), _MIXED_6),
+    "Mixed_7a": _MIXED_7A,
+    **dict.fromkeys(("Mixed_7b", "Mixed_7c"), _MIXED_7),
+}
+_MISNAMED = {  # in slim's source: as they are, and as their like are called elsewhere
+    "Mixed_5c/Branch_1/Conv2d_0b_1x1": "Mixed_5c/Branch_1/Conv2d_0a_1x1",
+    "Mixed_5c/Branch_1/Conv_1_0c_5x5": "Mixed_5c/Branch_1/Conv2d_0b_5x5",
+    "Mixed_7b/Branch_1/Conv2d_0b_3x1": "Mixed_7b/Branch_1/Conv2d_0c_3x1",
+}
+_AUXILIARY = {"AuxLogits/Conv2d_1b_1x1": "AuxLogits.conv0", "AuxLogits/Conv2d_2a_5x5": "AuxLogits.conv1"}
+_LAST = {"Logits/Conv2d_1c_1x1": "fc", "AuxLogits/Conv2d_2b_1x1": "AuxLogits.fc"}
+
+_NORMED = {
+    "weights": "conv.weight",
+    "BatchNorm/beta": "bn.bias",
+    "BatchNorm/moving_mean": "bn.running_mean",
+    "BatchNorm/moving_variance": "bn.running_var",
+}
+_LINEAR = {"weights": "weight", "biases": "bias"}
+
+
+class Slim(NamedTuple):
+    """What :func:`converted` gives."""
+
+    tensors: dict[str, Tensor]
+    """In torchvision's names and layout."""
+
+    names: dict[str, str]
+    """Slim's, by torchvision's; a scale of 1 has none."""
+
+    left_out: list[str]
+    """`name: reason`."""
+
+    description: str
+
+
+def is_slim(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether these are variables of slim's Inception-V3."""
+    return any(key.startswith(_SCOPE) for key in tensors)
+
+
+def converted(tensors: Mapping[str, Tensor]) -> Slim:
+    """Return the variables of slim's Inception-V3 as torchvision's tensors.
+
+    An optimizer's variables and the step are left out. The auxiliary head may be missing, and the last layers.
+
+    Raises:
+        LayoutError: something else is missing or unknown, or only some weights have a moving average.
+    """
+    ours = {
+        f"{layer}/{theirs}": f"{name}.{kind}"
+        for layer, (name, kinds) in _layers().items()
+        for theirs, kind in kinds.items()
+    }
+    plain = {key: value for key, value in tensors.items() if key in ours}
+    averages = {key.removesuffix(_AVERAGE): value for key, value in tensors.items() if key.endswith(_AVERAGE)}
+    averages = {key: value for key, value in averages.items() if key in ours}
+    left_out = [f"{key}: its moving average is used" for key in plain if key in averages]
+    for key in tensors:
+        if key in plain or key.removesuffix(_AVERAGE) in averages:
+            continue
+        if key.startswith(_SCOPE) and key.rpartition("/")[0] not in ours:  # an optimizer's are below a weight's name
+            raise LayoutError(f"it looks like {looks_like(tensors)}, but slim's has no {key}")
+        left_out.append(f"{key}: of the training")
+    without = [key for key in plain if key not in averages and "/moving_" not in key]
+    if averages and without:
+        raise LayoutError(f"it has moving averages of {len(averages)} variables, but none of {without[0]}")
+    found = plain | averages
+    _require_whole(found)
+    used = {ours[key]: _laid_out(key, value) for key, value in found.items()}
+    biases = [(name, value) for name, value in used.items() if name.endswith("bn.bias")]
+    used |= {name.removesuffix("bias") + "weight": torch.ones_like(value) for name, value in biases}
+    names = {ours[key]: key + _AVERAGE * (key in averages) for key in found}
+    kind = "moving averages of " if averages else ""
+    return Slim(used, names, left_out, f"{kind}{len(found)} variables of TF-slim's Inception-V3")
+
+
+def checkpoint_at(path: Path) -> Path | None:
+    """Return what TensorFlow calls the checkpoint at `path`; None for something else.
+
+    It is in several files (`.index`, `.data-00000-of-00001`), each of which will do as `path`, or in a single one.
+    """
+    name = path.name.removesuffix(".index").partition(".data-")[0]
+    if path.with_name(f"{name}.index").is_file():
+        return path.with_name(name)
+    if not path.is_file() or path.stat().st_size < len(_TABLE):
+        return None
+    with path.open("rb") as file:
+        file.seek(-len(_TABLE), 2)
+        return path if file.read() == _TABLE else None
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Return the variables of TensorFlow's checkpoint, which :func:`checkpoint_at` found.
+
+    Raises:
+        ValueError: TensorFlow is not installed, or cannot read it.
+    """
+    try:
+        from tensorflow import train  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is a checkpoint of TensorFlow, which is not installed: pip install tensorflow, or write its "
+            "arrays to a .npz file on a machine that has it (models/pretrained/tf_slim.py has the three lines)"
+        ) from error
+    try:
+        reader: Any = train.load_checkpoint(str(path))
+        arrays = {name: np.asarray(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()}
+    except Exception as error:  # TensorFlow raises many kinds for a damaged file
+        raise ValueError(f"{path} cannot be read by TensorFlow: {' '.join(str(error).split())[:200]}") from error
+    return numbers(arrays)
+
+
+def numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Return arrays of numbers as tensors; what else a checkpoint of TensorFlow holds, as the graph of a saver, not."""
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items() if value.dtype.kind in "fiub"}
+
+
+def _layers() -> dict[str, tuple[str, dict[str, str]]]:
+    """Return torchvision's name of each layer of slim's, and the layer's variables."""
+    normed = {layer: layer for layer in _STEM} | _AUXILIARY
+    usual = {theirs: actual for actual, theirs in _MISNAMED.items()}
+    for block, layers in _BLOCKS.items():
+        for theirs, ours in layers.items():
+            normed[usual.get(f"{block}/{theirs}", f"{block}/{theirs}")] = f"{block}.{ours}"
+    return {_SCOPE + layer: (ours, _NORMED) for layer, ours in normed.items()} | {
+        _SCOPE + layer: (ours, _LINEAR) for layer, ours in _LAST.items()
+    }
+
+
+def _require_whole(found: Mapping[str, Tensor]) -> None:
+    has_auxiliary = any(key.startswith(f"{_SCOPE}{layer}/") for key in found for layer in _AUXILIARY)
+    for layer, (_, kinds) in _layers().items():
+        missing = [f"{layer}/{kind}" for kind in kinds if f"{layer}/{kind}" not in found]
+        inner = layer.removeprefix(_SCOPE)
+        optional = inner in _LAST or (inner in _AUXILIARY and not has_auxiliary)
+        if missing and not (optional and len(missing) == len(kinds)):
+            raise LayoutError(f"it looks like TF-slim's Inception-V3, but {missing[0]} is missing")
+
+
+def _laid_out(key: str, value: Tensor) -> Tensor:
+    """Return a variable as torchvision has it: a kernel is output, input, height, width; a last layer's is a matrix."""
+    if not key.endswith("/weights"):
+        return value
+    if value.ndim != 4:
+        raise LayoutError(f"{key} has shape {tuple(value.shape)}, expected height, width, input, output")
+    kernel = value.permute(3, 2, 0, 1).contiguous()
+    return kernel.flatten(1) if key.removeprefix(_SCOPE).rpartition("/")[0] in _LAST else kernel

@@ -1,0 +1,1 @@
+"""SegFlow: video segmentation and optical flow that share features."""

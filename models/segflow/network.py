@@ -1,0 +1,221 @@
+"""SegFlow: a segmentation branch and a flow branch that read each other's features at three scales.
+
+After Cheng, Tsai, Wang and Yang, "SegFlow: Joint Learning for Video Object Segmentation and Optical Flow", ICCV 2017
+(arXiv:1709.06750), and the network definitions that its authors released.
+"""
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models.encoders.build import Encoded
+from models.flow.flownets import FlowNetS, FlowNetSConfig, Motion, enlarged
+from models.segflow.decoders import PyramidHead, ScoreHead, bilinear_kernel
+from mtsp.config import Config
+from mtsp.types import Outputs
+
+RELEASED_SIZE = (480, 854)
+STRIDES = (4, 8, 16, 32, 64)  # of FlowNetS's pyramid
+RESIDUAL_UNIT = 20.0  # pixels: the flow head's output is in the unit that FlowNetS predicts in
+
+
+class SegFlowConfig(Config):
+    """What :class:`SegFlow` can be told."""
+
+    name: Literal["segflow"]
+
+    mode: Literal["released", "paper", "modern"] = "modern"
+    """`released`: as the authors' files, 480x854 only; the flow is FlowNetS's own, since the head's weights are zero.
+    `paper`: the same with the flow head's output as the flow. `modern`: any size and encoder, aligned features."""
+
+    encoder: str = "resnet101"
+    """Any name that :mod:`models.encoders.build` knows. In `released` and `paper`, resnet50 and resnet101 mean
+    Caffe's."""
+
+    classes: int = Field(default=2, gt=1, lt=256)
+    """Classes of the mask, background included."""
+
+    flow: FlowNetSConfig | None = FlowNetSConfig()
+    """null: no flow branch (SegFlow*); `next_frame` is then not looked at."""
+
+    decoder: Literal["scores", "fpn"] | None = None
+    """`scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. null: `fpn` in `modern`, else `scores`."""
+
+    width: int = Field(default=64, gt=0, multiple_of=8)
+    """Channels in the segmentation head's feature pyramid."""
+
+    flow_width: int = Field(default=32, gt=0, multiple_of=8)
+    """Channels in the flow head's feature pyramid."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SegFlowConfig":
+        if self.mode != "modern" and self.decoder == "fpn":
+            raise ValueError(f"mode {self.mode} has decoder scores, not fpn; leave it out, or use mode modern")
+        return self
+
+    def build(self) -> "SegFlow":
+        """Return the network, with fresh weights."""
+        return SegFlow(self)
+
+
+class Segmentation(Encoded):
+    """The segmentation branch: `encoder` with its normalization, and `head`."""
+
+    def __init__(self, encoder: str, config: SegFlowConfig, motion: tuple[int, ...]) -> None:
+        super().__init__(encoder)
+        channels = self.encoder_channels
+        if config.mode == "modern" and config.decoder != "scores":
+            self.head = PyramidHead(channels, motion, config.classes, width=config.width, zero=False)
+        else:
+            self.head = _score_head(config, channels, motion, config.classes, crops=(4, 2, 1))
+
+
+class Flow(nn.Module):
+    """The flow branch: `network`, FlowNetS with its normalization, and `head`, which `released` does not have."""
+
+    def __init__(self, network: FlowNetS, config: SegFlowConfig, encoder: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = network
+        motion = network.exchanged_channels
+        self.head = None
+        if config.mode == "modern" and config.decoder != "scores":
+            self.head = PyramidHead(encoder, motion, 2, width=config.flow_width, zero=True)
+        elif config.mode != "released":
+            self.head = _score_head(config, encoder, motion, 2, crops=(0, 0, 1))
+
+
+class SegFlow(nn.Module):
+    """A segmentation branch on an image encoder, and a flow branch on FlowNetS; each head reads the features of both.
+
+    FlowNetS's features at strides 4, 8, 16 are pooled and concatenated with the encoder's at strides 8, 16, 32, once
+    for the segmentation head and once for the flow head; nothing flows back into encoder or FlowNetS.
+
+    Departures. All modes: each branch normalizes the frames by itself (the authors' subtract a mean twice, or not,
+    depending on a counter in the file), and `released` leaves out the flow head, which the authors never trained and
+    whose output is zero. `modern`: sides are padded to multiples of 32 and the outputs cut back; flow features lie on
+    the encoder's grid; the feature pyramid of :class:`PyramidHead` replaces sums of score maps unless
+    `decoder: scores`; the flow head predicts what is added to FlowNetS's flow, zero at first, so that the flow works
+    before the head has learned anything.
+    """
+
+    def __init__(self, config: SegFlowConfig) -> None:
+        super().__init__()
+        self.mode = config.mode
+        network = None
+        if config.flow is not None:
+            network = FlowNetS(config.flow, "crop" if self.mode == "modern" else "resize")
+        encoder = config.encoder
+        if self.mode != "modern" and encoder in ("resnet50", "resnet101"):
+            encoder = f"{encoder}_caffe"
+        self.segmentation = Segmentation(encoder, config, () if network is None else network.exchanged_channels)
+        self.flow = None if network is None else Flow(network, config, self.segmentation.encoder_channels)
+        self.after_loading("flow")
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches: prefixes of all parameter names."""
+        return ("segmentation",) if self.flow is None else ("segmentation", "flow")
+
+    def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
+        """Predict the mask of `frame` and the flow from it to `next_frame`.
+
+        Args:
+            frame: B3HW, RGB in [0, 1]; 480x854 in modes `released` and `paper`, any size in `modern`.
+            next_frame: as `frame`. None: `frame` again, as SegFlow pairs the last frame of a clip.
+
+        Raises:
+            ValueError: the frame's size is not the mode's.
+        """
+        next_frame = frame if next_frame is None else next_frame
+        if self.mode == "modern":
+            outputs = self._modern(frame, next_frame)
+        elif frame.shape[-2:] == RELEASED_SIZE:
+            outputs = self._faithful(frame, next_frame)
+        else:
+            raise ValueError(
+                f"SegFlow in mode {self.mode} takes frames of 480x854, got {frame.shape[-2]}x{frame.shape[-1]}; "
+                "resize them, or use mode modern, which takes any size"
+            )
+        if not self.training:
+            outputs.pop("flow_pyramid", None)
+        return outputs
+
+    def after_loading(self, branch: str) -> list[str]:
+        """Do to freshly loaded weights of `branch` what the mode asks for; return the names of changed parameters.
+
+        `released` overwrites what enlarges the flow between FlowNetS's scales by bilinear interpolation, as the
+        authors' training script does (by accident: it selects layers by "up" in their names).
+        """
+        if self.mode != "released" or branch != "flow" or self.flow is None:
+            return []
+        changed = []
+        for level in (5, 4, 3, 2):
+            name = f"upsampled_flow{level + 1}_to_{level}"
+            kernel = bilinear_kernel(1, 2)[0, 0]
+            weight = self.flow.network.get_parameter(f"{name}.weight").data  # in, out, 4, 4: two by two channels
+            weight[0, 0].copy_(kernel)
+            weight[1, 1].copy_(kernel)
+            changed.append(f"flow.network.{name}.weight")
+        return changed
+
+    def _modern(self, frame: Tensor, next_frame: Tensor) -> Outputs:
+        height, width = frame.shape[-2:]
+        frame, next_frame = _padded(frame), _padded(next_frame)
+        features = self.segmentation.encode(frame)
+        pooled: list[Tensor] = []
+        outputs = Outputs()
+        if self.flow is not None:
+            motion: Motion = self.flow.network(frame, next_frame)
+            pooled = [
+                _on_grid(F.max_pool2d(x, 3, stride=2, padding=1), like)
+                for x, like in zip(motion[1:], features[1:], strict=True)
+            ]
+            assert self.flow.head is not None
+            residual = self.flow.head(features, pooled) * RESIDUAL_UNIT
+            flow = motion.pyramid[0] + _on_grid(residual, motion.pyramid[0])
+            outputs["flow"] = _on_grid(flow, frame)[..., :height, :width]
+            outputs["flow_pyramid"] = [
+                x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+                for x, stride in zip(motion.pyramid, STRIDES, strict=True)
+            ]
+        logits = self.segmentation.head(features, pooled)
+        outputs["mask_logits"] = _on_grid(logits, frame)[..., :height, :width]
+        return outputs
+
+    def _faithful(self, frame: Tensor, next_frame: Tensor) -> Outputs:
+        height, width = RELEASED_SIZE
+        features = self.segmentation.encode(frame)
+        pooled: list[Tensor] = []
+        outputs = Outputs()
+        if self.flow is not None:
+            motion: Motion = self.flow.network(frame, next_frame)
+            pooled = [F.max_pool2d(x, 3, stride=2, ceil_mode=True) for x in motion[1:]]
+            outputs["flow_pyramid"] = motion.pyramid
+            if self.flow.head is None:
+                outputs["flow"] = enlarged(motion.pyramid[0], frame, crop=False)
+            else:
+                outputs["flow"] = self.flow.head(features, pooled)[..., :height, :width]
+        outputs["mask_logits"] = self.segmentation.head(features, pooled)[..., :height, :width]
+        return outputs
+
+
+def _score_head(
+    config: SegFlowConfig, encoder: tuple[int, ...], motion: tuple[int, ...], channels: int, crops: tuple[int, int, int]
+) -> ScoreHead:
+    return ScoreHead(encoder[1:], motion, channels, crops=None if config.mode == "modern" else crops)
+
+
+def _padded(frame: Tensor) -> Tensor:
+    """Return the frame with its last rows and columns repeated until 32 divides both sides."""
+    pad = [0, -frame.shape[-1] % 32, 0, -frame.shape[-2] % 32]
+    return F.pad(frame, pad, mode="replicate") if any(pad) else frame
+
+
+def _on_grid(x: Tensor, like: Tensor) -> Tensor:
+    """Return `x` resized to the height and width of `like`."""
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,1 @@
+"""Figures: masks, optical flow and predictions drawn for people."""

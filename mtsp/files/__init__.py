@@ -1,0 +1,1 @@
+"""Files: atomic writes, saved weights, palettes and progress bars."""

@@ -1,0 +1,1 @@
+"""Fisher information of any model: how much each weight matters to its predictions."""

@@ -1,0 +1,324 @@
+"""The diagonal of the Fisher information: how much each pretrained weight matters to the network's own predictions.
+
+After Li, Grandvalet and Davoine, "Explicit inductive bias for transfer learning with convolutional networks", ICML
+2018, section 3 (L2-SP-Fisher). Every observation's gradient is squared by itself: squaring the mean gradient of a
+batch, as many programs do, shrinks the result by about the batch size near an optimum.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mtsp.anchors import fingerprint, known_name, named_weights, penalized
+from mtsp.batches import evaluating
+from mtsp.fisher.gradients import Observed, at_least_float32, looped, vectorized
+from mtsp.fisher.inputs import Labels, Reader, inputs_of, logits_of, targets_of
+
+Fisher = dict[str, Tensor]
+"""Fisher information of each entry of each weight, by parameter name; not below 0."""
+_LOG = logging.getLogger("mtsp")
+
+
+def diagonal_fisher(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    labels: Labels = "exact",
+    draws: int = 1,
+    normalize: bool = True,
+    names: Iterable[str] | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+    targets: Callable[[Any], Tensor] | None = None,
+    ignore: int = 255,
+    chunk: int = 16,
+    vectorize: bool = True,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Fisher:
+    """Return the diagonal Fisher information of each penalized weight, by name, in float32 or finer.
+
+    Args:
+        model, labels, draws, names, inputs, logits, targets, ignore, chunk, vectorize, generator: see
+            :class:`FisherSum`, also for what exactly it is.
+        batches: any loader; its batches are read once, one after the other.
+        normalize: divide by the mean over all entries of all returned tensors, so that their mean is 1 and a strength
+            compares with that of L2-SP. The paper does not; without it the scale depends on K and on how sure f is.
+        progress: called with the number of samples done, after each batch.
+
+    Raises:
+        ValueError: see :class:`FisherSum` and its methods; or there is no observation, or gradients were all zero or
+            not finite.
+    """
+    sums = FisherSum(
+        model,
+        labels=labels,
+        draws=draws,
+        names=names,
+        inputs=inputs,
+        logits=logits,
+        targets=targets,
+        ignore=ignore,
+        chunk=chunk,
+        vectorize=vectorize,
+        generator=generator,
+    )
+    for batch in batches:
+        sums.add(batch)
+        if progress is not None:
+            progress(sums.samples)
+    return sums.fisher(normalize=normalize)
+
+
+class FisherSum:
+    """The diagonal Fisher information under way: for an estimate that is kept and taken up again, or shared out.
+
+    F_j is a mean over observations i of the expectation over labels k of (d log f_k(x_i) / d w_j)^2, at the weights as
+    they are, where f is the softmax of the logits. An image is one observation for BK logits, a pixel for BKHW logits
+    (labels of pixels are independent given the image), so that large images count more than small ones.
+
+    - `exact`: the expectation is taken over all K classes, of every pixel, weighted by f. One backward pass for each
+      class of each pixel: for dense logits only at a small size.
+    - `sampled`: labels are drawn from f, for an image all its pixels at once, `draws` times. An unbiased estimate of
+      `exact` at one backward pass a draw.
+    - `empirical`: the data's labels. Not an estimate of the others, unless the model is right about its data. For dense
+      logits the gradient of the sum over an image is squared, cross terms of its pixels included.
+
+    The model is in eval mode meanwhile: dropout would add noise, and batch normalization in training mode makes one
+    sample's gradient depend on the others. Samples are computed one by one; a layer that mixes samples even in eval
+    mode sees batches of one. Memory: `chunk` gradients, and the running sums in float64.
+
+    Attributes:
+        samples: done.
+        observations: done; of dense logits, pixels that count.
+
+    Args:
+        model: the bare network (not wrapped by DDP or FSDP), on the device of its inputs.
+        labels: see above.
+        draws: of `sampled` labels for each sample.
+        names: of other parameters than :func:`mtsp.anchors.penalized` gives.
+        inputs: the model's arguments of a batch: a tensor, a tuple, or a dict of keyword arguments; the first dimension
+            of every tensor is the sample. Left out: the batch itself if it is a tensor, the first of a tuple or list,
+            all but `labels` of a dict.
+        logits: BK or BK... logits of what the model returns. Left out: the value itself, or its `logits`.
+        targets: labels of a batch, B or B...; for `empirical`, and for dense logits to leave out unknown pixels. Left
+            out: the second of a tuple or list, `labels` of a dict; without any, all pixels count.
+        ignore: the label of a pixel that does not count. Of dense logits only.
+        chunk: gradients that are held at once, each as large as the penalized weights together.
+        vectorize: batch the gradients with `torch.func.vmap`. A model that it cannot take (control flow on values,
+            operators without a batching rule) is computed by a loop, which the log says.
+        generator: of the sampled labels.
+
+    Raises:
+        ValueError: `labels` is none of the three, `draws` or `chunk` is below 1, a weight is not there, or there is
+            none to take.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        labels: Labels = "exact",
+        draws: int = 1,
+        names: Iterable[str] | None = None,
+        inputs: Callable[[Any], Any] | None = None,
+        logits: Callable[[Any], Tensor] | None = None,
+        targets: Callable[[Any], Tensor | None] | None = None,
+        ignore: int = 255,
+        chunk: int = 16,
+        vectorize: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if labels not in get_args(Labels):
+            raise ValueError(f"labels must be {', '.join(get_args(Labels))}, got {labels!r}")
+        if chunk < 1 or draws < 1:
+            raise ValueError(f"chunk and draws must be at least 1, got {chunk} and {draws}")
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.samples = self.observations = 0
+        self._weights = _weights(self.model, names)
+        self._total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in self._weights.items()}
+        read = (inputs or inputs_of, logits or logits_of, targets or targets_of)
+        self._reader = Reader(*read, labels, draws, ignore, generator)
+        self._chunk, self._vectorize = chunk, vectorize
+        self._draws = draws if labels == "sampled" else 1
+
+    def add(self, batch: Any) -> None:
+        """Add a batch; one that fails adds nothing.
+
+        Raises:
+            ValueError: labels are missing or out of range, or the model gives no logits.
+        """
+        with evaluating(self.model):
+            observed = self._reader.read(self.model, batch)
+            sums = self._squared(observed)
+        for name, value in sums.items():
+            self._total[name] += value
+        self.samples += len(observed.valid)
+        self.observations += int(observed.valid.sum())
+
+    def fisher(self, *, normalize: bool = True) -> Fisher:
+        """Return the mean over the observations so far, divided by its mean over all entries if `normalize`.
+
+        Raises:
+            ValueError: there is no observation, or gradients were all zero or not finite.
+        """
+        if self.observations == 0:
+            raise ValueError(
+                f"none of the {self.samples} samples has a labeled pixel; check the loader, `targets` and `ignore`"
+            )
+        runs, plain = self.observations * self._draws, _plain_names(self.model)
+        fisher = {
+            plain[n]: (total / runs).to(at_least_float32(self._weights[n].dtype)) for n, total in self._total.items()
+        }
+        if wrong := [name for name, value in fisher.items() if not bool(value.isfinite().all())]:
+            raise ValueError(f"the Fisher information of {wrong[0]} has values that are NaN or infinite")
+        return mean_one(fisher) if normalize else fisher
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sums; those of several processes may be added."""
+        counts = {"samples": torch.tensor(self.samples), "observations": torch.tensor(self.observations)}
+        return {f"total.{name}": value for name, value in self._total.items()} | counts
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from sums that :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: they are of other weights, by name or shape. Nothing is taken then.
+        """
+        given = {name.removeprefix("total."): value for name, value in state.items() if name.startswith("total.")}
+        for name in {**self._total, **given}:
+            ours, theirs = (
+                f"of shape {tuple(sums[name].shape)}" if name in sums else "not there" for sums in (self._total, given)
+            )
+            if ours != theirs:
+                raise ValueError(f"sums of other weights: {name} is {theirs} in them, {ours} in this model")
+        self._total = {name: state[f"total.{name}"].to(value) for name, value in self._total.items()}
+        self.samples, self.observations = int(state["samples"]), int(state["observations"])
+
+    def _squared(self, observed: Observed) -> Fisher:
+        held = {name: weight.detach() for name, weight in self._weights.items()}
+        if self._vectorize:
+            try:
+                return vectorized(self.model, held, observed, self._chunk)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError) as error:
+                _LOG.info("the Fisher information is computed sample by sample: %s", str(error).splitlines()[0])
+                self._vectorize = False
+        return looped(self.model, held, observed)
+
+
+def mean_one(fisher: Mapping[str, Tensor]) -> Fisher:
+    """Return the values divided by their mean over all entries of all tensors.
+
+    Raises:
+        ValueError: the mean is zero or not finite.
+    """
+    entries = sum(value.numel() for value in fisher.values())
+    mean = sum(float(value.double().sum()) for value in fisher.values()) / max(1, entries)
+    if not 0 < mean < float("inf"):
+        raise ValueError(f"Fisher information of mean {mean} cannot be normalized; are the logits constant?")
+    return {name: value / mean for name, value in fisher.items()}
+
+
+def save_fisher(
+    path: Path, fisher: Mapping[str, Tensor], *, anchors: Mapping[str, Tensor] | None = None, **notes: str
+) -> None:
+    """Write the values as safetensors.
+
+    Args:
+        path: of the file, which appears whole or not at all.
+        fisher: by parameter name.
+        anchors: the weights it was estimated at, whose hashes are kept: an experiment asks for them.
+        notes: more for the metadata, such as the data and the labels used.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    from safetensors.torch import save
+
+    from mtsp.training.checkpoint import write_atomically
+
+    values = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
+    hashes = {} if anchors is None else {"anchors": json.dumps({name: _hash(value) for name, value in anchors.items()})}
+    write_atomically(path, save(values, {"mtsp": "fisher", **hashes, **notes}))
+
+
+def load_fisher(path: Path) -> Fisher:
+    """Return the values that :func:`save_fisher` wrote, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no file of safetensors, or not one of :func:`save_fisher`.
+    """
+    return _read(path)[0]
+
+
+def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
+    """Return a file's values of the weights that have an anchor, divided by their mean, so that it is 1.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no file of :func:`save_fisher`, or does not say at which weights it was estimated, or lacks
+            one of these, or was estimated at another value of it.
+    """
+    values, notes = _read(path)
+    if "anchors" not in notes:
+        raise ValueError(f"{path} does not say at which weights it was estimated; tools/fisher.py writes one that does")
+    estimated = json.loads(notes["anchors"])
+    if missing := [name for name in anchors if name not in values or name not in estimated]:
+        raise ValueError(
+            f"{path} has no Fisher information of {len(missing)} of {len(anchors)} pretrained weights, the first "
+            f"{missing[0]}; estimate it with tools/fisher.py and this config"
+        )
+    if others := [name for name, value in anchors.items() if estimated[name] != _hash(value)]:
+        raise ValueError(
+            f"{path} was estimated at other weights than the branches start from: {len(others)} of {len(anchors)} "
+            f"differ, the first {others[0]}; estimate it with tools/fisher.py and this config"
+        )
+    return mean_one({name: values[name] for name in anchors})
+
+
+def _read(path: Path) -> tuple[Fisher, Mapping[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; save_fisher writes it, and so does tools/fisher.py")
+    values, notes = tensors_and_notes(path)
+    if notes.get("mtsp") != "fisher":
+        raise ValueError(f"{path} holds other tensors than a Fisher information; save_fisher writes one")
+    return values, notes
+
+
+def tensors_and_notes(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Return what a file of safetensors holds. Raises ValueError if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _hash(weight: Tensor) -> str:
+    return fingerprint({"": weight})[:16]
+
+
+def _weights(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    raw = {plain: name for name, plain in _plain_names(model).items()}
+    own = {plain: (raw[plain], weight) for plain, weight in named_weights(model).items()}
+    wanted = [known_name(name, own) for name in (penalized(model) if names is None else names)]
+    if unknown := [name for name in wanted if name not in own]:
+        raise ValueError(f"the model has no parameter {unknown[0]!r}; they are named like {next(iter(own), 'none')!r}")
+    if not wanted:
+        raise ValueError("the model has no weight of a convolution or linear layer; say with `names` which to take")
+    return dict(own[name] for name in wanted)
+
+
+def _plain_names(model: nn.Module) -> dict[str, str]:
+    """Plain names by the model's own."""
+    return dict(zip((name for name, _ in model.named_parameters()), named_weights(model), strict=True))

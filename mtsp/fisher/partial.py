@@ -1,0 +1,43 @@
+"""An estimate of Fisher information that is not done, kept in a file."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save
+
+from mtsp.fisher.estimate import FisherSum, tensors_and_notes
+from mtsp.training.checkpoint import write_atomically
+
+
+class KeptSum(NamedTuple):
+    """A file that holds a :class:`mtsp.fisher.estimate.FisherSum` while it is not done, and what it belongs to."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    """Plain data; sums are taken up again under the same settings alone."""
+
+    def save(self, sums: FisherSum, rounds: int) -> None:
+        """Write the sums and the number of rounds that are in them, whole or not at all."""
+        notes = {"settings": json.dumps(self.settings), "done": str(rounds)}
+        tensors = {name: value.cpu().contiguous() for name, value in sums.state_dict().items()}
+        write_atomically(self.path, save(tensors, notes))
+
+    def load(self, sums: FisherSum) -> int:
+        """Give `sums` what is kept, and return the number of rounds that are in it; 0 if there is no file.
+
+        Raises:
+            ValueError: it cannot be read, holds something else, or is of other settings.
+        """
+        if not self.path.exists():
+            return 0
+        tensors, notes = tensors_and_notes(self.path)
+        if missing := {"settings", "done"} - notes.keys():
+            raise ValueError(f"{self.path} is not an estimate under way: it lacks {min(missing)}; move it elsewhere")
+        then, now = json.loads(notes["settings"]), json.loads(json.dumps(self.settings))
+        if odd := [key for key in {**now, **then} if key not in now or key not in then or then[key] != now[key]]:
+            was = f"with another {odd[0]}, {str(then[odd[0]])[:80]}" if odd[0] in then else f"without {odd[0]}"
+            raise ValueError(f"{self.path} was begun {was}; give it again, or delete the file to begin anew")
+        sums.load_state_dict(tensors)
+        return int(notes["done"])

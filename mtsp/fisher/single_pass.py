@@ -1,0 +1,80 @@
+"""Training images, shared out over processes in rounds: the same batches on any number of them."""
+
+import math
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+
+from mtsp.training import stream as loading
+from mtsp.training.loop import to_device
+from mtsp.types import Batch, Examples
+
+
+class Concatenated:
+    """The examples of several data sets, one after the other."""
+
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> Batch:
+        part, own = self._place(index)
+        return part[own]
+
+    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+        """Return example `index` as it is trained on."""
+        part, own = self._place(index)
+        return part.draw(own, rng)
+
+    def _place(self, index: int) -> tuple[Examples, int]:
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
+
+
+class Rounds(NamedTuple):
+    """What is read: in each round a batch for every process, the same batches on any number of processes."""
+
+    examples: Examples
+    accelerator: Accelerator
+    pictures: int
+    """That are read in all, at most as many as there are examples."""
+    batch: int
+    """Images that a process reads together."""
+    seed: int
+    workers: int
+
+    @property
+    def size(self) -> int:
+        """Images of a round."""
+        return self.batch * self.accelerator.num_processes
+
+    def pictures_of(self, rounds: int) -> int:
+        """Return the images of the first `rounds` rounds."""
+        return min(self.pictures, rounds * self.size)
+
+    def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]:
+        """Yield the rounds from `start` on with this process's batches, which are numbered over all processes."""
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        stream = loading.micro_batches(
+            self.examples,
+            batch_size=self.size,
+            start=start,
+            seed=(self.seed,),
+            part=loading.Slice(index, processes),
+            collate=loading.collate,
+            workers=self.workers,
+        )
+        try:
+            for number in range(start * processes + index, math.ceil(self.pictures / self.batch), processes):
+                read: Any = next(stream)
+                batch: Any = {key: value[: self.pictures - number * self.batch] for key, value in read.items()}
+                yield number, to_device(batch, self.accelerator.device, channels_last=False)
+        finally:
+            stream.close()

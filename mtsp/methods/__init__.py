@@ -1,0 +1,1 @@
+"""Methods beyond the penalty: losses on features (DELTA, BSS) and weight interpolation (WiSE-FT)."""

@@ -1,0 +1,1 @@
+"""Compiled loops and exact sums that the metrics are computed with."""

@@ -1,0 +1,269 @@
+"""Counting which class was taken for which, in one pass over labels or class scores.
+
+Counted are a table of all images, and of each image its true, predicted and right pixels by class: its margins.
+The table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
+labels that are neither; its columns are the predicted classes, then whatever is no class.
+
+Of few classes each image is counted in a table of its own first, which costs nothing beside its pixels. Of many, a
+table with more cells than the image has pixels would cost more than all the rest. The loops are in `tally_loops.py`.
+Scores of 16 bits are compared as whole numbers, without a float32 copy.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtsp.metrics.kernels.confusion_loops import BLOCK, LANES, Special, label_kernel, pixel_kernel, plane_kernel
+from mtsp.metrics.kernels.jit import Array, as_numpy, frozen, in_threads, memory, on_host, threads
+
+_CELLS_AT_ONCE = 1 << 22  # of threads' tables, or of images' on a device: 32 MB; in lanes 128 MB at most
+_DEVICE_LANES, _CELLS_IN_LANES = 64, 1 << 18  # tables of each image on a device, and of how many cells in all
+_CELLS_OF_ONE = 1 << 14  # of an image's table: four lanes of it in the second-level cache
+_PIXELS_A_CELL = 16  # at least, where each image has a table
+_PIXELS_A_THREAD = 1 << 16  # at least
+_NOTHING = -(1 << 62)  # is ignored: a label that no image has
+_HALF, _BFLOAT = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
+
+
+class Counts(NamedTuple):
+    """What was counted in some images."""
+
+    table: np.ndarray
+    """Of all of them, rows x columns."""
+    images: np.ndarray
+    """Of each the margins, int64, N x 3 x classes: true, predicted and right pixels among the known ones. While these
+    are counted, there is one more place for predictions that are no class."""
+
+
+def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Counts:
+    """Return the counts of some images.
+
+    Args:
+        prediction: labels of the shape of `truth`, or class scores, B x classes x H x W.
+        truth: whole numbers, B x pixels in any shape, with scores BHW.
+        classes: labels are 0..classes-1.
+        ignore: true label of pixels that are not to be counted as a class, also when it is below `classes`.
+        scores: whether `prediction` is scores: the highest wins, of equal ones the first; NaN among them is no class.
+    """
+    unknown = _NOTHING if ignore is None else ignore
+    if on_host(prediction):
+        if scores:
+            return _score_counts(prediction, as_numpy(truth), classes, unknown)
+        return _label_counts(as_numpy(prediction), as_numpy(truth), classes, unknown)
+    step = max(1, _CELLS_AT_ONCE // ((classes + 2) * (classes + 1)))
+    parts = [slice(start, start + step) for start in range(0, max(1, len(truth)), step)]
+    found = [_torch_counts(prediction[part], truth[part], classes, unknown, scores) for part in parts]
+    return Counts(np.sum([some.table for some in found], axis=0), np.concatenate([some.images for some in found]))
+
+
+def _label_counts(prediction: np.ndarray, truth: np.ndarray, classes: int, ignore: int) -> Counts:
+    prediction, truth = _labels(prediction, "prediction"), _labels(truth, "truth")
+    if truth.ndim != 3:
+        flat = (len(truth), 1, math.prod(truth.shape[1:]))
+        prediction, truth = prediction.reshape(flat), truth.reshape(flat)
+    code, cells = label_kernel(), _lane_cells(truth, classes)
+
+    def count(ours: np.ndarray, theirs: np.ndarray, found: Counts) -> None:
+        if code is None:
+            _add_numpy(ours, theirs, ignore, found)
+        else:
+            memories = (*memory(_dense(ours)), *memory(_dense(theirs)), _unsigned(ignore, ours, theirs))
+            code(*memories, np.zeros((LANES, cells), np.uint32), found.table, found.images, theirs.shape)
+
+    return _in_slabs(count, prediction, truth, classes, cells > 0)
+
+
+def _score_counts(scores: Array, truth: np.ndarray, classes: int, ignore: int) -> Counts:
+    truth, code = _labels(truth, "truth"), plane_kernel()
+    values, special = (as_numpy(scores), None) if code is None else _comparable(scores)
+    dense = values.strides[-1] == values.itemsize
+    if code is not None and not dense:
+        code = pixel_kernel()
+        values, special = _as_bits(values, special)
+    guess_type, cells = np.min_scalar_type(classes), _lane_cells(truth, classes)
+
+    def count(ours: np.ndarray, theirs: np.ndarray, found: Counts) -> None:
+        if code is None:
+            best = np.where(np.isnan(ours).any(axis=1), classes, ours.argmax(axis=1))
+            _add_numpy(best, theirs, ignore, found)
+        else:
+            guess = np.empty(BLOCK, guess_type)
+            best = np.empty(BLOCK if dense else classes, ours.dtype)
+            rooms = (best, guess) if dense else (best, frozen(best), guess)
+            memories = (*memory(ours), *memory(_dense(theirs)), _unsigned(ignore, guess, theirs), special)
+            lanes = np.zeros((LANES, cells), np.uint32)
+            code(*memories, *rooms, lanes, found.table, found.images, theirs.shape)
+
+    return _in_slabs(count, values, truth, classes, cells > 0)
+
+
+def _in_slabs(
+    count: Callable[[np.ndarray, np.ndarray, Counts], None],
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    classes: int,
+    few: bool,
+) -> Counts:
+    """Return the counts of all images, parts of which are counted in threads.
+
+    Args:
+        count: given a part of prediction and truth, adds to the counts that are its last argument.
+        prediction: ...HW.
+        truth: BHW.
+        classes: of the table.
+        few: whether these are so few that an image is counted in lanes.
+    """
+    shape = (classes + 2, classes + 1)
+    images = np.zeros((len(truth), 3, classes + 1), np.int64)
+    if not truth.size:
+        return Counts(np.zeros(shape, np.int64), images[:, :, :classes])
+    if _rows_join(prediction) and _rows_join(truth):  # parts need not end where rows do
+        prediction, truth = (array.reshape(*array.shape[:-2], 1, -1) for array in (prediction, truth))
+    slabs = _slabs(truth.shape, math.prod(shape), few)
+
+    def counted(slab: tuple[slice, slice, slice]) -> Counts:
+        found = Counts(np.zeros(shape, np.int64), np.zeros_like(images[slab[0]]))
+        count(prediction[slab[0], ..., slab[1], slab[2]], truth[slab], found)
+        return found
+
+    parts = in_threads(counted, slabs)
+    table = parts[0].table
+    for other in parts[1:]:
+        table += other.table
+    for slab, part in zip(slabs, parts, strict=True):
+        images[slab[0]] += part.images
+    return Counts(table, images[:, :, :classes])
+
+
+def _slabs(shape: tuple[int, ...], cells: int, few: bool) -> list[tuple[slice, slice, slice]]:
+    """Return parts of BHW for threads: whole images where there are enough of them, or else a part of each image.
+
+    Every part has a table of so many cells; if these are few, a thread may have several parts.
+    """
+    images, height, width = shape
+    worth = images * height * width // max(_PIXELS_A_THREAD, cells)
+    parts = min(threads(), worth, max(1, _CELLS_AT_ONCE // cells))
+    if parts <= 1:
+        return [(slice(None), slice(None), slice(None))]
+    of_images = 4 * parts if few else parts
+    if images >= of_images:
+        return [(some, slice(None), slice(None)) for some in _cut(images, of_images)]
+    if height == 1:
+        return [(slice(None), slice(None), some) for some in _cut(width, parts)]
+    return [(slice(None), some, slice(None)) for some in _cut(height, parts)]
+
+
+def _cut(length: int, parts: int) -> list[slice]:
+    step = -(-length // parts)
+    return [slice(start, start + step) for start in range(0, length, step)]
+
+
+def _rows_join(array: np.ndarray) -> bool:
+    return array.shape[-2] == 1 or array.strides[-2] == array.shape[-1] * array.strides[-1]
+
+
+def _dense(array: np.ndarray) -> np.ndarray:
+    """Return `array`, copied unless the pixels of its rows are neighbors in memory."""
+    return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
+
+
+def _lane_cells(truth: np.ndarray, classes: int) -> int:
+    """Return the cells of the tables which an image is counted in first: none if there would be too many.
+
+    Nor if it has more pixels than their 32 bits count.
+    """
+    cells, pixels = (classes + 2) * (classes + 1), math.prod(truth.shape[1:])
+    return cells if cells <= min(_CELLS_OF_ONE, pixels // _PIXELS_A_CELL) and pixels < 1 << 32 else 0
+
+
+def _labels(labels: np.ndarray, what: str) -> np.ndarray:
+    if labels.dtype == np.bool_:
+        return labels.view(np.uint8)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{what} of type {labels.dtype}; labels are whole numbers")
+    labels = labels.astype(labels.dtype.newbyteorder("="), copy=False)
+    return labels.view(np.int64) if labels.dtype == np.uint64 else labels  # a label above 2**63 is no class either way
+
+
+def _unsigned(ignore: int, *labels: np.ndarray) -> Any:
+    """Return `ignore` as the unsigned number that these labels are compared as: 64 bits are too slow for small ones."""
+    if any(some.itemsize > 2 for some in labels):
+        return np.uint64(ignore % (1 << 64))
+    possible = -(1 << 15) <= ignore < 1 << 16
+    return np.uint32((ignore if possible else 1 << 20) % (1 << 32))
+
+
+def _comparable(scores: Array) -> tuple[np.ndarray, Special]:
+    """Return scores as numpy: of 16-bit floats, which numba does not have, the bits as int16, and which are special."""
+    if isinstance(scores, np.ndarray):
+        if np.iscomplexobj(scores):
+            raise ValueError(f"scores of type {scores.dtype}; scores are real numbers")
+        scores = scores.astype(scores.dtype.newbyteorder("="), copy=False)
+        if scores.dtype == np.longdouble:
+            scores = scores.astype(np.float64)
+        if scores.dtype == np.float16:
+            return scores.view(np.int16), _HALF
+        return (scores.view(np.uint8) if scores.dtype == np.bool_ else scores), None
+    import torch
+
+    special = {torch.float16: _HALF, torch.bfloat16: _BFLOAT}.get(scores.dtype)
+    if special is not None:
+        return scores.detach().view(torch.int16).numpy(), special
+    return _comparable(as_numpy(scores))
+
+
+def _as_bits(values: np.ndarray, special: Special) -> tuple[np.ndarray, Special]:
+    """Return floats of 32 and 64 bits as whole numbers, as :func:`_comparable` does those of 16."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return values, special
+    bits = np.dtype(f"i{values.itemsize}").type
+    infinity = np.array(np.inf, values.dtype).view(bits)[()]
+    return values.view(bits), (infinity, bits(np.iinfo(bits).max))
+
+
+def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, found: Counts) -> None:
+    """Add BHW labels to the table of all images and to the margins of each."""
+    table, images = found
+    rows, columns = table.shape
+    for guesses, labels, margins in zip(prediction, truth, images, strict=True):
+        guesses, labels = guesses.astype(np.int64), labels.astype(np.int64)  # a byte cannot hold what follows
+        row = np.where((labels >= 0) & (labels < rows - 2), labels, rows - 1)
+        row[labels == ignore] = rows - 2
+        column = np.where((guesses >= 0) & (guesses < columns - 1), guesses, columns - 1)
+        table += np.bincount((row * columns + column).ravel(), minlength=table.size).reshape(table.shape)
+        row, column = (places[row < rows - 2] for places in (row, column))
+        for margin, places in zip(margins, (row, column, row[row == column]), strict=True):
+            margin += np.bincount(places, minlength=margin.size)
+
+
+def _torch_counts(prediction: Any, truth: Any, classes: int, ignore: int, scores: bool) -> Counts:
+    """Return the counts of tensors, counted where the prediction lies; one wait for the device, at the end.
+
+    Cells are added to without `bincount`, which waits for the largest one; in turn, since all the threads of a device
+    would wait for the few cells of an image of few classes.
+    """
+    import torch
+
+    prediction = prediction.detach()
+    truth = torch.as_tensor(truth, device=prediction.device).long()
+    if scores:
+        best, guess = prediction.max(dim=1)  # several times faster than argmax, and NaN wins, too
+        prediction = guess.masked_fill_(best.isnan(), classes)
+    prediction = prediction.long()  # in a byte, the number of classes may be another number
+    row = torch.where((truth >= 0) & (truth < classes), truth, classes + 1).masked_fill_(truth == ignore, classes)
+    column = torch.where((prediction >= 0) & (prediction < classes), prediction, classes)
+    images, size = len(truth), (classes + 2) * (classes + 1)
+    cells = (row * (classes + 1) + column).reshape(images, -1)
+    lanes = _DEVICE_LANES if images * size < _CELLS_IN_LANES else 1
+    lane = torch.arange(cells.shape[1], device=cells.device) % lanes
+    first = torch.arange(images, device=cells.device)[:, None] * (lanes * size)
+    cells = (cells + lane * size + first).flatten()
+    pixels = torch.zeros(images * lanes * size, dtype=torch.int64, device=cells.device)
+    pixels.scatter_add_(0, cells, torch.ones((), dtype=torch.int64, device=cells.device).expand_as(cells))
+    tables = pixels.reshape(images, lanes, classes + 2, classes + 1).sum(dim=1)
+    known = tables[:, :classes]
+    margins = (known.sum(dim=2), known.sum(dim=1)[:, :classes], known.diagonal(dim1=1, dim2=2))
+    found = torch.cat([tables.sum(dim=0).flatten(), torch.stack(margins, dim=1).flatten()]).cpu().numpy()
+    return Counts(found[:size].reshape(classes + 2, classes + 1), found[size:].reshape(images, 3, classes))

@@ -1,0 +1,131 @@
+"""The sums of flow errors, in three forms: a compiled loop, numpy, and torch for other devices.
+
+Their numbers are the same but for rounding. All compute an error in the precision of the flow; numpy and torch add in
+float64, the compiled loop (`flow_loops.py`) that of blocks of pixels only.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mtsp.metrics.kernels.flow_loops import BAND, KNOWN_FLOW, SUMS, adder
+from mtsp.metrics.kernels.jit import in_threads, threads
+
+_PIXELS_FOR_THREADS = 1 << 16  # waking another thread takes longer than adding up fewer
+_ANGLE = SUMS.index("angle")
+_ERRORS = slice(SUMS.index("error_slow"), SUMS.index("error_fast") + 1)
+
+
+def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None, angular: bool) -> np.ndarray:
+    """Return B x len(SUMS) of B2HW arrays and a BHW one; angles are NaN unless `angular`."""
+    kind = np.float32 if np.result_type(prediction, truth, np.float32).itemsize == 4 else np.float64
+    prediction, truth = prediction.astype(kind, copy=False), truth.astype(kind, copy=False)
+    images, _, height, width = prediction.shape
+    if not prediction.size:
+        return np.zeros((images, len(SUMS)))
+    usable = np.broadcast_to(np.ones(width, np.bool_), (images, height, width)) if valid is None else valid
+    usable = usable if usable.dtype.itemsize == 1 else usable != 0
+    per_image = -(-height // BAND)
+    bands = np.zeros((images * per_image, len(SUMS)))
+
+    def rows_of(band: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        image, rows = band // per_image, slice(band % per_image * BAND, (band % per_image + 1) * BAND)
+        ours, theirs = (np.ascontiguousarray(flow[image, :, rows]) for flow in (prediction, truth))
+        return ours, theirs, usable[image, rows]  # contiguous, since numpy adds in the order in memory
+
+    def add_in_numpy(part: slice) -> None:
+        for band in range(part.start, part.stop):
+            bands[band] = numpy_sums(*rows_of(band), angular)
+
+    add = adder(prediction, truth, usable, angular, bands) or add_in_numpy
+    parts = 4 * threads() if usable.size > _PIXELS_FOR_THREADS else 1
+    size = -(-len(bands) // parts)
+    in_threads(add, [slice(start, min(start + size, len(bands))) for start in range(0, len(bands), size)])
+    sums = bands.reshape(images, per_image, len(SUMS)).sum(axis=1)
+    if np.isfinite(sums[:, : _ANGLE + angular]).all():
+        return sums
+    # Squares that float32 cannot hold are finite in float64: a diverged network has finite flow.
+    for band in np.flatnonzero(~np.isfinite(bands[:, _ERRORS]).all(axis=1)):
+        ours, theirs, known = rows_of(int(band))
+        bands[band] = numpy_sums(ours.astype(np.float64), theirs.astype(np.float64), known, angular)
+    for band in np.flatnonzero(np.isnan(bands[:, _ANGLE])) if angular else ():
+        bands[band, _ANGLE] = numpy_sums(*rows_of(int(band)), angular)[_ANGLE]
+    return bands.reshape(images, per_image, len(SUMS)).sum(axis=1)
+
+
+def numpy_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, angular: bool) -> np.ndarray:
+    """Return the sums of one 2HW band, without boolean indexing, which costs more than the arithmetic."""
+    known = (np.abs(truth) <= KNOWN_FLOW).all(axis=0) & (valid != 0)
+    finite = np.isfinite(prediction).all(axis=0)
+    used = known & finite
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = prediction - truth
+        square = np.where(used, np.square(difference).sum(axis=0), 0)
+        speed = np.where(known, np.square(truth).sum(axis=0), 0)
+        error = np.sqrt(square)
+        outlier = (error > 3) & (400 * square > speed)
+    slow, fast = speed < 100, speed >= 1600
+    error_slow, error_fast = np.where(slow, error, 0), np.where(fast, error, 0)
+    error_mid = np.where(slow | fast, 0, error)
+    counts = [known & ~finite, used & slow, used & fast]
+    angle = _angles(*(np.where(used, flow, 0) for flow in (prediction, truth, difference))) if angular else math.nan
+    return np.array(
+        [np.count_nonzero(used), *map(np.count_nonzero, counts)]
+        + [bin_.sum(dtype=np.float64) for bin_ in (error_slow, error_mid, error_fast)]
+        + [np.count_nonzero(error > limit) for limit in (1, 3, 5)]
+        + [np.count_nonzero(outlier), np.degrees(np.sum(angle, dtype=np.float64))],
+        dtype=np.float64,
+    )
+
+
+def _angles(prediction: np.ndarray, truth: np.ndarray, difference: np.ndarray) -> np.ndarray:
+    """Return the angles between (dx, dy, 1) of two finite 2HW flows, radians.
+
+    The arctangent of cross product over dot product: an arccosine would lose all angles below 0.02 degrees to rounding.
+    Both products are divided by the longest component, which keeps them finite.
+    """
+    scale = 1 / np.maximum(1, np.abs(prediction).max(axis=0))
+    across = difference * scale
+    normal = truth[0] * across[1] - truth[1] * across[0]
+    along = (prediction * scale * truth).sum(axis=0) + scale
+    return np.arctan2(np.sqrt(np.square(across).sum(axis=0) + np.square(normal)), along)
+
+
+def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.ndarray:
+    """Return the sums of B2HW tensors, computed where the prediction lies; only 12 numbers an image leave it."""
+    import torch
+
+    prediction, truth = prediction.detach(), torch.as_tensor(truth, device=prediction.device)
+    kind = torch.promote_types(torch.promote_types(prediction.dtype, truth.dtype), torch.float32)
+    if any(not flow.is_floating_point() and flow.element_size() > 2 for flow in (prediction, truth)):
+        kind = torch.float64  # as numpy has it
+    prediction, truth = prediction.to(kind), truth.to(kind)
+    known = (truth.abs() <= KNOWN_FLOW).all(dim=1)
+    if valid is not None:
+        known &= torch.as_tensor(valid, device=prediction.device) != 0
+    finite = torch.isfinite(prediction).all(dim=1)
+    used = known & finite
+    difference = prediction - truth
+    speed = torch.where(known, truth.square().sum(dim=1), 0)
+    square = torch.where(used, difference.square().sum(dim=1), 0)
+    error = square.sqrt()
+    slow, fast = speed < 100, speed >= 1600
+    terms = [used, known & ~finite, used & slow, used & fast]
+    terms += [torch.where(bin_, error, 0) for bin_ in (slow, ~(slow | fast), fast)]
+    terms += [error > 1, error > 3, error > 5, (error > 3) & (400 * square > speed)]
+    if angular:
+        scale = 1 / prediction.abs().amax(dim=1, keepdim=True).clamp(min=1)
+        (x, y), along = (difference * scale).unbind(1), (prediction * scale * truth).sum(dim=1) + scale[:, 0]
+        normal = truth[:, 0] * y - truth[:, 1] * x
+        terms += [torch.where(used, torch.atan2((x * x + y * y + normal * normal).sqrt(), along), 0)]
+    else:
+        terms += [torch.full_like(error, math.nan)]
+    sums = torch.stack([term.sum(dim=(1, 2), dtype=torch.float64) for term in terms], dim=1).cpu().numpy()
+    sums[:, _ANGLE] = np.degrees(sums[:, _ANGLE])
+    large = np.flatnonzero(~np.isfinite(sums[:, _ERRORS]).all(axis=1))
+    if len(large) and kind == torch.float32:  # as :func:`host_sums` does
+        place = torch.from_numpy(large).to(prediction.device)
+        known = None if valid is None else torch.as_tensor(valid, device=prediction.device)[place]
+        sums[large] = torch_sums(prediction[place].double(), truth[place].double(), known, angular)
+    return sums

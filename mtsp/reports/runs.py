@@ -1,0 +1,296 @@
+"""Reports: what runs wrote to `metrics.jsonl`, as curves and as tables with a mean over seeds."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.table import Table
+
+from mtsp.config import parse_yaml
+from mtsp.training.tracking import METRICS, read_metrics
+
+EXPERIMENT = "experiment.yaml"
+
+HEADLINES = ("*/J_mean", "*/F_mean", "*/iou", "*/miou", "*/pixel_accuracy", "*/top1", "*/epe", "*/fl_all")
+"""What a table shows when nothing is asked for; `*` stands for anything, also for `/`."""
+CURVES = ("loss*", "train/*", "penalty*", *HEADLINES, "*distance*", "lr*")
+"""What is drawn when nothing is asked for."""
+
+_LOWER = re.compile(r"(^|/)(loss|penalty|distance)(/|$)|(^|/)(epe|out_|fl_|[jf]_decay)[^/]*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: what was run, with which seed, and the numbers that came out."""
+
+    path: Path
+    name: str
+    seed: int
+    experiment: dict[str, Any]
+    rows: list[dict[str, float]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Run":
+        """Return the run in the folder `path`.
+
+        Raises:
+            FileNotFoundError: it lacks `metrics.jsonl` or `experiment.yaml`.
+            ValueError: one of them is not what a run writes.
+        """
+        rows = read_metrics(path / METRICS)
+        file = path / EXPERIMENT
+        if not file.is_file():
+            raise FileNotFoundError(f"no {file}; a run folder, as tools/train.py writes it, holds one")
+        try:
+            experiment = parse_yaml(file.read_text(encoding="utf-8"))
+        except ValueError as error:  # ConfigError, or not UTF-8
+            raise ValueError(f"{file}: {error}") from error
+        if not isinstance(experiment, dict) or not {"name", "seed"} <= experiment.keys():
+            raise ValueError(f"{file}: an experiment with `name` and `seed` is expected")
+        return cls(path, str(experiment["name"]), experiment["seed"], experiment, rows)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of its numbers, in the order they first came."""
+        return list(dict.fromkeys(key for row in self.rows for key in row if key not in ("step", "time")))
+
+    def curve(self, metric: str) -> dict[int, float]:
+        """Return the metric by step. Where a step has two values, as after a resume, the later one counts."""
+        points = {int(row["step"]): row[metric] for row in self.rows if metric in row}
+        return dict(sorted(points.items()))
+
+    def last(self, metric: str) -> float | None:
+        """Return the metric at the last step that has it."""
+        curve = self.curve(metric)
+        return curve[max(curve)] if curve else None
+
+
+def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Return the runs by name: in a group only the seed differs, so that a mean over it is a mean over seeds.
+
+    A path may differ in a number, as that of the weights that each seed starts from does.
+
+    Raises:
+        ValueError: two runs of one name have the same seed, or differ in another setting.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+    for name, members in groups.items():
+        first = members[0]
+        seeds = {first.seed: first}
+        for other in members[1:]:
+            if other.seed in seeds:
+                raise ValueError(
+                    f"{seeds[other.seed].path} and {other.path} are both {name!r} with seed {other.seed}; "
+                    "give one folder, or name= another"
+                )
+            seeds[other.seed] = other
+            if difference := _difference(first.experiment, other.experiment):
+                raise ValueError(
+                    f"{first.path} and {other.path} are both {name!r} but differ in {difference}; "
+                    "runs of one name may differ in seed only"
+                )
+    return groups
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    left, right = dict(_leaves(one)), dict(_leaves(other))
+    for key in [*left, *right]:
+        a, b = left.get(key), right.get(key)
+        same = _path(a) == _path(b) if isinstance(a, str) and isinstance(b, str) else a == b
+        if not same and key != "seed":
+            return f"{key} ({a}, {b})"
+    return None
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield key, value
+        return
+    for name, inner in items:
+        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+
+
+def _path(text: str) -> str:
+    return re.sub(r"\d+", "#", text) if "/" in text else text
+
+
+def chosen(runs: Iterable[Run], patterns: Sequence[str]) -> list[str]:
+    """Return the runs' metrics that match a pattern, in the order of the patterns.
+
+    Raises:
+        ValueError: a pattern without `*` matches none, or none of them does; lists what there is.
+    """
+    known = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
+    matches = {pattern: [metric for metric in known if fnmatchcase(metric, pattern)] for pattern in patterns}
+    missing = [pattern for pattern, found in matches.items() if not found and "*" not in pattern]
+    found = list(dict.fromkeys(metric for pattern in patterns for metric in matches[pattern]))
+    if missing or not found:
+        raise ValueError(f"no metric {', '.join(missing or patterns)}; there are: {', '.join(known) or 'none'}")
+    return found
+
+
+def curves(runs: Sequence[Run], path: Path, patterns: Sequence[str] = CURVES) -> None:
+    """Write a PNG of the metrics over steps: a plot for each, a color for each name, thin lines for the seeds.
+
+    A thick line is the mean over seeds, at the steps that all seeds have. The scale of a loss that
+    changes by more than a factor of 30 is logarithmic.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    groups = grouped(runs)
+    metrics = chosen(runs, patterns)
+    columns = min(3, len(metrics))
+    lines = math.ceil(len(metrics) / columns)
+    colors = [f"C{index % 10}" for index in range(len(groups))]
+
+    figure = Figure(figsize=(4.6 * columns, 2.7 * lines + 0.3 * len(groups)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    plots = figure.subplots(lines, columns, squeeze=False).flatten()
+    for plot, metric in zip(plots, metrics, strict=False):
+        for color, members in zip(colors, groups.values(), strict=True):
+            _draw(plot, [curve for run in members if (curve := run.curve(metric))], color)
+        values = [value for run in runs for value in run.curve(metric).values() if math.isfinite(value)]
+        if metric.startswith(("loss", "train/", "penalty")) and values and 0 < 30 * min(values) < max(values):
+            plot.set_yscale("log")
+        plot.set_title(metric, fontsize=10)
+        plot.set_xlabel("step")
+        plot.grid(alpha=0.3)
+    for plot in plots[len(metrics) :]:
+        plot.set_visible(False)
+    labels = [f"{name}, {len(members)} seeds" if len(members) > 1 else name for name, members in groups.items()]
+    handles = [Line2D([], [], color=color) for color in colors]
+    figure.legend(handles, labels, loc="outside upper left", frameon=False)
+    figure.savefig(path, format="png")
+
+
+def _draw(plot: Any, seeds: Sequence[Mapping[int, float]], color: str) -> None:
+    if not seeds:
+        return
+    marker = "o" if max(len(curve) for curve in seeds) < 20 else None
+    if len(seeds) > 1:
+        for curve in seeds:
+            plot.plot(list(curve), list(curve.values()), color=color, alpha=0.35, linewidth=0.8)
+    steps = [step for step in seeds[0] if all(step in curve for curve in seeds)]
+    means = [mean(curve[step] for curve in seeds) for step in steps]
+    plot.plot(steps, means, color=color, linewidth=1.6, marker=marker, markersize=3)
+
+
+def table(
+    runs: Sequence[Run],
+    patterns: Sequence[str] = HEADLINES,
+    paper: Mapping[str, Mapping[str, float | str]] | None = None,
+) -> str:
+    """Return a Markdown table of the metrics at each run's last step, a row for each name.
+
+    Several seeds are given as their mean, the sample standard deviation (n - 1) after the sign, and the number n.
+
+    Args:
+        runs: as read; seeds of one name in any order.
+        patterns: which metrics; `*` stands for anything.
+        paper: published figures by run name and metric, in the metric's unit, to stand beside the measured ones.
+
+    Raises:
+        ValueError: see :func:`grouped` and :func:`chosen`; or a figure of the paper is for no run or metric here.
+    """
+    groups = grouped(runs)
+    metrics = chosen(runs, patterns)
+    figures = paper or {}
+    astray = [f"{name}: {metric}" for name, row in figures.items() for metric in row
+              if name not in groups or metric not in metrics]  # fmt: skip
+    if astray:
+        raise ValueError(f"figures of the paper without a place in the table: {', '.join(astray)}")
+    columns = ["run", "seeds"]
+    for metric in metrics:
+        columns += [metric, "paper"] if any(metric in row for row in figures.values()) else [metric]
+    rows = []
+    for name, members in groups.items():
+        row = [name, str(len(members))]
+        for metric in metrics:
+            row.append(_spread([last for run in members if (last := run.last(metric)) is not None], len(members)))
+            if any(metric in figure for figure in figures.values()):
+                row.append(str(figures.get(name, {}).get(metric, "-")))
+        rows.append(row)
+    return markdown_table(rows, columns)
+
+
+def _spread(values: Sequence[float], runs: int) -> str:
+    if not values:
+        return "-"
+    of = f" ({len(values)} of {runs})" if len(values) < runs else ""
+    if len(values) == 1:
+        return _number(values[0]) + of
+    middle = _number(mean(values))
+    decimals = len(middle.partition(".")[2])
+    return f"{middle} ± {stdev(values):.{decimals}f}{of}"
+
+
+def _number(value: float) -> str:
+    """Three decimals; fewer for hundreds, more for what three cannot show."""
+    if value != 0 and abs(value) < 0.01:
+        return f"{value:.5f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def markdown_table(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> str:
+    """Return a Markdown table, its columns also aligned as text: the first to the left, the others to the right."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(pairs)) + " |"
+        for pairs in (list(zip(row, widths, strict=True)) for row in cells)
+    ]
+    rule = "| " + " | ".join("-" * (width - 1) + ":" if i else "-" * width for i, width in enumerate(widths)) + " |"
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def comparison(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str], title: str = "") -> Table:
+    """Return a table for the terminal, the best of each column bold.
+
+    Args:
+        rows: metrics by row label, such as "start", "L2", "L2-SP". A metric that a row lacks is shown as "-".
+        columns: heading by metric name, as {"J_mean": "J", "epe": "EPE"}; an arrow says which way is better.
+        title: shown above.
+    """
+    view = Table(title=title or None, title_justify="left")
+    view.add_column("", no_wrap=True)
+    for heading in _headings(columns):
+        view.add_column(heading, justify="right", no_wrap=True)
+    for label, cells in _compared(rows, columns):
+        view.add_row(label, *(f"[bold green]{text}[/]" if best else text for text, best in cells))
+    return view
+
+
+def comparison_markdown(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
+    """Return the table of :func:`comparison` as Markdown."""
+    lines = [
+        [label, *(f"**{text}**" if best else text for text, best in cells)] for label, cells in _compared(rows, columns)
+    ]
+    return markdown_table(lines, ["", *_headings(columns)])
+
+
+def _headings(columns: Mapping[str, str]) -> list[str]:
+    return [f"{heading} {'↓' if _LOWER.search(metric) else '↑'}" for metric, heading in columns.items()]
+
+
+def _compared(
+    rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]
+) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
+    """Each row's label and cells: the text, and whether it is the best of its column as it is shown."""
+    best = {}
+    for metric in columns:
+        values = [row[metric] for row in rows.values() if metric in row and math.isfinite(row[metric])]
+        if len(values) > 1:
+            best[metric] = _number(min(values) if _LOWER.search(metric) else max(values))
+    for label, row in rows.items():
+        texts = [(metric, _number(row[metric]) if metric in row else "-") for metric in columns]
+        yield label, [(text, best.get(metric) == text) for metric, text in texts]

@@ -1,0 +1,319 @@
+"""An experiment: everything that a run depends on, in one file of sections."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+
+from pydantic import Field, model_validator
+
+from mtsp.config import Config, ConfigError
+from mtsp.evaluation.tta import AnyViews, WholeConfig
+from mtsp.optim import OptimizerConfig, ScheduleConfig
+from mtsp.regularizers.configs import NoneConfig, PaceConfig, PullConfig, StrengthConfig
+from mtsp.tasks import Tasks
+from mtsp.training.ema import AverageConfig
+from mtsp.training.tracking import TrackingConfig
+
+ModelT = TypeVar("ModelT", bound=Config)
+DataT = TypeVar("DataT", bound=Config)
+Positive = Annotated[int, Field(gt=0)]
+
+
+class BranchConfig(Config):
+    """One named part of the network, with its own pretrained origin."""
+
+    weights: str | None = None
+    """Where it starts: `imagenet`, `package:efficientnet-lite0`, or a file. Null: random weights, all of them new."""
+    lr: float | None = Field(default=None, gt=0)
+    """Its learning rate; null: the optimizer's."""
+    alpha: StrengthConfig | None = None
+    """Pull on its pretrained weights; null: the regularizer's."""
+    beta: StrengthConfig | None = None
+    """Pull on its new weights; null: the regularizer's."""
+    freeze: bool = False
+    """Never train it; its normalization layers keep their statistics."""
+    freeze_norm: bool = False
+    """Train it, but keep the statistics of its batch normalization."""
+
+
+class StageConfig(Config):
+    """A number of steps that learn the same branches from the same data."""
+
+    steps: Positive
+    batches: dict[str, Positive] = Field(min_length=1)
+    """Samples of each data entry in one optimizer step, over all processes and micro-batches."""
+    learn: tuple[str, ...] | None = None
+    """Branches that learn; the others are held, statistics included. Null: all."""
+
+
+class TrainConfig(Config):
+    """How long, from what, and how a step is computed."""
+
+    steps: Positive
+    """Optimizer steps of the run. The stages follow each other and begin again until then."""
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    accumulate: Positive = 1
+    """Micro-batches that a process splits its share of a batch into. The result is the same, the memory is not."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient of the losses. The regularizer's pull is not clipped."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """`auto`: bf16 where the machine computes in it (CUDA, or a CPU with AMX), else fp32."""
+    average: AverageConfig | None = None
+    """Measure and export a running average of the weights; null: the last weights."""
+    channels_last: bool = True
+    compile: bool = False
+    workers: int = Field(default=2, ge=0)
+    """Processes that decode and augment, per training process; at evaluation, threads that decode."""
+    save_every: Positive = 500
+    keep: Positive = 2
+    """Checkpoints that stay."""
+
+
+class EvaluationConfig(Config):
+    """What is measured while training, and at the end."""
+
+    data: tuple[str, ...] = ()
+    """Entries of `data`, evaluated at their native resolution, without augmentation."""
+    every: Positive | None = None
+    """Steps between evaluations; null: only at the end."""
+    at_start: bool = True
+    """Also before the first step: what fine-tuning begins with."""
+    batch: Positive = 1
+    """Examples of one size that are measured together: faster on a GPU, and the last digits depend on it."""
+    views: AnyViews = WholeConfig()
+    """How the network looks at each of them: once at the whole, or at crops and scales whose scores add up."""
+
+
+class Experiment(Config, Generic[ModelT, DataT]):
+    """A whole run. `ModelT` and `DataT` are the networks and the datasets that the caller knows."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """Of the run's folder and its tracker entry."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    model: ModelT
+    branches: dict[str, BranchConfig]
+    data: dict[str, DataT]
+    tasks: Tasks
+    regularizer: Annotated[PullConfig, Field(discriminator="name")]
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Experiment[ModelT, DataT]":
+        wrong = [*self._ignored(), *self._nothing_learns(), *self._without_pace()]
+        for index, stage in enumerate(self.train.stages):
+            for name in stage.batches:
+                if name not in self.data:
+                    wrong.append(f"train.stages.{index}.batches.{name}: no such data; there is {', '.join(self.data)}")
+            for branch in stage.learn or ():
+                if branch not in self.branches:
+                    wrong.append(
+                        f"train.stages.{index}.learn: no branch {branch!r}; there is {', '.join(self.branches)}"
+                    )
+                elif self.branches[branch].freeze:
+                    wrong.append(f"train.stages.{index}.learn: {branch} cannot learn, branches.{branch}.freeze is true")
+        for name in self.evaluation.data:
+            if name not in self.data:
+                wrong.append(f"evaluation.data: no such data {name!r}; there is {', '.join(self.data)}")
+        needs_anchors = self.regularizer.name not in ("l2", "none")
+        if needs_anchors and not any(branch.weights for branch in self.branches.values()):
+            wrong.append(
+                f"regularizer: {self.regularizer.name} needs a branch with pretrained `weights`; without any, use l2"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _ignored(self) -> list[str]:
+        """What the branches ask of a regularizer that has no such strength."""
+        unused = {
+            "none": (("alpha", "beta"), "ignored by regularizer none; leave it out, or use l2 or l2sp"),
+            "mars": (("alpha",), "ignored by regularizer mars, whose radius is that of all branches; leave it out"),
+        }
+        keys, reason = unused.get(self.regularizer.name, ((), ""))
+        return [
+            f"branches.{name}.{key}: {reason}"
+            for name, branch in self.branches.items()
+            for key in keys
+            if getattr(branch, key) is not None
+        ]
+
+    def _nothing_learns(self) -> list[str]:
+        wrong = []
+        if not self.tasks.wanted:
+            wrong.append(f"tasks: there is nothing to learn; give one of {', '.join(type(self.tasks).model_fields)}")
+        if self.branches and all(branch.freeze for branch in self.branches.values()):
+            wrong.append("branches: all of them are frozen, so nothing would learn; set `freeze: false` for one")
+        wrong += [
+            f"train.stages.{index}.learn: names no branch, so nothing would learn; null lets all of them learn"
+            for index, stage in enumerate(self.train.stages)
+            if stage.learn == ()
+        ]
+        return wrong
+
+    def _without_pace(self) -> list[str]:
+        """What is said as a pace, and has no number."""
+        section = self.regularizer
+        if isinstance(section, NoneConfig):
+            return []
+        found = [
+            (place, section.no_pace(key, self.optimizer) or self._too_short(branch, strength))
+            for key in ("alpha", "beta")
+            for branch, (place, strength) in self._said(key).items()
+            if isinstance(strength, PaceConfig) and self._acts_on(branch, key)
+        ]
+        return list(dict.fromkeys(f"{place}: {reason}" for place, reason in found if reason))
+
+    def _too_short(self, branch: str, strength: PaceConfig) -> str | None:
+        """Why no pull is as fast as this, or this branch learns for too short a time to have this share left."""
+        assert not isinstance(self.regularizer, NoneConfig)
+        if self.branches[branch].freeze:
+            return None
+        # Two bounds: a pace has a step at least, and in each step the pull takes the share -log(left) / length of the
+        # distance (learning rate x strength, over 1 - momentum where that counts), which must not be above this one.
+        limit = self.regularizer.fastest(self.optimizer) * (1 + 1e-9)
+        through = "coupled through momentum " if limit < 1 else ""
+        if strength.left is None:
+            pace = strength.pace(float("inf"))
+            if pace.rate <= limit:
+                return None
+            shortest = math.ceil(pace.steps * pace.rate / limit)
+            return (
+                f"a pull {through}would go past its anchor; give {shortest} or more, or a placement that is not coupled"
+            )
+        length = self._length(branch)
+        if not length or length >= max(1.0, -math.log(strength.left) / limit):
+            return None
+        return (
+            f"{branch} learns for as long as {length:.3g} steps at its full rate, in which no pull {through}leaves "
+            f"{strength.left:g} of the distance; give a larger share, or train longer"
+            + (", or use a placement that is not coupled" if through else "")
+        )
+
+    def _said(self, key: str) -> dict[str, tuple[str, float | PaceConfig]]:
+        """By branch, where its alpha or beta is given, and what."""
+        common = (f"regularizer.{key}", getattr(self.regularizer, key))
+        own = {name: getattr(branch, key) for name, branch in self.branches.items()}
+        return {n: common if value is None else (f"branches.{n}.{key}", value) for n, value in own.items()}
+
+    def _acts_on(self, branch: str, key: str) -> bool:
+        """Whether a branch may have weights that this strength pulls: alpha has none where nothing is pretrained."""
+        return key == "beta" or self.branches[branch].weights is not None
+
+    def _length(self, branch: str) -> float:
+        """How long a branch learns, in steps at its full learning rate."""
+        if self.branches[branch].freeze:
+            return 0.0
+        plan = self.train
+        learns = [stage.learn is None or branch in stage.learn for stage in plan.stages for _ in range(stage.steps)]
+        return sum(self.schedule.share(t, plan.steps) for t in range(plan.steps) if learns[t % len(learns)])
+
+    def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return alpha and beta by branch, as numbers: those that paces come to; of mars, the radius as alpha.
+
+        Where `left` is asked of a branch that never learns, there is no run to leave it after: the number is 0; so is
+        an alpha that is a pace where nothing is pretrained.
+        """
+        if isinstance(self.regularizer, NoneConfig):
+            return {}, {}
+        alpha, beta = (
+            {branch: self._number(branch, key, strength) for branch, (_, strength) in self._said(key).items()}
+            for key in ("alpha", "beta")
+        )
+        return alpha, beta
+
+    def _number(self, branch: str, key: str, strength: float | PaceConfig) -> float:
+        if not isinstance(strength, PaceConfig):
+            return strength
+        assert not isinstance(self.regularizer, NoneConfig)
+        length = self._length(branch) if strength.left is not None else float("inf")
+        if not length or not self._acts_on(branch, key):
+            return 0.0
+        return self.regularizer.number(strength.pace(length), self.learning_rates()[branch], self.optimizer)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return each branch's full learning rate."""
+        return {n: self.optimizer.lr if b.lr is None else b.lr for n, b in self.branches.items()}
+
+
+def stage_at(stages: tuple[StageConfig, ...], step: int) -> StageConfig:
+    """Return the stage of optimizer step `step` (from 0): the stages follow each other and begin again."""
+    place = step % sum(stage.steps for stage in stages)
+    for stage in stages:
+        if place < stage.steps:
+            return stage
+        place -= stage.steps
+    raise AssertionError
+
+
+FREE_TO_CHANGE = (
+    "tracking",
+    "evaluation",
+    "train.workers",
+    "train.save_every",
+    "train.keep",
+    "train.steps",
+)
+"""What a resumed run may have otherwise than the run that it continues, with all that is below it."""
+
+FREE_TO_MOVE = (
+    "data.*.dataset.root",
+    "data.*.dataset.frames",
+    "branches.*.weights",
+    "regularizer.fisher",
+)
+"""Where files lie: another place is allowed, none is not. Fingerprints tell whether they hold something else."""
+
+FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*.dataset.classes")
+"""Where labels lie: another place is allowed under the same name. Of some data sets the name says which labels."""
+
+
+def check_resumable(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Return what a person should know of the differences between two resolved experiments.
+
+    Raises:
+        ConfigError: something differs that would make the resumed run another run.
+    """
+    changed = _differences(now, then, ())
+    forbidden = [str(difference) for difference in changed if not difference.allowed()]
+    if forbidden:
+        lines = "\n".join(f"  {line}" for line in sorted(forbidden))
+        raise ConfigError(f"this checkpoint belongs to another experiment; start a new run, or set back:\n{lines}")
+    return sorted(map(str, changed))
+
+
+class _Difference(NamedTuple):
+    key: tuple[str, ...]
+    now: Any
+    then: Any
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.key)}: now {self.now!r}, was {self.then!r}"
+
+    def allowed(self) -> bool:
+        if any(_matches(self.key, pattern) for pattern in FREE_TO_CHANGE):
+            return True
+        if any(_matches(self.key, pattern) for pattern in FREE_TO_MOVE):
+            return None not in (self.now, self.then)
+        moved = isinstance(self.now, str) and isinstance(self.then, str) and Path(self.now).name == Path(self.then).name
+        return moved and any(_matches(self.key, pattern) for pattern in FREE_TO_MOVE_UNRENAMED)
+
+
+def _matches(key: tuple[str, ...], pattern: str) -> bool:
+    """Whether `key` is `pattern` or below it, part by part; `*` stands for any one part."""
+    parts = pattern.split(".")
+    return len(key) >= len(parts) and all(part in ("*", name) for part, name in zip(parts, key, strict=False))
+
+
+def _differences(now: Any, then: Any, key: tuple[str, ...]) -> list[_Difference]:
+    if isinstance(now, Mapping) and isinstance(then, Mapping):
+        return [
+            difference
+            for name in now.keys() | then.keys()
+            for difference in _differences(now.get(name), then.get(name), (*key, str(name)))
+        ]
+    return [] if now == then else [_Difference(key, now, then)]

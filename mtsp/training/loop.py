@@ -1,0 +1,217 @@
+"""Training: functions that read top to bottom, on any number of processes.
+
+One optimizer step takes one global batch of every data entry of its stage. A process computes its share in
+micro-batches; every loss is divided by its count over the whole global batch, so that the result does not depend on how
+the batch was shared out. Gradients are synchronized once per step.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from mtsp.optim import ScheduleConfig, set_learning_rates
+from mtsp.tasks import Tasks
+from mtsp.training.experiment import StageConfig, stage_at
+from mtsp.types import LABELS, Batch, Outputs
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss is NaN or infinite; the message names the step and the term. No weight was changed by it."""
+
+
+@dataclass
+class Position:
+    """How far a run is: all that a resumed run needs to know besides tensors."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    batches: dict[str, int] = field(default_factory=dict)
+    """Global batches taken from each stream, `davis:4`: a data entry in batches of one size."""
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step measured, over all processes."""
+
+    losses: dict[str, float]  # weighted terms, and their sum as "loss"
+    gradient_norm: float | None  # before clipping; None where nothing is clipped
+    samples: int
+    stop: bool  # some process was asked to stop
+
+
+@dataclass
+class Parts:
+    """What a run is made of, prepared by Accelerate and ready to train."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+    tasks: Tasks
+    branches: tuple[str, ...]
+    held: tuple[str, ...] = ()
+    """Branches that never learn."""
+    fixed_norm: tuple[str, ...] = ()
+    """Branches that learn, but keep the statistics of their batch normalization."""
+    channels_last: bool = True
+    """Memory format of the images, which should be the network's."""
+
+
+def train(
+    parts: Parts,
+    position: Position,
+    *,
+    steps: int,
+    stages: tuple[StageConfig, ...],
+    schedule: ScheduleConfig,
+    open_stream: Callable[[str, int, int], Generator[Batch, None, None]],
+    seed: int,
+    accumulate: int = 1,
+    clip: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    before_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[StepResult, dict[str, float]], None] = lambda result, rates: None,
+) -> bool:
+    """Train until `steps` optimizer steps are done or any process is asked to stop; return whether it was asked.
+
+    Args:
+        parts: the network, its optimizer and what it learns.
+        position: where to go on from; kept up to date.
+        steps: length of the whole run, which the schedule spans.
+        stages: what is learned from what, in turn.
+        schedule: of the learning rates.
+        open_stream: (data entry, global batch size, global batch to begin with) -> this process's micro-batches.
+        seed: of the network's randomness (dropout): f(seed, step, process).
+        accumulate: micro-batches of one process's share of a batch.
+        clip: largest gradient norm, or None.
+        stop: whether this process was asked to stop. Asked once per step, agreed on by all.
+        before_step: called before every step.
+        after_step: called after every step with what it measured and the learning rates; may save or evaluate.
+
+    Raises:
+        NonFiniteLoss: on all processes at once, before the weights change.
+        ValueError: a sample cannot be read.
+    """
+    streams: dict[str, Generator[Batch, None, None]] = {}
+    stage: StageConfig | None = None
+    with contextlib.ExitStack() as opened:  # worker processes end here, whatever happens
+        while position.step < steps:
+            before, stage = stage, stage_at(stages, position.step)
+            if stage is not before:
+                hold_all_but(parts, stage.learn)
+            rates = set_learning_rates(parts.optimizer, schedule.share(position.step, steps))
+            micro_batches = []
+            for name, size in stage.batches.items():
+                key = f"{name}:{size}"
+                if key not in streams:
+                    stream = open_stream(name, size, position.batches.setdefault(key, 0))
+                    streams[key] = opened.enter_context(contextlib.closing(stream))
+                micro_batches += [next(streams[key]) for _ in range(accumulate)]
+            seed_model(seed, position.step, parts.accelerator.process_index)  # now: opening a stream draws numbers
+            before_step()
+            result = optimizer_step(parts, micro_batches, step=position.step + 1, clip=clip, stop=stop())
+            position.step += 1
+            for name, size in stage.batches.items():
+                position.batches[f"{name}:{size}"] += 1
+            after_step(result, rates)
+            if result.stop:
+                return True
+    return False
+
+
+def optimizer_step(
+    parts: Parts, micro_batches: Sequence[Batch], *, step: int, clip: float | None = None, stop: bool = False
+) -> StepResult:
+    """Take one optimizer step on these micro-batches and those of the other processes; return what was measured."""
+    accelerator, model, optimizer = parts.accelerator, parts.model, parts.optimizer
+    batches = [to_device(batch, accelerator.device, channels_last=parts.channels_last) for batch in micro_batches]
+    counted = [parts.tasks.counts(batch) for batch in batches]
+    names = parts.tasks.names  # from the config, not the labels: the same on every process
+    local = [sum(int(counts.get(name, 0)) for counts in counted) for name in names]
+    samples = sum(len(batch["name"]) for batch in batches)
+    *totaled, samples, asked = _sum_over_processes(accelerator, [*local, samples, int(stop)])
+    counts = dict(zip(names, totaled, strict=True))
+
+    sums: list[dict[str, Tensor]] = []
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            outputs: Outputs = model(batch["frame"], batch.get("next_frame"))
+            totals = parts.tasks.sums(outputs, batch)
+            if not totals or counted[index].keys() - totals.keys():
+                raise ValueError(
+                    f"{batch['name'][0]} has the labels {', '.join(sorted(batch.keys() & LABELS)) or 'none'}, the "
+                    f"network gives {', '.join(outputs)}: nothing, or not all, of `tasks` can be learned from it"
+                )
+            loss = torch.stack([total / max(1.0, counts[name]) for name, total in totals.items()]).sum()
+            sums.append({name: total.detach() for name, total in totals.items()})
+            # DDP averages the gradients of the processes; the loss is divided by the global count already.
+            accelerator.backward(loss * accelerator.num_processes)
+
+    values = _sum_over_processes(accelerator, [sum(float(s[name]) for s in sums if name in s) for name in names])
+    losses = {name: value / counts[name] for name, value in zip(names, values, strict=True) if counts[name]}
+    if not all(map(math.isfinite, losses.values())):
+        optimizer.zero_grad()
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        culprits = [
+            name
+            for batch, totals in zip(batches, sums, strict=True)
+            if not all(bool(total.isfinite()) for total in totals.values())
+            for name in batch["name"]
+        ]
+        culprits = gather_object(culprits) if accelerator.num_processes > 1 else culprits
+        raise NonFiniteLoss(f"the loss is not finite at step {step}: {listed}; in a batch of {', '.join(culprits[:8])}")
+    norm = None
+    if clip is not None:
+        norm = float(cast(Tensor, accelerator.clip_grad_norm_(model.parameters(), clip)))
+    optimizer.step()
+    optimizer.zero_grad()
+    return StepResult({"loss": sum(losses.values()), **losses}, norm, int(samples), asked > 0)
+
+
+def hold_all_but(parts: Parts, learn: tuple[str, ...] | None) -> None:
+    """Let the branches named in `learn` (None: all) train, and hold the others: no gradient, no new statistics."""
+    model = parts.accelerator.unwrap_model(parts.model)
+    model.train()
+    for branch in parts.branches:
+        module = model.get_submodule(branch)
+        learns = branch not in parts.held and (learn is None or branch in learn)
+        module.requires_grad_(learns)
+        if not learns:
+            module.eval()
+        elif branch in parts.fixed_norm:
+            for layer in module.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+
+
+def seed_model(seed: int, step: int, process: int) -> None:
+    """Make the network's own randomness a function of (seed, step, process), so that resuming needs no state."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
+
+
+def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:
+    """Return the batch with its tensors on `device`, images in channels_last memory unless told otherwise."""
+    moved = {}
+    for key, value in batch.items():
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+            if value.ndim == 4 and channels_last:
+                value = value.contiguous(memory_format=torch.channels_last)
+        moved[key] = value
+    return moved  # pyright: ignore[reportReturnType]
+
+
+def _sum_over_processes(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
+    if not values:
+        return []
+    stacked = torch.tensor(values, dtype=torch.float64)
+    if accelerator.num_processes > 1:
+        stacked = cast(Tensor, accelerator.reduce(stacked.to(accelerator.device), "sum"))
+    return stacked.tolist()

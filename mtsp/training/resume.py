@@ -1,0 +1,122 @@
+"""What a checkpoint of a run holds, and how a run goes on from it."""
+
+import logging
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from mtsp.anchors import fingerprint
+from mtsp.config import ConfigError
+from mtsp.training import checkpoint
+from mtsp.training.experiment import check_resumable
+from mtsp.training.loop import Position
+from mtsp.training.state import Run
+
+_LOG = logging.getLogger("mtsp")
+
+
+def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> checkpoint.Checkpoint | None:
+    """Return the checkpoint that the run goes on from, verified; None if it begins.
+
+    Args:
+        accelerator: of the run; all processes must find the same.
+        run_dir: folder of the run.
+        resume: see :func:`tools.train.run`.
+
+    Raises:
+        ConfigError: `run_dir` holds a run already, and nothing was said about it.
+        CheckpointError: no checkpoint there is whole, or the processes found different ones.
+    """
+    folder = run_dir / "checkpoints"
+    if resume is None:
+        if checkpoint.checkpoints(folder) or (run_dir / "results.json").exists():
+            raise ConfigError(f"{run_dir} holds a run already; go on with --resume auto, or choose another --run-dir")
+        return None
+    found = checkpoint.newest(folder) if resume == "auto" else checkpoint.load(Path(resume))
+    if found is None and checkpoint.checkpoints(folder):
+        raise checkpoint.CheckpointError(f"none of the checkpoints in {folder} is whole; remove them to start anew")
+    steps = [found.state["step"] if found is not None else 0]
+    if accelerator.num_processes > 1 and len(set(steps := gather_object(steps))) > 1:
+        raise checkpoint.CheckpointError(
+            f"the processes would go on from different steps, {steps}: {folder} must be on a disk that all nodes share"
+        )
+    return found
+
+
+def restore(run: Run, found: checkpoint.Checkpoint) -> None:
+    """Put the run where it was when `found` was saved; say what changed since then.
+
+    Raises:
+        ConfigError: a setting differs that a run cannot change on its way, or the checkpoint is beyond the last step.
+        CheckpointError: it is of another network, towards other anchors, or with FSDP and this one without.
+    """
+    state, accelerator = found.state, run.parts.accelerator
+    for line in check_resumable(run.experiment.model_dump(mode="json"), state["experiment"]):
+        _LOG.info("changed since the checkpoint: %s", line)
+    if state["processes"] != accelerator.num_processes:
+        _LOG.info("processes: now %d, was %d; dropout will differ", accelerator.num_processes, state["processes"])
+    if state["anchors"] != fingerprint(run.started.anchors):
+        raise checkpoint.CheckpointError(
+            f"{found.path} was trained towards other anchors than the branches' `weights` give now; restore those files"
+        )
+    if state["sharded"] != (sharded := checkpoint.sharded(run.network)):
+        here, there = ("with", "without") if sharded else ("without", "with")
+        raise checkpoint.CheckpointError(f"{found.path} was saved {there} FSDP and cannot be resumed {here} it")
+    if run.average is not None and found.average is None:
+        raise checkpoint.CheckpointError(f"{found.path} has no averaged weights, which this run would go on from")
+    try:
+        checkpoint.set_states(run.network, run.parts.optimizer.optimizer, found)
+        if run.average is not None and found.average is not None:
+            run.average.load_state_dict(found.average)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise checkpoint.CheckpointError(f"{found.path} is of another network: {str(error).splitlines()[0]}") from error
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    if state["step"] > run.experiment.train.steps:
+        raise ConfigError(
+            f"{found.path} is beyond train.steps={run.experiment.train.steps}; give more, or a new --run-dir"
+        )
+    run.position = Position(state["step"], state["batches"])
+    run.meter.values = state["meter"]
+    run.measured_at = state["measured_at"]
+
+
+def require_same_fisher(run: Run, found: checkpoint.Checkpoint) -> None:
+    """Check, once the regularizer is attached, that its file of Fisher information says what it said then.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if found.state.get("fisher") != _fisher(run):
+        raise checkpoint.CheckpointError(f"{found.path} was trained with another `regularizer.fisher`; restore it")
+
+
+def _fisher(run: Run) -> str | None:
+    return None if run.regularizer is None else run.regularizer.state_dict().get("fisher")
+
+
+def save(run: Run) -> None:
+    """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
+    accelerator = run.parts.accelerator
+    model, optimizer = checkpoint.states(run.network, run.parts.optimizer.optimizer)
+    average = None if run.average is None else run.average.state_dict()
+    if accelerator.is_main_process:
+        state = {
+            "step": run.position.step,
+            "batches": run.position.batches,
+            "experiment": run.experiment.model_dump(mode="json"),
+            "anchors": fingerprint(run.started.anchors),
+            "fisher": _fisher(run),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            "processes": accelerator.num_processes,
+            "sharded": checkpoint.sharded(run.network),
+            "meter": run.meter.values,
+            "measured_at": run.measured_at,
+            "tracker": run.tracker.state(),
+        }
+        folder = run.folder / "checkpoints"
+        checkpoint.save(
+            folder, run.position.step, model, optimizer, state, keep=run.experiment.train.keep, average=average
+        )
+    accelerator.wait_for_everyone()

@@ -1,0 +1,68 @@
+"""Measuring a run under way: the numbers of every entry of its evaluation data, and a few pictures."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from mtsp.evaluation.evaluate import describe, evaluate
+from mtsp.figures.panels import panel
+from mtsp.training.state import Run
+from mtsp.types import Batch, Outputs
+
+_LOG = logging.getLogger("mtsp")
+_HEADLINES = frozenset({"J_mean", "F_mean", "iou", "miou", "pixel_accuracy", "epe", "fl_all", "top1", "top5"})
+
+
+def due(run: Run) -> bool:
+    """Return whether the network is to be measured now, and has not been."""
+    step, plan = run.position.step, run.experiment.evaluation
+    at_start = step == 0 and plan.at_start
+    regular = step > 0 and plan.every is not None and step % plan.every == 0
+    return run.measured_at < step and (at_start or regular or step == run.experiment.train.steps)
+
+
+def measure(run: Run) -> None:
+    """Measure the network on every entry of `evaluation.data`; log the numbers and a few pictures."""
+    accelerator, step = run.parts.accelerator, run.position.step
+    run.measured, run.measured_at = {}, step
+    for name in run.experiment.evaluation.data:
+        examples = run.data[name]
+        count = min(run.experiment.tracking.images, len(examples))
+        wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
+        shown: set[int] = {index - index % accelerator.num_processes for index in wanted}
+        pictures: dict[str, np.ndarray] = {}
+        with run.averaged():
+            run.measured[name] = evaluate(
+                accelerator,
+                run.parts.model,
+                examples,
+                views=run.experiment.evaluation.views.build(),
+                batch_size=run.experiment.evaluation.batch,
+                workers=run.experiment.train.workers,
+                channels_last=run.experiment.train.channels_last,
+                after_example=partial(_draw, pictures, shown, getattr(examples, "classes", ())),
+            )
+        values = {f"{name}/{k}": v for k, v in run.measured[name].values().items()}
+        run.tracker.log(step, values)
+        run.tracker.pictures(step, {f"{name}/{k}": v for k, v in pictures.items()})
+        _LOG.info("step %d  %s", step, describe({k: v for k, v in values.items() if _headline(k)}))
+
+
+def _draw(
+    pictures: dict[str, np.ndarray],
+    shown: set[int],
+    classes: Sequence[str],
+    index: int,
+    batch: Batch,
+    outputs: Outputs,
+) -> None:
+    """Add a picture of example `index`, if it is one of those that are shown."""
+    if index in shown:
+        nothing = 0 if len(classes) <= 2 or "background" in classes[0].lower() else None
+        pictures[f"{index:05d}"] = panel(batch, outputs, background=nothing, classes=classes)
+
+
+def _headline(name: str) -> bool:
+    return name.rpartition("/")[2] in _HEADLINES

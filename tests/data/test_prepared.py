@@ -1,0 +1,156 @@
+"""Examples as tensors: sizes, ranges and units by hand, and what a batch refuses."""
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from data import DataConfig, Labels
+from data.augment.augment import AugmentConfig
+from data.augment.color import ColorConfig
+from data.prepared import PreparedExamples
+from mtsp.config import ConfigError, parse
+from mtsp.types import Examples, Raw
+
+
+class Two:
+    """Two examples of 4x6: a frame of one color, its next, a mask of ones, a flow of (3, -2)."""
+
+    names = ("surf/00000", "surf/00001")
+
+    def __init__(self, *missing: str) -> None:
+        self.missing = missing
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Raw:
+        frame = np.full((4, 6, 3), (255, 51, 0), np.uint8)
+        valid = np.ones((4, 6), bool)
+        valid[0, 0] = False
+        whole: dict[str, Any] = {
+            "name": self.names[index],
+            "frame": frame,
+            "next_frame": frame // 2,
+            "mask": np.ones((4, 6), np.uint8),
+            "flow": np.full((4, 6, 2), (3, -2), np.float32),
+            "flow_valid": valid,
+        }
+        return cast(Raw, {key: value for key, value in whole.items() if key not in self.missing})
+
+    def labels(self, index: int) -> Labels:
+        return cast(Labels, {key: value for key, value in self[index].items() if "frame" not in key})
+
+
+def drawn(examples: PreparedExamples, index: int = 0, seed: int = 0) -> dict[str, Any]:
+    return cast(dict[str, Any], examples.draw(index, np.random.default_rng(seed)))
+
+
+def evaluated(examples: PreparedExamples, index: int = 0) -> dict[str, Any]:
+    return cast(dict[str, Any], examples[index])
+
+
+def test_an_example_is_what_the_framework_takes() -> None:
+    examples: Examples = PreparedExamples(Two())
+    assert len(examples) == 2
+    assert PreparedExamples(Two()).names == ["surf/00000", "surf/00001"]
+    out = cast(dict[str, Any], examples[1])
+    assert out["name"] == ["surf/00001"]
+    layout = {key: (tuple(out[key].shape), out[key].dtype) for key in out if key != "name"}
+    assert layout == {
+        "frame": ((3, 4, 6), torch.float32),
+        "next_frame": ((3, 4, 6), torch.float32),
+        "mask": ((4, 6), torch.int64),
+        "flow": ((2, 4, 6), torch.float32),
+        "flow_valid": ((4, 6), torch.bool),
+    }
+    assert out["frame"].is_contiguous()
+    # RGB in [0, 1] by division: 255 -> 1, 51 -> 0.2
+    assert out["frame"][:, 2, 3].tolist() == [1.0, pytest.approx(0.2), 0.0]
+    assert out["flow"][:, 2, 3].tolist() == [3.0, -2.0]
+
+
+def test_every_byte_becomes_its_nearest_float() -> None:
+    class Ramp(Two):
+        def __getitem__(self, index: int) -> Raw:
+            ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+            return Raw(name="ramp", frame=np.dstack([ramp, ramp, ramp]))
+
+    expected = torch.arange(256, dtype=torch.float32).reshape(16, 16) / 255
+    torch.testing.assert_close(evaluated(PreparedExamples(Ramp()))["frame"][1], expected, rtol=0, atol=0)
+
+
+def test_evaluation_resizes_frames_and_leaves_labels_alone() -> None:
+    out = evaluated(PreparedExamples(Two(), AugmentConfig(flip=1.0).build(), size=(8, 18)))
+    assert out["frame"].shape == out["next_frame"].shape == (3, 8, 18)
+    assert out["mask"].shape == out["flow_valid"].shape == (4, 6)
+    assert out["flow"][:, 1, 1].tolist() == [3.0, -2.0]  # native pixels, not mirrored
+
+
+def test_shrunken_evaluation_frames_are_averages() -> None:
+    class Stripes(Two):
+        def __getitem__(self, index: int) -> Raw:
+            return Raw(name="a", frame=np.tile(np.array([0, 100], np.uint8)[None, :, None], (4, 4, 3)))
+
+    frame = evaluated(PreparedExamples(Stripes(), size=(1, 2)))["frame"]
+    torch.testing.assert_close(frame, torch.full((3, 1, 2), 50 / 255))
+
+
+def test_a_draw_without_augmentation_resizes_everything_and_scales_the_vectors() -> None:
+    out = drawn(PreparedExamples(Two(), size=(8, 18)))
+    assert {tuple(out[key].shape[-2:]) for key in out if key != "name"} == {(8, 18)}
+    # Twice as high, three times as wide: (3, -2) -> (9, -4); the unknown corner pixel is now 2x3.
+    assert out["flow"][:, 4, 9].tolist() == [9.0, -4.0]
+    assert (~out["flow_valid"]).sum() == 6
+    assert not out["flow_valid"][:2, :3].any()
+    assert (out["mask"] == 1).all()
+
+
+def test_a_draw_of_neither_augmentation_nor_size_is_the_example_itself() -> None:
+    examples = PreparedExamples(Two())
+    for key, value in evaluated(examples).items():
+        if key != "name":
+            torch.testing.assert_close(drawn(examples)[key], value, rtol=0, atol=0)
+
+
+def test_a_draw_is_augmented_and_depends_on_its_generator_alone() -> None:
+    augmentation = AugmentConfig(crop=(2, 2), position="random", flip=0.5, color=ColorConfig(noise=(0.1, 0.1))).build()
+    examples = PreparedExamples(Two(), augmentation, size=(8, 18))
+    first, again, other = drawn(examples, seed=1), drawn(examples, seed=1), drawn(examples, seed=2)
+    assert first["frame"].shape == (3, 2, 2)  # the crop, not the evaluation size
+    torch.testing.assert_close(first["frame"], again["frame"], rtol=0, atol=0)
+    assert not torch.equal(first["frame"], other["frame"])
+
+
+@pytest.mark.parametrize("size", [None, (8, 18)])
+def test_a_mask_of_another_size_than_its_frame_is_refused(size: tuple[int, int] | None) -> None:
+    class Odd(Two):
+        def __getitem__(self, index: int) -> Raw:
+            raw = super().__getitem__(index)
+            raw["mask"] = np.ones((4, 5), np.uint8)
+            return raw
+
+    with pytest.raises(ValueError, match=r"surf/00000: mask is 4x5"):
+        PreparedExamples(Odd(), size=size).draw(0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"surf/00000: mask is 4x5"):
+        PreparedExamples(Odd(), size=size)[0]
+
+
+VIDEO = {"name": "davis", "root": "DAVIS"}
+OWN = {"name": "folder", "frames": "frames"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "instead"),
+    [(VIDEO, "set `dataset.sequences`$"), (OWN | {"masks": "masks"}, "a folder of fewer sequences$")],
+)
+def test_videos_with_masks_are_not_limited_to_some_of_their_frames(dataset: dict[str, str], instead: str) -> None:
+    with pytest.raises(ConfigError, match=rf"`limit` would tear sequences apart, .*{instead}"):
+        parse(DataConfig, {"dataset": dataset, "limit": 10})
+    assert parse(DataConfig, {"dataset": dataset}).limit is None
+
+
+@pytest.mark.parametrize("dataset", [OWN, {"name": "flying_chairs", "root": "chairs"}])
+def test_examples_that_are_scored_one_by_one_can_be_limited(dataset: dict[str, str]) -> None:
+    assert parse(DataConfig, {"dataset": dataset, "limit": 10}).limit == 10

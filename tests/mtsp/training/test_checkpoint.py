@@ -1,0 +1,135 @@
+"""A checkpoint is whole or not there, whatever happens while it is written."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtsp.training import checkpoint
+from mtsp.training.checkpoint import CheckpointError, checkpoints, load, newest, save
+
+
+def saved(folder: Path, step: int, keep: int = 2, average: dict[str, Any] | None = None) -> Path:
+    model = {"weight": torch.full((2, 3), float(step)), "count": torch.tensor(step)}
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "name": "a"}]}
+    return save(folder, step, model, optimizer, {"step": step, "batches": {"a": 3}}, keep=keep, average=average)
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    found = load(saved(tmp_path, 7))
+    assert torch.equal(found.model["weight"], torch.full((2, 3), 7.0))
+    assert found.state == {"step": 7, "batches": {"a": 3}}
+    assert found.optimizer["param_groups"] == [{"lr": 0.1, "name": "a"}]
+    assert found.average is None
+    averaged = load(saved(tmp_path, 8, average={"updates": 8, "averages": {"weight": torch.ones(2)}})).average
+    assert averaged is not None
+    assert averaged["updates"] == 8
+    assert torch.equal(averaged["averages"]["weight"], torch.ones(2))
+
+
+def test_the_newest_are_kept_by_number(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        saved(tmp_path, step)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000020", "step-00000100"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json", "average.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated to nothing", "half", "one byte changed", "missing"])
+def test_a_damaged_checkpoint_is_detected_and_the_one_before_is_used(
+    tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 1)
+    path = saved(tmp_path, 2, average={"updates": 2}) / file
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 0x10
+        cut = {"truncated to nothing": 0, "half": len(content) // 2, "one byte changed": len(content)}[damage]
+        path.write_bytes(content[:cut])
+    if not (file == "manifest.json" and damage == "one byte changed"):  # its every byte is checked by what it describes
+        with pytest.raises(CheckpointError, match="step-00000002"):
+            load(path.parent)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.state["step"] in ((1, 2) if file == "manifest.json" and damage == "one byte changed" else (1,))
+    if found.state["step"] == 1:
+        assert "trying the one before" in caplog.text
+
+
+def test_a_pickle_that_executes_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+
+    class Attack:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(marker),)
+
+    path = saved(tmp_path / "run", 1)
+    (path / "optimizer.pt").write_bytes(pickle.dumps(Attack()))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["optimizer.pt"] = {
+        "bytes": (path / "optimizer.pt").stat().st_size,
+        "sha256": checkpoint._hash(path / "optimizer.pt"),
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load(path)
+    assert not marker.exists()
+
+
+def test_a_failed_save_leaves_the_checkpoint_before_and_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 1)
+
+    def full(*arguments: Any, **keywords: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"the checkpoint of step 2 was not written .*No space left.*MiB free"):
+        saved(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+_SAVER = """
+import sys, torch
+from pathlib import Path
+from mtsp.training.checkpoint import save, newest
+folder = Path(sys.argv[1])
+found = newest(folder)
+step = found.state["step"] if found else 0
+while True:
+    step += 1
+    tensors = {str(i): torch.full((40_000,), float(step)) for i in range(8)}
+    save(folder, step, tensors, {"state": {}, "step": torch.tensor(step)}, {"step": step}, keep=1)
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Kills with SIGKILL, from 0 to 14 ms after a save, of a process that does nothing but save and keeps one."""
+    told = 0
+    for attempt in range(8):
+        process = subprocess.Popen([sys.executable, "-c", _SAVER, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        for _ in range(1 + attempt % 3):
+            told = int(process.stdout.readline())
+        moment = time.monotonic() + 0.002 * attempt
+        while time.monotonic() < moment:
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        found = newest(tmp_path)
+        assert found is not None
+        assert found.state["step"] >= told  # what was said to be saved is there
+        values = {tensor.unique().item() for tensor in found.model.values()}
+        assert values == {float(found.state["step"])}  # never the tensors of one step and the state of another
+    assert told >= 8

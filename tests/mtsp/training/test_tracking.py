@@ -1,0 +1,329 @@
+import io
+import json
+import logging
+import math
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtsp.config import ConfigError, parse
+from mtsp.training import tracking
+from mtsp.training.tracking import Tracker, TrackingConfig, read_metrics
+
+EXPERIMENT = {"name": "test", "seed": 0, "optim": {"lr": 0.1}}
+PICTURE = np.zeros((4, 6, 3), np.uint8)
+
+
+def opened(run_dir: Path, resume: Any = None, **config: Any) -> Tracker:
+    return Tracker.open(TrackingConfig(**config), run_dir, EXPERIMENT, "test", resume)
+
+
+def steps(run_dir: Path) -> list[float]:
+    return [row["step"] for row in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def test_a_line_has_the_step_the_time_and_the_values(tmp_path: Path) -> None:
+    tracker = opened(tmp_path)
+    tracker.log(3, {"loss": 0.5, "val/davis/J_mean": 1})
+    # Read before the file is closed: a kill after log() loses nothing.
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert row.pop("time") > 1.7e9
+    assert row == {"step": 3, "loss": 0.5, "val/davis/J_mean": 1.0}
+    tracker.close()
+
+
+def test_what_json_cannot_hold_is_null_and_read_as_nan(tmp_path: Path) -> None:
+    tracker = opened(tmp_path)
+    tracker.log(1, {"a": math.nan, "b": math.inf, "c": 2.0})
+    tracker.close()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (row["a"], row["b"], row["c"]) == (None, None, 2.0)
+    (read,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert math.isnan(read["a"])
+
+
+def test_a_resumed_run_leaves_one_curve(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    first.log(10, {"loss": 3})
+    first.log(20, {"loss": 2})
+    state = json.loads(json.dumps(first.state()))
+    first.log(20, {"val/J": 0.5})  # of the checkpoint's own step: kept
+    first.log(30, {"loss": 1})  # after it: done again by the resumed run
+    second = opened(tmp_path, state)
+    second.log(30, {"loss": 1.5})
+    second.close()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row.get("loss")) for row in rows] == [(10, 3), (20, 2), (20, None), (30, 1.5)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_the_state_of_a_resumed_run_is_that_of_the_first_until_it_logs(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    first.log(20, {"loss": 2})
+    assert opened(tmp_path, first.state()).state() == first.state()
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 20, "lo', b'{"step": 20}', b"\0\0\0\0\n"])
+def test_a_line_that_a_kill_cut_in_half_is_mended(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 10}\n' + torn)
+    opened(tmp_path, {"step": 10}).log(11, {})
+    assert steps(tmp_path) == [10, 11]
+
+
+def test_a_whole_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 10}\n{"step": 20}')
+    opened(tmp_path, {"step": 20}).log(21, {})
+    assert steps(tmp_path) == [10, 20, 21]
+
+
+def test_a_new_run_in_a_used_folder_keeps_the_old_curves_aside(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        opened(tmp_path).log(step, {})
+    assert steps(tmp_path) == [3]
+    assert [json.loads((tmp_path / f"metrics.{n}.jsonl").read_text())["step"] for n in (1, 2)] == [1, 2]
+
+
+def test_a_run_resumed_without_its_old_curves_says_where_they_begin(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(tmp_path, {"step": 40}).log(41, {})
+    assert "begin at step 40" in caplog.text
+    assert steps(tmp_path) == [41]
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_no_line(tmp_path: Path) -> None:
+    tracker = opened(tmp_path)
+    tracker.log(1, {"loss": 1.0})
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))  # room for ten bytes of the next line
+    try:
+        with pytest.raises(OSError, match=r"cannot write: File too large; .* kept: '.*metrics\.jsonl'"):
+            tracker.log(2, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert steps(tmp_path) == [1]
+    opened(tmp_path, tracker.state()).log(2, {})
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"cannot write: Is a directory.*metrics\.jsonl"):
+        opened(tmp_path)
+
+
+def test_pictures_are_files_that_sort_by_step(tmp_path: Path) -> None:
+    tracker = opened(tmp_path)
+    tracker.pictures(100, {"val/davis/0": PICTURE})
+    tracker.pictures(20, {"val/davis/0": PICTURE})
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["0000020-val-davis-0.png", "0000100-val-davis-0.png"]
+    assert Image.open(tmp_path / "pictures" / names[0]).size == (6, 4)
+
+
+def test_a_silent_tracker_takes_everything_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker.silent()
+    tracker.log(1, {"loss": 1.0})
+    tracker.pictures(1, {"a": PICTURE})
+    tracker.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_lines_that_no_tracker_wrote_are_refused_by_number(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 1}\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: "):
+        read_metrics(tmp_path / "metrics.jsonl")
+    with pytest.raises(FileNotFoundError, match="run folder"):
+        read_metrics(tmp_path / "nothing.jsonl")
+
+
+def test_a_tracker_that_does_not_exist_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="did you mean wandb"):
+        parse(TrackingConfig, {"trackers": ["wandbb"]})
+
+
+def test_the_trackers_of_others_are_imported_only_when_used() -> None:
+    code = (
+        "import sys, mtsp.training.tracking, mtsp.figures.panels, mtsp.reports.runs;"
+        "print({'wandb', 'matplotlib', 'tensorboard'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+class TestTensorBoard:
+    @staticmethod
+    def scalars(run_dir: Path) -> list[tuple[int, float]]:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(run_dir / "tensorboard"))
+        events.Reload()
+        return [(event.step, event.value) for event in events.Scalars("loss")]
+
+    def test_gets_numbers_and_pictures_and_a_resumed_run_replaces_what_is_done_again(self, tmp_path: Path) -> None:
+        first = opened(tmp_path, trackers=("tensorboard",))
+        first.log(10, {"loss": 3})
+        state = first.state()
+        first.log(20, {"loss": 2})
+        first.pictures(20, {"val": PICTURE})
+        first.close()
+        second = opened(tmp_path, state, trackers=("tensorboard",))
+        second.log(20, {"loss": 1})
+        second.close()
+        assert self.scalars(tmp_path) == [(10, 3), (20, 1)]
+
+    def test_that_is_not_installed_is_named_with_its_remedy(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match=r"pip install mtsp\[tensorboard\]"):
+            opened(tmp_path, trackers=("tensorboard",))
+
+    def test_that_cannot_write_does_not_stop_the_run(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "tensorboard").write_text("a file where the folder would be")
+        tracker = opened(tmp_path, trackers=("tensorboard",))
+        tracker.log(1, {"loss": 1})
+        assert steps(tmp_path) == [1]
+        assert "tensorboard (files) FAILED" in caplog.text
+
+
+class TestWandb:
+    @pytest.fixture(autouse=True)
+    def _nobody_is_logged_in(
+        self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[None]:
+        import wandb
+
+        home = tmp_path_factory.mktemp("home")
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("NETRC", str(home / "netrc"))
+        monkeypatch.setenv("WANDB_CONFIG_DIR", str(home))
+        wandb.teardown()  # the client reads the environment once
+        yield
+        wandb.teardown()
+
+    @staticmethod
+    def inspect(run_dir: Path, *options: str) -> list[Any]:
+        """Return what wandb's own reader finds in each offline run, oldest first."""
+        files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options]
+        outputs = [subprocess.run([*command, str(file)], capture_output=True, text=True, check=True) for file in files]
+        if options:
+            return [json.loads(output.stdout) for output in outputs]
+        return [[json.loads(line) for line in output.stdout.splitlines()] for output in outputs]
+
+    def test_offline_and_resumed_is_one_run_with_our_own_step(self, tmp_path: Path) -> None:
+        first = opened(tmp_path, trackers=("wandb",), mode="offline", project="proof")
+        first.log(50, {"loss": 3})
+        first.pictures(50, {"val": PICTURE})
+        state = json.loads(json.dumps(first.state()))
+        first.close()
+        second = opened(tmp_path, state, trackers=("wandb",), mode="offline", project="proof")
+        second.log(100, {"loss": 2})
+        second.close()
+        before, after = self.inspect(tmp_path, "--summary")
+        assert before["run_id"] == after["run_id"] == state["wandb_id"]
+        assert before["project"] == "proof"
+        assert before["config"]["optim"] == {"lr": 0.1}
+        assert (before["summary"]["global_step"], before["summary"]["loss"]) == (50, 3)
+        assert before["summary"]["val"]["width"] == 6
+        assert (after["summary"]["global_step"], after["summary"]["loss"]) == (100, 2)
+
+    def test_without_a_key_goes_on_offline_after_one_warning(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody to ask
+        caplog.set_level(logging.WARNING, "mtsp")
+        tracker = opened(tmp_path, trackers=("wandb",))
+        tracker.log(1, {"loss": 1})
+        tracker.close()
+        (summary,) = self.inspect(tmp_path, "--summary")
+        assert summary["summary"]["loss"] == 1
+        (warning,) = [record.getMessage() for record in caplog.records if record.name == "mtsp"]
+        assert warning.startswith("wandb (online) FAILED: No API key configured")
+        assert "the run goes on offline" in warning
+
+    def test_whose_server_does_not_answer_goes_on_offline_as_the_same_run(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # What init does on a closed port, less its 12 s: it raises, and its service still holds the run's id, which a
+        # second init in the process is then refused ("run ID abcd1234 is in use").
+        import wandb
+
+        init = wandb.init
+
+        def unreachable(**options: Any) -> Any:
+            if options["mode"] == "online":
+                init(**options | {"mode": "offline", "dir": tmp_path / "held"})
+                raise wandb.Error("connection refused")
+            return init(**options)
+
+        (tmp_path / "held").mkdir()
+        monkeypatch.setattr(wandb, "login", lambda **options: True)
+        monkeypatch.setattr(wandb, "init", unreachable)
+        tracker = opened(tmp_path, {"step": 0, "wandb_id": "abcd1234"}, trackers=("wandb",))
+        tracker.log(1, {"loss": 1})
+        tracker.close()
+        (summary,) = self.inspect(tmp_path, "--summary")
+        assert (summary["run_id"], summary["summary"]["loss"]) == ("abcd1234", 1)
+        assert "wandb (online) FAILED: connection refused" in caplog.text
+
+    def test_that_fails_in_the_middle_goes_on_offline_and_then_without(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import wandb
+
+        class Broken:
+            """A run whose connection ends at its second line."""
+
+            def __init__(self, mode: str) -> None:
+                self.mode = mode
+                self.lines = 0
+
+            def define_metric(self, *names: str, **options: str) -> None:
+                pass
+
+            def log(self, values: dict[str, float]) -> None:
+                self.lines += 1
+                if self.lines > 1:
+                    raise BrokenPipeError(f"{self.mode} went away")
+
+        monkeypatch.setattr(wandb, "login", lambda **options: True)
+        monkeypatch.setattr(wandb, "init", lambda **options: Broken(options["mode"]))
+        tracker = opened(tmp_path, trackers=("wandb",))
+        for step in range(5):
+            tracker.log(step, {"loss": 1})
+        tracker.close()
+        failures = [r.getMessage() for r in caplog.records if "FAILED" in r.getMessage()]
+        assert len(failures) == 2
+        assert "online went away; the run goes on offline" in failures[0]
+        assert "offline went away; the run goes on without it" in failures[1]
+        assert steps(tmp_path) == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize(("config", "environment"), [("disabled", None), ("online", "disabled")])
+    def test_disabled_leaves_no_trace(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, environment: str | None
+    ) -> None:
+        if environment:
+            monkeypatch.setenv("WANDB_MODE", environment)
+        tracker = opened(tmp_path, trackers=("wandb",), mode=config)
+        tracker.log(1, {"loss": 1})
+        tracker.close()
+        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -1,0 +1,415 @@
+"""The program that chooses source classes: what it writes, and what it says of what people get wrong."""
+
+import csv
+import hashlib
+import json
+import os
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from data.files.images import read_image, write_image
+from mtsp.files.hash_cache import digests
+from mtsp.files.progress import progress
+from mtsp.transfer import Centroids
+from mtsp.transfer.figure import plain, untangled
+from tools.build import run_or_say_why
+from tools.domains import images_at, named
+from tools.select_source import _budgets, _parser, main
+
+pytest.importorskip("ot", reason="POT is not installed: pip install mtsp[transfer]")
+
+
+def domain(path: Path, places: dict[str, tuple[float, int]], features: str = "f") -> str:
+    """A domain on a line: class -> (its place, its images)."""
+    means = np.array([[place] for place, _ in places.values()])
+    Centroids(tuple(places), means, np.array([n for _, n in places.values()]), features).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return domain(tmp_path / "src.safetensors", {"crow": (0.0, 5), "raven": (1.0, 5), "duck": (9.5, 5), "car": (50, 1)})
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    return domain(tmp_path / "birds.safetensors", {"rook": (0.0, 10), "goose": (10.0, 10)})
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_everything_is_written(source: str, target: str, tmp_path: Path) -> None:
+    """Chosen: crow (or another at 5), then duck; half the mass moves 0 and half 0.5: EMD 0.25."""
+    out = tmp_path / "out"
+    assert main(["--source", source, "--target", target, "--k", "2", "--out", str(out)]) == 0
+    assert (out / "classes.txt").read_text() == "# 2 classes of src for birds\ncrow\nduck\n"
+    rows = read_csv(out / "birds.csv")
+    assert [row["class"] for row in rows] == ["crow", "duck"]
+    assert [float(row["distance_so_far"]) for row in rows] == pytest.approx([5.0, 0.25])
+    assert rows[1]["feeds"] == "goose 100%"
+    tensors = load_file(out / "birds_plan.safetensors")
+    np.testing.assert_allclose(tensors["plan"], [[0.5, 0], [0, 0.5]], atol=1e-12)
+    assert [(row["source"], row["target"], float(row["share"])) for row in read_csv(out / "birds_plan.csv")] == [
+        ("crow", "rook", 0.5),
+        ("duck", "goose", 0.5),
+    ]
+    summary = json.loads((out / "summary.json").read_text())["birds"]
+    assert summary["2 by greedy growth"]["emd"] == pytest.approx(0.25)
+    assert summary["2 by ranking"]["emd"] >= 0.25
+    assert (out / "birds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_commands_that_are_shown_can_be_given() -> None:
+    """As the README and --help have them, in one line each."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    for text in (readme, str(_parser().description)):
+        commands = [line for line in text.splitlines() if line.strip().startswith("python tools/select_source.py --")]
+        assert commands
+        for command in commands:
+            arguments = _parser().parse_args(shlex.split(command, comments=True)[2:])
+            assert _budgets(arguments) == [100]
+
+
+def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To rich, [/b] ends what never began, and [red] is a color."""
+    source = domain(tmp_path / "src.safetensors", {"[red] wolf": (0.0, 5), "[/b]": (9.0, 5)})
+    target = domain(tmp_path / "t.safetensors", {"[dim]": (0.0, 1), ":cat:": (9.0, 1)})
+    main(["--source", source, "--target", f"[x]={target}", "--k", "2", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    for name in ("for [x]", "to [x]", "[red] wolf", "[/b]", "[dim] 100%", ":cat: 100%"):
+        assert name in said
+
+
+def test_several_targets_get_a_union_and_several_sources_a_list_each(source: str, tmp_path: Path) -> None:
+    more = domain(tmp_path / "more.safetensors", {"swan": (10.0, 5)})
+    first = domain(tmp_path / "one.safetensors", {"goose": (10.0, 1)})
+    second = domain(tmp_path / "two.safetensors", {"rook": (0.2, 1)})
+    out = tmp_path / "out"
+    targets = ["--target", first, "--target", second, "--k", "1", "2"]
+    main(["--source", source, f"b={more}", *targets, "--method", "ranking", "--out", str(out)])
+    names = (out / "classes.txt").read_text().splitlines()[1:]
+    assert names == ["b/swan", "src/crow", "src/raven"]
+    assert (out / "classes_src.txt").read_text().splitlines()[1:] == ["crow", "raven"]
+    assert (out / "classes_b.txt").read_text().splitlines()[1:] == ["swan"]
+
+
+def test_only_what_is_allowed_is_chosen(source: str, target: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("raven\ncar\n")
+    arguments = ["--source", source, "--target", target, "--among", str(tmp_path / "list.txt"), "--min-images", "2"]
+    main([*arguments, "--k", "1", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out/classes.txt").read_text().splitlines()[1:] == ["raven"]
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> list[str]:
+    """What makes a small network of random weights give the features."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "net.pth")
+    arguments = ["--backbone", "test_efficientnet", "--weights", str(tmp_path / "net.pth"), "--size", "32"]
+    return [*arguments, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--overwrite"]
+
+
+def pictures(root: Path, names: list[str]) -> str:
+    """Pictures of noise, each with its own."""
+    for seed, name in enumerate(names):
+        path = root / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    return str(root)
+
+
+def test_the_cache_goes_by_the_bytes(tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy with other times is found in it; other pixels of the same size and time are not."""
+    place = pictures(tmp_path / "set", ["a/1", "b/1"])
+    main(["--source", place, "--target", f"same={place}", "--k", "1", *net])
+    (cached,) = (tmp_path / "cache").glob("*.safetensors")
+    main(["--source", f"kept={cached}", place, "--target", str(cached), "--k", "4", *net])  # both kinds in one domain
+    copy = pictures(tmp_path / "copy", ["a/1", "b/1"])
+    os.utime(tmp_path / "copy/a/1.png", (1, 1))
+    capsys.readouterr()
+    main(["--source", copy, "--target", f"same={copy}", "--k", "1", *net])
+    assert capsys.readouterr().err.count("class means of 2 pictures from") == 2
+    changed = tmp_path / "copy/a/1.png"
+    data = bytearray(changed.read_bytes())
+    data[-20] ^= 1  # in the checksum of the last chunk or the end of the pixels: other bytes, as many of them
+    changed.write_bytes(data)
+    os.utime(changed, (1, 1))
+    with pytest.raises(ValueError, match=r"1\.png"):  # read again, and found to be damaged
+        main(["--source", copy, "--target", f"same={copy}", "--k", "1", *net])
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file is known by is not its content alone: the digest in the index is believed while nothing changes."""
+    monkeypatch.setattr("mtsp.files.hash_cache._SETTLED", -1)
+    file, index = tmp_path / "file", tmp_path / "index.jsonl"
+    file.write_bytes(b"one")
+    true = digests([file, tmp_path / "none"], index, 1)
+    assert true == [hashlib.sha256(b"one").hexdigest(), ""]
+    index.write_text(index.read_text().replace(true[0], "f" * 64) + '\n["cut o')
+    assert digests([file], index, 1) == ["f" * 64]
+    before = file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert digests([file], index, 1) == [hashlib.sha256(b"two").hexdigest()]
+
+
+def test_mistakes_are_found_before_the_features(
+    tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = pictures(tmp_path / "set", ["a/1", "b/1"])
+    other = domain(tmp_path / "other.safetensors", {"rook": (0.0, 1)}, features="g")
+    (tmp_path / "list.txt").write_text("c\n")
+    given = ["--source", place, *net, "--target"]
+    for arguments, message in [
+        ([*given, f"same={place}", "--k", "3"], "--k 3: the source has 2 classes"),
+        ([*given, f"same={place}", "--k", "1", "--min-images", "2"], "none of 2 classes has 2 images"),
+        ([*given, f"same={place}", "--k", "1", "--among", str(tmp_path / "list.txt")], "the first 'c'"),
+        ([*given, other, "--k", "1"], "cannot be compared"),
+    ]:
+        assert run_or_say_why(lambda arguments=arguments: main(arguments)) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_links_make_one_data_set_of_several_sources(tmp_path: Path, net: list[str]) -> None:
+    """One picture of noise in each class; the target has those of m1's a and of m2's b/x and b/y, which has two."""
+    one = pictures(tmp_path / "m1", ["a/1"])
+    pictures(tmp_path / "more", ["0/0", "1/1", "2/2", "3/3"])
+    (tmp_path / "m2/b/x").mkdir(parents=True)
+    (tmp_path / "m2/b/y").mkdir()
+    for inner, name in (("x", "1/1"), ("y", "2/2")):
+        (tmp_path / "more" / f"{name}.png").rename(tmp_path / f"m2/b/{inner}/same.png")
+    unused = pictures(tmp_path / "m3", ["c/1", "c/2", "c/3", "c/4"])
+    links = tmp_path / "links"
+    among = tmp_path / "among.txt"
+    among.write_text("m1/a\nm2/b\n")
+    arguments = ["--source", one, str(tmp_path / "m2"), unused, "--target", f"t={one}", "--among", str(among)]
+    for _ in range(2):  # the second time over the first one's
+        main([*arguments, "--k", "2", "--link", str(links), *net])
+        found = images_at(str(links))
+        assert found.classes == ("m1__a", "m2__b")
+        assert found.names == ["m1__a/1", "m2__b/same", "m2__b/same~2"]
+        assert found[0].get("label") == 0
+        np.testing.assert_array_equal(found[2]["frame"], read_image(tmp_path / "m2/b/y/same.png"))
+    assert (tmp_path / "out/classes_m2.txt").read_text().splitlines()[1:] == ["b"]
+    assert not (tmp_path / "out/classes_m3.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["#1 pencil", "a\tb", " b", "a\u2028b"])
+def test_names_that_a_list_cannot_hold_are_refused(name: str, target: str, tmp_path: Path) -> None:
+    source = domain(tmp_path / "src.safetensors", {name: (0.0, 1), "b": (9.0, 1)})
+    with pytest.raises(ValueError, match=r"class .* cannot be in a list of classes"):
+        main(["--source", source, "--target", target, "--k", "2", "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("gamma", ["nan", "inf", "0", "-1", "x"])
+def test_gamma_is_finite_and_above_0(gamma: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--source", "a", "--target", "b", "--k", "1", "--out", "c", f"--gamma={gamma}"])
+    assert f"'{gamma}' is not a finite number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", "x", ""])
+def test_a_number_of_things_is_whole_and_above_0(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--source", "a", "--target", "b", "--k", "1", "--out", "c", f"--batch-size={size}"])
+    assert f"'{size}' is not a whole number above 0" in capsys.readouterr().err
+
+
+def test_the_size_with_the_lowest_distance_is_said(
+    source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four classes, car, with 1 of 16 images, is 40 from the nearest target, and raven has mass that duck lacks."""
+    main(["--source", source, "--target", target, "--k", "4", "--gamma", "2", "--out", str(tmp_path / "out")])
+    assert "birds: of k = 1 to 4, the distance is lowest at k = 2, 0.25;" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["birds"]["lowest, at k = 2"]["emd"] == pytest.approx(0.25)
+    assert summary["settings"] == {
+        "sources": [source],
+        "targets": {"birds": [target]},
+        "k": {"birds": 4},
+        "method": "greedy",
+        "min_images": 1,
+        "among": None,
+        "gamma": 2.0,
+        "features": "f",
+    }
+
+
+def test_without_a_terminal_a_line_comes_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 1000, one every 4 s: at 12 s and 24 s, all within the first tenth, which is said at once."""
+    clock = iter([0, 4, 8, 12, 16, 20, 24])
+    monkeypatch.setattr("mtsp.files.progress.time.monotonic", lambda: next(clock))
+    with progress("birds", 1000, "pictures") as advance:
+        for done in range(1, 7):
+            advance(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "birds: 1 of 1,000 pictures, 4 s",
+        "birds: 4 of 1,000 pictures, 16 s",
+    ]
+
+
+def test_pictures_become_features_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two class folders of noise against themselves, seen by a small network of random weights: EMD 0, then cached."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "net.pth")
+    rng = np.random.default_rng(0)
+    for name in ("a/1", "a/2", "b/1"):
+        path = tmp_path / "set" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(path, rng.integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    arguments = ["--source", str(tmp_path / "set"), "--target", f"same={tmp_path / 'set'}", "--k", "2"]
+    arguments += ["--backbone", "test_efficientnet", "--weights", str(tmp_path / "net.pth"), "--size", "32"]
+    arguments += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    main(arguments)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["same"]["all 2 classes"]["emd"] == 0
+    capsys.readouterr()
+    main([*arguments, "--overwrite"])
+    assert "class means of 3 pictures from" in capsys.readouterr().err
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
+def test_pictures_that_were_passed_over_before_a_stop_are_not_forgotten(
+    tmp_path: Path, net: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stop after the first of two batches, which has a damaged picture: nothing is kept as the whole domain's."""
+    place = pictures(tmp_path / "set", ["a/1", "a/2", "b/1", "b/2"])
+    (tmp_path / "set/a/2.png").write_bytes(b"rubbish")
+    arguments = ["--source", place, "--target", f"same={place}", "--k", "2", "--batch-size", "2", *net]
+    with monkeypatch.context() as patched:
+        patched.setattr("tools.domains.Interruption.asked", lambda self: True)
+        with pytest.raises(KeyboardInterrupt):
+            main([*arguments, "--skip-unreadable"])
+    assert len(list((tmp_path / "cache").glob("*.partial.safetensors"))) == 1
+    with pytest.raises(ValueError, match=r"a/2\.png"):
+        main(arguments)
+    capsys.readouterr()
+    assert main([*arguments, "--skip-unreadable"]) == 0
+    said = capsys.readouterr().err
+    assert "set: 1 pictures cannot be read: " in said
+    assert "a/2.png" in said
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_a_folder_of_single_pictures_has_a_class_for_each(tmp_path: Path) -> None:
+    for name in ("n02_b", "n01_a"):
+        write_image(tmp_path / f"{name}.png", np.zeros((4, 4, 3), np.uint8))
+    found = images_at(str(tmp_path))
+    assert (found.classes, found.targets) == (("n01_a", "n02_b"), [0, 1])
+
+
+def test_places_are_named_after_what_they_are() -> None:
+    assert named("cub:/data/CUB") == ("cub", "cub:/data/CUB")
+    assert named("birds=cub:/data/CUB") == ("birds", "cub:/data/CUB")
+    assert named("/data/a=b/set") == ("set", "/data/a=b/set")
+
+
+def test_names_are_shown_as_people_say_them() -> None:
+    assert plain("n01530575_brambling") == "brambling"
+    assert plain("012.Yellow_headed_Blackbird") == "Yellow headed Blackbird"
+    assert plain("imagenet/n01530575_brambling") == "brambling"
+
+
+def test_bands_are_untangled() -> None:
+    """Three to three, crossed: row 0 feeds column 2, 1 feeds 0, 2 feeds 1. No band crosses if rows follow columns."""
+    plan = np.zeros((3, 3))
+    plan[[0, 1, 2], [2, 0, 1]] = 1 / 3
+    rows, columns = untangled(plan)
+    assert np.array_equal(plan[np.ix_(rows, columns)] > 0, np.eye(3, dtype=bool))
+
+
+def broken(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        write_image(folder / name / "1.png", np.zeros((8, 8, 3), np.uint8))
+    return folder
+
+
+def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = broken(tmp_path)
+    pictures(tmp_path / "full", ["a/1"])
+    (folder / "empty").mkdir()
+    (tmp_path / "list.txt").write_text("crow\nravne\n")
+    other = domain(tmp_path / "other.safetensors", {"rook": (0.0, 1)}, features="g")
+    out = tmp_path / "out"
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done/classes.txt").write_text("")
+    given = ["--source", source, "--target", target, "--out", str(out)]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine.txt").write_text("")
+    to = ["--target", target, "--out", str(out), "--k", "1"]
+    for arguments, message in [
+        ([*given, "--k", "5"], "--k 5: the source has 4 classes"),
+        (given, "--k is missing; give the number of classes to choose"),
+        ([*given, "--k", "1", "2"], "--k has 2 numbers for 1 targets"),
+        (
+            [*given, "--k", "1", "--among", str(tmp_path / "list.txt")],
+            "1 of 2 classes are not in the source, the first 'ravne'",
+        ),
+        ([*given, "--k", "1", "--min-images", "9"], "none of 4 classes has 9 images"),
+        (
+            ["--source", source, "--target", other, "--out", str(out), "--k", "1"],
+            "cannot be compared: the features of the first",
+        ),
+        (
+            ["--source", source, source, "--target", target, "--out", str(out), "--k", "1"],
+            "are called 'src'; write NAME=PLACE",
+        ),
+        (["--source", str(tmp_path / "no"), *to], "no folder"),
+        (
+            ["--source", str(tmp_path / "no.safetensors"), "--target", target, "--out", str(out), "--k", "1"],
+            "no class means at",
+        ),
+        (
+            ["--source", str(folder), "--target", target, "--out", str(out), "--k", "1"],
+            "1 of 3 classes have no pictures (empty)",
+        ),
+        (["--source", "davis:/x", *to], "no folder davis:/x"),
+        (["--source", source, "--target", target, "--out", str(tmp_path / "done"), "--k", "1"], "is there already"),
+        (["--source", source, "--target", target, "--out", str(tmp_path / "file"), "--k", "1"], "file is a file; give"),
+        ([*given, "--k", "1", "--link", str(tmp_path / "links")], "--link needs pictures, and src is a file of class"),
+        (
+            ["--source", str(tmp_path / "full"), *given[2:], "--k", "1", "--link", str(tmp_path / "taken")],
+            "something is in it; add --overwrite",
+        ),
+    ]:
+        assert run_or_say_why(lambda arguments=arguments: main(arguments)) == 1, message
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+    assert not out.exists()
+
+
+def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    folder = broken(tmp_path)
+    write_image(folder / "loose.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"1 pictures lie outside of the classes' folders, the first loose.png"):
+        images_at(str(folder))
+    (tmp_path / "void").mkdir()
+    with pytest.raises(ValueError, match=r"void"):
+        images_at(str(tmp_path / "void"))
+
+
+@pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="real data: set MTSP_DATA to the folder that holds it")
+def test_the_real_subset_of_cub_is_read_as_such() -> None:
+    found = images_at(str(Path(os.environ["MTSP_DATA"]) / "CUB_200_2011"))
+    assert (len(found), len(found.classes), found.classes[0]) == (600, 20, "001.Black_footed_Albatross")
