@@ -127,11 +127,11 @@ def train() -> Callable[..., dict[str, dict[str, float]]]:
     """`train(values, run_dir, resume=None)` runs an experiment here and returns its results, {} if stopped."""
     from mtsp.config import parse
     from tools.build import AnyExperiment
-    from tools.train import run
+    from tools.train import train
 
     def call(values: dict[str, Any], run_dir: Path, resume: str | None = None) -> dict[str, dict[str, float]]:
         AcceleratorState._reset_state(reset_partial_state=True)
-        return run(parse(AnyExperiment, values), run_dir, resume) or {}
+        return train(parse(AnyExperiment, values), run_dir, resume) or {}
 
     return call
 

@@ -28,18 +28,18 @@ from torch import Tensor, nn
 
 from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_davis, write_flying_chairs
+from mtsp.batches import collate
 from mtsp.config import ConfigError, parse_yaml
 from mtsp.evaluation.evaluate import at_resolution
-from mtsp.figures.panels import color_wheel, flow_to_color, overlay
+from mtsp.figures.colors import color_wheel, flow_to_color, overlay
+from mtsp.files.atomic import write_atomically
 from mtsp.files.progress import clips_progress
 from mtsp.metrics.flow import FlowErrors
 from mtsp.reports.runs import Run, comparison, comparison_markdown
-from mtsp.training.checkpoint import write_atomically
 from mtsp.training.experiment import check_resumable
-from mtsp.training.stream import collate
 from mtsp.types import Batch, Examples, Outputs
 from tools.build import AnyExperiment, read_experiment, run_or_say_why
-from tools.train import run
+from tools.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs/demo")
@@ -224,7 +224,7 @@ def _train(experiment: AnyExperiment, run_dir: Path) -> bool:
             raise ConfigError(f"{run_dir} is finished, but with other settings; start over with --fresh: {odd[0]}")
         _say("done before; --fresh starts over")
         return True
-    return run(experiment, run_dir, resume="auto") is not None
+    return train(experiment, run_dir, resume="auto") is not None
 
 
 def _validation(experiment: AnyExperiment) -> tuple[Examples, Examples]:

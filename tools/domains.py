@@ -17,13 +17,13 @@ from models.classifier import INCEPTION, Backbone
 from models.pretrained.load import load_branch
 from mtsp.anchors import fingerprint
 from mtsp.config import Config, parse, parse_yaml
+from mtsp.distributed.accelerator import computes_bf16
 from mtsp.files.hash_cache import digests
 from mtsp.files.progress import progress
 from mtsp.text import first_names
-from mtsp.training.state import Interruption
+from mtsp.training.signals import Interruption
 from mtsp.transfer.centroids import SUFFIX, Centroids
 from mtsp.transfer.features import extract
-from tools.build import computes_bf16
 
 CENTER = 0.875
 """The part of an image's shorter side that is seen, as in DSTL's single central crop."""

@@ -37,19 +37,14 @@ from data.predictions.score import DATASETS, held_out, score, truth_of
 from data.video.davis import Davis
 from models.pretrained.load_trained import load_trained
 from mtsp.config import ConfigError, parse
+from mtsp.distributed.accelerator import make_accelerator
 from mtsp.evaluation.evaluate import evaluate
 from mtsp.evaluation.scores import Scores, as_csv, joined, plain, scores_of, table, without_frames
+from mtsp.files.atomic import write_atomically
 from mtsp.files.progress import bar
-from mtsp.training.checkpoint import write_atomically
+from mtsp.training.checks import require_classes, require_whole_images
 from mtsp.types import Batch, Examples, Outputs
-from tools.build import (
-    AnyExperiment,
-    accelerator_of,
-    at_least_one,
-    read_experiment,
-    require_classes,
-    require_whole_pictures,
-)
+from tools.build import AnyExperiment, at_least_one, read_experiment
 
 _OF_NETWORK = ("config", "checkpoint", "data_entry", "report", "save_predictions")
 _OF_STORED = ("data", "root", "resolution", "objects", "every_frame", "workers")
@@ -137,9 +132,9 @@ def _of_network(arguments: argparse.Namespace) -> Measured | None:
         raise ValueError(f"{saved} holds something already; predictions are saved in an empty folder")
     examples = {name: entry.build() for name, entry in entries.items()}
     require_classes(experiment, examples)
-    require_whole_pictures(experiment, entries)
+    require_whole_images(experiment, entries)
     model = load_trained(experiment, arguments.checkpoint)
-    accelerator = accelerator_of(experiment.train.precision)
+    accelerator = make_accelerator(experiment.train.precision)
     if experiment.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model = accelerator.prepare_model(model, evaluation_mode=True)

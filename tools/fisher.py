@@ -28,27 +28,19 @@ import torch
 from accelerate import Accelerator
 
 from mtsp.anchors import fingerprint
-from mtsp.batches import evaluating
+from mtsp.batches import collate, evaluating, to_device
 from mtsp.config import ConfigError
+from mtsp.distributed.accelerator import make_accelerator
 from mtsp.files.progress import progress
 from mtsp.fisher.estimate import FisherSum, save_fisher
 from mtsp.fisher.inputs import Labels
 from mtsp.fisher.partial import KeptSum
-from mtsp.fisher.single_pass import Concatenated, Rounds
-from mtsp.training import stream as loading
-from mtsp.training.loop import to_device
-from mtsp.training.state import Interruption
+from mtsp.training.checks import require_classes
+from mtsp.training.signals import Interruption
+from mtsp.training.single_pass import Concatenated, Rounds
+from mtsp.training.state import Started
 from mtsp.types import IGNORE, Examples
-from tools.build import (
-    AnyExperiment,
-    Started,
-    accelerator_of,
-    at_least_one,
-    read_experiment,
-    require_classes,
-    run_or_say_why,
-    start,
-)
+from tools.build import AnyExperiment, at_least_one, read_experiment, run_or_say_why, start
 
 MOST_PASSES = 100_000
 """Backward passes for one image that `exact` may take: days, on any machine, are a mistake."""
@@ -87,7 +79,7 @@ def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwr
     """
     _require_place(out, overwrite)
     task = _task(experiment)
-    accelerator = accelerator_of("fp32")
+    accelerator = make_accelerator("fp32")
     with accelerator.main_process_first():  # one process downloads, the others find the file
         started = start(experiment)
     if not started.anchors:
@@ -191,7 +183,7 @@ def _passes(started: Started, examples: Examples, task: str, device: torch.devic
     Raises:
         ConfigError: the network does not give what the task is seen by.
     """
-    batch = to_device(loading.collate([examples.draw(0, np.random.default_rng(0))]), device, channels_last=False)
+    batch = to_device(collate([examples.draw(0, np.random.default_rng(0))]), device, channels_last=False)
     with evaluating(started.model):
         outputs = started.model(batch["frame"], batch.get("next_frame"))
     output = _SEEN[task][0]

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from models.pretrained.load import read, tensors_of
+from mtsp.files.tensors import write_tensors
 from mtsp.methods.wise_ft import interpolated
-from mtsp.training import checkpoint
 from tools.build import read_experiment, run_or_say_why, start
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     begun = _weights(options.start) if options.start is not None else _started_from(options.end)
     mixed = interpolated(begun, _weights(options.end), options.share, only=options.only)
-    checkpoint.export(options.out, mixed)
+    write_tensors(options.out, mixed)
     print(options.out)
     return 0
 

@@ -35,14 +35,16 @@ from data.predictions.labels_csv import BEST
 from data.prepared import resized, to_tensors
 from data.video.folder import FolderConfig
 from models.pretrained.load_trained import load_trained
+from mtsp.batches import to_device
 from mtsp.config import ConfigError
+from mtsp.distributed.accelerator import make_accelerator
 from mtsp.evaluation.tta import Views, look_once
-from mtsp.figures.panels import flow_to_color, overlay, resize_flow
+from mtsp.figures.colors import flow_to_color, overlay
+from mtsp.figures.panels import resize_flow
+from mtsp.files.atomic import write_atomically
 from mtsp.files.progress import bar
-from mtsp.training.checkpoint import write_atomically
-from mtsp.training.loop import to_device
 from mtsp.types import Raw
-from tools.build import AnyExperiment, above_zero, accelerator_of, read_experiment, run_or_say_why
+from tools.build import AnyExperiment, above_zero, read_experiment, run_or_say_why
 
 SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png", "labels": ".csv"}
 """What can be written, and in which kind of file: one for each frame, but of labels one for all."""
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     frames = frames_of(arguments.frames, paired=paired)
     if not arguments.overwrite:
         _refuse_to_overwrite(arguments.out, arguments.what or tuple(SUFFIXES), frames)
-    accelerator = accelerator_of(experiment.train.precision)
+    accelerator = make_accelerator(experiment.train.precision)
     if accelerator.num_processes > 1:
         raise ConfigError("predict.py runs in one process; start one for each folder of frames")
     if look.channels_last:

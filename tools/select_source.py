@@ -37,8 +37,8 @@ from data.classification.class_lists import by_source, link, require_linkable, w
 from data.classification.labeled_images import read_classes
 from mtsp import transfer
 from mtsp.config import ConfigError
+from mtsp.files.atomic import write_atomically
 from mtsp.files.progress import progress
-from mtsp.training.checkpoint import write_atomically
 from mtsp.transfer import Centroids
 from mtsp.transfer.centroids import SUFFIX, require_same_features
 from mtsp.transfer.selection_output import Choice, write_choice

@@ -21,13 +21,13 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from mtsp.config import ConfigError, parse, parse_yaml
+from mtsp.files.atomic import write_atomically
 from mtsp.regularizers import time_constant
 from mtsp.regularizers.configs import AnchoredConfig, PaceConfig, StrengthConfig
 from mtsp.reports.runs import HEADLINES, markdown_table
-from mtsp.training.checkpoint import write_atomically
-from mtsp.training.experiment import check_resumable
-from tools.build import AnyExperiment, as_yaml, read_experiment, run_or_say_why
-from tools.train import run
+from mtsp.training.experiment import as_yaml, check_resumable
+from tools.build import AnyExperiment, read_experiment, run_or_say_why
+from tools.train import train
 
 SHARES = (10.0, 3.0, 1.0, 0.3, 0.1)
 """Time constants as shares of the run, weak to strong: a pull of 10 runs is hardly felt, one of 0.1 hardly lets go."""
@@ -85,7 +85,7 @@ def sweep(
     for number, (one, run_dir) in enumerate(runs.values(), start=1):
         if not _finished(one, run_dir):
             _LOG.info("%d/%d %s", number, len(runs), run_dir)
-            if run(one, run_dir, resume="auto") is None:
+            if train(one, run_dir, resume="auto") is None:
                 return None
         write_tables(folder, planned, _seeds(experiment, seeds), metrics)
     return write_tables(folder, planned, _seeds(experiment, seeds), metrics)

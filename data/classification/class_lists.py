@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data import DataError, LabeledImages
 from mtsp.config import ConfigError
-from mtsp.training.checkpoint import write_atomically
+from mtsp.files.atomic import write_atomically
 
 
 def by_source(sources: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:

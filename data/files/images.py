@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mtsp.figures.panels import palette
+from mtsp.files.palettes import palette
 
 MAX_PIXELS = 1 << 26
 """The most pixels that are decoded, 8192 x 8192; a PNG of 261 kB can claim 16384 x 16384."""

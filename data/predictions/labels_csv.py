@@ -19,9 +19,9 @@ from torch import Tensor
 
 from data import DataError, MissingDataError, RawDataset
 from mtsp.evaluation.confusions import class_rows, class_table, confused_pairs, draw_pairs
+from mtsp.files.atomic import write_atomically
 from mtsp.metrics import ClassificationScores
 from mtsp.text import first_names
-from mtsp.training.checkpoint import write_atomically
 from mtsp.types import Examples
 
 

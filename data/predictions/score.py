@@ -14,6 +14,7 @@ from data.files.images import read_foreground, read_mask
 from data.predictions.labels_csv import score_guesses
 from data.video.davis import Davis, DavisConfig
 from data.video.folder import FolderConfig
+from mtsp.batches import read_ahead
 from mtsp.config import Config, ConfigError, parse, parse_yaml
 from mtsp.evaluation.scores import Scores, class_scores, flow_scores, label_scores, mask_scores, object_scores
 from mtsp.files.progress import bar
@@ -21,7 +22,6 @@ from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
 from mtsp.metrics.davis import frame_order
 from mtsp.metrics.kernels.jit import threads
 from mtsp.text import first_names
-from mtsp.training.stream import read_ahead
 from mtsp.types import IGNORE
 
 DATASETS: dict[str, type[Config]] = {

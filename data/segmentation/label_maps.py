@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from data.files.images import DataError
-from mtsp.figures.panels import palette
+from mtsp.files.palettes import palette
 from mtsp.types import IGNORE
 
 MAX_CLASSES = 254

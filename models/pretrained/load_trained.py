@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from models.pretrained.load import read, tensors_of
 from mtsp.training import checkpoint
-from tools.build import AnyExperiment
+from mtsp.training.experiment import Experiment
 
 
-def load_trained(experiment: AnyExperiment, path: Path) -> nn.Module:
+def load_trained(experiment: Experiment[Any, Any], path: Path) -> nn.Module:
     """Return the experiment's network with every weight and buffer taken from `path`. Nothing is downloaded.
 
     Args:

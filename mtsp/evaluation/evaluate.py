@@ -12,15 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mtsp.batches import evaluating
+from mtsp.batches import collate, evaluating, read_ahead, to_device
+from mtsp.distributed.sharding import is_sharded
 from mtsp.evaluation.tta import Views, look_once
 from mtsp.metrics.classification import ClassificationScores
 from mtsp.metrics.davis import DavisMeasure
 from mtsp.metrics.flow import FlowErrors
 from mtsp.metrics.segmentation import ConfusionMatrix
-from mtsp.training.checkpoint import sharded
-from mtsp.training.loop import to_device
-from mtsp.training.stream import collate, read_ahead
 from mtsp.types import IGNORE, Batch, Examples, Outputs
 
 
@@ -75,7 +73,7 @@ def evaluate(
         after_example: called on every process with its own examples: index, batch of one, outputs.
     """
     bare = accelerator.unwrap_model(model)
-    if accelerator.num_processes > 1 and not sharded(bare):
+    if accelerator.num_processes > 1 and not is_sharded(bare):
         for buffer in bare.buffers():  # without SyncBN each process has statistics of its own: measure the saved ones
             torch.distributed.broadcast(buffer, 0)
     on_device = partial(to_device, device=accelerator.device, channels_last=channels_last)
@@ -84,13 +82,13 @@ def evaluate(
     samples = read_ahead(examples.__getitem__, mine, threads=workers, ahead=2 * workers)
     groups = 0
     with closing(samples), evaluating(bare):
-        for indices, batch in _batches(zip(mine, samples, strict=True), 1 if sharded(bare) else batch_size):
+        for indices, batch in _batches(zip(mine, samples, strict=True), 1 if is_sharded(bare) else batch_size):
             outputs = at_resolution(views(bare, on_device(batch)), batch)
             measured = _updated(measured, batch, outputs)
             for place, index in enumerate(indices):
                 after_example(index, _one_of(batch, place), _one_of(outputs, place))
             groups += 1
-        if sharded(bare):  # every process must take part in every forward pass, also the one that has an example less
+        if is_sharded(bare):  # all processes take part in every forward pass, also one with an example less
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
                 views(bare, on_device(collate([examples[0]])))
     return Evaluation(*(_merged(accelerator, metric) for metric in measured))

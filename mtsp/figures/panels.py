@@ -11,133 +11,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from mtsp.metrics.flow import KNOWN_FLOW
-from mtsp.types import IGNORE, Batch, Outputs
+from mtsp.figures.colors import ERROR_COLORS, color_wheel, error_map, flow_to_color, known_flow, overlay
+from mtsp.types import Batch, Outputs
 
 TILE = 320
 """Width of one picture of a panel, in pixels."""
 
-_IGNORED = (224, 224, 192)  # the color of "void" in PASCAL VOC's palette
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _GAP, _TITLE, _FONT = 8, 20, 14
-
-
-def palette(classes: int = 256) -> np.ndarray:
-    """Return the colors of class ids 0, 1, ... as DAVIS and PASCAL VOC give them, N3 uint8: 0 black, 1 dark red."""
-    ids = np.arange(classes)
-    colors = np.zeros((classes, 3), np.uint8)
-    for bit in range(8):  # of three bits of the id, each goes to one channel, the first three to its highest bit
-        for channel in range(3):
-            colors[:, channel] |= ((ids >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    return colors
-
-
-def overlay(
-    frame: np.ndarray, mask: np.ndarray, *, background: int | None = 0, ignore: int = IGNORE, opacity: float = 0.5
-) -> np.ndarray:
-    """Return `frame` with the classes of `mask` laid over it in the DAVIS palette, each with a bright contour.
-
-    Args:
-        frame: HW3 uint8.
-        mask: HW, class ids 0..254.
-        background: the class that is left as it is. None colors every class, with the palette moved on by one.
-        ignore: the value of unknown pixels; drawn pale, without a contour.
-        opacity: 0 shows only the frame and the contours, 1 hides the frame.
-    """
-    _same_size(frame, mask)
-    ids = mask.astype(np.uint8)
-    colors = palette()
-    if background is None:
-        colors = np.roll(colors, -1, axis=0)
-    colors[ignore] = _IGNORED
-    drawn = ids != background if background is not None else np.ones_like(ids, dtype=bool)
-    image = frame.copy()
-    image[drawn] = ((1 - opacity) * frame[drawn] + opacity * colors[ids[drawn]] + 0.5).astype(np.uint8)
-
-    square = np.ones((3, 3), np.uint8)
-    edge = drawn & (ids != ignore) & (cv2.dilate(ids, square) != cv2.erode(ids, square))
-    bright = colors.astype(float) * 255 / np.maximum(colors.max(axis=1, keepdims=True), 1)
-    image[edge] = bright[ids[edge]].astype(np.uint8)
-    return image
-
-
-def _wheel() -> np.ndarray:
-    """The 55 colors of the wheel, red first and again last: red, yellow, green, cyan, blue, magenta."""
-    corners = [(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0)]
-    steps = [15, 6, 4, 11, 13, 6]  # finer where the eye tells more hues apart
-    parts = []
-    for start, end, count in zip(corners, corners[1:], steps, strict=False):
-        way = np.arange(count)[:, None] / count
-        parts.append(np.floor(255 * way) * np.sign(np.subtract(end, start)) + start)
-    return np.concatenate(parts)
-
-
-def flow_to_color(flow: np.ndarray, radius: float | None = None) -> np.ndarray:
-    """Return `flow` in the usual color wheel: right is red, down yellow, left cyan-blue, up violet; still is white.
-
-    After Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011, and its published code:
-    the hue is the direction, the saturation the length.
-
-    Args:
-        flow: HW2, (dx, dy) in pixels, y downwards. Not finite, or beyond 1e6 as in Middlebury's files: unknown, black.
-        radius: the length with full color, in pixels; longer ones are darker. The same one makes pictures comparable.
-            None takes the longest known vector.
-    """
-    known = _known(flow)
-    flow = np.where(known[..., None], flow, 0).astype(np.float64)
-    length = np.hypot(flow[..., 0], flow[..., 1])
-    if radius is None:
-        radius = float(length.max(initial=0))
-    length /= max(radius, 1e-9)
-
-    wheel = _wheel() / 255
-    turn = np.arctan2(-flow[..., 1], -flow[..., 0]) / np.pi  # -1..1, right is -1
-    place = (turn + 1) / 2 * (len(wheel) - 1)
-    low = np.floor(place).astype(int)
-    part = (place - low)[..., None]
-    hue = (1 - part) * wheel[low] + part * wheel[(low + 1) % len(wheel)]
-    shade = length[..., None]
-    color = np.where(shade <= 1, 1 - shade * (1 - hue), 0.75 * hue)
-    return np.where(known[..., None], np.floor(255 * color), 0).astype(np.uint8)
-
-
-def color_wheel(size: int) -> np.ndarray:
-    """Return the legend of :func:`flow_to_color`, size x size: each pixel shows the vector from the center to it."""
-    axis = np.linspace(-1, 1, size)
-    flow = np.stack(np.meshgrid(axis, axis), axis=-1)
-    image = flow_to_color(flow, radius=1)
-    image[np.hypot(flow[..., 0], flow[..., 1]) > 1] = _PAPER
-    return image
-
-
-_ERROR_COLORS = np.array(
-    [
-        (49, 54, 149), (69, 117, 180), (116, 173, 209), (171, 217, 233), (224, 243, 248),
-        (254, 224, 144), (253, 174, 97), (244, 109, 67), (215, 48, 39), (165, 0, 38),
-    ],
-    np.uint8,
-)  # fmt: skip
-
-
-def error_map(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Return the end-point error in ten colors: blue is right, red an outlier of the KITTI benchmark (Fl).
-
-    An error counts relative to the larger of 3 pixels and 5 % of the true length; the shades change at 1/16, 1/8, ...,
-    1 (blue to red), ..., 16 times that. Unknown is black.
-
-    Args:
-        prediction: HW2, pixels.
-        truth: as `prediction`; not finite or beyond 1e6 is unknown.
-        valid: HW bool, where `truth` is known; absent = everywhere.
-    """
-    _same_size(prediction, truth)
-    known = _known(truth) if valid is None else _known(truth) & valid
-    truth = np.where(known[..., None], truth, 0)
-    error = np.hypot(*np.moveaxis(prediction - truth, -1, 0))
-    bound = np.maximum(3, 0.05 * np.hypot(truth[..., 0], truth[..., 1]))
-    with np.errstate(invalid="ignore"):
-        shade = np.searchsorted(2.0 ** np.arange(-4, 5), error / bound, side="left")
-    return np.where(known[..., None], _ERROR_COLORS[shade], 0).astype(np.uint8)
 
 
 class _Tile(NamedTuple):
@@ -240,7 +121,7 @@ def _flows(
     truth = valid = predicted = None
     if "flow" in batch:
         truth = batch["flow"][index].cpu().float().permute(1, 2, 0).numpy()
-        valid = _known(truth)
+        valid = known_flow(truth)
         if "flow_valid" in batch:
             valid &= batch["flow_valid"][index].cpu().numpy()
         truth = np.where(valid[..., None], truth, np.nan)
@@ -304,9 +185,9 @@ def _legend(size: tuple[int, int], with_errors: bool) -> np.ndarray:
     canvas.paste(Image.fromarray(color_wheel(side)), (left, (height - side) // 2))
     if not with_errors:
         return np.asarray(canvas)
-    band = max(1, min(14, (height - 8) // len(_ERROR_COLORS)))
-    x, top = width // 2 + 16, (height - band * len(_ERROR_COLORS)) // 2
-    for shade, color in enumerate(_ERROR_COLORS[::-1].tolist()):
+    band = max(1, min(14, (height - 8) // len(ERROR_COLORS)))
+    x, top = width // 2 + 16, (height - band * len(ERROR_COLORS)) // 2
+    for shade, color in enumerate(ERROR_COLORS[::-1].tolist()):
         draw.rectangle((x, top + shade * band, x + 24, top + (shade + 1) * band - 1), fill=tuple(color))
     for bands, text in ((1, "> 48 px"), (5, "3 px or 5 %"), (9, "< 0.19 px")):
         if bands == 5 or band >= 7:
@@ -337,13 +218,3 @@ def _shortened(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -
     while font.getlength("..." + title) > TILE:
         title = title[1:]
     return "..." + title
-
-
-def _known(flow: np.ndarray) -> np.ndarray:
-    return np.all(np.abs(flow) <= KNOWN_FLOW, axis=-1)  # NaN is not
-
-
-def _same_size(one: np.ndarray, other: np.ndarray) -> None:
-    if one.shape[:2] != other.shape[:2]:
-        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (one, other))
-        raise ValueError(f"pictures of one size are needed, got {sizes} (width x height)")

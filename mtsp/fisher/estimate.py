@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtsp.anchors import fingerprint, known_name, named_weights, penalized
 from mtsp.batches import evaluating
+from mtsp.files.tensors import read_tensors, write_tensors
 from mtsp.fisher.gradients import Observed, at_least_float32, looped, vectorized
 from mtsp.fisher.inputs import Labels, Reader, inputs_of, logits_of, targets_of
 
@@ -240,13 +241,8 @@ def save_fisher(
     Raises:
         OSError: it could not be written.
     """
-    from safetensors.torch import save
-
-    from mtsp.training.checkpoint import write_atomically
-
-    values = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
     hashes = {} if anchors is None else {"anchors": json.dumps({name: _hash(value) for name, value in anchors.items()})}
-    write_atomically(path, save(values, {"mtsp": "fisher", **hashes, **notes}))
+    write_tensors(path, fisher, {"mtsp": "fisher", **hashes, **notes})
 
 
 def load_fisher(path: Path) -> Fisher:
@@ -287,21 +283,10 @@ def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
 def _read(path: Path) -> tuple[Fisher, Mapping[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; save_fisher writes it, and so does tools/fisher.py")
-    values, notes = tensors_and_notes(path)
+    values, notes = read_tensors(path)
     if notes.get("mtsp") != "fisher":
         raise ValueError(f"{path} holds other tensors than a Fisher information; save_fisher writes one")
     return values, notes
-
-
-def tensors_and_notes(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """Return what a file of safetensors holds. Raises ValueError if it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _hash(weight: Tensor) -> str:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import save
 
-from mtsp.fisher.estimate import FisherSum, tensors_and_notes
-from mtsp.training.checkpoint import write_atomically
+from mtsp.files.atomic import write_atomically
+from mtsp.files.tensors import read_tensors
+from mtsp.fisher.estimate import FisherSum
 
 
 class KeptSum(NamedTuple):
@@ -32,7 +33,7 @@ class KeptSum(NamedTuple):
         """
         if not self.path.exists():
             return 0
-        tensors, notes = tensors_and_notes(self.path)
+        tensors, notes = read_tensors(self.path)
         if missing := {"settings", "done"} - notes.keys():
             raise ValueError(f"{self.path} is not an estimate under way: it lacks {min(missing)}; move it elsewhere")
         then, now = json.loads(notes["settings"]), json.loads(json.dumps(self.settings))

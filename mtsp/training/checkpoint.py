@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+
+from mtsp.files.atomic import sync
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -85,11 +87,11 @@ def save(
         manifest = {"format": FORMAT, "step": step, "files": files}
         (stage / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*stage.iterdir(), stage):
-            _sync(path)
+            sync(path)
         if final.exists():
             _remove(final)
         stage.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(stage, ignore_errors=True)
         free = shutil.disk_usage(folder).free / 2**20
@@ -150,61 +152,6 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
 
 
-def sharded(model: nn.Module) -> bool:
-    """Return whether the weights are spread over the processes (FSDP2): all of them must then gather and run it."""
-    return any(hasattr(weight, "device_mesh") for weight in model.parameters())
-
-
-def states(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the whole state of network and optimizer. Call it on every process: sharded weights are gathered."""
-    if not sharded(model):
-        return model.state_dict(), optimizer.state_dict()
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_state_dict(model, optimizer, options=options)  # pyright: ignore[reportReturnType]
-
-
-def set_states(model: nn.Module, optimizer: torch.optim.Optimizer, found: Checkpoint) -> None:
-    """Give network and optimizer what :func:`states` returned. Raises what their `load_state_dict` raises."""
-    if not sharded(model):
-        model.load_state_dict(found.model)
-        optimizer.load_state_dict(found.optimizer)
-        return
-    from torch.distributed.checkpoint.state_dict import (
-        StateDictOptions,
-        set_model_state_dict,
-        set_optimizer_state_dict,
-    )
-
-    set_model_state_dict(model, dict(found.model), options=StateDictOptions(full_state_dict=True))
-    # A branch that has not learned yet has no optimizer state.
-    loose = StateDictOptions(full_state_dict=True, strict=False)
-    set_optimizer_state_dict(model, optimizer, found.optimizer, options=loose)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `path` so that a reader, or a kill, sees the old content or the new, never a part."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def export(path: Path, model: Mapping[str, Tensor]) -> None:
-    """Write the weights alone as safetensors, atomically: what a branch of another run can start from."""
-    from safetensors.torch import save as serialize
-
-    write_atomically(path, serialize({k: v.detach().cpu().contiguous().clone() for k, v in model.items()}))
-
-
 def _load_tensors(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -224,11 +171,3 @@ def _sweep(folder: Path) -> None:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
+import yaml
 from pydantic import Field, model_validator
 
 from mtsp.config import Config, ConfigError
@@ -12,8 +13,8 @@ from mtsp.evaluation.tta import AnyViews, WholeConfig
 from mtsp.optim import OptimizerConfig, ScheduleConfig
 from mtsp.regularizers.configs import NoneConfig, PaceConfig, PullConfig, StrengthConfig
 from mtsp.tasks import Tasks
+from mtsp.tracking.tracker import TrackingConfig
 from mtsp.training.ema import AverageConfig
-from mtsp.training.tracking import TrackingConfig
 
 ModelT = TypeVar("ModelT", bound=Config)
 DataT = TypeVar("DataT", bound=Config)
@@ -238,6 +239,11 @@ class Experiment(Config, Generic[ModelT, DataT]):
     def learning_rates(self) -> dict[str, float]:
         """Return each branch's full learning rate."""
         return {n: self.optimizer.lr if b.lr is None else b.lr for n, b in self.branches.items()}
+
+
+def as_yaml(experiment: Experiment[Any, Any]) -> str:
+    """Return the resolved experiment as a config file that gives the same one."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)
 
 
 def stage_at(stages: tuple[StageConfig, ...], step: int) -> StageConfig:

@@ -8,8 +8,7 @@ the batch was shared out. Gradients are synchronized once per step.
 import contextlib
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from mtsp.batches import to_device
 from mtsp.optim import ScheduleConfig, set_learning_rates
-from mtsp.tasks import Tasks
 from mtsp.training.experiment import StageConfig, stage_at
+from mtsp.training.state import Position, StepResult, TrainState
 from mtsp.types import LABELS, Batch, Outputs
 
 
@@ -27,44 +27,8 @@ class NonFiniteLoss(FloatingPointError):
     """A loss is NaN or infinite; the message names the step and the term. No weight was changed by it."""
 
 
-@dataclass
-class Position:
-    """How far a run is: all that a resumed run needs to know besides tensors."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    batches: dict[str, int] = field(default_factory=dict)
-    """Global batches taken from each stream, `davis:4`: a data entry in batches of one size."""
-
-
-class StepResult(NamedTuple):
-    """What one optimizer step measured, over all processes."""
-
-    losses: dict[str, float]  # weighted terms, and their sum as "loss"
-    gradient_norm: float | None  # before clipping; None where nothing is clipped
-    samples: int
-    stop: bool  # some process was asked to stop
-
-
-@dataclass
-class Parts:
-    """What a run is made of, prepared by Accelerate and ready to train."""
-
-    accelerator: Accelerator
-    model: nn.Module
-    optimizer: Any
-    tasks: Tasks
-    branches: tuple[str, ...]
-    held: tuple[str, ...] = ()
-    """Branches that never learn."""
-    fixed_norm: tuple[str, ...] = ()
-    """Branches that learn, but keep the statistics of their batch normalization."""
-    channels_last: bool = True
-    """Memory format of the images, which should be the network's."""
-
-
 def train(
-    parts: Parts,
+    state: TrainState,
     position: Position,
     *,
     steps: int,
@@ -81,7 +45,7 @@ def train(
     """Train until `steps` optimizer steps are done or any process is asked to stop; return whether it was asked.
 
     Args:
-        parts: the network, its optimizer and what it learns.
+        state: the network, its optimizer and what it learns.
         position: where to go on from; kept up to date.
         steps: length of the whole run, which the schedule spans.
         stages: what is learned from what, in turn.
@@ -104,8 +68,8 @@ def train(
         while position.step < steps:
             before, stage = stage, stage_at(stages, position.step)
             if stage is not before:
-                hold_all_but(parts, stage.learn)
-            rates = set_learning_rates(parts.optimizer, schedule.share(position.step, steps))
+                hold_all_but(state, stage.learn)
+            rates = set_learning_rates(state.optimizer, schedule.share(position.step, steps))
             micro_batches = []
             for name, size in stage.batches.items():
                 key = f"{name}:{size}"
@@ -113,9 +77,9 @@ def train(
                     stream = open_stream(name, size, position.batches.setdefault(key, 0))
                     streams[key] = opened.enter_context(contextlib.closing(stream))
                 micro_batches += [next(streams[key]) for _ in range(accumulate)]
-            seed_model(seed, position.step, parts.accelerator.process_index)  # now: opening a stream draws numbers
+            seed_model(seed, position.step, state.accelerator.process_index)  # now: opening a stream draws numbers
             before_step()
-            result = optimizer_step(parts, micro_batches, step=position.step + 1, clip=clip, stop=stop())
+            result = optimizer_step(state, micro_batches, step=position.step + 1, clip=clip, stop=stop())
             position.step += 1
             for name, size in stage.batches.items():
                 position.batches[f"{name}:{size}"] += 1
@@ -126,13 +90,13 @@ def train(
 
 
 def optimizer_step(
-    parts: Parts, micro_batches: Sequence[Batch], *, step: int, clip: float | None = None, stop: bool = False
+    state: TrainState, micro_batches: Sequence[Batch], *, step: int, clip: float | None = None, stop: bool = False
 ) -> StepResult:
     """Take one optimizer step on these micro-batches and those of the other processes; return what was measured."""
-    accelerator, model, optimizer = parts.accelerator, parts.model, parts.optimizer
-    batches = [to_device(batch, accelerator.device, channels_last=parts.channels_last) for batch in micro_batches]
-    counted = [parts.tasks.counts(batch) for batch in batches]
-    names = parts.tasks.names  # from the config, not the labels: the same on every process
+    accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
+    batches = [to_device(batch, accelerator.device, channels_last=state.channels_last) for batch in micro_batches]
+    counted = [state.tasks.counts(batch) for batch in batches]
+    names = state.tasks.names  # from the config, not the labels: the same on every process
     local = [sum(int(counts.get(name, 0)) for counts in counted) for name in names]
     samples = sum(len(batch["name"]) for batch in batches)
     *totaled, samples, asked = _sum_over_processes(accelerator, [*local, samples, int(stop)])
@@ -143,7 +107,7 @@ def optimizer_step(
         last = index == len(batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             outputs: Outputs = model(batch["frame"], batch.get("next_frame"))
-            totals = parts.tasks.sums(outputs, batch)
+            totals = state.tasks.sums(outputs, batch)
             if not totals or counted[index].keys() - totals.keys():
                 raise ValueError(
                     f"{batch['name'][0]} has the labels {', '.join(sorted(batch.keys() & LABELS)) or 'none'}, the "
@@ -175,17 +139,17 @@ def optimizer_step(
     return StepResult({"loss": sum(losses.values()), **losses}, norm, int(samples), asked > 0)
 
 
-def hold_all_but(parts: Parts, learn: tuple[str, ...] | None) -> None:
+def hold_all_but(state: TrainState, learn: tuple[str, ...] | None) -> None:
     """Let the branches named in `learn` (None: all) train, and hold the others: no gradient, no new statistics."""
-    model = parts.accelerator.unwrap_model(parts.model)
+    model = state.accelerator.unwrap_model(state.model)
     model.train()
-    for branch in parts.branches:
+    for branch in state.branches:
         module = model.get_submodule(branch)
-        learns = branch not in parts.held and (learn is None or branch in learn)
+        learns = branch not in state.held and (learn is None or branch in learn)
         module.requires_grad_(learns)
         if not learns:
             module.eval()
-        elif branch in parts.fixed_norm:
+        elif branch in state.fixed_norm:
             for layer in module.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
@@ -194,18 +158,6 @@ def hold_all_but(parts: Parts, learn: tuple[str, ...] | None) -> None:
 def seed_model(seed: int, step: int, process: int) -> None:
     """Make the network's own randomness a function of (seed, step, process), so that resuming needs no state."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
-
-
-def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:
-    """Return the batch with its tensors on `device`, images in channels_last memory unless told otherwise."""
-    moved = {}
-    for key, value in batch.items():
-        if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-            if value.ndim == 4 and channels_last:
-                value = value.contiguous(memory_format=torch.channels_last)
-        moved[key] = value
-    return moved  # pyright: ignore[reportReturnType]
 
 
 def _sum_over_processes(accelerator: Accelerator, values: Sequence[float]) -> list[float]:

@@ -8,10 +8,10 @@ from accelerate.utils import gather_object
 
 from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError
+from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
 from mtsp.training import checkpoint
 from mtsp.training.experiment import check_resumable
-from mtsp.training.loop import Position
-from mtsp.training.state import Run
+from mtsp.training.state import Position, TrainingRun
 
 _LOG = logging.getLogger("mtsp")
 
@@ -44,14 +44,14 @@ def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | 
     return found
 
 
-def restore(run: Run, found: checkpoint.Checkpoint) -> None:
+def restore(run: TrainingRun, found: checkpoint.Checkpoint) -> None:
     """Put the run where it was when `found` was saved; say what changed since then.
 
     Raises:
         ConfigError: a setting differs that a run cannot change on its way, or the checkpoint is beyond the last step.
         CheckpointError: it is of another network, towards other anchors, or with FSDP and this one without.
     """
-    state, accelerator = found.state, run.parts.accelerator
+    state, accelerator = found.state, run.state.accelerator
     for line in check_resumable(run.experiment.model_dump(mode="json"), state["experiment"]):
         _LOG.info("changed since the checkpoint: %s", line)
     if state["processes"] != accelerator.num_processes:
@@ -60,13 +60,13 @@ def restore(run: Run, found: checkpoint.Checkpoint) -> None:
         raise checkpoint.CheckpointError(
             f"{found.path} was trained towards other anchors than the branches' `weights` give now; restore those files"
         )
-    if state["sharded"] != (sharded := checkpoint.sharded(run.network)):
+    if state["sharded"] != (sharded := is_sharded(run.network)):
         here, there = ("with", "without") if sharded else ("without", "with")
         raise checkpoint.CheckpointError(f"{found.path} was saved {there} FSDP and cannot be resumed {here} it")
     if run.average is not None and found.average is None:
         raise checkpoint.CheckpointError(f"{found.path} has no averaged weights, which this run would go on from")
     try:
-        checkpoint.set_states(run.network, run.parts.optimizer.optimizer, found)
+        load_full_states(run.network, run.state.optimizer.optimizer, found.model, found.optimizer)
         if run.average is not None and found.average is not None:
             run.average.load_state_dict(found.average)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -82,7 +82,7 @@ def restore(run: Run, found: checkpoint.Checkpoint) -> None:
     run.measured_at = state["measured_at"]
 
 
-def require_same_fisher(run: Run, found: checkpoint.Checkpoint) -> None:
+def require_same_fisher(run: TrainingRun, found: checkpoint.Checkpoint) -> None:
     """Check, once the regularizer is attached, that its file of Fisher information says what it said then.
 
     Raises:
@@ -92,14 +92,14 @@ def require_same_fisher(run: Run, found: checkpoint.Checkpoint) -> None:
         raise checkpoint.CheckpointError(f"{found.path} was trained with another `regularizer.fisher`; restore it")
 
 
-def _fisher(run: Run) -> str | None:
+def _fisher(run: TrainingRun) -> str | None:
     return None if run.regularizer is None else run.regularizer.state_dict().get("fisher")
 
 
-def save(run: Run) -> None:
+def save(run: TrainingRun) -> None:
     """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
-    accelerator = run.parts.accelerator
-    model, optimizer = checkpoint.states(run.network, run.parts.optimizer.optimizer)
+    accelerator = run.state.accelerator
+    model, optimizer = full_states(run.network, run.state.optimizer.optimizer)
     average = None if run.average is None else run.average.state_dict()
     if accelerator.is_main_process:
         state = {
@@ -110,7 +110,7 @@ def save(run: Run) -> None:
             "fisher": _fisher(run),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "processes": accelerator.num_processes,
-            "sharded": checkpoint.sharded(run.network),
+            "sharded": is_sharded(run.network),
             "meter": run.meter.values,
             "measured_at": run.measured_at,
             "tracker": run.tracker.state(),

@@ -1,86 +1,81 @@
-"""A run under way, and what surrounds its loop: its folder's lock, signals, a progress bar, averages for the curves."""
+"""State of a training run: what Accelerate prepared, how far it is, and what was measured."""
 
-import fcntl
-import os
-import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from mtsp.config import ConfigError
 from mtsp.evaluation.evaluate import Evaluation
 from mtsp.regularizers import Anchored
+from mtsp.tasks import Tasks
+from mtsp.tracking.tracker import Tracker
 from mtsp.training.ema import Average
-from mtsp.training.loop import Parts, Position, StepResult
-from mtsp.training.tracking import Tracker
+from mtsp.training.experiment import Experiment
 from mtsp.types import Examples
-from tools.build import AnyExperiment, Started
 
 
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Make the run's folder and refuse a second run in it. The lock goes with the process, however it ends."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("a+")
-    except OSError as error:
-        raise OSError(f"{run_dir} cannot be written: {error.strerror}; choose another --run-dir") from error
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{run_dir} is in use by another run; choose another --run-dir") from error
-        yield
+class Loaded(Protocol):
+    """Which pretrained weights a branch starts from."""
+
+    @property
+    def description(self) -> str:
+        """Where the weights come from, and how many tensors were loaded."""
+        ...
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Tensors of the source that the branch has no place for."""
+        ...
 
 
-class Interruption:
-    """SIGTERM and Ctrl-C ask the run to save and stop at the next step; a second one ends the process at once."""
+class Started(NamedTuple):
+    """A network with its pretrained weights, before training."""
 
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
-        _follow_launcher()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self._asked:
-            os._exit(128 + number)
-        self._asked = True
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-    def asked(self) -> bool:
-        """Return whether a signal came."""
-        return self._asked
+    model: nn.Module
+    anchors: dict[str, Tensor]
+    loaded: Mapping[str, Loaded]
 
 
-def _follow_launcher() -> None:
-    """Get SIGTERM when `accelerate launch` ends: it does not pass it on to a single process, which would go on alone.
+@dataclass
+class Position:
+    """How far a run is: all that a resumed run needs to know besides tensors."""
 
-    Not under other parents: a shell that closes must not stop what `nohup` started.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
+    step: int = 0
+    """Optimizer steps done."""
+    batches: dict[str, int] = field(default_factory=dict)
+    """Global batches taken from each stream, `davis:4`: a data entry in batches of one size."""
 
-    command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
-    if any(Path(word.decode(errors="replace")).name in ("accelerate", "accelerate-launch") for word in command[:3]):
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+class StepResult(NamedTuple):
+    """What one optimizer step measured, over all processes."""
+
+    losses: dict[str, float]  # weighted terms, and their sum as "loss"
+    gradient_norm: float | None  # before clipping; None where nothing is clipped
+    samples: int
+    stop: bool  # some process was asked to stop
+
+
+@dataclass
+class TrainState:
+    """What a run is made of, prepared by Accelerate and ready to train."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+    tasks: Tasks
+    branches: tuple[str, ...]
+    held: tuple[str, ...] = ()
+    """Branches that never learn."""
+    fixed_norm: tuple[str, ...] = ()
+    """Branches that learn, but keep the statistics of their batch normalization."""
+    channels_last: bool = True
+    """Memory format of the images, which should be the network's."""
 
 
 class Meter:
@@ -118,12 +113,12 @@ class Meter:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A run under way."""
 
-    experiment: AnyExperiment
+    experiment: Experiment[Any, Any]
     folder: Path
-    parts: Parts
+    state: TrainState
     started: Started
     data: Mapping[str, Examples]
     regularizer: Anchored | None = None
@@ -139,7 +134,7 @@ class Run:
     @property
     def network(self) -> nn.Module:
         """The network as it was built, not as Accelerate wraps it."""
-        return self.parts.accelerator.unwrap_model(self.parts.model)
+        return self.state.accelerator.unwrap_model(self.state.model)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its averaged weights, if there are any."""

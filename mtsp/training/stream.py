@@ -10,24 +10,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mtsp.batches import Failure
 from mtsp.types import Batch, Examples
-
-ReadT = TypeVar("ReadT")
-
-
-class Failure(NamedTuple):
-    """A sample that could not be read, carried out of a worker process as one line instead of a traceback."""
-
-    message: str
 
 
 class Slice(NamedTuple):
@@ -174,58 +165,3 @@ class _Collate:
             return self.collate(samples)
         except ValueError as error:
             return Failure(str(error))
-
-
-def read_ahead(
-    read: Callable[[int], ReadT], indices: Iterable[int], *, threads: int, ahead: int
-) -> Generator[ReadT, None, None]:
-    """Yield `read(index)` of each index, in order, while threads read the next ones: decoders release the interpreter.
-
-    Args:
-        read: an error of it is raised when it is that index's turn.
-        indices: of what is read.
-        threads: that read; 0 reads each when it is its turn.
-        ahead: how many are read, or wait to be, beyond the one that is yielded.
-    """
-    if not threads:
-        yield from map(read, indices)
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="mtsp-decode")
-    waiting: deque[Future[ReadT]] = deque()
-    try:
-        for index in indices:
-            waiting.append(pool.submit(read, index))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def collate(samples: Sequence[Batch]) -> Batch:
-    """Return the samples as one batch: names in a list, tensors stacked.
-
-    Raises:
-        ValueError: the samples do not have the same labels or sizes; the message names two that differ.
-    """
-    first = samples[0]
-    batch: dict[str, Any] = {"name": [name for sample in samples for name in sample["name"]]}
-    for other in samples[1:]:
-        if other.keys() != first.keys():
-            odd = ", ".join(sorted(other.keys() ^ first.keys()))
-            raise ValueError(
-                f"{first['name'][0]} and {other['name'][0]} cannot share a batch: only one of them has {odd}"
-            )
-    for key in first:
-        if key == "name":
-            continue
-        values: list[torch.Tensor] = [sample[key] for sample in samples]
-        odd = next((sample for sample in samples if sample[key].shape != first[key].shape), None)
-        if odd is not None:
-            raise ValueError(
-                f"{first['name'][0]} and {odd['name'][0]} cannot share a batch: their {key} has sizes "
-                f"{tuple(first[key].shape)} and {tuple(odd[key].shape)}; crop or resize to one size"
-            )
-        batch[key] = torch.stack(values)
-    return batch  # pyright: ignore[reportReturnType]

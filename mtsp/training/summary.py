@@ -6,17 +6,17 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mtsp.training.state import Run
+from mtsp.training.state import TrainingRun
 
 _LOG = logging.getLogger("mtsp")
 
 
-def announce(run: Run) -> None:
+def announce(run: TrainingRun) -> None:
     """Print which weights are anchored to what, which are new, which are free, and how strong the pulls are.
 
     In the place of alpha, mars has its radius, under that heading.
     """
-    experiment, parts, started, regularizer = run.experiment, run.parts, run.started, run.regularizer
+    experiment, parts, started, regularizer = run.experiment, run.state, run.started, run.regularizer
     table = Table(
         title=f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})",
         box=SIMPLE,

@@ -8,14 +8,14 @@ import numpy as np
 
 from mtsp.evaluation.evaluate import describe, evaluate
 from mtsp.figures.panels import panel
-from mtsp.training.state import Run
+from mtsp.training.state import TrainingRun
 from mtsp.types import Batch, Outputs
 
 _LOG = logging.getLogger("mtsp")
 _HEADLINES = frozenset({"J_mean", "F_mean", "iou", "miou", "pixel_accuracy", "epe", "fl_all", "top1", "top5"})
 
 
-def due(run: Run) -> bool:
+def due(run: TrainingRun) -> bool:
     """Return whether the network is to be measured now, and has not been."""
     step, plan = run.position.step, run.experiment.evaluation
     at_start = step == 0 and plan.at_start
@@ -23,9 +23,9 @@ def due(run: Run) -> bool:
     return run.measured_at < step and (at_start or regular or step == run.experiment.train.steps)
 
 
-def measure(run: Run) -> None:
+def measure(run: TrainingRun) -> None:
     """Measure the network on every entry of `evaluation.data`; log the numbers and a few pictures."""
-    accelerator, step = run.parts.accelerator, run.position.step
+    accelerator, step = run.state.accelerator, run.position.step
     run.measured, run.measured_at = {}, step
     for name in run.experiment.evaluation.data:
         examples = run.data[name]
@@ -36,7 +36,7 @@ def measure(run: Run) -> None:
         with run.averaged():
             run.measured[name] = evaluate(
                 accelerator,
-                run.parts.model,
+                run.state.model,
                 examples,
                 views=run.experiment.evaluation.views.build(),
                 batch_size=run.experiment.evaluation.batch,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mtsp.files.atomic import write_atomically
 from mtsp.text import first_names
-from mtsp.training.checkpoint import write_atomically
 
 SUFFIX = ".safetensors"
 _FORMAT = "mtsp centroids 1"

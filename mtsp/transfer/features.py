@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtsp.training.checkpoint import write_atomically
-from mtsp.training.stream import Failure, collate, read_ahead
+from mtsp.batches import Failure, collate, read_ahead
+from mtsp.files.atomic import write_atomically
 from mtsp.transfer.centroids import Centroids
 from mtsp.types import Batch, Examples
 

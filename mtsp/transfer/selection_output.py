@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mtsp import transfer
-from mtsp.training.checkpoint import write_atomically
+from mtsp.files.atomic import write_atomically
 from mtsp.transfer import Centroids, Growth
 from mtsp.transfer.figure import plain
 

@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from mtsp.config import ConfigError
+from mtsp.files.tensors import write_tensors
 from mtsp.training import checkpoint
-from mtsp.training import stream as loading
+from mtsp.training import run as training_run
 from tools.build import run_or_say_why
 from tools.train import main
 
@@ -256,7 +257,7 @@ def test_a_folder_in_use_is_refused(values: dict[str, Any], train: Train, tmp_pa
 
 def signals_at(monkeypatch: pytest.MonkeyPatch, batch: int, number: int) -> None:
     """Send this process a signal while it collates its `batch`th batch."""
-    collate, count = loading.collate, 0
+    collate, count = training_run.collate, 0
 
     def collate_and_signal(samples: Any) -> Any:
         nonlocal count
@@ -265,7 +266,7 @@ def signals_at(monkeypatch: pytest.MonkeyPatch, batch: int, number: int) -> None
             os.kill(os.getpid(), number)
         return collate(samples)
 
-    monkeypatch.setattr(loading, "collate", collate_and_signal)
+    monkeypatch.setattr(training_run, "collate", collate_and_signal)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -294,14 +295,14 @@ def test_a_signal_saves_and_ends_the_run_which_then_goes_on(
 
 
 def signal_twice() -> None:
-    collate = loading.collate
+    collate = training_run.collate
 
     def collate_and_signal(samples: Any) -> Any:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
         return collate(samples)
 
-    loading.collate = collate_and_signal
+    training_run.collate = collate_and_signal
 
 
 def test_a_second_signal_ends_the_process_at_once(config: Path, tmp_path: Path) -> None:
@@ -341,7 +342,7 @@ class KillAt:
         self.moment = moment
 
     def __call__(self) -> None:
-        from mtsp.training.tracking import Tracker
+        from mtsp.tracking.tracker import Tracker
 
         for owner, name in (
             (checkpoint, "save_file"),
@@ -578,7 +579,7 @@ def test_anchors_are_taken_from_their_file_also_on_resume(
     assert outcome(resumed) == outcome(tmp_path / "run")
     weights = load_file(whole / "weights.safetensors")
     weights["flow.network.conv1.0.weight"][0, 0, 0, 0] += 1e-3
-    checkpoint.export(whole / "weights.safetensors", weights)
+    write_tensors(whole / "weights.safetensors", weights)
     changed = rewound(tmp_path / "run", 1, tmp_path / "changed")
     with pytest.raises(ValueError, match="trained towards other anchors than the branches' `weights` give now"):
         train(anchored, changed, "auto")

@@ -131,7 +131,7 @@ def test_a_stopped_run_stops_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(program, "run", lambda *_, **__: None)  # as tools.train.run ends after Ctrl-C
+    monkeypatch.setattr(program, "train", lambda *_, **__: None)  # as tools.train.run ends after Ctrl-C
     assert main([], folder=tmp_path, data=DATA, overrides=TINY) == 130
     assert "goes on from here" in capsys.readouterr().err
     assert not (tmp_path / "table.md").exists()

@@ -20,7 +20,7 @@ from data.predictions.score import score
 from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_scene_flow
 from mtsp.config import parse
-from mtsp.training.checkpoint import export
+from mtsp.files.tensors import write_tensors
 from mtsp.types import Raw
 from tests import two_processes
 from tools.build import AnyExperiment
@@ -337,7 +337,7 @@ def network(values: dict[str, Any], synthetic: Path, tmp_path: Path) -> list[str
     (tmp_path / "small.yaml").write_text(json.dumps(values))
     torch.manual_seed(1)
     model = parse(AnyExperiment, values).model.build()
-    export(tmp_path / "weights.safetensors", model.state_dict())
+    write_tensors(tmp_path / "weights.safetensors", model.state_dict())
     return ["--config", str(tmp_path / "small.yaml"), "--checkpoint", str(tmp_path / "weights.safetensors")]
 
 
@@ -410,7 +410,7 @@ def of_another_network(folder: Path) -> None:
     tensors = load_file(folder / "weights.safetensors")
     tensors["segmentation.new"] = torch.zeros(1)
     del tensors["segmentation.mean"]
-    export(folder / "weights.safetensors", tensors)
+    write_tensors(folder / "weights.safetensors", tensors)
 
 
 def truncated(folder: Path) -> None:

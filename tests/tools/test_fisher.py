@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from data.files.images import write_image, write_mask
 from mtsp.config import ConfigError, parse
+from mtsp.files.tensors import write_tensors
 from mtsp.fisher.estimate import FisherSum, diagonal_fisher, load_fisher, mean_one, save_fisher
 from mtsp.fisher.partial import KeptSum
-from mtsp.fisher.single_pass import Rounds
 from mtsp.training import checkpoint
+from mtsp.training.single_pass import Rounds
 from tests import two_processes
 from tools import fisher as program
 from tools import train as training
@@ -52,7 +53,7 @@ def classifying(tmp_path: Path) -> dict[str, Any]:
         "tracking": {"log_every": 1, "images": 0},
     }
     torch.manual_seed(7)
-    checkpoint.export(tmp_path / "start.safetensors", parse(AnyExperiment, values).model.build().state_dict())
+    write_tensors(tmp_path / "start.safetensors", parse(AnyExperiment, values).model.build().state_dict())
     (tmp_path / "grays.yaml").write_text(json.dumps(values))
     return values
 
@@ -168,7 +169,7 @@ def test_a_picture_that_cannot_be_read_costs_nothing_that_was_done(
     assert estimating(tmp_path, "whole.safetensors", "--batch", "1") == 0
     last = Rounds(
         parse(AnyExperiment, classifying).data["grays"].build(),
-        program.accelerator_of("fp32"),
+        program.make_accelerator("fp32"),
         pictures=9,
         batch=1,
         seed=0,
@@ -223,7 +224,7 @@ def test_pixels_are_drawn_and_exact_labels_of_large_pictures_are_refused(
         "optimizer": {"name": "sgd", "lr": 0.02},
         "train": {"steps": 1, "stages": [{"steps": 1, "batches": {"stripes": 2}}], "workers": 0},
     }
-    checkpoint.export(tmp_path / "start.safetensors", parse(AnyExperiment, values).model.build().state_dict())
+    write_tensors(tmp_path / "start.safetensors", parse(AnyExperiment, values).model.build().state_dict())
     (tmp_path / "grays.yaml").write_text(json.dumps(values))
     assert estimating(tmp_path) == 0
     said = notes(tmp_path / "fisher.safetensors")

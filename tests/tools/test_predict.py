@@ -17,7 +17,7 @@ from data.augment.crops import center_crop
 from data.files.flow_formats import read_flo
 from data.files.images import read_image, read_mask, write_image
 from mtsp.config import parse
-from mtsp.training.checkpoint import export
+from mtsp.files.tensors import write_tensors
 from mtsp.types import Outputs
 from tools.build import AnyExperiment, run_or_say_why
 from tools.evaluate import main as evaluate
@@ -29,7 +29,7 @@ def arguments(values: dict[str, Any], tmp_path: Path) -> list[str]:
     """A network with random weights, three frames of 48x80 of one video and one frame of another."""
     (tmp_path / "small.yaml").write_text(json.dumps(values))
     torch.manual_seed(1)
-    export(tmp_path / "weights.safetensors", parse(AnyExperiment, values).model.build().state_dict())
+    write_tensors(tmp_path / "weights.safetensors", parse(AnyExperiment, values).model.build().state_dict())
     rng = np.random.default_rng(0)
     for name in ("dog/8.png", "dog/9.png", "dog/10.png", "cat/1.png"):
         (tmp_path / "frames" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def test_flow_of_a_network_without_a_flow_branch_is_refused(
     arguments: list[str], values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = parse(AnyExperiment, values | {"model": values["model"] | {"flow": None}}).model.build()
-    export(tmp_path / "weights.safetensors", model.state_dict())
+    write_tensors(tmp_path / "weights.safetensors", model.state_dict())
     arguments = [*arguments, "model.flow=null"]
     assert run_or_say_why(lambda: main([*arguments, "--what", "masks,flow"])) == 1
     assert "--what flow: this network predicts mask_logits only" in capsys.readouterr().err
@@ -136,7 +136,7 @@ def stored(values: dict[str, Any], folder: Path) -> list[str]:
     """Write the experiment and random weights of its network; return the arguments that name them."""
     (folder / "small.yaml").write_text(json.dumps(values))
     torch.manual_seed(1)
-    export(folder / "weights.safetensors", parse(AnyExperiment, values).model.build().state_dict())
+    write_tensors(folder / "weights.safetensors", parse(AnyExperiment, values).model.build().state_dict())
     return ["--config", str(folder / "small.yaml"), "--checkpoint", str(folder / "weights.safetensors")]
 
 

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from models.encnet.encoding import Encoding
 from models.encnet.network import EncNet, EncNetConfig
+from mtsp.distributed.accelerator import computes_bf16
 from mtsp.evaluation.tta import ScalesConfig
 from mtsp.tasks import SegmentationConfig, Tasks
 from mtsp.types import Batch, Outputs
 from tools.bench.timing import machine
 from tools.bench.workers import Worker, take_turns, wait_for_gpu
-from tools.build import computes_bf16
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

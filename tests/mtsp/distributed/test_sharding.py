@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.anchors import capture
+from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
 from mtsp.regularizers import L2SP
-from mtsp.training.checkpoint import Checkpoint, load, save, set_states, sharded, states
+from mtsp.training.checkpoint import Checkpoint, load, save
 
 
 def network() -> nn.Module:
@@ -20,7 +21,7 @@ def network() -> nn.Module:
 def trained(model: nn.Module, anchors: dict[str, Tensor], steps: int, found: Checkpoint | None = None) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     if found is not None:
-        set_states(model, optimizer, found)
+        load_full_states(model, optimizer, found.model, found.optimizer)
     regularizer = L2SP(model, anchors=anchors, alpha=0.5, beta=0.1)
     regularizer.attach(optimizer)
     for step in range(2 if found is not None else 0, steps):
@@ -38,9 +39,9 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
     model = network()
     anchors = capture(model, ["0.weight", "2.weight"])
     fully_shard(model, mesh=mesh)
-    assert sharded(model)
+    assert is_sharded(model)
     optimizer, _ = trained(model, anchors, steps=2)
-    weights, state = states(model, optimizer)
+    weights, state = full_states(model, optimizer)
     if rank == 0:
         save(Path(folder) / "run", 2, weights, state, {"step": 2}, keep=1)
     torch.distributed.barrier()
@@ -50,7 +51,7 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
         again.get_parameter("0.weight").zero_()
     fully_shard(again, mesh=mesh)
     optimizer, regularizer = trained(again, anchors, steps=5, found=load(Path(folder) / "run/step-00000002"))
-    weights, _ = states(again, optimizer)
+    weights, _ = full_states(again, optimizer)
     report = {"penalty": regularizer.penalty(), **regularizer.distances(["0", "2"])}
     if rank == 0:
         torch.save({"weights": weights, "report": report}, Path(folder) / "result.pt")

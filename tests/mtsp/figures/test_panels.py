@@ -3,17 +3,9 @@ import pytest
 import torch
 from torchvision.utils import flow_to_image
 
-from mtsp.figures.panels import (
-    TILE,
-    color_wheel,
-    error_map,
-    flow_to_color,
-    overlay,
-    palette,
-    panel,
-    panels,
-    resize_flow,
-)
+from mtsp.figures.colors import color_wheel, error_map, flow_to_color, overlay
+from mtsp.figures.panels import TILE, panel, panels, resize_flow
+from mtsp.files.palettes import palette
 from mtsp.types import Batch, Outputs
 
 GRAY = np.full((7, 7, 3), 100, np.uint8)

@@ -18,8 +18,8 @@ from mtsp.optim import AdamConfig, OptimizerConfig, RMSPropConfig, SGDConfig
 from mtsp.regularizers import L2SP, Pace
 from mtsp.regularizers.configs import FamilyConfig, L2SPConfig, NoneConfig, PullConfig
 from mtsp.training import checkpoint
-from mtsp.training.experiment import stage_at
-from tools.build import AnyExperiment, as_yaml, read_experiment
+from mtsp.training.experiment import as_yaml, stage_at
+from tools.build import AnyExperiment, read_experiment
 from tools.sweep import rows
 from tools.train import main
 

@@ -13,15 +13,8 @@ from mtsp.optim import ScheduleConfig, parameter_groups
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.training.experiment import StageConfig
-from mtsp.training.loop import (
-    NonFiniteLoss,
-    Parts,
-    Position,
-    hold_all_but,
-    optimizer_step,
-    seed_model,
-    train,
-)
+from mtsp.training.loop import NonFiniteLoss, hold_all_but, optimizer_step, seed_model, train
+from mtsp.training.state import Position, TrainState
 from mtsp.types import IGNORE, Batch, Outputs
 
 HEIGHT, WIDTH = 4, 6
@@ -50,7 +43,7 @@ class Fixture:
         accelerator = Accelerator(cpu=True)
         model, prepared = accelerator.prepare(model, self.optimizer)
         self.model = model
-        self.parts = Parts(accelerator, model, prepared, tasks, ("segmentation", "flow"), **more)
+        self.parts = TrainState(accelerator, model, prepared, tasks, ("segmentation", "flow"), **more)
 
     def weights(self, branch: str = "") -> dict[str, Tensor]:
         return {k: v.clone() for k, v in self.model.state_dict().items() if k.startswith(branch)}

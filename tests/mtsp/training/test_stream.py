@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtsp.training.stream import Slice, collate, micro_batches, read_ahead
+from mtsp.batches import collate, read_ahead
+from mtsp.training.stream import Slice, micro_batches
 from mtsp.types import Batch
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from accelerate import Accelerator
 
+from mtsp.batches import collate, to_device
 from mtsp.training import stream as loading
-from mtsp.training.loop import to_device
 from mtsp.types import Batch, Examples
 
 
@@ -68,7 +68,7 @@ class Rounds(NamedTuple):
             start=start,
             seed=(self.seed,),
             part=loading.Slice(index, processes),
-            collate=loading.collate,
+            collate=collate,
             workers=self.workers,
         )
         try:

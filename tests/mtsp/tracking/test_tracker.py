@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from mtsp.config import ConfigError, parse
-from mtsp.training import tracking
-from mtsp.training.tracking import Tracker, TrackingConfig, read_metrics
+from mtsp.tracking import tracker as tracking
+from mtsp.tracking.tracker import Tracker, TrackingConfig, read_metrics
 
 EXPERIMENT = {"name": "test", "seed": 0, "optim": {"lr": 0.1}}
 PICTURE = np.zeros((4, 6, 3), np.uint8)
@@ -159,7 +159,7 @@ def test_a_tracker_that_does_not_exist_is_a_config_error() -> None:
 
 def test_the_trackers_of_others_are_imported_only_when_used() -> None:
     code = (
-        "import sys, mtsp.training.tracking, mtsp.figures.panels, mtsp.reports.runs;"
+        "import sys, mtsp.tracking.tracker, mtsp.figures.panels, mtsp.reports.runs;"
         "print({'wandb', 'matplotlib', 'tensorboard'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,24 @@
+"""A folder that one run at a time writes to."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mtsp.config import ConfigError
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Make the run's folder and refuse a second run in it. The lock goes with the process, however it ends."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("a+")
+    except OSError as error:
+        raise OSError(f"{run_dir} cannot be written: {error.strerror}; choose another --run-dir") from error
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{run_dir} is in use by another run; choose another --run-dir") from error
+        yield

@@ -1,0 +1,1 @@
+"""Tracking: metrics.jsonl always, Weights & Biases and TensorBoard on request."""

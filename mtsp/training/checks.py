@@ -1,0 +1,45 @@
+"""Checks made before a run starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtsp.config import ConfigError
+from mtsp.training.experiment import Experiment
+from mtsp.types import Examples
+
+
+def require_classes(experiment: Experiment[Any, Any], data: Mapping[str, Examples]) -> None:
+    """Check that the data entries in use name the same classes, and as many as the network predicts.
+
+    Raises:
+        ConfigError: they do not: labels would mean other classes, without a word.
+    """
+    named = {name: classes for name, examples in data.items() if (classes := getattr(examples, "classes", ()))}
+    wanted = getattr(experiment.model, "classes", None)
+    for name, classes in named.items():
+        if wanted is not None and len(classes) != wanted:
+            count = len(classes)
+            raise ConfigError(f"model.classes is {wanted}, but data.{name} has {count} classes; set {count}")
+    first = next(iter(named), "")
+    for name, classes in named.items():
+        odd = [(i, *pair) for i, pair in enumerate(zip(named[first], classes, strict=True)) if pair[0] != pair[1]]
+        if odd:
+            place, ours, theirs = odd[0]
+            raise ConfigError(
+                f"data.{first} and data.{name} differ in {len(odd)} classes: class {place} is {ours!r} in one and "
+                f"{theirs!r} in the other; give both the same classes"
+            )
+
+
+def require_whole_images(experiment: Experiment[Any, Any], entries: Mapping[str, Any]) -> None:
+    """Check that views `crops` are given images that nobody has cropped or resized before.
+
+    Raises:
+        ConfigError: they are not: ten crops of a crop are not the ten crops that papers report.
+    """
+    for name, entry in entries.items():
+        if experiment.evaluation.views.name == "crops" and entry.size is not None:
+            raise ConfigError(
+                f"evaluation.views: crops are cut from whole pictures, and data.{name} is resized before; set "
+                f"data.{name}.size=null data.{name}.center=null"
+            )

@@ -1,0 +1,50 @@
+"""Signals that ask a run to save and stop."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Interruption:
+    """SIGTERM and Ctrl-C ask the run to save and stop at the next step; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        _follow_launcher()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self._asked:
+            os._exit(128 + number)
+        self._asked = True
+        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    def asked(self) -> bool:
+        """Return whether a signal came."""
+        return self._asked
+
+
+def _follow_launcher() -> None:
+    """Get SIGTERM when `accelerate launch` ends: it does not pass it on to a single process, which would go on alone.
+
+    Not under other parents: a shell that closes must not stop what `nohup` started.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+    if any(Path(word.decode(errors="replace")).name in ("accelerate", "accelerate-launch") for word in command[:3]):
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
