@@ -70,7 +70,7 @@ class DataConfig(Config):
     size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     """Height and width that frames are resized to for the network at evaluation; labels keep their own. Training
     without `augment` resizes to it as well, labels included."""
-    center: float | None = Field(default=None, gt=0, le=1)
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Of labeled images: see the middle at evaluation, this share of the shorter side, as `size`, its aspect kept.
     0.875 is usual (and 1 all of the shorter side). Null: all of the image, stretched to `size`."""
     limit: int | None = Field(default=None, gt=0)
@@ -92,12 +92,14 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _only_a_class_survives_a_crop(self) -> "DataConfig":
-        if self.center is None:
+        if self.crop_pct is None:
             return self
         if not isinstance(self.dataset, LabeledConfig):
-            raise ValueError(f"`center` is of labeled pictures; {self.dataset.name} is scored whole, set `size` alone")
+            raise ValueError(
+                f"`crop_pct` is of labeled pictures; {self.dataset.name} is scored whole, set `size` alone"
+            )
         if self.size is None:
-            raise ValueError("`center` needs `size`, which the middle of each picture becomes")
+            raise ValueError("`crop_pct` needs `size`, which the middle of each picture becomes")
         return self
 
     def build(self) -> Examples:
@@ -107,7 +109,7 @@ class DataConfig(Config):
             DataError: the data set's files are not as they should be.
         """
         augmentation = None if self.augment is None else self.augment.build()
-        return PreparedExamples(self.build_raw(), augmentation, self.size, self.center)
+        return PreparedExamples(self.build_raw(), augmentation, self.size, self.crop_pct)
 
     def build_raw(self) -> RawDataset:
         """Return the examples as decoded: nothing resized, nothing augmented. Raises as :meth:`build`."""

@@ -24,7 +24,7 @@ class PreparedExamples:
         augmentation: what :meth:`draw` does to them; None only resizes.
         size: height and width of frames at evaluation, and of everything that is drawn without augmentation; None keeps
             each image's own. An augmentation has its own size, which this does not change.
-        center: where only the class of the whole image counts, the share of its shorter side, about the middle, that
+        crop_pct: where only the class of the whole image counts, the share of its shorter side, about the middle, that
             becomes `size`, its aspect kept; None stretches all of it.
     """
 
@@ -33,12 +33,12 @@ class PreparedExamples:
         dataset: RawDataset,
         augmentation: Augmentation | None = None,
         size: Size | None = None,
-        center: float | None = None,
+        crop_pct: float | None = None,
     ) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
         self.size = size
-        self.center = center
+        self.crop_pct = crop_pct
 
     @property
     def names(self) -> list[str]:
@@ -58,7 +58,7 @@ class PreparedExamples:
         raw = self.dataset[index]
         check_sizes(raw)
         if self.size is not None:
-            raw = self._seen(raw) if self.center is not None else Raw(**{**raw, **_resized_frames(raw, self.size)})
+            raw = self._seen(raw) if self.crop_pct is not None else Raw(**{**raw, **_resized_frames(raw, self.size)})
         return to_tensors(raw)
 
     def draw(self, index: int, rng: np.random.Generator) -> Batch:
@@ -66,15 +66,15 @@ class PreparedExamples:
         raw = self.dataset[index]
         if self.augmentation is not None:
             return to_tensors(self.augmentation(raw, rng))
-        if self.center is not None:
+        if self.crop_pct is not None:
             return to_tensors(self._seen(raw))
         return to_tensors(resized(raw, self.size or check_sizes(raw)))
 
     def _seen(self, raw: Raw) -> Raw:
         """The middle of the image, and its class."""
         assert self.size is not None
-        assert self.center is not None
-        return Raw(**{**raw, "frame": center_crop(raw["frame"], self.size, self.center)})
+        assert self.crop_pct is not None
+        return Raw(**{**raw, "frame": center_crop(raw["frame"], self.size, self.crop_pct)})
 
 
 def resized(raw: Raw, size: Size) -> Raw:

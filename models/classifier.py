@@ -31,13 +31,13 @@ class ClassifierConfig(Config):
     classes: int = Field(gt=1)
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Of the pooled features, before the head. Slim's Inception-V3, which DSTL trained, keeps 0.8 of them."""
-    auxiliary: bool | None = None
+    aux_head: bool | None = None
     """Whether Inception-V3 has its auxiliary head; null: yes. No other backbone has one."""
 
     @model_validator(mode="after")
     def _only_inception_has_one(self) -> "ClassifierConfig":
-        if self.auxiliary and self.backbone != INCEPTION:
-            raise ValueError(f"`auxiliary`: only {INCEPTION} has an auxiliary head; leave it out")
+        if self.aux_head and self.backbone != INCEPTION:
+            raise ValueError(f"`aux_head`: only {INCEPTION} has an auxiliary head; leave it out")
         return self
 
     def build(self) -> "Classifier":
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
-        self.backbone = Backbone(config.backbone, auxiliary=config.auxiliary is not False)
+        self.backbone = Backbone(config.backbone, aux_head=config.aux_head is not False)
         self.head = Head(self.backbone, config.classes, config.dropout)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
@@ -75,23 +75,23 @@ class Classifier(nn.Module):
         """
         features, earlier = self.backbone(frame)
         outputs = Outputs(label_logits=self.head.label(self.head.dropout(features)))
-        if earlier is not None and self.head.auxiliary is not None:
-            outputs["auxiliary_label_logits"] = self.head.auxiliary(earlier)
+        if earlier is not None and self.head.aux_head is not None:
+            outputs["aux_label_logits"] = self.head.aux_head(earlier)
         return outputs
 
 
 class Head(nn.Module):
-    """The last layer of each output: `label`, and with an auxiliary head `auxiliary`."""
+    """The last layer of each output: `label`, and with an auxiliary head `aux_head`."""
 
-    task_layers = ("auxiliary.",)  # may be missing from, or unused in, a file that mtsp saved
+    task_layers = ("aux_head.",)  # may be missing from, or unused in, a file that mtsp saved
 
     def __init__(self, backbone: "Backbone", classes: int, dropout: float) -> None:
         super().__init__()
         self.published = backbone.classifiers
         self.dropout = nn.Dropout(dropout)
         self.label = nn.Linear(backbone.width, classes)
-        earlier = backbone.auxiliary_width
-        self.auxiliary = None if earlier is None else nn.Linear(earlier, classes)
+        earlier = backbone.aux_width
+        self.aux_head = None if earlier is None else nn.Linear(earlier, classes)
 
 
 class Backbone(nn.Module):
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
 
     Attributes:
         width: number of pooled features.
-        auxiliary_width: features of the auxiliary head, or None.
+        aux_width: features of the auxiliary head, or None.
         classifiers: names that the layers left out have in published weights: the last one, then the auxiliary one.
     """
 
@@ -111,12 +111,12 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, *, auxiliary: bool = True) -> None:
+    def __init__(self, name: str, *, aux_head: bool = True) -> None:
         super().__init__()
         self.name = name
-        self.auxiliary_width: int | None = None
+        self.aux_width: int | None = None
         if name == INCEPTION:
-            self._inception(auxiliary)
+            self._inception(aux_head)
         elif name.startswith("torchvision:"):
             self._torchvision(name.removeprefix("torchvision:"))
         else:
@@ -127,7 +127,7 @@ class Backbone(nn.Module):
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return pooled features BD of `frame` (B3HW, RGB in [0, 1]), and in training the auxiliary head's, if any."""
         if self.name == INCEPTION:
-            trained = self.training and self.auxiliary_width is not None
+            trained = self.training and self.aux_width is not None
             smallest = SMALLEST_TRAINED if trained else SMALLEST
             if min(frame.shape[-2:]) < smallest:
                 what = "with its auxiliary head trains on" if trained else "takes"
@@ -149,17 +149,17 @@ class Backbone(nn.Module):
 
         return timm.create_model(self.name, pretrained=True).state_dict()
 
-    def _inception(self, auxiliary: bool) -> None:
+    def _inception(self, aux_head: bool) -> None:
         from torchvision.models import inception_v3
 
-        network = inception_v3(weights=None, aux_logits=auxiliary, transform_input=False, init_weights=True)
+        network = inception_v3(weights=None, aux_logits=aux_head, transform_input=False, init_weights=True)
         self.width = network.fc.in_features
         network.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
         network.dropout.p = 0.0  # the head has its own
-        if auxiliary:
+        if aux_head:
             assert network.AuxLogits is not None
             last = cast(nn.Linear, network.AuxLogits.fc)
-            self.auxiliary_width = last.in_features
+            self.aux_width = last.in_features
             network.AuxLogits.fc = nn.Identity()
         self.network, self.classifiers = network, ("fc", "AuxLogits.fc")
         self.normalization = (0.5,) * 3, (0.5,) * 3

@@ -31,8 +31,8 @@ def mask_count(mask: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tens
     return (mask != IGNORE).sum() if reduction == "mean" else image_count(mask)
 
 
-def presence_count(mask: Tensor) -> Tensor:
-    """Return what :func:`presence_loss` is divided by: the number of images with a known pixel."""
+def se_count(mask: Tensor) -> Tensor:
+    """Return what :func:`se_loss` is divided by: the number of images with a known pixel."""
     return (mask != IGNORE).flatten(1).any(1).sum()
 
 
@@ -47,7 +47,7 @@ def image_count(labels: Tensor) -> Tensor:
 
 
 def cross_entropy(
-    logits: Tensor, mask: Tensor, *, balanced: bool, reduction: Literal["mean", "sum"] = "mean"
+    logits: Tensor, mask: Tensor, *, class_balance: bool, reduction: Literal["mean", "sum"] = "mean"
 ) -> LossSum:
     """Return the cross-entropy of a mask, over its known pixels.
 
@@ -75,12 +75,12 @@ def cross_entropy(
     _check_classes(mask, known, classes, "mask")
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none")
-        if balanced:
+        if class_balance:
             losses = losses * _balance(mask, known, classes)
         return LossSum(losses.sum(), mask_count(mask, reduction).float())
 
 
-def presence_loss(logits: Tensor, mask: Tensor) -> LossSum:
+def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
     """Return EncNet's semantic encoding loss: is each class anywhere in the image? count is of images.
 
     Binary cross-entropy of each class, averaged over the classes, as in Zhang et al., "Context Encoding for Semantic
@@ -103,7 +103,7 @@ def presence_loss(logits: Tensor, mask: Tensor) -> LossSum:
     present = logits.new_zeros((len(mask), classes + 1), dtype=torch.float32).scatter_(1, codes, 1.0)[:, :classes]
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.binary_cross_entropy_with_logits(logits.float(), present, reduction="none").mean(1)
-    return LossSum(torch.where(known.flatten(1).any(1), losses, 0.0).sum(), presence_count(mask).float())
+    return LossSum(torch.where(known.flatten(1).any(1), losses, 0.0).sum(), se_count(mask).float())
 
 
 def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> LossSum:

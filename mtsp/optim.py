@@ -97,7 +97,7 @@ class ScheduleConfig(Config):
             raise ValueError("a step schedule needs one of `every` and `milestones`")
         return self
 
-    def share(self, step: int, steps: int) -> float:
+    def lr_factor(self, step: int, steps: int) -> float:
         """Return what the learning rate of step `step` (from 0) of a run of `steps` is multiplied by."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         done = min(1.0, step / max(1, steps))
@@ -133,8 +133,8 @@ def parameter_groups(model: nn.Module, branches: Mapping[str, float]) -> list[di
     return [group for group in groups.values() if group["params"]]
 
 
-def set_learning_rates(optimizer: Any, share: float) -> dict[str, float]:
+def set_learning_rates(optimizer: Any, factor: float) -> dict[str, float]:
     """Set each group's learning rate to `share` of its full one; return them by branch."""
     for group in optimizer.param_groups:
-        group["lr"] = group["full_lr"] * share
+        group["lr"] = group["full_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -18,8 +18,8 @@ from mtsp.losses import (
     label_cross_entropy,
     mask_count,
     multiscale_epe,
-    presence_count,
-    presence_loss,
+    se_count,
+    se_loss,
 )
 from mtsp.types import Batch, Outputs
 
@@ -45,19 +45,19 @@ class SegmentationConfig(Config):
     """How the mask is learned."""
 
     weight: float = Field(default=1.0, ge=0)
-    balanced: bool = True
+    class_balance: bool = True
     """Weight each frame's pixels by 1 - (share of their class), as SegFlow's authors do."""
     reduction: Literal["mean", "sum"] = "mean"
     """`mean` over pixels; `sum` over pixels, mean over images, as the Caffe release (its learning rates need it)."""
-    auxiliary: float = Field(default=0.0, ge=0)
+    aux_loss: float = Field(default=0.0, ge=0)
     """Of the same loss on the auxiliary head's mask; EncNet: 0.2."""
-    presence: float = Field(default=0.0, ge=0)
+    se_loss: float = Field(default=0.0, ge=0)
     """Of the loss on which classes the image has, EncNet's semantic encoding loss (SE-loss); EncNet: 0.2."""
 
     @property
     def names(self) -> list[str]:
         """Names of its losses."""
-        extra = ["segmentation_auxiliary"] * bool(self.auxiliary) + ["presence"] * bool(self.presence)
+        extra = ["segmentation_aux"] * bool(self.aux_loss) + ["segmentation_se"] * bool(self.se_loss)
         return ["segmentation", *extra]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -66,10 +66,10 @@ class SegmentationConfig(Config):
             return {}
         mask = batch["mask"]
         counts = {"segmentation": mask_count(mask, self.reduction)}
-        if self.auxiliary:
-            counts["segmentation_auxiliary"] = counts["segmentation"]
-        if self.presence:
-            counts["presence"] = presence_count(mask)
+        if self.aux_loss:
+            counts["segmentation_aux"] = counts["segmentation"]
+        if self.se_loss:
+            counts["segmentation_se"] = se_count(mask)
         return counts
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
@@ -79,15 +79,15 @@ class SegmentationConfig(Config):
         sums = {}
         if "mask_logits" in outputs:
             sums["segmentation"] = self.weight * self._pixels(outputs["mask_logits"], batch["mask"])
-        if self.auxiliary and "auxiliary_mask_logits" in outputs:
-            total = self._pixels(outputs["auxiliary_mask_logits"], batch["mask"])
-            sums["segmentation_auxiliary"] = self.auxiliary * total
-        if self.presence and "presence_logits" in outputs:
-            sums["presence"] = self.presence * presence_loss(outputs["presence_logits"], batch["mask"]).total
+        if self.aux_loss and "aux_mask_logits" in outputs:
+            total = self._pixels(outputs["aux_mask_logits"], batch["mask"])
+            sums["segmentation_aux"] = self.aux_loss * total
+        if self.se_loss and "se_logits" in outputs:
+            sums["segmentation_se"] = self.se_loss * se_loss(outputs["se_logits"], batch["mask"]).total
         return sums
 
     def _pixels(self, logits: Tensor, mask: Tensor) -> Tensor:
-        return cross_entropy(logits, mask, balanced=self.balanced, reduction=self.reduction).total
+        return cross_entropy(logits, mask, class_balance=self.class_balance, reduction=self.reduction).total
 
 
 class FlowConfig(Config):
@@ -97,9 +97,9 @@ class FlowConfig(Config):
     """Of the end-point error of the returned flow, in pixels."""
     reduction: Literal["mean", "sum"] = "mean"
     """Of that error: `mean` over known pixels, or `sum` over them and mean over images, as in Caffe."""
-    pyramid: float = Field(default=0.0, ge=0)
+    multiscale: float = Field(default=0.0, ge=0)
     """Of FlowNetS's own multi-scale loss, a sum over pixels and a mean over images, as its authors train it."""
-    pyramid_weights: tuple[float, ...] = (0.005, 0.01, 0.02, 0.08, 0.32)
+    multiscale_weights: tuple[float, ...] = (0.005, 0.01, 0.02, 0.08, 0.32)
     """Finest scale first."""
     eps: float = Field(default=1e-6, gt=0)
     """Inside the root of the end-point error, in squared pixels: its gradient is finite at zero error."""
@@ -107,7 +107,7 @@ class FlowConfig(Config):
     @property
     def names(self) -> list[str]:
         """Names of its losses."""
-        return ["flow"] * bool(self.weight) + ["flow_pyramid"] * bool(self.pyramid)
+        return ["flow"] * bool(self.weight) + ["flow_multiscale"] * bool(self.multiscale)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return what each loss of this batch is divided by."""
@@ -117,8 +117,8 @@ class FlowConfig(Config):
         counts = {}
         if self.weight:
             counts["flow"] = flow_count(flow, batch.get("flow_valid")) if self.reduction == "mean" else frames
-        if self.pyramid:
-            counts["flow_pyramid"] = frames
+        if self.multiscale:
+            counts["flow_multiscale"] = frames
         return counts
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
@@ -129,9 +129,9 @@ class FlowConfig(Config):
         sums = {}
         if self.weight and "flow" in outputs:
             sums["flow"] = self.weight * end_point_error(outputs["flow"], truth, valid, eps=self.eps).total
-        if self.pyramid and "flow_pyramid" in outputs:
-            scales = multiscale_epe(outputs["flow_pyramid"], truth, valid, weights=self.pyramid_weights)
-            sums["flow_pyramid"] = self.pyramid * scales.total
+        if self.multiscale and "flow_pyramid" in outputs:
+            scales = multiscale_epe(outputs["flow_pyramid"], truth, valid, weights=self.multiscale_weights)
+            sums["flow_multiscale"] = self.multiscale * scales.total
         return sums
 
 
@@ -141,13 +141,13 @@ class ClassificationConfig(Config):
     weight: float = Field(default=1.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes; Inception-V3: 0.1."""
-    auxiliary: float = Field(default=0.0, ge=0)
+    aux_loss: float = Field(default=0.0, ge=0)
     """Of the same loss on the auxiliary head; Inception-V3: 0.4."""
 
     @property
     def names(self) -> list[str]:
         """Names of its losses."""
-        return ["classification"] + ["classification_auxiliary"] * bool(self.auxiliary)
+        return ["classification"] + ["classification_aux"] * bool(self.aux_loss)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return what each loss of this batch is divided by."""
@@ -162,9 +162,9 @@ class ClassificationConfig(Config):
         sums = {}
         if "label_logits" in outputs:
             sums["classification"] = self.weight * self._images(outputs["label_logits"], batch["label"])
-        if self.auxiliary and "auxiliary_label_logits" in outputs:
-            total = self._images(outputs["auxiliary_label_logits"], batch["label"])
-            sums["classification_auxiliary"] = self.auxiliary * total
+        if self.aux_loss and "aux_label_logits" in outputs:
+            total = self._images(outputs["aux_label_logits"], batch["label"])
+            sums["classification_aux"] = self.aux_loss * total
         return sums
 
     def _images(self, logits: Tensor, label: Tensor) -> Tensor:

@@ -49,9 +49,9 @@ class Outputs(TypedDict):
     flow: NotRequired[Tensor]  # B2HW, (dx, dy) in pixels of the input's resolution, frame -> next_frame
     flow_pyramid: NotRequired[list[Tensor]]  # B2hw, finest first, pixels of the *input's* resolution; training only
     label_logits: NotRequired[Tensor]  # BK, class of the whole image
-    auxiliary_mask_logits: NotRequired[Tensor]  # BKHW, of a head on earlier features; training only
-    presence_logits: NotRequired[Tensor]  # BK, whether the class is anywhere in `mask`; training only
-    auxiliary_label_logits: NotRequired[Tensor]  # BK, of a head on earlier features; training only
+    aux_mask_logits: NotRequired[Tensor]  # BKHW, of a head on earlier features; training only
+    se_logits: NotRequired[Tensor]  # BK, whether the class is anywhere in `mask`; training only
+    aux_label_logits: NotRequired[Tensor]  # BK, of a head on earlier features; training only
 
 
 class Examples(Protocol):

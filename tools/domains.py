@@ -44,7 +44,7 @@ class Network:
     """In words, with a hash of the weights: equal for features that can be compared."""
     size: int
     precision: str
-    center: float = CENTER
+    crop_pct: float = CENTER
 
 
 class _Branch(nn.Module):
@@ -69,7 +69,7 @@ def network(backbone: str, weights: str, size: int | None) -> Network:
         ValueError: there is no such network, or the weights do not fit it.
         FileNotFoundError: there is no such file of weights.
     """
-    branch = _Branch(Backbone(backbone, auxiliary=False))
+    branch = _Branch(Backbone(backbone, aux_head=False))
     load_branch(branch, "backbone", weights)
     settings: dict[str, Any] = getattr(branch.backbone.network, "default_cfg", None) or {}
     size = size or (299 if backbone == INCEPTION else int(settings.get("input_size", (3, 224, 224))[-1]))
@@ -166,7 +166,7 @@ def class_means(
     with Interruption() as interruption, progress(name, len(images), "pictures") as advance:
         found = extract(
             net.features,
-            PreparedExamples(images, None, (net.size, net.size), net.center),
+            PreparedExamples(images, None, (net.size, net.size), net.crop_pct),
             images.classes,
             net.kind,
             partial=partial,

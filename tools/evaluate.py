@@ -147,10 +147,10 @@ def _of_network(arguments: argparse.Namespace) -> Measured | None:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     about = {"config": str(arguments.config), "checkpoint": str(arguments.checkpoint)}
-    views = experiment.evaluation.views.model_dump(mode="json")
+    tta = experiment.evaluation.tta.model_dump(mode="json")
     results = {
         name: {"data": entry.dataset.name, "split": getattr(entry.dataset, "split", None), "size": entry.size}
-        | {"views": views}
+        | {"tta": tta}
         | joined(scores[name])
         for name, entry in entries.items()
     }
@@ -213,7 +213,7 @@ def _measured(
             accelerator,
             model,
             data,
-            views=experiment.evaluation.views.build(),
+            tta=experiment.evaluation.tta.build(),
             batch_size=experiment.evaluation.batch,
             workers=experiment.train.workers,
             channels_last=experiment.train.channels_last,

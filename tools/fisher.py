@@ -166,7 +166,7 @@ def _task(experiment: AnyExperiment) -> str:
 
 def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
     """The data that the task is trained on."""
-    names = dict.fromkeys(name for stage in experiment.train.stages for name in stage.batches)
+    names = dict.fromkeys(name for stage in experiment.train.stages for name in stage.batch_size)
     built = {name: experiment.data[name].build() for name in names}
     label = _SEEN[task][1]
     found = {name: examples for name, examples in built.items() if label in examples.draw(0, np.random.default_rng(0))}

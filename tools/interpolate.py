@@ -1,4 +1,4 @@
-"""Write the weights between two: `python tools/interpolate.py --start A --end B --share 0.5 --out F`.
+"""Write the weights between two: `python tools/interpolate.py --start A --end B --fraction 0.5 --out F`.
 
 WiSE-FT: A is what fine-tuning began with, B what it came to, both .safetensors files or run folders. Without --start,
 B is a run folder and A what that run started from.
@@ -23,12 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--start", type=Path, metavar="A", help="weights or run folder; default: what B started from")
     parser.add_argument("--end", type=Path, required=True, metavar="B", help="weights or run folder")
-    parser.add_argument("--share", type=float, default=0.5, help="of B, 0 to 1 (default: 0.5)")
+    parser.add_argument("--fraction", type=float, default=0.5, help="of B, 0 to 1 (default: 0.5)")
     parser.add_argument("--only", nargs="+", metavar="PREFIX", help="interpolate these branches; the rest is B's")
     parser.add_argument("--out", type=Path, required=True, metavar="F", help="the .safetensors file to write")
     options = parser.parse_args(arguments)
     begun = _weights(options.start) if options.start is not None else _started_from(options.end)
-    mixed = interpolated(begun, _weights(options.end), options.share, only=options.only)
+    mixed = interpolated(begun, _weights(options.end), options.fraction, only=options.only)
     write_tensors(options.out, mixed)
     print(options.out)
     return 0

@@ -38,7 +38,7 @@ from models.pretrained.load_trained import load_trained
 from mtsp.batches import to_device
 from mtsp.config import ConfigError
 from mtsp.distributed.accelerator import make_accelerator
-from mtsp.evaluation.tta import Views, look_once
+from mtsp.evaluation.tta import Tta, single_view
 from mtsp.figures.colors import flow_to_color, overlay
 from mtsp.figures.panels import resize_flow
 from mtsp.files.atomic import write_atomically
@@ -57,9 +57,9 @@ _NEEDS = {
 class Look(NamedTuple):
     """How a network sees a frame."""
 
-    views: Views = look_once
+    tta: Tta = single_view
     size: tuple[int, int] | None = None  # height and width that frames are resized to; None: their own
-    center: float | None = None  # the share of the shorter side that becomes `size`; None: all is stretched to it
+    crop_pct: float | None = None  # the share of the shorter side that becomes `size`; None: all is stretched to it
     channels_last: bool = True
 
 
@@ -122,7 +122,7 @@ def _write_all(
     chances: dict[str, np.ndarray] = {}
     try:
         for raw, prediction in predictions:
-            _require_kinds(arguments.what or (), prediction.outputs, experiment.evaluation.views.name)
+            _require_kinds(arguments.what or (), prediction.outputs, experiment.evaluation.tta.name)
             written += write(arguments.out, what, raw, prediction, arguments.flow_radius)
             if "labels" in what and prediction.chances is not None:
                 chances[raw["name"]] = prediction.chances
@@ -133,10 +133,10 @@ def _write_all(
     return written
 
 
-def _require_kinds(what: Sequence[str], outputs: Sequence[str], views: str) -> None:
+def _require_kinds(what: Sequence[str], outputs: Sequence[str], tta: str) -> None:
     """Raise ConfigError if a kind was asked for that is not predicted, or if nothing that can be written is."""
     has = " and ".join(outputs)
-    seen = "" if views == "whole" else f"seen by evaluation.views `{views}` "
+    seen = "" if tta == "none" else f"seen by evaluation.tta `{tta}` "
     if cannot := [kind for kind in what if _NEEDS[kind] not in outputs]:
         raise ConfigError(f"--what {cannot[0]}: {seen}this network predicts {has} only")
     if not set(outputs) & set(_NEEDS.values()):
@@ -145,9 +145,9 @@ def _require_kinds(what: Sequence[str], outputs: Sequence[str], views: str) -> N
 
 def evaluated_look(experiment: AnyExperiment) -> Look:
     """Return how the experiment sees frames at evaluation; at their own size if its data entries differ in theirs."""
-    sizes = {(experiment.data[name].size, experiment.data[name].center) for name in experiment.evaluation.data}
-    size, center = sizes.pop() if len(sizes) == 1 else (None, None)
-    return Look(experiment.evaluation.views.build(), size, center, experiment.train.channels_last)
+    sizes = {(experiment.data[name].size, experiment.data[name].crop_pct) for name in experiment.evaluation.data}
+    size, crop_pct = sizes.pop() if len(sizes) == 1 else (None, None)
+    return Look(experiment.evaluation.tta.build(), size, crop_pct, experiment.train.channels_last)
 
 
 def class_names(experiment: AnyExperiment) -> Sequence[str]:
@@ -185,12 +185,12 @@ def frames_of(path: Path, *, paired: bool = True) -> Frames:
 def predict(model: torch.nn.Module, raw: Raw, look: Look, device: torch.device) -> Prediction:
     """Return what `model` predicts of one frame, resized for the network and back for the prediction."""
     height, width = raw["frame"].shape[:2]
-    if look.center is not None and look.size is not None:
-        raw = Raw(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.center))
+    if look.crop_pct is not None and look.size is not None:
+        raw = Raw(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.crop_pct))
     small = to_tensors(resized(raw, look.size) if look.size is not None else raw)
     batch = to_device(_of_one(small), device, channels_last=look.channels_last)
     with torch.no_grad():
-        outputs = look.views(model, batch)
+        outputs = look.tta(model, batch)
     mask = flow = chances = None
     if "mask_logits" in outputs:
         logits = outputs["mask_logits"].float()

@@ -157,14 +157,14 @@ def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], met
 
 
 def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
-    beta, placement = _own(experiment).beta, _own(experiment).placement
+    beta, mode = _own(experiment).beta, _own(experiment).mode
     optimizer = experiment.optimizer
-    if placement == "coupled" and optimizer.name != "sgd":
+    if mode == "coupled" and optimizer.name != "sgd":
         raise ConfigError(
-            f"regularizer.placement: a coupled pull through {optimizer.name} has no time constant: its strength "
+            f"regularizer.mode: a coupled pull through {optimizer.name} has no time constant: its strength "
             "depends on the size of the gradients; use auto or decoupled"
         )
-    momentum = optimizer.momentum if optimizer.name == "sgd" and placement != "decoupled" else 0.0
+    momentum = optimizer.momentum if optimizer.name == "sgd" and mode != "decoupled" else 0.0
 
     def alpha(lr: float) -> float:
         return time_constant(1.0, lr, coupled=True, momentum=momentum) / tau
@@ -174,7 +174,7 @@ def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
         learns = section.weights is not None and not section.freeze
         return {"alpha": alpha(experiment.learning_rates()[branch]) if learns else None, "beta": section.beta}
 
-    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": beta, "placement": placement}
+    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": beta, "mode": mode}
     return _changed(experiment, f"tau{tau:g}", pull, {name: settings(name) for name in experiment.branches})
 
 
@@ -184,7 +184,7 @@ def _l2(experiment: AnyExperiment, alpha: StrengthConfig) -> AnyExperiment:
         name: {"alpha": branch.alpha if is_l2 else None, "beta": branch.beta}
         for name, branch in experiment.branches.items()
     }
-    pull = {"name": "l2", "alpha": alpha, "beta": own.beta, "placement": own.placement}
+    pull = {"name": "l2", "alpha": alpha, "beta": own.beta, "mode": own.mode}
     return _changed(experiment, "l2", pull, branches)
 
 
@@ -237,7 +237,7 @@ def _finished(experiment: AnyExperiment, run_dir: Path) -> bool:
         changed = check_resumable(experiment.model_dump(mode="json"), then)
     except ConfigError as error:
         changed = [line.strip() for line in str(error).splitlines()[1:]]
-    if odd := [line for line in changed if not line.startswith(("tracking", "train.workers", "train.keep"))]:
+    if odd := [line for line in changed if not line.startswith(("tracking", "train.workers", "train.keep_last"))]:
         raise ConfigError(f"{run_dir} is finished, but with other settings ({odd[0]}); give another --dir")
     return True
 

@@ -48,11 +48,11 @@ class LabeledConfig(Config):
     classes: Path | None = None
     """A file with a class name on each line, as `tools/select_source.py` writes it: only these classes, labeled 0, 1,
     ... in the data set's order. A tab ends a name; blank lines and lines that begin with # are passed over."""
-    share: float = Field(default=100.0, gt=0, le=100)
+    label_percent: float = Field(default=100.0, gt=0, le=100)
     """Percent of each class's training images, at least one. 15 percent of a seed are among its 30 percent, and
     which images of a class they are does not depend on the other classes."""
-    share_seed: int = Field(default=0, ge=0)
-    """Draws the images of `share` and of `per_class`."""
+    label_seed: int = Field(default=0, ge=0)
+    """Draws the images of `label_percent` and of `per_class`."""
     per_class: int | None = Field(default=None, gt=0)
     """Exactly so many training examples of each class: a balanced second stage on a long-tailed source. A larger class
     gives so many of its images; a smaller one gives all of its again and again, each time augmented anew."""
@@ -60,8 +60,8 @@ class LabeledConfig(Config):
     @model_validator(mode="after")
     def _held_out_splits_stay_whole(self) -> Self:
         split = getattr(self, "split", "")
-        if split in HELD_OUT and (self.share != 100 or self.per_class is not None):
-            raise ValueError(f"`share` and `per_class` are of a training set; leave them out of split {split}")
+        if split in HELD_OUT and (self.label_percent != 100 or self.per_class is not None):
+            raise ValueError(f"`label_percent` and `per_class` are of a training set; leave them out of split {split}")
         return self
 
     @abstractmethod
@@ -81,9 +81,9 @@ class LabeledConfig(Config):
         if listing.every_class:
             _require_pictures(listing)
         require_files(listing.kind, listing.root, (image.path for image in listing.images))
-        images = shared_out(listing, self.share, self.share_seed)
+        images = shared_out(listing, self.label_percent, self.label_seed)
         if self.per_class is not None:
-            images = balanced(listing.classes, images, self.per_class, self.share_seed)
+            images = balanced(listing.classes, images, self.per_class, self.label_seed)
         return LabeledImages(listing.classes, images)
 
 

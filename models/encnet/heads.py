@@ -24,7 +24,7 @@ class Context(NamedTuple):
     """What :class:`EncModule` finds."""
 
     features: Tensor  # BCHW
-    presence_logits: Tensor | None  # BK
+    se_logits: Tensor | None  # BK
 
 
 class EncModule(nn.Module):
@@ -52,7 +52,7 @@ class EncModule(nn.Module):
         self.encoding = Encoding(channels, codewords)
         self.norm = nn.BatchNorm1d(codewords)
         self.gate = nn.Linear(channels, channels)
-        self.presence = None if classes is None else nn.Linear(channels, classes)
+        self.se_head = None if classes is None else nn.Linear(channels, classes)
 
     def forward(self, features: Tensor) -> Context:
         """Return the weighed features, BCHW, and presence logits, BK, while training.
@@ -65,7 +65,7 @@ class EncModule(nn.Module):
             encoded = encoded * (PIXELS / features[0, 0].numel())
         encoded = F.relu(self.norm(encoded))  # float32: rows of E are from 1e3 down to where epsilon takes them to 0
         encoded = encoded.sum(1) if self.first_release else encoded.mean(1)
-        presence = self.presence(encoded) if self.presence is not None and self.training else None
+        presence = self.se_head(encoded) if self.se_head is not None and self.training else None
         gate = 1 + torch.sigmoid(self.gate(encoded))
         return Context(features * gate[:, :, None, None].to(features.dtype), presence)
 
@@ -74,8 +74,8 @@ class HeadOutputs(NamedTuple):
     """Predictions at the feature maps' resolution; the last two only while training, where there is such a head."""
 
     mask_logits: Tensor  # BKhw
-    presence_logits: Tensor | None  # BK
-    auxiliary_mask_logits: Tensor | None  # BKhw
+    se_logits: Tensor | None  # BK
+    aux_mask_logits: Tensor | None  # BKhw
 
 
 class EncHead(nn.Module):
@@ -87,13 +87,13 @@ class EncHead(nn.Module):
         width: channels inside.
         lateral: join the maps of levels 8 and 16, as published for PASCAL.
         jpu: make the map of level 32 from those of levels 8, 16 and 32 by :class:`JointPyramidUpsampling`.
-        presence: whether to predict which classes there are.
-        auxiliary: whether to predict the mask a second time, from level 16.
+        se_head: whether to predict which classes there are.
+        aux_head: whether to predict the mask a second time, from level 16.
         dropout: of whole channels, as in the published checkpoints, or of elements, as in the authors' last code.
         rate: of dropout.
     """
 
-    task_layers = ("classify.", "context.presence.", "auxiliary.")
+    task_layers = ("classify.", "context.se_head.", "aux_head.")
     """What weights of another task may lack, or have for other classes: then it starts anew."""
 
     def __init__(
@@ -105,8 +105,8 @@ class EncHead(nn.Module):
         codewords: int,
         lateral: bool,
         jpu: bool,
-        presence: bool,
-        auxiliary: bool,
+        se_head: bool,
+        aux_head: bool,
         dropout: Dropout,
         rate: float,
         first_release: bool,
@@ -126,13 +126,13 @@ class EncHead(nn.Module):
         self.context = EncModule(
             width,
             codewords,
-            classes if presence else None,
+            classes if se_head else None,
             first_release=first_release,
             size_invariant=size_invariant,
         )
         self.drop = _dropout(dropout, rate)
         self.classify = nn.Conv2d(width, classes, 1)
-        self.auxiliary = AuxiliaryHead(middle, classes, dropout=dropout, rate=rate) if auxiliary else None
+        self.aux_head = AuxiliaryHead(middle, classes, dropout=dropout, rate=rate) if aux_head else None
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
         """Return predictions at the resolution of the last map, or with a JPU of the map of level 8.
@@ -147,8 +147,8 @@ class EncHead(nn.Module):
             x = self.join(torch.cat([x, *sides], dim=1))
         context: Context = self.context(x)
         logits = self.classify(self.drop(context.features))
-        auxiliary = self.auxiliary(middle) if self.auxiliary is not None and self.training else None
-        return HeadOutputs(logits, context.presence_logits, auxiliary)
+        auxiliary = self.aux_head(middle) if self.aux_head is not None and self.training else None
+        return HeadOutputs(logits, context.se_logits, auxiliary)
 
 
 class AuxiliaryHead(nn.Module):

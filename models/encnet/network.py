@@ -43,10 +43,10 @@ class EncNetConfig(Config):
     lateral: bool = True
     """Join earlier maps of the encoder in the head: published for PASCAL, not for ADE20K and Cityscapes."""
 
-    presence: bool = True
+    se_head: bool = True
     """Predict which classes are in the image, for the SE loss."""
 
-    auxiliary: bool = True
+    aux_head: bool = True
     """A second head on the encoder's level 16, for the auxiliary loss."""
 
     dropout: Literal["channel", "element"] = "channel"
@@ -95,8 +95,8 @@ class EncNet(nn.Module):
             codewords=config.codewords,
             lateral=config.lateral,
             jpu=config.jpu,
-            presence=config.presence,
-            auxiliary=config.auxiliary,
+            se_head=config.se_head,
+            aux_head=config.aux_head,
             dropout=config.dropout,
             rate=config.dropout_rate,
             first_release=config.first_release,
@@ -112,8 +112,8 @@ class EncNet(nn.Module):
         """
         predicted = self.head(self.backbone.encode(frame))
         outputs = Outputs(mask_logits=resized(predicted.mask_logits, frame))
-        if predicted.presence_logits is not None:
-            outputs["presence_logits"] = predicted.presence_logits
-        if predicted.auxiliary_mask_logits is not None:
-            outputs["auxiliary_mask_logits"] = resized(predicted.auxiliary_mask_logits, frame)
+        if predicted.se_logits is not None:
+            outputs["se_logits"] = predicted.se_logits
+        if predicted.aux_mask_logits is not None:
+            outputs["aux_mask_logits"] = resized(predicted.aux_mask_logits, frame)
         return outputs

@@ -22,7 +22,7 @@ def backbone_layout(backbone: Backbone, tensors: dict[str, Tensor]) -> Layout:
     if is_slim(tensors):
         return _slim_backbone(backbone, tensors)
     left_out = [f"{key}: the layer that classifies" for key in tensors if _is_of(key, backbone.classifiers)]
-    if backbone.auxiliary_width is None:
+    if backbone.aux_width is None:
         left_out += [
             f"{key}: there is no auxiliary head"
             for key in tensors
@@ -46,7 +46,7 @@ def head_layout(head: Head, tensors: dict[str, Tensor]) -> Layout:
     name = next((name for name in names if getattr(tensors.get(f"{name}.weight"), "ndim", 0) == 2), None)
     if name is None:
         raise LayoutError(f"it looks like {looks_like(tensors)}, without a last layer that is known here")
-    sources = {"label": name} | ({"auxiliary": "AuxLogits.fc"} if head.auxiliary is not None else {})
+    sources = {"label": name} | ({"aux_head": "AuxLogits.fc"} if head.aux_head is not None else {})
     used: dict[str, Tensor] = {}
     for ours, theirs in sources.items():
         for kind in ("weight", "bias"):
@@ -63,10 +63,8 @@ def head_layout(head: Head, tensors: dict[str, Tensor]) -> Layout:
 
 def _slim_backbone(backbone: Backbone, tensors: dict[str, Tensor]) -> Layout:
     slim = converted(tensors)
-    if backbone.auxiliary_width is not None and "AuxLogits.conv0.conv.weight" not in slim.tensors:
-        raise LayoutError(
-            f"{slim.description} are without an auxiliary head; set auxiliary=false in the model's config"
-        )
+    if backbone.aux_width is not None and "AuxLogits.conv0.conv.weight" not in slim.tensors:
+        raise LayoutError(f"{slim.description} are without an auxiliary head; set aux_head=false in the model's config")
     layout = backbone_layout(backbone, slim.tensors)
     settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     return _in_slims_names(replace(layout, settings=settings), slim)

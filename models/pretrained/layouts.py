@@ -35,10 +35,10 @@ _ENCNET = {  # beginning of a key of theirs: of ours, in the head
     "head.encmodule.encoding.3.": "context.encoding.",
     "head.encmodule.encoding.4.": "context.norm.",
     "head.encmodule.fc.0.": "context.gate.",
-    "head.encmodule.selayer.": "context.presence.",
+    "head.encmodule.selayer.": "context.se_head.",
     "head.conv6.1.": "classify.",
-    "auxlayer.conv5.4.": "auxiliary.classify.",
-    "auxlayer.conv5.": "auxiliary.reduce.",
+    "auxlayer.conv5.4.": "aux_head.classify.",
+    "auxlayer.conv5.": "aux_head.reduce.",
     **{f"jpu.conv{level}.": f"jpu.project.{level - 3}." for level in (3, 4, 5)},
     **{
         f"jpu.dilation{number}.{theirs}.": f"jpu.read.{number - 1}.{ours}."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtsp.batches import collate, evaluating, read_ahead, to_device
 from mtsp.distributed.sharding import is_sharded
-from mtsp.evaluation.tta import Views, look_once
+from mtsp.evaluation.tta import Tta, single_view
 from mtsp.metrics.classification import ClassificationScores
 from mtsp.metrics.davis import DavisMeasure
 from mtsp.metrics.flow import FlowErrors
@@ -50,7 +50,7 @@ def evaluate(
     model: nn.Module,
     examples: Examples,
     *,
-    views: Views = look_once,
+    tta: Tta = single_view,
     batch_size: int = 1,
     workers: int = 0,
     channels_last: bool = True,
@@ -65,7 +65,7 @@ def evaluate(
         accelerator: of the run.
         model: wrapped or not; left in the mode it was in.
         examples: frames may be smaller than their labels; predictions are scaled to the labels.
-        views: how the network looks at a batch; by default once, at the whole frame.
+        tta: how the network looks at a batch; by default once, at the whole frame.
         batch_size: examples that follow each other are measured together, up to this many, while their sizes agree.
             Networks round differently in batches of different sizes, in the last digits.
         workers: threads that decode the examples ahead; 0 decodes each when it is its turn.
@@ -83,14 +83,14 @@ def evaluate(
     groups = 0
     with closing(samples), evaluating(bare):
         for indices, batch in _batches(zip(mine, samples, strict=True), 1 if is_sharded(bare) else batch_size):
-            outputs = at_resolution(views(bare, on_device(batch)), batch)
+            outputs = at_resolution(tta(bare, on_device(batch)), batch)
             measured = _updated(measured, batch, outputs)
             for place, index in enumerate(indices):
                 after_example(index, _one_of(batch, place), _one_of(outputs, place))
             groups += 1
         if is_sharded(bare):  # all processes take part in every forward pass, also one with an example less
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
-                views(bare, on_device(collate([examples[0]])))
+                tta(bare, on_device(collate([examples[0]])))
     return Evaluation(*(_merged(accelerator, metric) for metric in measured))
 
 

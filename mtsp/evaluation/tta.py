@@ -29,7 +29,7 @@ Scale = Annotated[float, Field(gt=0)]
 _LARGEST = 80.0  # a thousand scores of e^80 still fit into float32, which ends at e^88.7
 
 
-class Views(Protocol):
+class Tta(Protocol):
     """A way to look at an image."""
 
     def __call__(self, network: Network, batch: Batch) -> Outputs:
@@ -37,22 +37,22 @@ class Views(Protocol):
         ...
 
 
-class WholeConfig(Config):
+class NoTtaConfig(Config):
     """The frame as it is, once: whatever the network returns for it."""
 
-    name: Literal["whole"] = "whole"
+    name: Literal["none"] = "none"
 
-    def build(self) -> Views:
+    def build(self) -> Tta:
         """Return the view."""
-        return look_once
+        return single_view
 
 
-def look_once(network: Network, batch: Batch) -> Outputs:
+def single_view(network: Network, batch: Batch) -> Outputs:
     """Return what `network` predicts for the frame as it is."""
     return network(batch["frame"], batch.get("next_frame"))
 
 
-class ScalesConfig(Config):
+class MultiScaleConfig(Config):
     """EncNet's evaluation: several sizes, square windows that overlap, mirror images.
 
     The logits of a window's mirror image, mirrored back, are added to the window's own, and the exponential of the sum
@@ -60,7 +60,7 @@ class ScalesConfig(Config):
     mirror images, `scales: [1.0], flip: false`, is what is called single-scale evaluation.
     """
 
-    name: Literal["scales"]
+    name: Literal["multi_scale"]
     base: Side = 520
     """Pixels of the longer side at scale 1."""
     crop: Side = 480
@@ -73,12 +73,12 @@ class ScalesConfig(Config):
     """Windows and mirror images that the network sees at once: a matter of memory and speed, not of the result."""
 
     @model_validator(mode="after")
-    def _windows_move(self) -> "ScalesConfig":
+    def _windows_move(self) -> "MultiScaleConfig":
         if int(self.crop * self.stride) < 1:
             raise ValueError(f"stride {self.stride} of a crop of {self.crop} pixels is less than one pixel")
         return self
 
-    def build(self) -> Views:
+    def build(self) -> Tta:
         """Return the view."""
         return Scales(self)
 
@@ -92,7 +92,7 @@ class _Window(NamedTuple):
 
 
 class Scales:
-    """What :class:`ScalesConfig` describes.
+    """What :class:`MultiScaleConfig` describes.
 
     After the evaluation in the authors' PyTorch-Encoding (release 0.5), which looks at one window at a time. Sizes,
     places, padding (black, right and below) and interpolation (bilinear, corners aligned) are the same, but all windows
@@ -101,7 +101,7 @@ class Scales:
     smaller counts as that much smaller.
     """
 
-    def __init__(self, config: ScalesConfig) -> None:
+    def __init__(self, config: MultiScaleConfig) -> None:
         self.config = config
 
     def __call__(self, network: Network, batch: Batch) -> Outputs:
@@ -154,7 +154,7 @@ class Scales:
         following = images[:, 3:].contiguous(memory_format=torch.channels_last) if images.shape[1] > 3 else None
         outputs = network(frames, following)
         if "mask_logits" not in outputs:
-            raise ValueError("views `scales` add up masks, and this network predicts none; use views `whole`")
+            raise ValueError("tta `multi_scale` add up masks, and this network predicts none; use tta `none`")
         logits = outputs["mask_logits"].float()
         return logits[:count] + logits[count:].flip(-1) if self.config.flip else logits
 
@@ -220,13 +220,13 @@ class _Scores:
                 kept *= factor
 
 
-class CropsConfig(Config):
+class MultiCropConfig(Config):
     """Several crops of an image that has one label: their class probabilities are averaged.
 
     `sizes: [256], crop: 224, places: corners, flip: true` are the ten crops of Krizhevsky et al. (NeurIPS 2012).
     """
 
-    name: Literal["crops"]
+    name: Literal["multi_crop"]
     sizes: Annotated[tuple[Side, ...], Field(min_length=1)] = (256,)
     """Pixels of the shorter side, the image's shape kept."""
     crop: Side = 224
@@ -238,22 +238,22 @@ class CropsConfig(Config):
     """Crops that the network sees at once: a matter of memory and speed, not of the result."""
 
     @model_validator(mode="after")
-    def _crops_fit(self) -> "CropsConfig":
+    def _crops_fit(self) -> "MultiCropConfig":
         if self.crop > min(self.sizes):
             raise ValueError(
                 f"a crop of {self.crop} pixels does not fit into an image whose short side is {min(self.sizes)}"
             )
         return self
 
-    def build(self) -> Views:
+    def build(self) -> Tta:
         """Return the view."""
         return Crops(self)
 
 
 class Crops:
-    """What :class:`CropsConfig` describes."""
+    """What :class:`MultiCropConfig` describes."""
 
-    def __init__(self, config: CropsConfig) -> None:
+    def __init__(self, config: MultiCropConfig) -> None:
         self.config = config
 
     def __call__(self, network: Network, batch: Batch) -> Outputs:
@@ -271,7 +271,7 @@ class Crops:
         for part in crops.split(self.config.batch):
             outputs = network(part, None)
             if "label_logits" not in outputs:
-                raise ValueError("views `crops` average labels, and this network predicts none; use views `whole`")
+                raise ValueError("tta `multi_crop` average labels, and this network predicts none; use tta `none`")
             logits.append(outputs["label_logits"].float())
         chances = torch.cat(logits).log_softmax(1).view(-1, len(images), logits[0].shape[1])
         return Outputs(label_logits=chances.logsumexp(0) - math.log(len(chances)))
@@ -284,8 +284,8 @@ class Crops:
         return [images[..., top : top + crop, left : left + crop] for top, left in (*corners, middle)]
 
 
-AnyViews = Annotated[WholeConfig | ScalesConfig | CropsConfig, Field(discriminator="name")]
-"""The ways to look that an experiment can name: `evaluation.views: {name: scales}`."""
+AnyTta = Annotated[NoTtaConfig | MultiScaleConfig | MultiCropConfig, Field(discriminator="name")]
+"""The ways to look that an experiment can name: `evaluation.tta: {name: multi_scale}`."""
 
 
 def _scaled(size: Size, long_side: int) -> Size:

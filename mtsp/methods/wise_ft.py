@@ -1,6 +1,6 @@
 """WiSE-FT: weights on the line between where fine-tuning started and where it ended.
 
-After Wortsman, Ilharco, Kim, Li et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3: a share of
+After Wortsman, Ilharco, Kim, Li et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3: a fraction of
 about one half often keeps what the start knew of other data, at little or no cost on the target's.
 """
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-SHARES = tuple(step / 10 for step in range(11))
+FRACTIONS = tuple(step / 10 for step in range(11))
 """From the start (0) to the end (1), both included."""
 
 ResultT = TypeVar("ResultT")
@@ -18,9 +18,10 @@ ResultT = TypeVar("ResultT")
 
 @torch.no_grad()
 def interpolated(
-    start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float, *, only: Sequence[str] | None = None
+    start: Mapping[str, Tensor], end: Mapping[str, Tensor], fraction: float, *, only: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """Return (1 - share) * start + share * end of every tensor; `share` 0 and 1 give start and end bit for bit.
+    """Return (1 - fraction) * start + fraction * end of every tensor; `fraction` 0 and 1 give start and end bit for
+    bit.
 
     Integers and booleans, such as the counters of batch normalization, are those of the nearer end. Running statistics
     are interpolated as weights are, as the paper's code does: they are not those of the network in between, so that
@@ -29,15 +30,15 @@ def interpolated(
     Args:
         start: weights that fine-tuning began with.
         end: what it came to.
-        share: of the end, 0 to 1.
+        fraction: of the end, 0 to 1.
         only: names, or prefixes that end before a dot, of what is interpolated; the rest is the end's and need not be
             in `start`. For a network whose head is new: the start's head is noise, and the middle of it is of no use.
 
     Raises:
-        ValueError: `share` is outside 0 to 1, the names or shapes differ, or a prefix matches nothing.
+        ValueError: `fraction` is outside 0 to 1, the names or shapes differ, or a prefix matches nothing.
     """
-    mixed = _checked(start, end, [share], only)
-    return {n: _between(start[n], value, share) if n in mixed else value.clone() for n, value in end.items()}
+    mixed = _checked(start, end, [fraction], only)
+    return {n: _between(start[n], value, fraction) if n in mixed else value.clone() for n, value in end.items()}
 
 
 def along(
@@ -46,34 +47,35 @@ def along(
     end: Mapping[str, Tensor],
     evaluate: Callable[[nn.Module], ResultT],
     *,
-    shares: Sequence[float] = SHARES,
+    fractions: Sequence[float] = FRACTIONS,
     only: Sequence[str] | None = None,
 ) -> dict[float, ResultT]:
-    """Return what `evaluate(model)` measures at each share of the line; the model keeps the weights that it came with.
+    """Return what `evaluate(model)` measures at each fraction of the line; the model keeps the weights that it came
+    with.
 
     Raises:
         ValueError: see :func:`interpolated`; raised before anything is measured.
         RuntimeError: the weights are not of this model.
     """
-    _checked(start, end, shares, only)
+    _checked(start, end, fractions, only)
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     results = {}
     try:
-        for share in shares:
-            model.load_state_dict(interpolated(start, end, share, only=only))
-            results[share] = evaluate(model)
+        for fraction in fractions:
+            model.load_state_dict(interpolated(start, end, fraction, only=only))
+            results[fraction] = evaluate(model)
     finally:
         model.load_state_dict(before)
     return results
 
 
 def _checked(
-    start: Mapping[str, Tensor], end: Mapping[str, Tensor], shares: Sequence[float], only: Sequence[str] | None
+    start: Mapping[str, Tensor], end: Mapping[str, Tensor], fractions: Sequence[float], only: Sequence[str] | None
 ) -> set[str]:
     """The names that are interpolated, found in both with equal shapes."""
-    for share in shares:
-        if not 0 <= share <= 1:
-            raise ValueError(f"the share of the end must lie between 0 and 1, got {share}")
+    for fraction in fractions:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"the fraction of the end must lie between 0 and 1, got {fraction}")
     own, other = ({n for n in names if only is None or any(_under(n, p) for p in only)} for names in (start, end))
     for prefix in only or ():
         if not any(_under(name, prefix) for name in other):
@@ -97,8 +99,8 @@ def _under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
 
-def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
-    if share in (0, 1) or not end.is_floating_point():
-        return (start if share < 0.5 else end).to(end).clone()
+def _between(start: Tensor, end: Tensor, fraction: float) -> Tensor:
+    if fraction in (0, 1) or not end.is_floating_point():
+        return (start if fraction < 0.5 else end).to(end).clone()
     precise = torch.promote_types(end.dtype, torch.float32)
-    return start.to(end.device, precise).lerp(end.to(precise), share).to(end.dtype)
+    return start.to(end.device, precise).lerp(end.to(precise), fraction).to(end.dtype)

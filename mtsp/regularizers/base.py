@@ -11,7 +11,7 @@ from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Storage
 from mtsp.regularizers.checks import innermost, refuse_paces, refuse_placement, refuse_unlike_processes
 from mtsp.regularizers.hook import Attachment
-from mtsp.regularizers.penalties import Penalty, Placement, SquaredDistance
+from mtsp.regularizers.penalties import Mode, Penalty, SquaredDistance
 from mtsp.regularizers.rates import automatic
 from mtsp.regularizers.reports import Report
 from mtsp.regularizers.strength import Strength
@@ -39,7 +39,7 @@ class Anchored:
         alpha: strength on the weights that have an anchor: a number, a :class:`~mtsp.regularizers.Pace`, or one of
             these by name prefix (`{"flow": 0.1}`; the longest prefix wins, and every weight concerned must have one).
         beta: strength on the other convolution and linear weights, likewise.
-        placement: see above. `auto` is coupled for SGD and LBFGS and decoupled for other optimizers, or proximal for
+        mode: see above. `auto` is coupled for SGD and LBFGS and decoupled for other optimizers, or proximal for
             all (but LBFGS) where the penalty has a kink or Fisher information.
         zero: pull weights with an anchor to zero instead: plain L2 with two strengths.
         every: also biases, normalization layers and embeddings: every parameter (mode 101 of the authors' code).
@@ -50,7 +50,7 @@ class Anchored:
     Raises:
         ValueError: an anchor names nothing in the model, or has another shape or values that are not finite, or no
             anchor concerns a convolution or linear weight, or a strength is negative or missing, or the penalty cannot
-            act where `placement` says, or lacks its Fisher information. Passing over it would leave a renamed module,
+            act where `mode` says, or lacks its Fisher information. Passing over it would leave a renamed module,
             or a wrong checkpoint, without regularization and without a word.
     """
 
@@ -68,21 +68,21 @@ class Anchored:
         anchors: Mapping[str, Tensor] | None,
         alpha: Strength,
         beta: Strength,
-        placement: Placement = "auto",
+        mode: Mode = "auto",
         zero: bool = False,
         every: bool = False,
         fisher: Mapping[str, Tensor] | None = None,
         anchor_dtype: torch.dtype | None = None,
         offload: bool = False,
     ) -> None:
-        refuse_placement(type(self).__name__, self.form, placement)
+        refuse_placement(type(self).__name__, self.form, mode)
         if (fisher is not None) != self.form.weighs:
             what = "needs `fisher`, see mtsp.fisher.estimate" if self.form.weighs else "does not use `fisher`"
             raise ValueError(f"{type(self).__name__} {what}")
         if anchor_dtype not in _ANCHOR_DTYPES:
             raise ValueError(f"anchor_dtype must be float64, float32, bfloat16 or float16, got {anchor_dtype}")
         self.model = model
-        self.placement: Placement = placement
+        self.mode: Mode = mode
         self.pulls = pulls(model, anchors, alpha, beta, zero=zero, every=every, fisher=fisher)
         self._forms = {True: self.form, False: self.new_form}
         refuse_paces(type(self).__name__, self._forms, self.pulls)
@@ -122,7 +122,7 @@ class Anchored:
         if isinstance(optimizer, torch.optim.LBFGS) and place != "coupled":
             raise ValueError(
                 f"{type(self).__name__} is {place} here, but LBFGS moves many times in a step and needs the pull in "
-                "the gradient; use placement='coupled', or another optimizer"
+                "the gradient; use mode='coupled', or another optimizer"
             )
         attachment = self.attachment(
             optimizer, self.model, forms=self._forms, pulls=self.pulls, storage=self._storage, place=place
@@ -208,12 +208,12 @@ class Anchored:
     def __str__(self) -> str:
         return f"{type(self).__name__}\n{self.table()}"
 
-    def acts(self, optimizer: Any) -> Placement:
+    def acts(self, optimizer: Any) -> Mode:
         """Return where the pull enters a step of `optimizer`."""
-        if self.placement != "auto":
-            return self.placement
+        if self.mode != "auto":
+            return self.mode
         optimizer = innermost(optimizer)
-        if isinstance(optimizer, torch.optim.LBFGS) and "coupled" in self.form.placements:
+        if isinstance(optimizer, torch.optim.LBFGS) and "coupled" in self.form.modes:
             return "coupled"
         return automatic(self.form, is_sgd=isinstance(optimizer, torch.optim.SGD))
 
@@ -221,7 +221,7 @@ class Anchored:
         """Return what a checkpoint should hold: which regularizer, and the fingerprint of its anchors, not the anchors.
 
         Anchors belong to the pretrained weights and are loaded from there again; of Fisher information likewise. The
-        strengths and the placement may change.
+        strengths and the mode may change.
         """
         return dict(self._state)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, placed
-from mtsp.regularizers.penalties import Penalty, Placement, Share
+from mtsp.regularizers.penalties import Mode, Penalty, Share
 from mtsp.regularizers.targets import Pull
 
 
@@ -55,11 +55,11 @@ def refuse(optimizer: Any, names: Mapping[int, str], pulls: Mapping[str, Pull]) 
         )
 
 
-def refuse_placement(kind: str, form: Penalty, placement: Placement) -> None:
+def refuse_placement(kind: str, form: Penalty, mode: Mode) -> None:
     """Raise ValueError if the penalty of this regularizer cannot act there."""
-    if placement not in ("auto", *form.placements):
-        choice = ", ".join(dict.fromkeys(form.placements))
-        raise ValueError(f"{kind} cannot be {placement}; it can be {choice}")
+    if mode not in ("auto", *form.modes):
+        choice = ", ".join(dict.fromkeys(form.modes))
+        raise ValueError(f"{kind} cannot be {mode}; it can be {choice}")
 
 
 def refuse_paces(kind: str, forms: Mapping[bool, Penalty], pulls: Mapping[str, Pull]) -> None:

@@ -13,26 +13,26 @@ from mtsp.optim import OptimizerConfig
 from mtsp.regularizers.base import Anchored
 from mtsp.regularizers.checks import refuse_placement
 from mtsp.regularizers.members import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
-from mtsp.regularizers.penalties import Placement
+from mtsp.regularizers.penalties import Mode
 from mtsp.regularizers.rates import automatic
 from mtsp.regularizers.selective import MARS, SPD, CautiousL2SP
 from mtsp.regularizers.strength import Pace, fastest, half_life
 
 
 class PaceConfig(Config):
-    """A strength, said as a speed: `{time_constant: 2000}`, `{half_life: 1000}` or `{left: 0.05}`.
+    """A strength, said as a speed: `{time_constant: 2000}`, `{half_life: 1000}` or `{remaining: 0.05}`.
 
-    It becomes a number by each branch's own learning rate, and by the momentum where that counts. `left` is strength as
-    a ratio: of the distance after a run of the pull alone to the distance before it. The ratio of the pull to the
-    data's gradient cannot be set: it is zero at the start, where the distance is, and changes with every step; a run
-    reports it. To first order, as :class:`Pace`: what is left at the end differs a little, more in a short run.
+    It becomes a number by each branch's own learning rate, and by the momentum where that counts. `remaining` is
+    strength as a ratio: of the distance after a run of the pull alone to the distance before it. The ratio of the pull
+    to the data's gradient cannot be set: it is zero at the start, where the distance is, and changes with every step; a
+    run reports it. To first order, as :class:`Pace`: what is left at the end differs a little, more in a short run.
     """
 
     time_constant: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """Steps in which the pull alone, at the full learning rate, brings a weight to 1/e of its distance."""
     half_life: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """Steps in which it halves the distance."""
-    left: float | None = Field(default=None, gt=0, lt=1)
+    remaining: float | None = Field(default=None, gt=0, lt=1)
     """Share of the distance that the pull alone leaves at the end of the run: in all steps in which the branch learns,
     at the rates that the schedule gives them. Another train.steps makes it another number."""
 
@@ -45,13 +45,13 @@ class PaceConfig(Config):
 
     @model_serializer
     def _given(self) -> dict[str, float]:
-        values = {"time_constant": self.time_constant, "half_life": self.half_life, "left": self.left}
+        values = {"time_constant": self.time_constant, "half_life": self.half_life, "remaining": self.remaining}
         return {key: value for key, value in values.items() if value is not None}
 
     def pace(self, run: float) -> Pace:
         """Return the pace. `run` is the length of the branch's run, in steps at the full learning rate."""
-        if self.left is not None:
-            return Pace(run, self.left)
+        if self.remaining is not None:
+            return Pace(run, self.remaining)
         if self.half_life is not None:
             return half_life(self.half_life)
         assert self.time_constant is not None
@@ -83,7 +83,7 @@ class FamilyConfig(Config):
         forms = {"alpha": cls.kind.form, "beta": cls.kind.new_form}
         return tuple(key for key, form in forms.items() if form.proportional)
 
-    def acts(self, optimizer: OptimizerConfig) -> Placement:
+    def acts(self, optimizer: OptimizerConfig) -> Mode:
         """Return where the pull enters a step of this optimizer."""
         return automatic(self.kind.form, is_sgd=optimizer.name == "sgd")
 
@@ -94,7 +94,7 @@ class FamilyConfig(Config):
         if self.acts(optimizer) == "coupled" and optimizer.name != "sgd":
             return (
                 f"a coupled pull through {optimizer.name} has no pace, it depends on the size of the gradients; use "
-                "placement auto or decoupled, or give a number"
+                "mode auto or decoupled, or give a number"
             )
         return None
 
@@ -120,20 +120,20 @@ class AnchoredConfig(FamilyConfig):
     its own."""
     beta: StrengthConfig
     """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
-    placement: Placement = "auto"
+    mode: Mode = "auto"
 
     @model_validator(mode="after")
     def _can_act_there(self) -> "AnchoredConfig":
-        refuse_placement(self.kind.__name__, self.kind.form, self.placement)
+        refuse_placement(self.kind.__name__, self.kind.form, self.mode)
         return self
 
-    def acts(self, optimizer: OptimizerConfig) -> Placement:
+    def acts(self, optimizer: OptimizerConfig) -> Mode:
         """Return where the pull enters a step of this optimizer."""
-        return super().acts(optimizer) if self.placement == "auto" else self.placement
+        return super().acts(optimizer) if self.mode == "auto" else self.mode
 
     def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Anchored:
         """Return the regularizer with these strengths, by branch."""
-        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, placement=self.placement, zero=self.to_zero)
+        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, zero=self.to_zero)
 
 
 class L2Config(AnchoredConfig):
@@ -199,7 +199,7 @@ class FisherConfig(AnchoredConfig):
             ValueError: it is not of the weights that the anchors are.
         """
         fisher = fisher_of(Path(self.fisher), anchors)
-        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, placement=self.placement, fisher=fisher)
+        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, fisher=fisher)
 
 
 class L2SPFisherConfig(FisherConfig):

@@ -12,7 +12,7 @@ from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Bucket, Part, Storage, parts, sort
 from mtsp.regularizers.checks import refuse, refuse_copy, refuse_decay, refuse_overshoot, refuse_twice
 from mtsp.regularizers.fused_sgd import decay_in_kernel, fits, fused
-from mtsp.regularizers.penalties import Penalty, Placement, Share, SquaredDistance
+from mtsp.regularizers.penalties import Mode, Penalty, Share, SquaredDistance
 from mtsp.regularizers.rates import full_lr, has_pace, inertia, settle
 from mtsp.regularizers.targets import Pull
 
@@ -48,10 +48,10 @@ class Attachment:
         forms: Mapping[bool, Penalty],
         pulls: dict[str, Pull],
         storage: Storage,
-        place: Placement,
+        place: Mode,
     ) -> None:
         self.optimizer = optimizer
-        self.place: Placement = place
+        self.place: Mode = place
         self.measured: dict[str, Tensor] = {}  # by weight: squared norms of the pull and of the gradient
         self.measuring = True
         self._model = model

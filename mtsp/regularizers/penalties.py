@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Placement = Literal["auto", "coupled", "decoupled", "proximal"]
+Mode = Literal["auto", "coupled", "decoupled", "proximal"]
 Share = float | Tensor
 """How far one step moves: learning rate times strength. A tensor where the learning rate is one."""
 
@@ -38,7 +38,7 @@ class Near(NamedTuple):
 class Penalty(Protocol):
     """One member of the family."""
 
-    placements: tuple[Placement, ...]
+    modes: tuple[Mode, ...]
     """Where it can act. `auto` is the first, or for SGD the second."""
     stiff: bool
     """Whether the gradient grows with the distance, so that an explicit step that is too long overshoots."""
@@ -65,7 +65,7 @@ class Penalty(Protocol):
 class SquaredDistance:
     """L2-SP, and L2 without anchors: 1/2 ||d||^2."""
 
-    placements: tuple[Placement, ...] = ("decoupled", "coupled", "proximal")
+    modes: tuple[Mode, ...] = ("decoupled", "coupled", "proximal")
     stiff = True
     by_row = False
     weighs = False
@@ -95,7 +95,7 @@ class SquaredDistance:
 class ImportantDistance:
     """L2-SP-Fisher: 1/2 sum F d^2, F being the diagonal of the Fisher information."""
 
-    placements: tuple[Placement, ...] = ("proximal", "proximal", "coupled")
+    modes: tuple[Mode, ...] = ("proximal", "proximal", "coupled")
     stiff = True
     by_row = False
     weighs = True
@@ -122,7 +122,7 @@ class ImportantDistance:
 class AbsoluteDistance:
     """L1-SP: ||d||_1. The gradient is the paper's sub-gradient, 0 at the kink."""
 
-    placements: tuple[Placement, ...] = ("proximal", "proximal", "coupled")
+    modes: tuple[Mode, ...] = ("proximal", "proximal", "coupled")
     stiff = False
     by_row = False
     weighs = False
@@ -152,7 +152,7 @@ class RowDistance:
     nothing in float16.
     """
 
-    placements: tuple[Placement, ...] = ("proximal", "proximal", "coupled")
+    modes: tuple[Mode, ...] = ("proximal", "proximal", "coupled")
     stiff = False
     by_row = True
     weighs = False
@@ -185,7 +185,7 @@ class RowDistance:
 class ImportantRowDistance:
     """GL-SP-Fisher: sum over output channels of sqrt(p) sqrt(sum F d^2)."""
 
-    placements: tuple[Placement, ...] = ("proximal", "proximal", "coupled")
+    modes: tuple[Mode, ...] = ("proximal", "proximal", "coupled")
     stiff = False
     by_row = True
     weighs = True
@@ -236,7 +236,7 @@ class Turning:
     direction and is pulled to zero.
     """
 
-    placements: tuple[Placement, ...] = ("decoupled", "coupled", "proximal")
+    modes: tuple[Mode, ...] = ("decoupled", "coupled", "proximal")
     stiff = True
     by_row = True
     weighs = False
@@ -269,7 +269,7 @@ class Turning:
 class RowBall:
     """MARS: no penalty, but a bound on the absolute sum of each output channel's d. `share` is the bound."""
 
-    placements: tuple[Placement, ...] = ("proximal", "proximal")
+    modes: tuple[Mode, ...] = ("proximal", "proximal")
     stiff = False
     by_row = True
     weighs = False

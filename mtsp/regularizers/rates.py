@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mtsp.regularizers.penalties import Penalty, Placement
+from mtsp.regularizers.penalties import Mode, Penalty
 from mtsp.regularizers.strength import Pace, fastest
 from mtsp.regularizers.targets import Pull
 
@@ -17,26 +17,24 @@ def full_lr(group: Mapping[str, Any]) -> float:
     return float(group.get("max_lr", group.get("full_lr", group.get("initial_lr", group["lr"]))))
 
 
-def inertia(optimizer: Any, group: Mapping[str, Any], place: Placement) -> float:
+def inertia(optimizer: Any, group: Mapping[str, Any], place: Mode) -> float:
     """Return what momentum divides a learning rate by: (1 - momentum) / (1 - dampening) for SGD, unless decoupled."""
     if place == "decoupled" or not isinstance(optimizer, torch.optim.SGD) or not group["momentum"]:
         return 1.0
     return (1 - group["momentum"]) / (1 - group["dampening"])
 
 
-def automatic(form: Penalty, *, is_sgd: bool) -> Placement:
-    """Return what the placement `auto` comes to, but for LBFGS."""
-    return form.placements[1 if is_sgd else 0]
+def automatic(form: Penalty, *, is_sgd: bool) -> Mode:
+    """Return what the mode `auto` comes to, but for LBFGS."""
+    return form.modes[1 if is_sgd else 0]
 
 
-def has_pace(optimizer: Any, place: Placement) -> bool:
+def has_pace(optimizer: Any, place: Mode) -> bool:
     """Return whether a pull alone closes a known share of the distance in each step."""
     return place != "coupled" or isinstance(optimizer, torch.optim.SGD)
 
 
-def settle(
-    optimizer: Any, names: Mapping[int, str], pulls: dict[str, Pull], place: Placement, *, anew: bool = True
-) -> None:
+def settle(optimizer: Any, names: Mapping[int, str], pulls: dict[str, Pull], place: Mode, *, anew: bool = True) -> None:
     """Make numbers of paces (if not `anew`, of those that are none yet), and warn where 16 bits would swallow the pull.
 
     Raises:
@@ -77,5 +75,5 @@ def _refuse_swinging(pace: Pace, group: Mapping[str, Any]) -> None:
         shortest = math.ceil(pace.steps * pace.rate / limit)
         raise ValueError(
             f"{pace} is too short for a pull coupled through momentum {group['momentum']:g}, which would swing past "
-            f"its anchor; give {shortest} steps or more, or a placement that is not coupled"
+            f"its anchor; give {shortest} steps or more, or a mode that is not coupled"
         )

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from mtsp.regularizers.base import Anchored
 from mtsp.regularizers.buckets import Bucket, local, parts, summed
 from mtsp.regularizers.hook import Attachment
-from mtsp.regularizers.penalties import Placement, RowBall, Share, SquaredDistance
+from mtsp.regularizers.penalties import Mode, RowBall, Share, SquaredDistance
 
 
 class _AfterTheStep(SquaredDistance):
     """Moves where the step has been made, by what it was."""
 
-    placements: tuple[Placement, ...] = ("decoupled", "decoupled")
+    modes: tuple[Mode, ...] = ("decoupled", "decoupled")
     proportional: ClassVar[bool] = False
 
 

@@ -11,34 +11,35 @@ from mtsp.anchors import penalized
 
 @dataclass(frozen=True)
 class Pace:
-    """A strength, said as a speed: after `steps` steps of the pull alone, the share `left` of the distance is left.
+    """A strength, said as a speed: after `steps` steps of the pull alone, the share `remaining` of the distance is
+    left.
 
-    `Pace(1000)` is a time constant, `half_life(1000)` a half-life, `Pace(9000, left=0.05)` the ratio of the distance
-    that a whole run of the pull leaves. It becomes a number when the regularizer is attached, from each parameter
-    group's learning rate (before any schedule) and momentum; a schedule that lowers the rate slows the pull.
+    `Pace(1000)` is a time constant, `half_life(1000)` a half-life, `Pace(9000, remaining=0.05)` the ratio of the
+    distance that a whole run of the pull leaves. It becomes a number when the regularizer is attached, from each
+    parameter group's learning rate (before any schedule) and momentum; a schedule that lowers the rate slows the pull.
 
     To first order in the share that a step takes away, as :func:`time_constant`: what is really left differs a little,
-    the more the shorter the pace. Coupled through momentum 0.9, `Pace(400, left=0.1)` leaves 0.092 and the shortest
-    that is allowed, of 88 steps, 0.055; at 1/e the difference is 0.03 at most. Shorter ones would swing past the
-    anchor, and attaching refuses them.
+    the more the shorter the pace. Coupled through momentum 0.9, `Pace(400, remaining=0.1)` leaves 0.092 and the
+    shortest that is allowed, of 88 steps, 0.055; at 1/e the difference is 0.03 at most. Shorter ones would swing past
+    the anchor, and attaching refuses them.
 
     Raises:
-        ValueError: `steps` is below 1, or `left` is not between 0 and 1.
+        ValueError: `steps` is below 1, or `remaining` is not between 0 and 1.
     """
 
     steps: float
-    left: float = math.exp(-1)
+    remaining: float = math.exp(-1)
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps < float("inf"):
             raise ValueError(f"a pace needs at least 1 step, got {self.steps}")
-        if not 0 < self.left < 1:
-            raise ValueError(f"the share of the distance that is left must lie between 0 and 1, got {self.left}")
+        if not 0 < self.remaining < 1:
+            raise ValueError(f"the share of the distance that is left must lie between 0 and 1, got {self.remaining}")
 
     @property
     def rate(self) -> float:
         """The share of the distance that a step takes away, to first order."""
-        return -math.log(self.left) / self.steps
+        return -math.log(self.remaining) / self.steps
 
     def strength(self, lr: float) -> float:
         """Return the alpha of this pace at a learning rate, for SGD divided by 1 - momentum unless decoupled.
@@ -64,7 +65,7 @@ def fastest(momentum: float, *, nesterov: bool) -> float:
 
 def half_life(steps: float) -> Pace:
     """Return the strength whose pull alone halves the distance in `steps` steps."""
-    return Pace(steps, left=0.5)
+    return Pace(steps, remaining=0.5)
 
 
 Strength = float | Pace | Mapping[str, float] | Mapping[str, Pace] | Mapping[str, float | Pace]

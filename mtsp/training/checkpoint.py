@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: staged in a temporary folder, synced, hashed, and renamed into place.
 
 A checkpoint is a folder `step-00001000` with `model.safetensors`, `optimizer.pt` (tensors and plain data only, read
-with `weights_only=True`), `state.json`, of a run that averages its weights `average.pt`, and `manifest.json`, which
+with `weights_only=True`), `state.json`, of a run that averages its weights `ema.pt`, and `manifest.json`, which
 holds the size and SHA-256 of the others and is written last. A run killed at any moment leaves the checkpoints before
 it untouched.
 """
@@ -25,7 +25,7 @@ from mtsp.files.atomic import sync
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _FILES = ("model.safetensors", "optimizer.pt", "state.json")
-_AVERAGE = "average.pt"
+_EMA = "ema.pt"
 _LOG = logging.getLogger("mtsp")
 
 
@@ -40,7 +40,7 @@ class Checkpoint(NamedTuple):
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
-    average: dict[str, Any] | None = None
+    ema: dict[str, Any] | None = None
     """None: the run keeps no average of its weights."""
 
 
@@ -51,10 +51,11 @@ def save(
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
     *,
-    keep: int,
-    average: Mapping[str, Any] | None = None,
+    keep_last: int,
+    ema: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` into `folder`, then keep it and the newest others, `keep` in all; return its path.
+    """Write the checkpoint of `step` into `folder`, then keep it and the newest others, `keep_last` in all; return its
+    path.
 
     Args:
         folder: of this run's checkpoints.
@@ -62,8 +63,8 @@ def save(
         model: tensors by name.
         optimizer: its state_dict.
         state: everything else, as plain data for JSON.
-        keep: how many checkpoints stay, at least 1. Older ones go only after this one is in place.
-        average: state_dict of the average of the weights, if there is one.
+        keep_last: how many checkpoints stay, at least 1. Older ones go only after this one is in place.
+        ema: state_dict of the average of the weights, if there is one.
 
     Raises:
         OSError: it could not be written (no space, no permission). What was there before is untouched.
@@ -80,9 +81,9 @@ def save(
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.items()}, stage / "model.safetensors")
         torch.save(dict(optimizer), stage / "optimizer.pt")
         (stage / "state.json").write_text(json.dumps(dict(state), indent=1), encoding="utf-8")
-        if average is not None:
-            torch.save(dict(average), stage / _AVERAGE)
-        names = (*_FILES, _AVERAGE) if average is not None else _FILES
+        if ema is not None:
+            torch.save(dict(ema), stage / _EMA)
+        names = (*_FILES, _EMA) if ema is not None else _FILES
         files = {name: {"bytes": (stage / name).stat().st_size, "sha256": _hash(stage / name)} for name in names}
         manifest = {"format": FORMAT, "step": step, "files": files}
         (stage / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -99,7 +100,7 @@ def save(
             f"the checkpoint of step {step} was not written to {folder}: {error} ({free:,.0f} MiB free)"
         ) from error
     others = [path for path in checkpoints(folder) if path != final]  # a run may have gone back to before some of them
-    for old in others[: max(0, len(others) + 1 - keep)]:
+    for old in others[: max(0, len(others) + 1 - keep_last)]:
         _remove(old)
     return final
 
@@ -128,7 +129,7 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        names = (*_FILES, _AVERAGE) if _AVERAGE in manifest["files"] else _FILES
+        names = (*_FILES, _EMA) if _EMA in manifest["files"] else _FILES
         files = {name: manifest["files"][name] for name in names}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {_MANIFEST} cannot be read ({error})") from error
@@ -146,7 +147,7 @@ def load(path: Path) -> Checkpoint:
             optimizer,
             json.loads((path / "state.json").read_text(encoding="utf-8")),
             # Before it had a file of its own, it was kept beside the optimizer's state.
-            _load_tensors(path / _AVERAGE) if _AVERAGE in files else optimizer.pop("average", None),
+            _load_tensors(path / _EMA) if _EMA in files else optimizer.pop("average", None),
         )
     except Exception as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error

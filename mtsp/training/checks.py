@@ -32,14 +32,14 @@ def require_classes(experiment: Experiment[Any, Any], data: Mapping[str, Example
 
 
 def require_whole_images(experiment: Experiment[Any, Any], entries: Mapping[str, Any]) -> None:
-    """Check that views `crops` are given images that nobody has cropped or resized before.
+    """Check that tta `multi_crop` are given images that nobody has cropped or resized before.
 
     Raises:
         ConfigError: they are not: ten crops of a crop are not the ten crops that papers report.
     """
     for name, entry in entries.items():
-        if experiment.evaluation.views.name == "crops" and entry.size is not None:
+        if experiment.evaluation.tta.name == "multi_crop" and entry.size is not None:
             raise ConfigError(
-                f"evaluation.views: crops are cut from whole pictures, and data.{name} is resized before; set "
-                f"data.{name}.size=null data.{name}.center=null"
+                f"evaluation.tta: crops are cut from whole pictures, and data.{name} is resized before; set "
+                f"data.{name}.size=null data.{name}.crop_pct=null"
             )

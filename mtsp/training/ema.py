@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtsp.config import Config
 
 
-class AverageConfig(Config):
+class EmaConfig(Config):
     """How long the average remembers."""
 
     decay: float = Field(default=0.9999, gt=0, lt=1)
@@ -20,7 +20,7 @@ class AverageConfig(Config):
     """At step t (from 0) keep no more than (1 + t) / (10 + t), as TensorFlow does: the first steps are forgotten."""
 
 
-class Average:
+class Ema:
     """A running average of a network's weights, beside the network.
 
     The average a follows the weights w by a <- d a + (1 - d) w after each optimizer step. Buffers of floating point
@@ -33,7 +33,7 @@ class Average:
         config: of the average.
     """
 
-    def __init__(self, model: nn.Module, config: AverageConfig) -> None:
+    def __init__(self, model: nn.Module, config: EmaConfig) -> None:
         self.config = config
         self.updates = 0
         self._averages = {name: _copy(value) for name, value in _tensors(model).items()}

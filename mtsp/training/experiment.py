@@ -9,12 +9,12 @@ import yaml
 from pydantic import Field, model_validator
 
 from mtsp.config import Config, ConfigError
-from mtsp.evaluation.tta import AnyViews, WholeConfig
+from mtsp.evaluation.tta import AnyTta, NoTtaConfig
 from mtsp.optim import OptimizerConfig, ScheduleConfig
 from mtsp.regularizers.configs import NoneConfig, PaceConfig, PullConfig, StrengthConfig
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import TrackingConfig
-from mtsp.training.ema import AverageConfig
+from mtsp.training.ema import EmaConfig
 
 ModelT = TypeVar("ModelT", bound=Config)
 DataT = TypeVar("DataT", bound=Config)
@@ -42,7 +42,7 @@ class StageConfig(Config):
     """A number of steps that learn the same branches from the same data."""
 
     steps: Positive
-    batches: dict[str, Positive] = Field(min_length=1)
+    batch_size: dict[str, Positive] = Field(min_length=1)
     """Samples of each data entry in one optimizer step, over all processes and micro-batches."""
     learn: tuple[str, ...] | None = None
     """Branches that learn; the others are held, statistics included. Null: all."""
@@ -60,14 +60,14 @@ class TrainConfig(Config):
     """Largest norm of the gradient of the losses. The regularizer's pull is not clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """`auto`: bf16 where the machine computes in it (CUDA, or a CPU with AMX), else fp32."""
-    average: AverageConfig | None = None
+    ema: EmaConfig | None = None
     """Measure and export a running average of the weights; null: the last weights."""
     channels_last: bool = True
     compile: bool = False
     workers: int = Field(default=2, ge=0)
     """Processes that decode and augment, per training process; at evaluation, threads that decode."""
     save_every: Positive = 500
-    keep: Positive = 2
+    keep_last: Positive = 2
     """Checkpoints that stay."""
 
 
@@ -82,7 +82,7 @@ class EvaluationConfig(Config):
     """Also before the first step: what fine-tuning begins with."""
     batch: Positive = 1
     """Examples of one size that are measured together: faster on a GPU, and the last digits depend on it."""
-    views: AnyViews = WholeConfig()
+    tta: AnyTta = NoTtaConfig()
     """How the network looks at each of them: once at the whole, or at crops and scales whose scores add up."""
 
 
@@ -107,9 +107,11 @@ class Experiment(Config, Generic[ModelT, DataT]):
     def _names_exist(self) -> "Experiment[ModelT, DataT]":
         wrong = [*self._ignored(), *self._nothing_learns(), *self._without_pace()]
         for index, stage in enumerate(self.train.stages):
-            for name in stage.batches:
+            for name in stage.batch_size:
                 if name not in self.data:
-                    wrong.append(f"train.stages.{index}.batches.{name}: no such data; there is {', '.join(self.data)}")
+                    wrong.append(
+                        f"train.stages.{index}.batch_size.{name}: no such data; there is {', '.join(self.data)}"
+                    )
             for branch in stage.learn or ():
                 if branch not in self.branches:
                     wrong.append(
@@ -178,21 +180,19 @@ class Experiment(Config, Generic[ModelT, DataT]):
         # distance (learning rate x strength, over 1 - momentum where that counts), which must not be above this one.
         limit = self.regularizer.fastest(self.optimizer) * (1 + 1e-9)
         through = "coupled through momentum " if limit < 1 else ""
-        if strength.left is None:
+        if strength.remaining is None:
             pace = strength.pace(float("inf"))
             if pace.rate <= limit:
                 return None
             shortest = math.ceil(pace.steps * pace.rate / limit)
-            return (
-                f"a pull {through}would go past its anchor; give {shortest} or more, or a placement that is not coupled"
-            )
+            return f"a pull {through}would go past its anchor; give {shortest} or more, or a mode that is not coupled"
         length = self._length(branch)
-        if not length or length >= max(1.0, -math.log(strength.left) / limit):
+        if not length or length >= max(1.0, -math.log(strength.remaining) / limit):
             return None
         return (
             f"{branch} learns for as long as {length:.3g} steps at its full rate, in which no pull {through}leaves "
-            f"{strength.left:g} of the distance; give a larger share, or train longer"
-            + (", or use a placement that is not coupled" if through else "")
+            f"{strength.remaining:g} of the distance; give a larger share, or train longer"
+            + (", or use a mode that is not coupled" if through else "")
         )
 
     def _said(self, key: str) -> dict[str, tuple[str, float | PaceConfig]]:
@@ -211,13 +211,13 @@ class Experiment(Config, Generic[ModelT, DataT]):
             return 0.0
         plan = self.train
         learns = [stage.learn is None or branch in stage.learn for stage in plan.stages for _ in range(stage.steps)]
-        return sum(self.schedule.share(t, plan.steps) for t in range(plan.steps) if learns[t % len(learns)])
+        return sum(self.schedule.lr_factor(t, plan.steps) for t in range(plan.steps) if learns[t % len(learns)])
 
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return alpha and beta by branch, as numbers: those that paces come to; of mars, the radius as alpha.
 
-        Where `left` is asked of a branch that never learns, there is no run to leave it after: the number is 0; so is
-        an alpha that is a pace where nothing is pretrained.
+        Where `remaining` is asked of a branch that never learns, there is no run to leave it after: the number is 0; so
+        is an alpha that is a pace where nothing is pretrained.
         """
         if isinstance(self.regularizer, NoneConfig):
             return {}, {}
@@ -231,7 +231,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
         if not isinstance(strength, PaceConfig):
             return strength
         assert not isinstance(self.regularizer, NoneConfig)
-        length = self._length(branch) if strength.left is not None else float("inf")
+        length = self._length(branch) if strength.remaining is not None else float("inf")
         if not length or not self._acts_on(branch, key):
             return 0.0
         return self.regularizer.number(strength.pace(length), self.learning_rates()[branch], self.optimizer)
@@ -261,7 +261,7 @@ FREE_TO_CHANGE = (
     "evaluation",
     "train.workers",
     "train.save_every",
-    "train.keep",
+    "train.keep_last",
     "train.steps",
 )
 """What a resumed run may have otherwise than the run that it continues, with all that is below it."""

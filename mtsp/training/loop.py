@@ -68,10 +68,10 @@ def train(
         while position.step < steps:
             before, stage = stage, stage_at(stages, position.step)
             if stage is not before:
-                hold_all_but(state, stage.learn)
-            rates = set_learning_rates(state.optimizer, schedule.share(position.step, steps))
+                set_trainable(state, stage.learn)
+            rates = set_learning_rates(state.optimizer, schedule.lr_factor(position.step, steps))
             micro_batches = []
-            for name, size in stage.batches.items():
+            for name, size in stage.batch_size.items():
                 key = f"{name}:{size}"
                 if key not in streams:
                     stream = open_stream(name, size, position.batches.setdefault(key, 0))
@@ -81,7 +81,7 @@ def train(
             before_step()
             result = optimizer_step(state, micro_batches, step=position.step + 1, clip=clip, stop=stop())
             position.step += 1
-            for name, size in stage.batches.items():
+            for name, size in stage.batch_size.items():
                 position.batches[f"{name}:{size}"] += 1
             after_step(result, rates)
             if result.stop:
@@ -139,17 +139,17 @@ def optimizer_step(
     return StepResult({"loss": sum(losses.values()), **losses}, norm, int(samples), asked > 0)
 
 
-def hold_all_but(state: TrainState, learn: tuple[str, ...] | None) -> None:
+def set_trainable(state: TrainState, learn: tuple[str, ...] | None) -> None:
     """Let the branches named in `learn` (None: all) train, and hold the others: no gradient, no new statistics."""
     model = state.accelerator.unwrap_model(state.model)
     model.train()
     for branch in state.branches:
         module = model.get_submodule(branch)
-        learns = branch not in state.held and (learn is None or branch in learn)
+        learns = branch not in state.frozen and (learn is None or branch in learn)
         module.requires_grad_(learns)
         if not learns:
             module.eval()
-        elif branch in state.fixed_norm:
+        elif branch in state.frozen_norm:
             for layer in module.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()

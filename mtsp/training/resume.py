@@ -63,12 +63,12 @@ def restore(run: TrainingRun, found: checkpoint.Checkpoint) -> None:
     if state["sharded"] != (sharded := is_sharded(run.network)):
         here, there = ("with", "without") if sharded else ("without", "with")
         raise checkpoint.CheckpointError(f"{found.path} was saved {there} FSDP and cannot be resumed {here} it")
-    if run.average is not None and found.average is None:
+    if run.ema is not None and found.ema is None:
         raise checkpoint.CheckpointError(f"{found.path} has no averaged weights, which this run would go on from")
     try:
         load_full_states(run.network, run.state.optimizer.optimizer, found.model, found.optimizer)
-        if run.average is not None and found.average is not None:
-            run.average.load_state_dict(found.average)
+        if run.ema is not None and found.ema is not None:
+            run.ema.load_state_dict(found.ema)
     except (RuntimeError, ValueError, KeyError) as error:
         raise checkpoint.CheckpointError(f"{found.path} is of another network: {str(error).splitlines()[0]}") from error
     if accelerator.scaler is not None and state["scaler"]:
@@ -100,7 +100,7 @@ def save(run: TrainingRun) -> None:
     """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
     accelerator = run.state.accelerator
     model, optimizer = full_states(run.network, run.state.optimizer.optimizer)
-    average = None if run.average is None else run.average.state_dict()
+    ema = None if run.ema is None else run.ema.state_dict()
     if accelerator.is_main_process:
         state = {
             "step": run.position.step,
@@ -117,6 +117,6 @@ def save(run: TrainingRun) -> None:
         }
         folder = run.folder / "checkpoints"
         checkpoint.save(
-            folder, run.position.step, model, optimizer, state, keep=run.experiment.train.keep, average=average
+            folder, run.position.step, model, optimizer, state, keep_last=run.experiment.train.keep_last, ema=ema
         )
     accelerator.wait_for_everyone()

@@ -27,7 +27,7 @@ from mtsp.optim import parameter_groups
 from mtsp.regularizers import Anchored
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.checks import require_classes, require_whole_images
-from mtsp.training.ema import Average
+from mtsp.training.ema import Ema
 from mtsp.training.experiment import Experiment, as_yaml
 from mtsp.training.loop import train
 from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
@@ -73,7 +73,7 @@ def run(
         require_classes(experiment, data)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
         state = _prepare(experiment, accelerator, started)
-        this = TrainingRun(experiment, run_dir, state, started, data, average=_average(experiment, state))
+        this = TrainingRun(experiment, run_dir, state, started, data, ema=_ema(experiment, state))
         if found is not None:
             restore(this, found)
         this.regularizer = _regularize(this)
@@ -97,7 +97,7 @@ def run(
 
 
 def _used(experiment: Experiment[Any, Any], name: str) -> bool:
-    return name in experiment.evaluation.data or any(name in stage.batches for stage in experiment.train.stages)
+    return name in experiment.evaluation.data or any(name in stage.batch_size for stage in experiment.train.stages)
 
 
 def _prepare(experiment: Experiment[Any, Any], accelerator: Accelerator, started: Started) -> TrainState:
@@ -118,8 +118,8 @@ def _prepare(experiment: Experiment[Any, Any], accelerator: Accelerator, started
         optimizer,
         experiment.tasks,
         tuple(branches),
-        held=tuple(name for name, branch in branches.items() if branch.freeze),
-        fixed_norm=tuple(name for name, branch in branches.items() if branch.freeze_norm),
+        frozen=tuple(name for name, branch in branches.items() if branch.freeze),
+        frozen_norm=tuple(name for name, branch in branches.items() if branch.freeze_norm),
         channels_last=experiment.train.channels_last,
     )
 
@@ -135,11 +135,11 @@ def _regularize(run: TrainingRun) -> Anchored | None:
     return pull
 
 
-def _average(experiment: Experiment[Any, Any], state: TrainState) -> Average | None:
+def _ema(experiment: Experiment[Any, Any], state: TrainState) -> Ema | None:
     model = state.accelerator.unwrap_model(state.model)
-    if experiment.train.average is not None and is_sharded(model):
-        raise ConfigError("train.average: weights sharded by FSDP cannot be averaged; leave it out, or use DDP")
-    return None if experiment.train.average is None else Average(model, experiment.train.average)
+    if experiment.train.ema is not None and is_sharded(model):
+        raise ConfigError("train.ema: weights sharded by FSDP cannot be averaged; leave it out, or use DDP")
+    return None if experiment.train.ema is None else Ema(model, experiment.train.ema)
 
 
 def _train(run: TrainingRun, interruption: Interruption) -> dict[str, Evaluation] | None:
@@ -203,8 +203,8 @@ def _after_step(
     run: TrainingRun, advance: Callable[[int, str], None], result: StepResult, rates: Mapping[str, float]
 ) -> None:
     plan, step = run.experiment.train, run.position.step
-    if run.average is not None:
-        run.average.update(run.network)
+    if run.ema is not None:
+        run.ema.update(run.network)
     run.meter.add(result)
     advance(step, describe(result.losses))
     last = step == plan.steps

@@ -15,7 +15,7 @@ from mtsp.evaluation.evaluate import Evaluation
 from mtsp.regularizers import Anchored
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import Tracker
-from mtsp.training.ema import Average
+from mtsp.training.ema import Ema
 from mtsp.training.experiment import Experiment
 from mtsp.types import Examples
 
@@ -70,9 +70,9 @@ class TrainState:
     optimizer: Any
     tasks: Tasks
     branches: tuple[str, ...]
-    held: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     """Branches that never learn."""
-    fixed_norm: tuple[str, ...] = ()
+    frozen_norm: tuple[str, ...] = ()
     """Branches that learn, but keep the statistics of their batch normalization."""
     channels_last: bool = True
     """Memory format of the images, which should be the network's."""
@@ -122,7 +122,7 @@ class TrainingRun:
     started: Started
     data: Mapping[str, Examples]
     regularizer: Anchored | None = None
-    average: Average | None = None
+    ema: Ema | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
@@ -138,4 +138,4 @@ class TrainingRun:
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its averaged weights, if there are any."""
-        return nullcontext() if self.average is None else self.average.swapped(self.network)
+        return nullcontext() if self.ema is None else self.ema.swapped(self.network)

@@ -38,7 +38,7 @@ def measure(run: TrainingRun) -> None:
                 accelerator,
                 run.state.model,
                 examples,
-                views=run.experiment.evaluation.views.build(),
+                tta=run.experiment.evaluation.tta.build(),
                 batch_size=run.experiment.evaluation.batch,
                 workers=run.experiment.train.workers,
                 channels_last=run.experiment.train.channels_last,

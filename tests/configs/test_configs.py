@@ -48,7 +48,7 @@ def test_an_experiment_is_read_and_its_parts_fit_its_network(path: Path) -> None
     assert set(model.branches) == set(experiment.branches)  # pyright: ignore[reportArgumentType]
     optimizer = experiment.optimizer.build(parameter_groups(model, experiment.learning_rates()))
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
-    shares = [experiment.schedule.share(step, experiment.train.steps) for step in range(experiment.train.steps)]
+    shares = [experiment.schedule.lr_factor(step, experiment.train.steps) for step in range(experiment.train.steps)]
     assert 0.5 < max(shares) <= 1
     assert min(shares) >= 0
     if experiment.regularizer.name != "none":
@@ -168,7 +168,7 @@ def test_an_encnet_row_of_the_paper_has_its_strengths_and_the_recipe_of_the_publ
     assert f"Paper: mIoU {miou}, pixel acc. {accuracy}." in header(path)
     assert experiment.learning_rates() == {"backbone": 1e-3, "head": 1e-2}
     assert experiment.train.steps == 80 * (4996 // 16)
-    assert [stage.batches for stage in experiment.train.stages] == [{"context": 16}]
+    assert [stage.batch_size for stage in experiment.train.stages] == [{"context": 16}]
     depth = "101" if "101" in name else "50"
     assert experiment.model.model_dump()["encoder"] == f"tu-resnet{depth}s"
     text = " ".join(line.lstrip("# ") for line in header(path).splitlines())

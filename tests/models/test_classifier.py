@@ -74,8 +74,8 @@ def test_a_new_head_takes_all_but_the_last_layers(file: Path) -> None:
     assert loaded.fresh == []
     assert any(".AuxLogits.conv1." in name for name in loaded.names)
     assert sorted(name for name, _ in model.head.named_parameters()) == [
-        "auxiliary.bias",
-        "auxiliary.weight",
+        "aux_head.bias",
+        "aux_head.weight",
         "label.bias",
         "label.weight",
     ]
@@ -84,10 +84,10 @@ def test_a_new_head_takes_all_but_the_last_layers(file: Path) -> None:
 
 
 def test_inception_without_its_auxiliary_head_says_what_it_leaves_out(file: Path) -> None:
-    model = classifier("torchvision:inception_v3", auxiliary=False)
+    model = classifier("torchvision:inception_v3", aux_head=False)
     loaded = load_branch(model, "backbone", file)
     assert "AuxLogits.conv0.conv.weight: there is no auxiliary head" in loaded.left_out
-    assert model.head.auxiliary is None
+    assert model.head.aux_head is None
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_an_unknown_backbone_is_told_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no backbone 'inception_v4' in torchvision; did you mean inception_v3"):
         classifier("torchvision:inception_v4")
     with pytest.raises(ConfigError, match="only torchvision:inception_v3 has an auxiliary head"):
-        classifier("resnet18", auxiliary=True)
+        classifier("resnet18", aux_head=True)
 
 
 def test_weights_that_mtsp_saved_go_into_a_classifier_of_other_classes(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def values(root: Path, size: int, **changes: Any) -> dict[str, Any]:
             "dataset": {"name": "image_folder", "root": str(root / split)},
             "augment": {"preset": "inception", "crop": [size, size], "area": [0.5, 1.0]} if split == "train" else None,
             "size": [size, size],
-            "center": 1.0,
+            "crop_pct": 1.0,
         }
         for split in ("train", "test")
     }
@@ -200,7 +200,7 @@ def values(root: Path, size: int, **changes: Any) -> dict[str, Any]:
         "regularizer": {"name": "none"},
         "optimizer": {"name": "adam", "lr": 0.003},
         "schedule": {"name": "cosine"},
-        "train": {"steps": 40, "stages": [{"steps": 40, "batches": {"train": 12}}], "workers": 0},
+        "train": {"steps": 40, "stages": [{"steps": 40, "batch_size": {"train": 12}}], "workers": 0},
         "evaluation": {"data": ["test"], "at_start": False},
         "tracking": {"log_every": 10, "images": 0, "trackers": []},
         **changes,
@@ -219,15 +219,15 @@ def test_inception_trains_and_is_measured_at_299(squares: Path, file: Path, tmp_
         299,
         model={"name": "classifier", "classes": 3},
         branches={"backbone": {"weights": str(file)}, "head": {}},
-        tasks={"classification": {"auxiliary": 0.4}},
+        tasks={"classification": {"aux_loss": 0.4}},
         regularizer={"name": "l2sp", "alpha": 1e-3, "beta": 1e-3},
         optimizer={"name": "sgd", "lr": 1e-4},
-        train={"steps": 2, "stages": [{"steps": 2, "batches": {"train": 2}}], "workers": 0},
+        train={"steps": 2, "stages": [{"steps": 2, "batch_size": {"train": 2}}], "workers": 0},
     )
     settings["data"]["test"]["limit"] = 2
     settings["tracking"]["log_every"] = 1
     results = train(settings, tmp_path / "run")
     assert results["test"]["images"] == 2
     rows = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert "train/classification_auxiliary" in rows
+    assert "train/classification_aux" in rows
     assert math.isfinite(results["test"]["nll"])

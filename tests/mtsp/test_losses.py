@@ -12,7 +12,7 @@ from mtsp.losses import (
     end_point_error,
     label_cross_entropy,
     multiscale_epe,
-    presence_loss,
+    se_loss,
 )
 from mtsp.tasks import ClassificationConfig, SegmentationConfig, Tasks
 from mtsp.types import IGNORE, Batch, Outputs
@@ -21,14 +21,14 @@ from mtsp.types import IGNORE, Batch, Outputs
 def test_cross_entropy_is_the_sum_over_known_pixels_and_their_number() -> None:
     # logits (0, ln 3) of classes 0, 1: probabilities 1/4, 3/4
     logits = torch.tensor([0.0, math.log(3)]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
-    total, count = cross_entropy(logits, torch.tensor([[[0, 1, IGNORE]]]), balanced=False)
+    total, count = cross_entropy(logits, torch.tensor([[[0, 1, IGNORE]]]), class_balance=False)
     assert total.item() == pytest.approx(math.log(4) + math.log(4 / 3))
     assert count.item() == 2  # not 3
 
 
 def test_uniform_logits_of_a_released_frame_give_the_published_magnitude() -> None:
     total, count = cross_entropy(
-        torch.zeros(1, 2, 480, 854), torch.zeros(1, 480, 854).long(), balanced=False, reduction="sum"
+        torch.zeros(1, 2, 480, 854), torch.zeros(1, 480, 854).long(), class_balance=False, reduction="sum"
     )
     assert count.item() == 1
     assert total.item() == pytest.approx(409_920 * math.log(2))
@@ -36,7 +36,7 @@ def test_uniform_logits_of_a_released_frame_give_the_published_magnitude() -> No
 
 def test_a_balanced_pixel_weighs_one_minus_the_share_of_its_class_in_its_own_frame() -> None:
     mask = torch.tensor([[[1, 0, 0, 0]], [[1, 1, 0, IGNORE]]])
-    total, count = cross_entropy(torch.zeros(2, 2, 1, 4), mask, balanced=True)
+    total, count = cross_entropy(torch.zeros(2, 2, 1, 4), mask, class_balance=True)
     # frame 0: 1 pixel of weight 3/4, 3 of 1/4; frame 1: 2 of 1/3, 1 of 2/3, one unknown. Each costs ln 2.
     assert total.item() == pytest.approx((3 / 4 + 3 / 4 + 2 / 3 + 2 / 3) * math.log(2))
     assert count.item() == 7
@@ -45,15 +45,15 @@ def test_a_balanced_pixel_weighs_one_minus_the_share_of_its_class_in_its_own_fra
 def test_the_balanced_gradient_is_the_plain_one_times_the_weight() -> None:
     logits = torch.randn(1, 2, 1, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     mask = torch.tensor([[[1, 0, 0, 0]]])
-    (plain,) = torch.autograd.grad(cross_entropy(logits, mask, balanced=False).total, logits)
-    (balanced,) = torch.autograd.grad(cross_entropy(logits, mask, balanced=True).total, logits)
+    (plain,) = torch.autograd.grad(cross_entropy(logits, mask, class_balance=False).total, logits)
+    (balanced,) = torch.autograd.grad(cross_entropy(logits, mask, class_balance=True).total, logits)
     torch.testing.assert_close(balanced, plain * torch.tensor([0.75, 0.25, 0.25, 0.25]))
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_frame_without_a_known_pixel_adds_nothing_and_keeps_gradients_finite(balanced: bool) -> None:
     logits = torch.zeros(1, 2, 2, 2, requires_grad=True)
-    total, count = cross_entropy(logits, torch.full((1, 2, 2), IGNORE), balanced=balanced)
+    total, count = cross_entropy(logits, torch.full((1, 2, 2), IGNORE), class_balance=balanced)
     total.backward()
     assert total.item() == 0
     assert count.item() == 0
@@ -62,15 +62,15 @@ def test_a_frame_without_a_known_pixel_adds_nothing_and_keeps_gradients_finite(b
 
 
 def test_a_frame_of_one_class_has_no_balanced_loss() -> None:
-    assert cross_entropy(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long(), balanced=True).total.item() == 0
+    assert cross_entropy(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long(), class_balance=True).total.item() == 0
 
 
 def test_micro_batches_add_up_to_the_whole_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, mask = torch.randn(3, 2, 4, 4, generator=generator), torch.randint(0, 2, (3, 4, 4), generator=generator)
     mask[0, :3] = IGNORE  # a mean of means would count the rest of frame 0 four times
-    whole = cross_entropy(logits, mask, balanced=True)
-    parts = [cross_entropy(logits[i : i + 1], mask[i : i + 1], balanced=True) for i in range(3)]
+    whole = cross_entropy(logits, mask, class_balance=True)
+    parts = [cross_entropy(logits[i : i + 1], mask[i : i + 1], class_balance=True) for i in range(3)]
     torch.testing.assert_close(sum(part.total for part in parts), whole.total)
     assert sum(part.count.item() for part in parts) == whole.count.item() == 36
 
@@ -78,7 +78,7 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
 def test_the_loss_is_float32_inside_autocast() -> None:
     logits = torch.full((1, 2, 64, 64), 0.1, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        total = cross_entropy(logits, torch.zeros(1, 64, 64).long(), balanced=False).total
+        total = cross_entropy(logits, torch.zeros(1, 64, 64).long(), class_balance=False).total
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(4096 * math.log(2), rel=1e-6)  # bfloat16 would be off by up to 1 in 256
 
@@ -86,12 +86,12 @@ def test_the_loss_is_float32_inside_autocast() -> None:
 @pytest.mark.parametrize("wrong", [2, 254, -1])
 def test_a_class_that_the_network_does_not_have_is_named(wrong: int) -> None:
     with pytest.raises(ValueError, match=rf"class {wrong}, the network has classes 0 to 1"):
-        cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, wrong]]]), balanced=False)
+        cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, wrong]]]), class_balance=False)
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\) do not fit a mask of shape \(1, 2, 2\)"):
-        cross_entropy(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2).long(), balanced=False)
+        cross_entropy(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2).long(), class_balance=False)
 
 
 def test_the_published_rate_is_translated_by_the_number_of_pixels() -> None:
@@ -99,7 +99,7 @@ def test_the_published_rate_is_translated_by_the_number_of_pixels() -> None:
     logits, mask = torch.randn(1, 2, 480, 854, requires_grad=True), torch.randint(2, (1, 480, 854))
 
     def step(rate: float, reduction: Literal["mean", "sum"]) -> Tensor:
-        total, count = cross_entropy(logits, mask, balanced=True, reduction=reduction)
+        total, count = cross_entropy(logits, mask, class_balance=True, reduction=reduction)
         return rate * torch.autograd.grad(total / count, logits)[0]
 
     torch.testing.assert_close(step(1e-9, "sum"), step(4.0992e-4, "mean"), rtol=1e-6, atol=0)
@@ -187,7 +187,7 @@ def test_a_pyramid_needs_a_weight_per_scale() -> None:
 def test_presence_asks_which_classes_an_image_has_however_many_pixels_of_them() -> None:
     mask = torch.tensor([[[0, 0, 2, IGNORE]], [[1, 1, 1, 1]]])  # classes 0 and 2; class 1
     logits = torch.tensor([[0.0, math.log(3), 0.0], [0.0, math.log(3), 0.0]])  # probabilities 1/2, 3/4, 1/2
-    total, count = presence_loss(logits, mask)
+    total, count = se_loss(logits, mask)
     first = (math.log(2) + math.log(4) + math.log(2)) / 3  # class 1 is absent: -ln(1 - 3/4)
     second = (math.log(2) + math.log(4 / 3) + math.log(2)) / 3
     assert total.item() == pytest.approx(first + second)
@@ -198,7 +198,7 @@ def test_presence_of_an_image_without_a_known_pixel_says_nothing() -> None:
     logits = torch.zeros(2, 3, requires_grad=True)
     mask = torch.full((2, 1, 2), IGNORE)
     mask[1] = 1
-    total, count = presence_loss(logits, mask)
+    total, count = se_loss(logits, mask)
     total.backward()
     assert (total.item(), count.item()) == (pytest.approx(math.log(2)), 1)
     assert logits.grad is not None
@@ -221,19 +221,19 @@ def test_a_label_that_the_network_does_not_know_is_refused(wrong: int) -> None:
 
 def test_a_task_weighs_its_main_auxiliary_and_presence_losses() -> None:
     tasks = Tasks(
-        segmentation=SegmentationConfig(weight=2.0, balanced=False, auxiliary=0.5, presence=0.25),
-        classification=ClassificationConfig(auxiliary=0.4),
+        segmentation=SegmentationConfig(weight=2.0, class_balance=False, aux_loss=0.5, se_loss=0.25),
+        classification=ClassificationConfig(aux_loss=0.4),
     )
     batch = Batch(name=["a"], frame=torch.zeros(1, 3, 1, 2), mask=torch.tensor([[[1, IGNORE]]]))
     maps, scores = torch.zeros(1, 2, 1, 2), torch.zeros(1, 2)
-    outputs = Outputs(mask_logits=maps, auxiliary_mask_logits=maps, presence_logits=scores)
+    outputs = Outputs(mask_logits=maps, aux_mask_logits=maps, se_logits=scores)
     sums = {name: total.item() / math.log(2) for name, total in tasks.sums(outputs, batch).items()}
-    assert sums == pytest.approx({"segmentation": 2.0, "segmentation_auxiliary": 0.5, "presence": 0.25})
+    assert sums == pytest.approx({"segmentation": 2.0, "segmentation_aux": 0.5, "segmentation_se": 0.25})
     assert {k: v.item() for k, v in tasks.counts(batch).items()} == dict.fromkeys(sums, 1)  # one known pixel, one image
     labeled = Batch(name=["b"], frame=torch.zeros(1, 3, 1, 2), label=torch.tensor([1]))
-    outputs = Outputs(label_logits=scores, auxiliary_label_logits=scores)
+    outputs = Outputs(label_logits=scores, aux_label_logits=scores)
     sums = {name: total.item() / math.log(2) for name, total in tasks.sums(outputs, labeled).items()}
-    assert sums == pytest.approx({"classification": 1.0, "classification_auxiliary": 0.4})
+    assert sums == pytest.approx({"classification": 1.0, "classification_aux": 0.4})
     assert tasks.names == [
-        "segmentation", "segmentation_auxiliary", "presence", "classification", "classification_auxiliary"
+        "segmentation", "segmentation_aux", "segmentation_se", "classification", "classification_aux"
     ]  # fmt: skip

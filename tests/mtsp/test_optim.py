@@ -12,27 +12,27 @@ from mtsp.optim import RMSPropConfig, ScheduleConfig, parameter_groups, set_lear
 
 def test_poly_falls_as_written() -> None:
     schedule = ScheduleConfig(name="poly", power=0.9)
-    assert schedule.share(0, 100) == 1.0
-    assert schedule.share(75, 100) == pytest.approx(0.25**0.9)
-    assert schedule.share(100, 100) == 0.0
+    assert schedule.lr_factor(0, 100) == 1.0
+    assert schedule.lr_factor(75, 100) == pytest.approx(0.25**0.9)
+    assert schedule.lr_factor(100, 100) == 0.0
 
 
 def test_step_halves_every_so_many_steps_or_at_milestones() -> None:
     every = ScheduleConfig(name="step", every=50, factor=0.5)
-    assert [every.share(s, 200) for s in (0, 49, 50, 149, 150)] == [1.0, 1.0, 0.5, 0.25, 0.125]
+    assert [every.lr_factor(s, 200) for s in (0, 49, 50, 149, 150)] == [1.0, 1.0, 0.5, 0.25, 0.125]
     milestones = ScheduleConfig(name="step", milestones=(10, 30), factor=0.1)
-    assert [milestones.share(s, 200) for s in (9, 10, 29, 30)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+    assert [milestones.lr_factor(s, 200) for s in (9, 10, 29, 30)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
 
 
 def test_cosine_is_at_half_in_the_middle_and_ends_at_its_final_share() -> None:
     schedule = ScheduleConfig(name="cosine", final=0.2)
-    assert schedule.share(50, 100) == pytest.approx(0.6)
-    assert schedule.share(100, 100) == pytest.approx(0.2)
+    assert schedule.lr_factor(50, 100) == pytest.approx(0.6)
+    assert schedule.lr_factor(100, 100) == pytest.approx(0.2)
 
 
 def test_warmup_rises_linearly_to_the_full_rate() -> None:
     schedule = ScheduleConfig(name="constant", warmup=4)
-    assert [schedule.share(s, 100) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [schedule.lr_factor(s, 100) for s in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_a_step_schedule_that_does_not_say_when_is_refused() -> None:

@@ -36,7 +36,7 @@ def world(values: dict[str, Any], synthetic: Path, tmp_path: Path) -> dict[str, 
     shutil.copytree(synthetic, tmp_path / "data")
     text = json.dumps(values).replace(str(synthetic), str(tmp_path / "data"))
     values = json.loads(text)
-    values["train"] |= {"steps": 2, "save_every": 1, "stages": [{"steps": 1, "batches": {"davis": 9, "chairs": 6}}]}
+    values["train"] |= {"steps": 2, "save_every": 1, "stages": [{"steps": 1, "batch_size": {"davis": 9, "chairs": 6}}]}
     values["data"]["davis"]["augment"] = None
     values["evaluation"] = {"data": [], "at_start": False}
     return values
@@ -160,7 +160,7 @@ def mixed_sizes(values: dict[str, Any], root: Path) -> None:
 
 
 def unknown_data(values: dict[str, Any], root: Path) -> None:
-    values["train"]["stages"][0]["batches"] = {"davs": 1}
+    values["train"]["stages"][0]["batch_size"] = {"davs": 1}
 
 
 def batch_that_cannot_be_shared(values: dict[str, Any], root: Path) -> None:
@@ -196,7 +196,7 @@ MISTAKES = [
     (unknown_encoder, "no encoder 'tu-test_eficientnet'; did you mean tu-test_efficientnet"),
     (odd_size, "takes frames of 480x854, got 64x96; resize them, or use mode modern"),
     (mixed_sizes, "cannot share a batch: their"),
-    (unknown_data, "train.stages.0.batches.davs: no such data; there is davis"),
+    (unknown_data, "train.stages.0.batch_size.davs: no such data; there is davis"),
     (batch_that_cannot_be_shared, "a global batch of 9 cannot be shared by 1 processes x 4 micro-batches"),
     (fp16_without_gpu, "train.precision: fp16 needs a GPU"),
     (half_a_config, "optimizer: missing; it must be given"),
@@ -226,7 +226,7 @@ def ran(tmp_path: Path) -> Path:
     run_dir = tmp_path / "ran"
     for step in (1, 2):
         tensors = {"segmentation.x": torch.full((3,), float(step))}
-        checkpoint.save(run_dir / "checkpoints", step, tensors, {}, {"step": step}, keep=2)
+        checkpoint.save(run_dir / "checkpoints", step, tensors, {}, {"step": step}, keep_last=2)
     (run_dir / "metrics.jsonl").write_text('{"step": 2, "time": 1.0, "train/loss": 0.5}\n')
     return run_dir
 
@@ -285,7 +285,7 @@ def test_a_checkpoint_of_another_network_is_not_resumed(
     path = tmp_path / "run" / "checkpoints" / "step-00000002"
     found = checkpoint.load(path)
     other = {name: value for name, value in found.model.items() if not name.startswith("flow.")}
-    checkpoint.save(tmp_path / "other", 2, other, found.optimizer, found.state, keep=1)
+    checkpoint.save(tmp_path / "other", 2, other, found.optimizer, found.state, keep_last=1)
     before = contents(tmp_path / "run")
     capsys.readouterr()
     assert failing(world, tmp_path / "run", "--resume", str(tmp_path / "other" / "step-00000002")) == 1

@@ -102,13 +102,17 @@ def command(config: Path, run_dir: Path, *more: str) -> list[str]:
 
 
 def test_both_losses_fall(values: dict[str, Any], train: Train, tmp_path: Path) -> None:
-    values["train"] |= {"steps": 16, "stages": [{"steps": 1, "batches": {"davis": 3, "chairs": 2}}], "save_every": 100}
+    values["train"] |= {
+        "steps": 16,
+        "stages": [{"steps": 1, "batch_size": {"davis": 3, "chairs": 2}}],
+        "save_every": 100,
+    }
     values["data"]["davis"] |= {"augment": None}
-    values["train"]["stages"][0]["batches"]["davis"] = 9  # every step sees every frame: the losses compare
+    values["train"]["stages"][0]["batch_size"]["davis"] = 9  # every step sees every frame: the losses compare
     values["optimizer"] = {"name": "adam", "lr": 0.003}
     results = train(values, tmp_path / "run")
     curve = [row for row in rows(tmp_path / "run") if "train/loss" in row]
-    for name in ("train/segmentation", "train/flow_pyramid"):
+    for name in ("train/segmentation", "train/flow_multiscale"):
         first, last = (sum(row[name] for row in part) / 3 for part in (curve[:3], curve[-3:]))
         assert last < 0.8 * first, name
     before = next(row["chairs_val/epe"] for row in rows(tmp_path / "run") if "chairs_val/epe" in row)
@@ -148,7 +152,7 @@ def test_a_run_resumed_from_any_step_ends_as_if_uninterrupted(
     values: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path
 ) -> None:
     """Saved in the middle of a stage, at its end, and between two lines of the curves, whose averages span the stop."""
-    values["train"] |= {"save_every": 1, "keep": 10}
+    values["train"] |= {"save_every": 1, "keep_last": 10}
     values["tracking"]["log_every"] = 2
     train(values, tmp_path / "whole")
     logged = [
@@ -194,7 +198,7 @@ def test_resuming_where_nothing_is_saved_yet_begins_anew(
 def test_going_back_to_an_earlier_checkpoint_keeps_what_is_saved_then(
     values: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path
 ) -> None:
-    values["train"] |= {"save_every": 1, "keep": 3}
+    values["train"] |= {"save_every": 1, "keep_last": 3}
     train(values, tmp_path / "run")
     before = outcome(tmp_path / "run")
     train(values, tmp_path / "run", str(tmp_path / "run" / "checkpoints" / "step-00000004"))
@@ -347,7 +351,7 @@ class KillAt:
         for owner, name in (
             (checkpoint, "save_file"),
             (checkpoint, "_hash"),
-            (checkpoint, "_sync"),
+            (checkpoint, "sync"),
             (Path, "rename"),
             (Path, "write_text"),
             (shutil, "rmtree"),
@@ -371,7 +375,7 @@ def test_killed_at_every_kind_of_moment_a_run_ends_as_if_uninterrupted(
 ) -> None:
     """Each kill is some of these actions after the resume: before, in and after a save, while the run gets on."""
     run_dir, log, saved = tmp_path / "run", tmp_path / "log", []
-    arguments = command(config, run_dir, "--resume", "auto", "train.save_every=1", "train.keep=1")
+    arguments = command(config, run_dir, "--resume", "auto", "train.save_every=1", "train.keep_last=1")
     for moment in (7, 14, 17, 20, 23, 25):
         assert Started(arguments, log, prepare=KillAt(moment)).ended() == -signal.SIGKILL
         saved.append(max(steps_saved(run_dir), default=0))
@@ -407,9 +411,9 @@ def several(values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """The experiment with every kind of stage, and no batch statistics: these are of a process's share of a batch."""
     values["model"]["encoder"] = "tu-test_convnext"
     values["train"]["stages"] = [
-        {"steps": 1, "batches": {"davis": 2}, "learn": ["segmentation"]},
-        {"steps": 1, "batches": {"chairs": 2}},  # reaches no segmentation head, though that may learn
-        {"steps": 1, "batches": {"davis": 2, "chairs": 2}},
+        {"steps": 1, "batch_size": {"davis": 2}, "learn": ["segmentation"]},
+        {"steps": 1, "batch_size": {"chairs": 2}},  # reaches no segmentation head, though that may learn
+        {"steps": 1, "batch_size": {"davis": 2, "chairs": 2}},
     ]
     (tmp_path / "several.yaml").write_text(json.dumps(values))
     return values
@@ -502,7 +506,7 @@ def test_segflow_without_a_flow_branch_trains(values: dict[str, Any], train: Tra
     values["branches"] = {"segmentation": {"freeze_norm": True}}
     values["data"] = {name: values["data"][name] for name in ("davis", "davis_val")}
     values["tasks"] = {"segmentation": {}}
-    values["train"] |= {"steps": 2, "stages": [{"steps": 1, "batches": {"davis": 2}}]}
+    values["train"] |= {"steps": 2, "stages": [{"steps": 1, "batch_size": {"davis": 2}}]}
     values["evaluation"] = {"data": ["davis_val"]}
     results = train(values, tmp_path / "run")
     assert results.keys() == {"davis_val"}
@@ -519,7 +523,7 @@ def anchored(whole: Path, values: dict[str, Any]) -> dict[str, Any]:
         branch["weights"] = str(whole / "weights.safetensors")
     values["branches"]["segmentation"]["alpha"] = 0.5
     values["regularizer"] = {"name": "l2sp", "alpha": 0.1, "beta": 0.01}
-    values["train"] |= {"steps": 2, "save_every": 1, "stages": [{"steps": 1, "batches": {"davis": 1, "chairs": 1}}]}
+    values["train"] |= {"steps": 2, "save_every": 1, "stages": [{"steps": 1, "batch_size": {"davis": 1, "chairs": 1}}]}
     values["evaluation"] = {"data": [], "at_start": False}
     return values
 

@@ -55,11 +55,11 @@ def segmenting(pictures: Path) -> dict[str, Any]:
         },
         "branches": {"backbone": {"lr": 0.02}, "head": {"lr": 0.2}},
         "data": {"stripes": {"dataset": dataset}},
-        "tasks": {"segmentation": {"balanced": False, "auxiliary": 0.2, "presence": 0.2}},
+        "tasks": {"segmentation": {"class_balance": False, "aux_loss": 0.2, "se_loss": 0.2}},
         "regularizer": {"name": "l2", "alpha": 0.001, "beta": 0.001},
         "optimizer": {"name": "sgd", "lr": 0.02},
         "schedule": {"name": "poly"},
-        "train": {"steps": 4, "stages": [{"steps": 1, "batches": {"stripes": 8}}], "workers": 0, "save_every": 2},
+        "train": {"steps": 4, "stages": [{"steps": 1, "batch_size": {"stripes": 8}}], "workers": 0, "save_every": 2},
         "evaluation": {"data": ["stripes"]},
         "tracking": {"log_every": 1, "images": 1},
     }  # fmt: skip
@@ -77,8 +77,8 @@ def classifying(pictures: Path) -> dict[str, Any]:
         "regularizer": {"name": "l2", "alpha": 0.001, "beta": 0.001},
         "optimizer": {"name": "sgd", "lr": 0.02},
         "train": {
-            "steps": 4, "stages": [{"steps": 1, "batches": {"colors": 6}}], "workers": 0, "save_every": 2,
-            "average": {"decay": 0.5},
+            "steps": 4, "stages": [{"steps": 1, "batch_size": {"colors": 6}}], "workers": 0, "save_every": 2,
+            "ema": {"decay": 0.5},
         },
         "evaluation": {"data": ["colors"], "batch": 4},
         "tracking": {"log_every": 1, "images": 1},
@@ -101,7 +101,7 @@ def test_encnet_learns_stripes_from_all_three_of_its_losses(
     results = train(segmenting, tmp_path / "run")
     found = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert results["stripes"]["miou"] > 0.6  # by chance 0.2
-    for name in ("segmentation", "segmentation_auxiliary", "presence"):
+    for name in ("segmentation", "segmentation_aux", "segmentation_se"):
         curve = [row[f"train/{name}"] for row in found if f"train/{name}" in row]
         assert min(curve[-3:]) < curve[0], name
     assert any((tmp_path / "run/pictures").rglob("*.png"))
@@ -143,8 +143,8 @@ def test_a_classifier_learns_and_its_averaged_weights_are_measured_and_exported(
     assert results["colors"]["images"] == 18
     weights = load_file(tmp_path / "run/weights.safetensors")
     last = checkpoint.load(tmp_path / "run/checkpoints/step-00000040")
-    assert last.average is not None
-    averages = last.average["averages"]
+    assert last.ema is not None
+    averages = last.ema["averages"]
     name = next(name for name in weights if name.startswith("head.") and name.endswith(".weight"))
     assert torch.equal(weights[name], averages[name])
     assert not torch.equal(weights[name], last.model[name])
@@ -166,7 +166,7 @@ def test_labels_are_reported_by_class_and_by_picture(
     assert sorted(line.split(" | ")[0] for line in lines[2:]) == ["| bright", "| dark", "| gray"]
     assert (tmp_path / "report/colors-pairs.png").exists() == (len(right) < len(rows))
     entry = json.loads((tmp_path / "a.json").read_text())["entries"]["colors"]
-    assert entry["views"] == {"name": "whole"}
+    assert entry["tta"] == {"name": "none"}
     assert entry["accuracy_of_class"].keys() == {"bright", "dark", "gray"}
     root = ["--data", "image_folder", "--root", str(pictures / "labeled")]
     assert evaluate([*root, "--predictions", f"{tmp_path}/saved/colors", "--json", f"{tmp_path}/b.json"]) == 0
@@ -176,7 +176,7 @@ def test_labels_are_reported_by_class_and_by_picture(
     assert [again[key] for key in ("ece", "mce")] == pytest.approx([entry[key] for key in ("ece", "mce")], abs=1e-5)
     assert again["nll"] is None
     capsys.readouterr()
-    ten = ["evaluation.views={name: crops, sizes: [32], crop: 28}", "data.colors.size=[32, 32]"]
+    ten = ["evaluation.tta={name: multi_crop, sizes: [32], crop: 28}", "data.colors.size=[32, 32]"]
     assert evaluate([*run, *ten]) == 1
     assert "crops are cut from whole pictures, and data.colors is resized before" in capsys.readouterr().err
 
@@ -210,8 +210,8 @@ def test_a_checkpoint_that_kept_the_average_with_the_optimizer_is_resumed_and_on
     old, without = (rewound(tmp_path / "whole", tmp_path / name) for name in ("old", "without"))
     found = checkpoint.newest(old / "checkpoints")
     assert found is not None
-    for run_dir, optimizer in ((old, {**found.optimizer, "average": found.average}), (without, found.optimizer)):
-        checkpoint.save(run_dir / "checkpoints", found.state["step"], found.model, optimizer, found.state, keep=1)
+    for run_dir, optimizer in ((old, {**found.optimizer, "average": found.ema}), (without, found.optimizer)):
+        checkpoint.save(run_dir / "checkpoints", found.state["step"], found.model, optimizer, found.state, keep_last=1)
     train(classifying, old, "auto")
     assert outcome(old) == outcome(tmp_path / "whole")
     with pytest.raises(ValueError, match="has no averaged weights, which this run would go on from"):

@@ -28,7 +28,7 @@ TINY = [
     "model.flow_width=8",
     "model.flow.width=0.05",
     "train.steps=2",
-    "train.stages=[{steps: 1, batches: {davis: 2, chairs: 2}}]",
+    "train.stages=[{steps: 1, batch_size: {davis: 2, chairs: 2}}]",
     "train.save_every=1",
 ]
 

@@ -364,7 +364,7 @@ def test_stored_predictions_have_the_scores_of_the_network(network: list[str], s
 
     stored = ["--data", "davis", "--root", str(synthetic / "DAVIS"), "--split", "train"]
     again = scored([*stored, "--predictions", str(tmp_path / "saved/davis")], tmp_path)
-    how = {"size": None, "views": {"name": "whole"}}
+    how = {"size": None, "tta": {"name": "none"}}
     assert {key: again[key] for key in again if key != "predictions"} | how == found["davis"]
     for pair, numbers in found["chairs_five"]["per_image"].items():
         flow = read_flo(tmp_path / f"saved/chairs_five/{pair}.flo")

@@ -48,7 +48,7 @@ def classifying(tmp_path: Path) -> dict[str, Any]:
         "tasks": {"classification": {}},
         "regularizer": {"name": "l2sp", "alpha": 0.1, "beta": 0.001},
         "optimizer": {"name": "sgd", "lr": 0.02},
-        "train": {"steps": 4, "stages": [{"steps": 1, "batches": {"grays": 3}}], "workers": 0, "save_every": 2},
+        "train": {"steps": 4, "stages": [{"steps": 1, "batch_size": {"grays": 3}}], "workers": 0, "save_every": 2},
         "evaluation": {"data": ["grays"], "at_start": False},
         "tracking": {"log_every": 1, "images": 0},
     }
@@ -134,7 +134,7 @@ def test_sums_over_other_data_or_in_another_order_are_not_taken_up(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     both = classifying["data"] | {"more": classifying["data"]["grays"]}
-    stages = [{"steps": 1, "batches": {"grays": 3, "more": 3}}]
+    stages = [{"steps": 1, "batch_size": {"grays": 3, "more": 3}}]
     values = classifying | {"data": both, "train": classifying["train"] | {"stages": stages}}
     (tmp_path / "grays.yaml").write_text(json.dumps(values))
     with monkeypatch.context() as patched:
@@ -142,7 +142,7 @@ def test_sums_over_other_data_or_in_another_order_are_not_taken_up(
         assert estimating(tmp_path) == 130
     part = (tmp_path / "fisher.safetensors.part").read_bytes()
     capsys.readouterr()
-    assert estimating(tmp_path, "fisher.safetensors", f"train.stages=[{{steps: 1, batches: {batches}}}]") == 1
+    assert estimating(tmp_path, "fisher.safetensors", f"train.stages=[{{steps: 1, batch_size: {batches}}}]") == 1
     assert "part was begun with another data, ['grays', 'more']; give it again, or" in capsys.readouterr().err
     assert (tmp_path / "fisher.safetensors.part").read_bytes() == part
     assert estimating(tmp_path) == 0
@@ -222,7 +222,7 @@ def test_pixels_are_drawn_and_exact_labels_of_large_pictures_are_refused(
         "tasks": {"segmentation": {}},
         "regularizer": {"name": "l2sp", "alpha": 0.1, "beta": 0.001},
         "optimizer": {"name": "sgd", "lr": 0.02},
-        "train": {"steps": 1, "stages": [{"steps": 1, "batches": {"stripes": 2}}], "workers": 0},
+        "train": {"steps": 1, "stages": [{"steps": 1, "batch_size": {"stripes": 2}}], "workers": 0},
     }
     write_tensors(tmp_path / "start.safetensors", parse(AnyExperiment, values).model.build().state_dict())
     (tmp_path / "grays.yaml").write_text(json.dumps(values))
@@ -363,7 +363,7 @@ def test_a_file_of_other_weights_does_not_hold_these(
             {"name": "l2spfisher", "alpha": {"half_life": 9}, "beta": 0, "fisher": "f"},
             "regularizer.alpha: L2SPFisher takes no fixed share of the distance away in a step; give a number",
         ),
-        ({"name": "l2spfisher", "alpha": 1, "beta": 0, "fisher": "f", "placement": "decoupled"}, "cannot be decoupled"),
+        ({"name": "l2spfisher", "alpha": 1, "beta": 0, "fisher": "f", "mode": "decoupled"}, "cannot be decoupled"),
         ({"name": "l2sp", "alpha": 1, "beta": 0, "fisher": "f"}, "regularizer.fisher: unknown key"),
         ({"name": "mars", "alpha": 1, "beta": 0}, "regularizer.radius: missing; it must be given"),
         ({"name": "mars", "radius": 0, "beta": 0}, "regularizer.radius: Input should be greater than 0, got 0"),

@@ -129,7 +129,7 @@ def test_flow_of_a_network_without_a_flow_branch_is_refused(
     assert {name.partition("/")[0] for name in files(tmp_path / "out")} == {"masks", "overlay"}
 
 
-SCALES = "evaluation.views={name: scales, base: 96, crop: 48, scales: [0.5, 1.0]}"
+SCALES = "evaluation.tta={name: multi_scale, base: 96, crop: 48, scales: [0.5, 1.0]}"
 
 
 def stored(values: dict[str, Any], folder: Path) -> list[str]:
@@ -147,7 +147,7 @@ def stills(values: dict[str, Any], tmp_path: Path) -> list[str]:
         "model": {"name": "encnet", "encoder": "tu-test_efficientnet", "classes": 2, "width": 16, "lateral": False},
         "branches": {"backbone": {}, "head": {}},
         "tasks": {"segmentation": {}},
-        "train": {"steps": 1, "stages": [{"steps": 1, "batches": {"davis": 2}}], "workers": 0},
+        "train": {"steps": 1, "stages": [{"steps": 1, "batch_size": {"davis": 2}}], "workers": 0},
         "evaluation": {"data": ["davis_val"]},
     }
     return stored(values | changes, tmp_path)
@@ -172,7 +172,7 @@ def test_what_the_view_does_not_give_is_refused(
 ) -> None:
     assert run_or_say_why(lambda: main([*arguments, "--what", "flow", SCALES])) == 1
     said = capsys.readouterr().err
-    assert "--what flow: seen by evaluation.views `scales` this network predicts mask_logits only" in said
+    assert "--what flow: seen by evaluation.tta `multi_scale` this network predicts mask_logits only" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -214,13 +214,13 @@ def test_a_classifier_writes_the_most_probable_classes(
         (tmp_path / "data" / name).mkdir(parents=True)
         write_image(tmp_path / "data" / name / "1.png", rng.integers(0, 256, (40, 64, 3), dtype=np.uint8))
     root = str(tmp_path / "data" if here else tmp_path / "elsewhere")
-    pictures = {"dataset": {"name": "image_folder", "root": root}, "size": [32, 32], "center": 0.875}
+    pictures = {"dataset": {"name": "image_folder", "root": root}, "size": [32, 32], "crop_pct": 0.875}
     changes = {
         "model": {"name": "classifier", "backbone": "test_efficientnet", "classes": 6},
         "branches": {"backbone": {}, "head": {}},
         "data": {"pictures": pictures},
         "tasks": {"classification": {}},
-        "train": {"steps": 1, "stages": [{"steps": 1, "batches": {"pictures": 2}}], "workers": 0},
+        "train": {"steps": 1, "stages": [{"steps": 1, "batch_size": {"pictures": 2}}], "workers": 0},
         "evaluation": {"data": ["pictures"]},
     }
     network = stored(values | changes, tmp_path)

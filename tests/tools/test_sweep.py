@@ -44,7 +44,7 @@ def test_a_decoupled_time_constant_has_no_momentum(values: dict[str, Any]) -> No
     # Adam, auto is decoupled: alpha = 1 / (lr tau) = 1 / (0.01 * 10) = 10.
     adam = rows(experiment(values, optimizer={"name": "adam", "lr": 0.01}), taus=[10])
     assert adam[-1].experiment.strengths()[0]["segmentation"] == pytest.approx(10.0)
-    decoupled = {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "placement": "decoupled"}
+    decoupled = {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "mode": "decoupled"}
     assert rows(experiment(values, regularizer=decoupled), taus=[10])[-1].experiment.strengths()[0] == pytest.approx(
         {"segmentation": 10.0, "flow": 5.0}
     )
@@ -52,7 +52,7 @@ def test_a_decoupled_time_constant_has_no_momentum(values: dict[str, Any]) -> No
 
 def test_a_proximal_pull_steps_by_lr_over_one_minus_momentum_under_sgd_alone(values: dict[str, Any]) -> None:
     # alpha = (1 - 0.9) / (0.01 * 10) = 1 under SGD, 1 / (0.01 * 10) = 10 under RMSProp, whose momentum does not count.
-    proximal = {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "placement": "proximal"}
+    proximal = {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "mode": "proximal"}
     for optimizer, alpha in (("sgd", 1.0), ("rmsprop", 10.0)):
         one = experiment(values, regularizer=proximal, optimizer={"name": optimizer, "lr": 0.01})
         found = rows(one, taus=[10])[-1].experiment.strengths()[0]
@@ -95,7 +95,7 @@ def test_the_l2_row_has_beta_unless_it_is_said_otherwise(values: dict[str, Any])
         (
             {
                 "optimizer": {"name": "adam", "lr": 0.01},
-                "regularizer": {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "placement": "coupled"},
+                "regularizer": {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "mode": "coupled"},
             },
             {},
             "through adam has no time constant",
@@ -103,7 +103,7 @@ def test_the_l2_row_has_beta_unless_it_is_said_otherwise(values: dict[str, Any])
         (
             {
                 "optimizer": {"name": "rmsprop", "lr": 0.01},
-                "regularizer": {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "placement": "coupled"},
+                "regularizer": {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "mode": "coupled"},
             },
             {},
             "through rmsprop has no time constant",
@@ -122,7 +122,7 @@ def test_what_has_no_strengths_to_sweep_is_refused(
 
 
 class Runs:
-    """Stands for tools.train.run: leaves what a run does, and measures 0.1 for each row and 0.01 for each seed."""
+    """Stands for tools.train.train: leaves what a run does, and measures 0.1 for each row and 0.01 for each seed."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.started: list[str] = []
@@ -145,7 +145,7 @@ def test_a_sweep_runs_all_rows_of_a_seed_first_and_gives_means_and_deviations(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = Runs()
-    monkeypatch.setattr(program, "run", runs)
+    monkeypatch.setattr(program, "train", runs)
     text = sweep(experiment(values, seed=3), tmp_path, seeds=2, taus=[10])
     assert text == (tmp_path / "table.md").read_text()
     assert runs.started == ["none-seed3", "l2-seed3", "tau10-seed3", "none-seed4", "l2-seed4", "tau10-seed4"]
@@ -166,15 +166,15 @@ def test_a_sweep_runs_all_rows_of_a_seed_first_and_gives_means_and_deviations(
 def test_a_stopped_sweep_goes_on_with_what_is_not_finished(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "run", Runs(stop_at=2))
+    monkeypatch.setattr(program, "train", Runs(stop_at=2))
     assert sweep(experiment(values), tmp_path, taus=[10]) is None
     assert "1 of 1" in (tmp_path / "table.md").read_text()  # what is finished stands in the table already
     again = Runs()
-    monkeypatch.setattr(program, "run", again)
+    monkeypatch.setattr(program, "train", again)
     assert sweep(experiment(values), tmp_path, taus=[10]) is not None
     assert again.started == ["l2-seed3", "tau10-seed3"]
     nothing = Runs()
-    monkeypatch.setattr(program, "run", nothing)
+    monkeypatch.setattr(program, "train", nothing)
     assert sweep(experiment(values), tmp_path, taus=[10]) is not None
     assert nothing.started == []
 
@@ -182,7 +182,7 @@ def test_a_stopped_sweep_goes_on_with_what_is_not_finished(
 def test_finished_runs_of_other_settings_are_not_put_into_the_table(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "run", Runs())
+    monkeypatch.setattr(program, "train", Runs())
     sweep(experiment(values), tmp_path, taus=[10])
     with pytest.raises(ConfigError, match=r"l2-seed3 is finished, but with other settings \(regularizer\.alpha"):
         sweep(experiment(values), tmp_path, taus=[10], l2=0.5)
@@ -193,7 +193,7 @@ def test_finished_runs_of_other_settings_are_not_put_into_the_table(
 def test_a_metric_that_is_not_there_is_said_with_those_that_are(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "run", Runs())
+    monkeypatch.setattr(program, "train", Runs())
     with pytest.raises(ConfigError, match="no metric x; there are: davis_val/J_mean, davis_val/frames"):
         sweep(experiment(values), tmp_path, taus=[10], metrics=["x"])
     assert "davis_val/frames" in write_tables(tmp_path, rows(experiment(values), [10]), [3], ["*/frames"])
@@ -202,7 +202,7 @@ def test_a_metric_that_is_not_there_is_said_with_those_that_are(
 def test_real_runs_are_swept_resumed_and_skipped(
     values: dict[str, Any], train: Callable[..., Any], outcome: Callable[[Path], Any], tmp_path: Path
 ) -> None:
-    values["train"] |= {"steps": 2, "save_every": 1, "stages": [{"steps": 1, "batches": {"chairs": 2}}]}
+    values["train"] |= {"steps": 2, "save_every": 1, "stages": [{"steps": 1, "batch_size": {"chairs": 2}}]}
     values["evaluation"] = {"data": ["chairs_val"]}
     train(values, tmp_path / "source")
     weights = str(tmp_path / "source/weights.safetensors")

@@ -25,7 +25,7 @@ from torch import Tensor
 from models.encnet.encoding import Encoding
 from models.encnet.network import EncNet, EncNetConfig
 from mtsp.distributed.accelerator import computes_bf16
-from mtsp.evaluation.tta import ScalesConfig
+from mtsp.evaluation.tta import MultiScaleConfig
 from mtsp.tasks import SegmentationConfig, Tasks
 from mtsp.types import Batch, Outputs
 from tools.bench.timing import machine
@@ -222,7 +222,7 @@ def _network(sizes: Sizes, encoder: str, layer: type[Encoding], *, channels_last
 def _step(sizes: Sizes, encoder: str, variant: Variant) -> Callable[[], object]:
     network = _network(sizes, encoder, variant.layer, channels_last=variant.channels_last).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
-    tasks = Tasks(segmentation=SegmentationConfig(balanced=False, auxiliary=0.2, presence=0.2))
+    tasks = Tasks(segmentation=SegmentationConfig(class_balance=False, aux_loss=0.2, se_loss=0.2))
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     frame = torch.rand(sizes.batch, 3, sizes.side, sizes.side, device=DEVICE).contiguous(memory_format=layout)
     mask = torch.randint(0, 59, (sizes.batch, sizes.side, sizes.side), device=DEVICE)
@@ -242,7 +242,7 @@ def _step(sizes: Sizes, encoder: str, variant: Variant) -> Callable[[], object]:
 
 def _evaluation(sizes: Sizes, encoder: str, at_once: int, bf16: bool) -> Callable[[], object]:
     network = _network(sizes, encoder, Encoding, channels_last=True).eval()
-    views = ScalesConfig(name="scales", base=sizes.base, crop=_crop(sizes), batch=at_once).build()
+    tta = MultiScaleConfig(name="multi_scale", base=sizes.base, crop=_crop(sizes), batch=at_once).build()
     batch = Batch(name=["noise"], frame=torch.rand(1, 3, *_image(sizes), device=DEVICE))
 
     def alone(frame: Tensor, next_frame: Tensor | None) -> Outputs:
@@ -250,7 +250,7 @@ def _evaluation(sizes: Sizes, encoder: str, at_once: int, bf16: bool) -> Callabl
 
     def evaluate() -> None:
         with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
-            views(network if at_once > 1 else alone, batch)
+            tta(network if at_once > 1 else alone, batch)
         wait_for_gpu()
 
     return evaluate
@@ -274,8 +274,8 @@ def _counted(sizes: Sizes) -> int:
         seen += len(frame)
         return Outputs(mask_logits=frame[:, :2])
 
-    views = ScalesConfig(name="scales", base=sizes.base, crop=_crop(sizes)).build()
-    views(count, Batch(name=["noise"], frame=torch.rand(1, 3, *_image(sizes))))
+    tta = MultiScaleConfig(name="multi_scale", base=sizes.base, crop=_crop(sizes)).build()
+    tta(count, Batch(name=["noise"], frame=torch.rand(1, 3, *_image(sizes))))
     return seen
 
 

@@ -66,22 +66,22 @@ def test_the_root_may_be_the_folder_that_holds_it(cub: Path) -> None:
 @pytest.mark.parametrize(("share", "each"), [(15, 1), (30, 2), (50, 4), (0.1, 1), (100, 7)])
 def test_a_share_is_of_each_class(cub: Path, share: float, each: int) -> None:
     # 7 * 15 % = 1.05, 7 * 30 % = 2.1, 7 * 50 % = 3.5, rounded half up; never none
-    chosen = dataset(name="cub", root=cub, share=share)
+    chosen = dataset(name="cub", root=cub, label_percent=share)
     assert Counter(chosen.targets) == {0: each, 1: each, 2: each}
     assert chosen.names == sorted(chosen.names)  # the order of the lists
 
 
 def test_a_smaller_share_is_inside_a_larger_one_and_another_seed_gives_another(cub: Path) -> None:
-    small, middle, large = (set(dataset(name="cub", root=cub, share=share).names) for share in (15, 30, 50))
+    small, middle, large = (set(dataset(name="cub", root=cub, label_percent=share).names) for share in (15, 30, 50))
     assert small < middle < large
-    others = [set(dataset(name="cub", root=cub, share=30, share_seed=seed).names) for seed in range(1, 5)]
+    others = [set(dataset(name="cub", root=cub, label_percent=30, label_seed=seed).names) for seed in range(1, 5)]
     assert any(other != middle for other in others)
 
 
 def test_which_pictures_are_chosen_depends_on_their_class_alone(cub: Path, tmp_path: Path) -> None:
     lines(tmp_path / "classes.txt", "004.Cardinal")
-    whole = dataset(name="cub", root=cub, share=30)
-    alone = dataset(name="cub", root=cub, share=30, classes=tmp_path / "classes.txt")
+    whole = dataset(name="cub", root=cub, label_percent=30)
+    alone = dataset(name="cub", root=cub, label_percent=30, classes=tmp_path / "classes.txt")
     assert alone.names == [name for name in whole.names if name.startswith("004")]
     assert alone.targets == [0, 0]
 
@@ -186,9 +186,9 @@ def test_an_unknown_class_of_a_list_is_named_with_the_nearest(cub: Path, tmp_pat
 
 def test_a_test_set_is_not_shared_out(cub: Path) -> None:
     with pytest.raises(
-        ConfigError, match="`share` and `per_class` are of a training set; leave them out of split test"
+        ConfigError, match="`label_percent` and `per_class` are of a training set; leave them out of split test"
     ):
-        dataset(name="cub", root=cub, split="test", share=15)
+        dataset(name="cub", root=cub, split="test", label_percent=15)
 
 
 @pytest.fixture
@@ -351,7 +351,7 @@ def test_training_cuts_a_rectangle_and_keeps_the_label(cub: Path) -> None:
         "dataset": {"name": "cub", "root": str(cub)},
         "augment": {"preset": "inception", "crop": [5, 7]},
         "size": [3, 3],
-        "center": 0.875,
+        "crop_pct": 0.875,
     }
     examples = parse(DataConfig, config).build()
     drawn, seen = examples.draw(20, np.random.default_rng(0)), examples[20]
@@ -380,7 +380,7 @@ def test_a_rectangle_shows_all_of_the_picture_at_full_area(tmp_path: Path) -> No
         ({"augment": {"area": [0.1, 1.0]}}, "`area` is a share, at most 1"),
         ({"augment": {"area": [0.1, 2.0], "crop": [4, 4]}}, "`area` is a share, at most 1"),
         ({"augment": {"area": [0.1, 1.0], "crop": [4, 4], "scale": [0.5, 1.0]}}, "leave out scale"),
-        ({"center": 0.875}, "`center` needs `size`"),
+        ({"crop_pct": 0.875}, "`crop_pct` needs `size`"),
     ],
 )
 def test_settings_that_do_nothing_are_refused(cub: Path, values: dict[str, Any], message: str) -> None:
@@ -389,8 +389,8 @@ def test_settings_that_do_nothing_are_refused(cub: Path, values: dict[str, Any],
 
 
 def test_only_labeled_pictures_have_a_middle(tmp_path: Path) -> None:
-    values = {"dataset": {"name": "folder", "frames": str(tmp_path)}, "size": [4, 4], "center": 1.0}
-    with pytest.raises(ConfigError, match="`center` is of labeled pictures; folder is scored whole"):
+    values = {"dataset": {"name": "folder", "frames": str(tmp_path)}, "size": [4, 4], "crop_pct": 1.0}
+    with pytest.raises(ConfigError, match="`crop_pct` is of labeled pictures; folder is scored whole"):
         parse(DataConfig, values)
 
 

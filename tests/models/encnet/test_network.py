@@ -42,10 +42,10 @@ def test_the_default_head_has_the_published_numbers_of_parameters() -> None:
     context = head.context
     assert count(head.reduce) == 9_438_208
     assert count(head.lateral, head.join) == 7_867_392
-    assert count(context) - count(context.presence) == 542_304
-    assert count(context.presence) == count(head.classify) == 30_267
-    assert count(head) - count(head.auxiliary) == 17_908_438
-    assert count(head.auxiliary) == 2_374_971
+    assert count(context) - count(context.se_head) == 542_304
+    assert count(context.se_head) == count(head.classify) == 30_267
+    assert count(head) - count(head.aux_head) == 17_908_438
+    assert count(head.aux_head) == 2_374_971
     assert count(on_meta(lateral=False).head) == 10_041_046 + 2_374_971
 
 
@@ -55,16 +55,16 @@ def test_predictions_are_as_large_as_the_frame_whatever_its_size(stride: int, la
     network = small(output_stride=stride, lateral=lateral)
     frame = torch.rand(2, 3, 67, 90)
     outputs = network(frame)
-    assert outputs["mask_logits"].shape == outputs["auxiliary_mask_logits"].shape == (2, 5, 67, 90)
-    assert outputs["presence_logits"].shape == (2, 5)
+    assert outputs["mask_logits"].shape == outputs["aux_mask_logits"].shape == (2, 5, 67, 90)
+    assert outputs["se_logits"].shape == (2, 5)
     assert set(network.eval()(frame)) == {"mask_logits"}
 
 
-@pytest.mark.parametrize(("presence", "auxiliary"), [(False, True), (True, False), (False, False)])
-def test_a_network_without_presence_or_auxiliary_head_trains_without(presence: bool, auxiliary: bool) -> None:
-    network = small(presence=presence, auxiliary=auxiliary)
+@pytest.mark.parametrize(("se_head", "aux_head"), [(False, True), (True, False), (False, False)])
+def test_a_network_without_presence_or_auxiliary_head_trains_without(se_head: bool, aux_head: bool) -> None:
+    network = small(se_head=se_head, aux_head=aux_head)
     outputs = network(torch.rand(2, 3, 64, 64))
-    extra = {"presence_logits"} if presence else {"auxiliary_mask_logits"} if auxiliary else set()
+    extra = {"se_logits"} if se_head else {"aux_mask_logits"} if aux_head else set()
     assert set(outputs) == {"mask_logits"} | extra
     torch.stack([value.sum() for value in outputs.values()]).sum().backward()  # pyright: ignore[reportAttributeAccessIssue]
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -96,8 +96,8 @@ def test_the_context_module_is_the_published_sequence_of_layers() -> None:
     gate = torch.sigmoid(encoded @ module.gate.weight.t() + module.gate.bias)
     expected = F.relu(features + features * gate[:, :, None, None])
     torch.testing.assert_close(context.features, expected, rtol=1e-4, atol=1e-4)
-    assert module.presence is not None
-    torch.testing.assert_close(context.presence_logits, module.presence(encoded), rtol=1e-4, atol=1e-4)
+    assert module.se_head is not None
+    torch.testing.assert_close(context.se_logits, module.se_head(encoded), rtol=1e-4, atol=1e-4)
 
 
 def test_the_first_release_encodes_unprojected_features_and_sums_over_codewords() -> None:
@@ -132,8 +132,8 @@ def test_size_invariance_changes_nothing_on_a_map_of_sixty_by_sixty() -> None:
 
 
 def test_presence_is_predicted_from_the_encoding_and_not_from_the_gate() -> None:
-    network = small(auxiliary=False)
-    network(torch.rand(2, 3, 64, 64))["presence_logits"].sum().backward()
+    network = small(aux_head=False)
+    network(torch.rand(2, 3, 64, 64))["se_logits"].sum().backward()
     context = network.head.context
     assert context.gate.weight.grad is None
     assert context.encoding.codewords.grad is not None
@@ -357,8 +357,8 @@ def test_published_weights_predict_here_what_they_predict_there(tmp_path: Path, 
     mask, presence, auxiliary = theirs(image)  # as while training, by the statistics of the batch
     outputs = network(frame)
     torch.testing.assert_close(outputs["mask_logits"], mask, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(outputs["presence_logits"], presence, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(outputs["auxiliary_mask_logits"], auxiliary, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(outputs["se_logits"], presence, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(outputs["aux_mask_logits"], auxiliary, rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(frame)["mask_logits"], theirs.eval()(image)[0], rtol=1e-3, atol=1e-3)
 
@@ -373,14 +373,14 @@ def test_published_weights_are_anchors_of_every_convolution_and_linear_layer(tmp
 def test_published_weights_for_other_classes_leave_the_last_layers_fresh(tmp_path: Path) -> None:
     _, path = published(tmp_path)
     loaded = load_branch(small(classes=7), "head", path)
-    last = ("head.classify", "head.context.presence", "head.auxiliary.classify")
+    last = ("head.classify", "head.context.se_head", "head.aux_head.classify")
     assert sorted(loaded.fresh) == sorted(f"{layer}.{kind}" for layer in last for kind in ("weight", "bias"))
     assert "head.conv6.1.weight: for other classes, or not in this network" in loaded.left_out
 
 
 def test_published_weights_fit_a_head_without_presence_and_auxiliary_prediction(tmp_path: Path) -> None:
     _, path = published(tmp_path)
-    assert load_branch(small(presence=False, auxiliary=False), "head", path).fresh == []
+    assert load_branch(small(se_head=False, aux_head=False), "head", path).fresh == []
 
 
 @pytest.mark.parametrize(
@@ -408,10 +408,10 @@ def test_published_weights_without_what_the_head_has_are_refused(tmp_path: Path)
 
 
 def test_weights_that_mtsp_saved_start_another_task_with_fresh_last_layers(tmp_path: Path) -> None:
-    torch.save(small(auxiliary=False).state_dict(), tmp_path / "weights.pth")
+    torch.save(small(aux_head=False).state_dict(), tmp_path / "weights.pth")
     network = small(classes=7)
     loaded = load_branch(network, "head", tmp_path / "weights.pth")
-    assert all(name.startswith(("head.classify", "head.context.presence", "head.auxiliary")) for name in loaded.fresh)
+    assert all(name.startswith(("head.classify", "head.context.se_head", "head.aux_head")) for name in loaded.fresh)
     assert "head.context.encoding.codewords" in loaded.names
     assert load_branch(network, "backbone", tmp_path / "weights.pth").fresh == []
 

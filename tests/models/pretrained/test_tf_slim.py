@@ -197,9 +197,9 @@ def test_torchvisions_network_gives_what_slims_does(slim: Slim, tmp_path: Path, 
     assert features.std() > 0.01
     torch.testing.assert_close(ours, features, rtol=1e-3, atol=1e-4 * float(features.max()))
     torch.testing.assert_close(model.head.label(ours), logits[:, 1:], rtol=1e-3, atol=1e-4)
-    assert model.head.auxiliary is not None
+    assert model.head.aux_head is not None
     earlier = model.backbone.network.AuxLogits(INNER)  # pyright: ignore[reportCallIssue, reportOptionalCall]
-    torch.testing.assert_close(model.head.auxiliary(earlier), slim.auxiliary(INNER)[:, 1:], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.head.aux_head(earlier), slim.auxiliary(INNER)[:, 1:], rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
@@ -248,8 +248,8 @@ def test_a_file_without_an_auxiliary_head_is_for_a_network_without_one(
 ) -> None:
     arrays = {key: value for key, value in slim.arrays.items() if "AuxLogits" not in key}
     file = saved(tmp_path / "plain.npz", arrays)
-    assert load_branch(classifier(auxiliary=False), "backbone", file).fresh == []
-    with pytest.raises(ValueError, match="without an auxiliary head; set auxiliary=false in the model's config"):
+    assert load_branch(classifier(aux_head=False), "backbone", file).fresh == []
+    with pytest.raises(ValueError, match="without an auxiliary head; set aux_head=false in the model's config"):
         load_branch(model, "backbone", file)
 
 

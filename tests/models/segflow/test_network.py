@@ -72,7 +72,7 @@ def test_score_heads_start_at_zero_so_that_the_first_loss_is_the_published_one()
     logits = head(encoder, motion)[..., :480, :854]
     assert logits.shape == (1, 2, 480, 854)
     assert torch.equal(logits.softmax(1), torch.full_like(logits, 0.5))
-    total = cross_entropy(logits, torch.ones(1, 480, 854).long(), balanced=False, reduction="sum").total
+    total = cross_entropy(logits, torch.ones(1, 480, 854).long(), class_balance=False, reduction="sum").total
     assert total.item() == pytest.approx(409_920 * math.log(2))
 
 

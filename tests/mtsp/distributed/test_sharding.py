@@ -43,7 +43,7 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
     optimizer, _ = trained(model, anchors, steps=2)
     weights, state = full_states(model, optimizer)
     if rank == 0:
-        save(Path(folder) / "run", 2, weights, state, {"step": 2}, keep=1)
+        save(Path(folder) / "run", 2, weights, state, {"step": 2}, keep_last=1)
     torch.distributed.barrier()
 
     again = network()

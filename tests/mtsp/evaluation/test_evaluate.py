@@ -174,5 +174,5 @@ def test_views_decide_how_the_network_looks() -> None:
     def inverted(network: Network, batch: Batch) -> Outputs:
         return network(1 - batch["frame"], batch.get("next_frame"))
 
-    found = evaluate(Accelerator(cpu=True), Pixel(), Labeled(), views=inverted).values()
+    found = evaluate(Accelerator(cpu=True), Pixel(), Labeled(), tta=inverted).values()
     assert found["top1"] == pytest.approx(2 / 7)  # gray 1, 1/2, 0 now: 0 is taken for 1, 1 for 1, 2 for 0

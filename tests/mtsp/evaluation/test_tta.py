@@ -1,4 +1,4 @@
-"""Views: many crops at once give what one crop at a time gives, written out plainly here."""
+"""Test-time augmentation: many crops at once give what one crop at a time gives, written out plainly here."""
 
 import math
 from typing import Any, cast
@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtsp.config import Config, ConfigError, parse
-from mtsp.evaluation.tta import AnyViews, CropsConfig, ScalesConfig, WholeConfig
+from mtsp.evaluation.tta import AnyTta, MultiCropConfig, MultiScaleConfig, NoTtaConfig
 from mtsp.types import Batch, Outputs
 
 
 class Holder(Config):
-    views: AnyViews = WholeConfig()
+    tta: AnyTta = NoTtaConfig()
 
 
-def scales(**settings: Any) -> ScalesConfig:
-    return ScalesConfig(name="scales", **settings)
+def scales(**settings: Any) -> MultiScaleConfig:
+    return MultiScaleConfig(name="multi_scale", **settings)
 
 
 class Segmenter(nn.Module):
@@ -47,7 +47,7 @@ def batch_of(frame: Tensor, **more: Tensor) -> Batch:
     return cast(Batch, {"name": ["a"] * len(frame), "frame": frame, **more})
 
 
-def look(config: ScalesConfig, network: nn.Module, frame: Tensor, **more: Tensor) -> Tensor:
+def look(config: MultiScaleConfig, network: nn.Module, frame: Tensor, **more: Tensor) -> Tensor:
     with torch.no_grad():
         return config.build()(network, batch_of(frame, **more)).get("mask_logits", torch.empty(0))
 
@@ -65,7 +65,7 @@ def score_of_window(network: nn.Module, window: Tensor, flip: bool) -> Tensor:
     return logits.exp()
 
 
-def one_window_at_a_time(config: ScalesConfig, network: nn.Module, frame: Tensor) -> Tensor:
+def one_window_at_a_time(config: MultiScaleConfig, network: nn.Module, frame: Tensor) -> Tensor:
     """EncNet's evaluation as its authors describe it, in float64: the sum over scales of mean scores of windows."""
     network, frame = network.double(), frame.double()
     height, width = frame.shape[2:]
@@ -235,7 +235,7 @@ def test_the_next_frame_is_cut_alike() -> None:
 
 def test_whole_passes_on_everything_the_network_says() -> None:
     network, frame = Segmenter(), image(9, 11)
-    outputs = Holder().views.build()(network, batch_of(frame))
+    outputs = Holder().tta.build()(network, batch_of(frame))
     assert set(outputs) == {"mask_logits", "flow"}
     torch.testing.assert_close(outputs["mask_logits"], network(frame)["mask_logits"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
 
@@ -245,23 +245,23 @@ def test_scales_refuse_what_they_cannot_add_up() -> None:
         def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
             return Outputs(label_logits=frame.mean((2, 3)))
 
-    with pytest.raises(ValueError, match="this network predicts none; use views `whole`"):
+    with pytest.raises(ValueError, match="this network predicts none; use tta `none`"):
         look(scales(), Classifier(), image(8, 8))
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"name": "scales", "crop": 1, "stride": 0.5}, "is less than one pixel"),
-        ({"name": "scales", "scales": []}, "at least 1 item"),
-        ({"name": "scales", "stride": 1.5}, "less than or equal to 1"),
-        ({"name": "crops", "sizes": [200, 256]}, "224 pixels does not fit into an image whose short side is 200"),
+        ({"name": "multi_scale", "crop": 1, "stride": 0.5}, "is less than one pixel"),
+        ({"name": "multi_scale", "scales": []}, "at least 1 item"),
+        ({"name": "multi_scale", "stride": 1.5}, "less than or equal to 1"),
+        ({"name": "multi_crop", "sizes": [200, 256]}, "224 pixels does not fit into an image whose short side is 200"),
         ({"name": "scale"}, "scale"),
     ],
 )
 def test_a_mistake_in_the_config_is_named(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        parse(Holder, {"views": settings})
+        parse(Holder, {"tta": settings})
 
 
 class Corner(nn.Module):
@@ -276,13 +276,13 @@ class Corner(nn.Module):
         return Outputs(label_logits=frame[:, :, 0, 0])
 
 
-def chances(config: CropsConfig, frame: Tensor, network: nn.Module | None = None) -> Tensor:
+def chances(config: MultiCropConfig, frame: Tensor, network: nn.Module | None = None) -> Tensor:
     return config.build()(network or Corner(), batch_of(frame)).get("label_logits", torch.empty(0)).exp()
 
 
 def test_ten_crops_are_the_corners_the_middle_and_their_mirror_images() -> None:
     frame = torch.cat([image(6, 9), image(6, 9, seed=1)])
-    config = CropsConfig(name="crops", sizes=(6,), crop=4, batch=7)
+    config = MultiCropConfig(name="multi_crop", sizes=(6,), crop=4, batch=7)
     # The first pixels of crops at rows 0 and 2, columns 0 and 5, and in the middle at (1, 2); of their mirror images
     # the last pixel of the first row, three columns on. (9 - 4) / 2 = 2.5 is rounded to the even 2.
     corners = [(0, 0), (0, 5), (2, 0), (2, 5), (1, 2)]
@@ -297,7 +297,7 @@ def test_the_mean_is_of_probabilities_not_of_logits() -> None:
     """Crops that are sure of classes 0 and 1 with unlike force share the image evenly; their logits would not."""
     frame = torch.zeros(1, 3, 2, 4)
     frame[:, 0, :, :2], frame[:, 1, :, 2:] = 100, 50
-    found = chances(CropsConfig(name="crops", sizes=(2,), crop=2, places="corners", flip=False), frame)
+    found = chances(MultiCropConfig(name="multi_crop", sizes=(2,), crop=2, places="corners", flip=False), frame)
     # Columns 0 (twice), 2 (twice) and 1 in the middle, whose first pixel is class 0's: 3/5 and 2/5.
     torch.testing.assert_close(found, torch.tensor([[0.6, 0.4, 0.0]]))
 
@@ -305,7 +305,7 @@ def test_the_mean_is_of_probabilities_not_of_logits() -> None:
 def test_several_sizes_are_averaged() -> None:
     frame = image(8, 12)
     both, small, large = (
-        chances(CropsConfig(name="crops", sizes=sizes, crop=4, places="center", flip=False), frame)
+        chances(MultiCropConfig(name="multi_crop", sizes=sizes, crop=4, places="center", flip=False), frame)
         for sizes in ((6, 8), (6,), (8,))
     )
     torch.testing.assert_close(both, (small + large) / 2)
@@ -313,5 +313,5 @@ def test_several_sizes_are_averaged() -> None:
 
 
 def test_crops_need_a_label() -> None:
-    with pytest.raises(ValueError, match="predicts none; use views `whole`"):
-        chances(CropsConfig(name="crops"), image(32, 32), Segmenter())
+    with pytest.raises(ValueError, match="predicts none; use tta `none`"):
+        chances(MultiCropConfig(name="multi_crop"), image(32, 32), Segmenter())

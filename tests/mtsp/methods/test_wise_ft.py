@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mtsp.methods.wise_ft import SHARES, along, interpolated
+from mtsp.methods.wise_ft import FRACTIONS, along, interpolated
 from tools.build import run_or_say_why
 from tools.interpolate import main
 
@@ -36,7 +36,7 @@ def test_a_quarter_of_the_way_is_three_parts_start_and_one_part_end() -> None:
 
 
 def test_counters_are_those_of_the_nearer_end_and_keep_their_type() -> None:
-    found = {share: interpolated(weights(1.0, 10), weights(3.0, 21), share) for share in (0.25, 0.75)}
+    found = {fraction: interpolated(weights(1.0, 10), weights(3.0, 21), fraction) for fraction in (0.25, 0.75)}
     counters = [values["backbone.num_batches_tracked"] for values in found.values()]
     assert [int(counter) for counter in counters] == [10, 21]  # an average would be 15.5, which no counter can hold
     assert all(counter.dtype == torch.int64 for counter in counters)
@@ -60,8 +60,8 @@ def test_half_precision_is_mixed_in_float32() -> None:
 
 def test_the_given_weights_stay_as_they_are() -> None:
     start, end = weights(1.0, 1), weights(3.0, 2)
-    for share in (0.0, 0.5, 1.0):
-        interpolated(start, end, share)["backbone.weight"].zero_()
+    for fraction in (0.0, 0.5, 1.0):
+        interpolated(start, end, fraction)["backbone.weight"].zero_()
     assert start["backbone.weight"].unique().item() == 1.0
     assert end["backbone.weight"].unique().item() == 3.0
 
@@ -78,8 +78,8 @@ def test_a_new_head_is_the_ends_when_only_the_backbone_is_interpolated() -> None
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({"share": 1.2}, {}, "between 0 and 1, got 1.2"),
-        ({"share": float("nan")}, {}, "between 0 and 1, got nan"),
+        ({"fraction": 1.2}, {}, "between 0 and 1, got 1.2"),
+        ({"fraction": float("nan")}, {}, "between 0 and 1, got nan"),
         ({"end": weights(1.0, 1, head=3)}, {}, "head.weight has shape (2, 2) at the start, (3, 2) at the end"),
         ({"end": {"backbone.weight": torch.ones(2, 2)}}, {}, "2 tensors of the start are not in the end, the first"),
         ({"start": {"backbone.weight": torch.ones(2, 2)}}, {}, "2 tensors of the end are not in the start, the first"),
@@ -87,18 +87,18 @@ def test_a_new_head_is_the_ends_when_only_the_backbone_is_interpolated() -> None
     ],
 )
 def test_what_cannot_be_interpolated_is_said(change: dict[str, Any], options: dict[str, Any], message: str) -> None:
-    given = {"start": weights(1.0, 1), "end": weights(3.0, 2), "share": 0.5} | change
+    given = {"start": weights(1.0, 1), "end": weights(3.0, 2), "fraction": 0.5} | change
     with pytest.raises(ValueError, match=r".*") as error:
         interpolated(**given, **options)
     assert message in str(error.value)
 
 
-def test_a_walk_measures_every_share_and_leaves_the_model_as_it_came() -> None:
+def test_a_walk_measures_every_fraction_and_leaves_the_model_as_it_came() -> None:
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(7.0)
     start, end = {"weight": torch.tensor([[0.0]])}, {"weight": torch.tensor([[10.0]])}
     found = along(model, start, end, only_weight)
-    assert list(found) == list(SHARES)
+    assert list(found) == list(FRACTIONS)
     assert list(found.values()) == pytest.approx([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     assert model.weight.item() == 7.0
 
@@ -120,7 +120,7 @@ def test_a_walk_that_fails_leaves_the_model_as_it_came() -> None:
             {"weight": torch.zeros(1, 1)},
             {"weight": torch.ones(1, 1)},
             lambda model: measured.append(only_weight(model)),
-            shares=[0.0, 2.0],
+            fractions=[0.0, 2.0],
         )
     assert not measured  # told before anything was measured
 
@@ -144,7 +144,7 @@ def test_without_a_start_it_is_what_the_run_started_from(
         name: {"weights": str(tmp_path / "source/weights.safetensors")} for name in values["branches"]
     }
     train(values | {"seed": 9}, tmp_path / "run")
-    assert main(["--end", str(tmp_path / "run"), "--share", "0", "--out", str(tmp_path / "zero.safetensors")]) == 0
+    assert main(["--end", str(tmp_path / "run"), "--fraction", "0", "--out", str(tmp_path / "zero.safetensors")]) == 0
     source, found = (load_file(tmp_path / name) for name in ("source/weights.safetensors", "zero.safetensors"))
     assert source.keys() == found.keys()
     assert all(torch.equal(value, source[name]) for name, value in found.items())

@@ -55,7 +55,7 @@ def trained(optimizer: Any, how: str, steps: int = 20) -> dict[str, Tensor]:
     ]
     opt = optimizer(groups)
     if how == "hook":
-        L2SP(model, anchors=anchors, alpha=ALPHA, beta=BETA, placement="coupled").attach(opt)
+        L2SP(model, anchors=anchors, alpha=ALPHA, beta=BETA, mode="coupled").attach(opt)
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         loss = forward(model, torch.randn(4, 5, generator=generator, dtype=torch.float64))
@@ -286,15 +286,15 @@ def test_a_closure_does_not_lose_the_pull() -> None:
         torch.testing.assert_close(plain, with_closure, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("placement", ["coupled", "decoupled"])
-def test_a_fused_optimizer_that_unscales_in_its_kernel_gets_a_scaled_pull(placement: Any) -> None:
+@pytest.mark.parametrize("mode", ["coupled", "decoupled"])
+def test_a_fused_optimizer_that_unscales_in_its_kernel_gets_a_scaled_pull(mode: Any) -> None:
     """Rule 4 of the specification, on the CPU: what GradScaler sets on a fused optimizer, with one overflow step."""
     weights = []
     for fused in (False, True):
         model = network().float()
         anchors = capture(model, old_names(model))
         optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.05, fused=fused)
-        L2SP(model, anchors=anchors, alpha=ALPHA, beta=BETA, placement=placement).attach(optimizer)
+        L2SP(model, anchors=anchors, alpha=ALPHA, beta=BETA, mode=mode).attach(optimizer)
         with torch.no_grad():
             model.get_parameter("old.0.weight").add_(1.0)
         for step in range(4):

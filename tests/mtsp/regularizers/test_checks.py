@@ -106,8 +106,8 @@ def test_under_lbfgs_the_pull_is_part_of_the_objective_or_refused() -> None:
 
     one = torch.ones(1, 1)
     for wrong in (
-        L2SP(model, anchors={"weight": one}, alpha=1.0, beta=0.0, placement="decoupled"),
-        L2SP(model, anchors={"weight": one}, alpha=1.0, beta=0.0, placement="proximal"),
+        L2SP(model, anchors={"weight": one}, alpha=1.0, beta=0.0, mode="decoupled"),
+        L2SP(model, anchors={"weight": one}, alpha=1.0, beta=0.0, mode="proximal"),
         SPD(model, anchors={"weight": one}, alpha=1.0, beta=0.0),
     ):
         with pytest.raises(ValueError, match="LBFGS moves many times in a step"):
@@ -175,13 +175,11 @@ def test_only_a_pull_that_is_proportional_to_the_distance_has_a_pace(kind: Any) 
     assert regularizer.report()[""].time_constant != regularizer.report()[""].time_constant  # nan
 
 
-@pytest.mark.parametrize(
-    ("placement", "constant"), [("coupled", 20.0), ("proximal", 20.0), ("decoupled", 200.0)], ids=str
-)
-def test_the_time_constant_is_of_the_full_learning_rate(placement: Any, constant: float) -> None:
+@pytest.mark.parametrize(("mode", "constant"), [("coupled", 20.0), ("proximal", 20.0), ("decoupled", 200.0)], ids=str)
+def test_the_time_constant_is_of_the_full_learning_rate(mode: Any, constant: float) -> None:
     """(1 - 0.9) / (0.01 * 0.5) = 20, or 1 / (0.01 * 0.5) = 200; the head has none."""
     model = network()
-    regularizer = l2sp(model, alpha=0.5, placement=placement)
+    regularizer = l2sp(model, alpha=0.5, mode=mode)
     assert regularizer.time_constant() is None
     regularizer.attach(SGD([{"params": model.parameters(), "lr": 0.001, "full_lr": 0.01}], momentum=0.9))
     assert regularizer.time_constant() == pytest.approx(constant)
@@ -190,9 +188,9 @@ def test_the_time_constant_is_of_the_full_learning_rate(placement: Any, constant
 
 
 def test_through_adam_there_is_a_time_constant_unless_coupled() -> None:
-    for placement, constant in (("auto", pytest.approx(20.0)), ("coupled", None)):
+    for mode, constant in (("auto", pytest.approx(20.0)), ("coupled", None)):
         model = network()
-        regularizer = l2sp(model, alpha=0.5, placement=placement)
+        regularizer = l2sp(model, alpha=0.5, mode=mode)
         regularizer.attach(torch.optim.Adam(model.parameters(), lr=0.1))
         assert regularizer.time_constant() == constant
 

@@ -29,7 +29,7 @@ WEIGHTS = "start.safetensors"
 def experiment(values: dict[str, Any], alpha: object, beta: object = 0.0, **changes: Any) -> AnyExperiment:
     """SGD with momentum 0.9, lr 0.01, and 0.02 in the flow branch; both branches pretrained; 200 steps of one stage."""
     branches = {"segmentation": {"weights": WEIGHTS}, "flow": {"weights": WEIGHTS, "lr": 0.02}}
-    train = values["train"] | {"steps": 200, "stages": [{"steps": 1, "batches": {"davis": 1, "chairs": 1}}]}
+    train = values["train"] | {"steps": 200, "stages": [{"steps": 1, "batch_size": {"davis": 1, "chairs": 1}}]}
     given = {
         "branches": branches,
         "regularizer": {"name": "l2sp", "alpha": alpha, "beta": beta},
@@ -45,7 +45,7 @@ def test_each_way_to_say_a_pace_is_a_number_by_the_branchs_own_learning_rate(val
     for said, tau in (
         ({"time_constant": 40}, 40),
         ({"half_life": 40}, 40 / math.log(2)),
-        ({"left": 0.05}, 200 / math.log(20)),
+        ({"remaining": 0.05}, 200 / math.log(20)),
     ):
         alpha, beta = experiment(values, said, said).strengths()
         assert alpha == beta == pytest.approx({"segmentation": 10 / tau, "flow": 5 / tau})
@@ -66,12 +66,12 @@ def test_what_the_run_leaves_counts_the_schedule_and_the_stages_in_which_a_branc
 ) -> None:
     # The pull alone, step by step, without momentum: a branch that is held does not move.
     stages = [
-        {"steps": 3, "batches": {"davis": 1}, "learn": ["segmentation"]},
-        {"steps": 1, "batches": {"chairs": 1}, "learn": ["flow"]},
+        {"steps": 3, "batch_size": {"davis": 1}, "learn": ["segmentation"]},
+        {"steps": 1, "batch_size": {"chairs": 1}, "learn": ["flow"]},
     ]
     one = experiment(
         values,
-        {"left": 0.2},
+        {"remaining": 0.2},
         train=values["train"] | {"steps": 2000, "stages": stages},
         schedule={"name": "poly", "warmup": 50},
         optimizer={"name": "sgd", "lr": 0.01, "momentum": 0.0},
@@ -79,7 +79,7 @@ def test_what_the_run_leaves_counts_the_schedule_and_the_stages_in_which_a_branc
     alpha, _ = one.strengths()
     distance = dict.fromkeys(alpha, 1.0)
     for step in range(2000):
-        share = one.schedule.share(step, 2000)
+        share = one.schedule.lr_factor(step, 2000)
         for branch in stage_at(one.train.stages, step).learn or ():
             distance[branch] *= 1 - one.learning_rates()[branch] * share * alpha[branch]
     assert distance == pytest.approx({"segmentation": 0.2, "flow": 0.2}, rel=0.01)
@@ -87,35 +87,35 @@ def test_what_the_run_leaves_counts_the_schedule_and_the_stages_in_which_a_branc
 
 def test_a_branch_that_never_learns_has_no_share_of_the_run(values: dict[str, Any]) -> None:
     frozen = {"segmentation": {"weights": WEIGHTS}, "flow": {"weights": WEIGHTS, "freeze": True}}
-    assert experiment(values, {"left": 0.5}, branches=frozen).strengths()[0]["flow"] == 0.0
+    assert experiment(values, {"remaining": 0.5}, branches=frozen).strengths()[0]["flow"] == 0.0
     assert experiment(values, {"half_life": 50}, branches=frozen).strengths()[0]["flow"] > 0
 
 
 def test_alpha_asks_nothing_of_a_branch_without_pretrained_weights(values: dict[str, Any]) -> None:
     # The flow branch learns in one step of 100, too short to have 0.01 left of a distance from a start it has not.
     stages = [
-        {"steps": 99, "batches": {"davis": 1}, "learn": ["segmentation"]},
-        {"steps": 1, "batches": {"chairs": 1}, "learn": ["flow"]},
+        {"steps": 99, "batch_size": {"davis": 1}, "learn": ["segmentation"]},
+        {"steps": 1, "batch_size": {"chairs": 1}, "learn": ["flow"]},
     ]
     train = values["train"] | {"steps": 100, "stages": stages}
     optimizer = {"name": "sgd", "lr": 0.01, "momentum": 0.0}
     new = {"segmentation": {"weights": WEIGHTS}, "flow": {}}
-    one = experiment(values, {"left": 0.01}, branches=new, train=train, optimizer=optimizer)
+    one = experiment(values, {"remaining": 0.01}, branches=new, train=train, optimizer=optimizer)
     assert one.strengths()[0] == pytest.approx({"segmentation": math.log(100) / (0.01 * 99), "flow": 0.0})
     with pytest.raises(ConfigError, match=r"regularizer\.beta: flow learns for as long as 1 steps"):
-        experiment(values, 0.1, {"left": 0.01}, branches=new, train=train, optimizer=optimizer)
+        experiment(values, 0.1, {"remaining": 0.01}, branches=new, train=train, optimizer=optimizer)
 
 
-@pytest.mark.parametrize("placement", ["auto", "coupled", "decoupled", "proximal"])
+@pytest.mark.parametrize("mode", ["auto", "coupled", "decoupled", "proximal"])
 @pytest.mark.parametrize(
     "optimizer",
     [SGDConfig(name="sgd", lr=0.05), AdamConfig(name="adam", lr=0.05), RMSPropConfig(name="rmsprop", lr=0.05)],
 )
-def test_the_number_is_the_one_that_attaching_gives(placement: Any, optimizer: OptimizerConfig) -> None:
-    section = L2SPConfig(name="l2sp", alpha=1.0, beta=1.0, placement=placement)
+def test_the_number_is_the_one_that_attaching_gives(mode: Any, optimizer: OptimizerConfig) -> None:
+    section = L2SPConfig(name="l2sp", alpha=1.0, beta=1.0, mode=mode)
     model = nn.Linear(2, 2, bias=False)
     built = optimizer.build([{"params": list(model.parameters())}])
-    pull = L2SP(model, anchors={"weight": torch.ones(2, 2)}, alpha=Pace(300, 0.3), beta=0.0, placement=placement)
+    pull = L2SP(model, anchors={"weight": torch.ones(2, 2)}, alpha=Pace(300, 0.3), beta=0.0, mode=mode)
     if section.no_pace("alpha", optimizer):
         with pytest.raises(ValueError, match="needs a decoupled or proximal pull"):
             pull.attach(built)
@@ -150,13 +150,14 @@ def test_a_config_refuses_a_pace_where_its_regularizer_does(section: type[Family
     [
         ({"timeconstant": 3}, "regularizer.alpha.timeconstant: unknown key; did you mean regularizer.alpha.time_const"),
         (
-            {"time_constant": 3, "left": 0.1},
-            "regularizer.alpha: give one of time_constant, half_life, left, or a number; got time_constant and left",
+            {"time_constant": 3, "remaining": 0.1},
+            "regularizer.alpha: give one of time_constant, half_life, remaining, or a number; got time_constant and "
+            "remaining",
         ),
-        ({}, "regularizer.alpha: give one of time_constant, half_life, left, or a number; got none"),
+        ({}, "regularizer.alpha: give one of time_constant, half_life, remaining, or a number; got none"),
         ({"half_life": 0}, "regularizer.alpha.half_life: Input should be greater than or equal to 1, got 0"),
         ({"half_life": "long"}, "regularizer.alpha.half_life: Input should be a valid number, got 'long'"),
-        ({"left": 1}, "regularizer.alpha.left: Input should be less than 1, got 1"),
+        ({"remaining": 1}, "regularizer.alpha.remaining: Input should be less than 1, got 1"),
         ("strong", "regularizer.alpha: Input should be a valid number, got 'strong'"),
         ([1], "regularizer.alpha: Input should be a valid number, got [1]"),
         (-1, "regularizer.alpha: Input should be greater than or equal to 0, got -1"),
@@ -164,11 +165,11 @@ def test_a_config_refuses_a_pace_where_its_regularizer_does(section: type[Family
         (math.nan, "regularizer.alpha: Input should be a finite number, got nan"),
         # 200 steps at the full rate: 0.1 / (1 + sqrt(0.9))^2 = 0.02634 of it in each leave exp(-5.3) = 5e-3 at least.
         (
-            {"left": 1e-5},
+            {"remaining": 1e-5},
             "regularizer.alpha: segmentation learns for as long as 200 steps at its full rate, in which no",
         ),
         (
-            {"left": 0.005},
+            {"remaining": 0.005},
             "regularizer.alpha: segmentation learns for as long as 200 steps at its full rate, in which no",
         ),
         (
@@ -198,13 +199,13 @@ def test_a_strength_that_is_none_is_one_line_with_its_key(values: dict[str, Any]
         ),
         (
             {
-                "regularizer": {"name": "l2sp", "alpha": {"half_life": 3}, "beta": 0, "placement": "coupled"},
+                "regularizer": {"name": "l2sp", "alpha": {"half_life": 3}, "beta": 0, "mode": "coupled"},
                 "optimizer": {"name": "adam", "lr": 0.1},
             },
             "regularizer.alpha: a coupled pull through adam has no pace",
         ),
         (
-            {"regularizer": {"name": "glsp", "alpha": 1, "beta": 0, "placement": "decoupled"}},
+            {"regularizer": {"name": "glsp", "alpha": 1, "beta": 0, "mode": "decoupled"}},
             "regularizer: GLSP cannot be decoupled; it can be proximal, coupled",
         ),
     ],
@@ -219,9 +220,9 @@ def test_a_pull_without_a_pace_is_refused_before_anything_is_built(
 
 
 def test_a_resolved_experiment_says_the_pace_as_it_was_written(values: dict[str, Any]) -> None:
-    one = experiment(values, {"left": 0.05}, {"time_constant": 300})
+    one = experiment(values, {"remaining": 0.05}, {"time_constant": 300})
     written = parse_yaml(as_yaml(one))
-    assert written["regularizer"]["alpha"] == {"left": 0.05}
+    assert written["regularizer"]["alpha"] == {"remaining": 0.05}
     assert written["regularizer"]["beta"] == {"time_constant": 300.0}
     assert parse(AnyExperiment, written) == one
 
@@ -229,7 +230,8 @@ def test_a_resolved_experiment_says_the_pace_as_it_was_written(values: dict[str,
 def test_a_sweep_of_an_experiment_with_paces_keeps_betas_and_gives_l2_its_strength(values: dict[str, Any]) -> None:
     # beta of 40 steps is 10 / 40 in the segmentation branch and 5 / 40 in the flow branch; so is the alpha of L2.
     found = {
-        row.key: row.experiment.strengths() for row in rows(experiment(values, {"left": 0.5}, {"time_constant": 40}))
+        row.key: row.experiment.strengths()
+        for row in rows(experiment(values, {"remaining": 0.5}, {"time_constant": 40}))
     }
     beta = pytest.approx({"segmentation": 1 / 4, "flow": 1 / 8})
     assert found["l2"] == (beta, beta)
@@ -254,7 +256,7 @@ def test_the_time_constant_in_the_header_of_the_birds_is_their_alpha() -> None:
 @pytest.fixture
 def tuned(values: dict[str, Any], train: Callable[..., Any], tmp_path: Path) -> dict[str, Any]:
     """Four steps from the weights of a run of one."""
-    values["train"] |= {"steps": 1, "stages": [{"steps": 1, "batches": {"davis": 2, "chairs": 2}}]}
+    values["train"] |= {"steps": 1, "stages": [{"steps": 1, "batch_size": {"davis": 2, "chairs": 2}}]}
     values["evaluation"] = {"data": []}
     train(values, tmp_path / "source")
     weights = str(tmp_path / "source/weights.safetensors")
@@ -266,7 +268,7 @@ def tuned(values: dict[str, Any], train: Callable[..., Any], tmp_path: Path) -> 
 def test_a_run_by_pace_is_the_run_by_its_numbers_and_resumes_as_if_uninterrupted(
     tuned: dict[str, Any], train: Callable[..., Any], outcome: Callable[[Path], Any], tmp_path: Path
 ) -> None:
-    tuned["regularizer"] = {"name": "l2sp", "alpha": {"left": 0.4}, "beta": {"half_life": 50}, "placement": "decoupled"}
+    tuned["regularizer"] = {"name": "l2sp", "alpha": {"remaining": 0.4}, "beta": {"half_life": 50}, "mode": "decoupled"}
     tuned["branches"]["flow"]["alpha"] = {"time_constant": 30}
     train(tuned, tmp_path / "paced")
     shutil.copytree(tmp_path / "paced", tmp_path / "resumed")

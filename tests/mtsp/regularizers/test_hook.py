@@ -89,7 +89,7 @@ class Scaled:
         self.scaler.update(1024.0)
 
 
-@pytest.mark.parametrize("placement", ["coupled", "decoupled", "proximal"])
+@pytest.mark.parametrize("mode", ["coupled", "decoupled", "proximal"])
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize(
     "make",
@@ -102,10 +102,10 @@ class Scaled:
     ],
     ids=["fused sgd", "foreach sgd", "fused adam", "fused adamw", "adam"],
 )
-def test_a_scaler_with_an_overflow_changes_no_bit(make: Any, placement: Any, unscale: bool) -> None:
+def test_a_scaler_with_an_overflow_changes_no_bit(make: Any, mode: Any, unscale: bool) -> None:
     """Fused optimizers unscale inside their kernels and are stepped even where gradients overflowed."""
-    plain = after(make, placement=placement, run=Scaled(False))
-    assert_equal(plain, after(make, placement=placement, run=Scaled(True, unscale=unscale)))
+    plain = after(make, mode=mode, run=Scaled(False))
+    assert_equal(plain, after(make, mode=mode, run=Scaled(True, unscale=unscale)))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def cut_short(then: str) -> Callable[[nn.Module, Any, int], None]:
 )
 def test_a_step_that_failed_and_is_made_again_with_new_gradients_pulls_once(make: Any, place: Any, then: str) -> None:
     """The old gradients may have the pull; what has been computed anew has not."""
-    assert_equal(after(make, placement=place), after(make, placement=place, run=cut_short(then)))
+    assert_equal(after(make, mode=place), after(make, mode=place, run=cut_short(then)))
 
 
 def fail_once(optimizer: Any, register: Callable[[Callable[..., None]], Any]) -> None:
@@ -254,7 +254,7 @@ def test_weights_that_are_loaded_after_a_failed_step_are_pulled() -> None:
     nn.init.constant_(model.weight, 3.0)
     saved = copy.deepcopy(model.state_dict())
     optimizer = SGD(model.parameters(), lr=0.1)
-    L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0, placement="decoupled").attach(optimizer)
+    L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0, mode="decoupled").attach(optimizer)
     model.weight.grad = torch.zeros_like(model.weight)
 
     fail_once(optimizer, optimizer.register_step_pre_hook)
@@ -278,14 +278,14 @@ def test_a_closure_changes_nothing_not_even_in_the_first_step(make: Any, place: 
 
         optimizer.step(closure)
 
-    assert_equal(after(make, placement=place), after(make, placement=place, run=with_closure))
+    assert_equal(after(make, mode=place), after(make, mode=place, run=with_closure))
 
 
 def test_lbfgs_with_a_line_search_finds_the_minimum_of_loss_and_penalty() -> None:
     """1/2 (w - 5)^2 + 3/2 (w - 1)^2 has its minimum at (5 + 3) / 4 = 2."""
     model = nn.Linear(1, 1, bias=False).double()
     optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
-    L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=3.0, beta=0.0, placement="coupled").attach(optimizer)
+    L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=3.0, beta=0.0, mode="coupled").attach(optimizer)
 
     def closure() -> Any:
         optimizer.zero_grad()
@@ -335,7 +335,7 @@ def test_mixed_dtypes_are_each_pulled_exactly_once(place: Any) -> None:
         nn.init.constant_(parameter, 1.0)
     optimizer = SGD(model.parameters(), lr=0.1)
     anchors = {name: torch.zeros(2, 2) for name, _ in model.named_parameters()}
-    L2SP(model, anchors=anchors, alpha=1.0, beta=0.0, placement=place).attach(optimizer)
+    L2SP(model, anchors=anchors, alpha=1.0, beta=0.0, mode=place).attach(optimizer)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -345,8 +345,8 @@ def test_mixed_dtypes_are_each_pulled_exactly_once(place: Any) -> None:
 
 @pytest.mark.parametrize("place", ["coupled", "decoupled", "proximal"])
 def test_a_learning_rate_that_is_a_tensor_is_the_number(place: Any) -> None:
-    number = after(lambda p: ADAM(p, lr=0.02), placement=place)
-    assert_equal(number, after(lambda p: ADAM(p, lr=torch.tensor(0.02)), placement=place), 1e-6)
+    number = after(lambda p: ADAM(p, lr=0.02), mode=place)
+    assert_equal(number, after(lambda p: ADAM(p, lr=torch.tensor(0.02)), mode=place), 1e-6)
 
 
 def test_muon_for_matrices_beside_adamw_for_the_rest() -> None:
@@ -386,7 +386,7 @@ def test_a_compiled_step_is_the_step(place: Any) -> None:
     def make(parameters: Any) -> Any:
         return SGD(parameters, lr=0.02, momentum=0.9, foreach=True)
 
-    assert_equal(after(make, placement=place), after(make, placement=place, run=run), 4e-7)
+    assert_equal(after(make, mode=place), after(make, mode=place, run=run), 4e-7)
 
 
 def test_a_large_weight_is_pulled_in_slices_that_meet() -> None:
@@ -397,7 +397,7 @@ def test_a_large_weight_is_pulled_in_slices_that_meet() -> None:
         model = nn.Linear(1000, 800, bias=False)
         anchor, start = torch.randn(800, 1000), model.weight.detach().clone()
         optimizer = SGD(model.parameters(), lr=0.1)
-        kind(model, anchors={"weight": anchor}, alpha=0.5, beta=0.0, placement="coupled").attach(optimizer)
+        kind(model, anchors={"weight": anchor}, alpha=0.5, beta=0.0, mode="coupled").attach(optimizer)
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
         d = start - anchor
@@ -464,7 +464,7 @@ def test_an_overshoot_is_refused_before_anything_moves_and_the_step_may_be_tried
         nn.init.constant_(weight, 1.0)
         weight.grad = torch.zeros_like(weight)
     optimizer = ADAM([{"params": list(layer.parameters())} for layer in model], lr=0.1)
-    kind(model, anchors=None, alpha=0.0, beta=5.0, placement="decoupled").attach(optimizer)
+    kind(model, anchors=None, alpha=0.0, beta=5.0, mode="decoupled").attach(optimizer)
     optimizer.param_groups[1]["lr"] = 0.3
     with pytest.raises(ValueError, match=r"the pull on 1\.weight would overshoot"):
         optimizer.step()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers import GLSP, L1SP, L2SP, MARS, Anchored, DirectionSP, GLSPFisher, L2SPFisher, Placement
+from mtsp.regularizers import GLSP, L1SP, L2SP, MARS, Anchored, DirectionSP, GLSPFisher, L2SPFisher, Mode
 
 WEIGHT = torch.tensor([[4.0, 4.0], [1.0, 2.0]], dtype=torch.float64)
 ANCHOR = torch.tensor([[1.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
@@ -30,11 +30,11 @@ def layer() -> nn.Linear:
     return model
 
 
-def stepped(kind: type[Anchored], placement: str, **sgd: Any) -> Tensor:
+def stepped(kind: type[Anchored], mode: str, **sgd: Any) -> Tensor:
     """The weight after one step of SGD without a gradient from any loss."""
     model = layer()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, **sgd)
-    build(kind, model, {"weight": ANCHOR}, placement=placement).attach(optimizer)
+    build(kind, model, {"weight": ANCHOR}, mode=mode).attach(optimizer)
     model.weight.grad = torch.zeros_like(model.weight)
     optimizer.step()
     return model.weight.detach()
@@ -56,7 +56,7 @@ def test_the_value(kind: type[Anchored], value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "placement", "row"),
+    ("kind", "mode", "row"),
     [
         (L2SP, "coupled", (3.4, 3.2)),  # 4 - 0.2 * (3, 4)
         (L2SP, "decoupled", (3.4, 3.2)),
@@ -73,9 +73,9 @@ def test_the_value(kind: type[Anchored], value: float) -> None:
         (DirectionSP, "proximal", (4.0, 4 / 1.2)),
     ],
 )
-def test_one_step(kind: type[Anchored], placement: str, row: tuple[float, float]) -> None:
+def test_one_step(kind: type[Anchored], mode: str, row: tuple[float, float]) -> None:
     expected = torch.tensor([row, (1.0, 2.0)], dtype=torch.float64)  # the second row is at its anchor and stays
-    torch.testing.assert_close(stepped(kind, placement), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(stepped(kind, mode), expected, rtol=0, atol=1e-12)
 
 
 def test_the_proximal_group_lasso_with_fisher_is_where_its_subgradient_vanishes() -> None:
@@ -91,7 +91,7 @@ def test_the_proximal_group_lasso_with_fisher_is_where_its_subgradient_vanishes(
 def test_a_proximal_kink_holds_what_is_near_bit_for_bit_and_a_subgradient_does_not(kind: type[Anchored]) -> None:
     """0.05 off in float32, where w - (w - w0) is not always w0; the step shrinks by 0.2 at least."""
     results = {}
-    for placement in ("proximal", "coupled"):
+    for mode in ("proximal", "coupled"):
         torch.manual_seed(0)
         model = nn.Linear(50, 20, bias=False)
         anchors = {"weight": torch.randn(20, 50) * 0.01}
@@ -99,10 +99,10 @@ def test_a_proximal_kink_holds_what_is_near_bit_for_bit_and_a_subgradient_does_n
             model.weight.copy_(anchors["weight"] + torch.rand(20, 50) * 0.05)
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
         options: Any = {"fisher": {"weight": torch.rand(20, 50) + 0.5}} if kind is GLSPFisher else {}
-        kind(model, anchors=anchors, alpha=ALPHA, beta=0.0, placement=placement, **options).attach(optimizer)
+        kind(model, anchors=anchors, alpha=ALPHA, beta=0.0, mode=mode, **options).attach(optimizer)
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
-        results[placement] = (model.weight == anchors["weight"]).float().mean().item()
+        results[mode] = (model.weight == anchors["weight"]).float().mean().item()
     assert results == {"proximal": 1.0, "coupled": 0.0}
 
 
@@ -114,7 +114,7 @@ def test_a_fisher_of_any_size_cannot_make_the_implicit_step_explode() -> None:
     with pytest.raises(
         ValueError, match="times the largest Fisher information 10000 is above 1; use a strength up to 0"
     ):
-        L2SPFisher(model, anchors={"weight": ANCHOR}, fisher=huge, alpha=ALPHA, beta=0.0, placement="coupled").attach(
+        L2SPFisher(model, anchors={"weight": ANCHOR}, fisher=huge, alpha=ALPHA, beta=0.0, mode="coupled").attach(
             optimizer
         )
     L2SPFisher(model, anchors={"weight": ANCHOR}, fisher=huge, alpha=ALPHA, beta=0.0).attach(optimizer)
@@ -125,11 +125,11 @@ def test_a_fisher_of_any_size_cannot_make_the_implicit_step_explode() -> None:
 
 def test_where_the_fisher_information_is_zero_nothing_is_pulled() -> None:
     for kind in (L2SPFisher, GLSPFisher):
-        for placement in ("coupled", "proximal"):
+        for mode in ("coupled", "proximal"):
             model = layer()
             optimizer = torch.optim.SGD(model.parameters(), lr=LR)
             fisher = {"weight": torch.tensor([[0.0, 1.0], [0.0, 0.0]])}
-            build(kind, model, {"weight": ANCHOR}, fisher=fisher, placement=placement).attach(optimizer)
+            build(kind, model, {"weight": ANCHOR}, fisher=fisher, mode=mode).attach(optimizer)
             model.weight.grad = torch.zeros_like(model.weight)
             optimizer.step()
             assert torch.equal(model.weight.detach()[:, 0], WEIGHT[:, 0])
@@ -170,7 +170,7 @@ def test_value_and_gradient_are_the_formulas_for_every_kind_of_layer(kind: type[
     anchor, fisher = torch.randn_like(weight), torch.rand_like(weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     options: Any = {"fisher": {"weight": fisher}} if kind in (L2SPFisher, GLSPFisher) else {}
-    regularizer = kind(model, anchors={"weight": anchor}, alpha=0.7, beta=0.0, placement="coupled", **options)
+    regularizer = kind(model, anchors={"weight": anchor}, alpha=0.7, beta=0.0, mode="coupled", **options)
     regularizer.attach(optimizer)
     value = 0.7 * formula(kind, weight, anchor, fisher, rows)
     assert regularizer.penalty() == pytest.approx(value.item(), rel=1e-12)
@@ -182,15 +182,15 @@ def test_value_and_gradient_are_the_formulas_for_every_kind_of_layer(kind: type[
 
 
 @pytest.mark.parametrize("kind", [L2SP, L1SP, GLSP, L2SPFisher, GLSPFisher, DirectionSP])
-@pytest.mark.parametrize("placement", ["coupled", "proximal"])
-def test_at_the_anchor_every_pull_is_exactly_zero_and_never_nan(kind: type[Anchored], placement: Placement) -> None:
+@pytest.mark.parametrize("mode", ["coupled", "proximal"])
+def test_at_the_anchor_every_pull_is_exactly_zero_and_never_nan(kind: type[Anchored], mode: Mode) -> None:
     """The square root of a sum has no gradient there: d / ||d|| is 0 / 0 at the very start of fine-tuning."""
     torch.manual_seed(0)
     model = nn.Conv2d(2, 3, 3)
     start = model.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     options: Any = {"fisher": {"weight": torch.rand_like(start)}} if kind in (L2SPFisher, GLSPFisher) else {}
-    kind(model, anchors={"weight": start}, alpha=1.0, beta=0.0, placement=placement, **options).attach(optimizer)
+    kind(model, anchors={"weight": start}, alpha=1.0, beta=0.0, mode=mode, **options).attach(optimizer)
     for _ in range(3):
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
@@ -199,11 +199,11 @@ def test_at_the_anchor_every_pull_is_exactly_zero_and_never_nan(kind: type[Ancho
 
 def test_momentum_and_proximal_steps_end_where_the_coupled_pull_ends() -> None:
     """Minimize g w + alpha/2 (w - 1)^2 with g = 1, alpha = 2: w = 1/2, whatever form and momentum."""
-    cases: list[tuple[Placement, float]] = [("coupled", 0.5), ("proximal", 0.5), ("decoupled", -4.0)]
-    for placement, expected in cases:  # decoupled: alpha counts (1 - 0.9) of it
+    cases: list[tuple[Mode, float]] = [("coupled", 0.5), ("proximal", 0.5), ("decoupled", -4.0)]
+    for mode, expected in cases:  # decoupled: alpha counts (1 - 0.9) of it
         model = nn.Linear(1, 1, bias=False).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=2.0, beta=0.0, placement=placement).attach(optimizer)
+        L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=2.0, beta=0.0, mode=mode).attach(optimizer)
         for _ in range(1000):
             model.weight.grad = torch.ones_like(model.weight)
             optimizer.step()
@@ -213,7 +213,7 @@ def test_momentum_and_proximal_steps_end_where_the_coupled_pull_ends() -> None:
 def test_what_a_penalty_cannot_do_is_refused() -> None:
     anchors = {"weight": ANCHOR}
     with pytest.raises(ValueError, match="L1SP cannot be decoupled; it can be proximal, coupled"):
-        L1SP(layer(), anchors=anchors, alpha=1.0, beta=0.0, placement="decoupled")
+        L1SP(layer(), anchors=anchors, alpha=1.0, beta=0.0, mode="decoupled")
     with pytest.raises(ValueError, match=r"L2SPFisher needs `fisher`, see mtsp\.fisher"):
         L2SPFisher(layer(), anchors=anchors, alpha=1.0, beta=0.0)
     with pytest.raises(ValueError, match="L2SP does not use `fisher`"):
@@ -250,12 +250,12 @@ def of_transposed(kind: Any, groups: int, parts: list[slice], **options: Any) ->
     [
         (L2SP, {"alpha": 0.2}),
         (L1SP, {"alpha": 0.2}),
-        (GLSP, {"alpha": 0.2, "placement": "coupled"}),
-        (GLSP, {"alpha": 0.2, "placement": "proximal"}),
-        (GLSPFisher, {"alpha": 0.02, "placement": "coupled"}),
-        (GLSPFisher, {"alpha": 0.2, "placement": "proximal"}),
-        (DirectionSP, {"alpha": 0.2, "placement": "coupled"}),
-        (DirectionSP, {"alpha": 0.2, "placement": "decoupled"}),
+        (GLSP, {"alpha": 0.2, "mode": "coupled"}),
+        (GLSP, {"alpha": 0.2, "mode": "proximal"}),
+        (GLSPFisher, {"alpha": 0.02, "mode": "coupled"}),
+        (GLSPFisher, {"alpha": 0.2, "mode": "proximal"}),
+        (DirectionSP, {"alpha": 0.2, "mode": "coupled"}),
+        (DirectionSP, {"alpha": 0.2, "mode": "decoupled"}),
         (MARS, {"radius": 0.5}),
     ],
 )

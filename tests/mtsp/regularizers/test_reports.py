@@ -18,15 +18,15 @@ def network() -> nn.Sequential:
 
 
 @pytest.mark.parametrize(
-    ("pace", "left"), [(Pace(500), 1 / math.e), (half_life(500), 0.5), (Pace(500, left=0.2), 0.2)], ids=str
+    ("pace", "left"), [(Pace(500), 1 / math.e), (half_life(500), 0.5), (Pace(500, remaining=0.2), 0.2)], ids=str
 )
-@pytest.mark.parametrize("placement", ["coupled", "decoupled", "proximal"])
+@pytest.mark.parametrize("mode", ["coupled", "decoupled", "proximal"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_pace_is_what_is_left_after_its_steps(pace: Pace, left: float, placement: str, momentum: float) -> None:
+def test_a_pace_is_what_is_left_after_its_steps(pace: Pace, left: float, mode: str, momentum: float) -> None:
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum)
-    L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=pace, beta=0.0, placement=placement).attach(optimizer)  # pyright: ignore[reportArgumentType]
+    L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=pace, beta=0.0, mode=mode).attach(optimizer)  # pyright: ignore[reportArgumentType]
     for _ in range(500):
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
@@ -47,7 +47,7 @@ def test_a_pace_is_of_the_full_learning_rate_and_inverse_to_the_time_constant() 
 
 def test_a_pace_that_means_nothing_is_refused() -> None:
     model = nn.Linear(1, 1, bias=False)
-    regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=Pace(10), beta=0.0, placement="coupled")
+    regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=Pace(10), beta=0.0, mode="coupled")
     with pytest.raises(ValueError, match="coupled through Adam it depends on the gradients' size"):
         regularizer.attach(torch.optim.Adam(model.parameters(), lr=0.1))
     with pytest.raises(ValueError, match="has no strength at a learning rate of 0"):
@@ -55,7 +55,7 @@ def test_a_pace_that_means_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a pace needs at least 1 step, got 0\.5"):
         Pace(0.5)
     with pytest.raises(ValueError, match="must lie between 0 and 1, got 1"):
-        Pace(3, left=1)
+        Pace(3, remaining=1)
 
 
 @pytest.mark.parametrize(("nesterov", "rate"), [(False, 0.1 / (1 + math.sqrt(0.9)) ** 2), (True, 0.1 / 1.9**2)])
@@ -66,11 +66,11 @@ def test_a_pace_so_short_that_momentum_would_swing_past_the_anchor_is_refused(ne
     assert swing(alpha=rate * 0.1 * 1.1, nesterov=nesterov) < 0
     model = nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, nesterov=nesterov)
-    for placement in ("coupled", "decoupled"):
-        kind: Any = placement
-        short = L2SP(model, anchors=model.state_dict(), alpha=Pace(shortest - 0.1), beta=0.0, placement=kind)
+    for mode in ("coupled", "decoupled"):
+        kind: Any = mode
+        short = L2SP(model, anchors=model.state_dict(), alpha=Pace(shortest - 0.1), beta=0.0, mode=kind)
         said = rf"is too short for a pull coupled through momentum 0\.9.*give {math.ceil(shortest)} steps or more"
-        with pytest.raises(ValueError, match=said) if placement == "coupled" else nullcontext():
+        with pytest.raises(ValueError, match=said) if mode == "coupled" else nullcontext():
             short.attach(optimizer)
         short.detach()
     L2SP(model, anchors=model.state_dict(), alpha=Pace(shortest), beta=0.0).attach(optimizer)
@@ -95,7 +95,7 @@ def test_what_a_pace_leaves_through_momentum_is_what_its_docstring_says(steps: i
     """v = 0.9 v + alpha d, d = d - v by hand, alpha = (1 - 0.9) ln(10) / steps."""
     distance, velocity = 1.0, 0.0
     for _ in range(steps):
-        velocity = 0.9 * velocity + Pace(steps, left=0.1).strength(1 / 0.1) * distance
+        velocity = 0.9 * velocity + Pace(steps, remaining=0.1).strength(1 / 0.1) * distance
         distance -= velocity
     assert distance == pytest.approx(left, abs=1e-4)
 
@@ -216,7 +216,7 @@ def test_the_report_of_scaled_gradients_is_of_the_gradients() -> None:
 
 def test_through_adam_a_coupled_pull_has_no_time_constant() -> None:
     model = nn.Linear(1, 1, bias=False)
-    regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=2.0, beta=0.0, placement="coupled")
+    regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=2.0, beta=0.0, mode="coupled")
     assert regularizer.report()[""].time_constant == float("inf")  # attached to nothing yet
     regularizer.attach(torch.optim.Adam(model.parameters()))
     assert math.isnan(regularizer.report()[""].time_constant)

@@ -17,10 +17,10 @@ from mtsp.training import checkpoint
 from mtsp.training.checkpoint import CheckpointError, checkpoints, load, newest, save
 
 
-def saved(folder: Path, step: int, keep: int = 2, average: dict[str, Any] | None = None) -> Path:
+def saved(folder: Path, step: int, keep_last: int = 2, ema: dict[str, Any] | None = None) -> Path:
     model = {"weight": torch.full((2, 3), float(step)), "count": torch.tensor(step)}
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "name": "a"}]}
-    return save(folder, step, model, optimizer, {"step": step, "batches": {"a": 3}}, keep=keep, average=average)
+    return save(folder, step, model, optimizer, {"step": step, "batches": {"a": 3}}, keep_last=keep_last, ema=ema)
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -28,8 +28,8 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(found.model["weight"], torch.full((2, 3), 7.0))
     assert found.state == {"step": 7, "batches": {"a": 3}}
     assert found.optimizer["param_groups"] == [{"lr": 0.1, "name": "a"}]
-    assert found.average is None
-    averaged = load(saved(tmp_path, 8, average={"updates": 8, "averages": {"weight": torch.ones(2)}})).average
+    assert found.ema is None
+    averaged = load(saved(tmp_path, 8, ema={"updates": 8, "averages": {"weight": torch.ones(2)}})).ema
     assert averaged is not None
     assert averaged["updates"] == 8
     assert torch.equal(averaged["averages"]["weight"], torch.ones(2))
@@ -41,13 +41,13 @@ def test_the_newest_are_kept_by_number(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000020", "step-00000100"]
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json", "average.pt", "manifest.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json", "ema.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncated to nothing", "half", "one byte changed", "missing"])
 def test_a_damaged_checkpoint_is_detected_and_the_one_before_is_used(
     tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     saved(tmp_path, 1)
-    path = saved(tmp_path, 2, average={"updates": 2}) / file
+    path = saved(tmp_path, 2, ema={"updates": 2}) / file
     content = bytearray(path.read_bytes())
     if damage == "missing":
         path.unlink()
@@ -109,7 +109,7 @@ step = found.state["step"] if found else 0
 while True:
     step += 1
     tensors = {str(i): torch.full((40_000,), float(step)) for i in range(8)}
-    save(folder, step, tensors, {"state": {}, "step": torch.tensor(step)}, {"step": step}, keep=1)
+    save(folder, step, tensors, {"state": {}, "step": torch.tensor(step)}, {"step": step}, keep_last=1)
     print(step, flush=True)
 """
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtsp.training.ema import Average, AverageConfig
+from mtsp.training.ema import Ema, EmaConfig
 
-PLAIN = AverageConfig(decay=0.75, warmup=False)
+PLAIN = EmaConfig(decay=0.75, warmup=False)
 
 
 class Small(nn.Module):
@@ -25,7 +25,7 @@ def set_to(model: Small, value: float) -> None:
 
 def test_the_average_keeps_the_decay_of_what_it_had() -> None:
     model = Small()
-    average = Average(model, PLAIN)
+    average = Ema(model, PLAIN)
     for value in (5.0, 9.0):
         set_to(model, value)
         average.update(model)
@@ -36,7 +36,7 @@ def test_the_average_keeps_the_decay_of_what_it_had() -> None:
 
 def test_the_first_steps_are_forgotten_faster() -> None:
     model = Small()
-    average = Average(model, AverageConfig(decay=0.75))
+    average = Ema(model, EmaConfig(decay=0.75))
     set_to(model, 11.0)
     average.update(model)
     # (1 + 0) / (10 + 0) = 0.1 is kept of 1, and 0.9 of 11 taken
@@ -48,7 +48,7 @@ def test_the_first_steps_are_forgotten_faster() -> None:
 
 def test_the_warmup_ends_at_the_decay() -> None:
     model = Small()
-    average = Average(model, AverageConfig(decay=0.5))
+    average = Ema(model, EmaConfig(decay=0.5))
     average.updates = 100  # (1 + 100) / (10 + 100) is above 0.5
     set_to(model, 3.0)
     average.update(model)
@@ -57,7 +57,7 @@ def test_the_warmup_ends_at_the_decay() -> None:
 
 def test_statistics_are_averaged_and_counters_copied() -> None:
     model = Small()
-    average = Average(model, PLAIN)
+    average = Ema(model, PLAIN)
     model.norm.running_mean.fill_(4.0)  # pyright: ignore[reportOptionalMemberAccess]
     model.norm.num_batches_tracked.fill_(7)  # pyright: ignore[reportOptionalMemberAccess]
     average.update(model)
@@ -69,7 +69,7 @@ def test_statistics_are_averaged_and_counters_copied() -> None:
 def test_a_small_step_is_not_rounded_away_in_half_precision() -> None:
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     nn.init.ones_(model.weight)
-    average = Average(model, AverageConfig(decay=0.999, warmup=False))
+    average = Ema(model, EmaConfig(decay=0.999, warmup=False))
     with torch.no_grad():
         model.weight.fill_(2.0)
     average.update(model)
@@ -79,7 +79,7 @@ def test_a_small_step_is_not_rounded_away_in_half_precision() -> None:
 
 def test_the_network_has_the_average_inside_and_its_own_bits_afterwards() -> None:
     model = Small()
-    average = Average(model, PLAIN)
+    average = Ema(model, PLAIN)
     set_to(model, 0.1)
     average.update(model)
     weight, before = model.weight, model.weight.detach().clone()
@@ -97,12 +97,12 @@ def test_the_network_has_the_average_inside_and_its_own_bits_afterwards() -> Non
 
 def test_it_continues_from_its_state() -> None:
     model = Small()
-    whole, first = (Average(model, AverageConfig(decay=0.9)) for _ in range(2))
+    whole, first = (Ema(model, EmaConfig(decay=0.9)) for _ in range(2))
     for value in (2.0, 3.0):
         set_to(model, value)
         whole.update(model)
         first.update(model)
-    continued = Average(model, AverageConfig(decay=0.9))
+    continued = Ema(model, EmaConfig(decay=0.9))
     continued.load_state_dict(first.state_dict())
     set_to(model, 8.0)
     whole.update(model)
@@ -113,9 +113,9 @@ def test_it_continues_from_its_state() -> None:
 
 
 def test_the_state_of_another_network_is_refused() -> None:
-    average = Average(Small(), PLAIN)
+    average = Ema(Small(), PLAIN)
     with pytest.raises(ValueError, match="another network: 6 names differ, as bias"):
-        average.load_state_dict(Average(nn.Linear(1, 1), PLAIN).state_dict())
+        average.load_state_dict(Ema(nn.Linear(1, 1), PLAIN).state_dict())
     odd = average.state_dict()
     odd["averages"] = {**odd["averages"], "weight": torch.zeros(2)}
     with pytest.raises(ValueError, match=r"weight has shape \(2,\), expected \(1,\)"):

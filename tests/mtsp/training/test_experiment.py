@@ -30,7 +30,7 @@ def test_an_experiment_without_a_task_is_refused(values: dict[str, Any]) -> None
 
 
 def test_branches_that_are_all_frozen_are_refused_in_one_line(values: dict[str, Any]) -> None:
-    values["train"]["stages"] = [{"steps": 1, "batches": {"davis": 1}}]
+    values["train"]["stages"] = [{"steps": 1, "batch_size": {"davis": 1}}]
     values["branches"]["flow"]["freeze"] = True
     parse(AnyExperiment, values)  # the other one learns
     values["branches"]["segmentation"]["freeze"] = True

@@ -13,7 +13,7 @@ from mtsp.optim import ScheduleConfig, parameter_groups
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.training.experiment import StageConfig
-from mtsp.training.loop import NonFiniteLoss, hold_all_but, optimizer_step, seed_model, train
+from mtsp.training.loop import NonFiniteLoss, optimizer_step, seed_model, set_trainable, train
 from mtsp.training.state import Position, TrainState
 from mtsp.types import IGNORE, Batch, Outputs
 
@@ -49,7 +49,7 @@ class Fixture:
         return {k: v.clone() for k, v in self.model.state_dict().items() if k.startswith(branch)}
 
 
-BOTH = Tasks(segmentation=SegmentationConfig(balanced=False), flow=FlowConfig(weight=0.5))
+BOTH = Tasks(segmentation=SegmentationConfig(class_balance=False), flow=FlowConfig(weight=0.5))
 
 
 def example(seed: int, known: int, flow: bool = True) -> Batch:
@@ -155,14 +155,14 @@ def test_a_held_branch_does_not_move_by_gradient_momentum_or_regularizer() -> No
     """Both branches learn for two steps, so that both have momentum; then the flow is held, and learns again."""
     run = Fixture(fresh(norm=True), BOTH, momentum=0.9)
     L2SP(run.model, anchors=None, alpha=0.0, beta=10.0).attach(run.parts.optimizer)
-    hold_all_but(run.parts, None)
+    set_trainable(run.parts, None)
     for step in (1, 2):
         optimizer_step(run.parts, [example(step, 24)], step=step)
     momentum = {p: run.optimizer.state[p]["momentum_buffer"].clone() for p in run.model.flow.parameters()}  # pyright: ignore[reportAttributeAccessIssue]
     assert all(float(buffer.abs().sum()) > 0 for buffer in list(momentum.values())[:1])
     flow, segmentation = run.weights("flow"), run.weights("segmentation")
 
-    hold_all_but(run.parts, ("segmentation",))
+    set_trainable(run.parts, ("segmentation",))
     for step in (3, 4):
         optimizer_step(run.parts, [example(step, 24)], step=step)
     assert all(torch.equal(value, flow[name]) for name, value in run.weights("flow").items())  # statistics included
@@ -170,16 +170,16 @@ def test_a_held_branch_does_not_move_by_gradient_momentum_or_regularizer() -> No
     assert not any(torch.equal(value, segmentation[name]) for name, value in run.weights("segmentation").items())
     assert run.weights("flow").keys() >= {"flow.2.running_mean", "flow.2.num_batches_tracked"}
 
-    hold_all_but(run.parts, ("flow",))
+    set_trainable(run.parts, ("flow",))
     optimizer_step(run.parts, [example(5, 24)], step=5)
     assert not any(torch.equal(value, flow[name]) for name, value in run.weights("flow").items())
 
 
 def test_a_frozen_branch_never_learns_and_frozen_statistics_stay_while_weights_learn() -> None:
-    run = Fixture(fresh(norm=True), BOTH, held=("flow",), fixed_norm=("segmentation",))
+    run = Fixture(fresh(norm=True), BOTH, frozen=("flow",), frozen_norm=("segmentation",))
     before = run.weights()
     for learn in (None, ("segmentation",)):
-        hold_all_but(run.parts, learn)
+        set_trainable(run.parts, learn)
         optimizer_step(run.parts, [example(1, 24)], step=1)
     after = run.weights()
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
@@ -205,8 +205,8 @@ def stream_of(known: list[str]) -> Any:
 
 
 STAGES = (
-    StageConfig(steps=2, batches={"a": 1}, learn=("segmentation",)),
-    StageConfig(steps=1, batches={"a": 4, "b": 1}, learn=("flow",)),
+    StageConfig(steps=2, batch_size={"a": 1}, learn=("segmentation",)),
+    StageConfig(steps=1, batch_size={"a": 4, "b": 1}, learn=("flow",)),
 )
 
 
@@ -294,7 +294,7 @@ def test_dropout_is_a_function_of_seed_step_and_process() -> None:
     assert len({tuple(drawn(*where)) for where in ((1, 2, 0), (2, 1, 0), (1, 3, 0), (1, 2, 1), (0, 2, 0))}) == 5
 
     def trained(run: Fixture, first: int, steps: int) -> dict[str, Tensor]:
-        stages = (StageConfig(steps=1, batches={"a": 1}),)
+        stages = (StageConfig(steps=1, batch_size={"a": 1}),)
         train(
             run.parts,
             Position(first, {"a:1": first}),
