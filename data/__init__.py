@@ -8,7 +8,7 @@ from data.augment.augment import AugmentConfig
 from data.classification.datasets import AnyLabeled
 from data.classification.labeled_images import LabeledConfig, LabeledImages
 from data.files.images import DataError, MissingDataError
-from data.files.listing import Labels, RawDataset
+from data.files.listing import Labels, SampleDataset
 from data.flow.flying_chairs import FlyingChairsConfig
 from data.flow.kitti import KittiConfig
 from data.flow.middlebury import MiddleburyConfig
@@ -26,7 +26,7 @@ from data.segmentation.pascal_context import PascalContextConfig
 from data.video.davis import DavisConfig
 from data.video.folder import FolderConfig
 from mtsp.config import Config
-from mtsp.types import Examples, Raw
+from mtsp.types import Examples, Sample
 
 __all__ = [
     "AnyDataset",
@@ -36,7 +36,7 @@ __all__ = [
     "LabeledImages",
     "Labels",
     "MissingDataError",
-    "RawDataset",
+    "SampleDataset",
 ]
 
 AnyDataset = Annotated[
@@ -95,11 +95,9 @@ class DataConfig(Config):
         if self.crop_pct is None:
             return self
         if not isinstance(self.dataset, LabeledConfig):
-            raise ValueError(
-                f"`crop_pct` is of labeled pictures; {self.dataset.name} is scored whole, set `size` alone"
-            )
+            raise ValueError(f"`crop_pct` is of labeled images; {self.dataset.name} is scored whole, set `size` alone")
         if self.size is None:
-            raise ValueError("`crop_pct` needs `size`, which the middle of each picture becomes")
+            raise ValueError("`crop_pct` needs `size`, which the middle of each image becomes")
         return self
 
     def build(self) -> Examples:
@@ -109,9 +107,9 @@ class DataConfig(Config):
             DataError: the data set's files are not as they should be.
         """
         augmentation = None if self.augment is None else self.augment.build()
-        return PreparedExamples(self.build_raw(), augmentation, self.size, self.crop_pct)
+        return PreparedExamples(self.build_dataset(), augmentation, self.size, self.crop_pct)
 
-    def build_raw(self) -> RawDataset:
+    def build_dataset(self) -> SampleDataset:
         """Return the examples as decoded: nothing resized, nothing augmented. Raises as :meth:`build`."""
         dataset = self.dataset.build()
         if self.limit is None or self.limit >= len(dataset):
@@ -123,7 +121,7 @@ class DataConfig(Config):
 class EvenlySpaced:
     """`count` examples of `dataset`, evenly spaced, the first one first. Each still has its next frame."""
 
-    def __init__(self, dataset: RawDataset, count: int) -> None:
+    def __init__(self, dataset: SampleDataset, count: int) -> None:
         self._dataset = dataset
         self._indices = [i * len(dataset) // count for i in range(count)]
         self.names = [dataset.names[i] for i in self._indices]
@@ -132,7 +130,7 @@ class EvenlySpaced:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> Raw:
+    def __getitem__(self, index: int) -> Sample:
         return self._dataset[self._indices[index]]
 
     def labels(self, index: int) -> Labels:

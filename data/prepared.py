@@ -9,8 +9,8 @@ from data.augment import geometry
 from data.augment.augment import Augmentation, check_sizes
 from data.augment.crops import center_crop, scaled
 from data.augment.geometry import Size
-from data.files.listing import RawDataset
-from mtsp.types import IGNORE, Batch, Raw
+from data.files.listing import SampleDataset
+from mtsp.types import IGNORE, Batch, Sample
 
 
 class PreparedExamples:
@@ -21,7 +21,7 @@ class PreparedExamples:
 
     Args:
         dataset: where examples come from.
-        augmentation: what :meth:`draw` does to them; None only resizes.
+        augmentation: what :meth:`train_sample` does to them; None only resizes.
         size: height and width of frames at evaluation, and of everything that is drawn without augmentation; None keeps
             each image's own. An augmentation has its own size, which this does not change.
         crop_pct: where only the class of the whole image counts, the share of its shorter side, about the middle, that
@@ -30,7 +30,7 @@ class PreparedExamples:
 
     def __init__(
         self,
-        dataset: RawDataset,
+        dataset: SampleDataset,
         augmentation: Augmentation | None = None,
         size: Size | None = None,
         crop_pct: float | None = None,
@@ -58,10 +58,10 @@ class PreparedExamples:
         raw = self.dataset[index]
         check_sizes(raw)
         if self.size is not None:
-            raw = self._seen(raw) if self.crop_pct is not None else Raw(**{**raw, **_resized_frames(raw, self.size)})
+            raw = self._seen(raw) if self.crop_pct is not None else Sample(**{**raw, **_resized_frames(raw, self.size)})
         return to_tensors(raw)
 
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         """Return example `index` as it is trained on: augmented by `rng`; without augmentation, all of it of `size`."""
         raw = self.dataset[index]
         if self.augmentation is not None:
@@ -70,14 +70,14 @@ class PreparedExamples:
             return to_tensors(self._seen(raw))
         return to_tensors(resized(raw, self.size or check_sizes(raw)))
 
-    def _seen(self, raw: Raw) -> Raw:
+    def _seen(self, raw: Sample) -> Sample:
         """The middle of the image, and its class."""
         assert self.size is not None
         assert self.crop_pct is not None
-        return Raw(**{**raw, "frame": center_crop(raw["frame"], self.size, self.crop_pct)})
+        return Sample(**{**raw, "frame": center_crop(raw["frame"], self.size, self.crop_pct)})
 
 
-def resized(raw: Raw, size: Size) -> Raw:
+def resized(raw: Sample, size: Size) -> Sample:
     """Return `raw` with frames and labels stretched to `size`, flow in the new pixels.
 
     Raises:
@@ -97,7 +97,7 @@ def resized(raw: Raw, size: Size) -> Raw:
     return out
 
 
-def to_tensors(raw: Raw) -> Batch:
+def to_tensors(raw: Sample) -> Batch:
     """Return `raw` as tensors laid out as a `Batch` without its batch dimension. `raw` is copied, not referred to."""
     out = Batch(name=[raw["name"]], frame=_floats(raw["frame"]))
     if "next_frame" in raw:
@@ -113,9 +113,9 @@ def to_tensors(raw: Raw) -> Batch:
     return out
 
 
-def _resized_frames(raw: Raw, size: Size) -> Raw:
+def _resized_frames(raw: Sample, size: Size) -> Sample:
     """The name, and both frames at `size`."""
-    out = Raw(name=raw["name"], frame=scaled(raw["frame"], size))
+    out = Sample(name=raw["name"], frame=scaled(raw["frame"], size))
     if "next_frame" in raw:
         out["next_frame"] = scaled(raw["next_frame"], size)
     return out

@@ -18,7 +18,7 @@ LABELS = frozenset({"mask", "flow", "label"})
 """The keys of a `Batch` that something can be learned from."""
 
 
-class Raw(TypedDict):
+class Sample(TypedDict):
     """One example as a dataset decodes it: numpy, not augmented. A label that the dataset does not have is left out."""
 
     name: str  # unique within the dataset and a relative path without suffix: "surf/00054", "00050"
@@ -63,6 +63,6 @@ class Examples(Protocol):
         """Example `index` as it is evaluated: nothing random, native resolution."""
         ...
 
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         """Example `index` as it is trained on: augmented, every random choice taken from `rng`."""
         ...

@@ -3,7 +3,7 @@
 Everything is written to `runs/demo`: synthetic clips of a source and of a target domain in the layouts of DAVIS and
 FlyingChairs (`data/`), the run of configs/demo_source.yaml, which learns segmentation and flow from nothing on the
 source domain (`source/`), two fine-tunings of its weights on a few target examples (`l2/`, `l2sp/`), a table
-(`table.md`) and a sheet of pictures (`pictures.png`).
+(`table.md`) and a sheet of figures (`figures.png`).
 
 Ctrl-C stops it and saves; the same command goes on from there, and does not repeat what is done. --fresh starts over.
 """
@@ -122,7 +122,7 @@ def demo(
         "L2-SP": _network(experiments["l2sp"], folder / "l2sp"),
     }
     sheet = contact_sheet(networks, *_validation(experiments["l2sp"]))
-    Image.fromarray(sheet).save(folder / "pictures.png")
+    Image.fromarray(sheet).save(folder / "figures.png")
     _conclude(folder, rows)
     return rows
 
@@ -164,7 +164,7 @@ def table(folder: Path, experiment: AnyExperiment) -> dict[str, dict[str, float]
 
 
 def contact_sheet(networks: Mapping[str, nn.Module], masks: Examples, flows: Examples) -> np.ndarray:
-    """Return pictures of evenly spaced examples, a row for each: frame, truth, and what each network says; HW3 uint8.
+    """Return figures of evenly spaced examples, a row for each: frame, truth, and what each network says; HW3 uint8.
 
     Masks lie over the frame; flow is in the usual color wheel, drawn once below, in the same scale within a row.
     """
@@ -289,7 +289,7 @@ def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
         f"and EPE from {start['epe']:.2f} to {l2sp['epe']:.2f} px (L2: {l2['epe']:.2f}).",
         "One seed of a toy says nothing about L2 against L2-SP; for measurements with several seeds see README.md.",
         "",
-        f"pictures  {folder / 'pictures.png'}  (frame, truth, start, L2, L2-SP)",
+        f"figures  {folder / 'figures.png'}  (frame, truth, start, L2, L2-SP)",
         f"table     {folder / 'table.md'}",
         f"curves    {sys.executable} tools/report.py curves {folder / 'l2'} {folder / 'l2sp'} --out curves.png",
         "",

@@ -117,7 +117,7 @@ def images_at(place: str) -> LabeledImages:
         return _build(parse_yaml(path.read_text(encoding="utf-8")), place)
     if not path.is_dir():
         known = ", ".join(f"{name}:ROOT" for name in _datasets())
-        raise MissingDataError(f"no folder {path}; expected a folder of pictures, {known}, a .yaml or {SUFFIX} file")
+        raise MissingDataError(f"no folder {path}; expected a folder of images, {known}, a .yaml or {SUFFIX} file")
     if (path / "images.txt").is_file():
         return _build({"name": "nabirds" if (path / "hierarchy.txt").is_file() else "cub", "root": place}, place)
     folders = any(inner.is_dir() and not inner.name.startswith(".") for inner in path.iterdir())
@@ -152,18 +152,18 @@ def class_means(
         ValueError: see :func:`mtsp.transfer.extract`.
         OSError: the cache cannot be written.
     """
-    with progress(f"{name}, reading", len(images), "pictures", brief=True) as advance:
-        files = digests([image.path for image in images.images], cache / "pictures.jsonl", threads, advance)
+    with progress(f"{name}, reading", len(images), "images", brief=True) as advance:
+        files = digests([image.path for image in images.images], cache / "images.jsonl", threads, advance)
     key = content(images, net, files)
     file, partial = cache / f"{key}{SUFFIX}", cache / f"{key}.partial{SUFFIX}"
     console = Console(stderr=True)
     if file.is_file():
-        said = f"{name}: class means of {len(images):,} pictures from {file}"
+        said = f"{name}: class means of {len(images):,} images from {file}"
         console.print(said, markup=False, highlight=False, soft_wrap=True)
         return Centroids.load(file)
     cache.mkdir(parents=True, exist_ok=True)
     skipped: list[str] = []
-    with Interruption() as interruption, progress(name, len(images), "pictures") as advance:
+    with Interruption() as interruption, progress(name, len(images), "images") as advance:
         found = extract(
             net.features,
             PreparedExamples(images, None, (net.size, net.size), net.crop_pct),
@@ -177,7 +177,7 @@ def class_means(
             stop=interruption.asked,
         )
     if skipped:
-        said = f"{name}: {len(skipped)} pictures cannot be read: {first_names(skipped)}"
+        said = f"{name}: {len(skipped)} images cannot be read: {first_names(skipped)}"
         console.print(said, markup=False, highlight=False, soft_wrap=True)
         return found  # not kept: the file would not say so
     found.save(file)
@@ -207,5 +207,5 @@ def _datasets() -> dict[str, type[LabeledConfig]]:
 def _build(values: Any, place: str) -> LabeledImages:
     dataset = parse(_Described, {"dataset": values}).dataset
     if not isinstance(dataset, LabeledConfig):
-        raise DataError(f"{place}: {dataset.name} has no classes of whole pictures; {', '.join(_datasets())} have")
+        raise DataError(f"{place}: {dataset.name} has no classes of whole images; {', '.join(_datasets())} have")
     return dataset.build()

@@ -2,7 +2,7 @@
 
 `--checkpoint` is RUN/weights.safetensors or RUN/checkpoints/step-...; key=value changes the config as in training. Each
 entry of `evaluation.data` is measured, or those named by `--data-entry`, the same on any number of processes. Of
-labeled images `--report DIR` also writes how each class fares, with pictures of the pairs that are confused most, and
+labeled images `--report DIR` also writes how each class fares, with images of the pairs that are confused most, and
 `--save-predictions DIR` a row for each image (DIR/<entry>/labels.csv).
 
 With `--data davis --root DAVIS --predictions DIR` stored predictions are scored instead, without any network: masks

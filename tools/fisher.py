@@ -113,10 +113,10 @@ def _sum_up(
     sums: FisherSum, kept: KeptSum, rounds: Rounds, generator: torch.Generator, interruption: Interruption
 ) -> bool:
     """Add all that is not kept from a run before; return whether it is done."""
-    main, total = rounds.accelerator.is_main_process, rounds.pictures
+    main, total = rounds.accelerator.is_main_process, rounds.images
     begun = kept.load(sums)
-    with progress("Fisher information", total, "pictures") if main else nullcontext(lambda done: None) as advance:
-        advance(rounds.pictures_of(begun))
+    with progress("Fisher information", total, "images") if main else nullcontext(lambda done: None) as advance:
+        advance(rounds.images_of(begun))
         rounds_done, saved = begun, time.monotonic()
         try:
             for number, batch in rounds.batches(begun):
@@ -124,11 +124,11 @@ def _sum_up(
                 generator.manual_seed(int(seed))  # of the batch, wherever and whenever it is computed
                 sums.add(batch)
                 rounds_done += 1
-                pictures = rounds.pictures_of(rounds_done)
-                advance(pictures)
-                if interruption.asked() and pictures < total:
+                images = rounds.images_of(rounds_done)
+                advance(images)
+                if interruption.asked() and images < total:
                     kept.save(sums, rounds_done)
-                    _LOG.warning("stopped after %d of %d pictures", pictures, total)
+                    _LOG.warning("stopped after %d of %d images", images, total)
                     return False
                 if time.monotonic() - saved > _SAVE_EVERY:
                     kept.save(sums, rounds_done)
@@ -169,7 +169,11 @@ def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
     names = dict.fromkeys(name for stage in experiment.train.stages for name in stage.batch_size)
     built = {name: experiment.data[name].build() for name in names}
     label = _SEEN[task][1]
-    found = {name: examples for name, examples in built.items() if label in examples.draw(0, np.random.default_rng(0))}
+    found = {
+        name: examples
+        for name, examples in built.items()
+        if label in examples.train_sample(0, np.random.default_rng(0))
+    }
     if not found:
         raise ConfigError(f"data: none of {', '.join(names)} has a {label}, which {task} is trained on")
     require_classes(experiment, found)
@@ -183,7 +187,7 @@ def _passes(started: Started, examples: Examples, task: str, device: torch.devic
     Raises:
         ConfigError: the network does not give what the task is seen by.
     """
-    batch = to_device(collate([examples.draw(0, np.random.default_rng(0))]), device, channels_last=False)
+    batch = to_device(collate([examples.train_sample(0, np.random.default_rng(0))]), device, channels_last=False)
     with evaluating(started.model):
         outputs = started.model(batch["frame"], batch.get("next_frame"))
     output = _SEEN[task][0]
@@ -196,8 +200,8 @@ def _settled(settings: Settings, task: str, examples: int, passes: int) -> Setti
     """The settings with what they leave to the experiment."""
     if settings.mode == "exact" and passes > MOST_PASSES:
         raise ConfigError(
-            f"--mode exact takes {passes:,} backward passes for each picture, one for each class of each pixel; use "
-            "--mode sampled, which estimates the same, or smaller pictures"
+            f"--mode exact takes {passes:,} backward passes for each image, one for each class of each pixel; use "
+            "--mode sampled, which estimates the same, or smaller images"
         )
     mode: Labels = settings.mode or ("exact" if task == "classification" else "sampled")
     if mode != "sampled" and settings.draws != 1:
@@ -230,13 +234,13 @@ def _part(out: Path, accelerator: Accelerator) -> Path:
 
 
 def _described(
-    experiment: AnyExperiment, settings: Settings, started: Started, task: str, pictures: Mapping[str, int]
+    experiment: AnyExperiment, settings: Settings, started: Started, task: str, images: Mapping[str, int]
 ) -> dict[str, Any]:
     """What the sums depend on, the order of the data included: images are numbered over all of it."""
     chosen = settings._asdict()
     del chosen["chunk"]
-    sections = {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in pictures}
-    read = {"task": task, "data": list(pictures), "pictures": list(pictures.values())}
+    sections = {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in images}
+    read = {"task": task, "data": list(images), "images": list(images.values())}
     return {**read, **sections, **chosen, "network": fingerprint(started.model.state_dict())}
 
 
@@ -274,14 +278,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--mode",
         choices=get_args(Labels),
         help="labels: exact, the expectation over all classes; sampled, drawn from the predictions, an estimate of it; "
-        "empirical, the data's own, another quantity (default: exact for pictures, sampled for pixels)",
+        "empirical, the data's own, another quantity (default: exact for images, sampled for pixels)",
     )
     parser.add_argument(
         "--examples", type=at_least_one, default=1000, metavar="N", help="default: 1000, or all there are"
     )
-    parser.add_argument("--draws", type=at_least_one, default=1, metavar="N", help="sampled labels of a picture")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures and of sampled labels")
-    parser.add_argument("--batch", type=at_least_one, default=8, metavar="N", help="pictures at a time, of one size")
+    parser.add_argument("--draws", type=at_least_one, default=1, metavar="N", help="sampled labels of a image")
+    parser.add_argument("--seed", type=int, default=0, help="of the images and of sampled labels")
+    parser.add_argument("--batch", type=at_least_one, default=8, metavar="N", help="images at a time, of one size")
     parser.add_argument("--chunk", type=at_least_one, default=16, metavar="N", help="gradients that are held at once")
     parser.add_argument("--overwrite", action="store_true", help="a file that is there already")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in data.cub.dataset.root=DIR")

@@ -43,7 +43,7 @@ from mtsp.figures.colors import flow_to_color, overlay
 from mtsp.figures.panels import resize_flow
 from mtsp.files.atomic import write_atomically
 from mtsp.files.progress import bar
-from mtsp.types import Raw
+from mtsp.types import Sample
 from tools.build import AnyExperiment, above_zero, read_experiment, run_or_say_why
 
 SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png", "labels": ".csv"}
@@ -69,7 +69,7 @@ class Frames(NamedTuple):
     names: Sequence[str] | None  # of each; None where only reading tells
     total: int | None
     folder: str  # below which their names are; "" for any
-    pairs: Iterator[Raw]  # a frame without a following one has no next_frame
+    pairs: Iterator[Sample]  # a frame without a following one has no next_frame
 
 
 class Prediction(NamedTuple):
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
     with bar("predicting", frames.total) as advance:
 
-        def predictions() -> Iterator[tuple[Raw, Prediction]]:
+        def predictions() -> Iterator[tuple[Sample, Prediction]]:
             for raw in frames.pairs:
                 yield raw, predict(model, raw, look, accelerator.device)
                 advance()
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_all(
-    arguments: argparse.Namespace, experiment: AnyExperiment, predictions: Iterable[tuple[Raw, Prediction]]
+    arguments: argparse.Namespace, experiment: AnyExperiment, predictions: Iterable[tuple[Sample, Prediction]]
 ) -> int:
     """Write what was asked for of all frames; return how many files."""
     what = arguments.what or tuple(SUFFIXES)
@@ -154,7 +154,7 @@ def class_names(experiment: AnyExperiment) -> Sequence[str]:
     """Return what the data that the experiment evaluates call their classes; nothing if they are not here to ask."""
     for name in experiment.evaluation.data or experiment.data:
         try:
-            if classes := getattr(experiment.data[name].build_raw(), "classes", ()):
+            if classes := getattr(experiment.data[name].build_dataset(), "classes", ()):
                 return classes
         except (DataError, OSError):
             continue
@@ -176,17 +176,17 @@ def frames_of(path: Path, *, paired: bool = True) -> Frames:
         dataset = FolderConfig(name="folder", frames=path, next_frame=paired).build()
         return Frames(dataset.names, len(dataset), "", (_without_itself(dataset[i]) for i in range(len(dataset))))
     if not path.is_file():
-        raise MissingDataError(f"{path}: no such folder, picture or video")
+        raise MissingDataError(f"{path}: no such folder, image or video")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Frames([path.stem], 1, "", (Raw(name=path.stem, frame=read_image(file)) for file in (path,)))
+        return Frames([path.stem], 1, "", (Sample(name=path.stem, frame=read_image(file)) for file in (path,)))
     return _video(path, paired)
 
 
-def predict(model: torch.nn.Module, raw: Raw, look: Look, device: torch.device) -> Prediction:
+def predict(model: torch.nn.Module, raw: Sample, look: Look, device: torch.device) -> Prediction:
     """Return what `model` predicts of one frame, resized for the network and back for the prediction."""
     height, width = raw["frame"].shape[:2]
     if look.crop_pct is not None and look.size is not None:
-        raw = Raw(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.crop_pct))
+        raw = Sample(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.crop_pct))
     small = to_tensors(resized(raw, look.size) if look.size is not None else raw)
     batch = to_device(_of_one(small), device, channels_last=look.channels_last)
     with torch.no_grad():
@@ -224,7 +224,7 @@ def write_labels(path: Path, chances: Mapping[str, np.ndarray], classes: Sequenc
     write_atomically(path, text.getvalue().encode())
 
 
-def write(out: Path, what: Sequence[str], raw: Raw, prediction: Prediction, radius: float | None) -> int:
+def write(out: Path, what: Sequence[str], raw: Sample, prediction: Prediction, radius: float | None) -> int:
     """Write the files of one frame that were asked for; return how many. Labels are not among them.
 
     Args:
@@ -254,7 +254,7 @@ def write(out: Path, what: Sequence[str], raw: Raw, prediction: Prediction, radi
     return count
 
 
-def _without_itself(raw: Raw) -> Raw:
+def _without_itself(raw: Sample) -> Sample:
     """Drop the next frame of a video's last one, which the data set pairs with itself: its flow means nothing."""
     if raw.get("next_frame") is raw["frame"]:
         del raw["next_frame"]
@@ -272,13 +272,13 @@ def _video(path: Path, paired: bool) -> Frames:
     except (av.FFmpegError, IndexError) as error:
         raise DataError(f"{path}: not a video that can be read ({error})") from error
 
-    def pairs() -> Iterator[Raw]:
+    def pairs() -> Iterator[Sample]:
         with container:
             images = (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
             last: list[Any] = [None]
             try:
                 for number, (image, following) in enumerate(pairwise(chain(images, last))):
-                    raw = Raw(name=f"{path.stem}/{number:05d}", frame=image)
+                    raw = Sample(name=f"{path.stem}/{number:05d}", frame=image)
                     if following is not None and paired:
                         raw["next_frame"] = following
                     yield raw
@@ -328,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="the network's experiment; RUN/experiment.yaml was run")
     parser.add_argument("--checkpoint", type=Path, required=True, help="RUN/weights.safetensors or RUN/checkpoints/...")
     parser.add_argument(
-        "--frames", type=Path, required=True, help="a folder of pictures or of such folders, a picture or a video"
+        "--frames", type=Path, required=True, help="a folder of images or of such folders, a image or a video"
     )
     parser.add_argument("--out", type=Path, required=True, help="where the files go")
     parser.add_argument("--what", type=_kinds, help=f"of {','.join(SUFFIXES)} (default: all that the network predicts)")

@@ -144,7 +144,7 @@ def run_convert(root: Path, annotations: Path | None, *, partial_copy: bool) -> 
 
 
 def run_labels(name: str, root: Path | None, example: int, out: Path, values: dict[str, Any]) -> None:
-    """Write a picture of a data set's label map; with `root`, of an example and what is in it.
+    """Write a image of a data set's label map; with `root`, of an example and what is in it.
 
     Raises:
         ConfigError, DataError: settings, files or an example that are not there.
@@ -268,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--root", type=Path, required=needed, help="the folder of the data set itself")
     convert.add_argument("--annotations", type=Path, help="the file (default: ROOT/trainval_merged.json)")
     convert.add_argument("--partial", action="store_true", help="a part of the file: do not compare the counts")
-    labels.add_argument("--out", type=Path, required=True, help="the picture to write")
+    labels.add_argument("--out", type=Path, required=True, help="the image to write")
     labels.add_argument("--example", type=int, default=0, help="which example of the split (default: the first)")
     get.add_argument("--url", help="fetch this archive instead of the published ones, from a mirror")
     checksum = get.add_mutually_exclusive_group()

@@ -10,7 +10,7 @@ is the Earth Mover's (DSTL, CVPR 2018). Under `--out` are then
     <target>.csv          each with its distance, the distance of the set so far, and what it feeds
     <target>_plan.csv     the transport plan from the chosen classes to the target's, where anything goes
     <target>_plan.safetensors   all of it; the names are in the header
-    <target>.png          a picture of it
+    <target>.png          a image of it
     summary.json          the distances and similarities of the table on the screen, and the settings
 
 Several places after one --source or --target are one domain (ImageNet and iNaturalist; CUB and NABirds). Each --target
@@ -76,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = json.dumps({"settings": settings, **summaries}, indent=1)
     write_atomically(arguments.out / "summary.json", summary.encode())
     if arguments.link is not None:
-        pictures = {name: images for name, images in own.items() if isinstance(images, LabeledImages)}
-        classes, count = link(arguments.link, pictures, by_source(list(own), names))
-        print(f"{arguments.link}: {classes} classes, links to {count:,} pictures; the root of an image_folder")
+        images = {name: images for name, images in own.items() if isinstance(images, LabeledImages)}
+        classes, count = link(arguments.link, images, by_source(list(own), names))
+        print(f"{arguments.link}: {classes} classes, links to {count:,} images; the root of an image_folder")
     return 0
 
 
@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="select_source.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    place = "[NAME=]PLACE: a folder of class folders, or of one picture for each class; cub:ROOT or another data set; "
+    place = "[NAME=]PLACE: a folder of class folders, or of one image for each class; cub:ROOT or another data set; "
     place += "a .yaml file as under `dataset` of an experiment; a .safetensors file of class means"
     parser.add_argument("--source", nargs="+", required=True, metavar="PLACE", help=place)
     parser.add_argument("--target", nargs="+", required=True, action="append", metavar="PLACE", help="as --source")
@@ -266,10 +266,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a file, `imagenet` for a download, or package:NAME (default: %(default)s)",
     )
     parser.add_argument(
-        "--size", type=at_least_one, metavar="PX", help="of the picture in the network (default: its own)"
+        "--size", type=at_least_one, metavar="PX", help="of the image in the network (default: its own)"
     )
     parser.add_argument("--batch-size", type=at_least_one, default=64, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=2, help="that decode pictures (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least_one, default=2, help="that decode images (default: %(default)s)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out what cannot be read, but for --link")
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/class_means"), help="of class means (default: %(default)s)"

@@ -1,6 +1,6 @@
 """Train: `accelerate launch tools/train.py --config davis_segflow.yaml [key=value ...]`.
 
-The run's folder receives the resolved experiment (`experiment.yaml`), the curves (`metrics.jsonl`), pictures,
+The run's folder receives the resolved experiment (`experiment.yaml`), the curves (`metrics.jsonl`), figures,
 checkpoints, the weights at the end (`weights.safetensors`) and what they measure (`results.json`).
 """
 

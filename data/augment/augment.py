@@ -12,7 +12,7 @@ from data.augment.color import ColorConfig, Draw, Factor, draw_factor, draw_spre
 from data.augment.crops import random_box
 from data.augment.geometry import Size
 from mtsp.config import Config
-from mtsp.types import IGNORE, Raw
+from mtsp.types import IGNORE, Sample
 
 TRIES = 50
 """Draws until `keep_inside` gives up and takes the middle of the image, as FlowNet2's augmentation does."""
@@ -221,7 +221,7 @@ class Augmentation:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
 
-    def __call__(self, raw: Raw, rng: np.random.Generator) -> Raw:
+    def __call__(self, raw: Sample, rng: np.random.Generator) -> Sample:
         """Return `raw` augmented; `raw` is not changed.
 
         The same state of `rng` gives the same result. Labels that are missing stay missing, except that
@@ -238,7 +238,7 @@ class Augmentation:
             next_color = config.relative.color.sample(rng).after(color)
 
         frame = geometry.warp_image(raw["frame"], first, size, config.frame_border)
-        out = Raw(name=raw["name"], frame=color.apply(frame, rng))
+        out = Sample(name=raw["name"], frame=color.apply(frame, rng))
         if "label" in raw:
             out["label"] = raw["label"]
         if "next_frame" in raw:
@@ -312,7 +312,7 @@ def _blurred(image: np.ndarray, deviation: float) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), max(deviation, 1e-3))  # zero would mean: choose one
 
 
-def check_sizes(raw: Raw) -> Size:
+def check_sizes(raw: Sample) -> Size:
     """Return the height and width that all arrays of `raw` share, or raise a ValueError that names the odd one."""
     height, width = raw["frame"].shape[:2]
     for key, array in raw.items():

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from data.classification.datasets import PUBLISHED as LABELED
 from data.classification.datasets import miscounted_classes
 from data.files.images import DataError
-from data.files.listing import RawDataset
+from data.files.listing import SampleDataset
 from data.flow.flying_chairs import FlyingChairsConfig
 from data.flow.kitti import KittiConfig
 from data.flow.middlebury import MiddleburyConfig
@@ -26,7 +26,7 @@ from data.segmentation.mask_images import Ade20kConfig, CamVidConfig, Cityscapes
 from data.segmentation.pascal_context import PUBLISHED, PascalContextConfig
 from data.video.davis import DavisConfig
 from mtsp.config import Config
-from mtsp.types import IGNORE, Raw
+from mtsp.types import IGNORE, Sample
 
 
 class Known(NamedTuple):
@@ -133,8 +133,8 @@ def verify(
     return Report(counts, problems)
 
 
-def find_faults(raw: Raw, classes: int | None = None) -> list[str]:
-    """Return what is wrong with one decoded example, each in a few words; nothing if it is as `Raw` says.
+def find_faults(raw: Sample, classes: int | None = None) -> list[str]:
+    """Return what is wrong with one decoded example, each in a few words; nothing if it is as `Sample` says.
 
     Args:
         raw: decoded.
@@ -166,11 +166,11 @@ def _config(known: Known, values: dict[str, Any]) -> Config:
         raise ValueError(f"{values['name']}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def _build(config: Any) -> RawDataset:
+def _build(config: Any) -> SampleDataset:
     return config.build()  # every member of DATASETS has it
 
 
-def _miscounted(name: str, split: str, dataset: RawDataset, expected: int | None) -> Iterator[str]:
+def _miscounted(name: str, split: str, dataset: SampleDataset, expected: int | None) -> Iterator[str]:
     if name == "davis":
         found = Counter(example.rpartition("/")[0] for example in dataset.names)
         for sequence in sorted(found.keys() | DAVIS_FRAMES[split].keys()):
@@ -181,7 +181,7 @@ def _miscounted(name: str, split: str, dataset: RawDataset, expected: int | None
         yield f"{split}: {len(dataset):,} examples, published are {expected:,}"
 
 
-_datasets: dict[Config, RawDataset] = {}  # of this process, each listed from disk once
+_datasets: dict[Config, SampleDataset] = {}  # of this process, each listed from disk once
 
 
 def _read(task: tuple[Config, int]) -> list[str]:

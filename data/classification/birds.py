@@ -64,9 +64,9 @@ def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Listing
             )
     for key, number in labels.items():
         if number not in names:
-            raise DataError(f"{root / 'image_class_labels.txt'}: picture {key} has class {number}, not in classes.txt")
+            raise DataError(f"{root / 'image_class_labels.txt'}: image {key} has class {number}, not in classes.txt")
         if flags[key] not in _FLAGS:
-            raise DataError(f"{root / 'train_test_split.txt'}: picture {key} has {flags[key]!r}, expected 0 or 1")
+            raise DataError(f"{root / 'train_test_split.txt'}: image {key} has {flags[key]!r}, expected 0 or 1")
     label_of = contiguous(labels.values() if groups else names)
     times = Counter(names[number] for number in label_of)
     classes = [names[n] if times[names[n]] == 1 else f"{names[n]} [{n}]" for n in label_of]

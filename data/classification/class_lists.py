@@ -63,7 +63,7 @@ def require_linkable(directory: Path, sources: Mapping[str, object], *, overwrit
         ConfigError: a source has no images, or `directory` holds something; with `overwrite`, other than links.
     """
     if without := [name for name, images in sources.items() if not isinstance(images, LabeledImages)]:
-        raise ConfigError(f"--link needs pictures, and {without[0]} is a file of class means; give the data set itself")
+        raise ConfigError(f"--link needs images, and {without[0]} is a file of class means; give the data set itself")
     if directory.is_dir() and any(directory.iterdir()):
         if not overwrite:
             raise ConfigError(f"--link {directory}: something is in it; add --overwrite, or give a new folder")

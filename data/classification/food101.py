@@ -23,7 +23,7 @@ class Food101Config(LabeledConfig):
         files = read_json(where)
         whole = isinstance(files, dict) and all(isinstance(paths, list) for paths in files.values())
         if not whole or not all(isinstance(path, str) for paths in files.values() for path in paths):
-            raise DataError(f"{where}: expected a list of pictures for each class")
+            raise DataError(f"{where}: expected a list of images for each class")
         names = sorted(files)
         members = Members(root / "images", where)
         images = []

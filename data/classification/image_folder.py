@@ -12,14 +12,14 @@ from data.files.lists import read_names
 
 
 class ImageFolderConfig(LabeledConfig):
-    """Any tree of `root/class/picture`, labels in the order of the class names, as torchvision's ImageFolder has them.
+    """Any tree of `root/class/image`, labels in the order of the class names, as torchvision's ImageFolder has them.
 
     To measure on another folder, it needs the same classes: a class list keeps the labels of both alike.
     """
 
     name: Literal["image_folder"]
     list: Path | None = None
-    """Only the images of this file, with lines `class/picture.jpg: 17`: the form of DSTL's train.txt and val.txt."""
+    """Only the images of this file, with lines `class/image.jpg: 17`: the form of DSTL's train.txt and val.txt."""
     each_its_own: bool = False
     """Images lie in `root` itself, and each is a class of its own, called as the file: one photo of each class, to
     measure domain similarity with."""
@@ -39,8 +39,8 @@ class ImageFolderConfig(LabeledConfig):
         if self.each_its_own:
             found = sorted(images_by_stem(self.root).items())
             images = [LabeledImage(stem, path, label) for label, (stem, path) in enumerate(found)]
-            return Listing("pictures", self.root, [stem for stem, _ in found], images)
-        return read_tree("pictures", self.root)
+            return Listing("images", self.root, [stem for stem, _ in found], images)
+        return read_tree("images", self.root)
 
 
 def read_tree(kind: str, root: Path) -> Listing:
@@ -51,7 +51,7 @@ def read_tree(kind: str, root: Path) -> Listing:
     """
     if loose := images_by_stem(root):
         first = next(iter(loose.values())).name
-        raise DataError(f"{root}: {len(loose)} pictures lie outside of the classes' folders, the first {first}")
+        raise DataError(f"{root}: {len(loose)} images lie outside of the classes' folders, the first {first}")
     names = [folder.name for folder in subfolders(root)]
     if not names:
         raise DataError(f"{root}: no folders; expected one for each class")
@@ -70,7 +70,7 @@ def _listed(root: Path, where: Path) -> Listing:
     for line in read_names(where):
         file, colon, label = line.rpartition(":")
         if not colon or not label.strip().isdecimal():
-            raise DataError(f"{where}: {line!r} is not a path, a colon and a label, as in class/picture.jpg: 17")
+            raise DataError(f"{where}: {line!r} is not a path, a colon and a label, as in class/image.jpg: 17")
         rows.append((file.strip(), int(label)))
     folders: dict[int, str] = {}
     flat = len({file.rpartition("/")[0] for file, _ in rows}) == 1
@@ -81,8 +81,8 @@ def _listed(root: Path, where: Path) -> Listing:
     if len(set(folders.values())) < len(folders):
         twice = next(name for name in folders.values() if list(folders.values()).count(name) > 1)
         numbers = sorted(number for number, name in folders.items() if name == twice)
-        raise DataError(f"{where}: pictures in {twice} have the labels {', '.join(map(str, numbers))}; expected one")
+        raise DataError(f"{where}: images in {twice} have the labels {', '.join(map(str, numbers))}; expected one")
     label_of = contiguous(folders)
     members = Members(root, where)
     images = [members.image(file, label_of[number]) for file, number in rows]
-    return Listing("pictures", root, [folders[number] for number in label_of], images)
+    return Listing("images", root, [folders[number] for number in label_of], images)

@@ -66,7 +66,7 @@ def _annotated(kind: str, root: Path, where: Path, version: str, *, every_class:
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{where}: expected images, annotations and categories in COCO's form: {error!r}") from error
     if odd := files.keys() ^ numbers.keys():
-        raise DataError(f"{where}: {len(odd)} pictures have no annotation, or the reverse, the first id {min(odd)}")
+        raise DataError(f"{where}: {len(odd)} images have no annotation, or the reverse, the first id {min(odd)}")
     if unknown := set(numbers.values()) - names.keys():
         raise DataError(f"{where}: category {min(unknown)} of an annotation is not among the categories")
     label_of = contiguous(names)

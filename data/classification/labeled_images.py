@@ -14,7 +14,7 @@ from data.files.images import DataError, MissingDataError, read_image
 from data.files.listing import Labels, inside, require_files, require_unique
 from mtsp.config import Config
 from mtsp.text import first_names
-from mtsp.types import Raw
+from mtsp.types import Sample
 
 HELD_OUT = ("val", "test")
 """Splits to measure on: all of them is used, and a class may be missing from them."""
@@ -79,7 +79,7 @@ class LabeledConfig(Config):
             listing = with_classes(listing, read_classes(self.classes), self.classes)
         require_unique(listing.kind, listing.root, [image.name for image in listing.images])
         if listing.every_class:
-            _require_pictures(listing)
+            _require_images(listing)
         require_files(listing.kind, listing.root, (image.path for image in listing.images))
         images = shared_out(listing, self.label_percent, self.label_seed)
         if self.per_class is not None:
@@ -103,12 +103,12 @@ class Members:
         if folder not in self._folders:
             self._folders[folder] = inside(self.root, folder, self.where) if folder else self.root
         if name in ("", "..") or "\\" in name or "\0" in name:
-            raise DataError(f"{self.where}: {entry!r} is not a picture inside {self.root}")
+            raise DataError(f"{self.where}: {entry!r} is not a image inside {self.root}")
         return LabeledImage(entry.rpartition(".")[0] or entry, self._folders[folder] / name, label)
 
 
 class LabeledImages:
-    """Images with a class each, as :class:`data.files.listing.RawDataset`.
+    """Images with a class each, as :class:`data.files.listing.SampleDataset`.
 
     Args:
         classes: names by label.
@@ -124,9 +124,9 @@ class LabeledImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Raw:
+    def __getitem__(self, index: int) -> Sample:
         image = self.images[index]
-        return Raw(name=image.name, frame=read_image(image.path, any_format=True), label=image.label)
+        return Sample(name=image.name, frame=read_image(image.path, any_format=True), label=image.label)
 
     def labels(self, index: int) -> Labels:
         """Return the class of example `index`. Its image is not decoded."""
@@ -220,11 +220,11 @@ def _order(members: Sequence[LabeledImage], class_name: str, seed: int) -> list[
     return [by_name[place] for place in permutation]
 
 
-def _require_pictures(listing: Listing) -> None:
+def _require_images(listing: Listing) -> None:
     present = {image.label for image in listing.images}
     empty = [name for label, name in enumerate(listing.classes) if label not in present]
     if empty:
         raise DataError(
-            f"{listing.kind} at {listing.root}: {len(empty)} of {len(listing.classes)} classes have no pictures "
+            f"{listing.kind} at {listing.root}: {len(empty)} of {len(listing.classes)} classes have no images "
             f"({first_names(empty)}); leave them out by a list of `classes`"
         )

@@ -32,10 +32,10 @@ class FlowersConfig(LabeledConfig):
         for ids in read_mat(root / "setid.mat", *_IDS[self.split]):
             for number in ids.tolist():
                 if not 1 <= number <= len(labels):
-                    raise DataError(f"{root / 'setid.mat'}: picture {number} has no label in imagelabels.mat")
+                    raise DataError(f"{root / 'setid.mat'}: image {number} has no label in imagelabels.mat")
                 label = labels[number - 1]
                 if not 1 <= label <= len(names):
-                    raise DataError(f"{root / 'imagelabels.mat'}: picture {number} has class {label} of {len(names)}")
+                    raise DataError(f"{root / 'imagelabels.mat'}: image {number} has class {label} of {len(names)}")
                 stem = f"image_{number:05d}"
                 images.append(LabeledImage(stem, root / "jpg" / f"{stem}.jpg", label - 1))
         return Listing("Flowers-102", root, names, images, self.split not in HELD_OUT)
@@ -59,9 +59,9 @@ class AircraftConfig(LabeledConfig):
         members = Members(root / "images", where)
         images = []
         for line in read_names(where):
-            picture, _, name = line.partition(" ")
+            image, _, name = line.partition(" ")
             name = name.strip()
             if name not in labels:
-                raise DataError(f"{where}: {picture} is a {name!r}, which {plural}.txt does not name")
-            images.append(members.image(f"{picture}.jpg", labels[name]))
+                raise DataError(f"{where}: {image} is a {name!r}, which {plural}.txt does not name")
+            images.append(members.image(f"{image}.jpg", labels[name]))
         return Listing("FGVC-Aircraft", root, names, images, self.split not in HELD_OUT)

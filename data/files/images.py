@@ -122,7 +122,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
         DataError: another shape or type, or a suffix that names no format.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise DataError(f"{path}: a picture is HW3 uint8, got {'x'.join(map(str, image.shape))} {image.dtype}")
+        raise DataError(f"{path}: a image is HW3 uint8, got {'x'.join(map(str, image.shape))} {image.dtype}")
     _format(path)
     path.write_bytes(cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
 
@@ -142,7 +142,7 @@ def read_file(path: Path) -> bytes:
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; the most that is read of a picture is {MAX_BYTES:,}")
+            raise DataError(f"{path}: {size:,} bytes; the most that is read of a image is {MAX_BYTES:,}")
         try:
             return file.read()
         except OSError as error:
@@ -159,7 +159,7 @@ def _format(path: Path) -> str:
     try:
         return _FORMATS[path.suffix.lower()]
     except KeyError:
-        raise DataError(f"{path}: a picture's name ends with one of {', '.join(sorted(_FORMATS))}") from None
+        raise DataError(f"{path}: a image's name ends with one of {', '.join(sorted(_FORMATS))}") from None
 
 
 def _header(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image:
@@ -173,10 +173,10 @@ def _header(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image
         raise DataError(f"{path}: {error}") from error
     except Exception as error:  # PIL's plugins raise what their parsing meets: SyntaxError, struct.error, KeyError...
         start = f"it starts with {data[:8]!r}" if data else "it is empty"
-        raise DataError(f"{path}: not a {expected} picture, {start}") from error
+        raise DataError(f"{path}: not a {expected} image, {start}") from error
     allowed = {*_FORMATS.values(), "GIF"} if any_format else {expected}
     if image.format not in allowed and not (image.format == "MPO" and "JPEG" in allowed):  # MPO: several JPEGs in one
-        raise DataError(f"{path}: named as a {expected} picture, but it is a {image.format}")
+        raise DataError(f"{path}: named as a {expected} image, but it is a {image.format}")
     check_size(path, image.width, image.height)
     return image
 
@@ -218,7 +218,7 @@ def decode(path: Path, data: bytes, flags: int) -> np.ndarray:
 def check_png(path: Path, data: bytes) -> None:
     """Raise DataError unless `data` is a PNG of allowed size and whole, by the checksum of each of its parts."""
     if data[:8] != _PNG_MAGIC:
-        raise DataError(f"{path}: not a PNG picture, {f'it starts with {data[:8]!r}' if data else 'it is empty'}")
+        raise DataError(f"{path}: not a PNG image, {f'it starts with {data[:8]!r}' if data else 'it is empty'}")
     position, kind, view = 8, b"", memoryview(data)
     while kind != b"IEND":
         if position + 12 > len(data):
@@ -232,6 +232,6 @@ def check_png(path: Path, data: bytes) -> None:
             raise DataError(f"{path}: damaged, the PNG's {kind!r} part does not have the checksum it was written with")
         if position == 8:
             if kind != b"IHDR" or length != 13:
-                raise DataError(f"{path}: not a PNG picture, it has no header")
+                raise DataError(f"{path}: not a PNG image, it has no header")
             check_size(path, *struct.unpack(">II", view[16:24]))
         position = end + 4

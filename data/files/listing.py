@@ -17,13 +17,13 @@ import numpy as np
 from data.files.flow_formats import read_flow
 from data.files.images import IMAGE_SUFFIXES, DataError, MissingDataError, read_foreground, read_image
 from mtsp.text import first_names
-from mtsp.types import Raw
+from mtsp.types import Sample
 
 _LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small images
 
 
 class Labels(TypedDict):
-    """The labels of one example without its frames, keys as in :class:`mtsp.types.Raw`: all that scoring needs."""
+    """The labels of one example without its frames, keys as in :class:`mtsp.types.Sample`: all that scoring needs."""
 
     name: str
     mask: NotRequired[np.ndarray]  # HW uint8
@@ -32,7 +32,7 @@ class Labels(TypedDict):
     label: NotRequired[int]
 
 
-class RawDataset(Protocol):
+class SampleDataset(Protocol):
     """A data set as decoded from disk: nothing augmented, native resolution."""
 
     @property
@@ -42,7 +42,7 @@ class RawDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Raw: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
     def labels(self, index: int) -> Labels:
         """Example `index` without its frames, which are not decoded."""
@@ -61,7 +61,7 @@ class FlowPair:
 
 
 class FlowPairs:
-    """Pairs of frames with flow, as :class:`RawDataset`.
+    """Pairs of frames with flow, as :class:`SampleDataset`.
 
     Args:
         kind: what the data set is called in an error.
@@ -82,14 +82,14 @@ class FlowPairs:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, index: int) -> Raw:
+    def __getitem__(self, index: int) -> Sample:
         pair = self._pairs[index]
         labels = self.labels(index)
         frame, next_frame = read_image(pair.frame), read_image(pair.next_frame)
         require_size(pair.frame, frame, pair.next_frame, next_frame)
         if "flow" in labels and pair.flow is not None:
             require_size(pair.frame, frame, pair.flow, labels["flow"])
-        return Raw(frame=frame, next_frame=next_frame, **labels)
+        return Sample(frame=frame, next_frame=next_frame, **labels)
 
     def labels(self, index: int) -> Labels:
         """Return the flow of pair `index` and where it is known, if it has any. Its frames are not decoded."""
@@ -128,14 +128,14 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     entries = folder.iterdir() if folder.is_dir() else ()
     for path in sorted(entries, key=lambda path: (natural_order(path.stem), path.suffix)):
-        if is_picture(path):
+        if is_image(path):
             if path.stem in found:
                 raise DataError(f"{folder}: both {found[path.stem].name} and {path.name}; keep one of them")
             found[path.stem] = path
     return found
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Return whether its name is that of an image; ._1.jpg beside 1.jpg, which macOS writes, is none."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from data import DataError, MissingDataError, RawDataset
+from data import DataError, MissingDataError, SampleDataset
 from mtsp.evaluation.confusions import class_rows, class_table, confused_pairs, draw_pairs
 from mtsp.files.atomic import write_atomically
 from mtsp.metrics import ClassificationScores
@@ -63,7 +63,7 @@ def save_guesses(folder: Path, data: Examples, guesses: Sequence[Guess]) -> None
     write_atomically(folder / "labels.csv", text.getvalue().encode())
 
 
-def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
+def score_guesses(file: Path, dataset: SampleDataset) -> ClassificationScores:
     """Return what the guesses in a table are worth; rows of images that are not in `dataset` are passed over.
 
     The likelihood is NaN, for a table does not tell it; so is top-5 accuracy where one of an image's five best classes
@@ -94,7 +94,7 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
         ranks = best.setdefault(name, {})
         if rank in ranks:
             which = "" if rank == 1 else f" of rank {rank}"
-            raise DataError(f"{where}: a second guess{which} for {name}; each picture has one")
+            raise DataError(f"{where}: a second guess{which} for {name}; each image has one")
         truth = row.get("truth") or classes[truths[name]]
         true, label = (_label(called, numbers, classes, where) for called in (truth, row["guess"]))
         if true != truths[name]:
@@ -108,9 +108,7 @@ def score_guesses(file: Path, dataset: RawDataset) -> ClassificationScores:
         if rank == 1:
             chances[name] = _probability(row.get("probability", ""), where)
     if missing := [name for name in truths if name not in chances]:
-        raise MissingDataError(
-            f"{file}: {len(missing)} of {len(truths)} pictures have no guess: {first_names(missing)}"
-        )
+        raise MissingDataError(f"{file}: {len(missing)} of {len(truths)} images have no guess: {first_names(missing)}")
     return _scored(best, chances, truths, len(classes))
 
 
@@ -203,16 +201,16 @@ def _probability(text: str, where: str) -> float | None:
 def report_guesses(
     folder: Path, name: str, data: Examples, labels: ClassificationScores, guesses: Sequence[Guess]
 ) -> None:
-    """Write how each class fares, and pictures of the pairs that are confused most."""
+    """Write how each class fares, and figures of the pairs that are confused most."""
     names = getattr(data, "classes", ()) or [f"class {label}" for label in range(labels.classes)]
     counts = labels.confusion()[:, :-1]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}-classes.md", class_table(class_rows(counts, names)).encode())
     if pairs := confused_pairs(counts):
         true, predicted = [guess.truth for guess in guesses], [guess.label for guess in guesses]
-        pictures = folder / f"{name}-pairs.png"
-        draw_pairs(pictures, pairs, names, true, predicted, lambda i: _picture(data, guesses[i].place))
+        figures = folder / f"{name}-pairs.png"
+        draw_pairs(figures, pairs, names, true, predicted, lambda i: _image(data, guesses[i].place))
 
 
-def _picture(data: Examples, index: int) -> np.ndarray:
+def _image(data: Examples, index: int) -> np.ndarray:
     return (data[index]["frame"].permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from data import AnyDataset, DataError, MissingDataError, RawDataset
+from data import AnyDataset, DataError, MissingDataError, SampleDataset
 from data.classification.labeled_images import HELD_OUT
 from data.files.flow_formats import read_flow
 from data.files.images import read_foreground, read_mask
@@ -38,7 +38,7 @@ def truth_of(
     settings: Sequence[str] = (),
     *,
     objects: bool = False,
-) -> RawDataset:
+) -> SampleDataset:
     """Return the data set called `name`, its files checked to be there.
 
     Args:
@@ -92,7 +92,7 @@ def held_out(name: str) -> str | None:
 
 
 def score(
-    dataset: RawDataset,
+    dataset: SampleDataset,
     predictions: Path,
     workers: int | None = None,
     *,
@@ -148,7 +148,7 @@ def score(
 
 
 def _objects(
-    dataset: RawDataset, folder: Path, files: Sequence[Path], workers: int | None, every_frame: bool
+    dataset: SampleDataset, folder: Path, files: Sequence[Path], workers: int | None, every_frame: bool
 ) -> DavisMeasure:
     frames: dict[str, list[int]] = {}
     for i in sorted(range(len(files)), key=lambda i: frame_order(dataset.names[i].rpartition("/")[2])):
@@ -174,7 +174,7 @@ def _objects(
     return davis
 
 
-def _highest(dataset: RawDataset, index: int) -> int:
+def _highest(dataset: SampleDataset, index: int) -> int:
     """Return the highest number of an object in a sequence's first true mask, which says what its objects are."""
     truth = _true_mask(dataset, index)
     if not (highest := int(truth[truth != IGNORE].max(initial=0))):
@@ -191,14 +191,14 @@ def _require_objects(file: Path, predicted: np.ndarray, highest: int) -> None:
         raise DataError(f"{file}: an object {most}, but its sequence has the objects 1 to {highest}{hint}")
 
 
-def _true_mask(dataset: RawDataset, index: int) -> np.ndarray:
+def _true_mask(dataset: SampleDataset, index: int) -> np.ndarray:
     truth = dataset.labels(index).get("mask")
     if truth is None:
         raise DataError(f"{dataset.names[index]} has no mask: there is nothing to compare its prediction with")
     return truth
 
 
-def _mask(dataset: RawDataset, index: int, file: Path, every_frame: bool) -> tuple[DavisMeasure, ConfusionMatrix]:
+def _mask(dataset: SampleDataset, index: int, file: Path, every_frame: bool) -> tuple[DavisMeasure, ConfusionMatrix]:
     truth, predicted = _true_mask(dataset, index), read_foreground(file)
     _same_size(file, predicted, truth)
     if truth.max(initial=0) > 1:
@@ -212,7 +212,7 @@ def _mask(dataset: RawDataset, index: int, file: Path, every_frame: bool) -> tup
     return davis, pixels
 
 
-def _classes(dataset: RawDataset, index: int, file: Path, classes: int) -> ConfusionMatrix:
+def _classes(dataset: SampleDataset, index: int, file: Path, classes: int) -> ConfusionMatrix:
     truth, predicted = _true_mask(dataset, index), read_mask(file)
     _same_size(file, predicted, truth)
     if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
@@ -222,7 +222,7 @@ def _classes(dataset: RawDataset, index: int, file: Path, classes: int) -> Confu
     return pixels
 
 
-def _flow(dataset: RawDataset, index: int, file: Path) -> FlowErrors:
+def _flow(dataset: SampleDataset, index: int, file: Path) -> FlowErrors:
     labels = dataset.labels(index)
     truth = labels.get("flow")
     if truth is None:

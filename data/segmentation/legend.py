@@ -1,4 +1,4 @@
-"""Pictures of labels: the legend of a label map, and a mask in its colors."""
+"""Figures of labels: the legend of a label map, and a mask in its colors."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,7 +12,7 @@ _ROW, _COLUMN, _ROWS = 22, 230, 30  # pixels, pixels, rows in a column
 
 
 def legend(label_map: LabelMap, mask: np.ndarray | None = None) -> np.ndarray:
-    """Return a picture of the classes, HW3 uint8: color, value in the files, name.
+    """Return a figure of the classes, HW3 uint8: color, value in the files, name.
 
     Args:
         label_map: whose classes.

@@ -22,7 +22,7 @@ from data.files.listing import (
 )
 from data.segmentation.label_maps import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN, PASCAL_VOC, LabelMap
 from mtsp.config import Config
-from mtsp.types import IGNORE, Raw
+from mtsp.types import IGNORE, Sample
 
 
 class SegmentedImage(NamedTuple):
@@ -34,7 +34,7 @@ class SegmentedImage(NamedTuple):
 
 
 class SegmentedImages:
-    """Images and their masks of class ids, as :class:`data.files.listing.RawDataset`.
+    """Images and their masks of class ids, as :class:`data.files.listing.SampleDataset`.
 
     An image without a single known pixel is an example like any other: it adds nothing to a loss or a metric.
 
@@ -64,9 +64,9 @@ class SegmentedImages:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Raw:
+    def __getitem__(self, index: int) -> Sample:
         image, labels = self._images[index], self.labels(index)
-        raw = Raw(frame=read_image(image.frame), **labels)
+        raw = Sample(frame=read_image(image.frame), **labels)
         if "mask" in raw:
             require_size(image.frame, raw["frame"], image.mask, raw["mask"])
         return raw
@@ -124,7 +124,7 @@ class CamVidConfig(SegmentedConfig):
         images = []
         for words in read_lines(path):
             if len(words) != 2:
-                raise DataError(f"{path}: {' '.join(words)!r} is not a picture and its labels")
+                raise DataError(f"{path}: {' '.join(words)!r} is not a image and its labels")
             frame, mask = (inside(root, "/".join(word.split("/")[-2:]), path) for word in words)
             images.append(SegmentedImage(frame.stem, frame, mask))
         return root, images
@@ -215,7 +215,7 @@ class CityscapesConfig(SegmentedConfig):
 class MaskFolderConfig(SegmentedConfig):
     """Your own images and masks, and what the values in the masks mean. (Of videos, see `folder`.)"""
 
-    kind: ClassVar[str] = "pictures"
+    kind: ClassVar[str] = "images"
     name: Literal["mask_folder"]
     frames: Path
     """A folder of images, or of subfolders of images."""
@@ -256,7 +256,7 @@ class MaskFolderConfig(SegmentedConfig):
             names = [" ".join(words) for words in read_lines(self.split)]
             if lacking := [name for name in names if name not in found]:
                 raise MissingDataError(
-                    f"{self.split}: {len(lacking)} names have no picture in {self.frames}, the first {lacking[0]!r}"
+                    f"{self.split}: {len(lacking)} names have no image in {self.frames}, the first {lacking[0]!r}"
                 )
         images = [SegmentedImage(name, found[name], self.masks / f"{name}{self.mask_suffix}.png") for name in names]
         return self.frames, images

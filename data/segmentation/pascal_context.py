@@ -140,9 +140,9 @@ def render_masks(
         if segment["image_id"] in segments:
             segments[segment["image_id"]].append(segment)
     if not any(segments.values()):
-        raise DataError(f"{annotations}: no segment is of a picture of train or val: every mask would be empty")
+        raise DataError(f"{annotations}: no segment is of a image of train or val: every mask would be empty")
     if bare := sum(not found for found in segments.values()):
-        notes.append(f"{bare:,} of {len(images):,} pictures have no segment: their masks are background alone")
+        notes.append(f"{bare:,} of {len(images):,} images have no segment: their masks are background alone")
 
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -195,7 +195,7 @@ def _pixels(encoded: Any, size: tuple[int, int]) -> np.ndarray:
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
         raise ValueError("the counts of its RLE are no run lengths")
     if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"the runs of its RLE are of {sum(counts):,} pixels, the picture has {size[0] * size[1]:,}")
+        raise ValueError(f"the runs of its RLE are of {sum(counts):,} pixels, the image has {size[0] * size[1]:,}")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[1], size[0]).T
 
 
@@ -215,7 +215,7 @@ def _decompressed(text: str) -> list[int]:
     starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
     lengths = np.diff(starts, append=len(groups))
     if not last[-1] or lengths.max() > 7:  # 35 bits
-        raise ValueError("the counts of its RLE are cut short or hold a number too long for a picture")
+        raise ValueError("the counts of its RLE are cut short or hold a number too long for a image")
     places = np.arange(len(groups)) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((groups & 31) << 5 * places, starts)
     numbers -= (groups[last] & 16 != 0).astype(np.int64) << 5 * lengths
@@ -243,7 +243,7 @@ def _check_images(path: Path, images: list[dict[str, Any]]) -> None:
     for image in images:
         number, file = image["image_id"], image["file_name"]
         if not all(1 <= image[side] <= _LONGEST_SIDE for side in ("height", "width")):
-            raise DataError(f"{path}: {file} has {image['height']}x{image['width']} pixels, which no picture has")
+            raise DataError(f"{path}: {file} has {image['height']}x{image['width']} pixels, which no image has")
         if number in files:
             raise DataError(f"{path}: image_id {number} is that of {files[number]} and of {file}")
         if (stem := Path(file).stem) in ids:

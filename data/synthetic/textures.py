@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from data.files.images import IMAGE_SUFFIXES, read_image
-from data.files.listing import folders_below, is_picture
+from data.files.listing import folders_below, is_image
 
 Pattern = Literal["clouds", "stripes", "checks", "cells", "speckles", "confetti"]
 Contour = Literal["ellipse", "polygon", "star", "blob"]
@@ -63,7 +63,7 @@ def find_photos(folder: Path) -> tuple[Path, ...]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} to take textures from")
-    photos = sorted(path for place in folders_below(folder) for path in place.iterdir() if is_picture(path))
+    photos = sorted(path for place in folders_below(folder) for path in place.iterdir() if is_image(path))
     if not photos:
         raise FileNotFoundError(f"no image in {folder}; textures are taken from {', '.join(sorted(IMAGE_SUFFIXES))}")
     return tuple(photos)

@@ -23,7 +23,7 @@ from data.files.listing import (
     require_unique,
 )
 from mtsp.config import Config
-from mtsp.types import Raw
+from mtsp.types import Sample
 
 
 class DavisConfig(Config):
@@ -91,11 +91,11 @@ class Davis:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Raw:
+    def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         frame, mask = read_image(self._frames[index]), self._mask(index)
         require_size(self._frames[index], frame, self._masks[index], mask)
-        raw = Raw(name=self.names[index], frame=frame, mask=mask)
+        raw = Sample(name=self.names[index], frame=frame, mask=mask)
         if self._config.next_frame:
             following = self._following(index)
             raw["next_frame"] = next_frame = frame if following == index else read_image(self._frames[following])

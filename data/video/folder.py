@@ -18,7 +18,7 @@ from data.files.listing import (
     require_unique,
 )
 from mtsp.config import Config
-from mtsp.types import IGNORE, Raw
+from mtsp.types import IGNORE, Sample
 
 
 class FolderConfig(Config):
@@ -57,9 +57,9 @@ class Folder:
         self._config = config
         frames = _tree(config.frames)
         self.names = list(frames)
-        require_unique("pictures", config.frames, self.names)
+        require_unique("images", config.frames, self.names)
         self._frames = list(frames.values())
-        require_files("pictures", config.frames, self._frames)
+        require_files("images", config.frames, self._frames)
         self._masks: list[Path] | None = None
         if config.masks is not None:
             masks = _tree(config.masks)
@@ -75,10 +75,10 @@ class Folder:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Raw:
+    def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         path = self._frames[index]
-        raw = Raw(frame=read_image(path), **self.labels(index))
+        raw = Sample(frame=read_image(path), **self.labels(index))
         if "mask" in raw and self._masks is not None:
             require_size(path, raw["frame"], self._masks[index], raw["mask"])
         if self._config.next_frame:

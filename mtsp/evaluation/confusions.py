@@ -1,4 +1,4 @@
-"""What a classifier takes for what: the most confused pairs of classes, with pictures, and a table of classes."""
+"""What a classifier takes for what: the most confused pairs of classes, with figures, and a table of classes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-Pictures = Callable[[int], np.ndarray]
-"""`pictures(index)` is example `index`, HW3 uint8 RGB; decoded only where it is shown."""
+Figures = Callable[[int], np.ndarray]
+"""`figures(index)` is example `index`, HW3 uint8 RGB; decoded only where it is shown."""
 
 
 class Pair(NamedTuple):
@@ -126,19 +126,19 @@ def draw_pairs(
     names: Sequence[str],
     labels: Sequence[int],
     predictions: Sequence[int],
-    pictures: Pictures,
+    figures: Figures,
     each: int = 3,
 ) -> None:
-    """Write a picture with a row for each pair: examples of the one taken for the other, and the reverse.
+    """Write a figure with a row for each pair: examples of the one taken for the other, and the reverse.
 
     Args:
-        path: of the picture; the suffix says the format.
+        path: of the figure; the suffix says the format.
         pairs: from :func:`confused_pairs`; at least one.
         names: of the classes.
         labels: true class of each example.
         predictions: predicted class of each example, in the same order.
-        pictures: of the examples.
-        each: pictures in each direction, the first ones.
+        figures: of the examples.
+        each: figures in each direction, the first ones.
 
     Raises:
         ValueError: no pairs, or not as many labels as predictions.
@@ -159,7 +159,7 @@ def draw_pairs(
             found = mistakes.get((true, called), [])
             places = row[side * each : (side + 1) * each]
             for place, index in zip(places, found, strict=False):
-                place.imshow(pictures(index))
+                place.imshow(figures(index))
             for place in row:
                 place.set_axis_off()
             places[0].set_title(f"{names[true]}\ncalled {names[called]}: {len(found)}", fontsize=7, loc="left")

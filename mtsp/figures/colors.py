@@ -61,7 +61,7 @@ def flow_to_color(flow: np.ndarray, radius: float | None = None) -> np.ndarray:
 
     Args:
         flow: HW2, (dx, dy) in pixels, y downwards. Not finite, or beyond 1e6 as in Middlebury's files: unknown, black.
-        radius: the length with full color, in pixels; longer ones are darker. The same one makes pictures comparable.
+        radius: the length with full color, in pixels; longer ones are darker. The same one makes figures comparable.
             None takes the longest known vector.
     """
     known = known_flow(flow)
@@ -129,4 +129,4 @@ def known_flow(flow: np.ndarray) -> np.ndarray:
 def _same_size(one: np.ndarray, other: np.ndarray) -> None:
     if one.shape[:2] != other.shape[:2]:
         sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (one, other))
-        raise ValueError(f"pictures of one size are needed, got {sizes} (width x height)")
+        raise ValueError(f"images of one size are needed, got {sizes} (width x height)")

@@ -1,4 +1,4 @@
-"""Pictures of samples and predictions: masks over frames, flow in colors, errors, and labeled panels of them all.
+"""Figures of samples and predictions: masks over frames, flow in colors, errors, and labeled panels of them all.
 
 Images are HW3 uint8, RGB, in and out. Nothing here opens a window or needs matplotlib.
 """
@@ -15,7 +15,7 @@ from mtsp.figures.colors import ERROR_COLORS, color_wheel, error_map, flow_to_co
 from mtsp.types import Batch, Outputs
 
 TILE = 320
-"""Width of one picture of a panel, in pixels."""
+"""Width of one figure of a panel, in pixels."""
 
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _GAP, _TITLE, _FONT = 8, 20, 14
@@ -51,7 +51,7 @@ def panel(
     flow_radius: float | None = None,
     classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Return one picture of example `index`: what is known of it, and below, what the network says.
+    """Return one figure of example `index`: what is known of it, and below, what the network says.
 
     Columns: frame and next frame; the image's most probable classes, the true one green; true and predicted mask; true
     and predicted flow; flow error and legend. What the batch or the outputs do not have is left out. A prediction at

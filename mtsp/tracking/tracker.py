@@ -1,4 +1,4 @@
-"""Tracking: where a run's numbers and pictures go. `metrics.jsonl` always; Weights & Biases, TensorBoard on request.
+"""Tracking: where a run's numbers and figures go. `metrics.jsonl` always; Weights & Biases, TensorBoard on request.
 
 The file is the truth. The trackers of others may fail at any time, and then a run goes on without them.
 """
@@ -21,7 +21,7 @@ from pydantic import Field
 from mtsp.config import Config, ConfigError
 
 METRICS = "metrics.jsonl"
-PICTURES = "pictures"
+FIGURES = "figures"
 
 LOGIN_SECONDS = 30
 """How long wandb may wait for a person at a terminal to give a key."""
@@ -49,11 +49,11 @@ class TrackingConfig(Config):
 
 
 class Tracker:
-    """Writes a run's numbers and pictures. One process opens it; the others hold a silent one, with the same methods.
+    """Writes a run's numbers and figures. One process opens it; the others hold a silent one, with the same methods.
 
     `metrics.jsonl` in the run's folder holds one JSON object a line: `step`, `time` (seconds since 1970), then the
     values; NaN and infinities, which JSON does not have, are null. Each line is on its way to the disk when `log`
-    returns. Pictures are `pictures/STEP-NAME.png`.
+    returns. Figures are `figures/STEP-NAME.png`.
     """
 
     def __init__(self, folder: Path | None, metrics: "_Lines | None", others: Sequence["_Guarded"], step: int) -> None:
@@ -121,7 +121,7 @@ class Tracker:
         for other in self._others:
             other.log(step, numbers)
 
-    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Report images, HW3 uint8 by name; a `/` in a name becomes `-` in the file's.
 
         Raises:
@@ -129,7 +129,7 @@ class Tracker:
         """
         if self._folder is None or not images:
             return
-        folder = self._folder / PICTURES
+        folder = self._folder / FIGURES
         folder.mkdir(exist_ok=True)
         for name, image in images.items():
             path = folder / f"{step:07d}-{name.replace('/', '-')}.png"
@@ -138,7 +138,7 @@ class Tracker:
             except OSError as error:
                 raise _unwritten(path, error) from error
         for other in self._others:
-            other.pictures(step, images)
+            other.figures(step, images)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as JSON-able data. Take it after the `log` of the checkpoint's step."""
@@ -266,7 +266,7 @@ class _Guarded:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         raise NotImplementedError
 
-    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -324,7 +324,7 @@ class _Wandb(_Guarded):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._attempt(lambda run: run.log({**values, "global_step": step}))
 
-    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         def send(run: Any) -> None:
             import wandb
 
@@ -366,7 +366,7 @@ class _TensorBoard(_Guarded):
 
         self._attempt(send)
 
-    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         def send(writer: Any) -> None:
             for name, image in images.items():
                 writer.add_image(name, image, step, dataformats="HWC")

@@ -40,6 +40,6 @@ def require_whole_images(experiment: Experiment[Any, Any], entries: Mapping[str,
     for name, entry in entries.items():
         if experiment.evaluation.tta.name == "multi_crop" and entry.size is not None:
             raise ConfigError(
-                f"evaluation.tta: crops are cut from whole pictures, and data.{name} is resized before; set "
+                f"evaluation.tta: crops are cut from whole images, and data.{name} is resized before; set "
                 f"data.{name}.size=null data.{name}.crop_pct=null"
             )

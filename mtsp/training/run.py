@@ -33,7 +33,7 @@ from mtsp.training.loop import train
 from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
 from mtsp.training.signals import Interruption
 from mtsp.training.state import Started, StepResult, TrainingRun, TrainState
-from mtsp.training.stream import Slice, micro_batches
+from mtsp.training.stream import Shard, micro_batches
 from mtsp.training.summary import announce
 from mtsp.training.validate import due, measure
 from mtsp.types import Batch
@@ -181,7 +181,7 @@ def _open_stream(run: TrainingRun, name: str, size: int, first: int) -> Generato
         batch_size=size,
         start=first,
         seed=(run.experiment.seed, zlib.crc32(name.encode())),
-        part=Slice(accelerator.process_index, accelerator.num_processes, plan.accumulate),
+        shard=Shard(accelerator.process_index, accelerator.num_processes, plan.accumulate),
         collate=collate,
         workers=plan.workers,
         pin_memory=accelerator.device.type == "cuda",
@@ -241,5 +241,5 @@ def _finish(run: TrainingRun, measured: Mapping[str, Evaluation]) -> dict[str, d
             write_tensors(run.folder / "weights.safetensors", weights)
     if accelerator.is_main_process:
         write_atomically(run.folder / "results.json", json.dumps(results, indent=1).encode())
-        _LOG.info("done: %d steps; weights, curves and pictures are in %s", run.position.step, run.folder)
+        _LOG.info("done: %d steps; weights, curves and figures are in %s", run.position.step, run.folder)
     return results

@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from mtsp.batches import collate, to_device
-from mtsp.training import stream as loading
+from mtsp.training.stream import Shard, micro_batches
 from mtsp.types import Batch, Examples
 
 
@@ -25,10 +25,10 @@ class Concatenated:
         part, own = self._place(index)
         return part[own]
 
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         """Return example `index` as it is trained on."""
         part, own = self._place(index)
-        return part.draw(own, rng)
+        return part.train_sample(own, rng)
 
     def _place(self, index: int) -> tuple[Examples, int]:
         for part in self.parts:
@@ -43,7 +43,7 @@ class Rounds(NamedTuple):
 
     examples: Examples
     accelerator: Accelerator
-    pictures: int
+    images: int
     """That are read in all, at most as many as there are examples."""
     batch: int
     """Images that a process reads together."""
@@ -55,26 +55,26 @@ class Rounds(NamedTuple):
         """Images of a round."""
         return self.batch * self.accelerator.num_processes
 
-    def pictures_of(self, rounds: int) -> int:
+    def images_of(self, rounds: int) -> int:
         """Return the images of the first `rounds` rounds."""
-        return min(self.pictures, rounds * self.size)
+        return min(self.images, rounds * self.size)
 
     def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]:
         """Yield the rounds from `start` on with this process's batches, which are numbered over all processes."""
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
-        stream = loading.micro_batches(
+        stream = micro_batches(
             self.examples,
             batch_size=self.size,
             start=start,
             seed=(self.seed,),
-            part=loading.Slice(index, processes),
+            shard=Shard(index, processes),
             collate=collate,
             workers=self.workers,
         )
         try:
-            for number in range(start * processes + index, math.ceil(self.pictures / self.batch), processes):
+            for number in range(start * processes + index, math.ceil(self.images / self.batch), processes):
                 read: Any = next(stream)
-                batch: Any = {key: value[: self.pictures - number * self.batch] for key, value in read.items()}
+                batch: Any = {key: value[: self.images - number * self.batch] for key, value in read.items()}
                 yield number, to_device(batch, self.accelerator.device, channels_last=False)
         finally:
             stream.close()

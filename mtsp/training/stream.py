@@ -21,7 +21,7 @@ from mtsp.batches import Failure
 from mtsp.types import Batch, Examples
 
 
-class Slice(NamedTuple):
+class Shard(NamedTuple):
     """Which samples of each global batch are this process's, in how many micro-batches."""
 
     rank: int = 0
@@ -32,11 +32,11 @@ class Slice(NamedTuple):
 class _Positions(Sampler[list[int]]):
     """This process's micro-batches of places in the endless sequence, from global batch `start` on."""
 
-    def __init__(self, batch_size: int, start: int, part: Slice) -> None:
-        self.batch_size, self.start, self.part = batch_size, start, part
+    def __init__(self, batch_size: int, start: int, shard: Shard) -> None:
+        self.batch_size, self.start, self.shard = batch_size, start, shard
 
     def __iter__(self) -> Iterator[list[int]]:
-        rank, processes, accumulate = self.part
+        rank, processes, accumulate = self.shard
         size = self.batch_size // (processes * accumulate)
         batch = self.start
         while True:
@@ -60,7 +60,7 @@ class _Drawn(Dataset[Batch | Failure]):
             self.permutation = (epoch, order)
         index = int(self.permutation[1][place])
         try:
-            return self.examples.draw(index, np.random.default_rng([*self.seed, 1, epoch, index]))
+            return self.examples.train_sample(index, np.random.default_rng([*self.seed, 1, epoch, index]))
         except (ValueError, OSError) as error:
             return Failure(str(error))
 
@@ -106,19 +106,19 @@ def micro_batches(
     batch_size: int,
     start: int,
     seed: Sequence[int],
-    part: Slice,
+    shard: Shard,
     collate: Callable[[Sequence[Batch]], Batch],
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
-    """Yield this process's micro-batches for ever, `part.accumulate` of them per global batch, from batch `start` on.
+    """Yield this process's micro-batches for ever, `shard.accumulate` of them per global batch, from batch `start` on.
 
     Args:
         examples: the dataset; at least one example.
         batch_size: samples of a global batch, over all processes and micro-batches.
         start: the global batch to begin with: how many this stream has given before.
         seed: of the order and of every augmentation; one sequence of numbers for each stream.
-        part: this process's share.
+        shard: this process's share.
         collate: samples -> a batch.
         workers: processes that decode and augment; 0 does it in this one.
         pin_memory: for faster copies to a GPU.
@@ -127,17 +127,17 @@ def micro_batches(
         ValueError: the batch cannot be shared out evenly, or (while iterating) a sample cannot be read; the message
             names the file.
     """
-    shares = part.processes * part.accumulate
+    shares = shard.processes * shard.accumulate
     if batch_size % shares:
         raise ValueError(
-            f"a global batch of {batch_size} cannot be shared by {part.processes} processes x {part.accumulate} "
+            f"a global batch of {batch_size} cannot be shared by {shard.processes} processes x {shard.accumulate} "
             f"micro-batches; use a multiple of {shares}"
         )
     if workers:
         _start_fork_server()
     loader = DataLoader(
         _Drawn(examples, seed),
-        batch_sampler=_Positions(batch_size, start, part),
+        batch_sampler=_Positions(batch_size, start, shard),
         collate_fn=_Collate(collate),
         num_workers=workers,
         pin_memory=pin_memory,

@@ -1,4 +1,4 @@
-"""Measuring a run under way: the numbers of every entry of its evaluation data, and a few pictures."""
+"""Measuring a run under way: the numbers of every entry of its evaluation data, and a few figures."""
 
 import logging
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def due(run: TrainingRun) -> bool:
 
 
 def measure(run: TrainingRun) -> None:
-    """Measure the network on every entry of `evaluation.data`; log the numbers and a few pictures."""
+    """Measure the network on every entry of `evaluation.data`; log the numbers and a few figures."""
     accelerator, step = run.state.accelerator, run.position.step
     run.measured, run.measured_at = {}, step
     for name in run.experiment.evaluation.data:
@@ -32,7 +32,7 @@ def measure(run: TrainingRun) -> None:
         count = min(run.experiment.tracking.images, len(examples))
         wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
         shown: set[int] = {index - index % accelerator.num_processes for index in wanted}
-        pictures: dict[str, np.ndarray] = {}
+        figures: dict[str, np.ndarray] = {}
         with run.averaged():
             run.measured[name] = evaluate(
                 accelerator,
@@ -42,26 +42,26 @@ def measure(run: TrainingRun) -> None:
                 batch_size=run.experiment.evaluation.batch,
                 workers=run.experiment.train.workers,
                 channels_last=run.experiment.train.channels_last,
-                after_example=partial(_draw, pictures, shown, getattr(examples, "classes", ())),
+                after_example=partial(_draw, figures, shown, getattr(examples, "classes", ())),
             )
         values = {f"{name}/{k}": v for k, v in run.measured[name].values().items()}
         run.tracker.log(step, values)
-        run.tracker.pictures(step, {f"{name}/{k}": v for k, v in pictures.items()})
+        run.tracker.figures(step, {f"{name}/{k}": v for k, v in figures.items()})
         _LOG.info("step %d  %s", step, describe({k: v for k, v in values.items() if _headline(k)}))
 
 
 def _draw(
-    pictures: dict[str, np.ndarray],
+    figures: dict[str, np.ndarray],
     shown: set[int],
     classes: Sequence[str],
     index: int,
     batch: Batch,
     outputs: Outputs,
 ) -> None:
-    """Add a picture of example `index`, if it is one of those that are shown."""
+    """Add a figure of example `index`, if it is one of those that are shown."""
     if index in shown:
         nothing = 0 if len(classes) <= 2 or "background" in classes[0].lower() else None
-        pictures[f"{index:05d}"] = panel(batch, outputs, background=nothing, classes=classes)
+        figures[f"{index:05d}"] = panel(batch, outputs, background=nothing, classes=classes)
 
 
 def _headline(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A picture of a transport plan: which source classes feed which target classes."""
+"""A figure of a transport plan: which source classes feed which target classes."""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Seq
         plan: n x m, sum 1.
         sources: n names; a synset's or CUB's number in front is not shown.
         targets: m names.
-        title: above the picture.
+        title: above the figure.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg

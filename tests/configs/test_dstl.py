@@ -66,7 +66,7 @@ def test_a_row_trains_thirty_epochs_on_its_own_target(path: Path) -> None:
     assert isinstance(experiment.model, ClassifierConfig)
     assert experiment.model.classes == published.classes
     splits = published.splits
-    pictures = sum(splits.values()) - splits["test"] if train.model_dump()["split"] == "trainval" else splits["train"]
+    images = sum(splits.values()) - splits["test"] if train.model_dump()["split"] == "trainval" else splits["train"]
     assert test.model_dump()["split"] == "test"
-    assert experiment.train.steps == pytest.approx(30 * pictures / 64, abs=1)
-    assert experiment.schedule.every == pytest.approx(10 * pictures / 64, abs=1)
+    assert experiment.train.steps == pytest.approx(30 * images / 64, abs=1)
+    assert experiment.schedule.every == pytest.approx(10 * images / 64, abs=1)

@@ -11,7 +11,7 @@ from data.augment.augment import AugmentConfig
 from data.augment.color import ColorConfig
 from data.prepared import PreparedExamples
 from mtsp.config import ConfigError, parse
-from mtsp.types import Examples, Raw
+from mtsp.types import Examples, Sample
 
 
 class Two:
@@ -25,7 +25,7 @@ class Two:
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> Raw:
+    def __getitem__(self, index: int) -> Sample:
         frame = np.full((4, 6, 3), (255, 51, 0), np.uint8)
         valid = np.ones((4, 6), bool)
         valid[0, 0] = False
@@ -37,14 +37,14 @@ class Two:
             "flow": np.full((4, 6, 2), (3, -2), np.float32),
             "flow_valid": valid,
         }
-        return cast(Raw, {key: value for key, value in whole.items() if key not in self.missing})
+        return cast(Sample, {key: value for key, value in whole.items() if key not in self.missing})
 
     def labels(self, index: int) -> Labels:
         return cast(Labels, {key: value for key, value in self[index].items() if "frame" not in key})
 
 
 def drawn(examples: PreparedExamples, index: int = 0, seed: int = 0) -> dict[str, Any]:
-    return cast(dict[str, Any], examples.draw(index, np.random.default_rng(seed)))
+    return cast(dict[str, Any], examples.train_sample(index, np.random.default_rng(seed)))
 
 
 def evaluated(examples: PreparedExamples, index: int = 0) -> dict[str, Any]:
@@ -73,9 +73,9 @@ def test_an_example_is_what_the_framework_takes() -> None:
 
 def test_every_byte_becomes_its_nearest_float() -> None:
     class Ramp(Two):
-        def __getitem__(self, index: int) -> Raw:
+        def __getitem__(self, index: int) -> Sample:
             ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-            return Raw(name="ramp", frame=np.dstack([ramp, ramp, ramp]))
+            return Sample(name="ramp", frame=np.dstack([ramp, ramp, ramp]))
 
     expected = torch.arange(256, dtype=torch.float32).reshape(16, 16) / 255
     torch.testing.assert_close(evaluated(PreparedExamples(Ramp()))["frame"][1], expected, rtol=0, atol=0)
@@ -90,8 +90,8 @@ def test_evaluation_resizes_frames_and_leaves_labels_alone() -> None:
 
 def test_shrunken_evaluation_frames_are_averages() -> None:
     class Stripes(Two):
-        def __getitem__(self, index: int) -> Raw:
-            return Raw(name="a", frame=np.tile(np.array([0, 100], np.uint8)[None, :, None], (4, 4, 3)))
+        def __getitem__(self, index: int) -> Sample:
+            return Sample(name="a", frame=np.tile(np.array([0, 100], np.uint8)[None, :, None], (4, 4, 3)))
 
     frame = evaluated(PreparedExamples(Stripes(), size=(1, 2)))["frame"]
     torch.testing.assert_close(frame, torch.full((3, 1, 2), 50 / 255))
@@ -126,13 +126,13 @@ def test_a_draw_is_augmented_and_depends_on_its_generator_alone() -> None:
 @pytest.mark.parametrize("size", [None, (8, 18)])
 def test_a_mask_of_another_size_than_its_frame_is_refused(size: tuple[int, int] | None) -> None:
     class Odd(Two):
-        def __getitem__(self, index: int) -> Raw:
+        def __getitem__(self, index: int) -> Sample:
             raw = super().__getitem__(index)
             raw["mask"] = np.ones((4, 5), np.uint8)
             return raw
 
     with pytest.raises(ValueError, match=r"surf/00000: mask is 4x5"):
-        PreparedExamples(Odd(), size=size).draw(0, np.random.default_rng(0))
+        PreparedExamples(Odd(), size=size).train_sample(0, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"surf/00000: mask is 4x5"):
         PreparedExamples(Odd(), size=size)[0]
 

@@ -169,7 +169,7 @@ def test_weights_that_mtsp_saved_go_into_a_classifier_of_other_classes(tmp_path:
 
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
-    """Pictures that are red, green or blue with noise: 8 of each to train on and 4 to test on."""
+    """Images that are red, green or blue with noise: 8 of each to train on and 4 to test on."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 4)):
         for channel, name in enumerate(("red", "green", "blue")):

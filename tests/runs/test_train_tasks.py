@@ -26,8 +26,8 @@ CLASSES = ("dark", "gray", "bright")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """`frames` and `masks`: eight pictures of 64x64 in three gray stripes; `labeled/<class>`: six of one color."""
+def images(tmp_path: Path) -> Path:
+    """`frames` and `masks`: eight images of 64x64 in three gray stripes; `labeled/<class>`: six of one color."""
     for folder in ("frames", "masks", *(f"labeled/{name}" for name in CLASSES)):
         (tmp_path / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -45,8 +45,8 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def segmenting(pictures: Path) -> dict[str, Any]:
-    dataset = {"name": "mask_folder", "frames": f"{pictures}/frames", "masks": f"{pictures}/masks", "classes": CLASSES}
+def segmenting(images: Path) -> dict[str, Any]:
+    dataset = {"name": "mask_folder", "frames": f"{images}/frames", "masks": f"{images}/masks", "classes": CLASSES}
     return {
         "name": "stripes",
         "model": {
@@ -66,8 +66,8 @@ def segmenting(pictures: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def classifying(pictures: Path) -> dict[str, Any]:
-    dataset = {"name": "image_folder", "root": f"{pictures}/labeled"}
+def classifying(images: Path) -> dict[str, Any]:
+    dataset = {"name": "image_folder", "root": f"{images}/labeled"}
     return {
         "name": "colors",
         "model": {"name": "classifier", "backbone": "test_efficientnet", "classes": 3},
@@ -104,7 +104,7 @@ def test_encnet_learns_stripes_from_all_three_of_its_losses(
     for name in ("segmentation", "segmentation_aux", "segmentation_se"):
         curve = [row[f"train/{name}"] for row in found if f"train/{name}" in row]
         assert min(curve[-3:]) < curve[0], name
-    assert any((tmp_path / "run/pictures").rglob("*.png"))
+    assert any((tmp_path / "run/images").rglob("*.png"))
 
 
 def test_encnet_resumed_ends_as_if_uninterrupted(
@@ -150,8 +150,8 @@ def test_a_classifier_learns_and_its_averaged_weights_are_measured_and_exported(
     assert not torch.equal(weights[name], last.model[name])
 
 
-def test_labels_are_reported_by_class_and_by_picture(
-    classifying: dict[str, Any], pictures: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_labels_are_reported_by_class_and_by_image(
+    classifying: dict[str, Any], images: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = train(classifying, tmp_path / "run")
     run = ["--config", f"{tmp_path}/run/experiment.yaml", "--checkpoint", f"{tmp_path}/run/weights.safetensors"]
@@ -168,7 +168,7 @@ def test_labels_are_reported_by_class_and_by_picture(
     entry = json.loads((tmp_path / "a.json").read_text())["entries"]["colors"]
     assert entry["tta"] == {"name": "none"}
     assert entry["accuracy_of_class"].keys() == {"bright", "dark", "gray"}
-    root = ["--data", "image_folder", "--root", str(pictures / "labeled")]
+    root = ["--data", "image_folder", "--root", str(images / "labeled")]
     assert evaluate([*root, "--predictions", f"{tmp_path}/saved/colors", "--json", f"{tmp_path}/b.json"]) == 0
     again = json.loads((tmp_path / "b.json").read_text())
     for key in ("top1", "class_accuracy", "images", "nan_predictions", "accuracy_of_class", "worst_pairs"):
@@ -178,17 +178,17 @@ def test_labels_are_reported_by_class_and_by_picture(
     capsys.readouterr()
     ten = ["evaluation.tta={name: multi_crop, sizes: [32], crop: 28}", "data.colors.size=[32, 32]"]
     assert evaluate([*run, *ten]) == 1
-    assert "crops are cut from whole pictures, and data.colors is resized before" in capsys.readouterr().err
+    assert "crops are cut from whole images, and data.colors is resized before" in capsys.readouterr().err
 
 
 def test_data_of_other_classes_than_the_networks_or_each_others_is_refused(
-    classifying: dict[str, Any], pictures: Path, train: Train, tmp_path: Path
+    classifying: dict[str, Any], images: Path, train: Train, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"model.classes is 4, but data.colors has 3 classes"):
         train(classifying | {"model": classifying["model"] | {"classes": 4}}, tmp_path / "four")
-    shutil.copytree(pictures / "labeled", pictures / "others")
-    (pictures / "others/gray").rename(pictures / "others/green")
-    classifying["data"]["others"] = {"dataset": {"name": "image_folder", "root": str(pictures / "others")}}
+    shutil.copytree(images / "labeled", images / "others")
+    (images / "others/gray").rename(images / "others/green")
+    classifying["data"]["others"] = {"dataset": {"name": "image_folder", "root": str(images / "others")}}
     classifying["evaluation"]["data"] = ["others"]
     with pytest.raises(ConfigError, match=r"differ in 1 classes: class 2 is 'gray' in one and 'green'"):
         train(classifying, tmp_path / "green")

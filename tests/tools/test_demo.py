@@ -84,7 +84,7 @@ def test_a_still_scene_has_the_mean_length_of_the_flow_as_its_error(finished: Pa
 
 
 def test_the_sheet_shows_frame_truth_and_three_predictions(finished: Path) -> None:
-    with Image.open(finished / "pictures.png") as sheet:
+    with Image.open(finished / "figures.png") as sheet:
         # Five columns of 320 with 8 between and around. The validation clips give 3 masks and 2 flows, one row each,
         # and the wheel takes a sixth row: 64 * 320 / 96 = 213, 22 for the title, 8 between.
         assert sheet.size == (8 + 5 * 328, 8 + 6 * (213 + 22 + 8))

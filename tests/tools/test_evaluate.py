@@ -21,7 +21,7 @@ from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_scene_flow
 from mtsp.config import parse
 from mtsp.files.tensors import write_tensors
-from mtsp.types import Raw
+from mtsp.types import Sample
 from tests import two_processes
 from tools.build import AnyExperiment
 from tools.evaluate import main
@@ -111,7 +111,7 @@ def test_flow_is_scored_by_pair_and_pooled(middlebury: list[str], tmp_path: Path
 
 @pytest.fixture
 def camvid(tmp_path: Path) -> list[str]:
-    """One picture of 1 x 4 pixels: sky, building, void, sky; predicted sky, sky, sky, building."""
+    """One image of 1 x 4 pixels: sky, building, void, sky; predicted sky, sky, sky, building."""
     for folder in ("val", "valannot"):
         (tmp_path / "CamVid" / folder).mkdir(parents=True)
     write_image(tmp_path / "CamVid/val/a.png", np.zeros((1, 4, 3), np.uint8))
@@ -146,7 +146,7 @@ def test_a_predicted_class_that_the_data_set_does_not_have_is_refused(
     assert "a pixel of class 30; 11 classes have the ids 0 to 10" in refused(camvid, tmp_path, capsys)
 
 
-def test_a_picture_of_named_classes_without_a_mask_is_named(tmp_path: Path) -> None:
+def test_a_image_of_named_classes_without_a_mask_is_named(tmp_path: Path) -> None:
     class HalfLabeled:
         classes = ("sky", "building")
         names = ("a", "b")
@@ -154,7 +154,7 @@ def test_a_picture_of_named_classes_without_a_mask_is_named(tmp_path: Path) -> N
         def __len__(self) -> int:
             return 2
 
-        def __getitem__(self, index: int) -> Raw:
+        def __getitem__(self, index: int) -> Sample:
             raise AssertionError("no frame is needed")
 
         def labels(self, index: int) -> Labels:
@@ -250,7 +250,7 @@ def test_of_more_than_ten_missing_predictions_ten_are_named(
     [
         (lambda p: write_mask(p / "a/00002.png", mask(5)[:-1]), "a/00002.png: 11x20 pixels, but the truth has 12x20"),
         (lambda p: (p / "a/00002.png").write_bytes((p / "a/00002.png").read_bytes()[:-20]), "a/00002.png"),
-        (lambda p: (p / "a/00002.png").write_text("no picture"), "a/00002.png"),
+        (lambda p: (p / "a/00002.png").write_text("no image"), "a/00002.png"),
     ],
 )
 def test_a_mask_that_cannot_be_scored_is_named(

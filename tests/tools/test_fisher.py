@@ -33,7 +33,7 @@ Outcome = Callable[[Path], Any]
 
 @pytest.fixture
 def classifying(tmp_path: Path) -> dict[str, Any]:
-    """Nine labeled pictures of 32x32, and a classifier whose backbone starts from a file."""
+    """Nine labeled images of 32x32, and a classifier whose backbone starts from a file."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
         (tmp_path / f"labeled/{name}").mkdir(parents=True)
@@ -72,7 +72,7 @@ def content(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     return {name: value.numpy().tobytes() for name, value in load_fisher(path).items()}, notes(path)
 
 
-def test_the_file_has_the_fisher_information_of_the_start_on_the_training_pictures(
+def test_the_file_has_the_fisher_information_of_the_start_on_the_training_images(
     classifying: dict[str, Any], tmp_path: Path
 ) -> None:
     assert estimating(tmp_path, "fisher.safetensors", "--batch", "4") == 0  # the last batch of three is not whole
@@ -93,13 +93,13 @@ def test_the_file_has_the_fisher_information_of_the_start_on_the_training_pictur
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_fewer_pictures_are_as_many_as_were_asked_for(classifying: dict[str, Any], tmp_path: Path) -> None:
+def test_fewer_images_are_as_many_as_were_asked_for(classifying: dict[str, Any], tmp_path: Path) -> None:
     assert estimating(tmp_path, "fisher.safetensors", "--examples", "5", "--batch", "3", "--mode", "empirical") == 0
     assert notes(tmp_path / "fisher.safetensors")["samples"] == "5"
 
 
 class Impatient(program.Interruption):
-    """As if a signal came with the first picture."""
+    """As if a signal came with the first image."""
 
     def asked(self) -> bool:
         return True
@@ -120,7 +120,7 @@ def test_stopped_and_taken_up_again_it_is_the_same_to_the_bit(
     assert estimating(tmp_path, "fisher.safetensors", *how, "--seed", "1") == 1  # it would add what does not belong
     assert "fisher.safetensors.part was begun with another seed, 0; give it again, or" in capsys.readouterr().err
     assert estimating(tmp_path, "fisher.safetensors", *how) == 0
-    assert "8 of 9 pictures" in capsys.readouterr().err  # where it went on
+    assert "8 of 9 images" in capsys.readouterr().err  # where it went on
     assert content(tmp_path / "fisher.safetensors") == content(tmp_path / "whole.safetensors")
     assert not (tmp_path / "fisher.safetensors.part").exists()
 
@@ -163,14 +163,14 @@ def test_sums_are_kept_for_the_same_settings_alone(tmp_path: Path) -> None:
         kept.load(sums)
 
 
-def test_a_picture_that_cannot_be_read_costs_nothing_that_was_done(
+def test_a_image_that_cannot_be_read_costs_nothing_that_was_done(
     classifying: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert estimating(tmp_path, "whole.safetensors", "--batch", "1") == 0
     last = Rounds(
         parse(AnyExperiment, classifying).data["grays"].build(),
         program.make_accelerator("fp32"),
-        pictures=9,
+        images=9,
         batch=1,
         seed=0,
         workers=0,
@@ -184,11 +184,11 @@ def test_a_picture_that_cannot_be_read_costs_nothing_that_was_done(
     assert f"{name}.png" in capsys.readouterr().err
     shutil.move(tmp_path / "good.png", bad)
     assert estimating(tmp_path, "fisher.safetensors", "--batch", "1") == 0
-    assert "Fisher information: 8 of 9 pictures, 0 s" in capsys.readouterr().err.splitlines()[0]
+    assert "Fisher information: 8 of 9 images, 0 s" in capsys.readouterr().err.splitlines()[0]
     assert content(tmp_path / "fisher.safetensors") == content(tmp_path / "whole.safetensors")
 
 
-def test_two_processes_share_the_pictures_and_come_to_the_same(
+def test_two_processes_share_the_images_and_come_to_the_same(
     classifying: dict[str, Any], in_two_processes: Callable[..., None], tmp_path: Path
 ) -> None:
     """Five batches of two: the first process has three of them; labels are drawn alike."""
@@ -202,7 +202,7 @@ def test_two_processes_share_the_pictures_and_come_to_the_same(
     assert notes(tmp_path / "two.safetensors")["samples"] == "9"
 
 
-def test_pixels_are_drawn_and_exact_labels_of_large_pictures_are_refused(
+def test_pixels_are_drawn_and_exact_labels_of_large_images_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -233,7 +233,7 @@ def test_pixels_are_drawn_and_exact_labels_of_large_pictures_are_refused(
     large = "data.stripes={dataset: " + json.dumps(dataset).replace('"', "") + ", size: [256, 256]}"
     capsys.readouterr()
     assert estimating(tmp_path, "large.safetensors", "--mode", "exact", large) == 1
-    assert "--mode exact takes 196,608 backward passes for each picture" in capsys.readouterr().err  # 3 * 256 * 256
+    assert "--mode exact takes 196,608 backward passes for each image" in capsys.readouterr().err  # 3 * 256 * 256
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_files_that_are_there_stay_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--frames", "nowhere"], "nowhere: no such folder, picture or video"),
+        (["--frames", "nowhere"], "nowhere: no such folder, image or video"),
         (["--checkpoint", "nowhere"], "no weights at nowhere"),
         (["model.width=16"], "is of another network"),
         (["model.mode=paper", "model.encoder=resnet50"], "is of another network"),
@@ -142,7 +142,7 @@ def stored(values: dict[str, Any], folder: Path) -> list[str]:
 
 @pytest.fixture
 def stills(values: dict[str, Any], tmp_path: Path) -> list[str]:
-    """A network with random weights that looks at one picture, not at pairs."""
+    """A network with random weights that looks at one image, not at pairs."""
     changes = {
         "model": {"name": "encnet", "encoder": "tu-test_efficientnet", "classes": 2, "width": 16, "lateral": False},
         "branches": {"backbone": {}, "head": {}},
@@ -177,7 +177,7 @@ def test_what_the_view_does_not_give_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_of_any_sizes_and_one_alone_are_taken_by_a_network_without_flow(
+def test_images_of_any_sizes_and_one_alone_are_taken_by_a_network_without_flow(
     stills: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "photos").mkdir()
@@ -193,7 +193,7 @@ def test_pictures_of_any_sizes_and_one_alone_are_taken_by_a_network_without_flow
     assert np.array_equal(read_mask(tmp_path / "one/masks/b.png"), read_mask(out / "masks/b.png"))
 
 
-def test_flow_of_one_picture_alone_is_refused(
+def test_flow_of_one_image_alone_is_refused(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = [*arguments, "--frames", str(tmp_path / "frames/cat/1.png")]
@@ -214,14 +214,14 @@ def test_a_classifier_writes_the_most_probable_classes(
         (tmp_path / "data" / name).mkdir(parents=True)
         write_image(tmp_path / "data" / name / "1.png", rng.integers(0, 256, (40, 64, 3), dtype=np.uint8))
     root = str(tmp_path / "data" if here else tmp_path / "elsewhere")
-    pictures = {"dataset": {"name": "image_folder", "root": root}, "size": [32, 32], "crop_pct": 0.875}
+    images = {"dataset": {"name": "image_folder", "root": root}, "size": [32, 32], "crop_pct": 0.875}
     changes = {
         "model": {"name": "classifier", "backbone": "test_efficientnet", "classes": 6},
         "branches": {"backbone": {}, "head": {}},
-        "data": {"pictures": pictures},
+        "data": {"images": images},
         "tasks": {"classification": {}},
-        "train": {"steps": 1, "stages": [{"steps": 1, "batch_size": {"pictures": 2}}], "workers": 0},
-        "evaluation": {"data": ["pictures"]},
+        "train": {"steps": 1, "stages": [{"steps": 1, "batch_size": {"images": 2}}], "workers": 0},
+        "evaluation": {"data": ["images"]},
     }
     network = stored(values | changes, tmp_path)
     arguments = [*network, "--frames", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
@@ -231,9 +231,9 @@ def test_a_classifier_writes_the_most_probable_classes(
     assert [row["name"] for row in rows[::5]] == sorted(f"{name}/1" for name in names)
     model = parse(AnyExperiment, values | changes).model.build().eval()
     model.load_state_dict(load_file(tmp_path / "weights.safetensors"))
-    picture = center_crop(read_image(tmp_path / "data/black/1.png"), (32, 32), 0.875)  # black is the first by name
+    image = center_crop(read_image(tmp_path / "data/black/1.png"), (32, 32), 0.875)  # black is the first by name
     with torch.no_grad():
-        expected = model(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255)["label_logits"][0].softmax(0)
+        expected = model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)["label_logits"][0].softmax(0)
     best = expected.topk(5)
     assert [(int(row["rank"]), int(row["label"])) for row in rows[:5]] == list(enumerate(best.indices.tolist(), 1))
     assert [float(row["probability"]) for row in rows[:5]] == pytest.approx(best.values.tolist(), rel=1e-3)
@@ -259,8 +259,8 @@ def test_a_video_gives_its_frames_in_pairs(tmp_path: Path) -> None:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for gray in grays:
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), gray, np.uint8), format="rgb24")
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.full((48, 64, 3), gray, np.uint8), format="rgb24")
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
     found = list(frames_of(tmp_path / "clip.mp4").pairs)
     assert [raw["name"] for raw in found] == ["clip/00000", "clip/00001", "clip/00002"]

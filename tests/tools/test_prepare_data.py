@@ -15,7 +15,7 @@ import pytest
 
 from data.catalog.download import DownloadError, download, unpack
 from data.catalog.verify import DATASETS, DAVIS_FRAMES, find_faults, verify
-from mtsp.types import Raw
+from mtsp.types import Sample
 from tools.prepare_data import ARCHIVES, main
 
 
@@ -389,16 +389,16 @@ def test_wrong_counts_are_told_with_both_numbers(tmp_path: Path) -> None:
 
 def test_odd_values_of_an_example_are_found() -> None:
     frame, flow = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5, 2), np.float32)
-    good = Raw(name="a", frame=frame, mask=np.array([[0, 1, 255, 0, 0]] * 4, np.uint8), flow=flow)
+    good = Sample(name="a", frame=frame, mask=np.array([[0, 1, 255, 0, 0]] * 4, np.uint8), flow=flow)
     assert find_faults(good, classes=2) == []
-    assert find_faults(Raw(name="a", frame=frame, mask=np.full((4, 5), 7, np.uint8)), classes=2) == [
+    assert find_faults(Sample(name="a", frame=frame, mask=np.full((4, 5), 7, np.uint8)), classes=2) == [
         "the mask has ids [7], there are 2 classes"
     ]
-    assert find_faults(Raw(name="a", frame=frame, flow=flow[:3])) == ["flow is 3x5, the frame 4x5"]
-    assert find_faults(Raw(name="a", frame=frame, flow=np.full_like(flow, np.inf))) == [
+    assert find_faults(Sample(name="a", frame=frame, flow=flow[:3])) == ["flow is 3x5, the frame 4x5"]
+    assert find_faults(Sample(name="a", frame=frame, flow=np.full_like(flow, np.inf))) == [
         "the flow is NaN or infinite somewhere"
     ]
-    assert find_faults(Raw(name="a", frame=frame, flow=flow, flow_valid=np.zeros((4, 5), bool))) == [
+    assert find_faults(Sample(name="a", frame=frame, flow=flow, flow_valid=np.zeros((4, 5), bool))) == [
         "the flow is known nowhere"
     ]
 
@@ -431,9 +431,9 @@ def test_what_is_fetched_by_hand_is_said_in_a_sentence(
 
 
 def test_a_label_map_is_drawn_without_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = tmp_path / "camvid.png"
-    assert main(["labels", "camvid", "--out", str(picture)]) == 0
-    assert capsys.readouterr().out == f"{picture}: 11 classes of camvid\n"
-    assert picture.stat().st_size > 1000
-    assert main(["labels", "camvid", "--out", str(picture), "spilt=val"]) == 1
+    image = tmp_path / "camvid.png"
+    assert main(["labels", "camvid", "--out", str(image)]) == 0
+    assert capsys.readouterr().out == f"{image}: 11 classes of camvid\n"
+    assert image.stat().st_size > 1000
+    assert main(["labels", "camvid", "--out", str(image), "spilt=val"]) == 1
     assert "did you mean split" in capsys.readouterr().err

@@ -119,8 +119,8 @@ def net(tmp_path: Path) -> list[str]:
     return [*arguments, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--overwrite"]
 
 
-def pictures(root: Path, names: list[str]) -> str:
-    """Pictures of noise, each with its own."""
+def images(root: Path, names: list[str]) -> str:
+    """Images of noise, each with its own."""
     for seed, name in enumerate(names):
         path = root / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,15 +130,15 @@ def pictures(root: Path, names: list[str]) -> str:
 
 def test_the_cache_goes_by_the_bytes(tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A copy with other times is found in it; other pixels of the same size and time are not."""
-    place = pictures(tmp_path / "set", ["a/1", "b/1"])
+    place = images(tmp_path / "set", ["a/1", "b/1"])
     main(["--source", place, "--target", f"same={place}", "--k", "1", *net])
     (cached,) = (tmp_path / "cache").glob("*.safetensors")
     main(["--source", f"kept={cached}", place, "--target", str(cached), "--k", "4", *net])  # both kinds in one domain
-    copy = pictures(tmp_path / "copy", ["a/1", "b/1"])
+    copy = images(tmp_path / "copy", ["a/1", "b/1"])
     os.utime(tmp_path / "copy/a/1.png", (1, 1))
     capsys.readouterr()
     main(["--source", copy, "--target", f"same={copy}", "--k", "1", *net])
-    assert capsys.readouterr().err.count("class means of 2 pictures from") == 2
+    assert capsys.readouterr().err.count("class means of 2 images from") == 2
     changed = tmp_path / "copy/a/1.png"
     data = bytearray(changed.read_bytes())
     data[-20] ^= 1  # in the checksum of the last chunk or the end of the pixels: other bytes, as many of them
@@ -166,7 +166,7 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.
 def test_mistakes_are_found_before_the_features(
     tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = pictures(tmp_path / "set", ["a/1", "b/1"])
+    place = images(tmp_path / "set", ["a/1", "b/1"])
     other = domain(tmp_path / "other.safetensors", {"rook": (0.0, 1)}, features="g")
     (tmp_path / "list.txt").write_text("c\n")
     given = ["--source", place, *net, "--target"]
@@ -182,14 +182,14 @@ def test_mistakes_are_found_before_the_features(
 
 
 def test_links_make_one_data_set_of_several_sources(tmp_path: Path, net: list[str]) -> None:
-    """One picture of noise in each class; the target has those of m1's a and of m2's b/x and b/y, which has two."""
-    one = pictures(tmp_path / "m1", ["a/1"])
-    pictures(tmp_path / "more", ["0/0", "1/1", "2/2", "3/3"])
+    """One image of noise in each class; the target has those of m1's a and of m2's b/x and b/y, which has two."""
+    one = images(tmp_path / "m1", ["a/1"])
+    images(tmp_path / "more", ["0/0", "1/1", "2/2", "3/3"])
     (tmp_path / "m2/b/x").mkdir(parents=True)
     (tmp_path / "m2/b/y").mkdir()
     for inner, name in (("x", "1/1"), ("y", "2/2")):
         (tmp_path / "more" / f"{name}.png").rename(tmp_path / f"m2/b/{inner}/same.png")
-    unused = pictures(tmp_path / "m3", ["c/1", "c/2", "c/3", "c/4"])
+    unused = images(tmp_path / "m3", ["c/1", "c/2", "c/3", "c/4"])
     links = tmp_path / "links"
     among = tmp_path / "among.txt"
     among.write_text("m1/a\nm2/b\n")
@@ -253,16 +253,16 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds(
     """Of 1000, one every 4 s: at 12 s and 24 s, all within the first tenth, which is said at once."""
     clock = iter([0, 4, 8, 12, 16, 20, 24])
     monkeypatch.setattr("mtsp.files.progress.time.monotonic", lambda: next(clock))
-    with progress("birds", 1000, "pictures") as advance:
+    with progress("birds", 1000, "images") as advance:
         for done in range(1, 7):
             advance(done)
     assert capsys.readouterr().err.splitlines() == [
-        "birds: 1 of 1,000 pictures, 4 s",
-        "birds: 4 of 1,000 pictures, 16 s",
+        "birds: 1 of 1,000 images, 4 s",
+        "birds: 4 of 1,000 images, 16 s",
     ]
 
 
-def test_pictures_become_features_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_become_features_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two class folders of noise against themselves, seen by a small network of random weights: EMD 0, then cached."""
     import timm
     import torch
@@ -281,15 +281,15 @@ def test_pictures_become_features_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads((tmp_path / "out/summary.json").read_text())["same"]["all 2 classes"]["emd"] == 0
     capsys.readouterr()
     main([*arguments, "--overwrite"])
-    assert "class means of 3 pictures from" in capsys.readouterr().err
+    assert "class means of 3 images from" in capsys.readouterr().err
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
-def test_pictures_that_were_passed_over_before_a_stop_are_not_forgotten(
+def test_images_that_were_passed_over_before_a_stop_are_not_forgotten(
     tmp_path: Path, net: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A stop after the first of two batches, which has a damaged picture: nothing is kept as the whole domain's."""
-    place = pictures(tmp_path / "set", ["a/1", "a/2", "b/1", "b/2"])
+    """A stop after the first of two batches, which has a damaged image: nothing is kept as the whole domain's."""
+    place = images(tmp_path / "set", ["a/1", "a/2", "b/1", "b/2"])
     (tmp_path / "set/a/2.png").write_bytes(b"rubbish")
     arguments = ["--source", place, "--target", f"same={place}", "--k", "2", "--batch-size", "2", *net]
     with monkeypatch.context() as patched:
@@ -302,12 +302,12 @@ def test_pictures_that_were_passed_over_before_a_stop_are_not_forgotten(
     capsys.readouterr()
     assert main([*arguments, "--skip-unreadable"]) == 0
     said = capsys.readouterr().err
-    assert "set: 1 pictures cannot be read: " in said
+    assert "set: 1 images cannot be read: " in said
     assert "a/2.png" in said
     assert not list((tmp_path / "cache").glob("*.safetensors"))
 
 
-def test_a_folder_of_single_pictures_has_a_class_for_each(tmp_path: Path) -> None:
+def test_a_folder_of_single_images_has_a_class_for_each(tmp_path: Path) -> None:
     for name in ("n02_b", "n01_a"):
         write_image(tmp_path / f"{name}.png", np.zeros((4, 4, 3), np.uint8))
     found = images_at(str(tmp_path))
@@ -335,7 +335,7 @@ def test_bands_are_untangled() -> None:
 
 
 def broken(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
         write_image(folder / name / "1.png", np.zeros((8, 8, 3), np.uint8))
@@ -344,7 +344,7 @@ def broken(tmp_path: Path) -> Path:
 
 def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = broken(tmp_path)
-    pictures(tmp_path / "full", ["a/1"])
+    images(tmp_path / "full", ["a/1"])
     (folder / "empty").mkdir()
     (tmp_path / "list.txt").write_text("crow\nravne\n")
     other = domain(tmp_path / "other.safetensors", {"rook": (0.0, 1)}, features="g")
@@ -380,12 +380,12 @@ def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys:
         ),
         (
             ["--source", str(folder), "--target", target, "--out", str(out), "--k", "1"],
-            "1 of 3 classes have no pictures (empty)",
+            "1 of 3 classes have no images (empty)",
         ),
         (["--source", "davis:/x", *to], "no folder davis:/x"),
         (["--source", source, "--target", target, "--out", str(tmp_path / "done"), "--k", "1"], "is there already"),
         (["--source", source, "--target", target, "--out", str(tmp_path / "file"), "--k", "1"], "file is a file; give"),
-        ([*given, "--k", "1", "--link", str(tmp_path / "links")], "--link needs pictures, and src is a file of class"),
+        ([*given, "--k", "1", "--link", str(tmp_path / "links")], "--link needs images, and src is a file of class"),
         (
             ["--source", str(tmp_path / "full"), *given[2:], "--k", "1", "--link", str(tmp_path / "taken")],
             "something is in it; add --overwrite",
@@ -402,7 +402,7 @@ def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys:
 def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     folder = broken(tmp_path)
     write_image(folder / "loose.png", np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"1 pictures lie outside of the classes' folders, the first loose.png"):
+    with pytest.raises(ValueError, match=r"1 images lie outside of the classes' folders, the first loose.png"):
         images_at(str(folder))
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match=r"void"):

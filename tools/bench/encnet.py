@@ -167,7 +167,7 @@ def _steps(sizes: Sizes, encoder: str, rounds: int) -> Table:
 
 def _evaluations(sizes: Sizes, encoder: str, rounds: int) -> Table:
     workers = {
-        "one picture at a time, fp32": Worker(_evaluation, sizes, encoder, 1, False),
+        "one image at a time, fp32": Worker(_evaluation, sizes, encoder, 1, False),
         "8 at once, fp32": Worker(_evaluation, sizes, encoder, 8, False),
         "36 at once, fp32": Worker(_evaluation, sizes, encoder, 36, False),
     }
@@ -177,8 +177,8 @@ def _evaluations(sizes: Sizes, encoder: str, rounds: int) -> Table:
     height, width = _image(sizes)
     windows = _counted(sizes)
     table = Table(title=f"EncNet on {encoder}, six scales and mirror images of {height}x{width}: {windows} forwards")
-    _columns(table, "pictures in a forward pass", "s/image", "images/s", "one at a time / this", "memory GiB")
-    slowest = workers["one picture at a time, fp32"].median
+    _columns(table, "images in a forward pass", "s/image", "images/s", "one at a time / this", "memory GiB")
+    slowest = workers["one image at a time, fp32"].median
     for name, worker in workers.items():
         seconds = worker.median
         table.add_row(

@@ -29,7 +29,7 @@ from data.augment.color import ColorConfig
 from data.files.flow_formats import read_flo, read_pfm, write_flo, write_pfm
 from data.files.images import read_image, read_mask, write_image, write_mask
 from data.prepared import to_tensors
-from mtsp.types import Raw
+from mtsp.types import Sample
 from tools.bench.timing import Program, machine, medians
 
 CROP = 400
@@ -126,7 +126,7 @@ def _ours() -> Callable[[Path, Path], object]:
     augmentation, rng = config.build(), np.random.default_rng(0)
 
     def load(frame: Path, mask: Path) -> object:
-        return to_tensors(augmentation(Raw(name=frame.stem, frame=read_image(frame), mask=read_mask(mask)), rng))
+        return to_tensors(augmentation(Sample(name=frame.stem, frame=read_image(frame), mask=read_mask(mask)), rng))
 
     return load
 

@@ -15,15 +15,15 @@ from data.augment import geometry
 from data.augment.augment import PRESETS, AugmentConfig, RelativeConfig
 from data.augment.color import ColorConfig
 from mtsp.config import ConfigError, parse
-from mtsp.types import IGNORE, Raw
+from mtsp.types import IGNORE, Sample
 
 Array = np.ndarray
 Arrays = dict[str, Any]
-"""A `Raw` whose keys the test knows to be there."""
+"""A `Sample` whose keys the test knows to be there."""
 
 
 def augmented(config: AugmentConfig, raw: Arrays, seed: int = 0) -> Arrays:
-    return cast(Arrays, config.build()(cast(Raw, raw), np.random.default_rng(seed)))
+    return cast(Arrays, config.build()(cast(Sample, raw), np.random.default_rng(seed)))
 
 
 def image_of(frame: Array, **labels: Array) -> Arrays:
@@ -266,7 +266,7 @@ def test_what_a_sample_lacks_stays_away(keys: tuple[str, ...]) -> None:
 
 
 def test_the_same_generator_state_gives_the_same_result_and_the_next_another() -> None:
-    raw = cast(Raw, pair(np.zeros((2, 2)), np.ones(2)))
+    raw = cast(Sample, pair(np.zeros((2, 2)), np.ones(2)))
     augmentation = AugmentConfig(preset="flownet", crop=(32, 40)).build()
     rng = np.random.default_rng(7)
     first, second = (cast(Arrays, augmentation(raw, rng)) for _ in range(2))

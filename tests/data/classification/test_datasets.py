@@ -1,4 +1,4 @@
-"""The published data sets of labeled pictures, as trees on disk: read as torchvision does, where it can."""
+"""The published data sets of labeled images, as trees on disk: read as torchvision does, where it can."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from mtsp.config import ConfigError, parse
 scipy_io = pytest.importorskip("scipy.io")
 
 
-def picture(path: Path, value: int = 0) -> None:
+def image(path: Path, value: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, np.full((4, 6, 3), value, np.uint8))
 
@@ -45,7 +45,7 @@ def cell(words: list[str]) -> np.ndarray:
 def test_flowers_are_those_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "flowers-102"
     for number in range(1, 105):
-        picture(root / "jpg" / f"image_{number:05d}.jpg")
+        image(root / "jpg" / f"image_{number:05d}.jpg")
     labels = np.array([[*range(1, 103), 5, 102]])
     scipy_io.savemat(root / "imagelabels.mat", {"labels": labels})
     ids = {"trnid": np.arange(1, 52), "valid": np.arange(52, 103), "tstid": np.array([104, 103])}
@@ -58,14 +58,14 @@ def test_flowers_are_those_of_torchvision(tmp_path: Path, monkeypatch: pytest.Mo
         assert list(ours.classes) == theirs.classes
     whole = read("flowers102", tmp_path)  # train and val
     assert len(whole) == 102
-    with pytest.raises(DataError, match="51 of 102 classes have no pictures"):
+    with pytest.raises(DataError, match="51 of 102 classes have no images"):
         read("flowers102", tmp_path, split="train")
 
 
 def test_aircraft_are_those_of_torchvision(tmp_path: Path) -> None:
     root = tmp_path / "fgvc-aircraft-2013b" / "data"
     for name in ("0034309", "0034958", "1"):
-        picture(root / "images" / f"{name}.jpg")
+        image(root / "images" / f"{name}.jpg")
     for level, names in (("variant", ("707-320", "F/A-18 A")), ("manufacturer", ("Boeing", "McDonnell Douglas"))):
         plural = f"{level}s"
         (root / f"{plural}.txt").write_text("\n".join(names) + "\n")
@@ -92,7 +92,7 @@ def cars(tmp_path: Path) -> Path:
     scipy_io.savemat(root / "devkit/cars_train_annos.mat", {"annotations": rows})
     scipy_io.savemat(root / "cars_test_annos_withlabels.mat", {"annotations": rows[::-1]})
     for file in ("cars_train/00001.jpg", "cars_train/00002.jpg", "cars_test/00001.jpg", "cars_test/00002.jpg"):
-        picture(root / file)
+        image(root / file)
     return tmp_path
 
 
@@ -145,7 +145,7 @@ def test_food_is_that_of_torchvision(tmp_path: Path) -> None:
     root = tmp_path / "food-101"
     files = {"waffles": ["waffles/7", "waffles/8"], "apple_pie": ["apple_pie/1"]}
     for path in (path for paths in files.values() for path in paths):
-        picture(root / "images" / f"{path}.jpg")
+        image(root / "images" / f"{path}.jpg")
     (root / "meta").mkdir()
     (root / "meta/train.json").write_text(json.dumps(files))
     theirs: Any = datasets.Food101(tmp_path)
@@ -162,12 +162,12 @@ def test_food_is_that_of_torchvision(tmp_path: Path) -> None:
 
 def test_lists_from_windows_are_read(tmp_path: Path) -> None:
     """With a byte order mark, CRLF, blanks at the ends of lines and blank lines."""
-    picture(tmp_path / "food" / "images" / "apple_pie" / "1.jpg")
+    image(tmp_path / "food" / "images" / "apple_pie" / "1.jpg")
     (tmp_path / "food" / "meta").mkdir()
     (tmp_path / "food" / "meta" / "train.json").write_bytes(b'\xef\xbb\xbf{"apple_pie":\r\n["apple_pie/1"]}\r\n')
     assert read("food101", tmp_path / "food").names == ["apple_pie/1"]
     data = tmp_path / "aircraft" / "data"
-    picture(data / "images" / "7.jpg")
+    image(data / "images" / "7.jpg")
     (data / "variants.txt").write_bytes(b"\xef\xbb\xbfF/A-18 A \r\n\r\n")
     (data / "images_variant_trainval.txt").write_bytes(b"\xef\xbb\xbf7  F/A-18 A\r\n \r\n")
     aircraft = read("aircraft", tmp_path / "aircraft")
@@ -176,10 +176,10 @@ def test_lists_from_windows_are_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def species(tmp_path: Path) -> Path:
-    """iNaturalist 2017 with category ids 3 and 8, as the archive puts its pictures."""
+    """iNaturalist 2017 with category ids 3 and 8, as the archive puts its images."""
     files = {11: ("Aves/Pica pica/x.jpg", 8), 12: ("Aves/Corvus corax/y.jpg", 3), 13: ("Aves/Pica pica/z.jpg", 8)}
     for file, _ in files.values():
-        picture(tmp_path / "train_val_images" / file)
+        image(tmp_path / "train_val_images" / file)
     annotations = {
         "images": [{"id": key, "file_name": f"train_val_images/{file}"} for key, (file, _) in files.items()],
         "annotations": [{"image_id": key, "category_id": number} for key, (_, number) in files.items()],
@@ -208,7 +208,7 @@ def test_inaturalist_annotations_that_disagree(species: Path) -> None:
     path = species / "train2017.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps({**found, "annotations": found["annotations"][1:]}))
-    with pytest.raises(DataError, match="1 pictures have no annotation, or the reverse, the first id 11"):
+    with pytest.raises(DataError, match="1 images have no annotation, or the reverse, the first id 11"):
         read("inaturalist", species)
     path.write_text(json.dumps({**found, "categories": found["categories"][:1]}))
     with pytest.raises(DataError, match="category 3 of an annotation is not among the categories"):
@@ -221,7 +221,7 @@ def test_inaturalist_annotations_that_disagree(species: Path) -> None:
 def test_inaturalist_2021_is_that_of_torchvision(tmp_path: Path) -> None:
     names = [f"0000{i}_Animalia_Chordata_Aves_Passeriformes_Corvidae_{genus}_x" for i, genus in enumerate("AB")]
     for name in names:
-        picture(tmp_path / "2021_train_mini" / name / "p.jpg")
+        image(tmp_path / "2021_train_mini" / name / "p.jpg")
     theirs: Any = datasets.INaturalist(tmp_path, version="2021_train_mini")
     ours = read("inaturalist", tmp_path, version="2021", split="train_mini")
     assert list(ours.classes) == theirs.all_categories
@@ -236,7 +236,7 @@ def dogs(tmp_path: Path) -> Path:
     lists = {"train": (["n2-Pug/a.jpg", "n1-Chow/b.jpg"], [7, 30]), "test": (["n2-Pug/c.jpg"], [7])}
     for split, (files, labels) in lists.items():
         for file in files:
-            picture(tmp_path / "Images" / file)
+            image(tmp_path / "Images" / file)
         values = {"file_list": cell(files), "labels": np.array(labels, float).reshape(-1, 1)}
         scipy_io.savemat(tmp_path / f"{split}_list.mat", values)
     return tmp_path
@@ -278,7 +278,7 @@ def test_every_published_data_set_can_be_verified() -> None:
     assert totals["inaturalist"] == 675_170
 
 
-def test_verify_counts_pictures_and_classes_and_reads_them_all(cars: Path) -> None:
+def test_verify_counts_images_and_classes_and_reads_them_all(cars: Path) -> None:
     (cars / "stanford_cars/cars_test/00001.jpg").write_bytes(b"GIF89a")
     problems = verify("stanford_cars", cars).problems
     assert problems[:4] == [
@@ -287,12 +287,12 @@ def test_verify_counts_pictures_and_classes_and_reads_them_all(cars: Path) -> No
         "test: 2 examples, published are 8,041",
         "test: 2 classes, published are 196",
     ]
-    assert "00001.jpg: not a JPEG picture" in problems[4]
+    assert "00001.jpg: not a JPEG image" in problems[4]
     assert verify("stanford_cars", cars, published=False).problems == problems[4:]
 
 
 @pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA does not name the folder of real data")
-def test_real_cub_pictures() -> None:
+def test_real_cub_images() -> None:
     root = Path(os.environ["MTSP_DATA"]) / "CUB_200_2011"
     train, test = (read("cub", root, split=split) for split in ("train", "test"))
     assert len(train.classes) == 20

@@ -1,4 +1,4 @@
-"""Labeled pictures: which are chosen, what their labels are, and what is said of files that are wrong."""
+"""Labeled images: which are chosen, what their labels are, and what is said of files that are wrong."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ from mtsp.config import ConfigError, parse
 CUB = ("001.Auk", "002.Bunting", "004.Cardinal")
 
 
-def picture(path: Path, value: int = 0, size: tuple[int, int] = (4, 6)) -> None:
+def image(path: Path, value: int = 0, size: tuple[int, int] = (4, 6)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, np.full((*size, 3), value, np.uint8))
 
@@ -37,11 +37,11 @@ def lines(path: Path, *text: str) -> None:
 
 @pytest.fixture
 def cub(tmp_path: Path) -> Path:
-    """Three classes with the ids 1, 2 and 4, each with 7 pictures to train on and 2 to test on."""
+    """Three classes with the ids 1, 2 and 4, each with 7 images to train on and 2 to test on."""
     root = tmp_path / "CUB_200_2011"
     rows = [(name, number) for name in CUB for number in range(9)]
     for i, (name, number) in enumerate(rows):
-        picture(root / "images" / name / f"{number}.png", value=i)
+        image(root / "images" / name / f"{number}.png", value=i)
     lines(root / "classes.txt", *(f"{int(name[:3])} {name}" for name in CUB))
     lines(root / "images.txt", *(f"{i} {name}/{number}.png" for i, (name, number) in enumerate(rows)))
     lines(root / "image_class_labels.txt", *(f"{i} {int(name[:3])}" for i, (name, _) in enumerate(rows)))
@@ -78,7 +78,7 @@ def test_a_smaller_share_is_inside_a_larger_one_and_another_seed_gives_another(c
     assert any(other != middle for other in others)
 
 
-def test_which_pictures_are_chosen_depends_on_their_class_alone(cub: Path, tmp_path: Path) -> None:
+def test_which_images_are_chosen_depends_on_their_class_alone(cub: Path, tmp_path: Path) -> None:
     lines(tmp_path / "classes.txt", "004.Cardinal")
     whole = dataset(name="cub", root=cub, label_percent=30)
     alone = dataset(name="cub", root=cub, label_percent=30, classes=tmp_path / "classes.txt")
@@ -96,7 +96,7 @@ def test_a_class_list_makes_labels_contiguous_in_the_data_sets_order(cub: Path, 
 def test_per_class_balances_a_long_tail(tmp_path: Path) -> None:
     for name, count in (("head", 10), ("tail", 2)):
         for number in range(count):
-            picture(tmp_path / name / f"{number}.png")
+            image(tmp_path / name / f"{number}.png")
     chosen = dataset(name="image_folder", root=tmp_path, per_class=5)
     assert Counter(chosen.targets) == {0: 5, 1: 5}
     assert len(set(chosen.names)) == 10
@@ -112,7 +112,7 @@ def test_per_class_balances_a_long_tail(tmp_path: Path) -> None:
 
 def test_limit_keeps_the_classes(cub: Path) -> None:
     config = parse(DataConfig, {"dataset": {"name": "cub", "root": str(cub)}, "limit": 3})
-    raw = config.build_raw()
+    raw = config.build_dataset()
     assert isinstance(raw, LabeledImages)
     assert raw.classes == CUB
     assert raw.targets == [0, 1, 2]
@@ -135,10 +135,10 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
         lambda root: edit(root / "train_test_split.txt", "0 1\n", "0 1\n77 1\n"),
         r"train_test_split.txt: 1 ids disagree with images.txt, the first '77', not in images.txt",
     ),
-    (lambda root: edit(root / "train_test_split.txt", "0 1\n", "0 2\n"), r"picture 0 has '2', expected 0 or 1"),
+    (lambda root: edit(root / "train_test_split.txt", "0 1\n", "0 2\n"), r"image 0 has '2', expected 0 or 1"),
     (
         lambda root: edit(root / "image_class_labels.txt", "0 1\n", "0 3\n"),
-        r"picture 0 has class 3, not in classes.txt",
+        r"image 0 has class 3, not in classes.txt",
     ),
     (lambda root: edit(root / "image_class_labels.txt", "0 1\n", "0 x\n"), r"'x' is not the number of a class"),
     (
@@ -147,7 +147,7 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda root: edit(root / "classes.txt", "1 001.Auk", "1 001.Auk\n3 003.Bat"),
-        r"1 of 4 classes have no pictures \(003.Bat\); leave them out by a list of `classes`",
+        r"1 of 4 classes have no images \(003.Bat\); leave them out by a list of `classes`",
     ),
     (lambda root: edit(root / "images.txt", "1 001.Auk/1", "1 001.Auk/0"), r"1 examples are listed twice"),
     (lambda root: edit(root / "images.txt", "0 001.Auk/0.png", "0 ../0.png"), r"'\.\.' is not a path inside"),
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_cub_is_said_in_one_line(cub: Path, spoil: Callable[[
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_picture_is_named_when_it_is_read(cub: Path) -> None:
+def test_a_damaged_image_is_named_when_it_is_read(cub: Path) -> None:
     path = cub / "images/001.Auk/0.png"
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match=r"001.Auk/0.png: truncated"):
@@ -196,7 +196,7 @@ def nabirds(tmp_path: Path) -> Path:
     """Two classes with the ids 817 and 1001 among 0, 1, 2, which are groups; two of the names are equal."""
     files = {"a-1": ("0817/x.png", 817, 1), "b-2": ("1001/y.png", 1001, 1), "c-3": ("0817/z.png", 817, 0)}
     for file, _, _ in files.values():
-        picture(tmp_path / "images" / file)
+        image(tmp_path / "images" / file)
     lines(tmp_path / "classes.txt", "0 Birds", "1 Ducks", "2 Snow Goose", "817 Snow Goose (White)", "1001 Brant")
     lines(tmp_path / "images.txt", *(f"{key} {file}" for key, (file, _, _) in files.items()))
     lines(tmp_path / "image_class_labels.txt", *(f"{key} {number}" for key, (_, number, _) in files.items()))
@@ -217,21 +217,21 @@ def test_equal_names_of_nabirds_are_told_apart_by_their_ids(nabirds: Path) -> No
 
 def test_a_folder_for_each_class(tmp_path: Path) -> None:
     for file in ("b/2.png", "b/10.png", "a/deep/1.png"):
-        picture(tmp_path / file)
+        image(tmp_path / file)
     tree = dataset(name="image_folder", root=tmp_path)
     assert tree.classes == ("a", "b")
     assert list(zip(tree.names, tree.targets, strict=True)) == [("a/deep/1", 0), ("b/2", 1), ("b/10", 1)]
     (tmp_path / "c").mkdir()
-    with pytest.raises(DataError, match=r"1 of 3 classes have no pictures \(c\)"):
+    with pytest.raises(DataError, match=r"1 of 3 classes have no images \(c\)"):
         dataset(name="image_folder", root=tmp_path)
-    picture(tmp_path / "loose.png")
-    with pytest.raises(DataError, match=r"1 pictures lie outside of the classes' folders, the first loose.png"):
+    image(tmp_path / "loose.png")
+    with pytest.raises(DataError, match=r"1 images lie outside of the classes' folders, the first loose.png"):
         dataset(name="image_folder", root=tmp_path)
 
 
 def test_a_tree_has_links_and_what_programs_left_in_it(tmp_path: Path, litter: Callable[[Path], None]) -> None:
     for file in ("tree/a/1.JPG", "tree/a/2 of 3.png", "disk/deep/er/3.jpeg"):
-        picture(tmp_path / file)
+        image(tmp_path / file)
     (tmp_path / "tree" / "b").symlink_to(tmp_path / "disk")
     (tmp_path / "tree" / "a" / "more").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "circle").symlink_to(tmp_path / "disk" / "deep" / "..")
@@ -243,9 +243,9 @@ def test_a_tree_has_links_and_what_programs_left_in_it(tmp_path: Path, litter: C
 
 
 @pytest.mark.parametrize("place", ["tree", "tree/a", "."])
-def test_a_link_to_what_holds_it_brings_no_other_classes_pictures(tmp_path: Path, place: str) -> None:
+def test_a_link_to_what_holds_it_brings_no_other_classes_images(tmp_path: Path, place: str) -> None:
     for file in ("tree/a/1.png", "tree/b/2.png", "3.png"):
-        picture(tmp_path / file)
+        image(tmp_path / file)
     (tmp_path / "tree/a/deep").mkdir()
     (tmp_path / "tree/a/deep/link").symlink_to(tmp_path / place)
     tree = dataset(name="image_folder", root=tmp_path / "tree")
@@ -253,19 +253,19 @@ def test_a_link_to_what_holds_it_brings_no_other_classes_pictures(tmp_path: Path
     assert folders_below(tmp_path / "tree/a") == [tmp_path / "tree/a", tmp_path / "tree/a/deep"]
 
 
-def test_links_to_nothing_and_folders_are_no_pictures(tmp_path: Path) -> None:
+def test_links_to_nothing_and_folders_are_no_images(tmp_path: Path) -> None:
     for file in ("a/1.png", "b/1.png"):
-        picture(tmp_path / file)
+        image(tmp_path / file)
     (tmp_path / "a/2.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "a/3.png").symlink_to(tmp_path / "b/1.png")
     (tmp_path / "a/4.png").symlink_to(tmp_path / "a/4.png")
     (tmp_path / "b/2.png").mkdir()
     wrong = r"expected 3 files \(a/2.png, a/4.png, b/2.png\), found links to none, or folders"
-    with pytest.raises(MissingDataError, match=rf"^pictures at .*: {wrong}$"):
+    with pytest.raises(MissingDataError, match=rf"^images at .*: {wrong}$"):
         dataset(name="image_folder", root=tmp_path)
 
 
-def test_a_picture_from_the_web_may_be_of_another_format_than_its_name_says(tmp_path: Path) -> None:
+def test_a_image_from_the_web_may_be_of_another_format_than_its_name_says(tmp_path: Path) -> None:
     """As n02105855_2933.jpg of Stanford Dogs, a PNG with transparency."""
     image = np.arange(4 * 6 * 4, dtype=np.uint8).reshape(4, 6, 4)
     (tmp_path / "a").mkdir()
@@ -283,9 +283,9 @@ def test_a_picture_from_the_web_may_be_of_another_format_than_its_name_says(tmp_
             tree[0]
 
 
-def test_each_picture_may_be_a_class_of_its_own(tmp_path: Path) -> None:
+def test_each_image_may_be_a_class_of_its_own(tmp_path: Path) -> None:
     for name in ("n01_tench", "n02_goldfish"):
-        picture(tmp_path / f"{name}.png")
+        image(tmp_path / f"{name}.png")
     photos = dataset(name="image_folder", root=tmp_path, each_its_own=True)
     assert photos.classes == ("n01_tench", "n02_goldfish")
     assert photos.targets == [0, 1]
@@ -293,7 +293,7 @@ def test_each_picture_may_be_a_class_of_its_own(tmp_path: Path) -> None:
 
 def test_a_list_as_dstl_has_it(tmp_path: Path) -> None:
     for file in ("wren/1.png", "robin/1.png", "robin/2.png"):
-        picture(tmp_path / file)
+        image(tmp_path / file)
     where = tmp_path / "train.txt"
     lines(where, "wren/1.png: 3", "robin/2.png: 0")
     tree = dataset(name="image_folder", root=tmp_path, list=where)
@@ -303,7 +303,7 @@ def test_a_list_as_dstl_has_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"robin/1.png has label 3, which is that of wren"):
         dataset(name="image_folder", root=tmp_path, list=where)
     lines(where, "robin/1.png: 3", "robin/2.png: 1", "wren/1.png: 2")
-    with pytest.raises(DataError, match="pictures in robin have the labels 1, 3; expected one"):
+    with pytest.raises(DataError, match="images in robin have the labels 1, 3; expected one"):
         dataset(name="image_folder", root=tmp_path, list=where)
     lines(where, "robin/1.png 3")
     with pytest.raises(DataError, match=r"'robin/1.png 3' is not a path, a colon and a label"):
@@ -312,17 +312,17 @@ def test_a_list_as_dstl_has_it(tmp_path: Path) -> None:
 
 def test_a_list_of_a_flat_folder_calls_classes_by_number(tmp_path: Path) -> None:
     for file in ("jpg/1.png", "jpg/2.png"):
-        picture(tmp_path / file)
+        image(tmp_path / file)
     lines(tmp_path / "list.txt", "jpg/1.png: 12", "jpg/2.png: 5")
     flat = dataset(name="image_folder", root=tmp_path, list=tmp_path / "list.txt")
     assert (flat.classes, flat.targets) == (("5", "12"), [1, 0])
 
 
-def test_the_middle_of_a_picture_becomes_the_size() -> None:
+def test_the_middle_of_a_image_becomes_the_size() -> None:
     image = np.zeros((8, 20, 3), np.uint8)
     image[2:6, 8:12] = 200  # the middle half of the shorter side, as a square
     assert center_crop(image, (4, 4), 0.5).tolist() == np.full((4, 4, 3), 200).tolist()
-    assert center_crop(image, (4, 8), 0.5)[:, 2:6].min() == 200  # 4x8 of the picture: 2 on either side are dark
+    assert center_crop(image, (4, 8), 0.5)[:, 2:6].min() == 200  # 4x8 of the image: 2 on either side are dark
     assert center_crop(image, (4, 8), 0.5)[:, :2].max() == 0
 
 
@@ -354,13 +354,13 @@ def test_training_cuts_a_rectangle_and_keeps_the_label(cub: Path) -> None:
         "crop_pct": 0.875,
     }
     examples = parse(DataConfig, config).build()
-    drawn, seen = examples.draw(20, np.random.default_rng(0)), examples[20]
+    drawn, seen = examples.train_sample(20, np.random.default_rng(0)), examples[20]
     assert drawn["frame"].shape == (3, 5, 7)
     assert seen["frame"].shape == (3, 3, 3)
     assert drawn.get("label") == seen.get("label") == 2
 
 
-def test_a_rectangle_shows_all_of_the_picture_at_full_area(tmp_path: Path) -> None:
+def test_a_rectangle_shows_all_of_the_image_at_full_area(tmp_path: Path) -> None:
     path = tmp_path / "c" / "x.png"
     path.parent.mkdir()
     ramp = np.repeat(np.arange(0, 240, 24, dtype=np.uint8)[None, :, None], 10, axis=0).repeat(3, axis=2)
@@ -369,7 +369,7 @@ def test_a_rectangle_shows_all_of_the_picture_at_full_area(tmp_path: Path) -> No
         "dataset": {"name": "image_folder", "root": str(tmp_path)},
         "augment": {"crop": [10, 10], "area": [1.0, 1.0], "aspect": [1.0, 1.0], "flip": 1.0},
     }
-    drawn = parse(DataConfig, config).build().draw(0, np.random.default_rng(0))
+    drawn = parse(DataConfig, config).build().train_sample(0, np.random.default_rng(0))
     expected = ramp[:, ::-1, 0] / 255  # the mirror image of the whole
     np.testing.assert_allclose(drawn["frame"][0].numpy(), expected, atol=1 / 255)
 
@@ -388,13 +388,13 @@ def test_settings_that_do_nothing_are_refused(cub: Path, values: dict[str, Any],
         parse(DataConfig, {"dataset": {"name": "cub", "root": str(cub)}, **values})
 
 
-def test_only_labeled_pictures_have_a_middle(tmp_path: Path) -> None:
+def test_only_labeled_images_have_a_middle(tmp_path: Path) -> None:
     values = {"dataset": {"name": "folder", "frames": str(tmp_path)}, "size": [4, 4], "crop_pct": 1.0}
-    with pytest.raises(ConfigError, match="`crop_pct` is of labeled pictures; folder is scored whole"):
+    with pytest.raises(ConfigError, match="`crop_pct` is of labeled images; folder is scored whole"):
         parse(DataConfig, values)
 
 
-def test_a_picture_keeps_its_place_when_taken() -> None:
+def test_a_image_keeps_its_place_when_taken() -> None:
     images = [LabeledImage(str(i), Path(f"{i}.png"), i % 2) for i in range(4)]
     taken = LabeledImages(["even", "odd"], images).taken([3, 0])
     assert (taken.names, taken.targets) == (["3", "0"], [1, 0])

@@ -44,7 +44,7 @@ FINITE = st.floats(-(2.0**19), 2.0**19, width=32)
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A picture that JPEG keeps nearly as it is."""
+    """A image that JPEG keeps nearly as it is."""
     y, x = np.mgrid[:height, :width]
     return np.stack([2 * x, 3 * y, x + y], axis=2).astype(np.uint8)
 
@@ -166,7 +166,7 @@ def test_a_mask_of_colors_is_refused_with_the_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".ppm", ".bmp"])
-def test_a_picture_comes_back_as_written_in_rgb(tmp_path: Path, suffix: str) -> None:
+def test_a_image_comes_back_as_written_in_rgb(tmp_path: Path, suffix: str) -> None:
     image = smooth(20, 30)
     write_image(tmp_path / f"a{suffix}", image)
     np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), image)
@@ -183,7 +183,7 @@ def test_a_jpeg_is_decoded_as_pil_does_and_not_rotated(tmp_path: Path) -> None:
     assert np.abs(read.astype(int) - smooth(20, 30)).mean() < 3
 
 
-def test_gray_and_indexed_pictures_become_rgb(tmp_path: Path) -> None:
+def test_gray_and_indexed_images_become_rgb(tmp_path: Path) -> None:
     Image.fromarray(np.array([[7, 200]], np.uint8)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").tolist() == [[[7] * 3, [200] * 3]]
     write_mask(tmp_path / "b.png", np.array([[0, 1]], np.uint8))
@@ -278,7 +278,7 @@ def test_a_flipped_bit_in_a_header_or_a_png_is_an_error_or_harmless(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "progressive.jpg", "a.ppm"])
-def test_a_flipped_bit_in_a_picture_without_checksums_is_an_error_or_a_picture(tmp_path: Path, name: str) -> None:
+def test_a_flipped_bit_in_a_image_without_checksums_is_an_error_or_a_image(tmp_path: Path, name: str) -> None:
     write, read = READERS[name]
     path = tmp_path / name
     write(path)
@@ -336,13 +336,13 @@ def test_finite_values_whose_squares_overflow_are_read(tmp_path: Path) -> None:
         ("a.pfm", b"PF\n999999 999999\n-1\n", "says 999999x999999 pixels"),
         ("a.pfm", b"P6\n2 2\n255\n" + bytes(12), "not a .pfm file"),
         ("a.pfm", b"PF\n-2 2\n-1\n" + bytes(48), "not a .pfm file"),
-        ("a.png", b"<html>not found</html>", "not a PNG picture, it starts with b'<html>no'"),
-        ("a.png", b"", "not a PNG picture, it is empty"),
-        ("a.png", jpeg(smooth(4, 4)), "not a PNG picture"),
-        ("a.jpg", b"BM" + bytes(60), "not a JPEG picture"),
+        ("a.png", b"<html>not found</html>", "not a PNG image, it starts with b'<html>no'"),
+        ("a.png", b"", "not a PNG image, it is empty"),
+        ("a.png", jpeg(smooth(4, 4)), "not a PNG image"),
+        ("a.jpg", b"BM" + bytes(60), "not a JPEG image"),
         ("a.ppm", b"P6\n20000 20000\n255\n", "400000000 pixels"),
         ("a.ppm", b"P6\n9000 9000\n255\n", "says 9000x9000 pixels"),
-        ("a.doc", b"", "a picture's name ends with one of"),
+        ("a.doc", b"", "a image's name ends with one of"),
     ],
 )
 def test_a_mislabeled_or_impossible_file_is_named_with_the_reason(
@@ -359,11 +359,11 @@ def test_a_mislabeled_or_impossible_file_is_named_with_the_reason(
 def test_a_png_named_as_a_jpeg_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", smooth(4, 5))
     (tmp_path / "a.png").rename(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match=r"a\.jpg: named as a JPEG picture, but it is a PNG"):
+    with pytest.raises(DataError, match=r"a\.jpg: named as a JPEG image, but it is a PNG"):
         read_image(tmp_path / "a.jpg")
 
 
-def test_a_small_file_that_claims_a_huge_picture_is_not_decoded(tmp_path: Path) -> None:
+def test_a_small_file_that_claims_a_huge_image_is_not_decoded(tmp_path: Path) -> None:
     side = 16384
     assert side * side > MAX_PIXELS
     Image.new("1", (side, side)).save(tmp_path / "a.png")

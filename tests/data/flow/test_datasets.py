@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data import DataConfig, RawDataset
+from data import DataConfig, SampleDataset
 from data.files.flow_formats import write_flo, write_kitti_flow, write_pfm
 from data.files.images import DataError, MissingDataError, write_image, write_mask
 from data.files.listing import FlowPair, FlowPairs
@@ -20,7 +20,7 @@ from data.flow.middlebury import MiddleburyConfig
 from data.flow.scene_flow import DRIVING_VAL, MONKAA_VAL, DrivingConfig, FlyingThingsConfig, MonkaaConfig
 from data.flow.sintel import VAL_SCENES, SintelConfig
 from mtsp.config import ConfigError, parse
-from mtsp.types import Raw
+from mtsp.types import Sample
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
@@ -41,7 +41,7 @@ def made(path: Path) -> Path:
     return path
 
 
-def first(raw: Raw) -> tuple[int, int, float]:
+def first(raw: Sample) -> tuple[int, int, float]:
     """The gray level of both frames and the horizontal flow."""
     both = raw["frame"], raw.get("next_frame", np.zeros((1, 1, 1)))
     return int(both[0][0, 0, 0]), int(both[1][0, 0, 0]), float(raw.get("flow", np.zeros((1, 1, 2)))[0, 0, 0])
@@ -59,7 +59,7 @@ def write_chairs(root: Path, numbers: Sequence[int], marks: str) -> Path:
     return root
 
 
-def chairs(root: Path, **options: Any) -> RawDataset:
+def chairs(root: Path, **options: Any) -> SampleDataset:
     return FlyingChairsConfig(name="flying_chairs", root=root, **options).build()
 
 
@@ -123,11 +123,11 @@ def write_film(root: Path, sequence: str, numbers: Sequence[int], cameras: Seque
                 write_pfm(file, np.dstack([flow(sign * n), np.full((HEIGHT, WIDTH), 9, np.float32)]))
 
 
-def monkaa(root: Path, **options: Any) -> RawDataset:
+def monkaa(root: Path, **options: Any) -> SampleDataset:
     return MonkaaConfig(name="monkaa", root=root, **options).build()
 
 
-def things(root: Path, **options: Any) -> RawDataset:
+def things(root: Path, **options: Any) -> SampleDataset:
     return FlyingThingsConfig(name="flying_things", root=root, **options).build()
 
 
@@ -234,7 +234,7 @@ def write_sintel(root: Path, scene: str, count: int) -> None:
             write_flo(made(root / "training" / "flow" / scene / f"frame_{n:04d}.flo"), flow(n))
 
 
-def sintel(root: Path, **options: Any) -> RawDataset:
+def sintel(root: Path, **options: Any) -> SampleDataset:
     return SintelConfig(name="sintel", root=root, **options).build()
 
 
@@ -277,7 +277,7 @@ def write_kitti(root: Path, count: int) -> None:
             write_kitti_flow(made(root / "training" / f"flow_{kind}" / f"{n:06d}_10.png"), flow(n), known)
 
 
-def kitti(root: Path, **options: Any) -> RawDataset:
+def kitti(root: Path, **options: Any) -> SampleDataset:
     return KittiConfig(name="kitti", root=root, **options).build()
 
 
@@ -326,7 +326,7 @@ def test_what_programs_left_in_the_folders_is_no_pair(tmp_path: Path, litter: Ca
     for n in (10, 11):
         write_image(made(tmp_path / "middlebury/other-data/Urban2" / f"frame{n}.png"), gray(n))
     write_flo(made(tmp_path / "middlebury/other-gt-flow/Urban2/flow10.flo"), flow(4))
-    sets: list[Callable[[], RawDataset]] = [
+    sets: list[Callable[[], SampleDataset]] = [
         partial(chairs, tmp_path / "chairs", split="all"),
         partial(monkaa, tmp_path / "monkaa"),
         partial(things, tmp_path / "things"),
@@ -377,11 +377,11 @@ def test_a_data_set_is_chosen_by_its_name_in_a_config(tmp_path: Path) -> None:
     write_chairs(tmp_path, range(1, 8), "1111112")
     values = {"dataset": {"name": "flying_chairs", "root": str(tmp_path)}, "limit": 3, "size": [8, 12]}
     config = parse(DataConfig, values)
-    assert config.build_raw().names == ["00001", "00003", "00005"]  # every second of six
+    assert config.build_dataset().names == ["00001", "00003", "00005"]  # every second of six
     example = config.build()[1]
     assert tuple(example["frame"].shape) == (3, 8, 12)
     assert [tuple(example[key].shape) for key in ("flow",) if key in example] == [(2, HEIGHT, WIDTH)]  # native
-    assert config.build_raw().labels(2)["name"] == "00005"
+    assert config.build_dataset().labels(2)["name"] == "00005"
     with pytest.raises(ConfigError, match="did you mean flying_chairs"):
         parse(DataConfig, {"dataset": {"name": "flying_chair", "root": "x"}})
 
@@ -389,7 +389,7 @@ def test_a_data_set_is_chosen_by_its_name_in_a_config(tmp_path: Path) -> None:
 # Real samples
 
 
-def warp_error(raw: Raw) -> tuple[float, float]:
+def warp_error(raw: Sample) -> tuple[float, float]:
     """Mean difference of the frame to the next one as it is, and to the next one fetched along the flow."""
     field = raw.get("flow", NONE)
     y, x = np.mgrid[: field.shape[0], : field.shape[1]].astype(np.float32)
@@ -417,7 +417,7 @@ def real_kitti(tmp_path: Path) -> Path:
 
 @real_data
 def test_real_flow_fetches_the_next_frame_back(real_kitti: Path) -> None:
-    sets: dict[str, RawDataset] = {
+    sets: dict[str, SampleDataset] = {
         "chairs": chairs(DATA / "FlyingChairs_release", split="all"),
         "sintel": sintel(DATA / "MPI-Sintel", passes=["clean"]),
         "middlebury": MiddleburyConfig(name="middlebury", root=DATA / "Middlebury").build(),

@@ -1,4 +1,4 @@
-"""Stored guesses of labeled pictures, scored by the program: numbers, and tables that it refuses."""
+"""Stored guesses of labeled images, scored by the program: numbers, and tables that it refuses."""
 
 import csv
 import json
@@ -21,13 +21,13 @@ from tools.predict import write_labels
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
 
-PICTURES = ("auk/1", "auk/2", "auk/3", "bunting/1", "emu/1", "emu/2")
+IMAGES = ("auk/1", "auk/2", "auk/3", "bunting/1", "emu/1", "emu/2")
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    """Six pictures of three classes; the guesses are to be in tmp_path/saved."""
-    for name in PICTURES:
+    """Six images of three classes; the guesses are to be in tmp_path/saved."""
+    for name in IMAGES:
         (tmp_path / "birds" / name).parent.mkdir(parents=True, exist_ok=True)
         write_image(tmp_path / f"birds/{name}.png", np.zeros((4, 4, 3), np.uint8))
     (tmp_path / "saved").mkdir()
@@ -65,7 +65,7 @@ def test_guesses_have_their_accuracies_and_what_they_do_not_tell_is_null(argumen
     assert found["ece"] == pytest.approx((2 * 0.4 + 3 * 0.3 + 0.5) / 6)
     assert found["mce"] == pytest.approx(0.5)
     assert found["nll"] is None
-    assert "top5" not in found  # of three classes every picture is right
+    assert "top5" not in found  # of three classes every image is right
     confused = [(pair["truth"], pair["taken_for"], pair["images"]) for pair in found["worst_pairs"]]
     assert sorted(confused) == [("auk", "emu", 1), ("bunting", "auk", 1)]
     row = next(csv.DictReader((tmp_path / "scores.csv").open()))
@@ -80,7 +80,7 @@ def test_a_name_and_a_guess_are_enough(arguments: list[str], tmp_path: Path) -> 
     assert found["ece"] is found["mce"] is None
 
 
-def test_classes_may_be_numbers_and_other_pictures_have_rows_too(arguments: list[str], tmp_path: Path) -> None:
+def test_classes_may_be_numbers_and_other_images_have_rows_too(arguments: list[str], tmp_path: Path) -> None:
     numbers = {"auk": "0", "bunting": "1", "emu": "2"}
     rows = [row.split(",") for row in ROWS[1:]]
     write(tmp_path, ["name,guess", *(f"{row[0]},{numbers[row[2]]}" for row in rows), "train/7,dodo"])
@@ -173,8 +173,8 @@ def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(argument
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:-2], "labels.csv: 2 of 6 pictures have no guess: emu/1, emu/2"),
-        ([*ROWS, "auk/1,auk,emu,0.4"], "labels.csv, line 8: a second guess for auk/1; each picture has one"),
+        (ROWS[:-2], "labels.csv: 2 of 6 images have no guess: emu/1, emu/2"),
+        ([*ROWS, "auk/1,auk,emu,0.4"], "labels.csv, line 8: a second guess for auk/1; each image has one"),
         ([*ROWS[:-1], "emu/2,emu,emus,0.7"], "line 7: no class is called 'emus'; did you mean emu?"),
         ([*ROWS[:-1], "emu/2,emu,3,0.7"], "line 7: no class is called '3'"),
         (
@@ -189,12 +189,12 @@ def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(argument
         (["name,guess,guess_3", "auk/1,auk,emus"], "line 2: no class is called 'emus'; did you mean emu?"),
         (
             ["name,rank,label,class", "auk/1,1,0,", "auk/1,2,1,", "auk/1,2,2,"],
-            "line 4: a second guess of rank 2 for auk/1; each picture has one",
+            "line 4: a second guess of rank 2 for auk/1; each image has one",
         ),
         (["name,rank,label,class", "auk/1,1,3,"], "line 2: no class has the number '3'; the data set has 3"),
         (["name,rank,label,class", "auk/1,best,0,"], "line 2: the rank is 'best', expected 1 for the best class"),
         (["name,guess,guess", "auk/1,auk,emu"], "labels.csv: two columns are called 'guess'; expected each once"),
-        (["picture,class"], "labels.csv: the columns are picture, class; expected name and guess at least"),
+        (["image,class"], "labels.csv: the columns are image, class; expected name and guess at least"),
         ([""], "labels.csv: the columns are none; expected name and guess at least"),
         (["name,guess", "\0"], "labels.csv"),
     ],
@@ -230,7 +230,7 @@ def test_a_data_set_is_measured_on_val_or_else_on_test() -> None:
 
 
 @real_data
-def test_guesses_of_real_pictures_are_of_the_test_split_unless_said(tmp_path: Path) -> None:
+def test_guesses_of_real_images_are_of_the_test_split_unless_said(tmp_path: Path) -> None:
     from data.classification.birds import CubConfig
 
     truth = CubConfig(name="cub", root=DATA / "CUB_200_2011", split="test").build()

@@ -1,4 +1,4 @@
-"""Images with a mask each, in the layouts of the data sets, with tiny pictures; and their label maps."""
+"""Images with a mask each, in the layouts of the data sets, with tiny images; and their label maps."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SIZE = (4, 6)
 
 
 def write_pair(frame: Path, mask: Path, *values: int, indexed: bool = False) -> None:
-    """A gray picture, and a mask whose first pixels have `values`, the others the first of them."""
+    """A gray image, and a mask whose first pixels have `values`, the others the first of them."""
     for path in (frame, mask):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_image(frame, np.full((*SIZE, 3), 99, np.uint8))
@@ -34,7 +34,7 @@ def write_pair(frame: Path, mask: Path, *values: int, indexed: bool = False) -> 
 
 def build(name: str, root: Path, **settings: Any) -> SegmentedImages:
     config = parse(DataConfig, {"dataset": {"name": name, "root": str(root), **settings}})
-    dataset = config.build_raw()
+    dataset = config.build_dataset()
     assert isinstance(dataset, SegmentedImages)
     return dataset
 
@@ -113,7 +113,7 @@ def test_what_programs_left_in_the_folders_is_no_example(
     assert dataset[0].get("mask", np.zeros(0)).shape == SIZE
 
 
-def test_the_lists_of_sbd_may_name_pictures_and_masks(tmp_path: Path) -> None:
+def test_the_lists_of_sbd_may_name_images_and_masks(tmp_path: Path) -> None:
     voc(tmp_path)
     lists = tmp_path / "ImageSets" / "Segmentation"
     (lists / "train_aug.txt").write_text("/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png\n")
@@ -137,12 +137,12 @@ def test_cityscapes_train_ids_are_told_not_guessed(tmp_path: Path) -> None:
     assert first_ids(build("cityscapes", tmp_path, masks="labelTrainIds"), 3) == [0, 18, IGNORE]
 
 
-# Your own pictures
+# Your own images
 
 
 def own(root: Path, **settings: Any) -> SegmentedImages:
     values = {"name": "mask_folder", "frames": str(root / "images"), "masks": str(root / "labels"), **settings}
-    dataset = parse(DataConfig, {"dataset": values}).build_raw()
+    dataset = parse(DataConfig, {"dataset": values}).build_dataset()
     assert isinstance(dataset, SegmentedImages)
     return dataset
 
@@ -158,11 +158,11 @@ def test_own_masks_mean_what_the_config_says(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("park/1\n")
     assert own(tmp_path, **settings, split=str(tmp_path / "train.txt")).names == ["park/1"]
     (tmp_path / "train.txt").write_text("park/1\npark/3\n")
-    with pytest.raises(MissingDataError, match=r"1 names have no picture in .*, the first 'park/3'"):
+    with pytest.raises(MissingDataError, match=r"1 names have no image in .*, the first 'park/3'"):
         own(tmp_path, **settings, split=str(tmp_path / "train.txt"))
 
 
-def test_own_pictures_are_found_behind_links_and_not_among_hidden_ones(
+def test_own_images_are_found_behind_links_and_not_among_hidden_ones(
     tmp_path: Path, litter: Callable[[Path], None]
 ) -> None:
     write_pair(tmp_path / "disk/day/1.jpg", tmp_path / "labels/trip/day/1.png", 0, 1)
@@ -222,7 +222,7 @@ def test_missing_files_and_lines_are_refused_before_anything_is_decoded(tmp_path
     with pytest.raises(MissingDataError, match=r"1 file \(trainannot/0001\.png\) missing"):
         build("camvid", tmp_path)
     (tmp_path / "train.txt").write_text("train/0001.png\n")
-    with pytest.raises(DataError, match="is not a picture and its labels"):
+    with pytest.raises(DataError, match="is not a image and its labels"):
         build("camvid", tmp_path)
     (tmp_path / "train.txt").write_text("../train/../0001.png a\n")
     with pytest.raises(DataError, match="is not a path inside"):
@@ -234,7 +234,7 @@ def test_an_image_without_a_known_pixel_is_read_and_cropped(tmp_path: Path) -> N
     write_pair(tmp_path / "train/0001.png", tmp_path / "trainannot/0001.png", 11)
     augment = {"preset": "encnet", "short_side": 8, "crop": [16, 16]}  # a crop larger than the image, too
     config = parse(DataConfig, {"dataset": {"name": "camvid", "root": str(tmp_path)}, "augment": augment})
-    drawn = config.build().draw(0, np.random.default_rng(0))
+    drawn = config.build().train_sample(0, np.random.default_rng(0))
     assert drawn["frame"].shape == (3, 16, 16)
     assert drawn.get("mask", np.zeros(1)).unique().tolist() == [IGNORE]  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -283,11 +283,11 @@ def test_colors_are_the_published_ones_and_all_different() -> None:
         assert len(np.unique(label_map.palette(), axis=0)) == len(label_map.classes)
 
 
-def test_a_label_map_is_a_picture_of_its_colors() -> None:
-    picture = legend(CAMVID)
-    assert picture.shape == (22 * (11 + 1 + 1), 230, 3)  # a title, eleven classes, unknown
+def test_a_label_map_is_a_image_of_its_colors() -> None:
+    image = legend(CAMVID)
+    assert image.shape == (22 * (11 + 1 + 1), 230, 3)  # a title, eleven classes, unknown
     for row, color in enumerate(CAMVID.palette().tolist(), start=1):
-        assert picture[22 * row + 11, 20].tolist() == color
+        assert image[22 * row + 11, 20].tolist() == color
     assert legend(ADE20K).shape[1] == 230 * 6  # 151 rows, 30 in a column
 
 
@@ -297,10 +297,10 @@ def test_an_example_is_shown_with_what_is_in_it() -> None:
     frame = np.full((40, 30, 3), 7, np.uint8)
     shown = colored(mask, CAMVID)
     assert [shown[row, 0].tolist() for row in (0, 10, 39)] == [[64, 0, 128], [255, 255, 255], [128, 64, 128]]
-    picture = labeled_example(frame, mask, CAMVID)
-    np.testing.assert_array_equal(picture[:40, :30], frame)
-    np.testing.assert_array_equal(picture[:40, 38:68], shown)
-    assert picture.shape[0] == 22 * (2 + 1 + 1)  # two classes of eleven are in it
+    image = labeled_example(frame, mask, CAMVID)
+    np.testing.assert_array_equal(image[:40, :30], frame)
+    np.testing.assert_array_equal(image[:40, 38:68], shown)
+    assert image.shape[0] == 22 * (2 + 1 + 1)  # two classes of eleven are in it
 
 
 @real_data

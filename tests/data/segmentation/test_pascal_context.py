@@ -52,7 +52,7 @@ EVERYTHING = box(SIZE, slice(None), slice(None))
 
 
 def annotations() -> dict[str, Any]:
-    """Two training pictures, one for validation, one for testing. In the first a dog (113) is painted over grass (187),
+    """Two training images, one for validation, one for testing. In the first a dog (113) is painted over grass (187),
     a crowd of persons (284) over both, and what has no class of the 59 (500) over all of them."""
 
     def image(number: int, phase: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def annotations() -> dict[str, Any]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The folder that a download leaves: VOC2010 with pictures, and the annotations beside it."""
+    """The folder that a download leaves: VOC2010 with images, and the annotations beside it."""
     (tmp_path / "VOC2010" / "JPEGImages").mkdir(parents=True)
     for number in (1, 2, 3):
         write_image(tmp_path / "VOC2010" / "JPEGImages" / f"2008_{number:06d}.jpg", np.zeros((*SIZE, 3), np.uint8))
@@ -95,7 +95,7 @@ def root(tmp_path: Path) -> Path:
 
 def build(root: Path, **settings: Any) -> SegmentedImages:
     values = {"name": "pascal_context", "root": str(root), **settings}
-    dataset = parse(DataConfig, {"dataset": values}).build_raw()
+    dataset = parse(DataConfig, {"dataset": values}).build_dataset()
     assert isinstance(dataset, SegmentedImages)
     return dataset
 
@@ -110,7 +110,7 @@ def test_segments_are_painted_in_the_order_of_the_file(root: Path) -> None:
     expected[39, 49] = 0  # none of the 59
     np.testing.assert_array_equal(read_mask(root / "VOC2010" / MASKS / "2008_000001.png"), expected)
     lists = {split: (root / "VOC2010" / LISTS / f"{split}.txt").read_text() for split in ("train", "val")}
-    assert lists == {"train": "2008_000001\n2008_000002\n", "val": "2008_000003\n"}  # nothing of the test picture
+    assert lists == {"train": "2008_000001\n2008_000002\n", "val": "2008_000003\n"}  # nothing of the test image
     assert sorted(path.name for path in (root / "VOC2010" / MASKS).iterdir()) == [
         f"2008_00000{i}.png" for i in (1, 2, 3)
     ]
@@ -155,7 +155,7 @@ def test_the_classes_are_the_known_59_in_the_order_of_their_ids_and_names() -> N
     assert PUBLISHED == {"train": 4996, "val": 5104}
 
 
-def test_another_number_of_pictures_is_refused_unless_told(root: Path) -> None:
+def test_another_number_of_images_is_refused_unless_told(root: Path) -> None:
     with pytest.raises(DataError, match="2 train and 1 val, published are 4,996 train and 5,104 val"):
         render_masks(root / "trainval_merged.json", root / "VOC2010")
     assert not (root / "VOC2010" / MASKS).exists()
@@ -236,7 +236,7 @@ WHOLE = rle(EVERYTHING)["counts"]  # no zeros, then 2000 ones: "0" and three cha
     ("segmentation", "reason"),
     [
         ({"size": [40, 50], "counts": WHOLE[:-1]}, "cut short"),
-        ({"size": [40, 50], "counts": WHOLE[:1]}, "the runs of its RLE are of 0 pixels, the picture has 2,000"),
+        ({"size": [40, 50], "counts": WHOLE[:1]}, "the runs of its RLE are of 0 pixels, the image has 2,000"),
         ({"size": [40, 50], "counts": WHOLE + "5"}, "are of 2,005 pixels"),
         ({"size": [40, 50], "counts": ""}, "are empty or have characters"),
         ({"size": [40, 50], "counts": "\n \u00e9"}, "characters that do not belong there"),
@@ -266,7 +266,7 @@ def test_a_segment_that_cannot_be_decoded_is_named_in_one_line(root: Path, segme
         ("images", "image_id", "2008000002", "an entry of 'images' has image_id '2008000002', expected a whole number"),
         ("images", "image_id", True, "image_id 'True', expected a whole number"),
         ("images", "height", 40.0, "height '40.0', expected a whole number"),
-        ("images", "width", 0, "2008_000002.jpg has 40x0 pixels, which no picture has"),
+        ("images", "width", 0, "2008_000002.jpg has 40x0 pixels, which no image has"),
         ("images", "file_name", None, "file_name 'None', expected text"),
         ("images", "phase", [], "phase '\\[\\]', expected text"),
         ("images", "image_id", 2008000001, "image_id 2008000001 is that of 2008_000002.jpg and of 2008_000001.jpg"),
@@ -285,19 +285,19 @@ def test_ids_and_sizes_of_another_kind_are_refused(root: Path, section: str, key
     assert not (root / "VOC2010" / MASKS).exists()
 
 
-def test_pictures_without_segments_are_counted_and_refused_if_all_are(root: Path) -> None:
+def test_images_without_segments_are_counted_and_refused_if_all_are(root: Path) -> None:
     content = annotations()
     content["annos_segmentation"] = [
         s for s in content["annos_segmentation"] if s["image_id"] in (2008000001, 2008000004)
     ]
-    assert render(root, content) == ["2 of 3 pictures have no segment: their masks are background alone"]
+    assert render(root, content) == ["2 of 3 images have no segment: their masks are background alone"]
     (root / "VOC2010" / MASKS).rename(root / "VOC2010" / "first")
-    content["annos_segmentation"] = content["annos_segmentation"][-1:]  # of the test picture
-    with pytest.raises(DataError, match="no segment is of a picture of train or val"):
+    content["annos_segmentation"] = content["annos_segmentation"][-1:]  # of the test image
+    with pytest.raises(DataError, match="no segment is of a image of train or val"):
         render(root, content)
 
 
-def test_the_annotations_may_lie_beside_the_pictures(root: Path) -> None:
+def test_the_annotations_may_lie_beside_the_images(root: Path) -> None:
     (root / "trainval_merged.json").rename(root / "VOC2010" / "trainval_merged.json")
     assert main(["convert", "pascal_context", "--root", str(root), "--partial"]) == 0
     assert build(root).names == ["2008_000001", "2008_000002"]
@@ -323,8 +323,8 @@ def test_the_command_renders_once_and_verifies(root: Path, capsys: pytest.Captur
     assert "3 examples read (train 2, val 1): all is well" in capsys.readouterr().out
     assert main(["verify", "pascal_context", "--root", str(root), "--workers", "1"]) == 1
     assert "train: 2 examples, published are 4,996" in capsys.readouterr().out
-    picture = root / "labels.png"
-    assert main(["labels", "pascal_context", "--root", str(root), "--example", "1", "--out", str(picture)]) == 0
-    assert picture.exists()
-    assert main(["labels", "pascal_context", "--root", str(root), "--example", "2", "--out", str(picture)]) == 1
+    image = root / "labels.png"
+    assert main(["labels", "pascal_context", "--root", str(root), "--example", "1", "--out", str(image)]) == 0
+    assert image.exists()
+    assert main(["labels", "pascal_context", "--root", str(root), "--example", "2", "--out", str(image)]) == 1
     assert "has the examples 0 to 1, not 2" in capsys.readouterr().err

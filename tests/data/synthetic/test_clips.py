@@ -209,7 +209,7 @@ def test_photos_become_the_texture_of_the_background(tmp_path: Path) -> None:
 
 
 def test_a_broken_photo_is_an_error_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png: "):
         render_clip(SMALL.model_copy(update={"textures": tmp_path}), 0)
 

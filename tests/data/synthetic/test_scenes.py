@@ -67,7 +67,7 @@ def test_scenes_are_read_by_the_reader_of_the_real_data(tmp_path: Path) -> None:
         parse(DataConfig, {"dataset": {"name": "pascal_context", "root": str(tmp_path / "scenes"), "split": split}})
         for split in ("train", "val")
     ]
-    train, val = (config.build_raw() for config in datasets)
+    train, val = (config.build_dataset() for config in datasets)
     assert isinstance(train, SegmentedImages)
     assert (list(train.names), list(val.names)) == ([f"scene-{i:04d}" for i in range(4)], ["scene-0004"])
     raw = train[1]

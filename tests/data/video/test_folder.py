@@ -21,7 +21,7 @@ def folder(root: Path, masks: bool = True, classes: int | None = None, **options
 
 
 def add(root: Path, name: str, level: int, mask: list[int] | None = None, suffix: str = ".png") -> None:
-    """A picture of 2x3 pixels of one gray level, and a mask of two equal rows."""
+    """A image of 2x3 pixels of one gray level, and a mask of two equal rows."""
     for place in ("frames", "masks"):
         (root / place / name).parent.mkdir(parents=True, exist_ok=True)
     write_image(root / "frames" / f"{name}{suffix}", np.full((2, 3, 3), level, np.uint8))
@@ -141,16 +141,16 @@ def test_a_mask_of_another_size_names_both(tmp_path: Path) -> None:
         folder(tmp_path)[0]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*frames"):
         folder(tmp_path, masks=False)
     (tmp_path / "frames").mkdir()
-    (tmp_path / "frames" / "notes.txt").write_text("no picture")
+    (tmp_path / "frames" / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match="no examples"):
         folder(tmp_path, masks=False)
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     add(tmp_path, "1", 10)
     add(tmp_path, "1", 10, suffix=".ppm")
     with pytest.raises(DataError, match=r"both 1\.png and 1\.ppm; keep one"):

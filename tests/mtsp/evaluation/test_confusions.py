@@ -1,4 +1,4 @@
-"""The most confused pairs, the table of classes, and the picture of them."""
+"""The most confused pairs, the table of classes, and the figure of them."""
 
 from pathlib import Path
 
@@ -59,15 +59,15 @@ def test_the_table_says_nothing_where_nothing_is_known() -> None:
     assert lines[5] == "| emu | 0 | - | - | - |"
 
 
-def test_the_picture_shows_the_mistaken_examples_only(tmp_path: Path) -> None:
+def test_the_figure_shows_the_mistaken_examples_only(tmp_path: Path) -> None:
     labels, predictions = [0, 0, 1, 1], [0, 1, 1, 0]
     shown: list[int] = []
 
-    def picture(index: int) -> np.ndarray:
+    def figure(index: int) -> np.ndarray:
         shown.append(index)
         return np.full((8, 8, 3), 50 * index, np.uint8)
 
-    draw_pairs(tmp_path / "pairs.png", [Pair(0, 1, 2, 0.5)], NAMES, labels, predictions, picture)
+    draw_pairs(tmp_path / "pairs.png", [Pair(0, 1, 2, 0.5)], NAMES, labels, predictions, figure)
     assert shown == [1, 3]
     image = read_image(tmp_path / "pairs.png")
     assert image.shape[1] > image.shape[0] > 100

@@ -35,7 +35,7 @@ class Stored:
         frame = torch.zeros(3, HEIGHT // 2, WIDTH // 2)
         return Batch(name=[f"clip/{index:05d}"], frame=frame, mask=mask, flow=flow, flow_valid=valid)
 
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         raise AssertionError("evaluation draws nothing")
 
 
@@ -111,11 +111,11 @@ class Labeled:
 
     def __getitem__(self, index: int) -> Batch:
         if index == self.unreadable:
-            raise ValueError("00005.jpg: not a picture")
+            raise ValueError("00005.jpg: not a image")
         frame = torch.full((3, 4, 6 if index < 4 else 8), index % 3 / 2)
         return Batch(name=[f"{index:05d}"], frame=frame, label=torch.tensor(index % 3))
 
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         raise AssertionError("evaluation draws nothing")
 
 
@@ -155,7 +155,7 @@ def test_images_of_one_size_are_measured_together_and_each_once(size: int, batch
 
 def test_an_unreadable_example_ends_the_evaluation_and_the_network_trains_on() -> None:
     model = Pixel().train()
-    with pytest.raises(ValueError, match=r"00005\.jpg: not a picture"):
+    with pytest.raises(ValueError, match=r"00005\.jpg: not a image"):
         evaluate(Accelerator(cpu=True), model, Labeled(unreadable=5), workers=2)
     assert model.training
 

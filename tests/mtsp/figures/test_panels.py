@@ -51,7 +51,7 @@ def test_unknown_flow_is_black_and_does_not_set_the_scale() -> None:
     assert colors[3].tolist() == [255, 0, 0]
 
 
-def test_a_fixed_radius_makes_pictures_comparable() -> None:
+def test_a_fixed_radius_makes_figures_comparable() -> None:
     half, full, beyond = flow_to_color(vectors((2, 0), (4, 0), (8, 0)), radius=4)[0]
     assert half.tolist() == [255, 127, 127]
     assert full.tolist() == [255, 0, 0]
@@ -134,7 +134,7 @@ def test_a_resized_flow_has_its_vectors_scaled_by_width_and_height() -> None:
 
 
 def test_a_panel_has_a_column_for_each_thing_that_is_there() -> None:
-    # A column is TILE + 8 wide and 8 pixels end the row; a row is 228 high: the title 20, the picture 200, a gap 8.
+    # A column is TILE + 8 wide and 8 pixels end the row; a row is 228 high: the title 20, the figure 200, a gap 8.
     mask, flow = torch.zeros(2, 40, 64, dtype=torch.long), torch.zeros(2, 2, 40, 64)
     logits, next_frame = torch.zeros(2, 2, 10, 16), torch.rand(2, 3, 40, 64)
 
@@ -154,7 +154,7 @@ def test_true_and_predicted_flow_of_a_panel_share_the_scale_of_the_truth() -> No
     truth, half = torch.zeros(2, 2, 40, 64), torch.zeros(2, 2, 20, 32)
     truth[:, 0], half[:, 0] = 4, 2
     image = panel(example(flow=truth), {"flow": half})
-    x, y = 8 + TILE + 8 + TILE // 2, 8 + 20 + 100  # the middle of the second column's first picture
+    x, y = 8 + TILE + 8 + TILE // 2, 8 + 20 + 100  # the middle of the second column's first figure
     assert image[y, x].tolist() == [255, 0, 0]
     assert image[y + 228, x].tolist() == [255, 0, 0]
     assert image[y, x + TILE + 8].tolist() == [49, 54, 149]  # no error
@@ -181,9 +181,9 @@ def test_a_long_name_does_not_run_into_the_next_column() -> None:
 def test_the_best_classes_are_bars_as_long_as_probable_and_the_true_one_is_green() -> None:
     batch = example(label=torch.tensor([1, 0]))
     outputs = Outputs(label_logits=torch.tensor([[0.0, 0.6, 0.4], [0.0, 0.0, 0.0]]).clamp(min=1e-9).log())
-    picture = panel(batch, outputs, classes=["wren", "swift", "gull"])
-    assert picture.shape[1] == 2 * TILE + 3 * 8  # the frame, and beside it the classes
-    column = picture[:, TILE + 2 * 8 :]
+    figure = panel(batch, outputs, classes=["wren", "swift", "gull"])
+    assert figure.shape[1] == 2 * TILE + 3 * 8  # the frame, and beside it the classes
+    column = figure[:, TILE + 2 * 8 :]
     green = (column == (190, 225, 190)).all(-1).sum(1).max()
     gray = (column == (225, 225, 225)).all(-1).sum(1).max()
     assert (green, gray) == (pytest.approx(0.6 * TILE, abs=2), pytest.approx(0.4 * TILE, abs=2))

@@ -349,7 +349,7 @@ def near(edges: np.ndarray, others: np.ndarray, radius: float) -> int:
 def test_boundaries_near_the_borders_are_matched_at_any_radius(
     compiled: bool, seed: int, height: int, width: int, bound: float
 ) -> None:
-    """Single pixels, also at the borders, and radii of 720p and 1080p (12 and 18 px) and beyond the picture."""
+    """Single pixels, also at the borders, and radii of 720p and 1080p (12 and 18 px) and beyond the image."""
     rng = np.random.default_rng(seed)
     ours, theirs = (rng.random((height, width)) < 0.03 for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:

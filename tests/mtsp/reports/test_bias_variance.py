@@ -167,8 +167,8 @@ def test_descent_takes_the_gradients_step() -> None:
 
 def test_the_figure_has_the_papers_signs(tmp_path: Path) -> None:
     draw(figure_panels(), tmp_path / "figure.png")
-    picture = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
-    for third in np.array_split(picture, 3, axis=1):
+    figure = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
+    for third in np.array_split(figure, 3, axis=1):
         assert (third == [255, 0, 0]).all(axis=-1).any()  # the star
         assert (third == [0xCF, 0xE2, 0xF7]).all(axis=-1).any()  # the admissible set
         assert (third == [0, 0, 0]).all(axis=-1).any()  # the path

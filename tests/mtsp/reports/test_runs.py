@@ -82,10 +82,10 @@ def test_runs_of_one_name_may_differ_in_the_seed_and_in_numbers_of_paths_only(tm
 def test_curves_are_drawn_for_runs_of_unequal_length(tmp_path: Path) -> None:
     paths = [run(tmp_path, "l2", 0, {10: 0.1, 20: 0.2}), run(tmp_path, "l2", 1, {10: 0.1}), run(tmp_path, "sp", 0, {})]
     curves([Run.read(path) for path in paths], tmp_path / "curves.png")
-    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).reshape(-1, 3)
+    figure = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).reshape(-1, 3)
     # matplotlib's first two colors: both groups are drawn, and named in the legend.
-    assert (picture == [31, 119, 180]).all(axis=1).any()
-    assert (picture == [255, 127, 14]).all(axis=1).any()
+    assert (figure == [31, 119, 180]).all(axis=1).any()
+    assert (figure == [255, 127, 14]).all(axis=1).any()
 
 
 def test_small_and_large_numbers_keep_their_digits(tmp_path: Path) -> None:

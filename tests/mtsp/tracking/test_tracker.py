@@ -19,7 +19,7 @@ from mtsp.tracking import tracker as tracking
 from mtsp.tracking.tracker import Tracker, TrackingConfig, read_metrics
 
 EXPERIMENT = {"name": "test", "seed": 0, "optim": {"lr": 0.1}}
-PICTURE = np.zeros((4, 6, 3), np.uint8)
+FIGURE = np.zeros((4, 6, 3), np.uint8)
 
 
 def opened(run_dir: Path, resume: Any = None, **config: Any) -> Tracker:
@@ -126,20 +126,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_pictures_are_files_that_sort_by_step(tmp_path: Path) -> None:
+def test_figures_are_files_that_sort_by_step(tmp_path: Path) -> None:
     tracker = opened(tmp_path)
-    tracker.pictures(100, {"val/davis/0": PICTURE})
-    tracker.pictures(20, {"val/davis/0": PICTURE})
-    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    tracker.figures(100, {"val/davis/0": FIGURE})
+    tracker.figures(20, {"val/davis/0": FIGURE})
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["0000020-val-davis-0.png", "0000100-val-davis-0.png"]
-    assert Image.open(tmp_path / "pictures" / names[0]).size == (6, 4)
+    assert Image.open(tmp_path / "figures" / names[0]).size == (6, 4)
 
 
 def test_a_silent_tracker_takes_everything_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tracker = Tracker.silent()
     tracker.log(1, {"loss": 1.0})
-    tracker.pictures(1, {"a": PICTURE})
+    tracker.figures(1, {"a": FIGURE})
     tracker.close()
     assert not list(tmp_path.iterdir())
 
@@ -175,12 +175,12 @@ class TestTensorBoard:
         events.Reload()
         return [(event.step, event.value) for event in events.Scalars("loss")]
 
-    def test_gets_numbers_and_pictures_and_a_resumed_run_replaces_what_is_done_again(self, tmp_path: Path) -> None:
+    def test_gets_numbers_and_figures_and_a_resumed_run_replaces_what_is_done_again(self, tmp_path: Path) -> None:
         first = opened(tmp_path, trackers=("tensorboard",))
         first.log(10, {"loss": 3})
         state = first.state()
         first.log(20, {"loss": 2})
-        first.pictures(20, {"val": PICTURE})
+        first.figures(20, {"val": FIGURE})
         first.close()
         second = opened(tmp_path, state, trackers=("tensorboard",))
         second.log(20, {"loss": 1})
@@ -232,7 +232,7 @@ class TestWandb:
     def test_offline_and_resumed_is_one_run_with_our_own_step(self, tmp_path: Path) -> None:
         first = opened(tmp_path, trackers=("wandb",), mode="offline", project="proof")
         first.log(50, {"loss": 3})
-        first.pictures(50, {"val": PICTURE})
+        first.figures(50, {"val": FIGURE})
         state = json.loads(json.dumps(first.state()))
         first.close()
         second = opened(tmp_path, state, trackers=("wandb",), mode="offline", project="proof")

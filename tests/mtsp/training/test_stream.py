@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtsp.batches import collate, read_ahead
-from mtsp.training.stream import Slice, micro_batches
+from mtsp.training.stream import Shard, micro_batches
 from mtsp.types import Batch
 
 
@@ -23,23 +23,23 @@ class Numbers:
     def __getitem__(self, index: int) -> Batch:
         raise AssertionError("training draws")
 
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         if index == self.bad:
             raise ValueError(f"frame{index}.png is truncated")
         return {"name": [str(index)], "frame": torch.tensor([index, rng.random()])}  # pyright: ignore[reportReturnType]
 
 
 def values(
-    length: int, part: Slice, start: int, count: int, batch_size: int = 4, workers: int = 0
+    length: int, shard: Shard, start: int, count: int, batch_size: int = 4, workers: int = 0
 ) -> list[torch.Tensor]:
     stream = micro_batches(
-        Numbers(length), batch_size=batch_size, start=start, seed=[3], part=part, collate=collate, workers=workers
+        Numbers(length), batch_size=batch_size, start=start, seed=[3], shard=shard, collate=collate, workers=workers
     )
     return [batch["frame"] for batch in islice(stream, count)]
 
 
 def test_every_example_comes_once_per_epoch_in_a_new_order_and_with_new_randomness() -> None:
-    drawn = torch.cat(values(6, Slice(), 0, 3, batch_size=4))  # 12 samples: two epochs of 6
+    drawn = torch.cat(values(6, Shard(), 0, 3, batch_size=4))  # 12 samples: two epochs of 6
     first, second = drawn[:6], drawn[6:]
     assert sorted(first[:, 0].tolist()) == sorted(second[:, 0].tolist()) == [0, 1, 2, 3, 4, 5]
     assert first[:, 0].tolist() != second[:, 0].tolist()
@@ -48,23 +48,23 @@ def test_every_example_comes_once_per_epoch_in_a_new_order_and_with_new_randomne
 
 @pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
 def test_processes_and_micro_batches_share_the_same_global_batch(processes: int, accumulate: int) -> None:
-    whole = values(10, Slice(), 0, 5)
-    parts = [values(10, Slice(rank, processes, accumulate), 0, 5 * accumulate) for rank in range(processes)]
+    whole = values(10, Shard(), 0, 5)
+    parts = [values(10, Shard(rank, processes, accumulate), 0, 5 * accumulate) for rank in range(processes)]
     for step, batch in enumerate(whole):
         shared = [parts[rank][step * accumulate + m] for rank in range(processes) for m in range(accumulate)]
         assert sorted(map(tuple, torch.cat(shared).tolist())) == sorted(map(tuple, batch.tolist()))
 
 
 def test_a_resumed_stream_goes_on_with_the_same_samples() -> None:
-    assert all(map(torch.equal, values(7, Slice(), 0, 9)[5:], values(7, Slice(), 5, 4)))
+    assert all(map(torch.equal, values(7, Shard(), 0, 9)[5:], values(7, Shard(), 5, 4)))
 
 
 def test_worker_processes_change_nothing() -> None:
-    assert all(map(torch.equal, values(7, Slice(), 2, 4), values(7, Slice(), 2, 4, workers=2)))
+    assert all(map(torch.equal, values(7, Shard(), 2, 4), values(7, Shard(), 2, 4, workers=2)))
 
 
 def test_a_dataset_smaller_than_a_batch_repeats_itself_with_other_augmentations() -> None:
-    (batch,) = values(2, Slice(), 0, 1)
+    (batch,) = values(2, Shard(), 0, 1)
     assert sorted(batch[:, 0].tolist()) == [0, 0, 1, 1]
     assert len(set(batch[:, 1].tolist())) == 4
 
@@ -72,7 +72,7 @@ def test_a_dataset_smaller_than_a_batch_repeats_itself_with_other_augmentations(
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_sample_is_one_line(workers: int) -> None:
     stream = micro_batches(
-        Numbers(4, bad=2), batch_size=4, start=0, seed=[0], part=Slice(), collate=collate, workers=workers
+        Numbers(4, bad=2), batch_size=4, start=0, seed=[0], shard=Shard(), collate=collate, workers=workers
     )
     with pytest.raises(ValueError, match=r"^frame2.png is truncated$"):
         next(stream)
@@ -80,7 +80,7 @@ def test_an_unreadable_sample_is_one_line(workers: int) -> None:
 
 def test_a_batch_that_cannot_be_shared_out_evenly_is_refused() -> None:
     with pytest.raises(ValueError, match="6 cannot be shared by 2 processes x 2 micro-batches; use a multiple of 4"):
-        next(micro_batches(Numbers(9), batch_size=6, start=0, seed=[0], part=Slice(0, 2, 2), collate=collate))
+        next(micro_batches(Numbers(9), batch_size=6, start=0, seed=[0], shard=Shard(0, 2, 2), collate=collate))
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

@@ -14,8 +14,8 @@ from mtsp.types import Batch
 CLASSES = ("cat", "dog")
 
 
-class Pictures:
-    """Picture i is of 2x2 pixels of the value i / 10, of class i % 2; those in `broken` cannot be read."""
+class Images:
+    """Image i is of 2x2 pixels of the value i / 10, of class i % 2; those in `broken` cannot be read."""
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
         self.count, self.broken, self.read = count, broken, 0
@@ -29,7 +29,7 @@ class Pictures:
         self.read += 1
         return Batch(name=[str(index)], frame=torch.full((3, 2, 2), index / 10), label=torch.tensor(index % 2))
 
-    def draw(self, index: int, rng: np.random.Generator) -> Batch:
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         return self[index]
 
 
@@ -45,8 +45,8 @@ def stopping_after(batches: int) -> Callable[[], bool]:
 
 
 def test_means_and_counts_of_each_class() -> None:
-    """Pictures 0, .1, .2, .3, .4: class 0 has 0, .2, .4 (mean .2, mean square .2 / 3), class 1 has .1, .3 (.2, .05)."""
-    found = extract(brightness, Pictures(5), CLASSES, "brightness", batch_size=2)
+    """Images 0, .1, .2, .3, .4: class 0 has 0, .2, .4 (mean .2, mean square .2 / 3), class 1 has .1, .3 (.2, .05)."""
+    found = extract(brightness, Images(5), CLASSES, "brightness", batch_size=2)
     np.testing.assert_allclose(found.means, [[0.2, 0.2 / 3], [0.2, 0.05]], rtol=1e-6)
     assert found.counts.tolist() == [3, 2]
     assert (found.names, found.features) == (CLASSES, "brightness")
@@ -54,11 +54,11 @@ def test_means_and_counts_of_each_class() -> None:
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     partial = tmp_path / "sums.safetensors"
-    whole = extract(brightness, Pictures(23), CLASSES, "b", batch_size=4)
+    whole = extract(brightness, Images(23), CLASSES, "b", batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        extract(brightness, Pictures(23), CLASSES, "b", batch_size=4, partial=partial, stop=stopping_after(3))
+        extract(brightness, Images(23), CLASSES, "b", batch_size=4, partial=partial, stop=stopping_after(3))
     assert partial.is_file()
-    rest, seen = Pictures(23), []
+    rest, seen = Images(23), []
     found = extract(brightness, rest, CLASSES, "b", batch_size=4, partial=partial, progress=seen.append)
     assert rest.read == 23 - 12  # three batches of four were done
     assert (seen[0], seen[-1]) == (12, 23)
@@ -69,31 +69,31 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> No
 def test_sums_are_kept_from_time_to_time_and_on_an_error(tmp_path: Path) -> None:
     partial = tmp_path / "sums.safetensors"
     with pytest.raises(ValueError, match=r"^9.jpg: truncated$"):
-        extract(brightness, Pictures(12, broken=(9,)), CLASSES, "b", batch_size=4, partial=partial)
-    mended = Pictures(12)
+        extract(brightness, Images(12, broken=(9,)), CLASSES, "b", batch_size=4, partial=partial)
+    mended = Images(12)
     extract(brightness, mended, CLASSES, "b", batch_size=4, partial=partial)
     assert mended.read == 4
 
 
-def test_unreadable_pictures_are_left_out_only_if_asked() -> None:
-    """Without picture 0, class 0 has .2 alone."""
+def test_unreadable_images_are_left_out_only_if_asked() -> None:
+    """Without image 0, class 0 has .2 alone."""
     skipped: list[str] = []
-    found = extract(brightness, Pictures(4, broken=(0,)), CLASSES, "b", passed_over=skipped.append)
+    found = extract(brightness, Images(4, broken=(0,)), CLASSES, "b", passed_over=skipped.append)
     assert skipped == ["0.jpg: truncated"]
     assert found.counts.tolist() == [1, 2]
     assert found.means[0, 0] == pytest.approx(0.2)
     with pytest.raises(ValueError, match="none of 2 images could be read"):
-        extract(brightness, Pictures(2, broken=(0, 1)), CLASSES, "b", passed_over=skipped.append)
+        extract(brightness, Images(2, broken=(0, 1)), CLASSES, "b", passed_over=skipped.append)
 
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
-    """The sums of pictures 0, 2 and 3 of eight, for picture 1 could not be read."""
+    """The sums of images 0, 2 and 3 of eight, for image 1 could not be read."""
     partial = tmp_path / "sums.safetensors"
     with pytest.raises(KeyboardInterrupt):
         extract(
             brightness,
-            Pictures(8, broken=(1,)),
+            Images(8, broken=(1,)),
             CLASSES,
             "b",
             batch_size=4,
@@ -106,20 +106,20 @@ def stopped(tmp_path: Path) -> Path:
 
 def test_a_run_that_goes_on_tells_of_what_was_left_out_before_the_stop(stopped: Path) -> None:
     skipped: list[str] = []
-    rest = Pictures(8, broken=(1, 6))
+    rest = Images(8, broken=(1, 6))
     found = extract(brightness, rest, CLASSES, "b", batch_size=4, partial=stopped, passed_over=skipped.append)
     assert skipped == ["1.jpg: truncated", "6.jpg: truncated"]
     assert (found.counts.tolist(), rest.read) == ([3, 3], 3)
 
 
-def test_sums_without_a_picture_are_not_gone_on_from_as_if_whole(stopped: Path) -> None:
-    """The picture's own error comes at once, and the sums stay; if it can be read by now, all is summed up anew."""
+def test_sums_without_a_image_are_not_gone_on_from_as_if_whole(stopped: Path) -> None:
+    """The image's own error comes at once, and the sums stay; if it can be read by now, all is summed up anew."""
     kept = stopped.read_bytes()
     with pytest.raises(ValueError, match=r"^1.jpg: truncated$"):
-        extract(brightness, Pictures(8, broken=(1,)), CLASSES, "b", batch_size=4, partial=stopped)
+        extract(brightness, Images(8, broken=(1,)), CLASSES, "b", batch_size=4, partial=stopped)
     assert stopped.read_bytes() == kept
-    found = extract(brightness, Pictures(8), CLASSES, "b", batch_size=4, partial=stopped)
-    whole = extract(brightness, Pictures(8), CLASSES, "b", batch_size=4)
+    found = extract(brightness, Images(8), CLASSES, "b", batch_size=4, partial=stopped)
+    whole = extract(brightness, Images(8), CLASSES, "b", batch_size=4)
     assert found.counts.tolist() == [4, 4]
     assert found.means.tobytes() == whole.means.tobytes()
 
@@ -129,14 +129,14 @@ def test_sums_that_do_not_say_what_is_missing_from_them_are_refused(stopped: Pat
 
     save_file(load_file(stopped), stopped)
     with pytest.raises(ValueError, match=r"damaged \(it tells of 3 images and says 4\); delete it"):
-        extract(brightness, Pictures(8), CLASSES, "b", partial=stopped)
+        extract(brightness, Images(8), CLASSES, "b", partial=stopped)
 
 
 def test_damaged_sums_are_not_gone_on_from(tmp_path: Path) -> None:
     partial = tmp_path / "sums.safetensors"
     partial.write_bytes(b"not tensors")
     with pytest.raises(ValueError, match=r"sums\.safetensors is damaged .* delete it to extract from the first"):
-        extract(brightness, Pictures(4), CLASSES, "b", partial=partial)
+        extract(brightness, Images(4), CLASSES, "b", partial=partial)
 
 
 def test_features_that_are_not_a_finite_vector_each_are_refused() -> None:
@@ -144,16 +144,16 @@ def test_features_that_are_not_a_finite_vector_each_are_refused() -> None:
         return torch.where(frames.mean(dim=(1, 2, 3)) > 0.15, torch.nan, 1.0)[:, None]
 
     with pytest.raises(FloatingPointError, match="features of 2 are not finite"):
-        extract(poisoned, Pictures(4), CLASSES, "b")
+        extract(poisoned, Images(4), CLASSES, "b")
     with pytest.raises(ValueError, match=r"shape \(4, 3, 2, 2\) for 4 images; expected a vector of each"):
-        extract(lambda frames: frames, Pictures(4), CLASSES, "b")
+        extract(lambda frames: frames, Images(4), CLASSES, "b")
     with pytest.raises(ValueError, match="labels from 0 to 1 among 1 classes"):
-        extract(brightness, Pictures(4), ("cat",), "b")
+        extract(brightness, Images(4), ("cat",), "b")
 
 
 def test_a_class_without_images_is_named() -> None:
     with pytest.raises(ValueError, match=r"1 of 3 classes have no images \(bird\); leave them out"):
-        extract(brightness, Pictures(4), (*CLASSES, "bird"), "b")
+        extract(brightness, Images(4), (*CLASSES, "bird"), "b")
 
 
 def domain(names: str, counts: list[int], features: str = "f") -> Centroids:
