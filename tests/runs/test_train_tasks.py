@@ -104,7 +104,7 @@ def test_encnet_learns_stripes_from_all_three_of_its_losses(
     for name in ("segmentation", "segmentation_aux", "segmentation_se"):
         curve = [row[f"train/{name}"] for row in found if f"train/{name}" in row]
         assert min(curve[-3:]) < curve[0], name
-    assert any((tmp_path / "run/images").rglob("*.png"))
+    assert any((tmp_path / "run/figures").rglob("*.png"))
 
 
 def test_encnet_resumed_ends_as_if_uninterrupted(
