@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MPLBACKEND := Agg
 
-.PHONY: demo test lint types bench install clean
+.PHONY: demo test lint types docs bench install clean
 
 demo: install ## train the small SegFlow on the embedded default and show what it learned
 	$(BIN)/python tools/demo.py
@@ -18,6 +18,9 @@ lint: install
 types: install
 	$(BIN)/pyright
 
+docs: install ## the site, in docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
+
 bench: install ## every benchmark, small sizes; see tools/bench for options
 	for program in $(filter-out %/timing.py %/workers.py,$(wildcard tools/bench/*.py)); do $(BIN)/python $$program || exit 1; done
 
@@ -31,4 +34,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build

@@ -1,10 +1,10 @@
 """Get a data set, convert it, check it, look at its labels, or make a synthetic one in its place.
 
-    python tools/prepare_data.py download davis --root datasets/DAVIS
-    python tools/prepare_data.py verify davis --root datasets/DAVIS
-    python tools/prepare_data.py synthesize davis --root datasets/synthetic --clips 20 --size 240x432 objects=[1,3]
-    python tools/prepare_data.py convert pascal_context --root datasets/PASCAL-Context
-    python tools/prepare_data.py labels camvid --out camvid.png [--root datasets/CamVid] [--example 3] [split=val]
+    python tools/prepare_data.py download davis --root inputs/DAVIS
+    python tools/prepare_data.py verify davis --root inputs/DAVIS
+    python tools/prepare_data.py synthesize davis --root inputs/synthetic --clips 20 --size 240x432 objects=[1,3]
+    python tools/prepare_data.py convert pascal_context --root inputs/PASCAL-Context
+    python tools/prepare_data.py labels camvid --out camvid.png [--root inputs/CamVid] [--example 3] [split=val]
 
 `root` is the folder of the data set itself, which `data.root` of a config names. A download that is stopped, by Ctrl-C
 or by the network, continues when the same command runs again. Exit code 0: all is well; 1: something is wrong, said in

@@ -12,10 +12,11 @@ from torch import nn
 from mtsp.config import CONFIGS
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import L2SP, time_constant
+from tests.configs.shipped import shipped
 from tools.build import AnyExperiment, read_experiment
 
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
-EXPERIMENTS = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in ACCELERATE]
+EXPERIMENTS = shipped(CONFIGS)
 PAPER = [path for path in EXPERIMENTS if path.parent.name == "paper" and path.name.startswith("segflow")]
 
 
@@ -36,7 +37,8 @@ def on_meta(experiment: AnyExperiment) -> nn.Module:
 
 
 def header(path: Path) -> str:
-    lines = path.read_text().splitlines()
+    """Comment at the top of a config, without the line that names the schema."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# yaml-language-server")]
     first = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(lines[:first])
 
@@ -67,6 +69,13 @@ def test_a_config_begins_with_what_it_is_and_its_command(path: Path) -> None:
     own = path.relative_to(CONFIGS).as_posix()
     assert len(text.splitlines()[0]) > 20
     assert re.search(rf"(launch|python) tools/\w+\.py .*{re.escape(own)}|make demo", text), "the header has no command"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
+def test_a_config_names_the_schema_for_editors(path: Path) -> None:
+    first = path.read_text().partition("\n")[0]
+    named = first.removeprefix("# yaml-language-server: $schema=")
+    assert (path.parent / named).resolve() == CONFIGS / "schema.json"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
