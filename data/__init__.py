@@ -115,7 +115,7 @@ class DataConfig(Config):
         if self.limit is None or self.limit >= len(dataset):
             return dataset
         indices = [i * len(dataset) // self.limit for i in range(self.limit)]
-        return dataset.taken(indices) if isinstance(dataset, LabeledImages) else EvenlySpaced(dataset, self.limit)
+        return dataset.subset(indices) if isinstance(dataset, LabeledImages) else EvenlySpaced(dataset, self.limit)
 
 
 class EvenlySpaced:
@@ -124,7 +124,7 @@ class EvenlySpaced:
     def __init__(self, dataset: SampleDataset, count: int) -> None:
         self._dataset = dataset
         self._indices = [i * len(dataset) // count for i in range(count)]
-        self.names = [dataset.names[i] for i in self._indices]
+        self.ids = [dataset.ids[i] for i in self._indices]
         self.classes: tuple[str, ...] = getattr(dataset, "classes", ())
 
     def __len__(self) -> int:

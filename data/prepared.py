@@ -41,9 +41,9 @@ class PreparedExamples:
         self.crop_pct = crop_pct
 
     @property
-    def names(self) -> list[str]:
+    def ids(self) -> list[str]:
         """Name of each example, in order."""
-        return list(self.dataset.names)
+        return list(self.dataset.ids)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,69 +55,75 @@ class PreparedExamples:
 
     def __getitem__(self, index: int) -> Batch:
         """Return example `index` as it is evaluated: frames of `size`, labels and flow vectors at native resolution."""
-        raw = self.dataset[index]
-        check_sizes(raw)
+        sample = self.dataset[index]
+        check_sizes(sample)
         if self.size is not None:
-            raw = self._seen(raw) if self.crop_pct is not None else Sample(**{**raw, **_resized_frames(raw, self.size)})
-        return to_tensors(raw)
+            sample = (
+                self._seen(sample)
+                if self.crop_pct is not None
+                else Sample(**{**sample, **_resized_frames(sample, self.size)})
+            )
+        return to_tensors(sample)
 
     def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         """Return example `index` as it is trained on: augmented by `rng`; without augmentation, all of it of `size`."""
-        raw = self.dataset[index]
+        sample = self.dataset[index]
         if self.augmentation is not None:
-            return to_tensors(self.augmentation(raw, rng))
+            return to_tensors(self.augmentation(sample, rng))
         if self.crop_pct is not None:
-            return to_tensors(self._seen(raw))
-        return to_tensors(resized(raw, self.size or check_sizes(raw)))
+            return to_tensors(self._seen(sample))
+        return to_tensors(resized(sample, self.size or check_sizes(sample)))
 
-    def _seen(self, raw: Sample) -> Sample:
+    def _seen(self, sample: Sample) -> Sample:
         """The middle of the image, and its class."""
         assert self.size is not None
         assert self.crop_pct is not None
-        return Sample(**{**raw, "frame": center_crop(raw["frame"], self.size, self.crop_pct)})
+        return Sample(**{**sample, "frame": center_crop(sample["frame"], self.size, self.crop_pct)})
 
 
-def resized(raw: Sample, size: Size) -> Sample:
-    """Return `raw` with frames and labels stretched to `size`, flow in the new pixels.
+def resized(sample: Sample, size: Size) -> Sample:
+    """Return `sample` with frames and labels stretched to `size`, flow in the new pixels.
 
     Raises:
-        ValueError: the arrays of `raw` differ in height or width.
+        ValueError: the arrays of `sample` differ in height or width.
     """
-    source = check_sizes(raw)
+    source = check_sizes(sample)
     if size == source:
-        return raw
+        return sample
     stretch = geometry.resize(source, size)
-    out = _resized_frames(raw, size)
-    if "label" in raw:
-        out["label"] = raw["label"]
-    if "mask" in raw:
-        out["mask"] = geometry.warp_mask(raw["mask"], stretch, size, IGNORE)
-    if "flow" in raw:
-        out["flow"], out["flow_valid"] = geometry.warp_flow(raw["flow"], raw.get("flow_valid"), stretch, stretch, size)
+    out = _resized_frames(sample, size)
+    if "label" in sample:
+        out["label"] = sample["label"]
+    if "mask" in sample:
+        out["mask"] = geometry.warp_mask(sample["mask"], stretch, size, IGNORE)
+    if "flow" in sample:
+        out["flow"], out["flow_valid"] = geometry.warp_flow(
+            sample["flow"], sample.get("flow_valid"), stretch, stretch, size
+        )
     return out
 
 
-def to_tensors(raw: Sample) -> Batch:
-    """Return `raw` as tensors laid out as a `Batch` without its batch dimension. `raw` is copied, not referred to."""
-    out = Batch(name=[raw["name"]], frame=_floats(raw["frame"]))
-    if "next_frame" in raw:
-        out["next_frame"] = _floats(raw["next_frame"])
-    if "mask" in raw:
-        out["mask"] = torch.from_numpy(raw["mask"].astype(np.int64))
-    if "flow" in raw:
-        out["flow"] = torch.from_numpy(np.stack([raw["flow"][..., 0], raw["flow"][..., 1]]))
-    if "flow_valid" in raw:
-        out["flow_valid"] = torch.from_numpy(raw["flow_valid"].astype(bool))
-    if "label" in raw:
-        out["label"] = torch.tensor(raw["label"])
+def to_tensors(sample: Sample) -> Batch:
+    """Return a copy of `sample` as tensors, laid out as a `Batch` without its batch dimension."""
+    out = Batch(name=[sample["name"]], frame=_floats(sample["frame"]))
+    if "next_frame" in sample:
+        out["next_frame"] = _floats(sample["next_frame"])
+    if "mask" in sample:
+        out["mask"] = torch.from_numpy(sample["mask"].astype(np.int64))
+    if "flow" in sample:
+        out["flow"] = torch.from_numpy(np.stack([sample["flow"][..., 0], sample["flow"][..., 1]]))
+    if "flow_valid" in sample:
+        out["flow_valid"] = torch.from_numpy(sample["flow_valid"].astype(bool))
+    if "label" in sample:
+        out["label"] = torch.tensor(sample["label"])
     return out
 
 
-def _resized_frames(raw: Sample, size: Size) -> Sample:
+def _resized_frames(sample: Sample, size: Size) -> Sample:
     """The name, and both frames at `size`."""
-    out = Sample(name=raw["name"], frame=scaled(raw["frame"], size))
-    if "next_frame" in raw:
-        out["next_frame"] = scaled(raw["next_frame"], size)
+    out = Sample(name=sample["name"], frame=scaled(sample["frame"], size))
+    if "next_frame" in sample:
+        out["next_frame"] = scaled(sample["next_frame"], size)
     return out
 
 

@@ -174,7 +174,7 @@ def frames_of(path: Path, *, paired: bool = True) -> Frames:
     """
     if path.is_dir():
         dataset = FolderConfig(name="folder", frames=path, next_frame=paired).build()
-        return Frames(dataset.names, len(dataset), "", (_without_itself(dataset[i]) for i in range(len(dataset))))
+        return Frames(dataset.ids, len(dataset), "", (_without_itself(dataset[i]) for i in range(len(dataset))))
     if not path.is_file():
         raise MissingDataError(f"{path}: no such folder, image or video")
     if path.suffix.lower() in IMAGE_SUFFIXES:

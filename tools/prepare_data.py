@@ -157,10 +157,10 @@ def run_labels(name: str, root: Path | None, example: int, out: Path, values: di
         dataset = config.build()
         if not 0 <= example < len(dataset):
             raise DataError(f"{name} at {root} has the examples 0 to {len(dataset) - 1}, not {example}")
-        raw = dataset[example]
-        assert "mask" in raw
-        write_image(out, labeled_example(raw["frame"], raw["mask"], config.label_map()))
-        print(f"{raw['name']}")
+        sample = dataset[example]
+        assert "mask" in sample
+        write_image(out, labeled_example(sample["frame"], sample["mask"], config.label_map()))
+        print(f"{sample['name']}")
     print(f"{out}: {len(config.label_map().classes)} classes of {name}")
 
 

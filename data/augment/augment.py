@@ -221,38 +221,40 @@ class Augmentation:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
 
-    def __call__(self, raw: Sample, rng: np.random.Generator) -> Sample:
-        """Return `raw` augmented; `raw` is not changed.
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Return `sample` augmented; `sample` is not changed.
 
         The same state of `rng` gives the same result. Labels that are missing stay missing, except that
         `flow_valid` comes with every `flow`.
 
         Raises:
-            ValueError: the arrays of `raw` differ in height or width.
+            ValueError: the arrays of `sample` differ in height or width.
         """
-        source = check_sizes(raw)
+        source = check_sizes(sample)
         config = self.config
         size, first, second = self.maps(source, rng)
         color = next_color = config.color.sample(rng)
         if config.relative is not None:
             next_color = config.relative.color.sample(rng).after(color)
 
-        frame = geometry.warp_image(raw["frame"], first, size, config.frame_border)
-        out = Sample(name=raw["name"], frame=color.apply(frame, rng))
-        if "label" in raw:
-            out["label"] = raw["label"]
-        if "next_frame" in raw:
-            next_frame = geometry.warp_image(raw["next_frame"], second, size, config.frame_border)
+        frame = geometry.warp_image(sample["frame"], first, size, config.frame_border)
+        out = Sample(name=sample["name"], frame=color.apply(frame, rng))
+        if "label" in sample:
+            out["label"] = sample["label"]
+        if "next_frame" in sample:
+            next_frame = geometry.warp_image(sample["next_frame"], second, size, config.frame_border)
             out["next_frame"] = next_color.apply(next_frame, rng)
         if config.blur and rng.random() < 0.5:
             deviation = config.blur * rng.random()
             out["frame"] = _blurred(out["frame"], deviation)
             if "next_frame" in out:
                 out["next_frame"] = _blurred(out["next_frame"], deviation)
-        if "mask" in raw:
-            out["mask"] = geometry.warp_mask(raw["mask"], first, size, config.mask_border)
-        if "flow" in raw:
-            out["flow"], out["flow_valid"] = geometry.warp_flow(raw["flow"], raw.get("flow_valid"), first, second, size)
+        if "mask" in sample:
+            out["mask"] = geometry.warp_mask(sample["mask"], first, size, config.mask_border)
+        if "flow" in sample:
+            out["flow"], out["flow_valid"] = geometry.warp_flow(
+                sample["flow"], sample.get("flow_valid"), first, second, size
+            )
         return out
 
     def maps(self, source: Size, rng: np.random.Generator) -> tuple[Size, np.ndarray, np.ndarray]:
@@ -312,13 +314,13 @@ def _blurred(image: np.ndarray, deviation: float) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), max(deviation, 1e-3))  # zero would mean: choose one
 
 
-def check_sizes(raw: Sample) -> Size:
-    """Return the height and width that all arrays of `raw` share, or raise a ValueError that names the odd one."""
-    height, width = raw["frame"].shape[:2]
-    for key, array in raw.items():
+def check_sizes(sample: Sample) -> Size:
+    """Return the height and width that all arrays of `sample` share, or raise a ValueError that names the odd one."""
+    height, width = sample["frame"].shape[:2]
+    for key, array in sample.items():
         if isinstance(array, np.ndarray) and array.shape[:2] != (height, width):
             found = "x".join(map(str, array.shape[:2]))
-            raise ValueError(f"{raw['name']}: {key} is {found}, its frame {height}x{width}; they must match")
+            raise ValueError(f"{sample['name']}: {key} is {found}, its frame {height}x{width}; they must match")
     return height, width
 
 

@@ -133,27 +133,27 @@ def verify(
     return Report(counts, problems)
 
 
-def find_faults(raw: Sample, classes: int | None = None) -> list[str]:
+def find_faults(sample: Sample, classes: int | None = None) -> list[str]:
     """Return what is wrong with one decoded example, each in a few words; nothing if it is as `Sample` says.
 
     Args:
-        raw: decoded.
+        sample: decoded.
         classes: the mask's ids are 0 to `classes` - 1, or IGNORE; None: any.
     """
-    size = raw["frame"].shape[:2]
+    size = sample["frame"].shape[:2]
     faults = [
         f"{key} is {'x'.join(map(str, value.shape[:2]))}, the frame {'x'.join(map(str, size))}"
-        for key, value in raw.items()
+        for key, value in sample.items()
         if isinstance(value, np.ndarray) and value.shape[:2] != size
     ]
-    if "mask" in raw and classes is not None:
-        ids = np.flatnonzero(np.bincount(raw["mask"].reshape(-1), minlength=256))
+    if "mask" in sample and classes is not None:
+        ids = np.flatnonzero(np.bincount(sample["mask"].reshape(-1), minlength=256))
         if wrong := [int(i) for i in ids if i >= classes and i != IGNORE]:
             faults.append(f"the mask has ids {wrong}, there are {classes} classes")
-    if "flow" in raw:
-        if not np.isfinite(raw["flow"]).all():
+    if "flow" in sample:
+        if not np.isfinite(sample["flow"]).all():
             faults.append("the flow is NaN or infinite somewhere")
-        if "flow_valid" in raw and not raw["flow_valid"].any():
+        if "flow_valid" in sample and not sample["flow_valid"].any():
             faults.append("the flow is known nowhere")
     return faults
 
@@ -172,7 +172,7 @@ def _build(config: Any) -> SampleDataset:
 
 def _miscounted(name: str, split: str, dataset: SampleDataset, expected: int | None) -> Iterator[str]:
     if name == "davis":
-        found = Counter(example.rpartition("/")[0] for example in dataset.names)
+        found = Counter(example.rpartition("/")[0] for example in dataset.ids)
         for sequence in sorted(found.keys() | DAVIS_FRAMES[split].keys()):
             have, published = found.get(sequence, 0), DAVIS_FRAMES[split].get(sequence, 0)
             if have != published:
@@ -191,10 +191,12 @@ def _read(task: tuple[Config, int]) -> list[str]:
         _datasets[config] = _build(config)
     dataset = _datasets[config]
     try:
-        raw = dataset[index]
+        sample = dataset[index]
     except DataError as error:
         return [str(error)]
-    return [f"{raw['name']}: {fault}" for fault in find_faults(raw, 2 if isinstance(config, DavisConfig) else None)]
+    return [
+        f"{sample['name']}: {fault}" for fault in find_faults(sample, 2 if isinstance(config, DavisConfig) else None)
+    ]
 
 
 def _read_all(tasks: list[tuple[Config, int]], workers: int) -> Iterator[list[str]]:

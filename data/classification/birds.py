@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from data.classification.labeled_images import HELD_OUT, LabeledConfig, Listing, Members, contiguous
+from data.classification.labeled_images import HELD_OUT, Annotations, LabeledConfig, Members, contiguous
 from data.files.images import DataError
 from data.files.listing import find_root, read_lines
 
@@ -23,17 +23,17 @@ class CubConfig(LabeledConfig):
     split: Literal["train", "test"] = "train"
     """As in train_test_split.txt."""
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images of the split. Classes are named as their folders, "001.Black_footed_Albatross"."""
         root = find_root("CUB-200-2011", self.root, "images.txt", ("CUB_200_2011",))
-        listing = _read("CUB-200-2011", root, self.split)
-        for image in listing.images:
-            folder, name = image.path.parent.name, listing.classes[image.label]
+        annotations = _read("CUB-200-2011", root, self.split)
+        for image in annotations.images:
+            folder, name = image.path.parent.name, annotations.classes[image.label]
             if folder != name:
                 raise DataError(
                     f"{root / 'image_class_labels.txt'}: {image.name} is labeled {name!r}, but lies in {folder!r}"
                 )
-        return listing
+        return annotations
 
 
 class NabirdsConfig(LabeledConfig):
@@ -43,13 +43,13 @@ class NabirdsConfig(LabeledConfig):
     split: Literal["train", "test"] = "train"
     """As in train_test_split.txt."""
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images of the split. Classes are those with images, in the order of their ids."""
         root = find_root("NABirds", self.root, "images.txt", ("nabirds",))
         return _read("NABirds", root, self.split, groups=True)
 
 
-def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Listing:
+def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Annotations:
     """Read the four lists; with `groups`, classes.txt may name more than the classes."""
     files = _table(root / "images.txt")
     labels = _numbers(root / "image_class_labels.txt")
@@ -72,7 +72,7 @@ def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Listing
     classes = [names[n] if times[names[n]] == 1 else f"{names[n]} [{n}]" for n in label_of]
     members = Members(root / "images", root / "images.txt")
     images = [members.image(file, label_of[labels[key]]) for key, file in files.items() if _FLAGS[flags[key]] == split]
-    return Listing(kind, root, classes, images, every_class=split not in HELD_OUT)
+    return Annotations(kind, root, classes, images, every_class=split not in HELD_OUT)
 
 
 def _table(path: Path) -> dict[str, str]:

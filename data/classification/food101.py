@@ -4,7 +4,7 @@
 
 from typing import Literal
 
-from data.classification.labeled_images import LabeledConfig, Listing, Members
+from data.classification.labeled_images import Annotations, LabeledConfig, Members
 from data.files.images import DataError
 from data.files.listing import find_root
 from data.files.lists import read_json
@@ -16,7 +16,7 @@ class Food101Config(LabeledConfig):
     name: Literal["food101"]
     split: Literal["train", "test"] = "train"
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images of the split. Classes are named as their folders, "apple_pie"."""
         root = find_root("Food-101", self.root, "meta", ("food-101",))
         where = root / "meta" / f"{self.split}.json"
@@ -32,4 +32,4 @@ class Food101Config(LabeledConfig):
                 if path.partition("/")[0] != name:
                     raise DataError(f"{where}: {path} is listed as {name!r}")
                 images.append(members.image(f"{path}.jpg", label))
-        return Listing("Food-101", root, names, images, self.split == "train")
+        return Annotations("Food-101", root, names, images, self.split == "train")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from data.classification.labeled_images import LabeledConfig, LabeledImage, Listing, Members, contiguous
+from data.classification.labeled_images import Annotations, LabeledConfig, LabeledImage, Members, contiguous
 from data.files.images import DataError, MissingDataError
 from data.files.listing import folders_below, images_by_stem, subfolders
 from data.files.lists import read_names
@@ -30,7 +30,7 @@ class ImageFolderConfig(LabeledConfig):
             raise ValueError("`list` and `each_its_own` both say what the classes are; give one of them")
         return self
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images and their classes."""
         if not self.root.is_dir():
             raise MissingDataError(f"no folder {self.root}")
@@ -39,11 +39,11 @@ class ImageFolderConfig(LabeledConfig):
         if self.each_its_own:
             found = sorted(images_by_stem(self.root).items())
             images = [LabeledImage(stem, path, label) for label, (stem, path) in enumerate(found)]
-            return Listing("images", self.root, [stem for stem, _ in found], images)
+            return Annotations("images", self.root, [stem for stem, _ in found], images)
         return read_tree("images", self.root)
 
 
-def read_tree(kind: str, root: Path) -> Listing:
+def read_tree(kind: str, root: Path) -> Annotations:
     """Return the images in the folders of `root`, of any depth; each folder right in it is a class.
 
     Raises:
@@ -61,10 +61,10 @@ def read_tree(kind: str, root: Path) -> Listing:
         for folder in folders_below(root / name, root)
         for path in images_by_stem(folder).values()
     ]
-    return Listing(kind, root, names, images)
+    return Annotations(kind, root, names, images)
 
 
-def _listed(root: Path, where: Path) -> Listing:
+def _listed(root: Path, where: Path) -> Annotations:
     """Read a list of `path: label`. Classes are called as their folders; in a flat folder, as their numbers."""
     rows: list[tuple[str, int]] = []
     for line in read_names(where):
@@ -85,4 +85,4 @@ def _listed(root: Path, where: Path) -> Listing:
     label_of = contiguous(folders)
     members = Members(root, where)
     images = [members.image(file, label_of[number]) for file, number in rows]
-    return Listing("images", root, [folders[number] for number in label_of], images)
+    return Annotations("images", root, [folders[number] for number in label_of], images)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from data.classification.image_folder import read_tree
-from data.classification.labeled_images import LabeledConfig, Listing, Members, contiguous
+from data.classification.labeled_images import Annotations, LabeledConfig, Members, contiguous
 from data.files.images import DataError, MissingDataError
 from data.files.lists import read_json
 
@@ -39,7 +39,7 @@ class INaturalistConfig(LabeledConfig):
             raise ValueError(f"iNaturalist {self.version} has no train_mini; use train, or version 2021")
         return self
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images of the split. Classes are "Aves/Acanthis cannabina", of 2021 named as their folders."""
         kind = f"iNaturalist {self.version}"
         if self.version == "2021":
@@ -56,7 +56,7 @@ class INaturalistConfig(LabeledConfig):
         return _annotated(kind, self.root, where, self.version, every_class=self.split == "train")
 
 
-def _annotated(kind: str, root: Path, where: Path, version: str, *, every_class: bool) -> Listing:
+def _annotated(kind: str, root: Path, where: Path, version: str, *, every_class: bool) -> Annotations:
     """Read annotations in COCO's form."""
     found: Any = read_json(where)
     try:
@@ -77,4 +77,4 @@ def _annotated(kind: str, root: Path, where: Path, version: str, *, every_class:
         first, _, rest = str(file).partition("/")
         place = f"{version}/{rest}" if moved and first != version else str(file)
         images.append(members.image(place, label_of[numbers[key]]))
-    return Listing(kind, root, [names[number] for number in label_of], images, every_class)
+    return Annotations(kind, root, [names[number] for number in label_of], images, every_class)

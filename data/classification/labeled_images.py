@@ -29,7 +29,7 @@ class LabeledImage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Listing:
+class Annotations:
     """What a data set's own files say: its classes in order, and the images of one split."""
 
     kind: str
@@ -41,7 +41,7 @@ class Listing:
 
 
 class LabeledConfig(Config):
-    """What every data set of labeled images can be told. Its own class adds `name`, `split` and :meth:`listing`."""
+    """What every data set of labeled images can be told. Its own class adds `name`, `split` and :meth:`annotations`."""
 
     root: Path
     """The data set's own folder, or the one that holds it."""
@@ -65,7 +65,7 @@ class LabeledConfig(Config):
         return self
 
     @abstractmethod
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the data set as its own files have it. Raises DataError."""
 
     def build(self) -> "LabeledImages":
@@ -74,17 +74,17 @@ class LabeledConfig(Config):
         Raises:
             DataError: files are missing, or disagree with each other or with the class list.
         """
-        listing = self.listing()
+        annotations = self.annotations()
         if self.classes is not None:
-            listing = with_classes(listing, read_classes(self.classes), self.classes)
-        require_unique(listing.kind, listing.root, [image.name for image in listing.images])
-        if listing.every_class:
-            _require_images(listing)
-        require_files(listing.kind, listing.root, (image.path for image in listing.images))
-        images = shared_out(listing, self.label_percent, self.label_seed)
+            annotations = with_classes(annotations, read_classes(self.classes), self.classes)
+        require_unique(annotations.kind, annotations.root, [image.name for image in annotations.images])
+        if annotations.every_class:
+            _require_images(annotations)
+        require_files(annotations.kind, annotations.root, (image.path for image in annotations.images))
+        images = label_subset(annotations, self.label_percent, self.label_seed)
         if self.per_class is not None:
-            images = balanced(listing.classes, images, self.per_class, self.label_seed)
-        return LabeledImages(listing.classes, images)
+            images = repeat_per_class(annotations.classes, images, self.per_class, self.label_seed)
+        return LabeledImages(annotations.classes, images)
 
 
 class Members:
@@ -118,7 +118,7 @@ class LabeledImages:
     def __init__(self, classes: Sequence[str], images: Sequence[LabeledImage]) -> None:
         self.classes = tuple(classes)
         self.images = list(images)
-        self.names = [image.name for image in images]
+        self.ids = [image.name for image in images]
         self.targets = [image.label for image in images]
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class LabeledImages:
         image = self.images[index]
         return Labels(name=image.name, label=image.label)
 
-    def taken(self, indices: Iterable[int]) -> "LabeledImages":
+    def subset(self, indices: Iterable[int]) -> "LabeledImages":
         """Return only these examples, classes unchanged."""
         return LabeledImages(self.classes, [self.images[index] for index in indices])
 
@@ -158,39 +158,41 @@ def read_classes(path: Path) -> list[str]:
     return names
 
 
-def with_classes(listing: Listing, wanted: Sequence[str], where: Path) -> Listing:
-    """Return the listing with the `wanted` classes only, labels contiguous again, in the data set's order.
+def with_classes(annotations: Annotations, wanted: Sequence[str], where: Path) -> Annotations:
+    """Return the annotations with the `wanted` classes only, labels contiguous again, in the data set's order.
 
     Raises:
         DataError: a wanted class is not the data set's; `where` is the file that wants it.
     """
-    if unknown := [name for name in wanted if name not in set(listing.classes)]:
-        near = difflib.get_close_matches(unknown[0], listing.classes, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else f"its classes are named like {listing.classes[0]!r}"
+    if unknown := [name for name in wanted if name not in set(annotations.classes)]:
+        near = difflib.get_close_matches(unknown[0], annotations.classes, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"its classes are named like {annotations.classes[0]!r}"
         raise DataError(
-            f"{where}: {len(unknown)} of {len(wanted)} classes are not in {listing.kind} at {listing.root}, "
+            f"{where}: {len(unknown)} of {len(wanted)} classes are not in {annotations.kind} at {annotations.root}, "
             f"the first {unknown[0]!r}; {hint}"
         )
-    kept = [label for label, name in enumerate(listing.classes) if name in set(wanted)]
+    kept = [label for label, name in enumerate(annotations.classes) if name in set(wanted)]
     labels = {old: new for new, old in enumerate(kept)}
-    images = [image._replace(label=labels[image.label]) for image in listing.images if image.label in labels]
-    names = [listing.classes[label] for label in kept]
-    return Listing(listing.kind, listing.root, names, images, listing.every_class)
+    images = [image._replace(label=labels[image.label]) for image in annotations.images if image.label in labels]
+    names = [annotations.classes[label] for label in kept]
+    return Annotations(annotations.kind, annotations.root, names, images, annotations.every_class)
 
 
-def shared_out(listing: Listing, percent: float, seed: int) -> list[LabeledImage]:
-    """Return `percent` of each class's images, at least one, in the listing's order."""
+def label_subset(annotations: Annotations, percent: float, seed: int) -> list[LabeledImage]:
+    """Return `percent` of each class's images, at least one, in the annotations's order."""
     if percent == 100:
-        return list(listing.images)
+        return list(annotations.images)
     chosen: set[str] = set()
-    for label, members in _by_class(listing.images).items():
+    for label, members in _by_class(annotations.images).items():
         count = max(1, int(len(members) * percent / 100 + 0.5))
-        order = _order(members, listing.classes[label], seed)
+        order = _order(members, annotations.classes[label], seed)
         chosen |= {image.name for image in order[:count]}
-    return [image for image in listing.images if image.name in chosen]
+    return [image for image in annotations.images if image.name in chosen]
 
 
-def balanced(classes: Sequence[str], images: Sequence[LabeledImage], per_class: int, seed: int) -> list[LabeledImage]:
+def repeat_per_class(
+    classes: Sequence[str], images: Sequence[LabeledImage], per_class: int, seed: int
+) -> list[LabeledImage]:
     """Return `per_class` examples of each class, by class; what comes again has #2, #3, ... after its name."""
     out = []
     for label, members in sorted(_by_class(images).items()):
@@ -220,11 +222,11 @@ def _order(members: Sequence[LabeledImage], class_name: str, seed: int) -> list[
     return [by_name[place] for place in permutation]
 
 
-def _require_images(listing: Listing) -> None:
-    present = {image.label for image in listing.images}
-    empty = [name for label, name in enumerate(listing.classes) if label not in present]
+def _require_images(annotations: Annotations) -> None:
+    present = {image.label for image in annotations.images}
+    empty = [name for label, name in enumerate(annotations.classes) if label not in present]
     if empty:
         raise DataError(
-            f"{listing.kind} at {listing.root}: {len(empty)} of {len(listing.classes)} classes have no images "
-            f"({first_names(empty)}); leave them out by a list of `classes`"
+            f"{annotations.kind} at {annotations.root}: {len(empty)} of {len(annotations.classes)} classes have no "
+            f"images ({first_names(empty)}); leave them out by a list of `classes`"
         )

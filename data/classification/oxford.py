@@ -7,7 +7,7 @@ images to train on, 1020 to validate, 6149 to test. Maji et al., "Fine-Grained V
 
 from typing import Literal
 
-from data.classification.labeled_images import HELD_OUT, LabeledConfig, LabeledImage, Listing, Members
+from data.classification.labeled_images import HELD_OUT, Annotations, LabeledConfig, LabeledImage, Members
 from data.files.images import DataError
 from data.files.listing import find_root
 from data.files.lists import read_mat, read_names
@@ -21,7 +21,7 @@ class FlowersConfig(LabeledConfig):
     name: Literal["flowers102"]
     split: Literal["train", "val", "trainval", "test"] = "trainval"
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images of the split. Classes have the names that torchvision gives them."""
         from torchvision.datasets import Flowers102
 
@@ -38,7 +38,7 @@ class FlowersConfig(LabeledConfig):
                     raise DataError(f"{root / 'imagelabels.mat'}: image {number} has class {label} of {len(names)}")
                 stem = f"image_{number:05d}"
                 images.append(LabeledImage(stem, root / "jpg" / f"{stem}.jpg", label - 1))
-        return Listing("Flowers-102", root, names, images, self.split not in HELD_OUT)
+        return Annotations("Flowers-102", root, names, images, self.split not in HELD_OUT)
 
 
 class AircraftConfig(LabeledConfig):
@@ -49,7 +49,7 @@ class AircraftConfig(LabeledConfig):
     level: Literal["variant", "family", "manufacturer"] = "variant"
     """What a class is: 100 variants, 70 families or 30 manufacturers."""
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images of the split. Classes are named as in variants.txt, "707-320"."""
         root = find_root("FGVC-Aircraft", self.root, "data/images", ("fgvc-aircraft-2013b",)) / "data"
         plural = {"variant": "variants", "family": "families", "manufacturer": "manufacturers"}[self.level]
@@ -64,4 +64,4 @@ class AircraftConfig(LabeledConfig):
             if name not in labels:
                 raise DataError(f"{where}: {image} is a {name!r}, which {plural}.txt does not name")
             images.append(members.image(f"{image}.jpg", labels[name]))
-        return Listing("FGVC-Aircraft", root, names, images, self.split not in HELD_OUT)
+        return Annotations("FGVC-Aircraft", root, names, images, self.split not in HELD_OUT)

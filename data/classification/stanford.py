@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.classification.labeled_images import LabeledConfig, Listing, Members, contiguous
+from data.classification.labeled_images import Annotations, LabeledConfig, Members, contiguous
 from data.files.images import DataError
 from data.files.listing import find_root
 from data.files.lists import read_mat
@@ -24,7 +24,7 @@ class StanfordDogsConfig(LabeledConfig):
     split: Literal["train", "test"] = "train"
     """As in train_list.mat and test_list.mat."""
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images of the split. Classes are named as their folders, "n02085620-Chihuahua"."""
         root = find_root("Stanford Dogs", self.root, "Images", ("stanford_dogs", "StanfordDogs"))
         lists = root / "lists" if (root / "lists").is_dir() else root
@@ -41,7 +41,7 @@ class StanfordDogsConfig(LabeledConfig):
         members = Members(root / "Images", lists / f"{self.split}_list.mat")
         images = [members.image(file, label_of[number]) for file, number in rows[self.split]]
         classes = [folders[number] for number in label_of]
-        return Listing("Stanford Dogs", root, classes, images, self.split == "train")
+        return Annotations("Stanford Dogs", root, classes, images, self.split == "train")
 
 
 class StanfordCarsConfig(LabeledConfig):
@@ -52,7 +52,7 @@ class StanfordCarsConfig(LabeledConfig):
     name: Literal["stanford_cars"]
     split: Literal["train", "test"] = "train"
 
-    def listing(self) -> Listing:
+    def annotations(self) -> Annotations:
         """Return the images of the split. Classes are named as in cars_meta.mat, "AM General Hummer SUV 2000"."""
         root = find_root("Stanford Cars", self.root, "devkit", ("stanford_cars",))
         where = root / "devkit" / "cars_train_annos.mat"
@@ -73,7 +73,7 @@ class StanfordCarsConfig(LabeledConfig):
                 raise DataError(f"{where}: {file} has class {number}, but cars_meta.mat names {len(names)}")
             image = members.image(str(file), number - 1)
             images.append(image._replace(name=f"cars_{self.split}/{image.name}"))
-        return Listing("Stanford Cars", root, names, images, self.split == "train")
+        return Annotations("Stanford Cars", root, names, images, self.split == "train")
 
 
 def _dogs(path: Path) -> list[tuple[str, int]]:

@@ -36,7 +36,7 @@ class SampleDataset(Protocol):
     """A data set as decoded from disk: nothing augmented, native resolution."""
 
     @property
-    def names(self) -> Sequence[str]:
+    def ids(self) -> Sequence[str]:
         """The name of each example, unique, a relative path without suffix; known without decoding."""
         ...
 
@@ -73,9 +73,9 @@ class FlowPairs:
     """
 
     def __init__(self, kind: str, root: Path, pairs: Sequence[FlowPair]) -> None:
-        self.names = [pair.name for pair in pairs]
+        self.ids = [pair.name for pair in pairs]
         self._pairs = pairs
-        require_unique(kind, root, self.names)
+        require_unique(kind, root, self.ids)
         files = (file for p in pairs for file in (p.frame, p.next_frame, p.flow, p.invalid) if file is not None)
         require_files(kind, root, files)
 
@@ -260,13 +260,13 @@ def first_ten(files: Iterable[Path], root: Path) -> str:
     return f"{len(names)} file{'s' if len(names) > 1 else ''} ({first_names(names)})"
 
 
-def require_unique(kind: str, root: Path, names: Sequence[str]) -> None:
-    """Raise DataError unless there are `names`, each once."""
-    if not names:
+def require_unique(kind: str, root: Path, ids: Sequence[str]) -> None:
+    """Raise DataError unless there are `ids`, each once."""
+    if not ids:
         raise DataError(f"{kind} at {root}: no examples in what was asked for")
-    if len(set(names)) < len(names):
+    if len(set(ids)) < len(ids):
         seen: set[str] = set()
-        twice = [name for name in names if name in seen or seen.add(name)]
+        twice = [name for name in ids if name in seen or seen.add(name)]
         raise DataError(f"{kind} at {root}: {len(twice)} examples are listed twice, the first {twice[0]}")
 
 

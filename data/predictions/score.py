@@ -126,7 +126,7 @@ def score(
         return label_scores(score_guesses(predictions, dataset), classes)
     if "mask" not in labels and "flow" not in labels:
         raise DataError(f"{labels['name']} has no mask, flow or class to compare a prediction with")
-    files = [predictions / f"{name}{'.png' if 'mask' in labels else '.flo'}" for name in dataset.names]
+    files = [predictions / f"{name}{'.png' if 'mask' in labels else '.flo'}" for name in dataset.ids]
     if objects:
         return object_scores(_objects(dataset, predictions, files, workers, every_frame))
     _require(predictions, files)
@@ -151,14 +151,14 @@ def _objects(
     dataset: SampleDataset, folder: Path, files: Sequence[Path], workers: int | None, every_frame: bool
 ) -> DavisMeasure:
     frames: dict[str, list[int]] = {}
-    for i in sorted(range(len(files)), key=lambda i: frame_order(dataset.names[i].rpartition("/")[2])):
-        frames.setdefault(dataset.names[i].rpartition("/")[0], []).append(i)
+    for i in sorted(range(len(files)), key=lambda i: frame_order(dataset.ids[i].rpartition("/")[2])):
+        frames.setdefault(dataset.ids[i].rpartition("/")[0], []).append(i)
     spared = set() if every_frame else {i for order in frames.values() for i in (order[0], order[-1])}
     _require(folder, [file for i, file in enumerate(files) if i not in spared])
     highest = {sequence: _highest(dataset, order[0]) for sequence, order in frames.items()}
 
     def measured(i: int) -> DavisMeasure:
-        name, truth = dataset.names[i], _true_mask(dataset, i)
+        name, truth = dataset.ids[i], _true_mask(dataset, i)
         predicted = np.zeros_like(truth)
         if i not in spared:
             predicted = read_mask(files[i])
@@ -181,7 +181,7 @@ def _highest(dataset: SampleDataset, index: int) -> int:
         only = (
             "is 0 and 255 only, and 255 means unknown: score binary masks" if truth.any() else "has no object: score it"
         )
-        raise DataError(f"{dataset.names[index]}: the first true mask of its sequence {only} without --objects")
+        raise DataError(f"{dataset.ids[index]}: the first true mask of its sequence {only} without --objects")
     return highest
 
 
@@ -194,7 +194,7 @@ def _require_objects(file: Path, predicted: np.ndarray, highest: int) -> None:
 def _true_mask(dataset: SampleDataset, index: int) -> np.ndarray:
     truth = dataset.labels(index).get("mask")
     if truth is None:
-        raise DataError(f"{dataset.names[index]} has no mask: there is nothing to compare its prediction with")
+        raise DataError(f"{dataset.ids[index]} has no mask: there is nothing to compare its prediction with")
     return truth
 
 
@@ -203,11 +203,11 @@ def _mask(dataset: SampleDataset, index: int, file: Path, every_frame: bool) -> 
     _same_size(file, predicted, truth)
     if truth.max(initial=0) > 1:
         raise DataError(
-            f"{dataset.names[index]}: the true mask has more than one object; here binary masks are scored, and each "
+            f"{dataset.ids[index]}: the true mask has more than one object; here binary masks are scored, and each "
             "object with --objects"
         )
     davis, pixels = DavisMeasure(every_frame=every_frame), ConfusionMatrix(2)
-    davis.update(dataset.names[index], predicted, truth)
+    davis.update(dataset.ids[index], predicted, truth)
     pixels.update(predicted, truth)
     return davis, pixels
 
@@ -218,7 +218,7 @@ def _classes(dataset: SampleDataset, index: int, file: Path, classes: int) -> Co
     if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
         raise DataError(f"{file}: a pixel of class {highest}; {classes} classes have the ids 0 to {classes - 1}")
     pixels = ConfusionMatrix(classes)
-    pixels.update(predicted, truth, dataset.names[index])
+    pixels.update(predicted, truth, dataset.ids[index])
     return pixels
 
 
@@ -226,14 +226,14 @@ def _flow(dataset: SampleDataset, index: int, file: Path) -> FlowErrors:
     labels = dataset.labels(index)
     truth = labels.get("flow")
     if truth is None:
-        raise DataError(f"{dataset.names[index]} has no flow: there is nothing to compare its prediction with")
+        raise DataError(f"{dataset.ids[index]} has no flow: there is nothing to compare its prediction with")
     predicted, known = read_flow(file)
     _same_size(file, predicted, truth)
     if known is not None:
         raise DataError(f"{file}: {np.count_nonzero(~known):,} vectors are marked unknown; a prediction has all")
     errors = FlowErrors()
     ours, theirs = predicted.transpose(2, 0, 1), truth.transpose(2, 0, 1)
-    errors.update(ours, theirs, labels.get("flow_valid"), dataset.names[index])
+    errors.update(ours, theirs, labels.get("flow_valid"), dataset.ids[index])
     return errors
 
 

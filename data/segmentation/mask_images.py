@@ -50,10 +50,10 @@ class SegmentedImages:
     """
 
     def __init__(self, kind: str, root: Path, images: Sequence[SegmentedImage], label_map: LabelMap) -> None:
-        self.names = [image.name for image in images]
+        self.ids = [image.name for image in images]
         self.label_map = label_map
         self._images = images
-        require_unique(kind, root, self.names)
+        require_unique(kind, root, self.ids)
         require_files(kind, root, (file for image in images for file in (image.frame, image.mask)))
 
     @property
@@ -66,10 +66,10 @@ class SegmentedImages:
 
     def __getitem__(self, index: int) -> Sample:
         image, labels = self._images[index], self.labels(index)
-        raw = Sample(frame=read_image(image.frame), **labels)
-        if "mask" in raw:
-            require_size(image.frame, raw["frame"], image.mask, raw["mask"])
-        return raw
+        sample = Sample(frame=read_image(image.frame), **labels)
+        if "mask" in sample:
+            require_size(image.frame, sample["frame"], image.mask, sample["mask"])
+        return sample
 
     def labels(self, index: int) -> Labels:
         """Return the mask of example `index`. Its frame is not decoded."""

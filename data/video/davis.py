@@ -83,33 +83,33 @@ class Davis:
                     f"DAVIS at {config.root}: {config.split} has no {', '.join(unknown)}; it has {sorted(known)}"
                 )
             files = {name: pair for name, pair in files.items() if name.rpartition("/")[0] in config.sequences}
-        self.names = sorted(files, key=natural_order)
-        require_unique("DAVIS", config.root, self.names)
-        require_files("DAVIS", config.root, (file for name in self.names for file in files[name]))
-        self._frames, self._masks = zip(*(files[name] for name in self.names), strict=True)
+        self.ids = sorted(files, key=natural_order)
+        require_unique("DAVIS", config.root, self.ids)
+        require_files("DAVIS", config.root, (file for name in self.ids for file in files[name]))
+        self._frames, self._masks = zip(*(files[name] for name in self.ids), strict=True)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         frame, mask = read_image(self._frames[index]), self._mask(index)
         require_size(self._frames[index], frame, self._masks[index], mask)
-        raw = Sample(name=self.names[index], frame=frame, mask=mask)
+        sample = Sample(name=self.ids[index], frame=frame, mask=mask)
         if self._config.next_frame:
             following = self._following(index)
-            raw["next_frame"] = next_frame = frame if following == index else read_image(self._frames[following])
+            sample["next_frame"] = next_frame = frame if following == index else read_image(self._frames[following])
             require_size(self._frames[index], frame, self._frames[following], next_frame)
-        return raw
+        return sample
 
     def labels(self, index: int) -> Labels:
         """Return the mask of example `index`. Its frame is not decoded."""
-        return Labels(name=self.names[index], mask=self._mask(index))
+        return Labels(name=self.ids[index], mask=self._mask(index))
 
     def several_objects(self) -> list[str]:
         """Return the sequences whose first mask numbers several objects: 1, 2, ... and no gray values between."""
         first: dict[str, Path] = {}
-        for name, mask in zip(self.names, self._masks, strict=True):
+        for name, mask in zip(self.ids, self._masks, strict=True):
             first.setdefault(name.rpartition("/")[0], mask)
         return [sequence for sequence, mask in first.items() if _count(mask) > 1]
 
@@ -119,9 +119,7 @@ class Davis:
 
     def _following(self, index: int) -> int:
         following = index + 1
-        same = (
-            following < len(self) and self.names[following].rpartition("/")[0] == self.names[index].rpartition("/")[0]
-        )
+        same = following < len(self) and self.ids[following].rpartition("/")[0] == self.ids[index].rpartition("/")[0]
         return following if same else index
 
     def _files(self) -> dict[str, tuple[Path, Path]]:

@@ -56,8 +56,8 @@ class Folder:
     def __init__(self, config: FolderConfig) -> None:
         self._config = config
         frames = _tree(config.frames)
-        self.names = list(frames)
-        require_unique("images", config.frames, self.names)
+        self.ids = list(frames)
+        require_unique("images", config.frames, self.ids)
         self._frames = list(frames.values())
         require_files("images", config.frames, self._frames)
         self._masks: list[Path] | None = None
@@ -69,29 +69,29 @@ class Folder:
                 raise MissingDataError(f"no mask in {config.masks} for {first_ten(without_mask, config.frames)}")
             if without_frame:
                 raise MissingDataError(f"no frame in {config.frames} for {first_ten(without_frame, config.masks)}")
-            self._masks = [masks[name] for name in self.names]
+            self._masks = [masks[name] for name in self.ids]
             require_files("masks", config.masks, self._masks)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         path = self._frames[index]
-        raw = Sample(frame=read_image(path), **self.labels(index))
-        if "mask" in raw and self._masks is not None:
-            require_size(path, raw["frame"], self._masks[index], raw["mask"])
+        sample = Sample(frame=read_image(path), **self.labels(index))
+        if "mask" in sample and self._masks is not None:
+            require_size(path, sample["frame"], self._masks[index], sample["mask"])
         if self._config.next_frame:
             following = self._following(index)
-            raw["next_frame"] = next_frame = raw["frame"] if following == path else read_image(following)
-            require_size(path, raw["frame"], following, next_frame)
-        return raw
+            sample["next_frame"] = next_frame = sample["frame"] if following == path else read_image(following)
+            require_size(path, sample["frame"], following, next_frame)
+        return sample
 
     def labels(self, index: int) -> Labels:
         """Return the mask of example `index`, if there are masks. Its frame is not decoded."""
         if self._masks is None:
-            return Labels(name=self.names[index])
-        return Labels(name=self.names[index], mask=self._mask(self._masks[index]))
+            return Labels(name=self.ids[index])
+        return Labels(name=self.ids[index], mask=self._mask(self._masks[index]))
 
     def _following(self, index: int) -> Path:
         path = self._frames[index]

@@ -17,7 +17,7 @@ from mtsp.types import Examples, Sample
 class Two:
     """Two examples of 4x6: a frame of one color, its next, a mask of ones, a flow of (3, -2)."""
 
-    names = ("surf/00000", "surf/00001")
+    ids = ("surf/00000", "surf/00001")
 
     def __init__(self, *missing: str) -> None:
         self.missing = missing
@@ -30,7 +30,7 @@ class Two:
         valid = np.ones((4, 6), bool)
         valid[0, 0] = False
         whole: dict[str, Any] = {
-            "name": self.names[index],
+            "name": self.ids[index],
             "frame": frame,
             "next_frame": frame // 2,
             "mask": np.ones((4, 6), np.uint8),
@@ -54,7 +54,7 @@ def evaluated(examples: PreparedExamples, index: int = 0) -> dict[str, Any]:
 def test_an_example_is_what_the_framework_takes() -> None:
     examples: Examples = PreparedExamples(Two())
     assert len(examples) == 2
-    assert PreparedExamples(Two()).names == ["surf/00000", "surf/00001"]
+    assert PreparedExamples(Two()).ids == ["surf/00000", "surf/00001"]
     out = cast(dict[str, Any], examples[1])
     assert out["name"] == ["surf/00001"]
     layout = {key: (tuple(out[key].shape), out[key].dtype) for key in out if key != "name"}
@@ -127,9 +127,9 @@ def test_a_draw_is_augmented_and_depends_on_its_generator_alone() -> None:
 def test_a_mask_of_another_size_than_its_frame_is_refused(size: tuple[int, int] | None) -> None:
     class Odd(Two):
         def __getitem__(self, index: int) -> Sample:
-            raw = super().__getitem__(index)
-            raw["mask"] = np.ones((4, 5), np.uint8)
-            return raw
+            sample = super().__getitem__(index)
+            sample["mask"] = np.ones((4, 5), np.uint8)
+            return sample
 
     with pytest.raises(ValueError, match=r"surf/00000: mask is 4x5"):
         PreparedExamples(Odd(), size=size).train_sample(0, np.random.default_rng(0))

@@ -149,7 +149,7 @@ def test_a_predicted_class_that_the_data_set_does_not_have_is_refused(
 def test_a_image_of_named_classes_without_a_mask_is_named(tmp_path: Path) -> None:
     class HalfLabeled:
         classes = ("sky", "building")
-        names = ("a", "b")
+        ids = ("a", "b")
 
         def __len__(self) -> int:
             return 2
@@ -308,7 +308,7 @@ def test_half_of_the_true_flow_is_wrong_by_half_its_length(tmp_path: Path) -> No
 
     truth = MiddleburyConfig(name="middlebury", root=DATA / "Middlebury").build()
     lengths = {}
-    for i, name in enumerate(truth.names):
+    for i, name in enumerate(truth.ids):
         labels = truth.labels(i)
         assert "flow" in labels
         write_flo(tmp_path / f"{name}.flo", labels["flow"] / 2)

@@ -198,7 +198,7 @@ def test_links_make_one_data_set_of_several_sources(tmp_path: Path, net: list[st
         main([*arguments, "--k", "2", "--link", str(links), *net])
         found = images_at(str(links))
         assert found.classes == ("m1__a", "m2__b")
-        assert found.names == ["m1__a/1", "m2__b/same", "m2__b/same~2"]
+        assert found.ids == ["m1__a/1", "m2__b/same", "m2__b/same~2"]
         assert found[0].get("label") == 0
         np.testing.assert_array_equal(found[2]["frame"], read_image(tmp_path / "m2/b/y/same.png"))
     assert (tmp_path / "out/classes_m2.txt").read_text().splitlines()[1:] == ["b"]

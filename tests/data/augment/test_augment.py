@@ -22,8 +22,8 @@ Arrays = dict[str, Any]
 """A `Sample` whose keys the test knows to be there."""
 
 
-def augmented(config: AugmentConfig, raw: Arrays, seed: int = 0) -> Arrays:
-    return cast(Arrays, config.build()(cast(Sample, raw), np.random.default_rng(seed)))
+def augmented(config: AugmentConfig, sample: Arrays, seed: int = 0) -> Arrays:
+    return cast(Arrays, config.build()(cast(Sample, sample), np.random.default_rng(seed)))
 
 
 def image_of(frame: Array, **labels: Array) -> Arrays:
@@ -34,42 +34,42 @@ def image_of(frame: Array, **labels: Array) -> Arrays:
 
 
 def test_the_identity_changes_nothing_to_the_bit() -> None:
-    raw = pair(np.array([[0.01, 0.02], [-0.03, 0.01]]), np.array([2.3, -1.2]))
-    out = augmented(AugmentConfig(), raw)
+    sample = pair(np.array([[0.01, 0.02], [-0.03, 0.01]]), np.array([2.3, -1.2]))
+    out = augmented(AugmentConfig(), sample)
     for key in ("frame", "next_frame", "mask", "flow"):
-        np.testing.assert_array_equal(out[key], raw[key])
+        np.testing.assert_array_equal(out[key], sample[key])
     assert out["flow_valid"].all()
 
 
 def test_flips_move_frame_mask_and_flow_to_the_same_places() -> None:
-    raw = pair(np.zeros((2, 2)), np.array([3.0, -2.0]))
-    out = augmented(AugmentConfig(flip=1.0, vertical_flip=1.0), raw)
+    sample = pair(np.zeros((2, 2)), np.array([3.0, -2.0]))
+    out = augmented(AugmentConfig(flip=1.0, vertical_flip=1.0), sample)
     for key in ("frame", "next_frame", "mask"):
-        np.testing.assert_array_equal(out[key], raw[key][::-1, ::-1])
-    np.testing.assert_array_equal(out["flow"], -raw["flow"][::-1, ::-1])
+        np.testing.assert_array_equal(out[key], sample[key][::-1, ::-1])
+    np.testing.assert_array_equal(out["flow"], -sample["flow"][::-1, ::-1])
 
 
 def test_what_is_revealed_is_ignored_and_filled_with_what_the_config_says() -> None:
-    raw = image_of(np.full((4, 4, 3), 200, np.uint8), mask=np.ones((4, 4), np.uint8))
-    out = augmented(AugmentConfig(crop=(4, 6), frame_border=(1, 2, 3)), raw)
+    sample = image_of(np.full((4, 4, 3), 200, np.uint8), mask=np.ones((4, 4), np.uint8))
+    out = augmented(AugmentConfig(crop=(4, 6), frame_border=(1, 2, 3)), sample)
     row = [IGNORE, 1, 1, 1, 1, IGNORE]  # two more columns, one on either side
     np.testing.assert_array_equal(out["mask"], [row] * 4)
     assert out["frame"][0, 0].tolist() == [1, 2, 3]
     assert out["frame"][0, 1].tolist() == [200, 200, 200]
-    background = augmented(AugmentConfig(crop=(4, 6), mask_border=0), raw)
+    background = augmented(AugmentConfig(crop=(4, 6), mask_border=0), sample)
     assert background["mask"][0].tolist() == [0, 1, 1, 1, 1, 0]
 
 
 def test_enlarging_darkens_no_edge_where_nothing_is_revealed() -> None:
-    raw = image_of(np.full((5, 5, 3), 200, np.uint8))
-    out = augmented(AugmentConfig(resize=(10, 10)), raw)
+    sample = image_of(np.full((5, 5, 3), 200, np.uint8))
+    out = augmented(AugmentConfig(resize=(10, 10)), sample)
     assert (out["frame"] == 200).all()
 
 
 def test_shrinking_averages_instead_of_picking_every_fourth_pixel() -> None:
     checkers = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    raw = image_of(np.dstack([checkers] * 3))
-    out = augmented(AugmentConfig(resize=(16, 16)), raw)
+    sample = image_of(np.dstack([checkers] * 3))
+    out = augmented(AugmentConfig(resize=(16, 16)), sample)
     assert out["frame"].min() >= 127  # picked pixels would be 0 and 255 or all alike
     assert out["frame"].max() <= 128
 
@@ -104,19 +104,19 @@ def pair(change: Array, shift: Array, size: tuple[int, int] = (96, 128)) -> Arra
     )
 
 
-def warping_error(raw: Arrays, margin: float = 1.5) -> tuple[Array, Array]:
+def warping_error(sample: Arrays, margin: float = 1.5) -> tuple[Array, Array]:
     """Mean absolute difference of frame and warped next frame, HW gray levels, and where it can be told.
 
     Independent of the code under test: gathered by `cv2.remap` at pixel + flow.
     """
-    flow = raw["flow"]
+    flow = sample["flow"]
     height, width = flow.shape[:2]
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     x, y = columns + flow[..., 0], rows + flow[..., 1]
-    warped = cv2.remap(raw["next_frame"].astype(np.float32), x, y, cv2.INTER_LINEAR)
-    seen = raw.get("flow_valid", np.ones((height, width), bool)).copy()
+    warped = cv2.remap(sample["next_frame"].astype(np.float32), x, y, cv2.INTER_LINEAR)
+    seen = sample.get("flow_valid", np.ones((height, width), bool)).copy()
     seen &= (x >= margin) & (x <= width - 1 - margin) & (y >= margin) & (y <= height - 1 - margin)
-    return np.abs(warped - raw["frame"]).mean(axis=2), seen
+    return np.abs(warped - sample["frame"]).mean(axis=2), seen
 
 
 def shown(image: Array) -> Array:
@@ -152,7 +152,7 @@ def test_the_second_frame_warped_by_the_flow_is_the_first_after_any_draw(
     position: str,
     resize: tuple[int, int] | None,
 ) -> None:
-    raw = pair(0.06 * np.reshape(change, (2, 2)), 6 * np.array(shift))
+    sample = pair(0.06 * np.reshape(change, (2, 2)), 6 * np.array(shift))
     own = RelativeConfig(translate=(0.03, 0.03), rotate=3.0, scale=(0.95, 1.05)) if relative else None
     config = AugmentConfig(
         crop=(64, 80),
@@ -167,7 +167,7 @@ def test_the_second_frame_warped_by_the_flow_is_the_first_after_any_draw(
         position="random" if position == "random" else "center",
         frame_border=(0, 0, 0),
     )
-    out = augmented(config, raw, seed=seed)
+    out = augmented(config, sample, seed=seed)
     assert out["flow"].shape == (64, 80, 2)
     assert out["flow"].dtype == np.float32
 
@@ -176,7 +176,7 @@ def test_the_second_frame_warped_by_the_flow_is_the_first_after_any_draw(
     inside = shown(out["next_frame"]).astype(np.float32)
     partner = cv2.remap(inside, columns + out["flow"][..., 0], rows + out["flow"][..., 1], cv2.INTER_LINEAR)
     seen &= (partner > 0.999) & shown(out["frame"])
-    before, whole = warping_error(raw)
+    before, whole = warping_error(sample)
     assert before[whole].mean() < 1.5  # rounding to bytes and interpolation
     assert seen.sum() > 50
     assert error[seen].mean() < 1.5 * before[whole].mean() + 0.75  # 1 px of wrong flow costs about 10 gray levels here
@@ -184,10 +184,10 @@ def test_the_second_frame_warped_by_the_flow_is_the_first_after_any_draw(
 
 
 def test_a_flow_wrong_by_a_quarter_pixel_fails_that_proof() -> None:
-    raw = pair(np.zeros((2, 2)), np.array([2.0, 1.0]))
-    before, whole = warping_error(raw)
-    raw["flow"] = raw["flow"] + np.float32(0.25)
-    after, _ = warping_error(raw)
+    sample = pair(np.zeros((2, 2)), np.array([2.0, 1.0]))
+    before, whole = warping_error(sample)
+    sample["flow"] = sample["flow"] + np.float32(0.25)
+    after, _ = warping_error(sample)
     assert after[whole].mean() > 1.5 * before[whole].mean() + 0.75
 
 
@@ -195,10 +195,10 @@ def test_a_flow_wrong_by_a_quarter_pixel_fails_that_proof() -> None:
 @given(seed=st.integers(0, 2**32 - 1), preset=st.sampled_from(["flownet", "flownet2", "segflow"]))
 def test_presets_give_the_analytic_flow(seed: int, preset: str) -> None:
     change, shift, size = np.array([[0.02, -0.03], [0.01, 0.04]]), np.array([4.0, -3.0]), (96, 128)
-    raw = pair(change, shift, size)
+    sample = pair(change, shift, size)
     values = {"preset": preset, "crop": [64, 80], "resize": None}
     augmentation = parse(AugmentConfig, values).build()
-    out = augmented(augmentation.config, raw, seed)
+    out = augmented(augmentation.config, sample, seed)
     _, first, second = augmentation.maps(size, np.random.default_rng(seed))
 
     x, y = np.meshgrid(np.arange(80) + 0.5, np.arange(64) + 0.5)
@@ -233,11 +233,11 @@ def test_real_pairs_match_after_augmentation_as_well_as_before(preset: str) -> N
         stem = path.name.removesuffix("_flow.flo")
         frames = [np.array(Image.open(path.with_name(f"{stem}_img{k}.ppm"))) for k in (1, 2)]
         flow = np.fromfile(path, "<f4", offset=12).reshape(*frames[0].shape[:2], 2)
-        raw = image_of(frames[0], next_frame=frames[1], flow=flow)
-        error, seen = warping_error(raw)
+        sample = image_of(frames[0], next_frame=frames[1], flow=flow)
+        error, seen = warping_error(sample)
         for draw in range(3):
             seed = 10 * index + draw
-            out = augmented(augmentation.config, raw, seed)
+            out = augmented(augmentation.config, sample, seed)
             moved, visible = warping_error(out)
             visible &= shown(out["frame"])
             # The same scene points as before: the error that the original pair has where the output looks.
@@ -257,64 +257,64 @@ def test_real_pairs_match_after_augmentation_as_well_as_before(preset: str) -> N
 
 @pytest.mark.parametrize("keys", [(), ("mask",), ("next_frame",), ("next_frame", "mask"), ("next_frame", "flow")])
 def test_what_a_sample_lacks_stays_away(keys: tuple[str, ...]) -> None:
-    raw = pair(np.zeros((2, 2)), np.ones(2))
-    fewer = {key: raw[key] for key in ("name", "frame", *keys)}
+    sample = pair(np.zeros((2, 2)), np.ones(2))
+    fewer = {key: sample[key] for key in ("name", "frame", *keys)}
     out = augmented(AugmentConfig(preset="flownet2", crop=(32, 40)), fewer, seed=3)
     assert set(out) == {"name", "frame", *keys} | ({"flow_valid"} if "flow" in keys else set())
-    whole = augmented(AugmentConfig(preset="flownet2", crop=(32, 40)), raw, seed=3)
+    whole = augmented(AugmentConfig(preset="flownet2", crop=(32, 40)), sample, seed=3)
     np.testing.assert_array_equal(out["frame"], whole["frame"])  # the draw does not depend on the labels
 
 
 def test_the_same_generator_state_gives_the_same_result_and_the_next_another() -> None:
-    raw = cast(Sample, pair(np.zeros((2, 2)), np.ones(2)))
+    sample = cast(Sample, pair(np.zeros((2, 2)), np.ones(2)))
     augmentation = AugmentConfig(preset="flownet", crop=(32, 40)).build()
     rng = np.random.default_rng(7)
-    first, second = (cast(Arrays, augmentation(raw, rng)) for _ in range(2))
-    again = cast(Arrays, augmentation(raw, np.random.default_rng(7)))
+    first, second = (cast(Arrays, augmentation(sample, rng)) for _ in range(2))
+    again = cast(Arrays, augmentation(sample, np.random.default_rng(7)))
     for key in ("frame", "next_frame", "mask", "flow", "flow_valid"):
         np.testing.assert_array_equal(first[key], again[key])
     assert not np.array_equal(first["flow"], second["flow"])
 
 
 def test_the_input_is_left_as_it_was() -> None:
-    raw = pair(np.zeros((2, 2)), np.ones(2))
-    copies = {key: raw[key].copy() for key in ("frame", "next_frame", "mask", "flow")}
-    augmented(AugmentConfig(preset="flownet2", crop=(32, 40)), raw)
+    sample = pair(np.zeros((2, 2)), np.ones(2))
+    copies = {key: sample[key].copy() for key in ("frame", "next_frame", "mask", "flow")}
+    augmented(AugmentConfig(preset="flownet2", crop=(32, 40)), sample)
     for key, copy in copies.items():
-        np.testing.assert_array_equal(raw[key], copy)
+        np.testing.assert_array_equal(sample[key], copy)
 
 
 def test_crops_that_keep_inside_reveal_nothing() -> None:
     white = np.full((96, 128, 3), 255, np.uint8)
-    raw = image_of(white, next_frame=white, mask=np.zeros((96, 128), np.uint8))
+    sample = image_of(white, next_frame=white, mask=np.zeros((96, 128), np.uint8))
     relative = RelativeConfig(translate=(0.03, 0.03), rotate=2.0)
     config = AugmentConfig(preset="flownet2", crop=(80, 112), color=ColorConfig(), relative=relative, mask_border=9)
     for seed in range(30):
-        out = augmented(config, raw, seed)
+        out = augmented(config, sample, seed)
         assert out["mask"].max() == 0
         assert min(out["frame"].min(), out["next_frame"].min()) == 255
 
 
 def test_a_crop_that_never_fits_is_the_unmoved_middle() -> None:
-    raw = image_of(np.zeros((4, 4, 3), np.uint8), mask=np.arange(16, dtype=np.uint8).reshape(4, 4))
+    sample = image_of(np.zeros((4, 4, 3), np.uint8), mask=np.arange(16, dtype=np.uint8).reshape(4, 4))
     config = AugmentConfig(crop=(2, 2), scale=(0.1, 0.2), keep_inside=True)
-    out = augmented(config, raw)
+    out = augmented(config, sample)
     np.testing.assert_array_equal(out["mask"], [[5, 6], [9, 10]])
 
 
 def test_a_random_crop_reaches_both_ends_and_nothing_beyond() -> None:
     mask = np.tile(np.arange(20, dtype=np.uint8), (10, 1))
-    raw = image_of(np.zeros((10, 20, 3), np.uint8), mask=mask)
+    sample = image_of(np.zeros((10, 20, 3), np.uint8), mask=mask)
     config = AugmentConfig(crop=(10, 10), position="random")
-    starts = [augmented(config, raw, seed)["mask"][0, 0] for seed in range(200)]
+    starts = [augmented(config, sample, seed)["mask"][0, 0] for seed in range(200)]
     assert min(starts) == 0
     assert max(starts) == 10
 
 
 def test_arrays_of_two_sizes_are_refused_by_name() -> None:
-    raw = dict(name="surf/00054", frame=np.zeros((4, 6, 3), np.uint8), mask=np.zeros((4, 5), np.uint8))
+    sample = dict(name="surf/00054", frame=np.zeros((4, 6, 3), np.uint8), mask=np.zeros((4, 5), np.uint8))
     with pytest.raises(ValueError, match=r"surf/00054: mask is 4x5, its frame 4x6"):
-        augmented(AugmentConfig(), raw)
+        augmented(AugmentConfig(), sample)
 
 
 # Color.
@@ -331,8 +331,8 @@ def test_frame_2_has_both_changes_of_color() -> None:
 
 def test_noise_has_its_deviation_and_differs_between_frames() -> None:
     gray = np.full((200, 200, 3), 128, np.uint8)
-    raw = image_of(gray, next_frame=gray)
-    out = augmented(AugmentConfig(color=ColorConfig(noise=(0.04, 0.04))), raw)
+    sample = image_of(gray, next_frame=gray)
+    out = augmented(AugmentConfig(color=ColorConfig(noise=(0.04, 0.04))), sample)
     assert out["frame"].std() == pytest.approx(0.04 * 255, rel=0.02)  # 120000 draws: known to 0.2 %
     assert not np.array_equal(out["frame"], out["next_frame"])
 

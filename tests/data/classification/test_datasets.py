@@ -102,7 +102,7 @@ def test_cars_are_those_of_torchvision(cars: Path) -> None:
         ours = read("stanford_cars", cars, split=split)
         assert [(str(path), label) for path, label in pairs(ours)] == theirs._samples
         assert list(ours.classes) == theirs.classes
-    assert read("stanford_cars", cars, split="test").names == ["cars_test/00002", "cars_test/00001"]
+    assert read("stanford_cars", cars, split="test").ids == ["cars_test/00002", "cars_test/00001"]
 
 
 def test_cars_are_found_where_mirrors_pack_them(cars: Path) -> None:
@@ -165,13 +165,13 @@ def test_lists_from_windows_are_read(tmp_path: Path) -> None:
     image(tmp_path / "food" / "images" / "apple_pie" / "1.jpg")
     (tmp_path / "food" / "meta").mkdir()
     (tmp_path / "food" / "meta" / "train.json").write_bytes(b'\xef\xbb\xbf{"apple_pie":\r\n["apple_pie/1"]}\r\n')
-    assert read("food101", tmp_path / "food").names == ["apple_pie/1"]
+    assert read("food101", tmp_path / "food").ids == ["apple_pie/1"]
     data = tmp_path / "aircraft" / "data"
     image(data / "images" / "7.jpg")
     (data / "variants.txt").write_bytes(b"\xef\xbb\xbfF/A-18 A \r\n\r\n")
     (data / "images_variant_trainval.txt").write_bytes(b"\xef\xbb\xbf7  F/A-18 A\r\n \r\n")
     aircraft = read("aircraft", tmp_path / "aircraft")
-    assert (aircraft.names, aircraft.classes) == (["7"], ("F/A-18 A",))
+    assert (aircraft.ids, aircraft.classes) == (["7"], ("F/A-18 A",))
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_dogs_have_contiguous_labels_in_both_splits(dogs: Path) -> None:
     train, test = (read("stanford_dogs", dogs, split=split) for split in ("train", "test"))
     assert train.classes == test.classes == ("n2-Pug", "n1-Chow")
     assert (train.targets, test.targets) == ([0, 1], [0])
-    assert train.names == ["n2-Pug/a", "n1-Chow/b"]
+    assert train.ids == ["n2-Pug/a", "n1-Chow/b"]
 
 
 def test_dogs_whose_lists_disagree(dogs: Path) -> None:

@@ -53,14 +53,14 @@ def test_cub_has_its_own_split_and_contiguous_labels(cub: Path) -> None:
     train, test = (dataset(name="cub", root=cub, split=split) for split in ("train", "test"))
     assert train.classes == test.classes == CUB
     assert train.targets == [0] * 7 + [1] * 7 + [2] * 7
-    assert test.names == [f"{name}/{number}" for name in CUB for number in (7, 8)]
+    assert test.ids == [f"{name}/{number}" for name in CUB for number in (7, 8)]
     assert test[5].get("label") == 2
     assert test[5]["frame"][0, 0].tolist() == [26, 26, 26]  # the last of the 27
     assert test.labels(5) == {"name": "004.Cardinal/8", "label": 2}
 
 
 def test_the_root_may_be_the_folder_that_holds_it(cub: Path) -> None:
-    assert dataset(name="cub", root=cub.parent).names == dataset(name="cub", root=cub).names
+    assert dataset(name="cub", root=cub.parent).ids == dataset(name="cub", root=cub).ids
 
 
 @pytest.mark.parametrize(("share", "each"), [(15, 1), (30, 2), (50, 4), (0.1, 1), (100, 7)])
@@ -68,13 +68,13 @@ def test_a_share_is_of_each_class(cub: Path, share: float, each: int) -> None:
     # 7 * 15 % = 1.05, 7 * 30 % = 2.1, 7 * 50 % = 3.5, rounded half up; never none
     chosen = dataset(name="cub", root=cub, label_percent=share)
     assert Counter(chosen.targets) == {0: each, 1: each, 2: each}
-    assert chosen.names == sorted(chosen.names)  # the order of the lists
+    assert chosen.ids == sorted(chosen.ids)  # the order of the lists
 
 
 def test_a_smaller_share_is_inside_a_larger_one_and_another_seed_gives_another(cub: Path) -> None:
-    small, middle, large = (set(dataset(name="cub", root=cub, label_percent=share).names) for share in (15, 30, 50))
+    small, middle, large = (set(dataset(name="cub", root=cub, label_percent=share).ids) for share in (15, 30, 50))
     assert small < middle < large
-    others = [set(dataset(name="cub", root=cub, label_percent=30, label_seed=seed).names) for seed in range(1, 5)]
+    others = [set(dataset(name="cub", root=cub, label_percent=30, label_seed=seed).ids) for seed in range(1, 5)]
     assert any(other != middle for other in others)
 
 
@@ -82,7 +82,7 @@ def test_which_images_are_chosen_depends_on_their_class_alone(cub: Path, tmp_pat
     lines(tmp_path / "classes.txt", "004.Cardinal")
     whole = dataset(name="cub", root=cub, label_percent=30)
     alone = dataset(name="cub", root=cub, label_percent=30, classes=tmp_path / "classes.txt")
-    assert alone.names == [name for name in whole.names if name.startswith("004")]
+    assert alone.ids == [name for name in whole.ids if name.startswith("004")]
     assert alone.targets == [0, 0]
 
 
@@ -99,23 +99,23 @@ def test_per_class_balances_a_long_tail(tmp_path: Path) -> None:
             image(tmp_path / name / f"{number}.png")
     chosen = dataset(name="image_folder", root=tmp_path, per_class=5)
     assert Counter(chosen.targets) == {0: 5, 1: 5}
-    assert len(set(chosen.names)) == 10
-    tail = [name for name, label in zip(chosen.names, chosen.targets, strict=True) if label == 1]
+    assert len(set(chosen.ids)) == 10
+    tail = [name for name, label in zip(chosen.ids, chosen.targets, strict=True) if label == 1]
     assert Counter(name.partition("#")[0] for name in tail) in (
         {"tail/0": 3, "tail/1": 2},
         {"tail/0": 2, "tail/1": 3},
     )
     assert sorted(name.partition("#")[2] for name in tail) == ["", "", "2", "2", "3"]
     again = dataset(name="image_folder", root=tmp_path, per_class=5)
-    assert again.names == chosen.names
+    assert again.ids == chosen.ids
 
 
 def test_limit_keeps_the_classes(cub: Path) -> None:
     config = parse(DataConfig, {"dataset": {"name": "cub", "root": str(cub)}, "limit": 3})
-    raw = config.build_dataset()
-    assert isinstance(raw, LabeledImages)
-    assert raw.classes == CUB
-    assert raw.targets == [0, 1, 2]
+    sample = config.build_dataset()
+    assert isinstance(sample, LabeledImages)
+    assert sample.classes == CUB
+    assert sample.targets == [0, 1, 2]
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -220,7 +220,7 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
         image(tmp_path / file)
     tree = dataset(name="image_folder", root=tmp_path)
     assert tree.classes == ("a", "b")
-    assert list(zip(tree.names, tree.targets, strict=True)) == [("a/deep/1", 0), ("b/2", 1), ("b/10", 1)]
+    assert list(zip(tree.ids, tree.targets, strict=True)) == [("a/deep/1", 0), ("b/2", 1), ("b/10", 1)]
     (tmp_path / "c").mkdir()
     with pytest.raises(DataError, match=r"1 of 3 classes have no images \(c\)"):
         dataset(name="image_folder", root=tmp_path)
@@ -239,7 +239,7 @@ def test_a_tree_has_links_and_what_programs_left_in_it(tmp_path: Path, litter: C
     litter(tmp_path / "disk")
     tree = dataset(name="image_folder", root=tmp_path / "tree")
     assert tree.classes == ("a", "b")
-    assert tree.names == ["a/1", "a/2 of 3", "a/more/deep/er/3", "b/deep/er/3"]
+    assert tree.ids == ["a/1", "a/2 of 3", "a/more/deep/er/3", "b/deep/er/3"]
 
 
 @pytest.mark.parametrize("place", ["tree", "tree/a", "."])
@@ -249,7 +249,7 @@ def test_a_link_to_what_holds_it_brings_no_other_classes_images(tmp_path: Path, 
     (tmp_path / "tree/a/deep").mkdir()
     (tmp_path / "tree/a/deep/link").symlink_to(tmp_path / place)
     tree = dataset(name="image_folder", root=tmp_path / "tree")
-    assert list(zip(tree.names, tree.targets, strict=True)) == [("a/1", 0), ("b/2", 1)]
+    assert list(zip(tree.ids, tree.targets, strict=True)) == [("a/1", 0), ("b/2", 1)]
     assert folders_below(tmp_path / "tree/a") == [tmp_path / "tree/a", tmp_path / "tree/a/deep"]
 
 
@@ -298,7 +298,7 @@ def test_a_list_as_dstl_has_it(tmp_path: Path) -> None:
     lines(where, "wren/1.png: 3", "robin/2.png: 0")
     tree = dataset(name="image_folder", root=tmp_path, list=where)
     assert tree.classes == ("robin", "wren")
-    assert list(zip(tree.names, tree.targets, strict=True)) == [("wren/1", 1), ("robin/2", 0)]
+    assert list(zip(tree.ids, tree.targets, strict=True)) == [("wren/1", 1), ("robin/2", 0)]
     lines(where, "wren/1.png: 3", "robin/1.png: 3")
     with pytest.raises(DataError, match=r"robin/1.png has label 3, which is that of wren"):
         dataset(name="image_folder", root=tmp_path, list=where)
@@ -396,6 +396,6 @@ def test_only_labeled_images_have_a_middle(tmp_path: Path) -> None:
 
 def test_a_image_keeps_its_place_when_taken() -> None:
     images = [LabeledImage(str(i), Path(f"{i}.png"), i % 2) for i in range(4)]
-    taken = LabeledImages(["even", "odd"], images).taken([3, 0])
-    assert (taken.names, taken.targets) == (["3", "0"], [1, 0])
+    taken = LabeledImages(["even", "odd"], images).subset([3, 0])
+    assert (taken.ids, taken.targets) == (["3", "0"], [1, 0])
     assert json.dumps(taken.targets) == "[1, 0]"  # plain numbers

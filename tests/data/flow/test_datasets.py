@@ -41,10 +41,10 @@ def made(path: Path) -> Path:
     return path
 
 
-def first(raw: Sample) -> tuple[int, int, float]:
+def first(sample: Sample) -> tuple[int, int, float]:
     """The gray level of both frames and the horizontal flow."""
-    both = raw["frame"], raw.get("next_frame", np.zeros((1, 1, 1)))
-    return int(both[0][0, 0, 0]), int(both[1][0, 0, 0]), float(raw.get("flow", np.zeros((1, 1, 2)))[0, 0, 0])
+    both = sample["frame"], sample.get("next_frame", np.zeros((1, 1, 1)))
+    return int(both[0][0, 0, 0]), int(both[1][0, 0, 0]), float(sample.get("flow", np.zeros((1, 1, 2)))[0, 0, 0])
 
 
 # FlyingChairs
@@ -65,8 +65,8 @@ def chairs(root: Path, **options: Any) -> SampleDataset:
 
 def test_line_n_of_the_chairs_list_is_pair_number_n(tmp_path: Path) -> None:
     write_chairs(tmp_path, [1, 2, 3, 4], "1211")
-    assert chairs(tmp_path).names == ["00001", "00003", "00004"]
-    assert chairs(tmp_path, split="val").names == ["00002"]
+    assert chairs(tmp_path).ids == ["00001", "00003", "00004"]
+    assert chairs(tmp_path, split="val").ids == ["00002"]
     assert len(chairs(tmp_path, split="all")) == 4
     assert first(chairs(tmp_path)[1]) == (3, 103, 3.0)
     assert "flow_valid" not in chairs(tmp_path)[1]
@@ -74,12 +74,12 @@ def test_line_n_of_the_chairs_list_is_pair_number_n(tmp_path: Path) -> None:
 
 def test_a_part_of_the_chairs_with_the_full_list_keeps_its_numbers(tmp_path: Path) -> None:
     write_chairs(tmp_path, [2, 5], "12112")
-    assert chairs(tmp_path, split="val").names == ["00002", "00005"]  # lines 2 and 5, not 1 and 2
+    assert chairs(tmp_path, split="val").ids == ["00002", "00005"]  # lines 2 and 5, not 1 and 2
 
 
 def test_a_part_of_the_chairs_with_a_list_of_its_own_goes_by_order(tmp_path: Path) -> None:
     write_chairs(tmp_path, [50, 7, 64], "121")
-    assert chairs(tmp_path).names == ["00007", "00064"]
+    assert chairs(tmp_path).ids == ["00007", "00064"]
     (tmp_path / "FlyingChairs_train_val.txt").write_text("1\n2\n")
     with pytest.raises(DataError, match=r"2 lines fit neither the number of the last pair, 00064, nor 3 pairs"):
         chairs(tmp_path)
@@ -134,7 +134,7 @@ def things(root: Path, **options: Any) -> SampleDataset:
 def test_monkaa_pairs_follow_the_direction_of_the_flow(tmp_path: Path) -> None:
     write_film(tmp_path, "eating_x2", [5, 6, 7])  # a film that does not start at 1
     both = monkaa(tmp_path, passes=["clean"])
-    assert both.names == [
+    assert both.ids == [
         "clean/into_future/left/eating_x2/0005",
         "clean/into_future/left/eating_x2/0006",
         "clean/into_past/left/eating_x2/0006",
@@ -142,7 +142,7 @@ def test_monkaa_pairs_follow_the_direction_of_the_flow(tmp_path: Path) -> None:
     ]  # 0007 has no future and 0005 no past, though both have the file
     assert [first(both[i]) for i in range(4)] == [(5, 6, 5.0), (6, 7, 6.0), (6, 5, -6.0), (7, 6, -7.0)]
     final = monkaa(tmp_path, passes=["final"], directions=["into_future"], cameras=["right"])
-    assert final.names[0] == "final/into_future/right/eating_x2/0005"
+    assert final.ids[0] == "final/into_future/right/eating_x2/0005"
     assert first(final[0]) == (105, 106, 5.0)
     assert len(monkaa(tmp_path, cameras=["left", "right"])) == 2 * 2 * 2 * 2
 
@@ -164,7 +164,7 @@ def test_monkaas_val_scenes_are_those_named_and_never_trained_on(tmp_path: Path)
         write_film(tmp_path / "monkaa", scene, [1, 2], cameras=["left"])
 
     def scenes(split: str) -> set[str]:
-        return {name.split("/")[3] for name in monkaa(tmp_path, split=split).names}
+        return {name.split("/")[3] for name in monkaa(tmp_path, split=split).ids}
 
     assert scenes("val") == MONKAA_VAL
     assert scenes("train") == {"eating_x2", "lonetree_x2"}
@@ -175,7 +175,7 @@ def test_of_scenes_with_names_of_their_own_the_last_eighth_is_val(tmp_path: Path
     for number in range(1, 10):
         write_film(tmp_path, f"clip-{number}", [1, 2], cameras=["left"])
     val = monkaa(tmp_path, split="val", passes=["clean"], directions=["into_past"])
-    assert val.names == [f"clean/into_past/left/clip-{number}/0002" for number in (8, 9)]  # 9 / 8, rounded up
+    assert val.ids == [f"clean/into_past/left/clip-{number}/0002" for number in (8, 9)]  # 9 / 8, rounded up
 
 
 def test_driving_has_three_folders_to_a_sequence_and_holds_out_one_drive(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_driving_has_three_folders_to_a_sequence_and_holds_out_one_drive(tmp_pat
     options: dict[str, Any] = {"passes": ["clean"], "directions": ["into_future"]}
     train = DrivingConfig(name="driving", root=tmp_path, **options).build()
     val = DrivingConfig(name="driving", root=tmp_path, split="val", **options).build()
-    assert train.names[0] == "clean/into_future/left/15mm_focallength/scene_forwards/fast/0001"
-    assert {"/".join(name.split("/")[3:6]) for name in val.names} == DRIVING_VAL
+    assert train.ids[0] == "clean/into_future/left/15mm_focallength/scene_forwards/fast/0001"
+    assert {"/".join(name.split("/")[3:6]) for name in val.ids} == DRIVING_VAL
     assert (len(train), len(val)) == (2, 2)
 
 
@@ -193,12 +193,12 @@ def test_flying_things_is_split_as_published_and_can_skip_unused_frames(tmp_path
     write_film(tmp_path, "TRAIN/A/0000", [6, 7, 8, 9])
     write_film(tmp_path, "TEST/B/0001", [6, 7])
     options: dict[str, Any] = {"passes": ["clean"], "directions": ["into_future"]}
-    assert things(tmp_path, split="val", **options).names == ["clean/into_future/left/TEST/B/0001/0006"]
+    assert things(tmp_path, split="val", **options).ids == ["clean/into_future/left/TEST/B/0001/0006"]
     assert len(things(tmp_path, **options)) == 3
     with pytest.raises(MissingDataError, match=r"all_unused_files\.txt: no such split file"):
         things(tmp_path, skip_unused=True, **options)
     (tmp_path / "all_unused_files.txt").write_text("TRAIN/A/0000/left/0009.png\nTRAIN/A/0000/right/0009.png\n")
-    kept = things(tmp_path, skip_unused=True, **options).names  # 8 -> 9 shows the unused frame too
+    kept = things(tmp_path, skip_unused=True, **options).ids  # 8 -> 9 shows the unused frame too
     assert [name[-4:] for name in kept] == ["0006", "0007"]
 
 
@@ -243,9 +243,9 @@ def test_sintel_pairs_stay_within_their_scene(tmp_path: Path) -> None:
     write_sintel(tmp_path, "alley_2", 2)
     assert "alley_2" in VAL_SCENES
     train = sintel(tmp_path)
-    assert train.names == [f"{which}/alley_1/frame_000{n}" for which in ("clean", "final") for n in (1, 2)]
+    assert train.ids == [f"{which}/alley_1/frame_000{n}" for which in ("clean", "final") for n in (1, 2)]
     assert first(train[1]) == (2, 3, 2.0)
-    assert sintel(tmp_path, split="val", passes=["final"]).names == ["final/alley_2/frame_0001"]
+    assert sintel(tmp_path, split="val", passes=["final"]).ids == ["final/alley_2/frame_0001"]
     assert len(sintel(tmp_path, split="all", passes=["clean"])) == 3
 
 
@@ -283,13 +283,13 @@ def kitti(root: Path, **options: Any) -> SampleDataset:
 
 def test_every_fifth_scene_of_kitti_is_val_and_flow_is_sparse(tmp_path: Path) -> None:
     write_kitti(tmp_path, 7)
-    assert kitti(tmp_path, split="val").names == ["000000_10", "000005_10"]
+    assert kitti(tmp_path, split="val").ids == ["000000_10", "000005_10"]
     train = kitti(tmp_path)
-    assert train.names == [f"{n:06d}_10" for n in (1, 2, 3, 4, 6)]
-    raw = train[1]
-    assert raw["frame"][0, 0, 0] == 2
-    assert raw.get("flow", NONE)[:, 0, 0].tolist() == [0, 0, 2, 2]
-    assert raw.get("flow_valid", NONE)[:, 0].tolist() == [False, False, True, True]
+    assert train.ids == [f"{n:06d}_10" for n in (1, 2, 3, 4, 6)]
+    sample = train[1]
+    assert sample["frame"][0, 0, 0] == 2
+    assert sample.get("flow", NONE)[:, 0, 0].tolist() == [0, 0, 2, 2]
+    assert sample.get("flow_valid", NONE)[:, 0].tolist() == [False, False, True, True]
     seen = kitti(tmp_path, occluded=False).labels(1)
     assert seen.get("flow_valid", NONE)[:, 0].tolist() == [True, False, False, True]
     (tmp_path / "training" / "image_2" / "000003_11.png").unlink()
@@ -305,11 +305,11 @@ def test_middlebury_masks_unknown_flow_and_lists_pairs_without_it_on_request(tmp
     known[0, 3] = False
     write_flo(made(tmp_path / "other-gt-flow" / "Urban2" / "flow10.flo"), flow(4), known)
     val = MiddleburyConfig(name="middlebury", root=tmp_path).build()
-    assert val.names == ["Urban2"]
+    assert val.ids == ["Urban2"]
     assert first(val[0]) == (10, 11, 4.0)
     np.testing.assert_array_equal(val[0].get("flow_valid"), known)
     every = MiddleburyConfig(name="middlebury", root=tmp_path, split="all").build()
-    assert every.names == ["Urban2", "Walking"]
+    assert every.ids == ["Urban2", "Walking"]
     assert set(every[1]) == {"name", "frame", "next_frame"}
     assert set(every.labels(1)) == {"name"}
 
@@ -334,9 +334,9 @@ def test_what_programs_left_in_the_folders_is_no_pair(tmp_path: Path, litter: Ca
         partial(kitti, tmp_path / "kitti"),
         MiddleburyConfig(name="middlebury", root=tmp_path / "middlebury", split="all").build,
     ]
-    before = [list(build().names) for build in sets]
+    before = [list(build().ids) for build in sets]
     litter(tmp_path)
-    assert [list(build().names) for build in sets] == before
+    assert [list(build().ids) for build in sets] == before
     assert [len(names) for names in before] == [2, 4, 4, 4, 2, 1]
 
 
@@ -377,7 +377,7 @@ def test_a_data_set_is_chosen_by_its_name_in_a_config(tmp_path: Path) -> None:
     write_chairs(tmp_path, range(1, 8), "1111112")
     values = {"dataset": {"name": "flying_chairs", "root": str(tmp_path)}, "limit": 3, "size": [8, 12]}
     config = parse(DataConfig, values)
-    assert config.build_dataset().names == ["00001", "00003", "00005"]  # every second of six
+    assert config.build_dataset().ids == ["00001", "00003", "00005"]  # every second of six
     example = config.build()[1]
     assert tuple(example["frame"].shape) == (3, 8, 12)
     assert [tuple(example[key].shape) for key in ("flow",) if key in example] == [(2, HEIGHT, WIDTH)]  # native
@@ -389,16 +389,16 @@ def test_a_data_set_is_chosen_by_its_name_in_a_config(tmp_path: Path) -> None:
 # Real samples
 
 
-def warp_error(raw: Sample) -> tuple[float, float]:
+def warp_error(sample: Sample) -> tuple[float, float]:
     """Mean difference of the frame to the next one as it is, and to the next one fetched along the flow."""
-    field = raw.get("flow", NONE)
+    field = sample.get("flow", NONE)
     y, x = np.mgrid[: field.shape[0], : field.shape[1]].astype(np.float32)
-    following = raw.get("next_frame", NONE).astype(np.float32)
+    following = sample.get("next_frame", NONE).astype(np.float32)
     fetched = cv2.remap(following, x + field[..., 0], y + field[..., 1], cv2.INTER_LINEAR)
     inside = (x + field[..., 0] >= 0) & (x + field[..., 0] < x.shape[1] - 1)
     inside &= (y + field[..., 1] >= 0) & (y + field[..., 1] < y.shape[0] - 1)
-    inside &= raw.get("flow_valid", np.ones(y.shape, bool))
-    frame = raw["frame"].astype(np.float32)
+    inside &= sample.get("flow_valid", np.ones(y.shape, bool))
+    frame = sample["frame"].astype(np.float32)
     return float(np.abs(following - frame)[inside].mean()), float(np.abs(fetched - frame)[inside].mean())
 
 
@@ -432,13 +432,13 @@ def test_real_flow_fetches_the_next_frame_back(real_kitti: Path) -> None:
     for name, dataset in sets.items():
         for i in range(len(dataset)):
             still, moved = warp_error(dataset[i])
-            assert moved < 0.7 * still, f"{name} {dataset.names[i]}: {moved:.2f} against {still:.2f}"
+            assert moved < 0.7 * still, f"{name} {dataset.ids[i]}: {moved:.2f} against {still:.2f}"
 
 
 @real_data
 def test_the_real_chairs_are_split_by_their_list() -> None:
-    assert chairs(DATA / "FlyingChairs_release").names == ["00001", "00002", "00003"]
-    assert chairs(DATA / "FlyingChairs_release", split="val").names == ["00004", "00005"]
+    assert chairs(DATA / "FlyingChairs_release").ids == ["00001", "00002", "00003"]
+    assert chairs(DATA / "FlyingChairs_release", split="val").ids == ["00004", "00005"]
 
 
 @real_data

@@ -236,7 +236,7 @@ def test_guesses_of_real_images_are_of_the_test_split_unless_said(tmp_path: Path
     truth = CubConfig(name="cub", root=DATA / "CUB_200_2011", split="test").build()
     rng = np.random.default_rng(0)
     guesses = np.where(rng.random(len(truth)) < 0.3, rng.integers(0, len(truth.classes), len(truth)), truth.targets)
-    rows = zip(truth.names, guesses.tolist(), strict=True)
+    rows = zip(truth.ids, guesses.tolist(), strict=True)
     (tmp_path / "labels.csv").write_text("name,guess\n" + "".join(f"{name},{truth.classes[i]}\n" for name, i in rows))
     found = scored(["--data", "cub", "--root", str(DATA / "CUB_200_2011"), "--predictions", str(tmp_path)], tmp_path)
     assert (found["split"], found["images"]) == ("test", len(truth))

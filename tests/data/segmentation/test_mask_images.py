@@ -79,7 +79,7 @@ def test_a_layout_is_read_with_its_own_label_map(
 ) -> None:
     write(tmp_path)
     dataset = build(name, tmp_path)
-    assert dataset.names == [example]
+    assert dataset.ids == [example]
     assert first_ids(dataset, len(ids)) == ids
     assert dataset[0]["frame"].shape == (*SIZE, 3)
     assert dataset.labels(0).keys() == {"name", "mask"}
@@ -104,12 +104,12 @@ def test_what_programs_left_in_the_folders_is_no_example(
     tmp_path: Path, name: str, write: Callable[[Path], None], litter: Callable[[Path], None]
 ) -> None:
     write(tmp_path)
-    names = build(name, tmp_path).names
+    names = build(name, tmp_path).ids
     litter(tmp_path)
     for path in tmp_path.rglob("train.txt"):  # as Windows' editor saves it
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b" \r\n") + b"\r\n\r\n")
     dataset = build(name, tmp_path)
-    assert dataset.names == names
+    assert dataset.ids == names
     assert dataset[0].get("mask", np.zeros(0)).shape == SIZE
 
 
@@ -152,11 +152,11 @@ def test_own_masks_mean_what_the_config_says(tmp_path: Path) -> None:
     write_pair(tmp_path / "images/2.jpg", tmp_path / "labels/2_L.png", 100)
     settings = {"classes": ["grass", "path"], "values": [100, 50], "unknown": [0], "mask_suffix": "_L"}
     dataset = own(tmp_path, **settings)
-    assert dataset.names == ["2", "park/1"]
+    assert dataset.ids == ["2", "park/1"]
     assert first_ids(dataset, 3, index=1) == [IGNORE, 1, 0]
     assert dataset.classes == ("grass", "path")
     (tmp_path / "train.txt").write_text("park/1\n")
-    assert own(tmp_path, **settings, split=str(tmp_path / "train.txt")).names == ["park/1"]
+    assert own(tmp_path, **settings, split=str(tmp_path / "train.txt")).ids == ["park/1"]
     (tmp_path / "train.txt").write_text("park/1\npark/3\n")
     with pytest.raises(MissingDataError, match=r"1 names have no image in .*, the first 'park/3'"):
         own(tmp_path, **settings, split=str(tmp_path / "train.txt"))
@@ -171,7 +171,7 @@ def test_own_images_are_found_behind_links_and_not_among_hidden_ones(
     (tmp_path / "disk" / "back").symlink_to(tmp_path / "images")  # a circle
     litter(tmp_path / "images")
     litter(tmp_path / "disk")
-    assert own(tmp_path, classes=["road", "tree"]).names == ["2", "trip/day/1"]
+    assert own(tmp_path, classes=["road", "tree"]).ids == ["2", "trip/day/1"]
 
 
 @pytest.mark.parametrize(

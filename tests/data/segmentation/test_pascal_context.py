@@ -127,7 +127,7 @@ def test_rendered_masks_are_read_as_59_or_60_classes(root: Path) -> None:
         "car",
         "background",
     )
-    assert build(root, split="val").names == ["2008_000003"]
+    assert build(root, split="val").ids == ["2008_000003"]
 
 
 def test_masks_that_begin_with_zero_are_read_when_told(root: Path) -> None:
@@ -300,7 +300,7 @@ def test_images_without_segments_are_counted_and_refused_if_all_are(root: Path) 
 def test_the_annotations_may_lie_beside_the_images(root: Path) -> None:
     (root / "trainval_merged.json").rename(root / "VOC2010" / "trainval_merged.json")
     assert main(["convert", "pascal_context", "--root", str(root), "--partial"]) == 0
-    assert build(root).names == ["2008_000001", "2008_000002"]
+    assert build(root).ids == ["2008_000001", "2008_000002"]
 
 
 def test_annotations_that_were_named_and_are_not_there_are_not_replaced_by_others(

@@ -69,11 +69,11 @@ def test_scenes_are_read_by_the_reader_of_the_real_data(tmp_path: Path) -> None:
     ]
     train, val = (config.build_dataset() for config in datasets)
     assert isinstance(train, SegmentedImages)
-    assert (list(train.names), list(val.names)) == ([f"scene-{i:04d}" for i in range(4)], ["scene-0004"])
-    raw = train[1]
+    assert (list(train.ids), list(val.ids)) == ([f"scene-{i:04d}" for i in range(4)], ["scene-0004"])
+    sample = train[1]
     scene = render_scene(CONFIG, 1)
-    np.testing.assert_array_equal(raw.get("mask"), scene.mask - 1)  # files count from 1
-    assert np.abs(raw["frame"].astype(int) - scene.frame).mean() < 12  # a JPEG of it, whose noise is not kept
+    np.testing.assert_array_equal(sample.get("mask"), scene.mask - 1)  # files count from 1
+    assert np.abs(sample["frame"].astype(int) - scene.frame).mean() < 12  # a JPEG of it, whose noise is not kept
     assert train.classes == CLASSES
 
 

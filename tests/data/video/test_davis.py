@@ -51,8 +51,8 @@ def lists(root: Path, folder: str = "480p", **splits: str) -> None:
 
 def test_a_frame_comes_with_the_next_of_its_sequence_and_the_last_with_itself(root: Path) -> None:
     dataset = davis(root)
-    assert dataset.names == ["bear/00000", "bear/00001", "bear/00002", "surf/00000", "surf/00001"]
-    pairs = [(raw["frame"], raw.get("next_frame", np.empty(0))) for raw in (dataset[i] for i in range(5))]
+    assert dataset.ids == ["bear/00000", "bear/00001", "bear/00002", "surf/00000", "surf/00001"]
+    pairs = [(sample["frame"], sample.get("next_frame", np.empty(0))) for sample in (dataset[i] for i in range(5))]
     levels = [[int(frame.mean()), int(following.mean())] for frame, following in pairs]
     assert levels == [[0, 10], [10, 20], [20, 20], [0, 10], [10, 10]]
     assert dataset[-1]["name"] == "surf/00001"
@@ -61,11 +61,11 @@ def test_a_frame_comes_with_the_next_of_its_sequence_and_the_last_with_itself(ro
 
 
 def test_a_mask_is_one_where_the_file_is_not_zero(root: Path) -> None:
-    raw = davis(root)[1]
+    sample = davis(root)[1]
     expected = np.zeros(SIZE, np.uint8)
     expected[:2, 1:4] = 1  # 255 in the file
-    np.testing.assert_array_equal(raw.get("mask"), expected)
-    assert raw["frame"].shape == (*SIZE, 3)
+    np.testing.assert_array_equal(sample.get("mask"), expected)
+    assert sample["frame"].shape == (*SIZE, 3)
 
 
 def test_rgba_indexed_and_empty_masks_are_read(root: Path) -> None:
@@ -92,20 +92,20 @@ def test_labels_are_read_without_the_frame(root: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["480p", "2016", "2017"])
 def test_a_split_may_name_sequences_instead_of_frames(root: Path, folder: str) -> None:
-    expected = davis(root).names
+    expected = davis(root).ids
     (root / "ImageSets" / "480p" / "train.txt").unlink()
     lists(root, folder, train="surf\nbear\n\n")
-    assert davis(root).names == expected
+    assert davis(root).ids == expected
 
 
 def test_trainval_without_a_file_is_train_and_val(root: Path) -> None:
-    assert davis(root, split="trainval").names == sorted(davis(root).names + davis(root, split="val").names)
+    assert davis(root, split="trainval").ids == sorted(davis(root).ids + davis(root, split="val").ids)
     lists(root, trainval=per_frame("dog", 1))
-    assert davis(root, split="trainval").names == ["dog/00000"]
+    assert davis(root, split="trainval").ids == ["dog/00000"]
 
 
 def test_sequences_can_be_chosen_and_a_wrong_one_is_named(root: Path) -> None:
-    assert davis(root, sequences=("surf",)).names == ["surf/00000", "surf/00001"]
+    assert davis(root, sequences=("surf",)).ids == ["surf/00000", "surf/00001"]
     with pytest.raises(DataError, match=r"train has no dog; it has \['bear', 'surf'\]"):
         davis(root, sequences=("surf", "dog"))
 
@@ -202,19 +202,19 @@ def test_no_list_says_where_it_was_looked_for(root: Path) -> None:
 def test_the_real_training_set_has_the_published_counts() -> None:
     dataset = davis(DATA / "DAVIS-216p", resolution="216p")
     assert len(dataset) == 2079
-    assert len({name.partition("/")[0] for name in dataset.names}) == 30
+    assert len({name.partition("/")[0] for name in dataset.ids}) == 30
     assert len(davis(DATA / "DAVIS-216p", resolution="216p", split="val")) == 200
-    raw = dataset[0]
-    assert raw["frame"].shape == (216, 384, 3)
+    sample = dataset[0]
+    assert sample["frame"].shape == (216, 384, 3)
     assert np.unique(dataset.labels(0).get("mask")).tolist() == [0, 1]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @real_data
 def test_the_real_empty_mask_is_read() -> None:
     dataset = davis(DATA / "DAVIS")
-    raw = dataset[dataset.names.index("surf/00054")]
-    assert raw["frame"].shape == (480, 854, 3)
-    assert not raw.get("mask", np.ones(1)).any()
+    sample = dataset[dataset.ids.index("surf/00054")]
+    assert sample["frame"].shape == (480, 854, 3)
+    assert not sample.get("mask", np.ones(1)).any()
 
 
 def test_a_sequence_has_several_objects_if_its_first_mask_numbers_them(root: Path) -> None:

@@ -31,14 +31,14 @@ def add(root: Path, name: str, level: int, mask: list[int] | None = None, suffix
 
 def levels(dataset: Folder) -> list[tuple[int, int]]:
     examples = [dataset[i] for i in range(len(dataset))]
-    return [(int(raw["frame"].mean()), int(raw.get("next_frame", NONE).mean())) for raw in examples]
+    return [(int(sample["frame"].mean()), int(sample.get("next_frame", NONE).mean())) for sample in examples]
 
 
 def test_frames_follow_each_other_by_number_within_a_subfolder(tmp_path: Path) -> None:
     for name, level in {"b/frame10": 50, "b/frame2": 40, "b/frame1": 30, "a/x": 20}.items():
         add(tmp_path, name, level)
     dataset = folder(tmp_path, masks=False)
-    assert dataset.names == ["a/x", "b/frame1", "b/frame2", "b/frame10"]
+    assert dataset.ids == ["a/x", "b/frame1", "b/frame2", "b/frame10"]
     assert levels(dataset) == [(20, 20), (30, 40), (40, 50), (50, 50)]
     assert set(dataset[0]) == {"name", "frame", "next_frame"}
     assert set(dataset.labels(0)) == {"name"}
@@ -47,7 +47,7 @@ def test_frames_follow_each_other_by_number_within_a_subfolder(tmp_path: Path) -
 def test_a_flat_folder_is_one_sequence(tmp_path: Path) -> None:
     add(tmp_path, "1", 10, suffix=".ppm")
     add(tmp_path, "2", 20)
-    assert folder(tmp_path, masks=False).names == ["1", "2"]
+    assert folder(tmp_path, masks=False).ids == ["1", "2"]
     assert levels(folder(tmp_path, masks=False)) == [(10, 20), (20, 20)]
     assert "next_frame" not in folder(tmp_path, masks=False, next_frame=False)[0]
 
@@ -55,13 +55,13 @@ def test_a_flat_folder_is_one_sequence(tmp_path: Path) -> None:
 def test_names_of_words_and_numbers_are_put_in_order(tmp_path: Path) -> None:
     for name in ("10", "9", "a10", "a9", "a", "9a"):
         add(tmp_path, name, 1)
-    assert folder(tmp_path, masks=False).names == ["9", "9a", "10", "a", "a9", "a10"]
+    assert folder(tmp_path, masks=False).ids == ["9", "9a", "10", "a", "a9", "a10"]
 
 
 def test_a_masks_ids_are_its_palette_indices(tmp_path: Path) -> None:
     add(tmp_path, "clip/1", 10, [0, 2, 255])
-    raw = folder(tmp_path, classes=3)[0]
-    assert raw.get("mask", NONE).tolist() == [[0, 2, 255]] * 2
+    sample = folder(tmp_path, classes=3)[0]
+    assert sample.get("mask", NONE).tolist() == [[0, 2, 255]] * 2
     assert folder(tmp_path).labels(0).get("mask", NONE).tolist() == [[0, 2, 255]] * 2
 
 
@@ -73,7 +73,7 @@ def test_videos_are_found_behind_links_and_not_among_hidden_ones(
     (tmp_path / "frames" / "far").symlink_to(tmp_path / "disk" / "frames")
     litter(tmp_path / "frames")
     litter(tmp_path / "disk")
-    assert folder(tmp_path, masks=False).names == ["cat/1", "far/dog/1"]
+    assert folder(tmp_path, masks=False).ids == ["cat/1", "far/dog/1"]
 
 
 def test_a_mask_that_a_jpeg_has_changed_is_refused(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_frames_and_masks_without_each_other_are_counted_at_once(tmp_path: Path)
     assert "clip/9.png, ...)" in str(error.value)  # the tenth is the last one listed
     for number in range(12):
         (tmp_path / "frames" / "clip" / f"{number}.png").unlink()
-    assert folder(tmp_path).names == ["clip/12"]
+    assert folder(tmp_path).ids == ["clip/12"]
     (tmp_path / "frames" / "clip" / "12.png").rename(tmp_path / "frames" / "clip" / "13.png")
     write_mask(tmp_path / "masks" / "clip" / "13.png", np.zeros((2, 3), np.uint8))
     with pytest.raises(MissingDataError, match=r"no frame in .*frames for 1 file \(clip/12\.png\)"):
