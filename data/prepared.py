@@ -1,16 +1,97 @@
-"""A dataset's decoded examples as the framework takes them: tensors, alone and in batches."""
+"""Prepare the examples of a data set for training and evaluation: augment, resize, turn into tensors."""
+
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from data.augment import geometry
-from data.augment.augment import Augmentation, check_sizes
+from data.augment.augment import Augmentation, AugmentConfig, check_sizes
 from data.augment.crops import center_crop, scaled
 from data.augment.geometry import Size
-from data.files.listing import SampleDataset
-from mtsp.types import IGNORE, Batch, Sample
+from data.catalog.datasets import AnyDataset
+from data.classification.labeled_images import LabeledImages
+from data.types import Labels, SampleDataset
+from data.video.davis import DavisConfig
+from mtsp.config import Config
+from mtsp.types import IGNORE, Batch, Examples, Kind, Sample
+
+
+class DataConfig(Config):
+    """A data set, and what is done to it before a network sees it."""
+
+    dataset: AnyDataset
+    augment: AugmentConfig | None = None
+    """What training draws at random; None: frames as they are."""
+    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    """Height and width that frames are resized to for the network at evaluation; labels keep their own. Training
+    without `augment` resizes to it as well, labels included."""
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    """Of labeled images: see the middle at evaluation, this share of the shorter side, as `size`, its aspect kept.
+    0.875 is usual (and 1 all of the shorter side). Null: all of the image, stretched to `size`."""
+    limit: int | None = Field(default=None, gt=0)
+    """Use only this many examples, evenly spaced. Not for videos with masks: their frames are scored together."""
+
+    @model_validator(mode="after")
+    def _videos_stay_whole(self) -> "DataConfig":
+        """J and F are means over a video without its first and last frame: of a few of its frames they are wrong."""
+        if self.limit is None or self.dataset.kind != "video" or getattr(self.dataset, "masks", "") is None:
+            return self
+        fewer = "set `dataset.sequences`"
+        if not isinstance(self.dataset, DavisConfig):
+            fewer = "let `dataset.frames` and `dataset.masks` name a folder of fewer sequences"
+        raise ValueError(f"`limit` would tear sequences apart, which are scored whole; {fewer}")
+
+    @model_validator(mode="after")
+    def _only_a_class_survives_a_crop(self) -> "DataConfig":
+        if self.crop_pct is None:
+            return self
+        if self.dataset.kind != "labeled":
+            raise ValueError(f"`crop_pct` is of labeled images; {self.dataset.name} is scored whole, set `size` alone")
+        if self.size is None:
+            raise ValueError("`crop_pct` needs `size`, which the middle of each image becomes")
+        return self
+
+    def build(self) -> Examples:
+        """Return the examples, files checked to be there.
+
+        Raises:
+            DataError: the data set's files are not as they should be.
+        """
+        augmentation = None if self.augment is None else self.augment.build()
+        return PreparedExamples(self.build_dataset(), augmentation, self.size, self.crop_pct)
+
+    def build_dataset(self) -> SampleDataset:
+        """Return the examples as decoded: nothing resized, nothing augmented. Raises as :meth:`build`."""
+        dataset = self.dataset.build()
+        if self.limit is None or self.limit >= len(dataset):
+            return dataset
+        indices = [i * len(dataset) // self.limit for i in range(self.limit)]
+        return dataset.subset(indices) if isinstance(dataset, LabeledImages) else EvenlySpaced(dataset, self.limit)
+
+
+class EvenlySpaced:
+    """`count` examples of `dataset`, evenly spaced, the first one first. Each still has its next frame."""
+
+    def __init__(self, dataset: SampleDataset, count: int) -> None:
+        self._dataset = dataset
+        self.kind: Kind = dataset.kind
+        self._indices = [i * len(dataset) // count for i in range(count)]
+        self.ids = [dataset.ids[i] for i in self._indices]
+        self.classes: tuple[str, ...] = getattr(dataset, "classes", ())
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset[self._indices[index]]
+
+    def labels(self, index: int) -> Labels:
+        """Return the labels of example `index`."""
+        return self._dataset.labels(self._indices[index])
 
 
 class PreparedExamples:
@@ -39,6 +120,11 @@ class PreparedExamples:
         self.augmentation = augmentation
         self.size = size
         self.crop_pct = crop_pct
+
+    @property
+    def kind(self) -> Kind:
+        """What the data set holds: decides which metrics apply."""
+        return self.dataset.kind
 
     @property
     def ids(self) -> list[str]:

@@ -6,7 +6,7 @@ All are dicts, not dataclasses: PyTorch's collate function and Accelerate's devi
 gathering look inside dicts, and pass a dataclass by untouched.
 """
 
-from typing import NotRequired, Protocol, TypedDict
+from typing import Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,16 @@ IGNORE = 255
 
 LABELS = frozenset({"mask", "flow", "label"})
 """The keys of a `Batch` that something can be learned from."""
+
+
+Kind = Literal["video", "images", "pairs", "labeled"]
+"""What a data set holds, which decides how it is scored.
+
+video: frames of sequences, whose masks have an object (1) and background (0); J and F by sequence.
+images: still images with masks of class ids; IoU by class and pixel accuracy.
+pairs: two frames each, with the flow between them.
+labeled: images with one class each.
+"""
 
 
 class Sample(TypedDict):

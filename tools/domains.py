@@ -5,13 +5,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from data import AnyDataset, DataError, LabeledConfig, LabeledImages, MissingDataError
+from data import AnyDataset, DataError, LabeledImages, MissingDataError
+from data.catalog.datasets import DATASETS
 from data.prepared import PreparedExamples
 from models.classifier import INCEPTION, Backbone
 from models.pretrained.load import load_branch
@@ -198,14 +199,15 @@ def content(images: LabeledImages, net: Network, files: Sequence[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _datasets() -> dict[str, type[LabeledConfig]]:
+def _datasets() -> list[str]:
     """Return the data sets of labeled images that an experiment can name."""
-    members = get_args(get_args(AnyDataset)[0])
-    return {get_args(m.model_fields["name"].annotation)[0]: m for m in members if issubclass(m, LabeledConfig)}
+    return [name for name, row in DATASETS.items() if row.kind == "labeled"]
 
 
 def _build(values: Any, place: str) -> LabeledImages:
     dataset = parse(_Described, {"dataset": values}).dataset
-    if not isinstance(dataset, LabeledConfig):
+    if dataset.kind != "labeled":
         raise DataError(f"{place}: {dataset.name} has no classes of whole images; {', '.join(_datasets())} have")
-    return dataset.build()
+    built = dataset.build()
+    assert isinstance(built, LabeledImages)
+    return built

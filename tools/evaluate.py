@@ -31,7 +31,7 @@ from rich.console import Console
 
 from data import DataConfig
 from data.files.flow_formats import write_flo
-from data.files.images import write_mask
+from data.files.masks import write_mask
 from data.predictions.labels_csv import Guess, guess_of, report_guesses, save_guesses
 from data.predictions.score import DATASETS, held_out, score, truth_of
 from data.video.davis import Davis

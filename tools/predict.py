@@ -30,7 +30,8 @@ from rich.console import Console
 from data import DataError, MissingDataError
 from data.augment.crops import center_crop
 from data.files.flow_formats import write_flo
-from data.files.images import IMAGE_SUFFIXES, read_image, write_image, write_mask
+from data.files.images import IMAGE_SUFFIXES, read_image, write_image
+from data.files.masks import write_mask
 from data.predictions.labels_csv import BEST
 from data.prepared import resized, to_tensors
 from data.video.folder import FolderConfig

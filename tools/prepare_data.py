@@ -1,14 +1,13 @@
-"""Get a data set, convert it, check it, look at its labels, or make a synthetic one in its place.
+"""Download a data set, verify it, render its masks, draw its labels, or write synthetic data in its layout.
 
-    python tools/prepare_data.py download davis --root inputs/DAVIS
-    python tools/prepare_data.py verify davis --root inputs/DAVIS
-    python tools/prepare_data.py synthesize davis --root inputs/synthetic --clips 20 --size 240x432 objects=[1,3]
-    python tools/prepare_data.py convert pascal_context --root inputs/PASCAL-Context
-    python tools/prepare_data.py labels camvid --out camvid.png [--root inputs/CamVid] [--example 3] [split=val]
+    python tools/prepare_data.py download davis --root datasets/DAVIS
+    python tools/prepare_data.py verify davis --root datasets/DAVIS
+    python tools/prepare_data.py synthesize davis --root datasets/synthetic --clips 20 --size 240x432 objects=[1,3]
+    python tools/prepare_data.py convert pascal_context --root datasets/PASCAL-Context
+    python tools/prepare_data.py labels camvid --out camvid.png [--root datasets/CamVid] [--example 3] [split=val]
 
-`root` is the folder of the data set itself, which `data.root` of a config names. A download that is stopped, by Ctrl-C
-or by the network, continues when the same command runs again. Exit code 0: all is well; 1: something is wrong, said in
-one line, or by verify in one line for each of the first problems; 130: stopped by Ctrl-C.
+ROOT is the data set's own folder, which `root` names in a config. Run an interrupted download again to continue it.
+Exit code 0: all is well; 1: an error, or problems that verify prints; 130: stopped by Ctrl-C.
 """
 
 import argparse
@@ -17,67 +16,26 @@ import re
 import shutil
 import sys
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.progress import DownloadColumn, TransferSpeedColumn
-
-from data.catalog.archives import ARCHIVES, BY_HAND, Archive
-from data.catalog.download import download, require_space, unpack
-from data.catalog.verify import DATASETS, verify
-from data.files.images import DataError, write_image
-from data.segmentation.legend import labeled_example, legend
-from data.segmentation.mask_images import SegmentedConfig
-from data.segmentation.pascal_context import find_pascal_context, render_masks
-from data.synthetic.clips import SyntheticConfig
-from data.synthetic.scenes import ScenesConfig, write_scenes
-from data.synthetic.writers import write_davis, write_flying_chairs, write_scene_flow
-from mtsp.config import Config, ConfigError, parse, parse_yaml
-from mtsp.files.progress import Advance, bar
+if TYPE_CHECKING:
+    from data.catalog.datasets import Archive, Row
+    from mtsp.files.progress import Advance
 
 _SHOWN_PROBLEMS = 20
 
-SYNTHETIC: dict[str, tuple[type[Config], Callable[..., None], dict[str, Any]]] = {
-    "davis": (
-        SyntheticConfig,
-        write_davis,
-        {
-            "clips": 20, "frames": 12, "height": 240, "width": 432, "motion": 4.0, "cue": 0.7,
-            "objects": [1, 2], "distractors": [2, 6], "object_size": [0.12, 0.35],
-        },
-    ),
-    "flying_chairs": (
-        SyntheticConfig,
-        write_flying_chairs,
-        {"clips": 500, "height": 384, "width": 512, "objects": [4, 12]},
-    ),
-    "monkaa": (
-        SyntheticConfig,
-        partial(write_scene_flow, name="Monkaa"),
-        {"clips": 8, "frames": 10, "height": 270, "width": 480, "objects": [2, 6]},
-    ),
-    "driving": (
-        SyntheticConfig,
-        partial(write_scene_flow, name="Driving"),
-        {"clips": 8, "frames": 10, "height": 270, "width": 480, "objects": [2, 6]},
-    ),
-    "pascal_context": (ScenesConfig, write_scenes, {}),
-}  # fmt: skip
-"""For each layout that can be synthesized, its config, its writer and what differs from the config's defaults."""
 
-SEGMENTED = {name: known.config for name, known in DATASETS.items() if issubclass(known.config, SegmentedConfig)}
-"""The data sets whose label maps can be looked at."""
-
-
-def run_download(name: str, root: Path, archives: Sequence[Archive], *, keep: bool = False) -> None:
-    """Fetch, check and unpack `archives` into `root`; those that are unpacked already are passed over.
+def run_download(name: str, root: Path, archives: "Sequence[Archive]", *, keep: bool = False) -> None:
+    """Fetch, check and unpack archives into `root`; those unpacked before are skipped.
 
     Raises:
-        DownloadError: see :mod:`data.catalog.download`; what is in `root` then is complete archives only.
+        DownloadError: see :mod:`data.catalog.download`; `root` then holds complete archives only.
     """
+    from data.catalog.download import download, require_space, unpack
+
     work = root / ".downloads"
     work.mkdir(parents=True, exist_ok=True)
     for archive in archives:
@@ -105,6 +63,9 @@ def run_download(name: str, root: Path, archives: Sequence[Archive], *, keep: bo
 
 def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **settings: Any) -> int:
     """Check a data set and print what is wrong; return the exit code."""
+    from data.catalog.verify import verify
+    from mtsp.files.progress import bar
+
     with bar(f"reading {name}", stays=True) as progress:
         report = verify(name, root, published=not partial_copy, workers=workers, progress=progress, **settings)
     for line in report.problems[:_SHOWN_PROBLEMS]:
@@ -114,25 +75,35 @@ def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **set
     counts = ", ".join(f"{split} {count}" for split, count in report.counts.items())
     state = f"{len(report.problems)} problems" if report.problems else "all is well"
     if any("published are" in problem for problem in report.problems):
-        state += "; of a part of a data set, or a synthetic one, --partial compares no counts"
+        state += "; add --partial to skip the counts of a partial or synthetic data set"
     print(f"{name} at {root}: {sum(report.counts.values())} examples read ({counts}): {state}")
     return 1 if report.problems else 0
 
 
 def run_synthesize(name: str, root: Path, values: dict[str, Any]) -> None:
-    """Write synthetic data in the layout of `name`. Raises ConfigError, FileExistsError, or what the writer raises."""
-    kind, write, preset = SYNTHETIC[name]
-    config = parse(kind, {**preset, **values})
+    """Write synthetic data in the layout of `name`. Raises ConfigError, FileExistsError, or an error of the writer."""
+    from data.synthetic.clips import SyntheticConfig
+    from data.synthetic.layouts import LAYOUTS
+    from data.synthetic.scenes import ScenesConfig
+    from mtsp.config import parse
+    from mtsp.files.progress import bar
+
+    layout = LAYOUTS[_known(name, LAYOUTS, "be synthesized")]
+    config = parse(layout.config, {**layout.defaults, **values})
     with bar(f"rendering {name}", stays=True) as progress:
-        write(config, root, progress=progress)
+        layout.write(config, root, progress=progress)
     if isinstance(config, SyntheticConfig):
         print(f"{root}: {config.clips} clips of {config.frames} frames, {config.height}x{config.width}")
     elif isinstance(config, ScenesConfig):
         print(f"{root}: {config.images} scenes, {config.height}x{config.width}")
 
 
-def run_convert(root: Path, annotations: Path | None, *, partial_copy: bool) -> None:
-    """Render PASCAL-Context's masks once. Raises DataError or FileExistsError."""
+def run_convert(name: str, root: Path, annotations: Path | None, *, partial_copy: bool) -> None:
+    """Render the masks of PASCAL-Context. Raises DataError or FileExistsError."""
+    from data.segmentation.pascal_context import find_pascal_context, render_masks
+    from mtsp.files.progress import bar
+
+    _known(name, ["pascal_context"], "be converted")
     folder = find_pascal_context(root)
     with bar("rendering masks", stays=True) as progress:
         rendered = render_masks(
@@ -144,13 +115,21 @@ def run_convert(root: Path, annotations: Path | None, *, partial_copy: bool) -> 
 
 
 def run_labels(name: str, root: Path | None, example: int, out: Path, values: dict[str, Any]) -> None:
-    """Write a image of a data set's label map; with `root`, of an example and what is in it.
+    """Draw the label map of a data set, or with `root` one of its examples with its labels.
 
     Raises:
-        ConfigError, DataError: settings, files or an example that are not there.
+        ConfigError, DataError: settings, files or an example that do not exist.
     """
-    config = parse(SEGMENTED[name], {"name": name, "root": str(root or "."), **values})
-    assert isinstance(config, SegmentedConfig)
+    from data.catalog.datasets import DATASETS
+    from data.files.images import write_image
+    from data.segmentation.legend import labeled_example, legend
+    from data.segmentation.segmented_images import SegmentedConfig
+    from data.types import DataError
+    from mtsp.config import parse
+
+    rows = {key: row for key, row in DATASETS.items() if row.splits and issubclass(row.config, SegmentedConfig)}
+    kind: type[SegmentedConfig] = rows[_known(name, rows, "be drawn")].config
+    config = parse(kind, {"name": name, "root": str(root or "."), **values})
     if root is None:
         write_image(out, legend(config.label_map()))
     else:
@@ -177,41 +156,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command continues a download, and starts a synthesis again", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # what a person, the network or the disk did; anything else is a bug of ours
+    except (ValueError, OSError) as error:  # caused by the user, the network or the disk; anything else is a bug
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from data.catalog.datasets import DATASETS
+
     name, root = arguments.name, arguments.root
     if arguments.command == "download":
-        run_download(name, root, _chosen(arguments), keep=arguments.keep)
+        rows = {key: row for key, row in DATASETS.items() if row.archives or row.by_hand}
+        row = rows[_known(name, rows, "be downloaded")]
+        run_download(name, root, _archives(arguments, row), keep=arguments.keep_archives)
     elif arguments.command == "convert":
-        run_convert(root, arguments.annotations, partial_copy=arguments.partial)
+        run_convert(name, root, arguments.annotations, partial_copy=arguments.partial)
     elif arguments.command == "labels":
         run_labels(name, root, arguments.example, arguments.out, _settings(arguments))
     elif arguments.command == "synthesize":
         run_synthesize(name, root, _values(arguments))
     else:
+        _known(name, [key for key, row in DATASETS.items() if row.splits], "be verified")
         settings = _settings(arguments) | ({"resolution": arguments.resolution} if arguments.resolution else {})
         workers = arguments.workers
         return run_verify(name, root, partial_copy=arguments.partial, workers=workers, **settings)
     return 0
 
 
-def _chosen(arguments: argparse.Namespace) -> list[Archive]:
+def _known(name: str, names: Iterable[str], verb: str) -> str:
+    """Return `name` if it is one of `names`. Raises ConfigError, which lists them."""
+    from mtsp.config import ConfigError
+
+    if name not in names:
+        raise ConfigError(f"{name!r} cannot {verb}; the data sets that can: {', '.join(sorted(names))}")
+    return name
+
+
+def _archives(arguments: argparse.Namespace, row: "Row") -> "list[Archive]":
     """Return the archives to fetch, as the command line changes them."""
+    from data.catalog.datasets import Archive
+    from mtsp.config import ConfigError
+
     given = ((kind, getattr(arguments, kind)) for kind in ("md5", "sha1", "sha256"))
     checksum = next((f"{kind}:{value}" for kind, value in given if value), None)
-    if arguments.name in BY_HAND:
-        raise ConfigError(BY_HAND[arguments.name])
-    known = ARCHIVES[arguments.name]
+    if row.by_hand:
+        raise ConfigError(row.by_hand)
     if arguments.url:
-        return [Archive(arguments.url, checksum, strip=known[0].strip)]
-    chosen = [archive for archive in known if not arguments.only or any(word in archive.url for word in arguments.only)]
+        return [Archive(arguments.url, checksum, strip=row.archives[0].strip)]
+    chosen = [a for a in row.archives if not arguments.only or any(word in a.url for word in arguments.only)]
     if not chosen:
-        names = ", ".join(archive.url.rpartition("/")[2] for archive in known)
-        raise ConfigError(f"--only {' '.join(arguments.only)} fits no archive of {arguments.name}; there are {names}")
+        names = ", ".join(archive.url.rpartition("/")[2] for archive in row.archives)
+        raise ConfigError(f"--only {' '.join(arguments.only)} fits no archive of {row.name}; there are {names}")
     if checksum is not None:
         if len(chosen) > 1:
             raise ConfigError(f"one checksum for {len(chosen)} archives; choose one of them with --only or --url")
@@ -221,6 +216,8 @@ def _chosen(arguments: argparse.Namespace) -> list[Archive]:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the key=value words of the command line, unchecked."""
+    from mtsp.config import ConfigError, parse_yaml
+
     values: dict[str, Any] = {}
     for setting in arguments.settings:
         key, equals, value = setting.partition("=")
@@ -231,7 +228,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line says about what is synthesized, unchecked."""
+    """Return the settings of a synthesis, from options and key=value words, unchecked."""
     values = _settings(arguments)
     for key in ("seed", "clips", "frames", "domain"):
         if getattr(arguments, key) is not None:
@@ -257,44 +254,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     get = commands.add_parser("download", help="fetch, check and unpack the published archives")
-    check = commands.add_parser("verify", help="read every file, count, and print what is wrong")
+    check = commands.add_parser("verify", help="read every file, compare the counts, print what is wrong")
     make = commands.add_parser("synthesize", help="render clips with exact masks and flow in the data set's layout")
-    convert = commands.add_parser("convert", help="render masks once from an annotation file")
+    convert = commands.add_parser("convert", help="render the masks of pascal_context from its annotation file")
     labels = commands.add_parser("labels", help="draw a label map, or with --root an example and its labels")
-    named = {get: {*ARCHIVES, *BY_HAND}, check: DATASETS, make: SYNTHETIC, convert: ["pascal_context"]}
-    for command, names in {**named, labels: SEGMENTED}.items():
-        command.add_argument("name", choices=sorted(names))
-        needed = command is not labels
-        command.add_argument("--root", type=Path, required=needed, help="the folder of the data set itself")
-    convert.add_argument("--annotations", type=Path, help="the file (default: ROOT/trainval_merged.json)")
-    convert.add_argument("--partial", action="store_true", help="a part of the file: do not compare the counts")
-    labels.add_argument("--out", type=Path, required=True, help="the image to write")
-    labels.add_argument("--example", type=int, default=0, help="which example of the split (default: the first)")
-    get.add_argument("--url", help="fetch this archive instead of the published ones, from a mirror")
+    for command in (get, check, make, convert, labels):
+        command.add_argument("name", help="data set; an unknown name prints the known ones")
+        command.add_argument("--root", type=Path, required=command is not labels, help="the data set's own folder")
+    get.add_argument("--url", help="fetch this archive instead, for example from a mirror")
     checksum = get.add_mutually_exclusive_group()
-    checksum.add_argument("--md5", help="expected MD5 of the archive")
-    checksum.add_argument("--sha1", help="expected SHA-1 of the archive")
-    checksum.add_argument("--sha256", help="expected SHA-256 of the archive")
+    for kind in ("md5", "sha1", "sha256"):
+        checksum.add_argument(f"--{kind}", help="expected checksum of the archive")
     get.add_argument(
-        "--only", action="append", metavar="WORD", help="only archives with this in their name; repeatable"
+        "--only", action="append", metavar="WORD", help="fetch only archives with WORD in their address; repeatable"
     )
-    get.add_argument("--keep", action="store_true", help="keep the archives in ROOT/.downloads")
-    check.add_argument("--partial", action="store_true", help="a part of the data set: do not compare the counts")
-    check.add_argument("--resolution", help="davis only: 480p (the default), 1080p or your own folder")
-    check.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read (default: all)")
+    get.add_argument("--keep-archives", action="store_true", help="keep the archives in ROOT/.downloads")
+    check.add_argument("--partial", action="store_true", help="do not compare the counts: ROOT holds only a part")
+    check.add_argument("--resolution", help="davis only: 480p (default), 1080p or your own folder")
+    check.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per CPU)")
     make.add_argument("--seed", type=int)
-    make.add_argument("--clips", type=int, help="sequences, or for flying_chairs pairs")
-    make.add_argument("--frames", type=int, help="per clip")
-    make.add_argument("--size", type=_size, metavar="HxW")
-    make.add_argument("--textures", type=Path, metavar="DIR", help="a folder of photos to cut things out of")
-    make.add_argument("--domain", help="source or target: two worlds of different shapes and colors")
-    make.epilog = "Any other key of SyntheticConfig, or ScenesConfig, is given as key=value, as in objects=[1,3]."
-    check.epilog = labels.epilog = "Any key of the data set's config is given as key=value, as in split=val."
+    make.add_argument("--clips", type=int, help="number of sequences (flying_chairs: pairs)")
+    make.add_argument("--frames", type=int, help="number of frames per clip")
+    make.add_argument("--size", type=_size, metavar="HxW", help="size of the frames in pixels")
+    make.add_argument("--textures", type=Path, metavar="DIR", help="folder of photos that objects are cut from")
+    make.add_argument("--domain", help="source or target: two domains with different shapes and colors")
+    make.epilog = "Give any other key of SyntheticConfig or ScenesConfig as key=value, for example objects=[1,3]."
+    convert.add_argument("--annotations", type=Path, help="annotation file (default: ROOT/trainval_merged.json)")
+    convert.add_argument("--partial", action="store_true", help="do not compare the counts: the file holds only a part")
+    labels.add_argument("--out", type=Path, required=True, help="image file to write")
+    labels.add_argument("--example", type=int, default=0, help="index of the example in the split (default: 0)")
+    check.epilog = labels.epilog = "Give any key of the data set's config as key=value, for example split=val."
     return parser
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move everything in `source` into `target`, into folders that are there already too."""
+    """Move everything in `source` into `target`, also into folders that exist already."""
     for path in sorted(source.iterdir()):
         place = target / path.name
         if path.is_dir() and place.is_dir():
@@ -303,8 +297,12 @@ def _merge(source: Path, target: Path) -> None:
             os.replace(path, place)
 
 
-def _bytes_bar(title: str) -> AbstractContextManager[Advance]:
-    """A bar of bytes, with how many of them come in a second."""
+def _bytes_bar(title: str) -> "AbstractContextManager[Advance]":
+    """A progress bar of bytes, with their rate."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    from mtsp.files.progress import bar
+
     return bar(title, stays=True, counters=(DownloadColumn(), TransferSpeedColumn()))
 
 

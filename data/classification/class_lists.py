@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data import DataError, LabeledImages
+from data.classification.labeled_images import LabeledImages
+from data.types import DataError
 from mtsp.config import ConfigError
 from mtsp.files.atomic import write_atomically
 

@@ -5,9 +5,9 @@
 from typing import Literal
 
 from data.classification.labeled_images import Annotations, LabeledConfig, Members
-from data.files.images import DataError
 from data.files.listing import find_root
 from data.files.lists import read_json
+from data.types import DataError
 
 
 class Food101Config(LabeledConfig):

@@ -6,9 +6,9 @@ from typing import Literal
 from pydantic import model_validator
 
 from data.classification.labeled_images import Annotations, LabeledConfig, LabeledImage, Members, contiguous
-from data.files.images import DataError, MissingDataError
 from data.files.listing import folders_below, images_by_stem, subfolders
 from data.files.lists import read_names
+from data.types import DataError, MissingDataError
 
 
 class ImageFolderConfig(LabeledConfig):

@@ -12,8 +12,8 @@ from pydantic import model_validator
 
 from data.classification.image_folder import read_tree
 from data.classification.labeled_images import Annotations, LabeledConfig, Members, contiguous
-from data.files.images import DataError, MissingDataError
 from data.files.lists import read_json
+from data.types import DataError, MissingDataError
 
 _FOLDERS = {
     "train": ("2021_train", "train"),

@@ -5,16 +5,17 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.files.images import DataError, MissingDataError, read_image
-from data.files.listing import Labels, inside, require_files, require_unique
+from data.files.images import read_image
+from data.files.listing import inside, require_files, require_unique
+from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
 from mtsp.text import first_names
-from mtsp.types import Sample
+from mtsp.types import Kind, Sample
 
 HELD_OUT = ("val", "test")
 """Splits to measure on: all of them is used, and a class may be missing from them."""
@@ -43,6 +44,7 @@ class Annotations:
 class LabeledConfig(Config):
     """What every data set of labeled images can be told. Its own class adds `name`, `split` and :meth:`annotations`."""
 
+    kind: ClassVar[Kind] = "labeled"
     root: Path
     """The data set's own folder, or the one that holds it."""
     classes: Path | None = None
@@ -103,17 +105,19 @@ class Members:
         if folder not in self._folders:
             self._folders[folder] = inside(self.root, folder, self.where) if folder else self.root
         if name in ("", "..") or "\\" in name or "\0" in name:
-            raise DataError(f"{self.where}: {entry!r} is not a image inside {self.root}")
+            raise DataError(f"{self.where}: {entry!r} is not an image inside {self.root}")
         return LabeledImage(entry.rpartition(".")[0] or entry, self._folders[folder] / name, label)
 
 
 class LabeledImages:
-    """Images with a class each, as :class:`data.files.listing.SampleDataset`.
+    """Images with a class each, as :class:`data.types.SampleDataset`.
 
     Args:
         classes: names by label.
         images: names unique.
     """
+
+    kind: Kind = "labeled"
 
     def __init__(self, classes: Sequence[str], images: Sequence[LabeledImage]) -> None:
         self.classes = tuple(classes)

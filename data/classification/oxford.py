@@ -8,9 +8,9 @@ images to train on, 1020 to validate, 6149 to test. Maji et al., "Fine-Grained V
 from typing import Literal
 
 from data.classification.labeled_images import HELD_OUT, Annotations, LabeledConfig, LabeledImage, Members
-from data.files.images import DataError
 from data.files.listing import find_root
 from data.files.lists import read_mat, read_names
+from data.types import DataError
 
 _IDS = {"train": ("trnid",), "val": ("valid",), "trainval": ("trnid", "valid"), "test": ("tstid",)}
 

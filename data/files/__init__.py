@@ -1,1 +1,1 @@
-"""File formats of images, masks, flow and lists."""
+"""Read, write and list files: images, masks, flow, lists."""

@@ -1,6 +1,6 @@
 """Read and write flow: .flo, .pfm, KITTI's 16-bit PNG; numpy arrays.
 
-Every reader gives the whole file as it was written, or raises :class:`data.files.images.DataError` with the file's
+Every reader gives the whole file as it was written, or raises :class:`data.types.DataError` with the file's
 name: a truncated, oversized or non-finite file never becomes data. A bit that flipped on the disk is noticed in a PNG
 and in any header; what follows the header of .flo and .pfm has no checksum.
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.files.images import DataError, check_png, check_size, decode, open_file, read_file
+from data.files.images import check_png, check_size, decode, open_file, read_file
+from data.types import DataError
 from mtsp.metrics.flow import KNOWN_FLOW
 
 UNKNOWN_FLOW = np.float32(1.6666668e9)

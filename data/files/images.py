@@ -1,8 +1,8 @@
-"""Read and write frames and masks: RGB images, indexed PNG; numpy arrays. Flow is in :mod:`data.files.flow_formats`.
+"""Read and write RGB images as numpy arrays. Masks: :mod:`data.files.masks`. Flow: :mod:`data.files.flow_formats`.
 
-Every reader gives the whole file as it was written, or raises :class:`DataError` with the file's name: a truncated,
-mislabeled or oversized file never becomes data. A bit that flipped on the disk is noticed in a PNG (its checksums are
-verified) and in any header; JPEG carries no checksum for what follows.
+Readers return the file as it was written or raise :class:`data.types.DataError` with its path: a truncated, mislabeled
+or oversized file never becomes data. A flipped bit is noticed in any header and anywhere in a PNG, whose checksums are
+verified; the pixels of a JPEG have no checksum.
 """
 
 import io
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mtsp.files.palettes import palette
+from data.types import DataError, MissingDataError
 
 MAX_PIXELS = 1 << 26
 """The most pixels that are decoded, 8192 x 8192; a PNG of 261 kB can claim 16384 x 16384."""
@@ -36,57 +36,6 @@ _FORMATS = {
 IMAGE_SUFFIXES = frozenset(_FORMATS)
 
 
-class DataError(ValueError):
-    """A file or folder of data that cannot be used. The message names it and says what is wrong with it."""
-
-
-class MissingDataError(DataError, FileNotFoundError):
-    """Files that a data set should have are not there. The message names the first ten and counts all."""
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Return a mask, HW uint8: the palette index of an indexed image, the value of a gray one.
-
-    Raises:
-        DataError: not a whole image of the suffix's format, one of RGB or 16-bit pixels, which hold no ids, or a
-            JPEG, which does not keep them.
-    """
-    image = _open_mask(path)
-    if image.mode not in ("P", "L", "1"):
-        raise DataError(
-            f"{path}: the mask has pixels of kind {image.mode}, which are colors and no class ids; store it as an "
-            "indexed PNG (each pixel an id, the palette only says how it is shown) or as 8-bit gray"
-        )
-    return _pixels(path, image).astype(np.uint8, copy=False)
-
-
-def read_foreground(path: Path) -> np.ndarray:
-    """Return where a mask is not zero, HW bool: indexed, gray, RGB or RGBA, whose alpha does not count.
-
-    Raises:
-        DataError: not a whole image of the suffix's format, or a JPEG, whose zeros around an object are not zero.
-    """
-    image = _open_mask(path)
-    pixels = _pixels(path, image)
-    if pixels.ndim == 2:
-        return pixels > 0
-    colors = pixels[..., :-1] if image.mode in ("RGBA", "LA", "PA") else pixels
-    return np.logical_or.reduce(colors > 0, axis=2)
-
-
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write `mask`, HW uint8 or bool, as an indexed PNG in the colors of DAVIS and PASCAL VOC.
-
-    Raises:
-        DataError: another shape or type.
-    """
-    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_) or mask.size == 0:
-        raise DataError(f"{path}: a mask is HW uint8 or bool, got {'x'.join(map(str, mask.shape))} {mask.dtype}")
-    image = Image.fromarray(np.ascontiguousarray(mask, np.uint8), mode="P")
-    image.putpalette(palette().tobytes())
-    image.save(path, format="PNG")
-
-
 def read_image(path: Path, *, any_format: bool = False) -> np.ndarray:
     """Return an image, HW3 uint8, RGB as stored: a camera's note to rotate it (EXIF) is ignored, as labels ignore it.
 
@@ -101,7 +50,7 @@ def read_image(path: Path, *, any_format: bool = False) -> np.ndarray:
         DataError: not a whole image of the suffix's format, or one of more than :data:`MAX_PIXELS`.
     """
     data = read_file(path)
-    image = _header(path, data, any_format=any_format)
+    image = open_image(path, data, any_format=any_format)
     # OpenCV decodes a JPEG in 1.6 ms where PIL takes 2.3, to the same pixels. Its imread fills what a truncated one
     # lacks with gray and says nothing; that its imdecode refuses it, as 5.0 does, is promised nowhere. A whole file
     # ends with the end marker, which compressed data cannot contain; any other goes to PIL, which counts the rows.
@@ -112,7 +61,7 @@ def read_image(path: Path, *, any_format: bool = False) -> np.ndarray:
         return pixels
     if image.mode.startswith(("I", "F")):
         return _deep_gray(path, image)
-    return _pixels(path, image, mode="RGB")
+    return pixels_of(path, image, mode="RGB")
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -122,7 +71,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
         DataError: another shape or type, or a suffix that names no format.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise DataError(f"{path}: a image is HW3 uint8, got {'x'.join(map(str, image.shape))} {image.dtype}")
+        raise DataError(f"{path}: an image is HW3 uint8, got {'x'.join(map(str, image.shape))} {image.dtype}")
     _format(path)
     path.write_bytes(cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
 
@@ -142,7 +91,7 @@ def read_file(path: Path) -> bytes:
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; the most that is read of a image is {MAX_BYTES:,}")
+            raise DataError(f"{path}: {size:,} bytes; the most that is read of an image is {MAX_BYTES:,}")
         try:
             return file.read()
         except OSError as error:
@@ -159,10 +108,10 @@ def _format(path: Path) -> str:
     try:
         return _FORMATS[path.suffix.lower()]
     except KeyError:
-        raise DataError(f"{path}: a image's name ends with one of {', '.join(sorted(_FORMATS))}") from None
+        raise DataError(f"{path}: an image's name ends with one of {', '.join(sorted(_FORMATS))}") from None
 
 
-def _header(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image:
+def open_image(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image:
     """Return the image in `data`, not decoded yet: of the format that its name says, and not too large."""
     expected = _format(path)
     if data[:8] == _PNG_MAGIC or (expected == "PNG" and not any_format):
@@ -181,19 +130,11 @@ def _header(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image
     return image
 
 
-def _open_mask(path: Path) -> Image.Image:
-    image = _header(path, read_file(path))
-    if image.format in ("JPEG", "MPO"):
-        raise DataError(
-            f"{path}: the mask is a JPEG, which changes values a little where they meet; make it anew as a PNG"
-        )
-    return image
-
-
-def _pixels(path: Path, image: Image.Image, mode: str | None = None) -> np.ndarray:
+def pixels_of(path: Path, image: Image.Image, mode: str | None = None) -> np.ndarray:
+    """Return the decoded pixels, as stored or in another mode of PIL; DataError if the file is not whole."""
     try:
         return np.array(image if mode is None else image.convert(mode))
-    except Exception as error:  # as in `_header`
+    except Exception as error:  # as in `open_image`
         raise DataError(f"{path}: truncated or damaged: {error}") from error
 
 
@@ -201,7 +142,7 @@ def _deep_gray(path: Path, image: Image.Image) -> np.ndarray:
     """Return gray of 16 bits as RGB of 8, HW3: PIL's own conversion makes white of all that is above 255."""
     if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
         raise DataError(f"{path}: pixels of kind {image.mode}, whose range is not known; store 8 or 16 bits a channel")
-    return np.repeat((_pixels(path, image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.repeat((pixels_of(path, image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def decode(path: Path, data: bytes, flags: int) -> np.ndarray:

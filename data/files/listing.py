@@ -1,109 +1,21 @@
-"""What the data sets on disk share: the form of a data set, listing and checking its files before anything is decoded.
+"""List the files of a data set and check them before anything is decoded.
 
-A data set lists its files when it is made, and is refused then if any is missing: an error after hours of training
-about a file that was never there helps nobody.
+A data set lists its files when it is built and is refused if one is missing: not after hours of training.
 """
 
 import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
-from data.files.flow_formats import read_flow
-from data.files.images import IMAGE_SUFFIXES, DataError, MissingDataError, read_foreground, read_image
+from data.files.images import IMAGE_SUFFIXES
+from data.types import DataError, MissingDataError
 from mtsp.text import first_names
-from mtsp.types import Sample
 
 _LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small images
-
-
-class Labels(TypedDict):
-    """The labels of one example without its frames, keys as in :class:`mtsp.types.Sample`: all that scoring needs."""
-
-    name: str
-    mask: NotRequired[np.ndarray]  # HW uint8
-    flow: NotRequired[np.ndarray]  # HW2 float32
-    flow_valid: NotRequired[np.ndarray]  # HW bool
-    label: NotRequired[int]
-
-
-class SampleDataset(Protocol):
-    """A data set as decoded from disk: nothing augmented, native resolution."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The name of each example, unique, a relative path without suffix; known without decoding."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
-
-    def labels(self, index: int) -> Labels:
-        """Example `index` without its frames, which are not decoded."""
-        ...
-
-
-@dataclass(frozen=True)
-class FlowPair:
-    """The files of one pair of frames. Without `flow` the pair has no label."""
-
-    name: str
-    frame: Path
-    next_frame: Path
-    flow: Path | None
-    invalid: Path | None = None  # a mask, not zero where flow is unknown
-
-
-class FlowPairs:
-    """Pairs of frames with flow, as :class:`SampleDataset`.
-
-    Args:
-        kind: what the data set is called in an error.
-        root: where it is.
-        pairs: the files; names unique.
-
-    Raises:
-        DataError: no pair, a name twice, or files that are missing (the first ten and their number).
-    """
-
-    def __init__(self, kind: str, root: Path, pairs: Sequence[FlowPair]) -> None:
-        self.ids = [pair.name for pair in pairs]
-        self._pairs = pairs
-        require_unique(kind, root, self.ids)
-        files = (file for p in pairs for file in (p.frame, p.next_frame, p.flow, p.invalid) if file is not None)
-        require_files(kind, root, files)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        pair = self._pairs[index]
-        labels = self.labels(index)
-        frame, next_frame = read_image(pair.frame), read_image(pair.next_frame)
-        require_size(pair.frame, frame, pair.next_frame, next_frame)
-        if "flow" in labels and pair.flow is not None:
-            require_size(pair.frame, frame, pair.flow, labels["flow"])
-        return Sample(frame=frame, next_frame=next_frame, **labels)
-
-    def labels(self, index: int) -> Labels:
-        """Return the flow of pair `index` and where it is known, if it has any. Its frames are not decoded."""
-        pair = self._pairs[index]
-        if pair.flow is None:
-            return Labels(name=pair.name)
-        flow, valid = read_flow(pair.flow)
-        if pair.invalid is not None:
-            known = ~read_foreground(pair.invalid)
-            require_size(pair.flow, flow, pair.invalid, known)
-            valid = known if valid is None else known & valid
-        if valid is None:
-            return Labels(name=pair.name, flow=flow)
-        return Labels(name=pair.name, flow=flow, flow_valid=valid)
 
 
 def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> Path:
@@ -195,23 +107,6 @@ def inside(root: Path, entry: str, where: Path) -> Path:
     if not path.resolve().is_relative_to(root.resolve()):
         raise DataError(f"{where}: {entry!r} leads out of {root}, to {path.resolve()}; make the root itself the link")
     return path
-
-
-def read_lines(path: Path) -> list[list[str]]:
-    """Return the words of each line of a split file that is not blank.
-
-    Raises:
-        DataError: there is no such file, it is not text, or it holds nothing.
-    """
-    try:
-        lines = [words for line in path.read_text(encoding="utf-8-sig").splitlines() if (words := line.split())]
-    except FileNotFoundError as error:
-        raise MissingDataError(f"{path}: no such split file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the split file cannot be read: {error}") from error
-    if not lines:
-        raise DataError(f"{path}: the split is empty")
-    return lines
 
 
 def require_files(kind: str, root: Path, files: Iterable[Path]) -> None:

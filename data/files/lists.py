@@ -1,4 +1,4 @@
-"""Files that labels come in: MATLAB's, JSON, and lists of names. What is wrong with one is said with its path."""
+"""Read lists and labels from text, JSON and MATLAB files. Errors name the file."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.files.images import DataError, MissingDataError
+from data.types import DataError, MissingDataError
 
 
 def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
@@ -40,6 +40,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def read_lines(path: Path) -> list[list[str]]:
+    """Return the words of each line of a split file that is not blank.
+
+    Raises:
+        DataError: there is no such file, it is not text, or it holds nothing.
+    """
+    try:
+        lines = [words for line in path.read_text(encoding="utf-8-sig").splitlines() if (words := line.split())]
+    except FileNotFoundError as error:
+        raise MissingDataError(f"{path}: no such split file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the split file cannot be read: {error}") from error
+    if not lines:
+        raise DataError(f"{path}: the split is empty")
+    return lines
 
 
 def read_names(path: Path) -> list[str]:

@@ -6,11 +6,14 @@ published split has 22 232 pairs to train on and 640 to validate with.
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from data.files.images import DataError
-from data.files.listing import FlowPair, FlowPairs, find_root, read_lines
+from data.files.listing import find_root
+from data.files.lists import read_lines
+from data.flow.pairs import FlowPair, FlowPairs
+from data.types import DataError
 from mtsp.config import Config
+from mtsp.types import Kind
 
 _SPLITS = {"train": "1", "val": "2"}
 _LIST = "FlyingChairs_train_val.txt"
@@ -20,6 +23,7 @@ _FILE = re.compile(r"([0-9]+)_(?:img[12]\.ppm|flow\.flo)")
 class FlyingChairsConfig(Config):
     """Which pairs of FlyingChairs to read."""
 
+    kind: ClassVar[Kind] = "pairs"
     name: Literal["flying_chairs"]
     root: Path
     """FlyingChairs_release, or the folder that has it."""

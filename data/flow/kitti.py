@@ -4,15 +4,18 @@ After Menze and Geiger, "Object Scene Flow for Autonomous Vehicles", CVPR 2015.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from data.files.listing import FlowPair, FlowPairs, find_root, images_by_stem
+from data.files.listing import find_root, images_by_stem
+from data.flow.pairs import FlowPair, FlowPairs
 from mtsp.config import Config
+from mtsp.types import Kind
 
 
 class KittiConfig(Config):
     """Which pairs of KITTI 2015 to read."""
 
+    kind: ClassVar[Kind] = "pairs"
     name: Literal["kitti"]
     root: Path
     """The folder that has `training`."""

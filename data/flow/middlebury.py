@@ -5,10 +5,12 @@ IJCV 2011.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from data.files.listing import FlowPair, FlowPairs, find_root, subfolders
+from data.files.listing import find_root, subfolders
+from data.flow.pairs import FlowPair, FlowPairs
 from mtsp.config import Config
+from mtsp.types import Kind
 
 _FRAMES = (
     "other-data",
@@ -22,6 +24,7 @@ _FRAMES = (
 class MiddleburyConfig(Config):
     """Which pairs of Middlebury to read."""
 
+    kind: ClassVar[Kind] = "pairs"
     name: Literal["middlebury"]
     root: Path
     """The folder that has other-data (the two-frame color archive) and other-gt-flow."""

@@ -8,11 +8,14 @@ and into the past. torchvision reads Monkaa and Driving for stereo only, and of 
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from data.files.images import DataError, MissingDataError
-from data.files.listing import FlowPair, FlowPairs, find_root, images_by_stem, natural_order, read_lines, subfolders
+from data.files.listing import find_root, images_by_stem, natural_order, subfolders
+from data.files.lists import read_lines
+from data.flow.pairs import FlowPair, FlowPairs
+from data.types import DataError, MissingDataError
 from mtsp.config import Config
+from mtsp.types import Kind
 
 MONKAA_VAL = frozenset({"a_rain_of_stones_x2", "family_x2", "top_view_x2"})
 """The 3 of Monkaa's 24 scenes that are val. The other scenes come in variants of each other; these have none."""
@@ -35,6 +38,7 @@ _UNUSED = re.compile(r"((?:TRAIN|TEST)/[ABC]/[0-9]+)/(?:left/|right/)?([0-9]+)")
 
 
 class _SceneFlowConfig(Config):
+    kind: ClassVar[Kind] = "pairs"
     root: Path
     """The folder that has frames_cleanpass or frames_finalpass, and optical_flow."""
     passes: tuple[Literal["clean", "final"], ...] = ("clean", "final")

@@ -5,10 +5,12 @@ After Butler, Wulff, Stanley and Black, "A Naturalistic Open Source Movie for Op
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from data.files.listing import FlowPair, FlowPairs, find_root, images_by_stem, natural_order, subfolders
+from data.files.listing import find_root, images_by_stem, natural_order, subfolders
+from data.flow.pairs import FlowPair, FlowPairs
 from mtsp.config import Config
+from mtsp.types import Kind
 
 _FRAME = re.compile(r"frame_([0-9]{4})")
 VAL_SCENES = frozenset({"alley_2", "ambush_6", "bandage_2", "cave_4", "market_6", "temple_2"})
@@ -18,6 +20,7 @@ VAL_SCENES = frozenset({"alley_2", "ambush_6", "bandage_2", "cave_4", "market_6"
 class SintelConfig(Config):
     """Which pairs of Sintel to read."""
 
+    kind: ClassVar[Kind] = "pairs"
     name: Literal["sintel"]
     root: Path
     """MPI-Sintel, the folder that has `training`."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from data import DataError, MissingDataError, SampleDataset
+from data.types import DataError, MissingDataError, SampleDataset
 from mtsp.evaluation.confusions import class_rows, class_table, confused_pairs, draw_pairs
 from mtsp.files.atomic import write_atomically
 from mtsp.metrics import ClassificationScores

@@ -7,15 +7,16 @@ from typing import Any, get_args
 
 import numpy as np
 
-from data import AnyDataset, DataError, MissingDataError, SampleDataset
+from data.catalog.datasets import DATASETS
 from data.classification.labeled_images import HELD_OUT
 from data.files.flow_formats import read_flow
-from data.files.images import read_foreground, read_mask
+from data.files.masks import read_foreground, read_mask
 from data.predictions.labels_csv import score_guesses
+from data.types import DataError, MissingDataError, SampleDataset
 from data.video.davis import Davis, DavisConfig
 from data.video.folder import FolderConfig
 from mtsp.batches import read_ahead
-from mtsp.config import Config, ConfigError, parse, parse_yaml
+from mtsp.config import ConfigError, parse, parse_yaml
 from mtsp.evaluation.scores import Scores, class_scores, flow_scores, label_scores, mask_scores, object_scores
 from mtsp.files.progress import bar
 from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
@@ -23,11 +24,6 @@ from mtsp.metrics.davis import frame_order
 from mtsp.metrics.kernels.jit import threads
 from mtsp.text import first_names
 from mtsp.types import IGNORE
-
-DATASETS: dict[str, type[Config]] = {
-    get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(AnyDataset)[0])
-}
-"""The config of each data set that can be scored, by its name."""
 
 
 def truth_of(
@@ -53,7 +49,7 @@ def truth_of(
         ConfigError: settings that this data set does not have, or it numbers no objects.
         DataError: its files are not as they should be.
     """
-    kind = DATASETS[name]
+    kind = DATASETS[name].config
     values: dict[str, Any] = {"name": name}
     if root is not None:
         values["root"] = str(root)
@@ -84,7 +80,7 @@ def truth_of(
 
 def held_out(name: str) -> str | None:
     """Return the split of the data set `name` to measure on: val, else test; None if it has neither."""
-    field = DATASETS[name].model_fields.get("split")
+    field = DATASETS[name].config.model_fields.get("split")
     if field is None:
         return None
     choices = get_args(field.annotation) or HELD_OUT  # PASCAL VOC's may be any list's name

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.segmentation.label_maps import LabelMap, ranges
+from data.segmentation.label_map import LabelMap, ranges
 from mtsp.types import IGNORE
 
 _UNKNOWN = (255, 255, 255)

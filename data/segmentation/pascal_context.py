@@ -17,11 +17,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from data.files.images import DataError, MissingDataError, write_mask
 from data.files.listing import find_root
 from data.files.lists import read_json
-from data.segmentation.label_maps import LabelMap
-from data.segmentation.mask_images import SegmentedConfig, SegmentedImage, read_voc_list
+from data.files.masks import write_mask
+from data.segmentation.label_map import LabelMap
+from data.segmentation.pascal_voc import read_voc_list
+from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
+from data.types import DataError, MissingDataError
 
 _CATEGORIES = """
 2 aeroplane 9 bag 18 bed 19 bedclothes 22 bench 23 bicycle 25 bird 31 boat 33 book 34 bottle 44 building 45 bus
@@ -55,7 +57,7 @@ class PascalContextConfig(SegmentedConfig):
     places: `SegmentationClassContext/<name>.png` and `ImageSets/SegmentationContext/{train,val}.txt`.
     """
 
-    kind: ClassVar[str] = "PASCAL-Context"
+    title: ClassVar[str] = "PASCAL-Context"
     name: Literal["pascal_context"]
     root: Path
     """The folder VOC2010, which has JPEGImages, or one above it."""
@@ -140,7 +142,7 @@ def render_masks(
         if segment["image_id"] in segments:
             segments[segment["image_id"]].append(segment)
     if not any(segments.values()):
-        raise DataError(f"{annotations}: no segment is of a image of train or val: every mask would be empty")
+        raise DataError(f"{annotations}: no segment is of an image of train or val: every mask would be empty")
     if bare := sum(not found for found in segments.values()):
         notes.append(f"{bare:,} of {len(images):,} images have no segment: their masks are background alone")
 
@@ -215,7 +217,7 @@ def _decompressed(text: str) -> list[int]:
     starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
     lengths = np.diff(starts, append=len(groups))
     if not last[-1] or lengths.max() > 7:  # 35 bits
-        raise ValueError("the counts of its RLE are cut short or hold a number too long for a image")
+        raise ValueError("the counts of its RLE are cut short or hold a number too long for an image")
     places = np.arange(len(groups)) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((groups & 31) << 5 * places, starts)
     numbers -= (groups[last] & 16 != 0).astype(np.int64) << 5 * lengths

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.files.images import write_image, write_mask
+from data.files.images import write_image
+from data.files.masks import write_mask
 from data.segmentation.pascal_context import CLASSES, LISTS, MASKS
 from data.synthetic.textures import Contour, Palette, Pattern, draw_contour, draw_texture
 from data.synthetic.writers import published_folder

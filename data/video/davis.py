@@ -6,29 +6,31 @@ Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object Segmentation" (arXi
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from data.files.images import DataError, MissingDataError, read_foreground, read_image, read_mask
+from data.files.images import read_image
 from data.files.listing import (
-    Labels,
     find_root,
     images_by_stem,
     inside,
     natural_order,
-    read_lines,
     require_files,
     require_size,
     require_unique,
 )
+from data.files.lists import read_lines
+from data.files.masks import read_foreground, read_mask
+from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
-from mtsp.types import Sample
+from mtsp.types import Kind, Sample
 
 
 class DavisConfig(Config):
     """Which frames of DAVIS to read."""
 
+    kind: ClassVar[Kind] = "video"
     name: Literal["davis"]
     root: Path
     """The folder that has JPEGImages, Annotations and ImageSets."""
@@ -65,6 +67,8 @@ class Davis:
         DataError: files that are missing, a mask without its frame or the reverse (the first ten and their number),
             an empty split, a sequence that it does not have, or a line that leads out of the root.
     """
+
+    kind: Kind = "video"
 
     def __init__(self, config: DavisConfig, *, objects: bool = False) -> None:
         frames = config.root / "JPEGImages"

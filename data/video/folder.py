@@ -1,14 +1,13 @@
 """Your own frames, with masks or without: images in a folder, or in one subfolder per video."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from data.files.images import DataError, MissingDataError, read_foreground, read_image, read_mask
+from data.files.images import read_image
 from data.files.listing import (
-    Labels,
     first_ten,
     folders_below,
     images_by_stem,
@@ -17,13 +16,16 @@ from data.files.listing import (
     require_size,
     require_unique,
 )
+from data.files.masks import read_foreground, read_mask
+from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
-from mtsp.types import IGNORE, Sample
+from mtsp.types import IGNORE, Kind, Sample
 
 
 class FolderConfig(Config):
     """Which images to read, and what their masks hold."""
 
+    kind: ClassVar[Kind] = "video"
     name: Literal["folder"]
     frames: Path
     """A folder of images, or of one subfolder of images per video."""
@@ -52,6 +54,8 @@ class Folder:
             their number).
             When read: a mask of RGB colors, of another size than its image, or with ids that are no classes.
     """
+
+    kind: Kind = "video"
 
     def __init__(self, config: FolderConfig) -> None:
         self._config = config

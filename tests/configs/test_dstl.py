@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data import LabeledConfig
-from data.classification.datasets import PUBLISHED
+from data.catalog.datasets import DATASETS
 from models.classifier import ClassifierConfig
 from mtsp.config import CONFIGS
 from mtsp.regularizers import time_constant
@@ -62,11 +62,12 @@ def test_a_row_trains_thirty_epochs_on_its_own_target(path: Path) -> None:
     (train, test) = (entry.dataset for entry in experiment.data.values())
     assert isinstance(train, LabeledConfig)
     assert isinstance(test, LabeledConfig)
-    published = PUBLISHED[train.model_dump()["name"]]
+    published = DATASETS[train.name]
     assert isinstance(experiment.model, ClassifierConfig)
     assert experiment.model.classes == published.classes
     splits = published.splits
-    images = sum(splits.values()) - splits["test"] if train.model_dump()["split"] == "trainval" else splits["train"]
+    learned = [split for split in splits if split != "test"] if train.model_dump()["split"] == "trainval" else ["train"]
+    images = sum(splits[split] or 0 for split in learned)
     assert test.model_dump()["split"] == "test"
     assert experiment.train.steps == pytest.approx(30 * images / 64, abs=1)
     assert experiment.schedule.every == pytest.approx(10 * images / 64, abs=1)

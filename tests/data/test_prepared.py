@@ -11,12 +11,13 @@ from data.augment.augment import AugmentConfig
 from data.augment.color import ColorConfig
 from data.prepared import PreparedExamples
 from mtsp.config import ConfigError, parse
-from mtsp.types import Examples, Sample
+from mtsp.types import Examples, Kind, Sample
 
 
 class Two:
     """Two examples of 4x6: a frame of one color, its next, a mask of ones, a flow of (3, -2)."""
 
+    kind: Kind = "video"
     ids = ("surf/00000", "surf/00001")
 
     def __init__(self, *missing: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from data.files.flow_formats import read_flo, write_flo
-from data.files.images import write_mask
+from data.files.masks import write_mask
 from mtsp.training import checkpoint
 from tools.build import run_or_say_why
 from tools.train import main

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.files.images import write_image, write_mask
+from data.files.images import write_image
+from data.files.masks import write_mask
 from mtsp.config import ConfigError
 from mtsp.training import checkpoint
 from tests import two_processes

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 from data import DataError, Labels
 from data.files.flow_formats import read_flo, write_flo
-from data.files.images import write_image, write_mask
+from data.files.images import write_image
+from data.files.masks import write_mask
 from data.predictions.score import score
 from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_scene_flow
 from mtsp.config import parse
 from mtsp.files.tensors import write_tensors
-from mtsp.types import Sample
+from mtsp.types import Kind, Sample
 from tests import two_processes
 from tools.build import AnyExperiment
 from tools.evaluate import main
@@ -148,6 +149,7 @@ def test_a_predicted_class_that_the_data_set_does_not_have_is_refused(
 
 def test_a_image_of_named_classes_without_a_mask_is_named(tmp_path: Path) -> None:
     class HalfLabeled:
+        kind: Kind = "images"
         classes = ("sky", "building")
         ids = ("a", "b")
 

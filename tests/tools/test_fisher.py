@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from data.files.images import write_image, write_mask
+from data.files.images import write_image
+from data.files.masks import write_mask
 from mtsp.config import ConfigError, parse
 from mtsp.files.tensors import write_tensors
 from mtsp.fisher.estimate import FisherSum, diagonal_fisher, load_fisher, mean_one, save_fisher

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from data.augment.crops import center_crop
 from data.files.flow_formats import read_flo
-from data.files.images import read_image, read_mask, write_image
+from data.files.images import read_image, write_image
+from data.files.masks import read_mask
 from mtsp.config import parse
 from mtsp.files.tensors import write_tensors
 from mtsp.types import Outputs

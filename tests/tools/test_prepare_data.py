@@ -6,6 +6,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,10 +14,11 @@ import cv2
 import numpy as np
 import pytest
 
+from data.catalog.datasets import DATASETS
 from data.catalog.download import DownloadError, download, unpack
-from data.catalog.verify import DATASETS, DAVIS_FRAMES, find_faults, verify
+from data.catalog.verify import find_faults, verify
 from mtsp.types import Sample
-from tools.prepare_data import ARCHIVES, main
+from tools.prepare_data import main
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -220,9 +222,9 @@ def test_archives_of_one_data_set_are_merged_into_one_folder(
         "/b.tar": tarred(tarfile.TarInfo("x/2"), b"2"),
         "/list.txt": b"3",
     }
-    kinds = [ARCHIVES["kitti"][0]._replace(url=f"{site}/{file}", packed=file != "list.txt") for file in
+    kinds = [DATASETS["kitti"].archives[0]._replace(url=f"{site}/{file}", packed=file != "list.txt") for file in
              ("a.zip", "b.tar", "list.txt")]  # fmt: skip
-    monkeypatch.setitem(ARCHIVES, "kitti", tuple(kinds))
+    monkeypatch.setitem(DATASETS, "kitti", replace(DATASETS["kitti"], archives=tuple(kinds)))
     assert main(["download", "kitti", "--root", str(tmp_path)]) == 0
     assert {path.name for path in (tmp_path / "x").iterdir()} == {"1", "2"}
     assert (tmp_path / "list.txt").read_bytes() == b"3"
@@ -231,10 +233,11 @@ def test_archives_of_one_data_set_are_merged_into_one_folder(
 def test_the_published_checksum_is_used_unless_another_is_given(
     site: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive = ARCHIVES["davis"][0]
+    row = DATASETS["davis"]
+    archive = row.archives[0]
     assert archive.checksum == "md5:0cb3cf9c5617209fa3cc4794e52a2ffa"
     Server.files = {"/a.zip": zipped(x=b"not the real one")}
-    monkeypatch.setitem(ARCHIVES, "davis", (archive._replace(url=f"{site}/a.zip"),))
+    monkeypatch.setitem(DATASETS, "davis", replace(row, archives=(archive._replace(url=f"{site}/a.zip"),)))
     assert main(["download", "davis", "--root", str(tmp_path)]) == 1
     assert "expected 0cb3cf9c5617209fa3cc4794e52a2ffa" in capsys.readouterr().err
 
@@ -247,6 +250,7 @@ def test_the_published_checksum_is_used_unless_another_is_given(
         (["download", "monkaa", "--md5", "0"], "one checksum for 3 archives"),
         (["download", "monkaa", "--only", "stereo"], "--only stereo fits no archive of monkaa"),
         (["verify", "davis"], None),
+        (["verify", "folder"], "'folder' cannot be verified; the data sets that can: ade20k, aircraft, "),
         (["synthesize", "davis", "clip=2"], "clip: unknown key; did you mean clips?"),
         (["synthesize", "davis", "objects"], "'objects' is not key=value"),
         (["synthesize", "driving", "--clips", "9", "--frames", "2"], "Driving has 8 scenes"),
@@ -264,10 +268,10 @@ def test_a_mistake_is_one_line_and_exit_code_1(
         raise DownloadError("no network in tests")
 
     if words[:3] != ["download", "davis", "--url"]:
-        monkeypatch.setattr("tools.prepare_data.download", no_network)
+        monkeypatch.setattr("data.catalog.download.download", no_network)
     assert main([*words, "--root", str(tmp_path / "root")]) == 1
     captured = capsys.readouterr()
-    if words[0] == "verify":
+    if words == ["verify", "davis"]:
         assert "no DAVIS" in captured.out
     else:
         lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
@@ -293,7 +297,7 @@ def test_ctrl_c_ends_with_130_and_keeps_what_was_fetched(
 
         download(url, path, progress=stop)
 
-    monkeypatch.setattr("tools.prepare_data.download", interrupted)
+    monkeypatch.setattr("data.catalog.download.download", interrupted)
     assert main(["download", "davis", "--root", str(tmp_path), "--url", f"{site}/a.zip"]) == 130
     assert (tmp_path / ".downloads/a.zip.part").stat().st_size > 0
     assert "the same command continues" in capsys.readouterr().err
@@ -333,8 +337,9 @@ def test_several_processes_read_as_well_as_one(davis: Path) -> None:
 
 
 def test_the_published_davis_has_50_sequences_and_3455_frames() -> None:
-    assert [len(DAVIS_FRAMES[split]) for split in ("train", "val")] == [30, 20]
-    assert [sum(DAVIS_FRAMES[split].values()) for split in ("train", "val")] == [2079, 1376]
+    frames = DATASETS["davis"].sequences
+    assert [len(frames[split]) for split in ("train", "val")] == [30, 20]
+    assert [sum(frames[split].values()) for split in ("train", "val")] == [2079, 1376]
     assert DATASETS["davis"].splits == {"train": 2079, "val": 1376}
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.files.images import read_foreground, write_image, write_mask
+from data.files.images import write_image
+from data.files.masks import read_foreground, write_mask
 from mtsp.evaluation.scores import object_scores, without_frames
 from mtsp.metrics import DavisMeasure
 from tools.evaluate import main

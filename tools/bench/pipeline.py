@@ -27,7 +27,8 @@ from rich.table import Table
 from data.augment.augment import AugmentConfig
 from data.augment.color import ColorConfig
 from data.files.flow_formats import read_flo, read_pfm, write_flo, write_pfm
-from data.files.images import read_image, read_mask, write_image, write_mask
+from data.files.images import read_image, write_image
+from data.files.masks import read_mask, write_mask
 from data.prepared import to_tensors
 from mtsp.types import Sample
 from tools.bench.timing import Program, machine, medians

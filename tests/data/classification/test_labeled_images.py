@@ -12,7 +12,7 @@ from PIL import Image
 
 from data import DataConfig, DataError, MissingDataError
 from data.augment.crops import center_crop, random_box
-from data.classification.labeled_images import LabeledConfig, LabeledImage, LabeledImages
+from data.classification.labeled_images import LabeledImage, LabeledImages
 from data.files.images import write_image
 from data.files.listing import folders_below
 from mtsp.config import ConfigError, parse
@@ -26,9 +26,10 @@ def image(path: Path, value: int = 0, size: tuple[int, int] = (4, 6)) -> None:
 
 
 def dataset(**values: Any) -> LabeledImages:
-    built = parse(DataConfig, {"dataset": {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}})
-    assert isinstance(built.dataset, LabeledConfig)
-    return built.dataset.build()
+    config = parse(DataConfig, {"dataset": {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}})
+    built = config.dataset.build()
+    assert isinstance(built, LabeledImages)
+    return built
 
 
 def lines(path: Path, *text: str) -> None:

@@ -25,16 +25,9 @@ from data.files.flow_formats import (
     write_kitti_flow,
     write_pfm,
 )
-from data.files.images import (
-    MAX_PIXELS,
-    DataError,
-    MissingDataError,
-    read_foreground,
-    read_image,
-    read_mask,
-    write_image,
-    write_mask,
-)
+from data.files.images import MAX_PIXELS, read_image, write_image
+from data.files.masks import read_foreground, read_mask, write_mask
+from data.types import DataError, MissingDataError
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
@@ -44,7 +37,7 @@ FINITE = st.floats(-(2.0**19), 2.0**19, width=32)
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A image that JPEG keeps nearly as it is."""
+    """An image that JPEG keeps nearly as it is."""
     y, x = np.mgrid[:height, :width]
     return np.stack([2 * x, 3 * y, x + y], axis=2).astype(np.uint8)
 
@@ -342,7 +335,7 @@ def test_finite_values_whose_squares_overflow_are_read(tmp_path: Path) -> None:
         ("a.jpg", b"BM" + bytes(60), "not a JPEG image"),
         ("a.ppm", b"P6\n20000 20000\n255\n", "400000000 pixels"),
         ("a.ppm", b"P6\n9000 9000\n255\n", "says 9000x9000 pixels"),
-        ("a.doc", b"", "a image's name ends with one of"),
+        ("a.doc", b"", "an image's name ends with one of"),
     ],
 )
 def test_a_mislabeled_or_impossible_file_is_named_with_the_reason(

@@ -12,13 +12,15 @@ import pytest
 
 from data import DataConfig, SampleDataset
 from data.files.flow_formats import write_flo, write_kitti_flow, write_pfm
-from data.files.images import DataError, MissingDataError, write_image, write_mask
-from data.files.listing import FlowPair, FlowPairs
+from data.files.images import write_image
+from data.files.masks import write_mask
 from data.flow.flying_chairs import FlyingChairsConfig
 from data.flow.kitti import KittiConfig
 from data.flow.middlebury import MiddleburyConfig
+from data.flow.pairs import FlowPair, FlowPairs
 from data.flow.scene_flow import DRIVING_VAL, MONKAA_VAL, DrivingConfig, FlyingThingsConfig, MonkaaConfig
 from data.flow.sintel import VAL_SCENES, SintelConfig
+from data.types import DataError, MissingDataError
 from mtsp.config import ConfigError, parse
 from mtsp.types import Sample
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from data import DataConfig
-from data.files.images import DataError, MissingDataError, read_mask, write_image, write_mask
-from data.segmentation.mask_images import SegmentedImages
+from data.files.images import write_image
+from data.files.masks import read_mask, write_mask
 from data.segmentation.pascal_context import CATEGORIES, CLASSES, LISTS, MASKS, PUBLISHED, render_masks
+from data.segmentation.segmented_images import SegmentedImages
+from data.types import DataError, MissingDataError
 from mtsp.config import parse
 from mtsp.types import IGNORE
 from tools.prepare_data import main
@@ -293,7 +295,7 @@ def test_images_without_segments_are_counted_and_refused_if_all_are(root: Path) 
     assert render(root, content) == ["2 of 3 images have no segment: their masks are background alone"]
     (root / "VOC2010" / MASKS).rename(root / "VOC2010" / "first")
     content["annos_segmentation"] = content["annos_segmentation"][-1:]  # of the test image
-    with pytest.raises(DataError, match="no segment is of a image of train or val"):
+    with pytest.raises(DataError, match="no segment is of an image of train or val"):
         render(root, content)
 
 

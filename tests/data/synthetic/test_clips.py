@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from data.files.flow_formats import read_flo, read_pfm
-from data.files.images import read_image, read_mask
+from data.files.images import read_image
+from data.files.masks import read_mask
 from data.synthetic.clips import SyntheticConfig, render_clip
 from data.synthetic.layers import Clip, Layer, render
 from data.synthetic.writers import write_davis, write_flying_chairs, write_scene_flow

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data import DataConfig
-from data.segmentation.mask_images import SegmentedImages
 from data.segmentation.pascal_context import CLASSES
+from data.segmentation.segmented_images import SegmentedImages
 from data.synthetic.scenes import PARTNERS, Scene, ScenesConfig, render_scene, write_scenes
 from mtsp.config import ConfigError, parse
 from tools.prepare_data import main

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.files.images import DataError, MissingDataError, write_image, write_mask
+from data.files.images import write_image
 from data.files.listing import inside
+from data.files.masks import write_mask
+from data.types import DataError, MissingDataError
 from data.video.davis import Davis, DavisConfig
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))

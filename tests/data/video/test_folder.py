@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.files.images import DataError, MissingDataError, write_image, write_mask
+from data.files.images import write_image
+from data.files.masks import write_mask
+from data.types import DataError, MissingDataError
 from data.video.folder import Folder, FolderConfig
 
 NONE: np.ndarray = np.zeros((0, 0), np.uint8)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
 
-from data.files.images import read_foreground
+from data.files.masks import read_foreground
 from mtsp.metrics import DavisMeasure, boundary, boundary_measure, region_and_boundary, region_similarity, statistics
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))

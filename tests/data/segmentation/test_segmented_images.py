@@ -10,10 +10,16 @@ import pytest
 from PIL import Image
 
 from data import DataConfig
-from data.files.images import DataError, MissingDataError, write_image, write_mask
-from data.segmentation.label_maps import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN, PASCAL_VOC, LabelMap, ranges
+from data.files.images import write_image
+from data.files.masks import write_mask
+from data.segmentation.ade20k import ADE20K
+from data.segmentation.camvid import CAMVID
+from data.segmentation.cityscapes import CITYSCAPES, CITYSCAPES_TRAIN
+from data.segmentation.label_map import LabelMap, ranges
 from data.segmentation.legend import colored, labeled_example, legend
-from data.segmentation.mask_images import SegmentedImages
+from data.segmentation.pascal_voc import PASCAL_VOC
+from data.segmentation.segmented_images import SegmentedImages
+from data.types import DataError, MissingDataError
 from mtsp.config import ConfigError, parse
 from mtsp.types import IGNORE
 
@@ -222,7 +228,7 @@ def test_missing_files_and_lines_are_refused_before_anything_is_decoded(tmp_path
     with pytest.raises(MissingDataError, match=r"1 file \(trainannot/0001\.png\) missing"):
         build("camvid", tmp_path)
     (tmp_path / "train.txt").write_text("train/0001.png\n")
-    with pytest.raises(DataError, match="is not a image and its labels"):
+    with pytest.raises(DataError, match="is not an image and its labels"):
         build("camvid", tmp_path)
     (tmp_path / "train.txt").write_text("../train/../0001.png a\n")
     with pytest.raises(DataError, match="is not a path inside"):

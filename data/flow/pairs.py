@@ -1,0 +1,71 @@
+"""Frame pairs with flow: the base of the flow data sets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.files.flow_formats import read_flow
+from data.files.images import read_image
+from data.files.listing import require_files, require_size, require_unique
+from data.files.masks import read_foreground
+from data.types import Labels
+from mtsp.types import Kind, Sample
+
+
+@dataclass(frozen=True)
+class FlowPair:
+    """The files of one pair of frames. Without `flow` the pair has no label."""
+
+    name: str
+    frame: Path
+    next_frame: Path
+    flow: Path | None
+    invalid: Path | None = None  # a mask, not zero where flow is unknown
+
+
+class FlowPairs:
+    """Pairs of frames with flow, as :class:`SampleDataset`.
+
+    Args:
+        title: what the data set is called in an error.
+        root: where it is.
+        pairs: the files; names unique.
+
+    Raises:
+        DataError: no pair, a name twice, or files that are missing (the first ten and their number).
+    """
+
+    kind: Kind = "pairs"
+
+    def __init__(self, title: str, root: Path, pairs: Sequence[FlowPair]) -> None:
+        self.ids = [pair.name for pair in pairs]
+        self._pairs = pairs
+        require_unique(title, root, self.ids)
+        files = (file for p in pairs for file in (p.frame, p.next_frame, p.flow, p.invalid) if file is not None)
+        require_files(title, root, files)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        pair = self._pairs[index]
+        labels = self.labels(index)
+        frame, next_frame = read_image(pair.frame), read_image(pair.next_frame)
+        require_size(pair.frame, frame, pair.next_frame, next_frame)
+        if "flow" in labels and pair.flow is not None:
+            require_size(pair.frame, frame, pair.flow, labels["flow"])
+        return Sample(frame=frame, next_frame=next_frame, **labels)
+
+    def labels(self, index: int) -> Labels:
+        """Return the flow of pair `index` and where it is known, if it has any. Its frames are not decoded."""
+        pair = self._pairs[index]
+        if pair.flow is None:
+            return Labels(name=pair.name)
+        flow, valid = read_flow(pair.flow)
+        if pair.invalid is not None:
+            known = ~read_foreground(pair.invalid)
+            require_size(pair.flow, flow, pair.invalid, known)
+            valid = known if valid is None else known & valid
+        if valid is None:
+            return Labels(name=pair.name, flow=flow)
+        return Labels(name=pair.name, flow=flow, flow_valid=valid)

@@ -1,0 +1,63 @@
+"""PASCAL VOC 2012: 1464 training and 1449 validation images, 20 classes and background.
+
+Layout: JPEGImages/<id>.jpg, SegmentationClass/<id>.png, ImageSets/Segmentation/{train,val}.txt with an id per line.
+Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015.
+"""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from data.files.listing import (
+    find_root,
+    inside,
+)
+from data.files.lists import read_lines
+from data.segmentation.label_map import LabelMap
+from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
+from data.types import MissingDataError
+
+_VOC_THINGS = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
+    "sofa train tvmonitor"
+)
+PASCAL_VOC = LabelMap("pascal_voc", ("background", *_VOC_THINGS.split()), values=tuple(range(21)))
+"""255 is the seam around objects and what is too hard to tell."""
+
+
+class PascalVocConfig(SegmentedConfig):
+    """Which images of PASCAL VOC 2012 to read."""
+
+    title: ClassVar[str] = "PASCAL VOC"
+    name: Literal["pascal_voc"]
+    root: Path
+    """The folder that has JPEGImages, or one above it."""
+    split: str = "train"
+    """A list in ImageSets/Segmentation: train, val or trainval, or train_aug if you have it."""
+    masks: str = "SegmentationClass"
+    """The folder of masks: SegmentationClassAug is that of the 10,582 images that SBD adds to."""
+
+    def label_map(self) -> LabelMap:
+        """Return its 21 classes, background first."""
+        return PASCAL_VOC
+
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example."""
+        root = find_root("PASCAL VOC", self.root, "JPEGImages", below=("VOC2012", "VOCdevkit/VOC2012"))
+        return root, read_voc_list(root, root / "ImageSets" / "Segmentation", self.split, self.masks)
+
+
+def read_voc_list(root: Path, lists: Path, split: str, masks: str) -> list[SegmentedImage]:
+    """Return the files of a list in the layout of PASCAL VOC: a name per line, or the paths of an image and its mask.
+
+    Raises:
+        DataError: there is no such list, or a line leads out of `root`.
+    """
+    path = lists / f"{split}.txt"
+    if not path.is_file():
+        others = ", ".join(sorted(other.stem for other in lists.glob("*.txt"))) or "none"
+        raise MissingDataError(f"{path}: no such list; there is {others}")
+    images = []
+    for words in read_lines(path):
+        frame, mask = words if len(words) == 2 else (f"JPEGImages/{words[0]}.jpg", f"{masks}/{words[0]}.png")
+        images.append(SegmentedImage(Path(frame).stem, inside(root, frame, path), inside(root, mask, path)))
+    return images

@@ -1,0 +1,93 @@
+"""Images with a mask of class ids each: the base of the segmentation data sets."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from data.files.images import read_image
+from data.files.listing import (
+    require_files,
+    require_size,
+    require_unique,
+)
+from data.files.masks import read_mask
+from data.segmentation.label_map import LabelMap
+from data.types import Labels
+from mtsp.config import Config
+from mtsp.types import Kind, Sample
+
+
+class SegmentedImage(NamedTuple):
+    """The files of one example."""
+
+    name: str
+    frame: Path
+    mask: Path
+
+
+class SegmentedImages:
+    """Images and their masks of class ids, as :class:`data.types.SampleDataset`.
+
+    An image without a single known pixel is an example like any other: it adds nothing to a loss or a metric.
+
+    Args:
+        title: what the data set is called in an error.
+        root: where it is.
+        images: the files; names unique.
+        label_map: what the values in the mask files mean.
+
+    Raises:
+        DataError: no image, a name twice, or files that are missing (the first ten and their number). When read: a
+            mask of RGB colors, of another size than its image, or with a value that the label map does not know.
+    """
+
+    kind: Kind = "images"
+
+    def __init__(self, title: str, root: Path, images: Sequence[SegmentedImage], label_map: LabelMap) -> None:
+        self.ids = [image.name for image in images]
+        self.label_map = label_map
+        self._images = images
+        require_unique(title, root, self.ids)
+        require_files(title, root, (file for image in images for file in (image.frame, image.mask)))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each class id."""
+        return self.label_map.classes
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, labels = self._images[index], self.labels(index)
+        sample = Sample(frame=read_image(image.frame), **labels)
+        if "mask" in sample:
+            require_size(image.frame, sample["frame"], image.mask, sample["mask"])
+        return sample
+
+    def labels(self, index: int) -> Labels:
+        """Return the mask of example `index`. Its frame is not decoded."""
+        image = self._images[index]
+        return Labels(name=image.name, mask=self.label_map(read_mask(image.mask), image.mask))
+
+
+class SegmentedConfig(Config):
+    """What data sets with a class for every pixel have in common: the classes are known before a file is read."""
+
+    kind: ClassVar[Kind] = "images"
+    title: ClassVar[str]
+    """What the data set is called in an error."""
+
+    @abstractmethod
+    def label_map(self) -> LabelMap:
+        """Return its classes, and what its files hold for them."""
+
+    @abstractmethod
+    def files(self) -> tuple[Path, list[SegmentedImage]]:
+        """Return where it is, and the files of each example. Raises DataError."""
+
+    def build(self) -> SegmentedImages:
+        """Return the data set, its files checked to be there. Raises DataError."""
+        root, images = self.files()
+        return SegmentedImages(self.title, root, images, self.label_map())

@@ -1,0 +1,64 @@
+"""Types of the data sets: their configs, their examples as decoded, and the errors they raise."""
+
+from collections.abc import Sequence
+from typing import NotRequired, Protocol, TypedDict
+
+import numpy as np
+
+from mtsp.config import Config
+from mtsp.types import Kind, Sample
+
+
+class DataError(ValueError):
+    """A file or folder of data cannot be used. The message names it and says what is wrong with it."""
+
+
+class MissingDataError(DataError, FileNotFoundError):
+    """Files of a data set are missing. The message names the first ten and counts all."""
+
+
+class Labels(TypedDict):
+    """The labels of one example without its frames, with the keys of :class:`mtsp.types.Sample`."""
+
+    name: str
+    mask: NotRequired[np.ndarray]  # HW uint8
+    flow: NotRequired[np.ndarray]  # HW2 float32
+    flow_valid: NotRequired[np.ndarray]  # HW bool
+    label: NotRequired[int]
+
+
+class SampleDataset(Protocol):
+    """A data set as decoded from disk: nothing augmented, native resolution."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the data set holds: decides which metrics apply."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Name of each example: unique, a relative path without suffix, known without decoding."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def labels(self, index: int) -> Labels:
+        """Return the labels of example `index`. Its frames are not decoded."""
+        ...
+
+
+class DatasetConfig(Config):
+    """Interface of the configs of data sets: what type checkers know of any entry under `dataset`."""
+
+    name: str
+
+    @property
+    def kind(self) -> Kind:
+        """What the data set holds: decides which metrics apply."""
+        raise NotImplementedError
+
+    def build(self) -> SampleDataset:
+        """Return the data set, its files checked to be there. Raises DataError."""
+        raise NotImplementedError
