@@ -1,4 +1,4 @@
-"""What the programs build alike: an experiment from its file, and a network with its branches' pretrained weights."""
+"""Build what the programs share: an experiment from its config file, and a network with pretrained branches."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ from models.pretrained.load import load_branch
 from mtsp import anchors
 from mtsp.config import ConfigError, load
 from mtsp.training.experiment import Experiment
-from mtsp.training.state import Started
+from mtsp.training.state import PretrainedNetwork
 
 AnyExperiment = Experiment[AnyModel, DataConfig]  # pyright: ignore[reportInvalidTypeArguments]
 
@@ -23,12 +23,12 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> AnyExper
     return load(AnyExperiment, path, overrides)
 
 
-def start(experiment: AnyExperiment) -> Started:
-    """Build the network, load each branch's pretrained weights, and take the anchors from them.
+def build_network(experiment: AnyExperiment) -> PretrainedNetwork:
+    """Return the network with each branch's pretrained weights, and the anchors copied from them.
 
     Raises:
-        ConfigError: the network's branches are not the config's.
-        ValueError: weights that do not fit, or pretrained tensors none of which is a weight to anchor.
+        ConfigError: the network and the config have different branches.
+        ValueError: weights do not fit, or a source has no weight that can be anchored.
     """
     torch.manual_seed(experiment.seed)
     model = experiment.model.build()
@@ -46,7 +46,7 @@ def start(experiment: AnyExperiment) -> Started:
     references = {}
     for branch in loaded.values():
         references |= anchors.capture(model, branch.names)
-    return Started(model, references, loaded)
+    return PretrainedNetwork(model, references, loaded)
 
 
 def above_zero(text: str) -> float:

@@ -22,7 +22,7 @@ from mtsp.distributed.accelerator import computes_bf16
 from mtsp.files.hash_cache import digests
 from mtsp.files.progress import progress
 from mtsp.text import first_names
-from mtsp.training.signals import Interruption
+from mtsp.training.signals import StopSignals
 from mtsp.transfer.centroids import SUFFIX, Centroids
 from mtsp.transfer.features import extract
 
@@ -164,7 +164,7 @@ def class_means(
         return Centroids.load(file)
     cache.mkdir(parents=True, exist_ok=True)
     skipped: list[str] = []
-    with Interruption() as interruption, progress(name, len(images), "images") as advance:
+    with StopSignals() as signals, progress(name, len(images), "images") as advance:
         found = extract(
             net.features,
             PreparedExamples(images, None, (net.size, net.size), net.crop_pct),
@@ -175,7 +175,7 @@ def class_means(
             threads=threads,
             progress=advance,
             passed_over=skipped.append if skip_unreadable else None,
-            stop=interruption.asked,
+            stop=signals.received,
         )
     if skipped:
         said = f"{name}: {len(skipped)} images cannot be read: {first_names(skipped)}"

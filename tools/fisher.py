@@ -36,11 +36,11 @@ from mtsp.fisher.estimate import FisherSum, save_fisher
 from mtsp.fisher.inputs import Labels
 from mtsp.fisher.partial import KeptSum
 from mtsp.training.checks import require_classes
-from mtsp.training.signals import Interruption
+from mtsp.training.signals import StopSignals
 from mtsp.training.single_pass import Concatenated, Rounds
-from mtsp.training.state import Started
+from mtsp.training.state import PretrainedNetwork
 from mtsp.types import IGNORE, Examples
-from tools.build import AnyExperiment, at_least_one, read_experiment, run_or_say_why, start
+from tools.build import AnyExperiment, at_least_one, build_network, read_experiment, run_or_say_why
 
 MOST_PASSES = 100_000
 """Backward passes for one image that `exact` may take: days, on any machine, are a mistake."""
@@ -81,37 +81,35 @@ def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwr
     task = _task(experiment)
     accelerator = make_accelerator("fp32")
     with accelerator.main_process_first():  # one process downloads, the others find the file
-        started = start(experiment)
-    if not started.anchors:
+        pretrained = build_network(experiment)
+    if not pretrained.anchors:
         raise ConfigError("branches: none has pretrained `weights`, so there is nothing to estimate")
     data = _data(experiment, task)
     examples = Concatenated(list(data.values()))
-    started.model.to(accelerator.device)
-    settings = _settled(settings, task, len(examples), _passes(started, examples, task, accelerator.device))
+    pretrained.model.to(accelerator.device)
+    settings = _settled(settings, task, len(examples), _passes(pretrained, examples, task, accelerator.device))
     rounds = Rounds(
         examples, accelerator, settings.examples, settings.batch, settings.seed, workers=experiment.train.workers
     )
     generator = torch.Generator(accelerator.device)
-    sums = _sum(started, task, settings, generator)
-    described = _described(experiment, settings, started, task, {name: len(one) for name, one in data.items()})
+    sums = _sum(pretrained, task, settings, generator)
+    described = _described(experiment, settings, pretrained, task, {name: len(one) for name, one in data.items()})
     kept = KeptSum(_part(out, accelerator), described)
-    with Interruption() as interruption:
-        if not _sum_up(sums, kept, rounds, generator, interruption):
+    with StopSignals() as signals:
+        if not _sum_up(sums, kept, rounds, generator, signals):
             return False
     if accelerator.num_processes > 1:
         total: Any = accelerator.reduce({k: v.to(accelerator.device) for k, v in sums.state_dict().items()})
         sums.load_state_dict(total)
     if accelerator.is_main_process:
-        _write(out, sums, started, task, list(data), settings)
+        _write(out, sums, pretrained, task, list(data), settings)
     accelerator.wait_for_everyone()
     kept.path.unlink(missing_ok=True)
     accelerator.end_training()
     return True
 
 
-def _sum_up(
-    sums: FisherSum, kept: KeptSum, rounds: Rounds, generator: torch.Generator, interruption: Interruption
-) -> bool:
+def _sum_up(sums: FisherSum, kept: KeptSum, rounds: Rounds, generator: torch.Generator, signals: StopSignals) -> bool:
     """Add all that is not kept from a run before; return whether it is done."""
     main, total = rounds.accelerator.is_main_process, rounds.images
     begun = kept.load(sums)
@@ -126,7 +124,7 @@ def _sum_up(
                 rounds_done += 1
                 images = rounds.images_of(rounds_done)
                 advance(images)
-                if interruption.asked() and images < total:
+                if signals.received() and images < total:
                     kept.save(sums, rounds_done)
                     _LOG.warning("stopped after %d of %d images", images, total)
                     return False
@@ -181,15 +179,15 @@ def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
 
 
 @torch.no_grad()
-def _passes(started: Started, examples: Examples, task: str, device: torch.device) -> int:
+def _passes(pretrained: PretrainedNetwork, examples: Examples, task: str, device: torch.device) -> int:
     """Backward passes that exact labels of one image take: classes times pixels.
 
     Raises:
         ConfigError: the network does not give what the task is seen by.
     """
     batch = to_device(collate([examples.train_sample(0, np.random.default_rng(0))]), device, channels_last=False)
-    with evaluating(started.model):
-        outputs = started.model(batch["frame"], batch.get("next_frame"))
+    with evaluating(pretrained.model):
+        outputs = pretrained.model(batch["frame"], batch.get("next_frame"))
     output = _SEEN[task][0]
     if output not in outputs:
         raise ConfigError(f"tasks.{task}: this network gives {', '.join(outputs)}, and no {output}")
@@ -209,14 +207,14 @@ def _settled(settings: Settings, task: str, examples: int, passes: int) -> Setti
     return settings._replace(mode=mode, examples=min(settings.examples, examples))
 
 
-def _sum(started: Started, task: str, settings: Settings, generator: torch.Generator) -> FisherSum:
+def _sum(pretrained: PretrainedNetwork, task: str, settings: Settings, generator: torch.Generator) -> FisherSum:
     output, label = _SEEN[task]
     assert settings.mode is not None
     return FisherSum(
-        started.model,
+        pretrained.model,
         labels=settings.mode,
         draws=settings.draws,
-        names=started.anchors,
+        names=pretrained.anchors,
         inputs=lambda batch: (batch["frame"], batch.get("next_frame")),
         logits=lambda outputs: outputs[output],
         targets=lambda batch: batch.get(label),
@@ -234,17 +232,19 @@ def _part(out: Path, accelerator: Accelerator) -> Path:
 
 
 def _described(
-    experiment: AnyExperiment, settings: Settings, started: Started, task: str, images: Mapping[str, int]
+    experiment: AnyExperiment, settings: Settings, pretrained: PretrainedNetwork, task: str, images: Mapping[str, int]
 ) -> dict[str, Any]:
     """What the sums depend on, the order of the data included: images are numbered over all of it."""
     chosen = settings._asdict()
     del chosen["chunk"]
     sections = {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in images}
     read = {"task": task, "data": list(images), "images": list(images.values())}
-    return {**read, **sections, **chosen, "network": fingerprint(started.model.state_dict())}
+    return {**read, **sections, **chosen, "network": fingerprint(pretrained.model.state_dict())}
 
 
-def _write(out: Path, sums: FisherSum, started: Started, task: str, data: Sequence[str], settings: Settings) -> None:
+def _write(
+    out: Path, sums: FisherSum, pretrained: PretrainedNetwork, task: str, data: Sequence[str], settings: Settings
+) -> None:
     fisher = sums.fisher()
     notes = {
         "labels": f"{settings.mode}, {settings.draws} draw{'s' if settings.draws > 1 else ''}"
@@ -257,7 +257,7 @@ def _write(out: Path, sums: FisherSum, started: Started, task: str, data: Sequen
         "data": ", ".join(data),
         "seed": str(settings.seed),
     }
-    save_fisher(out, fisher, anchors=started.anchors, **notes)
+    save_fisher(out, fisher, anchors=pretrained.anchors, **notes)
     _LOG.info("%s: %s", out, "; ".join(f"{key} {value}" for key, value in notes.items()))
     if nothing := [name for name, value in fisher.items() if not bool(value.any())]:
         _LOG.warning(

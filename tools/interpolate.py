@@ -15,7 +15,7 @@ from torch import Tensor
 from models.pretrained.load import read, tensors_of
 from mtsp.files.tensors import write_tensors
 from mtsp.methods.wise_ft import interpolated
-from tools.build import read_experiment, run_or_say_why, start
+from tools.build import build_network, read_experiment, run_or_say_why
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def _started_from(run_dir: Path) -> Mapping[str, Tensor]:
     file = run_dir / "experiment.yaml"
     if not file.is_file():
         raise ValueError(f"{run_dir} is no run folder, which would say what it started from; give --start")
-    return start(read_experiment(file)).model.state_dict()
+    return build_network(read_experiment(file)).model.state_dict()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Training: functions that read top to bottom, on any number of processes.
+"""The training loop, on any number of processes.
 
-One optimizer step takes one global batch of every data entry of its stage. A process computes its share in
-micro-batches; every loss is divided by its count over the whole global batch, so that the result does not depend on how
-the batch was shared out. Gradients are synchronized once per step.
+One optimizer step takes one global batch of every data entry of its stage. Each process computes its part of the batch
+in micro-batches. Every loss is divided by its count over the whole global batch, so the result does not depend on how
+the batch is divided. Gradients are synchronized once per step.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from mtsp.types import LABELS, Batch, Outputs
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss is NaN or infinite; the message names the step and the term. No weight was changed by it."""
+    """A loss is NaN or infinite. The message names the step and the loss; the weights are as before the step."""
 
 
 def train(
@@ -42,21 +42,21 @@ def train(
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[StepResult, dict[str, float]], None] = lambda result, rates: None,
 ) -> bool:
-    """Train until `steps` optimizer steps are done or any process is asked to stop; return whether it was asked.
+    """Train until `steps` optimizer steps are done or a process is asked to stop; return whether one was.
 
     Args:
-        state: the network, its optimizer and what it learns.
-        position: where to go on from; kept up to date.
-        steps: length of the whole run, which the schedule spans.
-        stages: what is learned from what, in turn.
-        schedule: of the learning rates.
-        open_stream: (data entry, global batch size, global batch to begin with) -> this process's micro-batches.
-        seed: of the network's randomness (dropout): f(seed, step, process).
-        accumulate: micro-batches of one process's share of a batch.
+        state: network, optimizer and tasks.
+        position: where to start; updated after every step.
+        steps: length of the whole run, over which the schedule extends.
+        stages: branches and data of each stage, repeated in turn.
+        schedule: factor of the learning rates at each step.
+        open_stream: (data entry, global batch size, first global batch) -> this process's micro-batches.
+        seed: with step and process, seeds the network's own randomness (dropout).
+        accumulate: micro-batches that each process splits its part of a batch into.
         clip: largest gradient norm, or None.
-        stop: whether this process was asked to stop. Asked once per step, agreed on by all.
+        stop: returns whether this process should stop; called once per step, then agreed on by all processes.
         before_step: called before every step.
-        after_step: called after every step with what it measured and the learning rates; may save or evaluate.
+        after_step: called after every step with its losses and learning rates; may save or validate.
 
     Raises:
         NonFiniteLoss: on all processes at once, before the weights change.
@@ -66,8 +66,8 @@ def train(
     stage: StageConfig | None = None
     with contextlib.ExitStack() as opened:  # worker processes end here, whatever happens
         while position.step < steps:
-            before, stage = stage, stage_at(stages, position.step)
-            if stage is not before:
+            previous, stage = stage, stage_at(stages, position.step)
+            if stage is not previous:
                 set_trainable(state, stage.learn)
             rates = set_learning_rates(state.optimizer, schedule.lr_factor(position.step, steps))
             micro_batches = []
@@ -77,7 +77,9 @@ def train(
                     stream = open_stream(name, size, position.batches.setdefault(key, 0))
                     streams[key] = opened.enter_context(contextlib.closing(stream))
                 micro_batches += [next(streams[key]) for _ in range(accumulate)]
-            seed_model(seed, position.step, state.accelerator.process_index)  # now: opening a stream draws numbers
+            seed_model(
+                seed, position.step, state.accelerator.process_index
+            )  # not before: opening a stream draws numbers
             before_step()
             result = optimizer_step(state, micro_batches, step=position.step + 1, clip=clip, stop=stop())
             position.step += 1
@@ -92,15 +94,15 @@ def train(
 def optimizer_step(
     state: TrainState, micro_batches: Sequence[Batch], *, step: int, clip: float | None = None, stop: bool = False
 ) -> StepResult:
-    """Take one optimizer step on these micro-batches and those of the other processes; return what was measured."""
+    """Take one optimizer step on the micro-batches of all processes; return its losses over all of them."""
     accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
     batches = [to_device(batch, accelerator.device, channels_last=state.channels_last) for batch in micro_batches]
-    counted = [state.tasks.counts(batch) for batch in batches]
     names = state.tasks.names  # from the config, not the labels: the same on every process
-    local = [sum(int(counts.get(name, 0)) for counts in counted) for name in names]
+    batch_counts = [state.tasks.counts(batch) for batch in batches]
+    local_counts = [sum(int(counts.get(name, 0)) for counts in batch_counts) for name in names]
     samples = sum(len(batch["name"]) for batch in batches)
-    *totaled, samples, asked = _sum_over_processes(accelerator, [*local, samples, int(stop)])
-    counts = dict(zip(names, totaled, strict=True))
+    *global_counts, samples, stops = _sum_over_processes(accelerator, [*local_counts, samples, int(stop)])
+    counts = dict(zip(names, global_counts, strict=True))
 
     sums: list[dict[str, Tensor]] = []
     for index, batch in enumerate(batches):
@@ -108,14 +110,14 @@ def optimizer_step(
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             outputs: Outputs = model(batch["frame"], batch.get("next_frame"))
             totals = state.tasks.sums(outputs, batch)
-            if not totals or counted[index].keys() - totals.keys():
+            if not totals or batch_counts[index].keys() - totals.keys():
                 raise ValueError(
-                    f"{batch['name'][0]} has the labels {', '.join(sorted(batch.keys() & LABELS)) or 'none'}, the "
-                    f"network gives {', '.join(outputs)}: nothing, or not all, of `tasks` can be learned from it"
+                    f"{batch['name'][0]} has the labels {', '.join(sorted(batch.keys() & LABELS)) or 'none'} and the "
+                    f"network returns {', '.join(outputs)}: not every task in `tasks` can be learned from these"
                 )
             loss = torch.stack([total / max(1.0, counts[name]) for name, total in totals.items()]).sum()
             sums.append({name: total.detach() for name, total in totals.items()})
-            # DDP averages the gradients of the processes; the loss is divided by the global count already.
+            # DDP averages gradients over processes, but the loss is already divided by the global count: undo it.
             accelerator.backward(loss * accelerator.num_processes)
 
     values = _sum_over_processes(accelerator, [sum(float(s[name]) for s in sums if name in s) for name in names])
@@ -136,11 +138,11 @@ def optimizer_step(
         norm = float(cast(Tensor, accelerator.clip_grad_norm_(model.parameters(), clip)))
     optimizer.step()
     optimizer.zero_grad()
-    return StepResult({"loss": sum(losses.values()), **losses}, norm, int(samples), asked > 0)
+    return StepResult({"loss": sum(losses.values()), **losses}, norm, int(samples), stops > 0)
 
 
 def set_trainable(state: TrainState, learn: tuple[str, ...] | None) -> None:
-    """Let the branches named in `learn` (None: all) train, and hold the others: no gradient, no new statistics."""
+    """Train the branches named in `learn` (None: all) and freeze the others, with their batch-norm statistics."""
     model = state.accelerator.unwrap_model(state.model)
     model.train()
     for branch in state.branches:
@@ -156,7 +158,7 @@ def set_trainable(state: TrainState, learn: tuple[str, ...] | None) -> None:
 
 
 def seed_model(seed: int, step: int, process: int) -> None:
-    """Make the network's own randomness a function of (seed, step, process), so that resuming needs no state."""
+    """Seed the network's randomness by (seed, step, process), so that a resumed run needs no generator state."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
 
 

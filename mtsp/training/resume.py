@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and how a run goes on from it."""
+"""Save a run, and continue it from a checkpoint."""
 
 import logging
 from pathlib import Path
@@ -17,16 +17,16 @@ _LOG = logging.getLogger("mtsp")
 
 
 def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> checkpoint.Checkpoint | None:
-    """Return the checkpoint that the run goes on from, verified; None if it begins.
+    """Return the verified checkpoint to continue from, or None for a new run.
 
     Args:
-        accelerator: of the run; all processes must find the same.
-        run_dir: folder of the run.
-        resume: see :func:`tools.train.run`.
+        accelerator: the run's; all processes must find the same checkpoint.
+        run_dir: the run's folder.
+        resume: see :func:`mtsp.training.run.run_experiment`.
 
     Raises:
-        ConfigError: `run_dir` holds a run already, and nothing was said about it.
-        CheckpointError: no checkpoint there is whole, or the processes found different ones.
+        ConfigError: `run_dir` already holds a run, and `resume` is None.
+        CheckpointError: no checkpoint is complete, or the processes found different ones.
     """
     folder = run_dir / "checkpoints"
     if resume is None:
@@ -44,52 +44,52 @@ def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | 
     return found
 
 
-def restore(run: TrainingRun, found: checkpoint.Checkpoint) -> None:
-    """Put the run where it was when `found` was saved; say what changed since then.
+def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
+    """Restore weights, optimizer, position and averages from a checkpoint; log the settings that changed since.
 
     Raises:
-        ConfigError: a setting differs that a run cannot change on its way, or the checkpoint is beyond the last step.
-        CheckpointError: it is of another network, towards other anchors, or with FSDP and this one without.
+        ConfigError: a setting changed that must not, or the checkpoint is beyond the last step.
+        CheckpointError: the network, the anchors, or the use of FSDP differ.
     """
-    state, accelerator = found.state, run.state.accelerator
+    state, accelerator = saved.state, run.state.accelerator
     for line in check_resumable(run.experiment.model_dump(mode="json"), state["experiment"]):
         _LOG.info("changed since the checkpoint: %s", line)
     if state["processes"] != accelerator.num_processes:
         _LOG.info("processes: now %d, was %d; dropout will differ", accelerator.num_processes, state["processes"])
-    if state["anchors"] != fingerprint(run.started.anchors):
+    if state["anchors"] != fingerprint(run.pretrained.anchors):
         raise checkpoint.CheckpointError(
-            f"{found.path} was trained towards other anchors than the branches' `weights` give now; restore those files"
+            f"{saved.path} was trained towards other anchors than the branches' `weights` give now; restore those files"
         )
     if state["sharded"] != (sharded := is_sharded(run.network)):
         here, there = ("with", "without") if sharded else ("without", "with")
-        raise checkpoint.CheckpointError(f"{found.path} was saved {there} FSDP and cannot be resumed {here} it")
-    if run.ema is not None and found.ema is None:
-        raise checkpoint.CheckpointError(f"{found.path} has no averaged weights, which this run would go on from")
+        raise checkpoint.CheckpointError(f"{saved.path} was saved {there} FSDP and cannot be resumed {here} it")
+    if run.ema is not None and saved.ema is None:
+        raise checkpoint.CheckpointError(f"{saved.path} has no averaged weights, which this run would go on from")
     try:
-        load_full_states(run.network, run.state.optimizer.optimizer, found.model, found.optimizer)
-        if run.ema is not None and found.ema is not None:
-            run.ema.load_state_dict(found.ema)
+        load_full_states(run.network, run.state.optimizer.optimizer, saved.model, saved.optimizer)
+        if run.ema is not None and saved.ema is not None:
+            run.ema.load_state_dict(saved.ema)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise checkpoint.CheckpointError(f"{found.path} is of another network: {str(error).splitlines()[0]}") from error
+        raise checkpoint.CheckpointError(f"{saved.path} is of another network: {str(error).splitlines()[0]}") from error
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if state["step"] > run.experiment.train.steps:
         raise ConfigError(
-            f"{found.path} is beyond train.steps={run.experiment.train.steps}; give more, or a new --run-dir"
+            f"{saved.path} is beyond train.steps={run.experiment.train.steps}; give more, or a new --run-dir"
         )
     run.position = Position(state["step"], state["batches"])
     run.meter.values = state["meter"]
-    run.measured_at = state["measured_at"]
+    run.validated_at = state["validated_at"]
 
 
-def require_same_fisher(run: TrainingRun, found: checkpoint.Checkpoint) -> None:
-    """Check, once the regularizer is attached, that its file of Fisher information says what it said then.
+def require_same_fisher(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
+    """Check that the attached regularizer reads the same Fisher information as when the checkpoint was saved.
 
     Raises:
         CheckpointError: it does not.
     """
-    if found.state.get("fisher") != _fisher(run):
-        raise checkpoint.CheckpointError(f"{found.path} was trained with another `regularizer.fisher`; restore it")
+    if saved.state.get("fisher") != _fisher(run):
+        raise checkpoint.CheckpointError(f"{saved.path} was trained with another `regularizer.fisher`; restore it")
 
 
 def _fisher(run: TrainingRun) -> str | None:
@@ -97,7 +97,7 @@ def _fisher(run: TrainingRun) -> str | None:
 
 
 def save(run: TrainingRun) -> None:
-    """Save from the main process; the others wait for it, so that none is ahead of what is on the disk."""
+    """Save a checkpoint from the main process; the others wait, so that none gets ahead of the disk."""
     accelerator = run.state.accelerator
     model, optimizer = full_states(run.network, run.state.optimizer.optimizer)
     ema = None if run.ema is None else run.ema.state_dict()
@@ -106,13 +106,13 @@ def save(run: TrainingRun) -> None:
             "step": run.position.step,
             "batches": run.position.batches,
             "experiment": run.experiment.model_dump(mode="json"),
-            "anchors": fingerprint(run.started.anchors),
+            "anchors": fingerprint(run.pretrained.anchors),
             "fisher": _fisher(run),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "processes": accelerator.num_processes,
             "sharded": is_sharded(run.network),
             "meter": run.meter.values,
-            "measured_at": run.measured_at,
+            "validated_at": run.validated_at,
             "tracker": run.tracker.state(),
         }
         folder = run.folder / "checkpoints"

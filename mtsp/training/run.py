@@ -1,4 +1,4 @@
-"""Run an experiment: build its parts in the order data flows through them, train, measure, and write the results."""
+"""Run an experiment: build its parts in the order data flows through them, train, validate, and write the results."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from mtsp.batches import collate
 from mtsp.config import ConfigError
@@ -31,85 +32,84 @@ from mtsp.training.ema import Ema
 from mtsp.training.experiment import Experiment, as_yaml
 from mtsp.training.loop import train
 from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
-from mtsp.training.signals import Interruption
-from mtsp.training.state import Started, StepResult, TrainingRun, TrainState
+from mtsp.training.signals import StopSignals
+from mtsp.training.state import PretrainedNetwork, StepResult, TrainingRun, TrainState
 from mtsp.training.stream import Shard, micro_batches
-from mtsp.training.summary import announce
-from mtsp.training.validate import due, measure
+from mtsp.training.summary import print_summary
+from mtsp.training.validate import validate, validation_due
 from mtsp.types import Batch
 
 _LOG = logging.getLogger("mtsp")
+AnyExperiment = Experiment[Any, Any]
 
 
-def run(
-    experiment: Experiment[Any, Any],
+def run_experiment(
+    experiment: AnyExperiment,
     run_dir: Path,
     *,
-    start: Callable[[Experiment[Any, Any]], Started],
+    build_network: Callable[[AnyExperiment], PretrainedNetwork],
     resume: str | None = None,
 ) -> dict[str, dict[str, float]] | None:
-    """Build the parts in the order the data flows through them, train, evaluate, and write everything to `run_dir`.
+    """Train an experiment from start to end, or from a checkpoint on, and write everything to `run_dir`.
 
     Args:
-        experiment: what to run.
-        run_dir: where the results go; made if it is not there.
-        start: builds the network and loads its pretrained weights; may download them.
-        resume: None for a new run, `auto` to go on from the newest whole checkpoint if there is one, or the path of a
-            checkpoint.
+        experiment: the resolved config.
+        run_dir: where the results go; made if it does not exist.
+        build_network: returns the network with its pretrained weights; may download them.
+        resume: None starts a new run; `auto` continues from the newest complete checkpoint, if there is one; else the
+            path of a checkpoint.
 
     Returns:
-        What the final weights measure, by data entry; None if a signal stopped the run, saved by then.
+        Metrics of the final weights by data entry, or None if a signal stopped the run, which is then saved.
 
     Raises:
-        ValueError, OSError, FloatingPointError: what a person can mend, in one line.
+        ValueError, OSError, FloatingPointError: with a message that says what to mend.
     """
     accelerator = make_accelerator(experiment.train.precision)
     main = accelerator.is_main_process
-    with locked(run_dir) if main else nullcontext(), Interruption() as interruption:
-        found = checkpoint_to_resume(accelerator, run_dir, resume)
+    with locked(run_dir) if main else nullcontext(), StopSignals() as signals:
+        saved = checkpoint_to_resume(accelerator, run_dir, resume)
         with accelerator.main_process_first():  # one process downloads, the others find the file
-            started = start(experiment)
-        data = {name: section.build() for name, section in experiment.data.items() if _used(experiment, name)}
+            pretrained = build_network(experiment)
+        data = {name: section.build() for name, section in experiment.data.items() if _is_used(experiment, name)}
         require_classes(experiment, data)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
-        state = _prepare(experiment, accelerator, started)
-        this = TrainingRun(experiment, run_dir, state, started, data, ema=_ema(experiment, state))
-        if found is not None:
-            restore(this, found)
-        this.regularizer = _regularize(this)
-        if found is not None:
-            require_same_fisher(this, found)
+        state = _prepare(experiment, accelerator, pretrained.model)
+        run = TrainingRun(experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state))
+        if saved is not None:
+            restore(run, saved)
+        run.regularizer = _attach_regularizer(run)
+        if saved is not None:
+            require_same_fisher(run, saved)
         if main:
             write_atomically(run_dir / "experiment.yaml", as_yaml(experiment).encode())
-            announce(this)
-            tracked = found.state["tracker"] if found is not None else None
-            this.tracker = Tracker.open(
-                experiment.tracking, run_dir, experiment.model_dump(mode="json"), experiment.name, tracked
-            )
+            print_summary(run)
+            tracked = None if saved is None else saved.state["tracker"]
+            values = experiment.model_dump(mode="json")
+            run.tracker = Tracker.open(experiment.tracking, run_dir, values, experiment.name, tracked)
         try:
-            measured = _train(this, interruption)
-            results = None if measured is None else _finish(this, measured)
+            validation = _train(run, signals)
+            results = None if validation is None else _write_results(run, validation)
         finally:
-            this.tracker.close()
+            run.tracker.close()
         accelerator.wait_for_everyone()  # without it, gloo aborts some runs while the group is torn down
         accelerator.end_training()
     return results
 
 
-def _used(experiment: Experiment[Any, Any], name: str) -> bool:
+def _is_used(experiment: AnyExperiment, name: str) -> bool:
     return name in experiment.evaluation.data or any(name in stage.batch_size for stage in experiment.train.stages)
 
 
-def _prepare(experiment: Experiment[Any, Any], accelerator: Accelerator, started: Started) -> TrainState:
-    model = started.model
+def _prepare(experiment: AnyExperiment, accelerator: Accelerator, model: nn.Module) -> TrainState:
+    """Build the optimizer, and have Accelerate place and wrap network and optimizer."""
     if experiment.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if accelerator.num_processes > 1:
         model = synchronize(model, accelerator.device)
     if experiment.train.compile:
         model.compile()
-    learning_rates = experiment.learning_rates()
-    optimizer = experiment.optimizer.build(parameter_groups(model, learning_rates))
+    optimizer = experiment.optimizer.build(parameter_groups(model, experiment.learning_rates()))
     model, optimizer = accelerator.prepare(model, optimizer)
     branches = experiment.branches
     return TrainState(
@@ -124,99 +124,99 @@ def _prepare(experiment: Experiment[Any, Any], accelerator: Accelerator, started
     )
 
 
-def _regularize(run: TrainingRun) -> Anchored | None:
-    """Attach the regularizer: after restoring, for which torch may step a sharded optimizer."""
-    section = run.experiment.regularizer
-    if section.name == "none":
-        return None
-    alpha, beta = run.experiment.strengths()
-    pull = section.build(run.network, anchors=run.started.anchors, alpha=alpha, beta=beta)
-    pull.attach(run.state.optimizer)
-    return pull
-
-
-def _ema(experiment: Experiment[Any, Any], state: TrainState) -> Ema | None:
+def _ema(experiment: AnyExperiment, state: TrainState) -> Ema | None:
     model = state.accelerator.unwrap_model(state.model)
     if experiment.train.ema is not None and is_sharded(model):
         raise ConfigError("train.ema: weights sharded by FSDP cannot be averaged; leave it out, or use DDP")
     return None if experiment.train.ema is None else Ema(model, experiment.train.ema)
 
 
-def _train(run: TrainingRun, interruption: Interruption) -> dict[str, Evaluation] | None:
-    """Train to the end; return what the last weights measure, or None if a signal stopped the run, saved by then."""
-    plan, position = run.experiment.train, run.position
-    if due(run):  # before the first step, or where a signal came between training and measuring
-        measure(run)
+def _attach_regularizer(run: TrainingRun) -> Anchored | None:
+    """Attach the regularizer. Restore a checkpoint first: for that, torch may step a sharded optimizer."""
+    section = run.experiment.regularizer
+    if section.name == "none":
+        return None
+    alpha, beta = run.experiment.strengths()
+    regularizer = section.build(run.network, anchors=run.pretrained.anchors, alpha=alpha, beta=beta)
+    regularizer.attach(run.state.optimizer)
+    return regularizer
+
+
+def _train(run: TrainingRun, signals: StopSignals) -> dict[str, Evaluation] | None:
+    """Train to the end; return the last validation, or None if a signal stopped the run, which is then saved."""
+    config, position = run.experiment.train, run.position
+    if validation_due(run):  # before the first step, or if a signal came between a step and its validation
+        validate(run)
     run.meter.restart()
-    with training_progress(run.state.accelerator.is_main_process, plan.steps, position.step) as advance:
+    with training_progress(run.state.accelerator.is_main_process, config.steps, position.step) as advance:
         stopped = train(
             run.state,
             position,
-            steps=plan.steps,
-            stages=plan.stages,
+            steps=config.steps,
+            stages=config.stages,
             schedule=run.experiment.schedule,
             open_stream=partial(_open_stream, run),
             seed=run.experiment.seed,
-            accumulate=plan.accumulate,
-            clip=plan.clip,
-            stop=interruption.asked,
+            accumulate=config.accumulate,
+            clip=config.clip,
+            stop=signals.received,
             before_step=partial(_before_step, run),
             after_step=partial(_after_step, run, advance),
         )
-    if stopped and position.step < plan.steps:
-        _LOG.warning("stopped and saved at step %d of %d; go on with --resume auto", position.step, plan.steps)
+    if stopped and position.step < config.steps:
+        _LOG.warning("stopped and saved at step %d of %d; go on with --resume auto", position.step, config.steps)
         return None
-    if run.measured is None:  # resumed at its end: the curves have these numbers already
+    if run.validation is None:  # resumed at its last step: the curves have these numbers already
         run.tracker.close()
         run.tracker = Tracker.silent()
-        measure(run)
-    return run.measured
+        validate(run)
+    return run.validation
 
 
 def _open_stream(run: TrainingRun, name: str, size: int, first: int) -> Generator[Batch, None, None]:
     """Return this process's micro-batches of a data entry, in global batches of `size`, from batch `first` on."""
-    accelerator, plan = run.state.accelerator, run.experiment.train
+    accelerator, config = run.state.accelerator, run.experiment.train
     return micro_batches(
         run.data[name],
         batch_size=size,
         start=first,
         seed=(run.experiment.seed, zlib.crc32(name.encode())),
-        shard=Shard(accelerator.process_index, accelerator.num_processes, plan.accumulate),
+        shard=Shard(accelerator.process_index, accelerator.num_processes, config.accumulate),
         collate=collate,
-        workers=plan.workers,
+        workers=config.workers,
         pin_memory=accelerator.device.type == "cuda",
     )
 
 
-def _logged(run: TrainingRun, step: int) -> bool:
-    """Whether the curves get a row at `step`."""
+def _is_logged(run: TrainingRun, step: int) -> bool:
     return step % run.experiment.tracking.log_every == 0 or step == run.experiment.train.steps
 
 
 def _before_step(run: TrainingRun) -> None:
-    """Have pull and gradient measured in the steps that are logged, whether they follow a resumption or not."""
-    if run.regularizer is not None and _logged(run, run.position.step + 1):
+    """Have pull and gradient measured in the steps that are logged, so that a resumed run measures in the same ones."""
+    if run.regularizer is not None and _is_logged(run, run.position.step + 1):
         run.regularizer.measure_next()
 
 
 def _after_step(
     run: TrainingRun, advance: Callable[[int, str], None], result: StepResult, rates: Mapping[str, float]
 ) -> None:
-    plan, step = run.experiment.train, run.position.step
+    """Update the averages and, where they are due, log, validate and save."""
+    config, step = run.experiment.train, run.position.step
     if run.ema is not None:
         run.ema.update(run.network)
     run.meter.add(result)
     advance(step, describe(result.losses))
-    last = step == plan.steps
-    if _logged(run, step):
+    if _is_logged(run, step):
         _log_training(run, rates)
-    stopping = result.stop and not last  # save first: who asked may not wait for an evaluation
+    last = step == config.steps
+    stopping = result.stop and not last  # save at once: after a signal there may be no time to validate
     if last:
-        save(run)  # an evaluation that fails must not cost the run
-    if due(run) and not stopping:
-        measure(run)
+        save(run)  # before validating: an evaluation that fails must not cost the run
+    if validation_due(run) and not stopping:
+        validate(run)
         run.meter.restart()
-    if step % plan.save_every == 0 or last or stopping:
+    if step % config.save_every == 0 or last or stopping:
         save(run)
         run.meter.restart()
 
@@ -227,15 +227,16 @@ def _log_training(run: TrainingRun, rates: Mapping[str, float]) -> None:
     if run.regularizer is not None:  # on every process: sharded weights are gathered for it
         values["penalty"] = run.regularizer.penalty()
         for branch, report in run.regularizer.report(run.state.branches).items():
-            told = report._asdict().items()
-            values |= {f"{name}/{branch}": value for name, value in told if math.isfinite(value)}
+            numbers = report._asdict().items()
+            values |= {f"{name}/{branch}": value for name, value in numbers if math.isfinite(value)}
     run.tracker.log(run.position.step, values)
 
 
-def _finish(run: TrainingRun, measured: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+def _write_results(run: TrainingRun, validation: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """Write the final weights and their metrics; return the metrics."""
     accelerator = run.state.accelerator
-    results = {name: evaluation.values() for name, evaluation in measured.items()}
-    with run.averaged():
+    results = {name: evaluation.values() for name, evaluation in validation.items()}
+    with run.ema_weights():
         weights, _ = full_states(run.network, run.state.optimizer.optimizer)
         if accelerator.is_main_process:
             write_tensors(run.folder / "weights.safetensors", weights)

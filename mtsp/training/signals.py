@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 
-class Interruption:
-    """SIGTERM and Ctrl-C ask the run to save and stop at the next step; a second one ends the process at once."""
+class StopSignals:
+    """Within the context, SIGTERM and Ctrl-C ask the run to save and stop; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._received = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "StopSignals":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
         _follow_launcher()
@@ -25,14 +25,14 @@ class Interruption:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self._asked:
+        if self._received:
             os._exit(128 + number)
-        self._asked = True
+        self._received = True
         print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
-    def asked(self) -> bool:
-        """Return whether a signal came."""
-        return self._asked
+    def received(self) -> bool:
+        """Return whether a signal has come."""
+        return self._received
 
 
 def _follow_launcher() -> None:

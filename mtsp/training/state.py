@@ -1,4 +1,4 @@
-"""State of a training run: what Accelerate prepared, how far it is, and what was measured."""
+"""State of a training run: network and optimizer, position, averages since the last log, last validation."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,50 +20,50 @@ from mtsp.training.experiment import Experiment
 from mtsp.types import Examples
 
 
-class Loaded(Protocol):
-    """Which pretrained weights a branch starts from."""
+class LoadedWeights(Protocol):
+    """Report of the pretrained weights that a branch was loaded with."""
 
     @property
     def description(self) -> str:
-        """Where the weights come from, and how many tensors were loaded."""
+        """Source of the weights and the number of loaded tensors, as a phrase."""
         ...
 
     @property
     def left_out(self) -> Sequence[str]:
-        """Tensors of the source that the branch has no place for."""
+        """Names of the source's tensors that the branch does not have."""
         ...
 
 
-class Started(NamedTuple):
+class PretrainedNetwork(NamedTuple):
     """A network with its pretrained weights, before training."""
 
     model: nn.Module
     anchors: dict[str, Tensor]
-    loaded: Mapping[str, Loaded]
+    loaded: Mapping[str, LoadedWeights]
 
 
 @dataclass
 class Position:
-    """How far a run is: all that a resumed run needs to know besides tensors."""
+    """Position of a run in its schedule and its data: with the tensors, all that resuming needs."""
 
     step: int = 0
     """Optimizer steps done."""
     batches: dict[str, int] = field(default_factory=dict)
-    """Global batches taken from each stream, `davis:4`: a data entry in batches of one size."""
+    """Global batches taken so far from each stream. A stream, as `davis:4`, is a data entry in batches of one size."""
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step measured, over all processes."""
+    """Losses of one optimizer step, over all processes."""
 
     losses: dict[str, float]  # weighted terms, and their sum as "loss"
     gradient_norm: float | None  # before clipping; None where nothing is clipped
     samples: int
-    stop: bool  # some process was asked to stop
+    stop: bool  # a signal asked some process to stop
 
 
 @dataclass
 class TrainState:
-    """What a run is made of, prepared by Accelerate and ready to train."""
+    """Network, optimizer and tasks, prepared by Accelerate and ready to train."""
 
     accelerator: Accelerator
     model: nn.Module
@@ -75,19 +75,19 @@ class TrainState:
     frozen_norm: tuple[str, ...] = ()
     """Branches that learn, but keep the statistics of their batch normalization."""
     channels_last: bool = True
-    """Memory format of the images, which should be the network's."""
+    """Memory format of the images; it should match the network's."""
 
 
 class Meter:
-    """Averages of the losses and the speed since they were last taken."""
+    """Running averages of losses and speed since the last log."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
-        """Values of each step by name: a checkpoint keeps them, so that a resumed run logs the same averages."""
+        """Values of each step by name. Checkpoints keep them, so that a resumed run logs the same averages."""
         self.restart()
 
     def add(self, result: StepResult) -> None:
-        """Add what one step measured."""
+        """Add the losses of one step."""
         self.samples += result.samples
         measured = dict(result.losses)
         if result.gradient_norm is not None:
@@ -96,7 +96,7 @@ class Meter:
             self.values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
-        """Return the averages, samples per second, and on a GPU the peak of its memory; begin anew."""
+        """Return the averages, samples per second and, on a GPU, the peak memory; then reset."""
         values = {name: sum(found) / len(found) for name, found in self.values.items()}
         seconds = time.perf_counter() - self.since
         values["samples_per_second"] = self.samples / max(seconds, 1e-9)
@@ -107,35 +107,35 @@ class Meter:
         return values
 
     def restart(self) -> None:
-        """Measure the speed from now on: what came in between was not training."""
+        """Restart the clock: the time since the last step was not spent training."""
         self.since = time.perf_counter()
         self.samples = 0
 
 
 @dataclass
 class TrainingRun:
-    """A run under way."""
+    """A run in progress."""
 
     experiment: Experiment[Any, Any]
     folder: Path
     state: TrainState
-    started: Started
+    pretrained: PretrainedNetwork
     data: Mapping[str, Examples]
     regularizer: Anchored | None = None
     ema: Ema | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
-    measured: dict[str, Evaluation] | None = None
-    """What was measured last."""
-    measured_at: int = -1
-    """The step of that."""
+    validation: dict[str, Evaluation] | None = None
+    """The last validation, by data entry; None: none since the start or the resume."""
+    validated_at: int = -1
+    """Step of the last validation, also one before a resume."""
 
     @property
     def network(self) -> nn.Module:
-        """The network as it was built, not as Accelerate wraps it."""
+        """The network without Accelerate's wrapper."""
         return self.state.accelerator.unwrap_model(self.state.model)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Return a context in which the network has its averaged weights, if there are any."""
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has its averaged weights, if the run keeps an average."""
         return nullcontext() if self.ema is None else self.ema.swapped(self.network)

@@ -1,4 +1,4 @@
-"""What a run says before its first step: which weights are pulled to what, and where they start."""
+"""The summary printed before the first step: how strongly each branch is pulled, and where its weights come from."""
 
 import logging
 
@@ -11,20 +11,20 @@ from mtsp.training.state import TrainingRun
 _LOG = logging.getLogger("mtsp")
 
 
-def announce(run: TrainingRun) -> None:
-    """Print which weights are anchored to what, which are new, which are free, and how strong the pulls are.
+def print_summary(run: TrainingRun) -> None:
+    """Print for each branch how many weights are pretrained, new or free, its pull strengths and its weights' source.
 
-    In the place of alpha, mars has its radius, under that heading.
+    For mars, the column `alpha` is its radius.
     """
-    experiment, parts, started, regularizer = run.experiment, run.state, run.started, run.regularizer
+    experiment, regularizer = run.experiment, run.regularizer
     table = Table(
         title=f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})",
         box=SIMPLE,
         pad_edge=False,
         collapse_padding=True,
     )
-    held_by = "radius" if experiment.regularizer.name == "mars" else "alpha"
-    for column in ("branch", "pretrained", "new", "free", held_by, "beta", "lr", "steps to 1/e"):
+    alpha_column = "radius" if experiment.regularizer.name == "mars" else "alpha"
+    for column in ("branch", "pretrained", "new", "free", alpha_column, "beta", "lr", "steps to 1/e"):
         table.add_column(column, justify="left" if column == "branch" else "right", no_wrap=True)
     alpha, beta = experiment.strengths()
     pulls = regularizer.pulls if regularizer is not None else {}
@@ -35,17 +35,16 @@ def announce(run: TrainingRun) -> None:
                 pull = pulls.get(name)
                 sizes["free" if pull is None else "shared" if pull.shared else "new"] += weight.numel()
         tau = regularizer.time_constant(branch) if regularizer is not None else None
-        held = experiment.branches[branch].freeze
         table.add_row(
-            branch + (" (frozen)" if held else ""),
+            branch + (" (frozen)" if experiment.branches[branch].freeze else ""),
             *(f"{size / 1e6:.2f} M" for size in sizes.values()),
             *(f"{strength[branch]:g}" if strength else "-" for strength in (alpha, beta)),
             f"{lr:g}",
             "-" if tau is None else f"{tau:,.0f}",
         )
     Console(stderr=True).print(table)
-    for branch in parts.branches:
-        loaded = started.loaded.get(branch)
+    for branch in run.state.branches:
+        loaded = run.pretrained.loaded.get(branch)
         _LOG.info("%s starts from %s", branch, loaded.description if loaded else "random weights, all of them new")
         if loaded and loaded.left_out:
             _LOG.info("%s left out %d tensors of its source: %s", branch, len(loaded.left_out), loaded.left_out[0])

@@ -1,4 +1,4 @@
-"""Measuring a run under way: the numbers of every entry of its evaluation data, and a few figures."""
+"""Validate a run in progress: metrics of every entry of `evaluation.data`, and a few figures."""
 
 import logging
 from collections.abc import Sequence
@@ -15,26 +15,26 @@ _LOG = logging.getLogger("mtsp")
 _HEADLINES = frozenset({"J_mean", "F_mean", "iou", "miou", "pixel_accuracy", "epe", "fl_all", "top1", "top5"})
 
 
-def due(run: TrainingRun) -> bool:
-    """Return whether the network is to be measured now, and has not been."""
-    step, plan = run.position.step, run.experiment.evaluation
-    at_start = step == 0 and plan.at_start
-    regular = step > 0 and plan.every is not None and step % plan.every == 0
-    return run.measured_at < step and (at_start or regular or step == run.experiment.train.steps)
+def validation_due(run: TrainingRun) -> bool:
+    """Return whether the network should be validated at this step, and has not been yet."""
+    step, config = run.position.step, run.experiment.evaluation
+    at_start = step == 0 and config.at_start
+    regular = step > 0 and config.every is not None and step % config.every == 0
+    return run.validated_at < step and (at_start or regular or step == run.experiment.train.steps)
 
 
-def measure(run: TrainingRun) -> None:
-    """Measure the network on every entry of `evaluation.data`; log the numbers and a few figures."""
+def validate(run: TrainingRun) -> None:
+    """Evaluate the network on every entry of `evaluation.data`; log the metrics and a few figures."""
     accelerator, step = run.state.accelerator, run.position.step
-    run.measured, run.measured_at = {}, step
+    run.validation, run.validated_at = {}, step
     for name in run.experiment.evaluation.data:
         examples = run.data[name]
         count = min(run.experiment.tracking.images, len(examples))
         wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
         shown: set[int] = {index - index % accelerator.num_processes for index in wanted}
         figures: dict[str, np.ndarray] = {}
-        with run.averaged():
-            run.measured[name] = evaluate(
+        with run.ema_weights():
+            run.validation[name] = evaluate(
                 accelerator,
                 run.state.model,
                 examples,
@@ -44,7 +44,7 @@ def measure(run: TrainingRun) -> None:
                 channels_last=run.experiment.train.channels_last,
                 after_example=partial(_draw, figures, shown, getattr(examples, "classes", ())),
             )
-        values = {f"{name}/{k}": v for k, v in run.measured[name].values().items()}
+        values = {f"{name}/{k}": v for k, v in run.validation[name].values().items()}
         run.tracker.log(step, values)
         run.tracker.figures(step, {f"{name}/{k}": v for k, v in figures.items()})
         _LOG.info("step %d  %s", step, describe({k: v for k, v in values.items() if _headline(k)}))
@@ -58,7 +58,7 @@ def _draw(
     batch: Batch,
     outputs: Outputs,
 ) -> None:
-    """Add a figure of example `index`, if it is one of those that are shown."""
+    """Add a figure of sample `index` if it is one of `shown`."""
     if index in shown:
         nothing = 0 if len(classes) <= 2 or "background" in classes[0].lower() else None
         figures[f"{index:05d}"] = panel(batch, outputs, background=nothing, classes=classes)

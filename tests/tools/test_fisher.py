@@ -24,7 +24,7 @@ from mtsp.training.single_pass import Rounds
 from tests import two_processes
 from tools import fisher as program
 from tools import train as training
-from tools.build import AnyExperiment, run_or_say_why, start
+from tools.build import AnyExperiment, build_network, run_or_say_why
 from tools.fisher import main
 
 CLASSES = ("dark", "gray", "bright")
@@ -78,7 +78,7 @@ def test_the_file_has_the_fisher_information_of_the_start_on_the_training_images
 ) -> None:
     assert estimating(tmp_path, "fisher.safetensors", "--batch", "4") == 0  # the last batch of three is not whole
     one = parse(AnyExperiment, classifying)
-    begun, examples = start(one), one.data["grays"].build()
+    begun, examples = build_network(one), one.data["grays"].build()
     frames = torch.stack([examples[i]["frame"] for i in range(9)])
     expected = diagonal_fisher(
         begun.model, [frames], inputs=lambda x: (x, None), logits=lambda out: out["label_logits"], names=begun.anchors
@@ -99,10 +99,10 @@ def test_fewer_images_are_as_many_as_were_asked_for(classifying: dict[str, Any],
     assert notes(tmp_path / "fisher.safetensors")["samples"] == "5"
 
 
-class Impatient(program.Interruption):
+class Impatient(program.StopSignals):
     """As if a signal came with the first image."""
 
-    def asked(self) -> bool:
+    def received(self) -> bool:
         return True
 
 
@@ -112,7 +112,7 @@ def test_stopped_and_taken_up_again_it_is_the_same_to_the_bit(
     how = ("--mode", "sampled", "--draws", "2", "--batch", "4", "data.grays.augment={crop: [32, 32], area: [0.3, 1]}")
     assert estimating(tmp_path, "whole.safetensors", *how) == 0
     with monkeypatch.context() as patched:
-        patched.setattr(program, "Interruption", Impatient)
+        patched.setattr(program, "StopSignals", Impatient)
         assert estimating(tmp_path, "fisher.safetensors", *how) == 130
         assert "the same command goes on from here" in capsys.readouterr().err
         assert estimating(tmp_path, "fisher.safetensors", *how) == 130
@@ -139,7 +139,7 @@ def test_sums_over_other_data_or_in_another_order_are_not_taken_up(
     values = classifying | {"data": both, "train": classifying["train"] | {"stages": stages}}
     (tmp_path / "grays.yaml").write_text(json.dumps(values))
     with monkeypatch.context() as patched:
-        patched.setattr(program, "Interruption", Impatient)
+        patched.setattr(program, "StopSignals", Impatient)
         assert estimating(tmp_path) == 130
     part = (tmp_path / "fisher.safetensors.part").read_bytes()
     capsys.readouterr()
@@ -282,7 +282,7 @@ def test_a_run_that_weighs_with_it_resumes_as_if_uninterrupted_wherever_the_file
     shutil.move(tmp_path / "fisher.safetensors", tmp_path / "moved.safetensors")
     train(weighing(classifying, tmp_path / "moved.safetensors", name), tmp_path / "resumed", "auto")
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "whole")
-    begun = start(parse(AnyExperiment, classifying)).anchors
+    begun = build_network(parse(AnyExperiment, classifying)).anchors
     save_fisher(tmp_path / "other.safetensors", {k: torch.rand_like(v) for k, v in begun.items()}, anchors=begun)
     with pytest.raises(checkpoint.CheckpointError, match=r"was trained with another `regularizer\.fisher`"):
         train(weighing(classifying, tmp_path / "other.safetensors", name), tmp_path / "resumed", "auto")
@@ -291,7 +291,7 @@ def test_a_run_that_weighs_with_it_resumes_as_if_uninterrupted_wherever_the_file
 def test_values_are_brought_to_mean_one_over_the_weights_they_are_used_for(
     classifying: dict[str, Any], tmp_path: Path
 ) -> None:
-    begun = start(parse(AnyExperiment, classifying))
+    begun = build_network(parse(AnyExperiment, classifying))
     values = {name: torch.rand_like(weight) for name, weight in begun.anchors.items()}
     more = {**values, "head.label.weight": torch.full((3, 3), 1e6)}  # of the source's head
     save_fisher(tmp_path / "f.safetensors", more, anchors={**begun.anchors, "head.label.weight": torch.zeros(3, 3)})
@@ -345,7 +345,7 @@ def test_a_file_of_other_weights_does_not_hold_these(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    begun = start(parse(AnyExperiment, classifying)).anchors
+    begun = build_network(parse(AnyExperiment, classifying)).anchors
     save_fisher(tmp_path / "fisher.safetensors", {k: torch.ones_like(v) for k, v in begun.items()}, anchors=begun)
     mistake(tmp_path, begun)
     (tmp_path / "grays.yaml").write_text(json.dumps(weighing(classifying, tmp_path / "fisher.safetensors")))
@@ -383,7 +383,7 @@ def test_a_run_with_mars_keeps_every_channel_within_the_radius_and_resumes(
 ) -> None:
     classifying["regularizer"] = {"name": "mars", "radius": 0.02, "beta": {"time_constant": 100}}
     train(classifying, tmp_path / "whole")
-    begun = start(parse(AnyExperiment, classifying)).anchors
+    begun = build_network(parse(AnyExperiment, classifying)).anchors
     weights = load_file(tmp_path / "whole/weights.safetensors")
     farthest = max(float((weights[n] - w).flatten(1).abs().sum(1).max()) for n, w in begun.items())
     assert farthest == pytest.approx(0.02, rel=1e-3)  # some channel is at the bound, none beyond

@@ -293,7 +293,7 @@ def test_images_that_were_passed_over_before_a_stop_are_not_forgotten(
     (tmp_path / "set/a/2.png").write_bytes(b"rubbish")
     arguments = ["--source", place, "--target", f"same={place}", "--k", "2", "--batch-size", "2", *net]
     with monkeypatch.context() as patched:
-        patched.setattr("tools.domains.Interruption.asked", lambda self: True)
+        patched.setattr("tools.domains.StopSignals.received", lambda self: True)
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, "--skip-unreadable"])
     assert len(list((tmp_path / "cache").glob("*.partial.safetensors"))) == 1

@@ -130,7 +130,7 @@ def test_the_gradient_is_clipped_as_a_whole_and_its_norm_before_that_is_told() -
 def test_a_batch_that_teaches_nothing_is_refused_with_its_labels() -> None:
     batch = Batch(name=["a"], frame=torch.zeros(1, 3, HEIGHT, WIDTH), mask=torch.zeros(1, HEIGHT, WIDTH).long())
     with pytest.raises(
-        ValueError, match="a has the labels mask, the network gives mask_logits, flow: nothing, or not all"
+        ValueError, match="a has the labels mask and the network returns mask_logits, flow: not every task"
     ):
         optimizer_step(Fixture(fresh(), Tasks(flow=FlowConfig())).parts, [batch], step=1)
 

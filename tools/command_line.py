@@ -1,0 +1,56 @@
+"""Command lines: the frame around every program's main, and types of arguments.
+
+A program parses its arguments before it imports anything that takes long (torch, the networks, the data sets), so that
+`--help` and a wrong argument answer at once: heavy imports stand in the functions that use them.
+"""
+
+import argparse
+import functools
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def program(main: Callable[..., int]) -> Callable[..., int]:
+    """Wrap a program's main: set up logging, and turn what a person can mend into one `error:` line and exit code 1.
+
+    That is ValueError, OSError, FloatingPointError and MemoryError, wherever it comes from. Any other exception is a
+    fault of ours and keeps its traceback. Ctrl-C gives exit code 130.
+    """
+
+    @functools.wraps(main)
+    def wrapped(arguments: Sequence[str] | None = None, **settings: Any) -> int:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one reports
+            logging.getLogger("mtsp").setLevel(logging.INFO)
+        try:
+            return main(arguments, **settings)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    return wrapped
+
+
+def above_zero(text: str) -> float:
+    """Return an argument as a finite number above 0, or let argparse show what was written instead."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
+    return value
+
+
+def at_least_one(text: str) -> int:
+    """Return an argument as a whole number, 1 or more, or let argparse show what was written instead."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
