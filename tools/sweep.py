@@ -20,12 +20,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from mtsp.config import ConfigError, parse, parse_yaml
+from mtsp.config import ConfigError, parse
 from mtsp.files.atomic import write_atomically
 from mtsp.regularizers import time_constant
 from mtsp.regularizers.configs import AnchoredConfig, PaceConfig, StrengthConfig
 from mtsp.reports.runs import HEADLINES, markdown_table
-from mtsp.training.experiment import as_yaml, check_resumable
+from mtsp.training.experiment import as_yaml
+from mtsp.training.resume import is_finished
 from tools.build import AnyExperiment, read_experiment, run_or_say_why
 from tools.train import train
 
@@ -225,21 +226,9 @@ def _seeds(experiment: AnyExperiment, count: int) -> range:
 
 
 def _finished(experiment: AnyExperiment, run_dir: Path) -> bool:
-    """Whether the run is done.
-
-    Raises:
-        ConfigError: it is done, but of another experiment: its numbers would stand in a table they do not belong in.
-    """
-    if not (run_dir / "results.json").exists():
-        return False
-    then = parse_yaml((run_dir / "experiment.yaml").read_text(encoding="utf-8"))
-    try:
-        changed = check_resumable(experiment.model_dump(mode="json"), then)
-    except ConfigError as error:
-        changed = [line.strip() for line in str(error).splitlines()[1:]]
-    if odd := [line for line in changed if not line.startswith(("tracking", "train.workers", "train.keep_last"))]:
-        raise ConfigError(f"{run_dir} is finished, but with other settings ({odd[0]}); give another --dir")
-    return True
+    """Whether this run is done; an error if another one is, whose metrics do not belong in the table."""
+    may_differ = ("tracking", "train.workers", "train.keep_last")
+    return is_finished(experiment, run_dir, may_differ=may_differ, otherwise="give another --run-dir")
 
 
 def _results(run_dir: Path) -> dict[str, float] | None:

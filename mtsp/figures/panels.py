@@ -21,7 +21,9 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _GAP, _TITLE, _FONT = 8, 20, 14
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
+    """An image with a title."""
+
     title: str
     image: np.ndarray
 
@@ -66,20 +68,20 @@ def panel(
             predicted one: the same for both flows of a panel.
         classes: their names; without, they are shown as numbers.
     """
-    frame = _image(batch["frame"][index])
-    inputs = [_Tile(batch["name"][index], _fit(frame))]
+    frame = to_image(batch["frame"][index])
+    inputs = [Tile(batch["name"][index], fit(frame))]
     if "next_frame" in batch:
-        inputs.append(_Tile("next frame", _fit(_image(batch["next_frame"][index]))))
+        inputs.append(Tile("next frame", fit(to_image(batch["next_frame"][index]))))
     columns = [
         inputs,
         _labels(batch, outputs, index, inputs[0].image.shape[:2], classes),
         _masks(batch, outputs, index, frame, background),
         *_flows(batch, outputs, index, frame.shape[:2], flow_radius),
     ]
-    return _compose([column for column in columns if column])
+    return compose([column for column in columns if column])
 
 
-def _labels(batch: Batch, outputs: Outputs, index: int, size: tuple[int, int], classes: Sequence[str]) -> list[_Tile]:
+def _labels(batch: Batch, outputs: Outputs, index: int, size: tuple[int, int], classes: Sequence[str]) -> list[Tile]:
     if "label_logits" not in outputs:
         return []
     chances = outputs["label_logits"][index].float().softmax(0).cpu().numpy()
@@ -95,29 +97,29 @@ def _labels(batch: Batch, outputs: Outputs, index: int, size: tuple[int, int], c
         text = _shortened(f"{chances[label]:.2f}  {_class(label, classes)}", font)
         draw.text((2, top + _TITLE // 2), text, fill=_INK, font=font, anchor="lm")
     title = "most probable" if truth is None else f"true: {_class(truth, classes)}"
-    return [_Tile(title, np.asarray(canvas))]
+    return [Tile(title, np.asarray(canvas))]
 
 
 def _class(label: int, classes: Sequence[str]) -> str:
     return classes[label] if label < len(classes) else f"class {label}"
 
 
-def _masks(batch: Batch, outputs: Outputs, index: int, frame: np.ndarray, background: int | None) -> list[_Tile]:
-    small = _fit(frame)
+def _masks(batch: Batch, outputs: Outputs, index: int, frame: np.ndarray, background: int | None) -> list[Tile]:
+    small = fit(frame)
     tiles = []
     if "mask" in batch:
         truth = batch["mask"][index].cpu().numpy().astype(np.uint8)
-        tiles.append(_Tile("true mask", overlay(small, _nearest(truth, small), background=background)))
+        tiles.append(Tile("true mask", overlay(small, _nearest(truth, small), background=background)))
     if "mask_logits" in outputs:
         logits = _resize(outputs["mask_logits"][index], frame.shape[:2])
         predicted = logits.argmax(dim=0).numpy().astype(np.uint8)
-        tiles.append(_Tile("predicted mask", overlay(small, _nearest(predicted, small), background=background)))
+        tiles.append(Tile("predicted mask", overlay(small, _nearest(predicted, small), background=background)))
     return tiles
 
 
 def _flows(
     batch: Batch, outputs: Outputs, index: int, size: tuple[int, int], radius: float | None
-) -> Iterable[list[_Tile]]:
+) -> Iterable[list[Tile]]:
     truth = valid = predicted = None
     if "flow" in batch:
         truth = batch["flow"][index].cpu().float().permute(1, 2, 0).numpy()
@@ -133,17 +135,17 @@ def _flows(
     if radius is None:
         radius = max(float(np.nanmax(np.hypot(shown[..., 0], shown[..., 1]), initial=0)), 1.0)  # noise is not motion
 
-    flows = [_Tile("true flow", _fit(flow_to_color(truth, radius)))] if truth is not None else []
+    flows = [Tile("true flow", fit(flow_to_color(truth, radius)))] if truth is not None else []
     if predicted is not None:
-        flows.append(_Tile("predicted flow", _fit(flow_to_color(predicted, radius))))
-    legend = _Tile(f"flow up to {radius:.3g} px", _legend(flows[0].image.shape[:2], truth is not None))
+        flows.append(Tile("predicted flow", fit(flow_to_color(predicted, radius))))
+    legend = Tile(f"flow up to {radius:.3g} px", _legend(flows[0].image.shape[:2], truth is not None))
     if truth is None or predicted is None:
         yield [*flows, legend]
         return
     yield flows
     error = np.hypot(*np.moveaxis(predicted - truth, -1, 0))[valid]
     mean = f", mean {error.mean():.2f} px" if error.size else ", none known"
-    yield [_Tile("flow error" + mean, _fit(error_map(predicted, truth, valid))), legend]
+    yield [Tile("flow error" + mean, fit(error_map(predicted, truth, valid))), legend]
 
 
 def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -159,12 +161,13 @@ def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
-def _image(frame: torch.Tensor) -> np.ndarray:
+def to_image(frame: torch.Tensor) -> np.ndarray:
+    """Return a 3HW frame in [0, 1] as an HW3 uint8 image."""
     return (frame.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def _fit(image: np.ndarray) -> np.ndarray:
-    """The image at the width of a tile: averaged when it shrinks, in blocks when it grows."""
+def fit(image: np.ndarray) -> np.ndarray:
+    """Return the image at the width of a tile: averaged when it shrinks, in blocks when it grows."""
     height = max(1, round(image.shape[0] * TILE / image.shape[1]))
     shrinks = image.shape[1] > TILE
     return cv2.resize(image, (TILE, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
@@ -195,8 +198,8 @@ def _legend(size: tuple[int, int], with_errors: bool) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def _compose(columns: Sequence[Sequence[_Tile]]) -> np.ndarray:
-    """The tiles of each column below each other, every one with its title above it."""
+def compose(columns: Sequence[Sequence[Tile]]) -> np.ndarray:
+    """Return columns of tiles as one image, each tile with its title above it."""
     rows = max(len(column) for column in columns)
     cell = max(tile.image.shape[0] for column in columns for tile in column) + _TITLE
     width = len(columns) * (TILE + _GAP) + _GAP

@@ -1,14 +1,12 @@
 """An experiment: everything that a run depends on, in one file of sections."""
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
 
-from mtsp.config import Config, ConfigError
+from mtsp.config import Config
 from mtsp.evaluation.tta import AnyTta, NoTtaConfig
 from mtsp.optim import OptimizerConfig, ScheduleConfig
 from mtsp.regularizers.configs import NoneConfig, PaceConfig, PullConfig, StrengthConfig
@@ -254,72 +252,3 @@ def stage_at(stages: tuple[StageConfig, ...], step: int) -> StageConfig:
             return stage
         place -= stage.steps
     raise AssertionError
-
-
-FREE_TO_CHANGE = (
-    "tracking",
-    "evaluation",
-    "train.workers",
-    "train.save_every",
-    "train.keep_last",
-    "train.steps",
-)
-"""What a resumed run may have otherwise than the run that it continues, with all that is below it."""
-
-FREE_TO_MOVE = (
-    "data.*.dataset.root",
-    "data.*.dataset.frames",
-    "branches.*.weights",
-    "regularizer.fisher",
-)
-"""Where files lie: another place is allowed, none is not. Fingerprints tell whether they hold something else."""
-
-FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*.dataset.classes")
-"""Where labels lie: another place is allowed under the same name. Of some data sets the name says which labels."""
-
-
-def check_resumable(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """Return what a person should know of the differences between two resolved experiments.
-
-    Raises:
-        ConfigError: something differs that would make the resumed run another run.
-    """
-    changed = _differences(now, then, ())
-    forbidden = [str(difference) for difference in changed if not difference.allowed()]
-    if forbidden:
-        lines = "\n".join(f"  {line}" for line in sorted(forbidden))
-        raise ConfigError(f"this checkpoint belongs to another experiment; start a new run, or set back:\n{lines}")
-    return sorted(map(str, changed))
-
-
-class _Difference(NamedTuple):
-    key: tuple[str, ...]
-    now: Any
-    then: Any
-
-    def __str__(self) -> str:
-        return f"{'.'.join(self.key)}: now {self.now!r}, was {self.then!r}"
-
-    def allowed(self) -> bool:
-        if any(_matches(self.key, pattern) for pattern in FREE_TO_CHANGE):
-            return True
-        if any(_matches(self.key, pattern) for pattern in FREE_TO_MOVE):
-            return None not in (self.now, self.then)
-        moved = isinstance(self.now, str) and isinstance(self.then, str) and Path(self.now).name == Path(self.then).name
-        return moved and any(_matches(self.key, pattern) for pattern in FREE_TO_MOVE_UNRENAMED)
-
-
-def _matches(key: tuple[str, ...], pattern: str) -> bool:
-    """Whether `key` is `pattern` or below it, part by part; `*` stands for any one part."""
-    parts = pattern.split(".")
-    return len(key) >= len(parts) and all(part in ("*", name) for part, name in zip(parts, key, strict=False))
-
-
-def _differences(now: Any, then: Any, key: tuple[str, ...]) -> list[_Difference]:
-    if isinstance(now, Mapping) and isinstance(then, Mapping):
-        return [
-            difference
-            for name in now.keys() | then.keys()
-            for difference in _differences(now.get(name), then.get(name), (*key, str(name)))
-        ]
-    return [] if now == then else [_Difference(key, now, then)]

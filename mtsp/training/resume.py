@@ -1,17 +1,40 @@
 """Save a run, and continue it from a checkpoint."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mtsp.anchors import fingerprint
-from mtsp.config import ConfigError
+from mtsp.config import ConfigError, parse_yaml
 from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
 from mtsp.training import checkpoint
-from mtsp.training.experiment import check_resumable
+from mtsp.training.experiment import Experiment
 from mtsp.training.state import Position, TrainingRun
+
+FREE_TO_CHANGE = (
+    "tracking",
+    "evaluation",
+    "train.workers",
+    "train.save_every",
+    "train.keep_last",
+    "train.steps",
+)
+"""Settings that may change on resume, with everything below them."""
+
+FREE_TO_MOVE = (
+    "data.*.dataset.root",
+    "data.*.dataset.frames",
+    "branches.*.weights",
+    "regularizer.fisher",
+)
+"""Paths that may change on resume, but not become null. Fingerprints detect files with other contents."""
+
+FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*.dataset.classes")
+"""Paths that may change on resume if the last part stays: in some data sets it says which labels these are."""
 
 _LOG = logging.getLogger("mtsp")
 
@@ -52,8 +75,8 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
         CheckpointError: the network, the anchors, or the use of FSDP differ.
     """
     state, accelerator = saved.state, run.state.accelerator
-    for line in check_resumable(run.experiment.model_dump(mode="json"), state["experiment"]):
-        _LOG.info("changed since the checkpoint: %s", line)
+    for difference in require_resumable(run.experiment.model_dump(mode="json"), state["experiment"]):
+        _LOG.info("changed since the checkpoint: %s", difference)
     if state["processes"] != accelerator.num_processes:
         _LOG.info("processes: now %d, was %d; dropout will differ", accelerator.num_processes, state["processes"])
     if state["anchors"] != fingerprint(run.pretrained.anchors):
@@ -120,3 +143,77 @@ def save(run: TrainingRun) -> None:
             folder, run.position.step, model, optimizer, state, keep_last=run.experiment.train.keep_last, ema=ema
         )
     accelerator.wait_for_everyone()
+
+
+class Difference(NamedTuple):
+    """A setting that two resolved experiments have with different values."""
+
+    key: tuple[str, ...]
+    """With its sections: ("train", "steps")."""
+    now: Any
+    saved: Any
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.key)}: now {self.now!r}, was {self.saved!r}"
+
+    def resumable(self) -> bool:
+        """Return whether a run may be resumed with this change."""
+        if matches(self.key, FREE_TO_CHANGE):
+            return True
+        if matches(self.key, FREE_TO_MOVE):
+            return None not in (self.now, self.saved)
+        both_paths = isinstance(self.now, str) and isinstance(self.saved, str)
+        return both_paths and matches(self.key, FREE_TO_MOVE_UNRENAMED) and Path(self.now).name == Path(self.saved).name
+
+
+def differences(now: Any, saved: Any, *sections: str) -> list[Difference]:
+    """Return the differences between two resolved experiments, as plain data, by key in alphabetical order."""
+    if isinstance(now, Mapping) and isinstance(saved, Mapping):
+        return [
+            difference
+            for name in sorted(now.keys() | saved.keys())
+            for difference in differences(now.get(name), saved.get(name), *sections, str(name))
+        ]
+    return [] if now == saved else [Difference(sections, now, saved)]
+
+
+def require_resumable(now: Mapping[str, Any], saved: Mapping[str, Any]) -> list[Difference]:
+    """Return the differences between the experiment now and that of a checkpoint.
+
+    Raises:
+        ConfigError: some of them would make the resumed run another run; the message lists them.
+    """
+    found = differences(now, saved)
+    if forbidden := [difference for difference in found if not difference.resumable()]:
+        lines = "\n".join(f"  {difference}" for difference in forbidden)
+        raise ConfigError(f"this checkpoint belongs to another experiment; start a new run, or set back:\n{lines}")
+    return found
+
+
+def is_finished(experiment: Experiment[Any, Any], run_dir: Path, *, may_differ: Sequence[str], otherwise: str) -> bool:
+    """Return whether `run_dir` holds the finished run of this experiment.
+
+    Args:
+        experiment: the resolved config.
+        run_dir: the run's folder; need not exist.
+        may_differ: settings that may differ, with everything below them.
+        otherwise: what to do if others differ, for the message.
+
+    Raises:
+        ConfigError: the run in `run_dir` is finished, but had other settings.
+    """
+    if not (run_dir / "results.json").exists():
+        return False
+    saved = parse_yaml((run_dir / "experiment.yaml").read_text(encoding="utf-8"))
+    found = differences(experiment.model_dump(mode="json"), saved)
+    if odd := [difference for difference in found if not matches(difference.key, may_differ)]:
+        raise ConfigError(f"{run_dir} is finished, but with other settings ({odd[0]}); {otherwise}")
+    return True
+
+
+def matches(key: tuple[str, ...], patterns: Sequence[str]) -> bool:
+    """Return whether a key is, or lies below, one of the dotted patterns; `*` stands for any one part."""
+    return any(
+        len(key) >= len(parts) and all(part in ("*", name) for part, name in zip(parts, key, strict=False))
+        for parts in (pattern.split(".") for pattern in patterns)
+    )

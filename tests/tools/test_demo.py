@@ -12,7 +12,7 @@ from PIL import Image
 from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_davis, write_flying_chairs
 from mtsp.config import ConfigError
-from tools import demo as program
+from tools import train as training
 from tools.demo import DataSet, demo, main
 
 _CLIPS = SyntheticConfig(clips=2, frames=3, height=64, width=96, objects=(1, 2), object_size=(0.2, 0.4))
@@ -58,7 +58,7 @@ def rows(folder: Path) -> list[list[str]]:
 def test_the_table_has_the_start_and_both_fine_tunings(finished: Path) -> None:
     header, _, *body = rows(finished)
     assert header == ["", "J ↑", "F ↑", "IoU ↑", "EPE ↓"]
-    assert [row[0] for row in body] == ["nothing moves", "start", "L2", "L2-SP"]
+    assert [row[0] for row in body] == ["zero flow", "start", "L2", "L2-SP"]
     assert body[0][1:4] == ["-", "-", "-"]  # a still scene has a flow, zero, but no mask
 
 
@@ -86,8 +86,8 @@ def test_a_still_scene_has_the_mean_length_of_the_flow_as_its_error(finished: Pa
 def test_the_sheet_shows_frame_truth_and_three_predictions(finished: Path) -> None:
     with Image.open(finished / "figures.png") as sheet:
         # Five columns of 320 with 8 between and around. The validation clips give 3 masks and 2 flows, one row each,
-        # and the wheel takes a sixth row: 64 * 320 / 96 = 213, 22 for the title, 8 between.
-        assert sheet.size == (8 + 5 * 328, 8 + 6 * (213 + 22 + 8))
+        # and the wheel takes a sixth row: 64 * 320 / 96 = 213, 20 for the title, 8 between.
+        assert sheet.size == (8 + 5 * 328, 8 + 6 * (213 + 20 + 8))
 
 
 def test_a_second_call_repeats_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +120,7 @@ def test_fresh_starts_over(folder: Path) -> None:
 
 
 def test_results_of_other_settings_are_not_taken_for_these(finished: Path) -> None:
-    with pytest.raises(ConfigError, match=r"source is finished.*start over with --fresh: train.steps: now 3"):
+    with pytest.raises(ConfigError, match=r"source is finished, .*\(train\.steps: now 3, .* start over with --fresh"):
         demo(finished, DATA, [*TINY, "train.steps=3"])
     more = {name: one._replace(validation=0.4) for name, one in DATA.items()}
     with pytest.raises(ConfigError, match="data was made with other settings; start over with --fresh"):
@@ -131,7 +131,7 @@ def test_a_stopped_run_stops_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(program, "train", lambda *_, **__: None)  # as tools.train.run ends after Ctrl-C
+    monkeypatch.setattr(training, "train", lambda *_, **__: None)  # as tools.train.run ends after Ctrl-C
     assert main([], folder=tmp_path, data=DATA, overrides=TINY) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err
     assert not (tmp_path / "table.md").exists()

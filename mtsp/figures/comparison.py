@@ -1,0 +1,57 @@
+"""Compare networks: frame, truth and each network's prediction, side by side."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mtsp.figures.colors import color_wheel, flow_to_color, overlay
+from mtsp.figures.panels import Tile, compose, fit, to_image
+from mtsp.types import Batch, Outputs
+
+
+def comparison(examples: Sequence[tuple[Batch, Mapping[str, Outputs]]]) -> np.ndarray:
+    """Return a figure with a row per example: frame, true mask or flow, and the one that each network predicts.
+
+    Masks lie over the frame. Flow is drawn with the color wheel, at one scale within a row; the wheel is shown below.
+
+    Args:
+        examples: a batch of one sample with a mask or a flow, and the outputs for it by the network's name, at the
+            sample's resolution.
+
+    Returns:
+        HW3 uint8.
+    """
+    rows = [_masks(*example) if "mask" in example[0] else _flows(*example) for example in examples]
+    if any("flow" in batch for batch, _ in examples):
+        height, width = rows[-1][0].image.shape[:2]
+        wheel = np.full((height, width, 3), 255, np.uint8)
+        wheel[: min(height, width), : min(height, width)] = color_wheel(min(height, width))
+        rows.append([Tile("direction and length", wheel)])
+    return compose([[row[i] for row in rows if i < len(row)] for i in range(max(map(len, rows)))])
+
+
+def _masks(batch: Batch, predictions: Mapping[str, Outputs]) -> list[Tile]:
+    assert "mask" in batch
+    frame = to_image(batch["frame"][0])
+    tiles = [Tile(batch["name"][0], fit(frame)), Tile("true mask", fit(overlay(frame, batch["mask"][0].cpu().numpy())))]
+    for name, outputs in predictions.items():
+        assert "mask_logits" in outputs
+        mask = outputs["mask_logits"][0].argmax(0).cpu().numpy()
+        tiles.append(Tile(f"mask, {name}", fit(overlay(frame, mask))))
+    return tiles
+
+
+def _flows(batch: Batch, predictions: Mapping[str, Outputs]) -> list[Tile]:
+    assert "flow" in batch
+    truth = batch["flow"][0].permute(1, 2, 0).cpu().numpy()
+    radius = max(1.0, float(np.hypot(truth[..., 0], truth[..., 1]).max()))
+    tiles = [
+        Tile(batch["name"][0], fit(to_image(batch["frame"][0]))),
+        Tile(f"true flow, up to {radius:.1f} px", fit(flow_to_color(truth, radius))),
+    ]
+    for name, outputs in predictions.items():
+        assert "flow" in outputs
+        flow = outputs["flow"][0].permute(1, 2, 0).float().cpu().numpy()
+        error = float(np.hypot(*np.moveaxis(flow - truth, -1, 0)).mean())
+        tiles.append(Tile(f"flow, {name}, error {error:.2f} px", fit(flow_to_color(flow, radius))))
+    return tiles
