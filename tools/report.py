@@ -16,7 +16,7 @@ from pathlib import Path
 from mtsp.config import parse_yaml
 from mtsp.reports import bias_variance as analysis
 from mtsp.reports.runs import CURVES, HEADLINES, Run, curves, markdown_table, table
-from mtsp.tracking.tracker import METRICS
+from mtsp.tracking.metrics_file import METRICS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

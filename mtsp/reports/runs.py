@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from mtsp.config import parse_yaml
-from mtsp.tracking.tracker import METRICS, read_metrics
+from mtsp.tracking.metrics_file import METRICS, read_metrics
 
 EXPERIMENT = "experiment.yaml"
 

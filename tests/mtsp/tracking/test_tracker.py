@@ -1,12 +1,8 @@
-import io
 import json
-import logging
 import math
-import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mtsp.config import ConfigError, parse
-from mtsp.tracking import tracker as tracking
-from mtsp.tracking.tracker import Tracker, TrackingConfig, read_metrics
+from mtsp.tracking.metrics_file import read_metrics
+from mtsp.tracking.tracker import Tracker, TrackingConfig
 
 EXPERIMENT = {"name": "test", "seed": 0, "optim": {"lr": 0.1}}
 FIGURE = np.zeros((4, 6, 3), np.uint8)
@@ -164,166 +160,3 @@ def test_the_trackers_of_others_are_imported_only_when_used() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
-
-
-class TestTensorBoard:
-    @staticmethod
-    def scalars(run_dir: Path) -> list[tuple[int, float]]:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        events = EventAccumulator(str(run_dir / "tensorboard"))
-        events.Reload()
-        return [(event.step, event.value) for event in events.Scalars("loss")]
-
-    def test_gets_numbers_and_figures_and_a_resumed_run_replaces_what_is_done_again(self, tmp_path: Path) -> None:
-        first = opened(tmp_path, trackers=("tensorboard",))
-        first.log(10, {"loss": 3})
-        state = first.state()
-        first.log(20, {"loss": 2})
-        first.figures(20, {"val": FIGURE})
-        first.close()
-        second = opened(tmp_path, state, trackers=("tensorboard",))
-        second.log(20, {"loss": 1})
-        second.close()
-        assert self.scalars(tmp_path) == [(10, 3), (20, 1)]
-
-    def test_that_is_not_installed_is_named_with_its_remedy(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-        with pytest.raises(ConfigError, match=r"pip install mtsp\[tensorboard\]"):
-            opened(tmp_path, trackers=("tensorboard",))
-
-    def test_that_cannot_write_does_not_stop_the_run(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        (tmp_path / "tensorboard").write_text("a file where the folder would be")
-        tracker = opened(tmp_path, trackers=("tensorboard",))
-        tracker.log(1, {"loss": 1})
-        assert steps(tmp_path) == [1]
-        assert "tensorboard (files) FAILED" in caplog.text
-
-
-class TestWandb:
-    @pytest.fixture(autouse=True)
-    def _nobody_is_logged_in(
-        self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-    ) -> Iterator[None]:
-        import wandb
-
-        home = tmp_path_factory.mktemp("home")
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("HOME", str(home))
-        monkeypatch.setenv("NETRC", str(home / "netrc"))
-        monkeypatch.setenv("WANDB_CONFIG_DIR", str(home))
-        wandb.teardown()  # the client reads the environment once
-        yield
-        wandb.teardown()
-
-    @staticmethod
-    def inspect(run_dir: Path, *options: str) -> list[Any]:
-        """Return what wandb's own reader finds in each offline run, oldest first."""
-        files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options]
-        outputs = [subprocess.run([*command, str(file)], capture_output=True, text=True, check=True) for file in files]
-        if options:
-            return [json.loads(output.stdout) for output in outputs]
-        return [[json.loads(line) for line in output.stdout.splitlines()] for output in outputs]
-
-    def test_offline_and_resumed_is_one_run_with_our_own_step(self, tmp_path: Path) -> None:
-        first = opened(tmp_path, trackers=("wandb",), mode="offline", project="proof")
-        first.log(50, {"loss": 3})
-        first.figures(50, {"val": FIGURE})
-        state = json.loads(json.dumps(first.state()))
-        first.close()
-        second = opened(tmp_path, state, trackers=("wandb",), mode="offline", project="proof")
-        second.log(100, {"loss": 2})
-        second.close()
-        before, after = self.inspect(tmp_path, "--summary")
-        assert before["run_id"] == after["run_id"] == state["wandb_id"]
-        assert before["project"] == "proof"
-        assert before["config"]["optim"] == {"lr": 0.1}
-        assert (before["summary"]["global_step"], before["summary"]["loss"]) == (50, 3)
-        assert before["summary"]["val"]["width"] == 6
-        assert (after["summary"]["global_step"], after["summary"]["loss"]) == (100, 2)
-
-    def test_without_a_key_goes_on_offline_after_one_warning(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody to ask
-        caplog.set_level(logging.WARNING, "mtsp")
-        tracker = opened(tmp_path, trackers=("wandb",))
-        tracker.log(1, {"loss": 1})
-        tracker.close()
-        (summary,) = self.inspect(tmp_path, "--summary")
-        assert summary["summary"]["loss"] == 1
-        (warning,) = [record.getMessage() for record in caplog.records if record.name == "mtsp"]
-        assert warning.startswith("wandb (online) FAILED: No API key configured")
-        assert "the run goes on offline" in warning
-
-    def test_whose_server_does_not_answer_goes_on_offline_as_the_same_run(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # What init does on a closed port, less its 12 s: it raises, and its service still holds the run's id, which a
-        # second init in the process is then refused ("run ID abcd1234 is in use").
-        import wandb
-
-        init = wandb.init
-
-        def unreachable(**options: Any) -> Any:
-            if options["mode"] == "online":
-                init(**options | {"mode": "offline", "dir": tmp_path / "held"})
-                raise wandb.Error("connection refused")
-            return init(**options)
-
-        (tmp_path / "held").mkdir()
-        monkeypatch.setattr(wandb, "login", lambda **options: True)
-        monkeypatch.setattr(wandb, "init", unreachable)
-        tracker = opened(tmp_path, {"step": 0, "wandb_id": "abcd1234"}, trackers=("wandb",))
-        tracker.log(1, {"loss": 1})
-        tracker.close()
-        (summary,) = self.inspect(tmp_path, "--summary")
-        assert (summary["run_id"], summary["summary"]["loss"]) == ("abcd1234", 1)
-        assert "wandb (online) FAILED: connection refused" in caplog.text
-
-    def test_that_fails_in_the_middle_goes_on_offline_and_then_without(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        import wandb
-
-        class Broken:
-            """A run whose connection ends at its second line."""
-
-            def __init__(self, mode: str) -> None:
-                self.mode = mode
-                self.lines = 0
-
-            def define_metric(self, *names: str, **options: str) -> None:
-                pass
-
-            def log(self, values: dict[str, float]) -> None:
-                self.lines += 1
-                if self.lines > 1:
-                    raise BrokenPipeError(f"{self.mode} went away")
-
-        monkeypatch.setattr(wandb, "login", lambda **options: True)
-        monkeypatch.setattr(wandb, "init", lambda **options: Broken(options["mode"]))
-        tracker = opened(tmp_path, trackers=("wandb",))
-        for step in range(5):
-            tracker.log(step, {"loss": 1})
-        tracker.close()
-        failures = [r.getMessage() for r in caplog.records if "FAILED" in r.getMessage()]
-        assert len(failures) == 2
-        assert "online went away; the run goes on offline" in failures[0]
-        assert "offline went away; the run goes on without it" in failures[1]
-        assert steps(tmp_path) == [0, 1, 2, 3, 4]
-
-    @pytest.mark.parametrize(("config", "environment"), [("disabled", None), ("online", "disabled")])
-    def test_disabled_leaves_no_trace(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, environment: str | None
-    ) -> None:
-        if environment:
-            monkeypatch.setenv("WANDB_MODE", environment)
-        tracker = opened(tmp_path, trackers=("wandb",), mode=config)
-        tracker.log(1, {"loss": 1})
-        tracker.close()
-        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -1,0 +1,121 @@
+"""`metrics.jsonl`: write it so that a kill loses nothing, cut it back on resume, and read it."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+
+_LOG = logging.getLogger("mtsp")
+
+
+class MetricsFile:
+    """`metrics.jsonl`, open for appending.
+
+    Args:
+        path: the file. If it already has lines, a new run renames it to `metrics.1.jsonl` or the next free number.
+        resume_step: lines after this step are dropped; None for a new run.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None) -> None:
+        self._path = path
+        try:
+            if resume_step is not None:
+                _drop_after(path, resume_step)
+            elif path.is_file() and path.stat().st_size:
+                _move_aside(path)
+            # Unbuffered: each line is one write, which raises at once if the disk is full.
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line. Raises OSError if the disk is full."""
+        row = {"step": step, "time": round(time.time(), 3)}
+        assert not row.keys() & values.keys(), "`step` and `time` are reserved"
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        try:
+            while line:  # a nearly full disk takes part of it, then the next write raises
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a `metrics.jsonl` as dicts, with NaN for null.
+
+    An incomplete last line is ignored: the run may still be writing it, or was killed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not a JSON object of numbers with a `step`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; a run folder, as tools/train.py writes it, holds one")
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        row = _parse(line)
+        if row is None:
+            raise ValueError(f"{path}, line {number}: not a JSON object of numbers with a `step`: {line[:60]!r}")
+        rows.append({key: math.nan if value is None else value for key, value in row.items()})
+    return rows
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # includes invalid UTF-8
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return row if all(value is None or isinstance(value, int | float) for value in row.values()) else None
+
+
+def cannot_write(path: Path, error: OSError) -> OSError:
+    """Return an OSError that names the file and the reason."""
+    reason = error.strerror or error
+    return OSError(error.errno, f"cannot write: {reason}; what was written before is kept", str(path))
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the complete lines up to `step`. The file is replaced atomically."""
+    if not path.exists():
+        _LOG.warning("%s is missing: the curves of the resumed run begin at step %d", path, step)
+        return
+    old = path.read_bytes()
+    lines = [line for line in old.split(b"\n") if line]
+    rows = [(line, _parse(line)) for line in lines]
+    new = b"".join(line + b"\n" for line, row in rows if row is not None and row["step"] <= step)
+    if new == old:
+        return
+    broken = sum(row is None for _, row in rows)
+    later = len(lines) - broken - new.count(b"\n")
+    _LOG.info("%s: dropped %d lines after step %d and %d broken ones", path, later, step, broken)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(new)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _move_aside(path: Path) -> None:
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(aside)
+    _LOG.warning("%s holds the curves of an earlier run; moved to %s", path, aside.name)

@@ -1,0 +1,63 @@
+"""TensorBoard."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtsp.tracking.external import ExternalTracker
+
+
+class TensorBoardTracker(ExternalTracker):
+    """Writes event files to `run_dir/tensorboard`.
+
+    Args:
+        run_dir: the run's folder.
+        resume_step: what was written after this step is replaced; None for a new run.
+        experiment: the resolved config, shown as text.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, run_dir: Path, resume_step: int | None, experiment: Mapping[str, Any]) -> None:
+        self._run_dir = run_dir
+        self._resume_step = resume_step
+        self._experiment = experiment
+        super().__init__(["files"])
+
+    def _open(self, mode: str) -> Any:
+        import yaml
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = None if self._resume_step is None else self._resume_step + 1
+        writer = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=purge)
+        if purge is None:
+            text = yaml.safe_dump(dict(self._experiment), sort_keys=False)
+            writer.add_text("experiment", "\n".join("    " + line for line in text.splitlines()))
+        return writer
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Report numbers."""
+
+        def send(writer: Any) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        self._attempt(send)
+
+    def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Report figures, HW3 uint8 by name."""
+
+        def send(writer: Any) -> None:
+            for name, image in images.items():
+                writer.add_image(name, image, step, dataformats="HWC")
+            writer.flush()
+
+        self._attempt(send)
+
+    def close(self) -> None:
+        """Finish uploads and files."""
+        if self._sink is not None:
+            self._attempt(lambda writer: writer.close())

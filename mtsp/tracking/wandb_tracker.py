@@ -1,0 +1,77 @@
+"""Weights & Biases."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtsp.tracking.external import ExternalTracker
+
+LOGIN_SECONDS = 30
+"""Seconds that wandb waits for a person at a terminal to enter a key."""
+INIT_SECONDS = 20.0
+"""Seconds that wandb waits for its server; its client adds about 10 s (0.31.0, measured on a closed port)."""
+FINISH_SECONDS = 120.0
+"""Seconds that wandb may upload after the last step; the rest stays on disk for `wandb sync`."""
+
+
+class WandbTracker(ExternalTracker):
+    """Reports to wandb; without a key or a server it goes on offline.
+
+    Args:
+        run_dir: the run's folder; wandb writes to `run_dir/wandb`.
+        mode: `online` or `offline`.
+        run_id: wandb's id of the run; a resumed run keeps it.
+        about: project, name and config, as in `wandb.init`.
+    """
+
+    name = "wandb"
+
+    def __init__(self, run_dir: Path, mode: str, run_id: str, **about: Any) -> None:
+        self.run_id = run_id
+        self._run_dir = run_dir
+        self._about = about
+        super().__init__([mode] if mode == "offline" else [mode, "offline"])
+
+    def _open(self, mode: str) -> Any:
+        import wandb
+
+        if mode == "offline":
+            wandb.teardown()  # after a failed init, its service still holds the run id
+        elif not wandb.login(timeout=LOGIN_SECONDS, verify=False):
+            raise RuntimeError("no API key; `wandb login` stores one")
+        run = wandb.init(
+            **self._about,
+            dir=self._run_dir,
+            id=self.run_id,
+            resume="allow",
+            mode=mode,  # pyright: ignore[reportArgumentType]
+            reinit="create_new",  # do not touch a run of the caller's notebook
+            settings=wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
+        )
+        # A step metric of our own: wandb's `step` starts at 0 again when a run is resumed offline, and values logged at
+        # a smaller step are dropped.
+        run.define_metric("global_step")
+        run.define_metric("*", step_metric="global_step")
+        return run
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Report numbers."""
+        self._attempt(lambda run: run.log({**values, "global_step": step}))
+
+    def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Report figures, HW3 uint8 by name."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({**{name: wandb.Image(image) for name, image in images.items()}, "global_step": step})
+
+        self._attempt(send)
+
+    def close(self) -> None:
+        """Finish uploads and files."""
+        if self._sink is not None:
+            self._modes = self._modes[:1]  # if it cannot finish, do not start another run
+            self._attempt(lambda run: run.finish())
