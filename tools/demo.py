@@ -121,10 +121,19 @@ def data_sets() -> dict[str, DataSet]:
     from data.synthetic.clips import SyntheticConfig
     from data.synthetic.writers import write_davis, write_flying_chairs
 
+    look = SyntheticConfig(
+        height=96,
+        width=128,
+        objects=(1, 3),
+        distractors=(0, 2),
+        object_size=(0.15, 0.4),
+        motion=5.0,
+        nonrigid=0.1,
+        cue=0.8,
+    )
+
     def clips(domain: str, seed: int, clips: int, frames: int) -> SyntheticConfig:
-        look = {"height": 96, "width": 128, "objects": (1, 3), "distractors": (0, 2), "object_size": (0.15, 0.4)}
-        look |= {"motion": 5.0, "nonrigid": 0.1, "cue": 0.8}
-        return SyntheticConfig(domain=domain, seed=seed, clips=clips, frames=frames, **look)
+        return look.model_copy(update={"domain": domain, "seed": seed, "clips": clips, "frames": frames})
 
     return {
         "source/DAVIS": DataSet(write_davis, clips("source", 1, 120, 4), 0.05),
