@@ -12,7 +12,7 @@ import pytest
 from tools.command_line import program
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text())
+PROGRAMS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if "\n@program\n" in path.read_text())
 HEAVY = {"torch", "numpy", "cv2", "accelerate", "wandb", "matplotlib", "pydantic", "numba", "PIL", "rich", "timm"}
 
 
