@@ -324,6 +324,6 @@ def test_a_label_that_the_network_does_not_predict_is_refused_not_counted_as_lea
 
     fixture = Fixture(OnlyMasks(), BOTH)
     with pytest.raises(
-        ValueError, match=r"frame 0 has the labels flow, mask, the network gives mask_logits: nothing, or"
+        ValueError, match=r"frame 0 has the labels flow, mask and the network returns mask_logits: not every task"
     ):
         optimizer_step(fixture.parts, [example(0, 5)], step=1)
