@@ -1,3 +1,3 @@
 """mtsp: multi-task fine-tuning that remembers where it started."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

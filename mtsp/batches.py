@@ -1,4 +1,4 @@
-"""Batches: samples collated, decoded ahead and moved to a device, and a network in evaluation mode for a while."""
+"""Collate samples to batches, decode them ahead, move them to a device; put a network in evaluation mode."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,16 +15,16 @@ ReadT = TypeVar("ReadT")
 
 
 class Failure(NamedTuple):
-    """A sample that could not be read, carried out of a worker process as one line instead of a traceback."""
+    """A sample that could not be read, passed on from a worker process as one line instead of a traceback."""
 
     message: str
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Return the samples as one batch: names in a list, tensors stacked.
+    """Return samples as one batch, with names in a list and tensors stacked.
 
     Raises:
-        ValueError: the samples do not have the same labels or sizes; the message names two that differ.
+        ValueError: the samples have different labels or sizes; the message names two of them.
     """
     first = samples[0]
     batch: dict[str, Any] = {"name": [name for sample in samples for name in sample["name"]]}
@@ -51,13 +51,13 @@ def collate(samples: Sequence[Batch]) -> Batch:
 def read_ahead(
     read: Callable[[int], ReadT], indices: Iterable[int], *, threads: int, ahead: int
 ) -> Generator[ReadT, None, None]:
-    """Yield `read(index)` of each index, in order, while threads read the next ones: decoders release the interpreter.
+    """Yield `read(index)` for each index, in order, while threads read ahead. Decoders release the interpreter lock.
 
     Args:
-        read: an error of it is raised when it is that index's turn.
-        indices: of what is read.
-        threads: that read; 0 reads each when it is its turn.
-        ahead: how many are read, or wait to be, beyond the one that is yielded.
+        read: called for each index. Its errors are raised when that index is due.
+        indices: indices to read.
+        threads: number of reading threads; 0 reads each index when it is due.
+        ahead: how many indices to read beyond the one that is yielded.
     """
     if not threads:
         yield from map(read, indices)
@@ -89,7 +89,7 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True)
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let every module of `model` be in evaluation mode inside a `with`; afterwards each is in the mode it was in."""
+    """Put all modules of `model` in evaluation mode within the context; afterwards restore the mode of each."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

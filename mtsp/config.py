@@ -1,4 +1,4 @@
-"""Configuration: typed sections, read from YAML and the command line, wrong in one clear message or right.
+"""Configuration: typed sections, read from YAML and the command line, with all mistakes in one message.
 
 A section is a :class:`Config` declared beside the class that it configures; its ``build()`` makes the object. A file
 holds values and nothing else: no inheritance, no interpolation, no class paths.
@@ -16,24 +16,24 @@ import pydantic
 import yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-"""Where a config named without a folder is looked for."""
+"""Folder of the shipped configs: a config named without a folder is looked up here."""
 
 MAX_BYTES = 1 << 20
 _ConfigT = TypeVar("_ConfigT", bound="Config")
 
 
 class ConfigError(ValueError):
-    """What a person wrote cannot be run. The message says what, where, and what to write instead."""
+    """A mistake in a config or a command line. The message says what is wrong, where, and what to write instead."""
 
 
 class Config(pydantic.BaseModel):
-    """A section of an experiment. Unknown keys are errors, values are not converted, and a section never changes."""
+    """A section of an experiment. Unknown keys are errors, values are not converted, and sections are immutable."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its surprises: 1e-3 is a number, `on` and `yes` are words, a repeated key is an error."""
+    """YAML in which 1e-3 is a number, `on` and `yes` are words, and a repeated key is an error."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -77,9 +77,9 @@ _Loader.compose_node = _alias  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the plain data in `text`. Raises ConfigError, never runs code, and reads `1e-3` as a number."""
+    """Return the plain data in a YAML text, with `1e-3` read as a number. Raises ConfigError; never runs code."""
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"a config of {len(text):,} bytes; the most that is read is {MAX_BYTES:,}")
+        raise ConfigError(f"the config has {len(text):,} bytes; at most {MAX_BYTES:,} are read")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -89,7 +89,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def find(name: str | Path) -> Path:
-    """Return the config file called `name`: as given, or in `configs/`. Raises ConfigError with the nearest names."""
+    """Return the config file `name`: as given, or in `configs/`. Raises ConfigError with the nearest names."""
     path = Path(name)
     if path.is_file():
         return path
@@ -126,7 +126,7 @@ def load(kind: type[_ConfigT], path: str | Path, overrides: Sequence[str] = ()) 
 
 
 def parse(kind: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:
-    """Return `values` as a `kind`, strictly: lists may become tuples and words paths, `true` may not become 1."""
+    """Return `values` as a `kind`, strictly: lists may become tuples and strings paths, but `true` not 1."""
     try:
         return kind.model_validate_json(_json(values), strict=True)
     except pydantic.ValidationError as error:
@@ -141,7 +141,7 @@ def _json(values: Any) -> str:
 
 
 def _override(values: dict[str, Any], text: str) -> str | None:
-    """Apply one `a.b.c=value`; return what is wrong with it."""
+    """Apply one `a.b.c=value`; return the problem with it, or None."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         return f"{text!r} is not key=value, as in train.batch_size=4"
@@ -159,13 +159,13 @@ def _override(values: dict[str, Any], text: str) -> str | None:
         elif isinstance(here, list) and section.isdigit() and int(section) < len(here):
             here = here[int(section)]
         else:
-            return f"{key}: {'.'.join(sections[:depth])} has no part {section!r}"
+            return f"{key}: {'.'.join(sections[:depth])} has no key {section!r}"
     if isinstance(here, list) and last.isdigit() and int(last) < len(here):
         here[int(last)] = parsed
     elif isinstance(here, dict):
         here[last] = parsed
     else:
-        return f"{key}: {'.'.join(sections) or 'the config'} is a single value, it has no part {last!r}"
+        return f"{key}: {'.'.join(sections) or 'the config'} is a single value without a key {last!r}"
     return None
 
 
@@ -218,7 +218,7 @@ def _walk(kind: type[Config], values: Any, location: Iterable[Any]) -> tuple[str
             continue
         if not isinstance(part, int) and str(part).startswith(("function-", "tuple[", "list[", "dict[", "is-")):
             continue
-        if isinstance(part, str) and not isinstance(values, dict):  # which form a value has, of those it may have
+        if isinstance(part, str) and not isinstance(values, dict):  # name of a member of a union
             continue
         if isinstance(values, dict) and part not in values and any(m.__name__ == part for m in members):
             continue

@@ -1,8 +1,8 @@
-"""Losses as sums with their counts, so that a mean over micro-batches and processes is a mean over all their pixels.
+"""Losses as sums with counts, so that the mean over micro-batches and processes is a mean over all their pixels.
 
 The loss of a step is the sum of `total` over its micro-batches and processes, divided by the sum of `count`. A mean of
-means would weigh a pixel in a batch with few known pixels more than one in a batch with many. What a loss counts is a
-function of the labels alone (`mask_count` and the others), so that it is known before the network runs.
+means would give a pixel in a batch with few known pixels more weight than one in a batch with many. Counts depend on
+the labels alone (`mask_count` and others), so they are known before the network runs.
 """
 
 import math
@@ -20,52 +20,52 @@ SCALE_WEIGHTS = (0.005, 0.01, 0.02, 0.08, 0.32)
 
 
 class LossSum(NamedTuple):
-    """A loss before its division: `total / count`. Both are float32 scalars; only `total` has a gradient."""
+    """A loss before the division `total / count`. Both are float32 scalars; only `total` has a gradient."""
 
     total: Tensor
     count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def mask_count(mask: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
-    """Return what :func:`cross_entropy` is divided by: the number of known pixels, or with "sum" of frames."""
+    """Return the count of :func:`cross_entropy`: the number of known pixels, or of frames for "sum"."""
     return (mask != IGNORE).sum() if reduction == "mean" else image_count(mask)
 
 
 def se_count(mask: Tensor) -> Tensor:
-    """Return what :func:`se_loss` is divided by: the number of images with a known pixel."""
+    """Return the count of :func:`se_loss`: the number of images with a known pixel."""
     return (mask != IGNORE).flatten(1).any(1).sum()
 
 
 def flow_count(truth: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Return what :func:`end_point_error` is divided by: the number of known pixels."""
+    """Return the count of :func:`end_point_error`: the number of known pixels."""
     return torch.tensor(truth[:, 0].numel(), device=truth.device) if valid is None else valid.sum()
 
 
 def image_count(labels: Tensor) -> Tensor:
-    """Return what the other losses are divided by: the number of images."""
+    """Return the count of the other losses: the number of images."""
     return torch.tensor(len(labels), device=labels.device)
 
 
 def cross_entropy(
     logits: Tensor, mask: Tensor, *, class_balance: bool, reduction: Literal["mean", "sum"] = "mean"
 ) -> LossSum:
-    """Return the cross-entropy of a mask, over its known pixels.
+    """Return the cross-entropy over the known pixels of a mask.
 
-    Balanced, a pixel of class c weighs 1 - n_c / N, where N of its frame's pixels are known and n_c are of class c:
-    with two classes the rare one and the common one pull equally. SegFlow's authors apply this to the gradient and
-    report the unweighted loss; here the loss is the weighted one. The weights are not renormalized: a frame
-    of one class only has weight 0 everywhere.
+    With `class_balance`, a pixel of class c has weight 1 - n_c / N, where N pixels of its frame are known and n_c of
+    them are of class c: of two classes, the rare and the common one then have equal total weight. SegFlow's authors
+    apply the weights to the gradient and report the unweighted loss; here the loss itself is weighted. The weights are
+    not renormalized: in a frame of a single class they are all 0.
 
-    A published learning rate for "sum" is for a loss that is as many times larger as a frame has pixels. With frames
+    A learning rate published for "sum" belongs to a loss that is larger by the number of pixels of a frame. With frames
     of 480x854 = 409 920 pixels, 1e-9 for "sum" is 1e-9 * 409 920 = 4.1e-4 for "mean".
 
     Args:
         logits: BKHW, of any float type; the loss is computed in float32, also inside autocast.
         mask: BHW of integers in [0, K), or IGNORE.
-        reduction: "mean": count is the number of known pixels, ignoring weights. "sum": count is the number of frames.
+        reduction: "mean" divides by the number of known pixels, ignoring weights; "sum" by the number of frames.
 
     Raises:
-        ValueError: sizes differ; or, where looking costs nothing (CPU), a class is not in [0, K).
+        ValueError: sizes differ; or, on a CPU, a class is not in [0, K) (not checked on a GPU: slow).
     """
     if logits.shape[:1] + logits.shape[2:] != mask.shape:
         raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit a mask of shape {tuple(mask.shape)}")
@@ -81,21 +81,21 @@ def cross_entropy(
 
 
 def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
-    """Return EncNet's semantic encoding loss: is each class anywhere in the image? count is of images.
+    """Return EncNet's semantic encoding loss (SE-loss): does the image contain each class? The count is of images.
 
     Binary cross-entropy of each class, averaged over the classes, as in Zhang et al., "Context Encoding for Semantic
-    Segmentation" (CVPR 2018), section 3.1. An image without a known pixel says nothing and counts for nothing (its
-    authors' code takes it as an image without any class).
+    Segmentation" (CVPR 2018), section 3.1. An image without a known pixel is ignored (the authors' code takes it as
+    an image without any class).
 
     Args:
         logits: BK, of any float type; the loss is computed in float32, also inside autocast.
         mask: BHW of integers in [0, K), or IGNORE.
 
     Raises:
-        ValueError: the batch sizes differ; or, where looking costs nothing (CPU), a class is not in [0, K).
+        ValueError: the batch sizes differ; or, on a CPU, a class is not in [0, K) (not checked on a GPU: slow).
     """
     if logits.ndim != 2 or len(logits) != len(mask):
-        raise ValueError(f"presence of shape {tuple(logits.shape)} does not fit a mask of shape {tuple(mask.shape)}")
+        raise ValueError(f"se_logits of shape {tuple(logits.shape)} does not fit a mask of shape {tuple(mask.shape)}")
     classes = logits.shape[1]
     known = mask != IGNORE
     _check_classes(mask, known, classes, "mask")
@@ -107,15 +107,15 @@ def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
 
 
 def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> LossSum:
-    """Return the cross-entropy of the images' classes; count is of images.
+    """Return the cross-entropy of the images' classes. The count is of images.
 
     Args:
         logits: BK, of any float type; the loss is computed in float32, also inside autocast.
         label: B, integers in [0, K).
-        smoothing: share of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
+        smoothing: fraction of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
 
     Raises:
-        ValueError: sizes differ; or, where looking costs nothing (CPU), a class is not in [0, K).
+        ValueError: sizes differ; or, on a CPU, a class is not in [0, K) (not checked on a GPU: slow).
     """
     if logits.ndim != 2 or logits.shape[:1] != label.shape:
         raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(label.shape)}")
@@ -126,22 +126,22 @@ def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0
 
 
 def end_point_error(flow: Tensor, truth: Tensor, valid: Tensor | None = None, *, eps: float = 1e-12) -> LossSum:
-    """Return the end-point error sqrt(du*du + dv*dv + eps), in pixels; count is the number of known pixels.
+    """Return the end-point error sqrt(du*du + dv*dv + eps), in pixels. The count is of known pixels.
 
-    `eps`, in square pixels, keeps the gradient finite where the error is zero. Larger values smooth small errors away:
-    FlowNet's Caffe loss has 0.01 in units of 20 pixels, which is 4. (`vector_norm` over two channels would do without
-    but takes 100 times as long on a CPU.)
+    `eps`, in square pixels, keeps the gradient finite where the error is zero. Larger values smooth small errors:
+    FlowNet's Caffe loss uses 0.01 in units of 20 pixels, that is 4 square pixels. (`vector_norm` over two channels
+    needs no eps but is 100 times slower on a CPU.)
 
     Args:
         flow: B2HW, pixels.
-        truth: as `flow`.
+        truth: like `flow`.
         valid: BHW bool, where `truth` is known; None: everywhere. Unknown pixels may hold NaN.
 
     Raises:
         ValueError: sizes differ.
     """
     if flow.shape != truth.shape:
-        raise ValueError(f"a flow of shape {tuple(flow.shape)} has a truth of shape {tuple(truth.shape)}")
+        raise ValueError(f"flow of shape {tuple(flow.shape)} does not fit a truth of shape {tuple(truth.shape)}")
     with torch.autocast(flow.device.type, enabled=False):
         truth, count = truth.float(), flow_count(truth, valid)
         if valid is None:
@@ -158,12 +158,12 @@ def multiscale_epe(
     eps: float = 1e-12,
     scale: float = 20.0,
 ) -> LossSum:
-    """Return FlowNet's training loss: at each scale the sum of end-point errors over pixels; count is of frames.
+    """Return FlowNet's multi-scale training loss: end-point errors summed over pixels. The count is of frames.
 
-    After Dosovitskiy et al. (arXiv:1504.06852) and its Caffe files: errors are in units of `scale` pixels, summed over
-    a scale's pixels, weighted by scale, divided by the number of frames. `eps` is in those units, squared; Caffe's is
-    0.01, which smooths errors below 2 pixels. The truth of a coarse pixel is the mean over the known pixels under it,
-    and is unknown if more than half of them are; Caffe's mean is triangle-weighted over a wider window.
+    After Dosovitskiy et al. (arXiv:1504.06852) and their Caffe files: errors in units of `scale` pixels are summed over
+    the pixels of each scale, weighted by scale, and divided by the number of frames. `eps` is in those units, squared;
+    Caffe's is 0.01, which smooths errors below 2 pixels. The truth of a coarse pixel is the mean over the known pixels
+    under it, and unknown if more than half of them are unknown; Caffe's mean is triangle-weighted over a wider window.
 
     Args:
         pyramid: B2hw each, finest first, in pixels of the frame's resolution.
@@ -172,10 +172,10 @@ def multiscale_epe(
         weights: one per scale, finest first.
 
     Raises:
-        ValueError: the pyramid has not as many scales as there are weights.
+        ValueError: the numbers of scales and weights differ.
     """
     if len(pyramid) != len(weights):
-        raise ValueError(f"a pyramid of {len(pyramid)} scales has {len(weights)} weights: {tuple(weights)}")
+        raise ValueError(f"{len(pyramid)} scales need as many weights, got {len(weights)}: {tuple(weights)}")
     with torch.autocast(truth.device.type, enabled=False):
         truth = truth.float()
         if valid is None:
@@ -193,7 +193,7 @@ def _check_classes(labels: Tensor, known: Tensor, classes: int, what: str) -> No
 
 
 def _balance(mask: Tensor, known: Tensor, classes: int) -> Tensor:
-    """Return BHW float: 1 - n_c / N of each known pixel's class c in its own frame; anything elsewhere."""
+    """Return BHW weights: 1 - n_c / N for the class c of each known pixel; arbitrary for unknown pixels."""
     codes = torch.where(known, mask, classes)  # unknown pixels are a class of their own
     frame = torch.arange(len(mask), device=mask.device).view(-1, 1, 1)
     counts = torch.bincount((codes + frame * (classes + 1)).flatten(), minlength=len(mask) * (classes + 1))
@@ -203,14 +203,14 @@ def _balance(mask: Tensor, known: Tensor, classes: int) -> Tensor:
 
 
 def _error(flow: Tensor, truth: Tensor, valid: Tensor, eps: float) -> Tensor:
-    """Return BHW end-point errors, zero where not valid. The difference is replaced there first: 0 * NaN is NaN."""
+    """Return BHW end-point errors, zero where not valid. The mask comes before the arithmetic: 0 * NaN is NaN."""
     difference = torch.where(valid[:, None], flow - truth, 0.0)
     u, v = difference.unbind(1)
     return torch.where(valid, (u * u + v * v + eps).sqrt(), 0.0)
 
 
 def _shrunk(truth: Tensor, valid: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return B2hw means over the known pixels of each cell, and Bhw bool: at least half of the cell is known."""
+    """Return B2hw means over the known pixels of each cell, and Bhw bool: whether half of the cell is known."""
     full_height, full_width = truth.shape[-2:]
     cells = {2**k: (math.ceil(full_height / 2**k), math.ceil(full_width / 2**k)) for k in range(8)}
     stride = next((stride for stride, sides in cells.items() if sides == (height, width)), None)

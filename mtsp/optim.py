@@ -1,4 +1,4 @@
-"""Optimizers with a learning rate per branch, and schedules as pure functions of the step."""
+"""Optimizers with a learning rate per branch, and learning-rate schedules as pure functions of the step."""
 
 import math
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ class SGDConfig(Config):
     nesterov: bool = False
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimizer of these parameter groups. It decays nothing: that is the regularizer's work."""
+        """Return the optimizer of these parameter groups, without weight decay: the regularizer does that."""
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
 class AdamConfig(Config):
-    """Adam. With a decoupled regularizer it is AdamW, so there is no second entry for that."""
+    """Adam. With a decoupled regularizer it is AdamW."""
 
     name: Literal["adam"]
     lr: float = Field(gt=0)
@@ -33,7 +33,7 @@ class AdamConfig(Config):
     eps: float = Field(default=1e-8, gt=0)
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimizer of these parameter groups. It decays nothing: that is the regularizer's work."""
+        """Return the optimizer of these parameter groups, without weight decay: the regularizer does that."""
         return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
@@ -43,13 +43,13 @@ class RMSPropConfig(Config):
     name: Literal["rmsprop"]
     lr: float = Field(gt=0)
     decay: float = Field(default=0.9, gt=0, lt=1)
-    """Of the running mean of squared gradients."""
+    """Decay of the running mean of squared gradients."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     eps: float = Field(default=1.0, gt=0)
-    """Added to the root, where TensorFlow adds it inside; 1 is Inception's."""
+    """Added to the root of the mean square (TensorFlow adds it under the root); Inception uses 1."""
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimizer of these parameter groups. It decays nothing: that is the regularizer's work."""
+        """Return the optimizer of these parameter groups, without weight decay: the regularizer does that."""
         return torch.optim.RMSprop(groups, lr=self.lr, alpha=self.decay, momentum=self.momentum, eps=self.eps)
 
 
@@ -67,7 +67,7 @@ _USERS = {
 
 
 class ScheduleConfig(Config):
-    """The learning rate over the run, as a share of each group's own."""
+    """Learning rate over the run, as a factor of each branch's full rate."""
 
     name: Literal["constant", "poly", "step", "cosine"] = "constant"
     warmup: int = Field(default=0, ge=0)
@@ -80,11 +80,11 @@ class ScheduleConfig(Config):
     """step: multiply by `factor` at each of these steps instead."""
     factor: float = Field(default=0.5, gt=0, lt=1)
     final: float = Field(default=0.0, ge=0, lt=1)
-    """poly, cosine: the share that is left at the end."""
+    """poly, cosine: the factor at the end of the run."""
 
     @model_validator(mode="after")
     def _every_field_counts(self) -> "ScheduleConfig":
-        """A default may be given: the resolved config of a run has them all."""
+        """Refuse a field that the schedule ignores, unless it has its default: resolved configs contain all fields."""
         for key, users in _USERS.items():
             if self.name not in users and getattr(self, key) != type(self).model_fields[key].default:
                 names = " or ".join(f"`name: {user}`" for user in users)
@@ -98,7 +98,7 @@ class ScheduleConfig(Config):
         return self
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """Return what the learning rate of step `step` (from 0) of a run of `steps` is multiplied by."""
+        """Return the factor of the learning rate at step `step` (from 0) of a run of `steps`."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         done = min(1.0, step / max(1, steps))
         match self.name:
@@ -122,7 +122,7 @@ def parameter_groups(model: nn.Module, branches: Mapping[str, float]) -> list[di
         branches: learning rate by branch.
 
     Raises:
-        ValueError: a parameter belongs to no branch: it would never be trained.
+        ValueError: a parameter belongs to no branch and would never be trained.
     """
     groups = {branch: {"name": branch, "params": [], "lr": lr, "full_lr": lr} for branch, lr in branches.items()}
     for name, parameter in model.named_parameters():
@@ -134,7 +134,7 @@ def parameter_groups(model: nn.Module, branches: Mapping[str, float]) -> list[di
 
 
 def set_learning_rates(optimizer: Any, factor: float) -> dict[str, float]:
-    """Set each group's learning rate to `share` of its full one; return them by branch."""
+    """Multiply each group's full learning rate by `factor`; return the rates by branch."""
     for group in optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

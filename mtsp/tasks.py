@@ -1,4 +1,4 @@
-"""Tasks: which losses a label asks for, what each loss is divided by, and which metrics judge it.
+"""Tasks: the losses of each kind of label, and what each loss is divided by.
 
 A batch carries the labels it has; a task without its label contributes nothing. The losses of one optimizer step are
 sums, divided by counts over all its micro-batches and all processes: never a mean of means.
@@ -25,7 +25,7 @@ from mtsp.types import Batch, Outputs
 
 
 class Task(Protocol):
-    """A label that can be learned."""
+    """A kind of label and its losses."""
 
     @property
     def names(self) -> list[str]:
@@ -33,26 +33,26 @@ class Task(Protocol):
         ...
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what each loss of this batch is divided by; nothing without its label."""
+        """Return the divisor of each loss of this batch; empty if the batch lacks the label."""
         ...
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted, undivided losses of this batch."""
+        """Return the weighted losses of this batch, before division."""
         ...
 
 
 class SegmentationConfig(Config):
-    """How the mask is learned."""
+    """Losses of the mask."""
 
     weight: float = Field(default=1.0, ge=0)
     class_balance: bool = True
-    """Weight each frame's pixels by 1 - (share of their class), as SegFlow's authors do."""
+    """Weight each pixel by 1 - (fraction of its frame's pixels that are of its class), as SegFlow's authors do."""
     reduction: Literal["mean", "sum"] = "mean"
-    """`mean` over pixels; `sum` over pixels, mean over images, as the Caffe release (its learning rates need it)."""
+    """`mean` over pixels, or `sum` over pixels and mean over images, as in the Caffe release."""
     aux_loss: float = Field(default=0.0, ge=0)
-    """Of the same loss on the auxiliary head's mask; EncNet: 0.2."""
+    """Weight of the same loss on the auxiliary head's mask; EncNet uses 0.2."""
     se_loss: float = Field(default=0.0, ge=0)
-    """Of the loss on which classes the image has, EncNet's semantic encoding loss (SE-loss); EncNet: 0.2."""
+    """Weight of the semantic encoding loss (SE-loss), on which classes the image contains; EncNet uses 0.2."""
 
     @property
     def names(self) -> list[str]:
@@ -61,7 +61,7 @@ class SegmentationConfig(Config):
         return ["segmentation", *extra]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what each loss of this batch is divided by."""
+        """Return the divisor of each loss of this batch."""
         if "mask" not in batch:
             return {}
         mask = batch["mask"]
@@ -73,7 +73,7 @@ class SegmentationConfig(Config):
         return counts
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted, undivided losses of this batch."""
+        """Return the weighted losses of this batch, before division."""
         if "mask" not in batch:
             return {}
         sums = {}
@@ -91,18 +91,18 @@ class SegmentationConfig(Config):
 
 
 class FlowConfig(Config):
-    """How the flow is learned."""
+    """Losses of the flow."""
 
     weight: float = Field(default=1.0, ge=0)
-    """Of the end-point error of the returned flow, in pixels."""
+    """Weight of the end-point error, in pixels."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Of that error: `mean` over known pixels, or `sum` over them and mean over images, as in Caffe."""
+    """Reduction of that error: `mean` over known pixels, or `sum` over them and mean over images, as in Caffe."""
     multiscale: float = Field(default=0.0, ge=0)
-    """Of FlowNetS's own multi-scale loss, a sum over pixels and a mean over images, as its authors train it."""
+    """Weight of FlowNetS's multi-scale loss, a sum over pixels and a mean over images, as its authors train it."""
     multiscale_weights: tuple[float, ...] = (0.005, 0.01, 0.02, 0.08, 0.32)
-    """Finest scale first."""
+    """Weights of the scales, finest first."""
     eps: float = Field(default=1e-6, gt=0)
-    """Inside the root of the end-point error, in squared pixels: its gradient is finite at zero error."""
+    """Added under the root of the end-point error, in squared pixels, so that the gradient is finite at zero."""
 
     @property
     def names(self) -> list[str]:
@@ -110,7 +110,7 @@ class FlowConfig(Config):
         return ["flow"] * bool(self.weight) + ["flow_multiscale"] * bool(self.multiscale)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what each loss of this batch is divided by."""
+        """Return the divisor of each loss of this batch."""
         if "flow" not in batch:
             return {}
         flow, frames = batch["flow"], image_count(batch["flow"])
@@ -122,7 +122,7 @@ class FlowConfig(Config):
         return counts
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted, undivided losses of this batch."""
+        """Return the weighted losses of this batch, before division."""
         if "flow" not in batch:
             return {}
         truth, valid = batch["flow"], batch.get("flow_valid")
@@ -136,13 +136,13 @@ class FlowConfig(Config):
 
 
 class ClassificationConfig(Config):
-    """How the class of the whole image is learned."""
+    """Losses of the class of the whole image."""
 
     weight: float = Field(default=1.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread evenly over all classes; Inception-V3: 0.1."""
+    """Fraction of the target that is spread evenly over all classes; Inception-V3 uses 0.1."""
     aux_loss: float = Field(default=0.0, ge=0)
-    """Of the same loss on the auxiliary head; Inception-V3: 0.4."""
+    """Weight of the same loss on the auxiliary head; Inception-V3 uses 0.4."""
 
     @property
     def names(self) -> list[str]:
@@ -150,13 +150,13 @@ class ClassificationConfig(Config):
         return ["classification"] + ["classification_aux"] * bool(self.aux_loss)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what each loss of this batch is divided by."""
+        """Return the divisor of each loss of this batch."""
         if "label" not in batch:
             return {}
         return dict.fromkeys(self.names, image_count(batch["label"]))
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted, undivided losses of this batch."""
+        """Return the weighted losses of this batch, before division."""
         if "label" not in batch:
             return {}
         sums = {}
@@ -172,7 +172,7 @@ class ClassificationConfig(Config):
 
 
 class Tasks(Config):
-    """What is learned."""
+    """The tasks of an experiment."""
 
     segmentation: SegmentationConfig | None = None
     flow: FlowConfig | None = None
@@ -180,18 +180,18 @@ class Tasks(Config):
 
     @property
     def wanted(self) -> list[Task]:
-        """The tasks that are learned."""
+        """The tasks that are configured."""
         return [task for task in (self.segmentation, self.flow, self.classification) if task is not None]
 
     @property
     def names(self) -> list[str]:
-        """Names of the losses that are learned from, whatever labels a batch has."""
+        """Names of all losses, whatever labels a batch has."""
         return [name for task in self.wanted for name in task.names]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what each loss of this batch is divided by, by the loss's name."""
+        """Return the divisor of each loss of this batch, by the loss's name."""
         return {name: count for task in self.wanted for name, count in task.counts(batch).items()}
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted losses of this batch, to be divided by their counts."""
+        """Return the weighted losses of this batch, before division."""
         return {name: total for task in self.wanted for name, total in task.sums(outputs, batch).items()}

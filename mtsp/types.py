@@ -1,9 +1,9 @@
-"""What the parts hand each other: samples in, outputs out. Every tensor's layout is said here, once.
+"""Data that the parts exchange: samples, batches and outputs, with the layout of every tensor.
 
 Letters: B batch, K classes, H and W image height and width in pixels.
 
-All are dicts, not dataclasses: PyTorch's collate function and Accelerate's device placement, float32 outputs and
-gathering look inside dicts, and pass a dataclass by untouched.
+All are dicts, not dataclasses: PyTorch's collate function and Accelerate (device placement, float32 outputs, gathering)
+handle dicts, but leave dataclasses as they are.
 """
 
 from typing import Literal, NotRequired, Protocol, TypedDict
@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 IGNORE = 255
-"""The mask value of a pixel whose class is unknown: no loss and no metric counts it."""
+"""Mask value of pixels of unknown class, which no loss and no metric counts."""
 
 LABELS = frozenset({"mask", "flow", "label"})
-"""The keys of a `Batch` that something can be learned from."""
+"""The keys of a `Batch` that are labels."""
 
 
 Kind = Literal["video", "images", "pairs", "labeled"]
@@ -53,7 +53,7 @@ class Batch(TypedDict):
 
 
 class Outputs(TypedDict):
-    """What a network predicts. A task it does not have is left out."""
+    """Predictions of a network. Tasks that it does not have are left out."""
 
     mask_logits: NotRequired[Tensor]  # BKHW, at the input's resolution
     flow: NotRequired[Tensor]  # B2HW, (dx, dy) in pixels of the input's resolution, frame -> next_frame

@@ -1,4 +1,4 @@
-"""The Accelerator of a process."""
+"""Make the Accelerator, and check that the processes found each other."""
 
 import os
 
@@ -15,15 +15,15 @@ def make_accelerator(precision: str) -> Accelerator:
         precision: `auto`, `fp32`, `bf16` or `fp16`.
 
     Raises:
-        ConfigError: the launcher started more processes than found each other, or fp16 is asked of a CPU.
+        ConfigError: fewer processes found each other than the launcher started, or fp16 was requested on a CPU.
     """
     from accelerate.utils import DistributedDataParallelKwargs
 
     mixed = {"fp32": "no", "auto": "bf16" if computes_bf16() else "no"}.get(precision, precision)
     if mixed == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision: fp16 needs a GPU; use bf16 or fp32 here")
-    # Which weights a step reaches depends on its labels: without a mask the segmentation head has no gradient, and a
-    # held branch never has one. DDP that does not look for them waits for their gradients and raises at the next step.
+    # Which weights get a gradient depends on the step's labels and frozen branches. Unless DDP looks for unused
+    # weights, it waits for their gradients and raises at the next step.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[unused])
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -36,7 +36,7 @@ def make_accelerator(precision: str) -> Accelerator:
 
 
 def computes_bf16() -> bool:
-    """Return whether bf16 is computed in hardware here: a GPU that has it, or a CPU with AMX."""
+    """Return whether the hardware computes in bf16: a GPU that supports it, or a CPU with AMX."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.cpu.get_cpu_capability() == "AMX" or torch.cpu._is_amx_tile_supported()

@@ -1,4 +1,4 @@
-"""Weights that FSDP2 spreads over the processes: gather them to save, scatter them to load."""
+"""Gather weights that FSDP2 shards over processes, to save them, and scatter them, to load."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether the weights are spread over the processes (FSDP2): all of them must then gather and run it."""
+    """Return whether the weights are sharded by FSDP2. If so, all processes must take part in gathering and forward."""
     return any(hasattr(weight, "device_mesh") for weight in model.parameters())
 
 
 def full_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the whole state of network and optimizer. Call it on every process: sharded weights are gathered."""
+    """Return the full states of network and optimizer. Call it on all processes: sharded weights are gathered."""
     if not is_sharded(model):
         return model.state_dict(), optimizer.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -25,7 +25,7 @@ def full_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dic
 def load_full_states(
     model: nn.Module, optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Give network and optimizer what :func:`full_states` returned. Raises what their `load_state_dict` raises."""
+    """Load the states that :func:`full_states` returned. Raises what `load_state_dict` raises."""
     if not is_sharded(model):
         model.load_state_dict(weights)
         optimizer.load_state_dict(dict(state))
@@ -37,6 +37,6 @@ def load_full_states(
     )
 
     set_model_state_dict(model, dict(weights), options=StateDictOptions(full_state_dict=True))
-    # A branch that has not learned yet has no optimizer state.
+    # A branch that has not been trained yet has no optimizer state.
     loose = StateDictOptions(full_state_dict=True, strict=False)
     set_optimizer_state_dict(model, optimizer, dict(state), options=loose)

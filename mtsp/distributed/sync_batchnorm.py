@@ -1,4 +1,4 @@
-"""Batch normalization over the batches of all processes: PyTorch's own is for GPUs only, this one is for CPUs too."""
+"""Batch normalization over the batches of all processes, also on CPUs, for which PyTorch has none."""
 
 from typing import Any, cast
 
@@ -12,17 +12,17 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return `model` with its batch normalization sharing statistics between processes; same weights, same names.
+    """Return `model` with batch-norm statistics computed over all processes; weights and names stay the same.
 
-    Layers that compute an activation after the normalization, as timm's `BatchNormAct2d`, keep theirs (PyTorch's
-    `convert_sync_batchnorm` drops it without a word). Weights and buffers stay the same objects.
+    Layers with a built-in activation, like timm's `BatchNormAct2d`, keep it (PyTorch's `convert_sync_batchnorm` drops
+    it silently). Weights and buffers stay the same objects.
 
     Args:
-        model: not yet wrapped.
-        device: where it will train. On a GPU the work is PyTorch's, which has none for CPUs.
+        model: the network without a wrapper.
+        device: where it will train. On a GPU, PyTorch's implementation is used.
 
     Raises:
-        ValueError: a kind of batch normalization that does something else besides, which would be lost.
+        ValueError: a subclass of batch normalization with behavior that would be lost.
     """
     kind = _GpuSyncBatchNorm if device.type == "cuda" else SyncBatchNorm
     if isinstance(model, kind):
@@ -40,13 +40,13 @@ def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch normalization on CPUs whose statistics are those of the batches of all processes together.
+    """Batch normalization on CPUs, with statistics over the batches of all processes.
 
     After Ioffe and Szegedy (2015). The processes' batches may differ in size. Means and variances are gathered and
     combined as Chan et al. (1979) do, without cancellation.
 
     Args:
-        layer: whose weights, buffers and settings it takes over, and its `drop` and `act`, applied afterwards.
+        layer: the layer to replace. Its weights, buffers and settings are used, and its `drop` and `act` afterwards.
     """
 
     def __init__(self, layer: _BatchNorm) -> None:
@@ -60,11 +60,19 @@ class SyncBatchNorm(_BatchNorm):
         if self.training and dist.is_initialized():
             return self.after(cast(Tensor, _Shared.apply(input, self.weight, self.bias, self)))
         moving = self.training or self.running_mean is None
-        arguments = (self.running_mean, self.running_var, self.weight, self.bias, moving, self.share(), self.eps)
+        arguments = (
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            moving,
+            self.update_factor(),
+            self.eps,
+        )
         return self.after(F.batch_norm(input, *arguments))
 
-    def share(self) -> float:
-        """Return how much of the running statistics the newest batch replaces."""
+    def update_factor(self) -> float:
+        """Return the weight of the newest batch in the running statistics."""
         if self.momentum is not None:
             return self.momentum
         return 1 / float(self.num_batches_tracked) if self.num_batches_tracked is not None else 0.0
@@ -74,7 +82,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _GpuSyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's, with what a layer applies after the normalization."""
+    """PyTorch's, followed by the replaced layer's dropout and activation."""
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__(layer.num_features, layer.eps, layer.momentum, affine=False)
@@ -85,7 +93,7 @@ class _GpuSyncBatchNorm(nn.SyncBatchNorm):
 
 
 def _taken_over(shared: Any, layer: _BatchNorm) -> nn.Sequential:
-    """Give `shared` the weights, buffers and mode of `layer`; return what that applies after the normalization."""
+    """Give `shared` the weights, buffers and mode of `layer`; return that layer's dropout and activation."""
     shared.affine, shared.track_running_stats = layer.affine, layer.track_running_stats
     shared.weight, shared.bias = layer.weight, layer.bias
     for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -109,8 +117,8 @@ class _Shared(torch.autograd.Function):
         variance = ((variances + (means - mean).square()) * counts).sum(0) / total
         if layer.running_mean is not None and layer.running_var is not None:
             unbiased = variance * total / (total - 1).clamp(min=1)
-            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), layer.share())
-            layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), layer.share())
+            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), layer.update_factor())
+            layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), layer.update_factor())
         mean, scale = mean.float(), (variance + layer.eps).rsqrt().float()
         ctx.save_for_backward(input, weight, mean, scale, total)
         return F.batch_norm(x, mean, variance.float(), weight, bias, eps=layer.eps).to(input.dtype)
@@ -133,7 +141,7 @@ class _Shared(torch.autograd.Function):
 
 
 def _gathered(values: Tensor) -> Tensor:
-    """Return the processes' rows below each other."""
+    """Return the values of all processes, stacked."""
     rows = [torch.empty_like(values) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, values)
     return torch.stack(rows)

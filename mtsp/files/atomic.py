@@ -1,11 +1,11 @@
-"""Write files so that a kill leaves the old content or the new, never a part."""
+"""Atomic writes: after a kill, a file has the old content or the new, never a part."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `path` so that a reader, or a kill, sees the old content or the new, never a part."""
+    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         with temporary.open("wb") as file:

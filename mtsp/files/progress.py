@@ -1,4 +1,4 @@
-"""How far a loop is: a bar where somebody sees it, elsewhere lines at times."""
+"""Progress: a bar in a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-_LINE_EVERY = 10.0  # seconds without a sign of life, where there is no terminal
+_LINE_EVERY = 10.0  # seconds between two lines, outside a terminal
 
 
 class Advance(Protocol):
-    """Moves a bar."""
+    """Function that advances a bar."""
 
     def __call__(self, done: int | None = None, total: int | None = None, note: str = "") -> None:
-        """One more is done, or `done` in all; of `total`, if that is new; a column may show `note`."""
+        """Advance by one, or to `done`; set a new `total`; set the `note` that a column may show."""
         ...
 
 
@@ -30,16 +30,16 @@ def bar(
     stays: bool = False,
     counters: Sequence[ProgressColumn] = (),
 ) -> Iterator[Advance]:
-    """Draw a bar on the terminal's error output inside a `with`, and give what moves it.
+    """Draw a bar on stderr within the context; yield the function that advances it.
 
     Args:
-        title: before the bar.
-        total: where it ends; None: not known yet.
-        done: what was done before.
-        shown: False draws nothing, as in all processes but one.
-        stays: the bar stays when it is done, and where there is no terminal its end is printed. Otherwise nothing is
-            left of it, and nothing is drawn elsewhere.
-        counters: columns between the bar and the time that is left; by default "done/total".
+        title: shown before the bar.
+        total: the number of steps; None: not known yet.
+        done: steps that are done already.
+        shown: False draws nothing, as in all processes but the main one.
+        stays: True leaves the finished bar, and prints it once where there is no terminal. False removes it, and draws
+            nothing where there is no terminal.
+        counters: columns between the bar and the remaining time; default: "done/total".
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *(counters or (MofNCompleteColumn(),)))
@@ -55,10 +55,9 @@ def bar(
 
 @contextmanager
 def progress(what: str, total: int, unit: str, *, brief: bool = False) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told how many are done.
+    """Yield a callback(done) that moves a bar in a terminal.
 
-    In a terminal it moves a bar. Elsewhere it prints a line at each tenth and at the latest every ten seconds; if
-    `brief`, at the ten seconds only.
+    Elsewhere it prints a line every tenth, or after ten seconds; with `brief`, only every ten seconds.
     """
     if Console(stderr=True).is_terminal:
         with bar(what, total, stays=not brief) as advance:
@@ -79,9 +78,9 @@ def progress(what: str, total: int, unit: str, *, brief: bool = False) -> Iterat
 
 @contextmanager
 def training_progress(shown: bool, steps: int, start: int) -> Iterator[Callable[[int, str], None]]:
-    """Give what is told the steps done, of them `start` before, and the losses of the last one in words.
+    """Yield a callback(step, losses) that moves a bar in a terminal, beginning at step `start`.
 
-    In a terminal it moves a bar. Elsewhere it prints a line at each twentieth of the run, and nothing unless `shown`.
+    Elsewhere it prints a line at each twentieth of the run. Unless `shown`, it does nothing.
     """
     if shown and sys.stderr.isatty():
         counters = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
@@ -100,7 +99,7 @@ def training_progress(shown: bool, steps: int, start: int) -> Iterator[Callable[
 
 @contextmanager
 def clips_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Give what is told the clips written and their number: it moves a bar, or prints a line at each quarter."""
+    """Yield a callback(done, clips) that moves a bar in a terminal; elsewhere it prints a line at each quarter."""
     if sys.stderr.isatty():
         with bar(f"{name:28}", stays=True) as advance:
             yield advance

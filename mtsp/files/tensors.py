@@ -9,10 +9,10 @@ from mtsp.files.atomic import write_atomically
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors, and notes about them, as one safetensors file.
+    """Write named tensors and metadata as a safetensors file.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched.
+        OSError: it could not be written; an earlier file is intact.
     """
     from safetensors.torch import save
 

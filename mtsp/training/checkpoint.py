@@ -1,9 +1,8 @@
-"""Checkpoints that are whole or not there: staged in a temporary folder, synced, hashed, and renamed into place.
+"""Atomic checkpoints: written to a temporary folder, synced, hashed, then renamed.
 
 A checkpoint is a folder `step-00001000` with `model.safetensors`, `optimizer.pt` (tensors and plain data only, read
-with `weights_only=True`), `state.json`, of a run that averages its weights `ema.pt`, and `manifest.json`, which
-holds the size and SHA-256 of the others and is written last. A run killed at any moment leaves the checkpoints before
-it untouched.
+with `weights_only=True`), `state.json`, `ema.pt` if the run averages its weights, and `manifest.json`, which has the
+size and SHA-256 of the other files and is written last. A run killed at any moment leaves earlier checkpoints intact.
 """
 
 import hashlib
@@ -30,18 +29,18 @@ _LOG = logging.getLogger("mtsp")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used: the message names the file and what is wrong with it."""
+    """A checkpoint cannot be used. The message names the file and the problem."""
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds, verified; as :func:`save` took it."""
+    """Verified contents of a checkpoint, as given to :func:`save`."""
 
     path: Path
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
     ema: dict[str, Any] | None = None
-    """None: the run keeps no average of its weights."""
+    """State of the average of the weights; None: the run has none."""
 
 
 def save(
@@ -54,20 +53,19 @@ def save(
     keep_last: int,
     ema: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` into `folder`, then keep it and the newest others, `keep_last` in all; return its
-    path.
+    """Write a checkpoint, delete all but the newest `keep_last`, and return its path.
 
     Args:
-        folder: of this run's checkpoints.
+        folder: the folder of the run's checkpoints.
         step: optimizer steps done.
         model: tensors by name.
-        optimizer: its state_dict.
+        optimizer: state_dict of the optimizer.
         state: everything else, as plain data for JSON.
-        keep_last: how many checkpoints stay, at least 1. Older ones go only after this one is in place.
-        ema: state_dict of the average of the weights, if there is one.
+        keep_last: number of checkpoints to keep, at least 1. Older ones are deleted once this one is complete.
+        ema: state_dict of the average of the weights, or None.
 
     Raises:
-        OSError: it could not be written (no space, no permission). What was there before is untouched.
+        OSError: it could not be written (no space, no permission). Earlier checkpoints are intact.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,20 +97,22 @@ def save(
         raise OSError(
             f"the checkpoint of step {step} was not written to {folder}: {error} ({free:,.0f} MiB free)"
         ) from error
-    others = [path for path in checkpoints(folder) if path != final]  # a run may have gone back to before some of them
+    others = [
+        path for path in checkpoints(folder) if path != final
+    ]  # some may be later: the run may have been resumed from an earlier one
     for old in others[: max(0, len(others) + 1 - keep_last)]:
         _remove(old)
     return final
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, oldest first, whole or not."""
+    """Return the paths of all checkpoints in `folder`, oldest first, complete or not."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None; say which were passed over and why."""
+    """Return the newest complete checkpoint, or None; log which were skipped and why."""
     for path in reversed(checkpoints(folder)):
         try:
             return load(path)
@@ -122,10 +122,10 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`, every byte of it verified.
+    """Return the checkpoint at `path`, with every byte verified.
 
     Raises:
-        CheckpointError: it is missing, incomplete, changed, of another format, or holds more than tensors.
+        CheckpointError: it is missing, incomplete, changed, of another format, or contains other objects than tensors.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
@@ -140,14 +140,12 @@ def load(path: Path) -> Checkpoint:
         if not file.is_file() or file.stat().st_size != expected["bytes"] or _hash(file) != expected["sha256"]:
             raise CheckpointError(f"{file} is missing, truncated or changed since it was written")
     try:
-        optimizer = _load_tensors(path / "optimizer.pt")
         return Checkpoint(
             path,
             load_file(path / "model.safetensors"),
-            optimizer,
+            _load_tensors(path / "optimizer.pt"),
             json.loads((path / "state.json").read_text(encoding="utf-8")),
-            # Before it had a file of its own, it was kept beside the optimizer's state.
-            _load_tensors(path / _EMA) if _EMA in files else optimizer.pop("average", None),
+            _load_tensors(path / _EMA) if _EMA in files else None,
         )
     except Exception as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
@@ -158,7 +156,7 @@ def _load_tensors(path: Path) -> dict[str, Any]:
 
 
 def _remove(path: Path) -> None:
-    """Rename first, so that a kill in the middle never leaves half a checkpoint under its name."""
+    """Rename before deleting, so that a kill never leaves part of a checkpoint under its name."""
     trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
     path.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)

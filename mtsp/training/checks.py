@@ -12,7 +12,7 @@ def require_classes(experiment: Experiment[Any, Any], data: Mapping[str, Example
     """Check that the data entries in use name the same classes, and as many as the network predicts.
 
     Raises:
-        ConfigError: they do not: labels would mean other classes, without a word.
+        ConfigError: they differ, so that the same label would mean different classes.
     """
     named = {name: classes for name, examples in data.items() if (classes := getattr(examples, "classes", ()))}
     wanted = getattr(experiment.model, "classes", None)
@@ -32,14 +32,14 @@ def require_classes(experiment: Experiment[Any, Any], data: Mapping[str, Example
 
 
 def require_whole_images(experiment: Experiment[Any, Any], entries: Mapping[str, Any]) -> None:
-    """Check that tta `multi_crop` are given images that nobody has cropped or resized before.
+    """Check that tta `multi_crop` gets whole images, not cropped or resized ones.
 
     Raises:
-        ConfigError: they are not: ten crops of a crop are not the ten crops that papers report.
+        ConfigError: an entry is resized. Ten crops of a crop are not the ten crops that papers report.
     """
     for name, entry in entries.items():
         if experiment.evaluation.tta.name == "multi_crop" and entry.size is not None:
             raise ConfigError(
-                f"evaluation.tta: crops are cut from whole images, and data.{name} is resized before; set "
+                f"evaluation.tta: crops are cut from whole images, but data.{name} is resized first; set "
                 f"data.{name}.size=null data.{name}.crop_pct=null"
             )

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what Inception-V3's authors, and DSTL, evaluate instead of the last."""
+"""An exponential moving average of the weights, which Inception-V3's authors and DSTL evaluate."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -12,25 +12,25 @@ from mtsp.config import Config
 
 
 class EmaConfig(Config):
-    """How long the average remembers."""
+    """Decay of the average."""
 
     decay: float = Field(default=0.9999, gt=0, lt=1)
-    """What is kept at each step: 0.9999 averages over about the last 10 000 steps. Take less for a short run."""
+    """Weight of the old average at each step: 0.9999 averages over about 10 000 steps. Use less for a short run."""
     warmup: bool = True
-    """At step t (from 0) keep no more than (1 + t) / (10 + t), as TensorFlow does: the first steps are forgotten."""
+    """Limit the decay to (1 + t) / (10 + t) at step t (from 0), as TensorFlow does, to forget the first weights."""
 
 
 class Ema:
-    """A running average of a network's weights, beside the network.
+    """A running average of a network's weights.
 
-    The average a follows the weights w by a <- d a + (1 - d) w after each optimizer step. Buffers of floating point
-    numbers, which are batch normalization's mean and variance, are averaged alike, as slim does: the statistics then
-    belong to the averaged weights, with the same delay. Integer buffers are copied. Averages are float32 where weights
-    are of fewer bits: (1 - d) w would be rounded away.
+    The average a follows the weights w by a <- d a + (1 - d) w after each optimizer step. Floating-point
+    buffers, that is batch normalization's mean and variance, are averaged in the same way, as in slim: the statistics
+    then fit the averaged weights. Integer buffers are copied. Averages of 16-bit weights are float32, since (1 - d) w
+    would be rounded away.
 
     Args:
-        model: not wrapped; its weights on the device where they train.
-        config: of the average.
+        model: the network without a wrapper, on the device where it trains.
+        config: decay and warmup.
     """
 
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
@@ -40,7 +40,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update the average after an optimizer step."""
         decay = self.config.decay
         if self.config.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
@@ -60,9 +60,9 @@ class Ema:
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Generator[None, None, None]:
-        """Let `model` have the averaged weights inside a `with`; its own come back bit for bit, whatever happens.
+        """Give `model` the averaged weights within the context; afterwards restore its own exactly.
 
-        The tensors stay the same objects, so that optimizer and anchors still know them. Do not train inside.
+        The tensors stay the same objects, so optimizer and anchors still refer to them. Do not train inside.
         """
         tensors = _tensors(model)
         own = {name: value.detach().clone() for name, value in tensors.items()}
@@ -73,14 +73,14 @@ class Ema:
             _fill(tensors, own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs: the number of updates, and the averages by name (not copied)."""
+        """Return the number of updates and the averages by name, not copied."""
         return {"updates": self.updates, "averages": dict(self._averages)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint.
+        """Restore the average from a checkpoint.
 
         Raises:
-            ValueError: the averages are of another network.
+            ValueError: the averages belong to another network.
         """
         averages: Mapping[str, Tensor] = state["averages"]
         if odd := self._averages.keys() ^ averages.keys():

@@ -1,4 +1,4 @@
-"""An experiment: everything that a run depends on, in one file of sections."""
+"""The schema of a config file: all settings of an experiment, in sections."""
 
 import math
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -23,72 +23,72 @@ class BranchConfig(Config):
     """One named part of the network, with its own pretrained origin."""
 
     weights: str | None = None
-    """Where it starts: `imagenet`, `package:efficientnet-lite0`, or a file. Null: random weights, all of them new."""
+    """Pretrained weights: `imagenet`, `package:efficientnet-lite0`, or a file. Null: random (new) weights."""
     lr: float | None = Field(default=None, gt=0)
-    """Its learning rate; null: the optimizer's."""
+    """Learning rate of the branch; null: the optimizer's."""
     alpha: StrengthConfig | None = None
-    """Pull on its pretrained weights; null: the regularizer's."""
+    """Strength of the pull on its pretrained weights; null: the regularizer's."""
     beta: StrengthConfig | None = None
-    """Pull on its new weights; null: the regularizer's."""
+    """Strength of the pull on its new weights; null: the regularizer's."""
     freeze: bool = False
-    """Never train it; its normalization layers keep their statistics."""
+    """Never train the branch; its normalization layers keep their statistics."""
     freeze_norm: bool = False
-    """Train it, but keep the statistics of its batch normalization."""
+    """Train the branch, but keep the statistics of its batch normalization."""
 
 
 class StageConfig(Config):
-    """A number of steps that learn the same branches from the same data."""
+    """A number of steps that train the same branches on the same data."""
 
     steps: Positive
     batch_size: dict[str, Positive] = Field(min_length=1)
     """Samples of each data entry in one optimizer step, over all processes and micro-batches."""
     learn: tuple[str, ...] | None = None
-    """Branches that learn; the others are held, statistics included. Null: all."""
+    """Branches to train; the others are frozen, with their batch-norm statistics. Null: all."""
 
 
 class TrainConfig(Config):
-    """How long, from what, and how a step is computed."""
+    """Length and stages of the training, and how a step is computed."""
 
     steps: Positive
-    """Optimizer steps of the run. The stages follow each other and begin again until then."""
+    """Optimizer steps of the run. The stages are repeated in turn until then."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     accumulate: Positive = 1
-    """Micro-batches that a process splits its share of a batch into. The result is the same, the memory is not."""
+    """Micro-batches that each process splits its part of a batch into: the same result with less memory."""
     clip: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient of the losses. The regularizer's pull is not clipped."""
+    """Largest gradient norm of the losses; null: no clipping. The regularizer's pull is not clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """`auto`: bf16 where the machine computes in it (CUDA, or a CPU with AMX), else fp32."""
+    """`auto` is bf16 where the hardware computes in it (CUDA, or a CPU with AMX), else fp32."""
     ema: EmaConfig | None = None
-    """Measure and export a running average of the weights; null: the last weights."""
+    """Evaluate and export a running average of the weights; null: the last weights."""
     channels_last: bool = True
     compile: bool = False
     workers: int = Field(default=2, ge=0)
-    """Processes that decode and augment, per training process; at evaluation, threads that decode."""
+    """Processes that decode and augment, per training process; in evaluation, threads that decode."""
     save_every: Positive = 500
     keep_last: Positive = 2
-    """Checkpoints that stay."""
+    """Number of checkpoints to keep."""
 
 
 class EvaluationConfig(Config):
-    """What is measured while training, and at the end."""
+    """Evaluation during training and at the end."""
 
     data: tuple[str, ...] = ()
-    """Entries of `data`, evaluated at their native resolution, without augmentation."""
+    """Entries of `data` to evaluate, at native resolution and without augmentation."""
     every: Positive | None = None
     """Steps between evaluations; null: only at the end."""
     at_start: bool = True
-    """Also before the first step: what fine-tuning begins with."""
+    """Also evaluate before the first step."""
     batch: Positive = 1
-    """Examples of one size that are measured together: faster on a GPU, and the last digits depend on it."""
+    """Samples of one size to evaluate together: faster on a GPU, but the last digits depend on it."""
     tta: AnyTta = NoTtaConfig()
-    """How the network looks at each of them: once at the whole, or at crops and scales whose scores add up."""
+    """Test-time augmentation: one pass over the whole image, or the sum of scores over crops or scales."""
 
 
 class Experiment(Config, Generic[ModelT, DataT]):
-    """A whole run. `ModelT` and `DataT` are the networks and the datasets that the caller knows."""
+    """All settings of a run. `ModelT` and `DataT` are the caller's config types of networks and data."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
-    """Of the run's folder and its tracker entry."""
+    """Name of the run's folder and of its entry in trackers."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     model: ModelT
     branches: dict[str, BranchConfig]
@@ -148,9 +148,9 @@ class Experiment(Config, Generic[ModelT, DataT]):
         if not self.tasks.wanted:
             wrong.append(f"tasks: there is nothing to learn; give one of {', '.join(type(self.tasks).model_fields)}")
         if self.branches and all(branch.freeze for branch in self.branches.values()):
-            wrong.append("branches: all of them are frozen, so nothing would learn; set `freeze: false` for one")
+            wrong.append("branches: all of them are frozen, so nothing would be trained; set `freeze: false` for one")
         wrong += [
-            f"train.stages.{index}.learn: names no branch, so nothing would learn; null lets all of them learn"
+            f"train.stages.{index}.learn: names no branch, so nothing would be trained; null trains all of them"
             for index, stage in enumerate(self.train.stages)
             if stage.learn == ()
         ]

@@ -1,4 +1,4 @@
-"""Training images, shared out over processes in rounds: the same batches on any number of them."""
+"""One pass over training images, in the same batches on any number of processes."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -13,7 +13,7 @@ from mtsp.types import Batch, Examples
 
 
 class Concatenated:
-    """The examples of several data sets, one after the other."""
+    """Several data sets, one after the other."""
 
     def __init__(self, parts: Sequence[Examples]) -> None:
         self.parts = parts
@@ -26,7 +26,7 @@ class Concatenated:
         return part[own]
 
     def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
-        """Return example `index` as it is trained on."""
+        """Return sample `index`, augmented."""
         part, own = self._place(index)
         return part.train_sample(own, rng)
 
@@ -39,28 +39,28 @@ class Concatenated:
 
 
 class Rounds(NamedTuple):
-    """What is read: in each round a batch for every process, the same batches on any number of processes."""
+    """A pass over images in rounds, each with one batch per process. The batches depend on no process count."""
 
     examples: Examples
     accelerator: Accelerator
     images: int
-    """That are read in all, at most as many as there are examples."""
+    """Number of images to read, at most the size of the data set."""
     batch: int
-    """Images that a process reads together."""
+    """Images per batch of one process."""
     seed: int
     workers: int
 
     @property
     def size(self) -> int:
-        """Images of a round."""
+        """Images per round."""
         return self.batch * self.accelerator.num_processes
 
     def images_of(self, rounds: int) -> int:
-        """Return the images of the first `rounds` rounds."""
+        """Return the number of images in the first `rounds` rounds."""
         return min(self.images, rounds * self.size)
 
     def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]:
-        """Yield the rounds from `start` on with this process's batches, which are numbered over all processes."""
+        """Yield (number, batch) of this process from round `start` on, with batches numbered over all processes."""
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
         stream = micro_batches(
             self.examples,

@@ -1,9 +1,9 @@
 """Training batches as a pure function of (seed, step): the same on any number of processes and workers, and on resume.
 
-A stream draws from an endless sequence of samples: permutation after permutation of the dataset, each f(seed, epoch).
-Sample number g of the sequence is entry g % length of permutation g // length, augmented with a random generator that
-is f(seed, epoch, index). Global batch t is samples t*B .. t*B + B - 1, of which each process takes its share. Nothing
-is remembered but t. Accelerate's own resume replays other samples or other augmentations (huggingface/accelerate#2016).
+A stream takes samples from an endless sequence: one permutation of the data set after another, each seeded by (seed,
+epoch). Sample g of the sequence is entry g % length of permutation g // length, augmented with a random generator that
+is seeded by (seed, epoch, index). Global batch t is samples t*B .. t*B + B - 1, divided among the processes. The only
+state is t. Accelerate's own resume gives other samples or other augmentations (huggingface/accelerate#2016).
 """
 
 import multiprocessing
@@ -22,7 +22,7 @@ from mtsp.types import Batch, Examples
 
 
 class Shard(NamedTuple):
-    """Which samples of each global batch are this process's, in how many micro-batches."""
+    """One process's part of each global batch, and the number of micro-batches it is split into."""
 
     rank: int = 0
     processes: int = 1
@@ -30,7 +30,7 @@ class Shard(NamedTuple):
 
 
 class _Positions(Sampler[list[int]]):
-    """This process's micro-batches of places in the endless sequence, from global batch `start` on."""
+    """Positions in the endless sequence of this process's micro-batches, from global batch `start` on."""
 
     def __init__(self, batch_size: int, start: int, shard: Shard) -> None:
         self.batch_size, self.start, self.shard = batch_size, start, shard
@@ -46,8 +46,8 @@ class _Positions(Sampler[list[int]]):
             batch += 1
 
 
-class _Drawn(Dataset[Batch | Failure]):
-    """Places in the endless sequence -> augmented samples."""
+class _AugmentedSamples(Dataset[Batch | Failure]):
+    """Positions in the endless sequence -> augmented samples."""
 
     def __init__(self, examples: Examples, seed: Sequence[int]) -> None:
         self.examples, self.seed = examples, tuple(seed)
@@ -66,7 +66,7 @@ class _Drawn(Dataset[Batch | Failure]):
 
 
 def _begin_worker(worker: int) -> None:
-    """One thread, deaf ears, and an end with the run: a fork server keeps the workers of a killed run alive."""
+    """Use one thread, ignore signals, and exit with the parent: else the fork server keeps orphaned workers alive."""
     import cv2
 
     for number in (signal.SIGINT, signal.SIGTERM):  # the fork server may be older than `_start_fork_server`
@@ -85,14 +85,14 @@ def _end_with_parent() -> None:
 
 
 def _start_fork_server() -> None:
-    """Start what workers are forked from, deaf to Ctrl-C and SIGTERM, and so are they.
+    """Start the server that workers are forked from, with Ctrl-C and SIGTERM blocked in it and in the workers.
 
-    A terminal and torchrun send these to every process of a run. The run's own process then saves and stops, for which
-    it needs the workers once more; it ends them itself.
+    A terminal and torchrun send these signals to all processes of a run. The main process then saves and stops; until
+    then it needs the workers, and it ends them itself.
     """
     from multiprocessing import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()  # which would unblock the signals
+    resource_tracker.ensure_running()  # before blocking: starting it unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         forkserver.ensure_running()
@@ -111,32 +111,32 @@ def micro_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
-    """Yield this process's micro-batches for ever, `shard.accumulate` of them per global batch, from batch `start` on.
+    """Yield this process's micro-batches endlessly, `shard.accumulate` per global batch, from batch `start` on.
 
     Args:
-        examples: the dataset; at least one example.
+        examples: the data set, not empty.
         batch_size: samples of a global batch, over all processes and micro-batches.
-        start: the global batch to begin with: how many this stream has given before.
-        seed: of the order and of every augmentation; one sequence of numbers for each stream.
-        shard: this process's share.
+        start: the first global batch, that is, the number of batches this stream has already yielded.
+        seed: seeds the order and every augmentation; must differ between streams.
+        shard: this process's part.
         collate: samples -> a batch.
         workers: processes that decode and augment; 0 does it in this one.
-        pin_memory: for faster copies to a GPU.
+        pin_memory: use pinned memory, for faster copies to a GPU.
 
     Raises:
-        ValueError: the batch cannot be shared out evenly, or (while iterating) a sample cannot be read; the message
-            names the file.
+        ValueError: the batch cannot be divided evenly, or (while iterating) a sample cannot be read; the message names
+            the file.
     """
     shares = shard.processes * shard.accumulate
     if batch_size % shares:
         raise ValueError(
-            f"a global batch of {batch_size} cannot be shared by {shard.processes} processes x {shard.accumulate} "
+            f"a global batch of {batch_size} cannot be divided among {shard.processes} processes x {shard.accumulate} "
             f"micro-batches; use a multiple of {shares}"
         )
     if workers:
         _start_fork_server()
     loader = DataLoader(
-        _Drawn(examples, seed),
+        _AugmentedSamples(examples, seed),
         batch_sampler=_Positions(batch_size, start, shard),
         collate_fn=_Collate(collate),
         num_workers=workers,

@@ -124,7 +124,7 @@ def test_the_gradient_at_zero_error_is_zero() -> None:
 
 
 def test_a_flow_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\) has a truth of shape \(1, 2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\) does not fit a truth of shape \(1, 2, 8, 8\)"):
         end_point_error(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 8, 8))
 
 
@@ -180,7 +180,7 @@ def test_cells_that_do_not_fit_the_frame_span_it_evenly() -> None:
 
 
 def test_a_pyramid_needs_a_weight_per_scale() -> None:
-    with pytest.raises(ValueError, match="a pyramid of 2 scales has 5 weights"):
+    with pytest.raises(ValueError, match="2 scales need as many weights, got 5"):
         multiscale_epe(zeros(64, 64)[:2], torch.zeros(1, 2, 64, 64))
 
 

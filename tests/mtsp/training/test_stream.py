@@ -78,8 +78,8 @@ def test_an_unreadable_sample_is_one_line(workers: int) -> None:
         next(stream)
 
 
-def test_a_batch_that_cannot_be_shared_out_evenly_is_refused() -> None:
-    with pytest.raises(ValueError, match="6 cannot be shared by 2 processes x 2 micro-batches; use a multiple of 4"):
+def test_a_batch_that_cannot_be_divided_evenly_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"6 cannot be divided among 2 processes x 2 .*; use a multiple of 4"):
         next(micro_batches(Numbers(9), batch_size=6, start=0, seed=[0], shard=Shard(0, 2, 2), collate=collate))
 
 
