@@ -1,4 +1,4 @@
-"""What whole runs share: synthetic data in the layouts of the real data sets, and a small experiment on it."""
+"""Fixtures for whole runs: synthetic data in the layouts of the real data sets, and a small experiment on it."""
 
 import copy
 import json
@@ -19,10 +19,10 @@ from tests import two_processes
 
 torch.set_num_threads(1)
 # Worker processes, and the runs that tests kill, are forked from a process that has imported everything once.
-multiprocessing.set_forkserver_preload(["tools.train", "timm", "segmentation_models_pytorch"])
+multiprocessing.set_forkserver_preload(["mtsp.training.run", "tools.build", "timm", "segmentation_models_pytorch"])
 
 RUN_SPECIFIC = ("time", "train/samples_per_second")
-"""What two runs of one experiment may differ in."""
+"""Columns of metrics.jsonl that may differ between two runs of one experiment."""
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +37,8 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def values(synthetic: Path) -> dict[str, Any]:
-    """An experiment with all that a resumed run must take up again: three stages that begin anew, branches that are
-    held after they gathered momentum, a data entry in batches of two sizes, batch normalization, augmentation, a
-    schedule.
+    """An experiment with everything that a resumed run must restore: three stages in turn, branches frozen after they
+    gathered momentum, a data entry in batches of two sizes, batch normalization, augmentation, a schedule.
     """
     davis, chairs = str(synthetic / "DAVIS"), str(synthetic / "chairs")
     return copy.deepcopy(
@@ -93,7 +92,7 @@ def config(values: dict[str, Any], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def litter() -> Callable[[Path], None]:
-    """`litter(root)` leaves in each folder what macOS, Windows, Jupyter and Synology's disks do, none of it data."""
+    """`litter(root)` adds to each folder the files that macOS, Windows, Jupyter and Synology leave; none is data."""
 
     def leave(root: Path) -> None:
         for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
@@ -117,7 +116,7 @@ def in_two_processes(tmp_path: Path) -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def own_accelerator() -> Iterator[None]:
-    """Let each test have its own precision: Accelerate keeps the first one for the whole process."""
+    """Reset Accelerate, which keeps the first precision for the whole process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -138,8 +137,8 @@ def train() -> Callable[..., dict[str, dict[str, float]]]:
 
 @pytest.fixture
 def outcome() -> Callable[[Path], tuple[dict[str, bytes], list[dict[str, float]], dict[str, Any]]]:
-    """`outcome(run_dir)` is all that a run leaves and that must not depend on how it was run: the bytes of its weights,
-    its curves without clock and speed, its results.
+    """`outcome(run_dir)` returns the bytes of the weights, the curves without clock and speed, and the results: all
+    that must not depend on how a run was interrupted.
     """
 
     def read(run_dir: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, Any]]:
