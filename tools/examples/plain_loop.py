@@ -7,9 +7,9 @@ from mtsp.regularizers import L2SP
 
 
 def main() -> dict[str, float]:
-    """Fine-tune a small network and return where its weights are."""
+    """Fine-tune a small network; return its loss, penalty and distance from the anchors."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))  # say that "0" is pretrained, "2" is new
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))  # suppose "0" is pretrained and "2" new
     images, labels = torch.randn(64, 8), torch.randint(0, 3, (64,))
 
     anchors = {"0.weight": model.state_dict()["0.weight"]}  # copied by L2SP

@@ -13,7 +13,7 @@ from mtsp.regularizers import L2SP
 
 
 class Classifier(lightning.LightningModule):
-    """A backbone that is pretrained, say, and a new head."""
+    """A backbone, which stands for a pretrained one, and a new head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,12 +26,12 @@ class Classifier(lightning.LightningModule):
         return nn.functional.cross_entropy(self.head(self.backbone(images)), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return SGD, without weight decay: that is the regularizer's work."""
+        """Return SGD without weight decay: the regularizer does that."""
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
 def main(epochs: int = 4, **options: Any) -> dict[str, float]:
-    """Fit and return what was logged last; `options` are the Trainer's."""
+    """Train and return the last logged values; `options` are passed to the Trainer."""
     torch.manual_seed(0)
     module = Classifier()
     loader = DataLoader(TensorDataset(torch.randn(64, 8), torch.randint(0, 3, (64,))), batch_size=16)

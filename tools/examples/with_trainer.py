@@ -14,10 +14,10 @@ from mtsp.regularizers import L2SP
 
 
 def main(steps: int = 8) -> list[dict[str, float]]:
-    """Fine-tune and return the Trainer's log history."""
+    """Fine-tune and return the log history of the Trainer."""
     torch.manual_seed(0)
     config = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    model = BertForSequenceClassification(config)  # in earnest: from_pretrained("bert-base-uncased")
+    model = BertForSequenceClassification(config)  # in practice: from_pretrained("bert-base-uncased")
     words = torch.randint(0, 32, (32, 6))
     examples = [{"input_ids": row, "labels": int(row[0]) % 2} for row in words]
 
@@ -28,7 +28,7 @@ def main(steps: int = 8) -> list[dict[str, float]]:
             output_dir=folder,
             max_steps=steps,
             learning_rate=1e-3,
-            weight_decay=0.0,  # the regularizer's work
+            weight_decay=0.0,  # the regularizer does that
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             logging_steps=2,
