@@ -1,6 +1,6 @@
 """Anchors: the reference weights w0 that fine-tuning is pulled towards, by parameter name.
 
-Like `mtsp.regularizers`, this needs PyTorch and nothing else.
+Like `mtsp.regularizers`, this needs only PyTorch.
 """
 
 import ctypes
@@ -14,12 +14,12 @@ _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-"""The linear layers that `nn.MultiheadAttention` keeps as bare parameters."""
+"""Linear layers that `nn.MultiheadAttention` keeps as bare parameters."""
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 class _Place(NamedTuple):
-    """Where a module holds a weight."""
+    """A weight, and the module that holds it."""
 
     name: str
     weight: nn.Parameter
@@ -28,12 +28,12 @@ class _Place(NamedTuple):
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without what DDP, FSDP, torch.compile and LoRA's wrappers put into it."""
+    """Return a parameter's name without the prefixes that DDP, FSDP, torch.compile and LoRA's wrappers add."""
     return _without_inside(name).removeprefix("module.").removeprefix("base_model.model.")
 
 
 def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights by plain name, one that several places share by its first. `base_layer` of LoRA is left out.
+    """Return the weights by plain name, without LoRA's `base_layer`; a shared weight has its first name.
 
     Raises:
         ValueError: two weights have the same plain name.
@@ -42,22 +42,22 @@ def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def known_name(name: str, known: Container[str]) -> str:
-    """Return which of the `known` plain names `name` means, or its own plain name if it is none of them."""
+    """Return the one of the `known` plain names that `name` stands for, or its own plain name if there is none."""
     plain = plain_name(name)
     unwrapped = ".".join(part for part in plain.split(".") if part != "base_layer")
     return next((found for found in (name, plain, unwrapped) if found in known), plain)
 
 
 def penalized(model: nn.Module, *, every: bool = False) -> list[str]:
-    """Return the names of the weights a regularizer acts on: weights of convolution and linear layers.
+    """Return the names of the weights that regularizers act on: weights of convolution and linear layers.
 
-    Biases and normalization layers are left alone (section 5.1 of the paper), and so are embeddings and the matrices of
-    LoRA adapters, which are displacements already. A weight that two layers share is named once, by its first name, and
-    counts if one of them is a convolution or linear layer.
+    Biases and normalization layers are left out (section 5.1 of the paper), as are embeddings and the matrices of LoRA
+    adapters, which are displacements already. A weight that two layers share is named once, by its first name, and is
+    included if one of them is a convolution or linear layer.
 
     Args:
         model: the network, wrapped or not.
-        every: every parameter but those of LoRA adapters (mode 101 of the authors' code).
+        every: include every parameter except those of LoRA adapters (mode 101 of the authors' code).
     """
     return [
         places[0].name
@@ -67,13 +67,13 @@ def penalized(model: nn.Module, *, every: bool = False) -> list[str]:
     ]
 
 
-def passed_over(model: nn.Module) -> list[str]:
-    """Return the names of matrices that no regularizer acts on unasked: of recurrent and of reparametrized layers."""
+def unpenalized_matrices(model: nn.Module) -> list[str]:
+    """Return the names of matrices that :func:`penalized` leaves out: those of recurrent and reparametrized layers."""
     return [places[0].name for places in _shared_places(model) if any(_is_hidden_matrix(place) for place in places)]
 
 
 def output_dimensions(model: nn.Module) -> dict[str, int]:
-    """Return, by name, the dimension of a weight that counts its output channels: 1 if transposed, else 0."""
+    """Return the dimension of the output channels of each weight, by name: 1 if transposed, else 0."""
     return {
         places[0].name: int(
             any(isinstance(place.owner, _TRANSPOSED) or _is_conv1d_of_gpt2(place.owner) for place in places)
@@ -83,10 +83,10 @@ def output_dimensions(model: nn.Module) -> dict[str, int]:
 
 
 def output_groups(model: nn.Module) -> dict[str, int]:
-    """Return, by name, how many groups of output channels lie one behind another along a weight's dimension 0.
+    """Return the number of groups of output channels along dimension 0 of each weight, by name.
 
-    1 but for transposed convolutions with groups, whose weight is (in, out / groups, ...): the channel o of group g is
-    the slice [g * in / groups : (g + 1) * in / groups, o].
+    It is 1 except for transposed convolutions with groups, whose weight is (in, out / groups, ...): channel o of group
+    g is the slice [g * in / groups : (g + 1) * in / groups, o].
     """
     return {
         places[0].name: max(place.owner.groups if isinstance(place.owner, _TRANSPOSED) else 1 for place in places)
@@ -95,16 +95,15 @@ def output_groups(model: nn.Module) -> dict[str, int]:
 
 
 def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return copies of the current values of those of `names` that a regularizer acts on.
+    """Return copies of the current values of those of `names` that regularizers act on.
 
-    Call it when `names` hold their pretrained values: after loading them, before any training or resuming. Attaching to
-    an optimizer that has trained them already refuses such late anchors by the state it keeps, such as momentum. SGD
-    without momentum keeps none, so there nobody can tell: a weight's version counts loading as it counts steps, and an
-    optimizer may have been stepped before the weights were loaded. Where training is resumed, save the regularizer's
-    `state_dict()` with the weights and give it to `load_state_dict()`, which compares the anchors themselves.
+    Call it while the weights have their pretrained values: after loading them, before any training or resuming.
+    Attaching to an optimizer that has trained them already is refused if the optimizer's state, such as momentum, shows
+    it; SGD without momentum has no state, so there a late capture goes unnoticed. Where training is resumed, save the
+    regularizer's `state_dict()` with the weights and give it to `load_state_dict()`, which compares the anchors.
 
     Raises:
-        ValueError: one of `names` is not in the model, or none is a weight of a convolution or linear layer.
+        ValueError: one of `names` is not in the model, or none belongs to a convolution or linear layer.
     """
     weights, first = named_weights(model), dict(aliases(model))
     known = {*weights, *first, *(plain_name(name) for name in model.state_dict())}
@@ -117,13 +116,13 @@ def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     if not chosen:
         raise ValueError(
             f"none of the {len(wanted)} pretrained tensors, the first {min(wanted, default=None)!r}, is a convolution "
-            f"or linear weight here; the weights here are named like {next(iter(penalized(model)), 'nothing')!r}"
+            f"or linear weight of this model; its weights are named like {next(iter(penalized(model)), 'nothing')!r}"
         )
     return {name: weights[name].detach().clone() for name in chosen}
 
 
 def fingerprint(anchors: Mapping[str, Tensor]) -> str:
-    """Return a hash of names, shapes, dtypes and values: equal for equal anchors, whatever device they are on."""
+    """Return a hash of names, shapes, dtypes and values: equal for equal anchors on any device."""
     digest = hashlib.sha256()
     for name in sorted(anchors):
         whole = getattr(anchors[name], "full_tensor", lambda name=name: anchors[name])()  # FSDP2 shards weights
@@ -132,7 +131,7 @@ def fingerprint(anchors: Mapping[str, Tensor]) -> str:
             continue
         value = whole.detach().cpu().contiguous()
         size = value.numel() * value.element_size()
-        if size:  # read in place: numpy may not be installed
+        if size:  # read the memory directly: numpy may not be installed
             digest.update((ctypes.c_char * size).from_address(value.data_ptr()))
     return digest.hexdigest()
 
@@ -148,7 +147,7 @@ def _shared_places(model: nn.Module) -> list[list[_Place]]:
     """The places of each weight, in the model's order."""
     modules = dict(model.named_modules(remove_duplicate=False))
     weights = list(model.named_parameters(remove_duplicate=False))
-    # A model of one's own may have a `module` beside other things; a wrapper has nothing else.
+    # A user's model may have an attribute `module` beside others; a wrapper has only that.
     wrapped = all(_without_inside(name).startswith("module.") for name, _ in weights)
     found: dict[int, list[_Place]] = {}
     taken: dict[str, nn.Parameter] = {}
@@ -167,7 +166,7 @@ def _without_inside(name: str) -> str:
 
 
 def _without_base_layers(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """The name without the layers inside LoRA's wrappers; a module of one's own may be called `base_layer` too."""
+    """The name without the `base_layer` of LoRA's wrappers; a user's module may have that name, too."""
     parts = name.split(".")
     if "base_layer" not in parts:
         return name
@@ -195,5 +194,5 @@ def _is_hidden_matrix(place: _Place) -> bool:
 
 
 def _is_conv1d_of_gpt2(owner: nn.Module) -> bool:
-    """transformers' own linear layer, which holds its weight transposed; not imported for its name."""
+    """Whether it is the linear layer of transformers, with a transposed weight; known by name, to avoid the import."""
     return type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")

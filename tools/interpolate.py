@@ -1,7 +1,9 @@
-"""Write the weights between two: `python tools/interpolate.py --start A --end B --fraction 0.5 --out F`.
+"""Interpolate between weights before and after fine-tuning (WiSE-FT).
 
-WiSE-FT: A is what fine-tuning began with, B what it came to, both .safetensors files or run folders. Without --start,
-B is a run folder and A what that run started from.
+    python tools/interpolate.py --start A --end B --fraction 0.5 --out FILE
+
+A and B are .safetensors files or run folders. Without --start, B must be a run folder, and A is what that run started
+from.
 """
 
 import argparse
@@ -21,11 +23,15 @@ from tools.build import build_network, read_experiment, run_or_say_why
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, interpolate and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--start", type=Path, metavar="A", help="weights or run folder; default: what B started from")
-    parser.add_argument("--end", type=Path, required=True, metavar="B", help="weights or run folder")
-    parser.add_argument("--fraction", type=float, default=0.5, help="of B, 0 to 1 (default: 0.5)")
-    parser.add_argument("--only", nargs="+", metavar="PREFIX", help="interpolate these branches; the rest is B's")
-    parser.add_argument("--out", type=Path, required=True, metavar="F", help="the .safetensors file to write")
+    parser.add_argument(
+        "--start", type=Path, metavar="A", help="weights or run folder (default: what the run B started from)"
+    )
+    parser.add_argument("--end", type=Path, required=True, metavar="B", help="weights or run folder after fine-tuning")
+    parser.add_argument("--fraction", type=float, default=0.5, help="weight of B, 0 to 1 (default: 0.5)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PREFIX", help="interpolate only these branches; the rest is taken from B"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     options = parser.parse_args(arguments)
     begun = _weights(options.start) if options.start is not None else _started_from(options.end)
     mixed = interpolated(begun, _weights(options.end), options.fraction, only=options.only)
@@ -41,7 +47,7 @@ def _weights(path: Path) -> Mapping[str, Tensor]:
 def _started_from(run_dir: Path) -> Mapping[str, Tensor]:
     file = run_dir / "experiment.yaml"
     if not file.is_file():
-        raise ValueError(f"{run_dir} is no run folder, which would say what it started from; give --start")
+        raise ValueError(f"{run_dir} is not a run folder, so its start is unknown; give --start")
     return build_network(read_experiment(file)).model.state_dict()
 
 

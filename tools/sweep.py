@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from mtsp.config import ConfigError, parse
 from mtsp.files.atomic import write_atomically
-from mtsp.regularizers import time_constant
-from mtsp.regularizers.configs import AnchoredConfig, PaceConfig, StrengthConfig
+from mtsp.regularizers import Pace
+from mtsp.regularizers.configs import PaceConfig, PenaltyConfig, StrengthConfig
 from mtsp.reports.runs import HEADLINES, markdown_table
 from mtsp.training.experiment import as_yaml
 from mtsp.training.resume import is_finished
@@ -158,24 +158,20 @@ def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], met
 
 
 def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
-    beta, mode = _own(experiment).beta, _own(experiment).mode
-    optimizer = experiment.optimizer
-    if mode == "coupled" and optimizer.name != "sgd":
-        raise ConfigError(
-            f"regularizer.mode: a coupled pull through {optimizer.name} has no time constant: its strength "
-            "depends on the size of the gradients; use auto or decoupled"
-        )
-    momentum = optimizer.momentum if optimizer.name == "sgd" and mode != "decoupled" else 0.0
+    own = _own(experiment)
 
     def alpha(lr: float) -> float:
-        return time_constant(1.0, lr, coupled=True, momentum=momentum) / tau
+        try:
+            return own.strength("alpha", Pace(tau), lr, experiment.optimizer, may_overshoot=True)
+        except ValueError as error:
+            raise ConfigError(f"regularizer: {error}") from error
 
     def settings(branch: str) -> dict[str, StrengthConfig | None]:
         section = experiment.branches[branch]
         learns = section.weights is not None and not section.freeze
         return {"alpha": alpha(experiment.learning_rates()[branch]) if learns else None, "beta": section.beta}
 
-    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": beta, "mode": mode}
+    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": own.beta, "mode": own.mode}
     return _changed(experiment, f"tau{tau:g}", pull, {name: settings(name) for name in experiment.branches})
 
 
@@ -194,8 +190,8 @@ def _none(experiment: AnyExperiment) -> AnyExperiment:
     return _changed(experiment, "none", {"name": "none"}, nothing)
 
 
-def _own(experiment: AnyExperiment) -> AnchoredConfig:
-    assert isinstance(experiment.regularizer, AnchoredConfig)
+def _own(experiment: AnyExperiment) -> PenaltyConfig:
+    assert isinstance(experiment.regularizer, PenaltyConfig)
     return experiment.regularizer
 
 

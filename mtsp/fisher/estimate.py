@@ -1,7 +1,7 @@
-"""The diagonal of the Fisher information: how much each pretrained weight matters to the network's own predictions.
+"""Diagonal Fisher information: how much each pretrained weight matters to the network's own predictions.
 
 After Li, Grandvalet and Davoine, "Explicit inductive bias for transfer learning with convolutional networks", ICML
-2018, section 3 (L2-SP-Fisher). Every observation's gradient is squared by itself: squaring the mean gradient of a
+2018, section 3 (L2-SP-Fisher). Each observation's gradient is squared separately: squaring the mean gradient of a
 batch, as many programs do, shrinks the result by about the batch size near an optimum.
 """
 
@@ -46,10 +46,10 @@ def diagonal_fisher(
 
     Args:
         model, labels, draws, names, inputs, logits, targets, ignore, chunk, vectorize, generator: see
-            :class:`FisherSum`, also for what exactly it is.
-        batches: any loader; its batches are read once, one after the other.
+            :class:`FisherSum`, which also has the definition.
+        batches: any loader; its batches are read once.
         normalize: divide by the mean over all entries of all returned tensors, so that their mean is 1 and a strength
-            compares with that of L2-SP. The paper does not; without it the scale depends on K and on how sure f is.
+            compares with that of L2-SP. The paper does not; without it the scale depends on K and on f's confidence.
         progress: called with the number of samples done, after each batch.
 
     Raises:
@@ -77,47 +77,47 @@ def diagonal_fisher(
 
 
 class FisherSum:
-    """The diagonal Fisher information under way: for an estimate that is kept and taken up again, or shared out.
+    """Running sums of the diagonal Fisher information: they can be saved, resumed, and added over processes.
 
-    F_j is a mean over observations i of the expectation over labels k of (d log f_k(x_i) / d w_j)^2, at the weights as
-    they are, where f is the softmax of the logits. An image is one observation for BK logits, a pixel for BKHW logits
+    F_j is the mean over observations i of the expectation over labels k of (d log f_k(x_i) / d w_j)^2 at the current
+    weights, where f is the softmax of the logits. An image is one observation for BK logits, a pixel for BKHW logits
     (labels of pixels are independent given the image), so that large images count more than small ones.
 
     - `exact`: the expectation is taken over all K classes, of every pixel, weighted by f. One backward pass for each
       class of each pixel: for dense logits only at a small size.
-    - `sampled`: labels are drawn from f, for an image all its pixels at once, `draws` times. An unbiased estimate of
-      `exact` at one backward pass a draw.
+    - `sampled`: labels are drawn from f, for all pixels of an image at once, `draws` times. An unbiased estimate of
+      `exact` with one backward pass per draw.
     - `empirical`: the data's labels. Not an estimate of the others, unless the model is right about its data. For dense
       logits the gradient of the sum over an image is squared, cross terms of its pixels included.
 
-    The model is in eval mode meanwhile: dropout would add noise, and batch normalization in training mode makes one
+    The model is in eval mode during this: dropout would add noise, and batch normalization in training mode makes one
     sample's gradient depend on the others. Samples are computed one by one; a layer that mixes samples even in eval
     mode sees batches of one. Memory: `chunk` gradients, and the running sums in float64.
 
     Attributes:
-        samples: done.
-        observations: done; of dense logits, pixels that count.
+        samples: number of samples added.
+        observations: number of observations added; for dense logits, of pixels that count.
 
     Args:
         model: the bare network (not wrapped by DDP or FSDP), on the device of its inputs.
         labels: see above.
-        draws: of `sampled` labels for each sample.
-        names: of other parameters than :func:`mtsp.anchors.penalized` gives.
-        inputs: the model's arguments of a batch: a tensor, a tuple, or a dict of keyword arguments; the first dimension
-            of every tensor is the sample. Left out: the batch itself if it is a tensor, the first of a tuple or list,
-            all but `labels` of a dict.
-        logits: BK or BK... logits of what the model returns. Left out: the value itself, or its `logits`.
-        targets: labels of a batch, B or B...; for `empirical`, and for dense logits to leave out unknown pixels. Left
-            out: the second of a tuple or list, `labels` of a dict; without any, all pixels count.
-        ignore: the label of a pixel that does not count. Of dense logits only.
-        chunk: gradients that are held at once, each as large as the penalized weights together.
-        vectorize: batch the gradients with `torch.func.vmap`. A model that it cannot take (control flow on values,
-            operators without a batching rule) is computed by a loop, which the log says.
-        generator: of the sampled labels.
+        draws: number of `sampled` labels per sample.
+        names: parameters to use instead of those of :func:`mtsp.anchors.penalized`.
+        inputs: returns the model's arguments for a batch: a tensor, a tuple, or a dict of keyword arguments; the first
+            dimension of every tensor is the sample. Default: the batch itself if it is a tensor, the first of a tuple
+            or list, all but `labels` of a dict.
+        logits: returns BK or BK... logits from the model's output. Default: the output itself, or its `logits`.
+        targets: returns the labels of a batch, B or B...; needed for `empirical`, and for dense logits to leave out
+            unknown pixels. Default: the second of a tuple or list, `labels` of a dict; without any, all pixels count.
+        ignore: label of pixels that do not count, for dense logits.
+        chunk: number of gradients in memory at once, each as large as the penalized weights together.
+        vectorize: batch the gradients with `torch.func.vmap`. A model that it does not support (control flow on
+            values, operators without a batching rule) is computed in a loop, and the log says so.
+        generator: random generator of the sampled labels.
 
     Raises:
-        ValueError: `labels` is none of the three, `draws` or `chunk` is below 1, a weight is not there, or there is
-            none to take.
+        ValueError: `labels` is none of the three, `draws` or `chunk` is below 1, a name is not in the model, or there
+            is no weight to use.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class FisherSum:
         self._draws = draws if labels == "sampled" else 1
 
     def add(self, batch: Any) -> None:
-        """Add a batch; one that fails adds nothing.
+        """Add a batch; a batch that fails adds nothing.
 
         Raises:
             ValueError: labels are missing or out of range, or the model gives no logits.
@@ -181,15 +181,15 @@ class FisherSum:
         return mean_one(fisher) if normalize else fisher
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the sums; those of several processes may be added."""
+        """Return the sums; the sums of several processes can be added."""
         counts = {"samples": torch.tensor(self.samples), "observations": torch.tensor(self.observations)}
         return {f"total.{name}": value for name, value in self._total.items()} | counts
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from sums that :meth:`state_dict` gave.
+        """Continue from sums that :meth:`state_dict` returned.
 
         Raises:
-            ValueError: they are of other weights, by name or shape. Nothing is taken then.
+            ValueError: they belong to other weights, by name or shape. Nothing is loaded then.
         """
         given = {name.removeprefix("total."): value for name, value in state.items() if name.startswith("total.")}
         for name in {**self._total, **given}:
@@ -197,7 +197,9 @@ class FisherSum:
                 f"of shape {tuple(sums[name].shape)}" if name in sums else "not there" for sums in (self._total, given)
             )
             if ours != theirs:
-                raise ValueError(f"sums of other weights: {name} is {theirs} in them, {ours} in this model")
+                raise ValueError(
+                    f"these sums belong to other weights: {name} is {theirs} in them, {ours} in this model"
+                )
         self._total = {name: state[f"total.{name}"].to(value) for name, value in self._total.items()}
         self.samples, self.observations = int(state["samples"]), int(state["observations"])
 
@@ -209,7 +211,9 @@ class FisherSum:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError) as error:
-                _LOG.info("the Fisher information is computed sample by sample: %s", str(error).splitlines()[0])
+                _LOG.info(
+                    "computing the Fisher information sample by sample, which is slower: %s", str(error).splitlines()[0]
+                )
                 self._vectorize = False
         return looped(self.model, held, observed)
 
@@ -223,7 +227,7 @@ def mean_one(fisher: Mapping[str, Tensor]) -> Fisher:
     entries = sum(value.numel() for value in fisher.values())
     mean = sum(float(value.double().sum()) for value in fisher.values()) / max(1, entries)
     if not 0 < mean < float("inf"):
-        raise ValueError(f"Fisher information of mean {mean} cannot be normalized; are the logits constant?")
+        raise ValueError(f"the Fisher information has mean {mean} and cannot be normalized; are the logits constant?")
     return {name: value / mean for name, value in fisher.items()}
 
 
@@ -233,13 +237,13 @@ def save_fisher(
     """Write the values as safetensors.
 
     Args:
-        path: of the file, which appears whole or not at all.
+        path: the file, written atomically.
         fisher: by parameter name.
-        anchors: the weights it was estimated at, whose hashes are kept: an experiment asks for them.
-        notes: more for the metadata, such as the data and the labels used.
+        anchors: the weights it was estimated at; their hashes are saved, and experiments check them.
+        notes: more metadata, such as the data and the labels used.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     hashes = {} if anchors is None else {"anchors": json.dumps({name: _hash(value) for name, value in anchors.items()})}
     write_tensors(path, fisher, {"mtsp": "fisher", **hashes, **notes})
@@ -250,18 +254,18 @@ def load_fisher(path: Path) -> Fisher:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file of safetensors, or not one of :func:`save_fisher`.
+        ValueError: the file is not safetensors, or not from :func:`save_fisher`.
     """
     return _read(path)[0]
 
 
 def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
-    """Return a file's values of the weights that have an anchor, divided by their mean, so that it is 1.
+    """Return a file's values for the weights that have an anchor, scaled to mean 1.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file of :func:`save_fisher`, or does not say at which weights it was estimated, or lacks
-            one of these, or was estimated at another value of it.
+        ValueError: the file is not from :func:`save_fisher`, does not say at which weights it was estimated, lacks
+            one of the weights, or was estimated at other values.
     """
     values, notes = _read(path)
     if "anchors" not in notes:
@@ -274,7 +278,7 @@ def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
         )
     if others := [name for name, value in anchors.items() if estimated[name] != _hash(value)]:
         raise ValueError(
-            f"{path} was estimated at other weights than the branches start from: {len(others)} of {len(anchors)} "
+            f"{path} was estimated at other weights than the branches start from, {len(others)} of {len(anchors)} "
             f"differ, the first {others[0]}; estimate it with tools/fisher.py and this config"
         )
     return mean_one({name: values[name] for name in anchors})
@@ -282,10 +286,14 @@ def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
 
 def _read(path: Path) -> tuple[Fisher, Mapping[str, str]]:
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}; save_fisher writes it, and so does tools/fisher.py")
+        raise FileNotFoundError(
+            f"there is no file {path}; estimate it with tools/fisher.py, or write it with save_fisher"
+        )
     values, notes = read_tensors(path)
     if notes.get("mtsp") != "fisher":
-        raise ValueError(f"{path} holds other tensors than a Fisher information; save_fisher writes one")
+        raise ValueError(
+            f"{path} does not hold Fisher information; estimate it with tools/fisher.py, or write it with save_fisher"
+        )
     return values, notes
 
 
@@ -298,12 +306,14 @@ def _weights(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Para
     own = {plain: (raw[plain], weight) for plain, weight in named_weights(model).items()}
     wanted = [known_name(name, own) for name in (penalized(model) if names is None else names)]
     if unknown := [name for name in wanted if name not in own]:
-        raise ValueError(f"the model has no parameter {unknown[0]!r}; they are named like {next(iter(own), 'none')!r}")
+        raise ValueError(
+            f"the model has no parameter {unknown[0]!r}; its parameters are named like {next(iter(own), 'none')!r}"
+        )
     if not wanted:
-        raise ValueError("the model has no weight of a convolution or linear layer; say with `names` which to take")
+        raise ValueError("the model has no convolution or linear layer; name the parameters to use with `names`")
     return dict(own[name] for name in wanted)
 
 
 def _plain_names(model: nn.Module) -> dict[str, str]:
-    """Plain names by the model's own."""
+    """Plain name for each of the model's parameter names."""
     return dict(zip((name for name, _ in model.named_parameters()), named_weights(model), strict=True))

@@ -1,6 +1,6 @@
-"""Sums of squared gradients of log-likelihoods, each label squared by itself: what a Fisher information is made of.
+"""Sums of squared gradients of log-likelihoods, the terms of the Fisher information.
 
-Letters: B samples, K classes, S pixels of a sample (1 for classification), n label sets of a sample.
+Dimensions: B samples, K classes, S pixels of a sample (1 for classification), n label sets per sample.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,28 +15,28 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Observed(NamedTuple):
-    """Samples, and the labels under which their log-likelihood is differentiated."""
+    """Samples with the labels whose log-likelihood is differentiated."""
 
     arguments: Arguments
-    """Of the model; every tensor's first dimension is the sample."""
+    """The model's arguments; the first dimension of every tensor is the sample."""
     logits: Callable[[Any], Tensor]
-    """BK or BK... of what the model returns."""
+    """Returns BK or BK... logits from the model's output."""
     valid: Tensor
     """BS bool: the pixels that count."""
     labels: Tensor | None
     """BnS long. None: every class of every pixel, weighted by its probability."""
     passes: int
-    """Backward passes that a sample takes: n, or K times S."""
+    """Backward passes per sample: n, or K times S."""
 
 
-@torch.no_grad()  # else the model's other parameters would record a graph of the gradients
+@torch.no_grad()  # otherwise the model's other parameters would record a graph of the gradients
 def vectorized(model: nn.Module, weights: Mapping[str, Tensor], observed: Observed, chunk: int) -> dict[str, Tensor]:
-    """Return the sum over samples and labels of the squared gradient of each of `weights`, by vmap.
+    """Return the squared gradient of each of `weights`, summed over samples and labels, with vmap.
 
-    `chunk` gradients are held at once: of several samples, or of one sample's labels where these are more.
+    `chunk` gradients are in memory at once: those of several samples, or of one sample's labels if there are more.
 
     Raises:
-        RuntimeError: vmap cannot take the model.
+        RuntimeError: vmap does not support the model.
     """
 
     def of_sample(arguments: Arguments, valid: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def vectorized(model: nn.Module, weights: Mapping[str, Tensor], observed: Observ
 
 
 def looped(model: nn.Module, weights: Mapping[str, Tensor], observed: Observed) -> dict[str, Tensor]:
-    """Return what :func:`vectorized` does, by plain autograd, one gradient after the other."""
+    """Return the same as :func:`vectorized`, with plain autograd, one gradient at a time."""
     total = _zeros(weights)
     for i in range(len(observed.valid)):
         one = _rows(observed, i, i + 1)
@@ -83,9 +83,9 @@ def looped(model: nn.Module, weights: Mapping[str, Tensor], observed: Observed) 
 
 
 def _directions(scores: Tensor, valid: Tensor, labels: Tensor | None, chunk: int) -> Iterator[Tensor]:
-    """Yield, `chunk` at a time, what to pull back from KS logits: the derivative of log f by them, one-hot - f, as nKS.
+    """Yield the derivatives of log f by the KS logits, one-hot - f, as nKS, `chunk` at a time.
 
-    Without labels it is of one class of one pixel at a time, times the root of the class's probability.
+    Without labels, one for each class of each pixel, times the root of the class's probability.
     """
     classes, pixels = scores.shape
     chances = scores.to(at_least_float32(scores.dtype)).softmax(0)
@@ -101,7 +101,7 @@ def _directions(scores: Tensor, valid: Tensor, labels: Tensor | None, chunk: int
 
 
 def _one_hot(index: Tensor, size: int) -> Tensor:
-    """As in torch.nn.functional, whose check of the values vmap does not take."""
+    """One-hot encoding without the value check of torch.nn.functional, which vmap does not support."""
     return (index[..., None] == torch.arange(size, device=index.device)).float()
 
 

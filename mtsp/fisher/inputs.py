@@ -1,4 +1,4 @@
-"""How a batch becomes a model's arguments, its logits and the labels under which a Fisher information is taken."""
+"""Turn a batch into the model's arguments, its logits, and the labels of the Fisher information."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from mtsp.fisher.gradients import Arguments, Observed, at_least_float32
 
 Labels = Literal["exact", "sampled", "empirical"]
-"""Where labels come from: see :class:`mtsp.fisher.estimate.FisherSum`."""
+"""Source of the labels; see :class:`mtsp.fisher.estimate.FisherSum`."""
 
 
 class Reader(NamedTuple):
-    """What :func:`mtsp.fisher.estimate.diagonal_fisher` is told of batches and labels."""
+    """Settings that say how to read batches and labels; see :class:`mtsp.fisher.estimate.FisherSum`."""
 
     inputs: Callable[[Any], Any]
     logits: Callable[[Any], Tensor]
@@ -25,15 +25,17 @@ class Reader(NamedTuple):
 
     @torch.no_grad()
     def read(self, model: nn.Module, batch: Any) -> Observed:
-        """Return the samples of a batch with their labels, drawn now if they are.
+        """Return the samples of a batch with their labels; sampled labels are drawn here.
 
         Raises:
-            ValueError: logits or labels that are none, or not for each other.
+            ValueError: logits or labels are missing, or do not fit each other.
         """
         arguments = _arguments(self.inputs(batch))
         scores = self.logits(model(*arguments[0], **arguments[1]))
         if scores.ndim < 2:
-            raise ValueError(f"logits of the form BK or BKHW are expected, got {tuple(scores.shape)}; see `logits`")
+            raise ValueError(
+                f"expected logits of shape BK or BKHW, got {tuple(scores.shape)}; select them with `logits`"
+            )
         scores = scores.flatten(2) if scores.ndim > 2 else scores[..., None]  # BKS
         given = self._given(batch, scores)
         valid = torch.ones_like(scores[:, 0], dtype=torch.bool)
@@ -44,20 +46,24 @@ class Reader(NamedTuple):
         if self.labels == "sampled":
             return Observed(arguments, self.logits, valid, self._drawn(scores), self.draws)
         if given is None:
-            raise ValueError("empirical needs labels; say with `targets` where a batch has them, or use sampled")
+            raise ValueError("empirical needs labels; select a batch's labels with `targets`, or use sampled")
         known = given[valid]
         if known.numel() and (int(known.min()) < 0 or int(known.max()) >= scores.shape[1]):
-            raise ValueError(f"labels {int(known.min())} to {int(known.max())} do not fit {scores.shape[1]} logits")
+            raise ValueError(
+                f"labels {int(known.min())} to {int(known.max())} do not fit {scores.shape[1]} logits; check `targets`"
+            )
         return Observed(arguments, self.logits, valid, given[:, None], 1)
 
     def _given(self, batch: Any, scores: Tensor) -> Tensor | None:
-        """The batch's labels, BS, where they are needed."""
+        """The batch's labels, BS; None where they are not needed."""
         samples, _, pixels = scores.shape
         given = self.targets(batch)
         if given is None or (self.labels != "empirical" and pixels == 1):
             return None
         if given.numel() != samples * pixels:
-            raise ValueError(f"{given.numel()} labels for logits of {samples} x {pixels} observations; see `targets`")
+            raise ValueError(
+                f"{given.numel()} labels for logits of {samples} x {pixels} observations; select others with `targets`"
+            )
         return given.to(scores.device).reshape(samples, pixels)
 
     def _drawn(self, scores: Tensor) -> Tensor:
@@ -74,17 +80,17 @@ def _arguments(value: Any) -> Arguments:
 
 
 def inputs_of(batch: Any) -> Any:
-    """Return a batch that is a tensor, the first of a tuple or list, or all but `labels` of a dict."""
+    """Return the model's arguments: the batch itself, the first of a tuple or list, or a dict without `labels`."""
     if isinstance(batch, Mapping):
         return {name: value for name, value in batch.items() if name != "labels"}
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return an output that is a tensor, or its `logits`. Raises ValueError if there are none."""
+    """Return the output if it is a tensor, otherwise its `logits`. Raises ValueError if there are none."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor):
-        raise ValueError(f"the model returns a {type(output).__name__}; say with `logits` where its logits are")
+        raise ValueError(f"the model returns a {type(output).__name__} without `logits`; select them with `logits`")
     return found
 
 

@@ -1,4 +1,4 @@
-"""An estimate of Fisher information that is not done, kept in a file."""
+"""A partial Fisher estimate, saved so that an interrupted run can continue."""
 
 import json
 from collections.abc import Mapping
@@ -12,33 +12,33 @@ from mtsp.files.tensors import read_tensors
 from mtsp.fisher.estimate import FisherSum
 
 
-class KeptSum(NamedTuple):
-    """A file that holds a :class:`mtsp.fisher.estimate.FisherSum` while it is not done, and what it belongs to."""
+class PartialEstimate(NamedTuple):
+    """File of a partial Fisher estimate and its settings."""
 
     path: Path
     settings: Mapping[str, Any]
-    """Plain data; sums are taken up again under the same settings alone."""
+    """Plain data; an estimate continues only under the same settings."""
 
     def save(self, sums: FisherSum, rounds: int) -> None:
-        """Write the sums and the number of rounds that are in them, whole or not at all."""
+        """Write the sums and the number of rounds they contain, atomically."""
         notes = {"settings": json.dumps(self.settings), "done": str(rounds)}
         tensors = {name: value.cpu().contiguous() for name, value in sums.state_dict().items()}
         write_atomically(self.path, save(tensors, notes))
 
     def load(self, sums: FisherSum) -> int:
-        """Give `sums` what is kept, and return the number of rounds that are in it; 0 if there is no file.
+        """Load the saved sums into `sums` and return the number of rounds they contain; 0 if there is no file.
 
         Raises:
-            ValueError: it cannot be read, holds something else, or is of other settings.
+            ValueError: the file cannot be read, holds something else, or has other settings.
         """
         if not self.path.exists():
             return 0
         tensors, notes = read_tensors(self.path)
         if missing := {"settings", "done"} - notes.keys():
-            raise ValueError(f"{self.path} is not an estimate under way: it lacks {min(missing)}; move it elsewhere")
+            raise ValueError(f"{self.path} is not a partial estimate, it lacks {min(missing)}; move it elsewhere")
         then, now = json.loads(notes["settings"]), json.loads(json.dumps(self.settings))
         if odd := [key for key in {**now, **then} if key not in now or key not in then or then[key] != now[key]]:
             was = f"with another {odd[0]}, {str(then[odd[0]])[:80]}" if odd[0] in then else f"without {odd[0]}"
-            raise ValueError(f"{self.path} was begun {was}; give it again, or delete the file to begin anew")
+            raise ValueError(f"{self.path} was started {was}; give that again, or delete the file to start over")
         sums.load_state_dict(tensors)
         return int(notes["done"])

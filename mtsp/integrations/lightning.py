@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtsp.integrations import known_branches, measured
-from mtsp.regularizers import Anchored
+from mtsp.regularizers import Regularizer
 
 try:
     from lightning.pytorch import Callback
@@ -19,43 +19,41 @@ class L2SPCallback(Callback):
         regularizer = L2SP(network, anchors=anchors, alpha=0.1, beta=0.01)
         Trainer(callbacks=[L2SPCallback(regularizer)]).fit(module, loader)
 
-    Build the regularizer before `fit`, from the network while it holds its pretrained weights: with `ckpt_path`,
-    Lightning loads the checkpoint's weights before it trains. Automatic and manual optimization, gradient accumulation,
-    clipping and mixed precision are all one pull for each step of the optimizer. The penalty and the relative distance
-    from the anchors are logged at the end of each epoch, as `penalty` and `distance`, and of each branch asked for
-    `distance`, `pull_to_gradient` (of the first step since the one before was logged) and `time_constant`, as in
-    `pull_to_gradient/backbone`. Does not work with the older
-    package `pytorch_lightning`, whose classes differ.
+    Build the regularizer before `fit`, while the network has its pretrained weights: with `ckpt_path`, Lightning loads
+    the checkpoint's weights before it trains. It acts once per optimizer step under automatic and manual optimization,
+    gradient accumulation, clipping and mixed precision. At the end of each epoch it logs `penalty` and `distance` (the
+    relative distance from the anchors), and for each of `branches` its `distance`, `pull_to_gradient` (in the first
+    step of the epoch) and `time_constant`, as `pull_to_gradient/backbone`. The older package `pytorch_lightning` does
+    not work: its classes differ.
 
     Args:
         regularizer: not attached yet.
-        optimizer: which of the module's optimizers, if it has several.
-        branches: modules, as the network that was given to the regularizer names them.
+        optimizer: index of the module's optimizer to use, if it has several.
+        branches: names of modules in the network that the regularizer was built with.
 
     Raises:
-        ValueError: at once, for a branch without a weight that is pulled.
-        ValueError: when fitting begins, for what :meth:`mtsp.regularizers.L2SP.attach` refuses, or if the module has
-            several optimizers and none is chosen.
+        ValueError: a branch has no regularized weight; when fitting begins: attaching is refused (see
+            :meth:`mtsp.regularizers.L2SP.attach`), or the module has several optimizers and none is chosen.
     """
 
-    def __init__(self, regularizer: Anchored, *, optimizer: int | None = None, branches: Sequence[str] = ()) -> None:
+    def __init__(self, regularizer: Regularizer, *, optimizer: int | None = None, branches: Sequence[str] = ()) -> None:
         self.regularizer, self.branches = regularizer, known_branches(regularizer, branches)
         self.optimizer = optimizer
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach; a fit that failed may have left it attached to an optimizer that is gone."""
+        """Attach the regularizer; after a failed fit, it may still be attached to an old optimizer."""
         count = len(trainer.optimizers)
         if self.optimizer is None and count != 1:
-            raise ValueError(f"the module has {count} optimizers; say which is regularized, as in optimizer=0")
+            raise ValueError(f"the module has {count} optimizers; choose one, as in optimizer=0")
         if not 0 <= (chosen := self.optimizer or 0) < count:
             raise ValueError(f"optimizer={chosen}, but the module has {count}, counted from 0")
         self.regularizer.detach()
         self.regularizer.attach(trainer.optimizers[chosen])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log where the weights are. On every process: shards are gathered."""
+        """Log penalty and distances. Runs on every process, because shards are gathered."""
         pl_module.log_dict(measured(self.regularizer, self.branches))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Act no more on this optimizer."""
+        """Detach the regularizer."""
         self.regularizer.detach()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtsp.integrations import known_branches, measured
-from mtsp.regularizers import Anchored
+from mtsp.regularizers import Regularizer
 
 try:
     from transformers import TrainerCallback
@@ -20,41 +20,40 @@ class L2SPCallback(TrainerCallback):
         Trainer(model, arguments, train_dataset=..., callbacks=[L2SPCallback(regularizer)]).train()
 
     Build the regularizer before `train`, from the model that the Trainer gets (not with `model_init`): on resuming,
-    the Trainer loads the checkpoint's weights into the model, and anchors taken then would be those. Where the Trainer
-    logs, the penalty and the relative distance from the anchors go into its log history; loggers that ran before do
-    not show them. Of each branch asked for there are `distance`, `pull_to_gradient` and `time_constant`, too, as in
-    `pull_to_gradient/bert`: where the Trainer logs every so many steps, of the step that is logged (a last line that
-    is of no such step repeats what was measured before), and otherwise of the first step since the line before.
+    the Trainer loads the checkpoint's weights into the model, and anchors captured then would be those. Whenever the
+    Trainer logs, `penalty` and `distance` (the relative distance from the anchors) are added to its log history;
+    loggers that ran before do not show them. Each of `branches` adds its `distance`, `pull_to_gradient` and
+    `time_constant`, as `pull_to_gradient/bert`. Where the Trainer logs by steps, the pull is measured in the logged
+    step (a last line between these repeats the earlier measurement); otherwise in the first step after the line before.
 
     Args:
         regularizer: not attached yet.
-        branches: modules, as the model names them.
+        branches: names of modules in the model.
 
     Raises:
-        ValueError: at once, for a branch without a weight that is pulled.
-        ValueError: when training begins, for what :meth:`mtsp.regularizers.L2SP.attach` refuses, such as a
-            `weight_decay` other than 0 in the training arguments.
+        ValueError: a branch has no regularized weight; when training begins: attaching is refused (see
+            :meth:`mtsp.regularizers.L2SP.attach`), for example because the training arguments set a `weight_decay`.
     """
 
-    def __init__(self, regularizer: Anchored, *, branches: Sequence[str] = ()) -> None:
+    def __init__(self, regularizer: Regularizer, *, branches: Sequence[str] = ()) -> None:
         self.regularizer, self.branches = regularizer, known_branches(regularizer, branches)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Attach; a training that failed may have left it attached to an optimizer that is gone."""
+        """Attach the regularizer; after a failed training, it may still be attached to an old optimizer."""
         self.regularizer.detach()
         self.regularizer.attach(parts["optimizer"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Have pull and gradient measured in the steps that are logged, whether they follow a resumption or not."""
+        """Measure pull and gradient in the steps that are logged, so that a resumed run logs the same."""
         every = state.logging_steps if self.branches and args.logging_strategy == "steps" else 0
         if every > 0 and (state.global_step + 1) % every == 0:
             self.regularizer.measure_next()
 
     def on_log(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Add what is measured to the newest line of the log history. On every process: shards are gathered."""
+        """Add the values to the last line of the log history. Runs on every process, because shards are gathered."""
         if state.log_history:
             state.log_history[-1].update(measured(self.regularizer, self.branches))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Act no more on this optimizer."""
+        """Detach the regularizer."""
         self.regularizer.detach()

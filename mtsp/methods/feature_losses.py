@@ -1,9 +1,9 @@
 """Losses that keep features near the pretrained network's, or out of spectral directions that do not transfer.
 
-Add them to the task's loss, times a strength: they are functions of the data, not of the weights alone, so that they
-cannot act in the optimizer's hook as the regularizers do. An experiment has no section for them: BSS is of a batch as a
-whole, where every loss of a run is a sum over examples that comes out the same on any number of processes and
-micro-batches, and DELTA needs the pretrained network beside the one that is trained.
+Add them to the task's loss, times a strength: they depend on the data, not on the weights alone, so they cannot act in
+the optimizer's hook as the regularizers do. An experiment has no section for them: BSS is computed on a whole batch,
+while every loss of a run is a sum over examples that does not depend on processes and micro-batches, and DELTA needs
+the pretrained network beside the trained one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,17 +25,17 @@ class Delta:
 
     The reference runs in eval mode, without gradients. After Li, Xiong, Wang, Rao, Liu and Huan, "DELTA: deep learning
     transfer using feature map with attention for convolutional networks", ICLR 2019, section 3.2; see
-    :func:`feature_distance` for the formula and what differs. The paper also pulls the new head to zero: that is what a
-    regularizer's beta does.
+    :func:`feature_distance` for the formula and what differs. The paper also pulls the new head to zero, as beta
+    of a regularizer does.
 
     Args:
-        model: the network that is trained.
-        reference: the same network with its pretrained weights, on the same device, not the same object. It is frozen.
-        layers: names of modules of both whose output is a tensor with channels second.
-        attention: weights of a layer's channels by layer, as :func:`channel_attention` gives; left out: all alike.
+        model: the network to train.
+        reference: a separate copy with the pretrained weights, on the same device. It is frozen.
+        layers: names of modules, in both networks, whose output is a tensor with channels second.
+        attention: weights of the channels of each layer, from :func:`channel_attention`; None: all equal.
 
     Raises:
-        ValueError: the networks share weights (the distance would be zero forever), or lack a layer, or the attention
+        ValueError: the networks share weights (the distance would always be zero), or lack a layer, or the attention
             is for other layers.
     """
 
@@ -48,14 +48,14 @@ class Delta:
         attention: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not layers:
-            raise ValueError("no layer is given whose features would be compared")
+            raise ValueError("layers is empty; name the layers to compare")
         if attention is not None and set(attention) != set(layers):
             raise ValueError(f"attention is given for {', '.join(attention)}, the layers are {', '.join(layers)}")
         places = {weight.data_ptr() for weight in reference.parameters()} - {0}
         if shared := next((name for name, weight in model.named_parameters() if weight.data_ptr() in places), None):
             raise ValueError(
                 f"model and reference share the weight {shared}: their features would never differ; "
-                "give copy.deepcopy(model), made before training"
+                "use copy.deepcopy(model), made before training, as the reference"
             )
         self.reference = reference.eval().requires_grad_(False)
         self.attention = attention
@@ -65,22 +65,22 @@ class Delta:
         self._handles += _keep_outputs(reference, layers, self._references, only_with_gradients=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the distance of the features of the model's last call from the reference's on these inputs.
+        """Return the distance between the features of the model's last call and the reference's on these inputs.
 
         Raises:
-            ValueError: the model was not called before with gradients enabled, or on inputs of another size.
+            ValueError: the model was not called with gradients enabled before, or the inputs have another size.
         """
         if not self._features:
             raise ValueError("there are no features to compare; call the model first, with gradients enabled")
         with torch.no_grad():
             self.reference(*args, **kwargs)
         distance = feature_distance(self._features, self._references, self.attention)
-        self._features.clear()  # else the graph would live until the next step
+        self._features.clear()  # otherwise the graph would stay in memory until the next step
         self._references.clear()
         return distance
 
     def remove(self) -> None:
-        """Take the hooks off both networks."""
+        """Remove the hooks from both networks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -92,14 +92,15 @@ def feature_distance(
 ) -> Tensor:
     """Return half the sum over layers and channels of C a_c times the mean squared difference of the feature maps.
 
-    The paper's distance is the sum over channels of a_c ||F_c - F0_c||^2 of one example. Here, as in its authors'
-    code, it is halved, divided by the size of a map, and times the number of channels C, so that layers of other sizes
-    weigh alike. Their code sums over the batch; here it is the mean, so that the strength does not depend on its size.
+    The paper's distance is the sum over channels of a_c ||F_c - F0_c||^2 for one example. Here, as in its authors'
+    code, it is halved, divided by the size of a map, and multiplied by the number of channels C, so that layers of
+    different sizes count alike. Their code sums over the batch; this is the mean, so that the strength does not depend
+    on the batch size.
 
     Args:
         features: BC or BC... by layer.
-        references: the same of the pretrained network.
-        attention: a, C values of sum 1, by layer; left out: 1/C.
+        references: the same for the pretrained network.
+        attention: a, C values of sum 1, by layer; None: 1/C.
 
     Raises:
         ValueError: a layer's shapes differ.
@@ -110,7 +111,7 @@ def feature_distance(
         if found.shape != reference.shape:
             raise ValueError(
                 f"the features of {layer} have shape {tuple(found.shape)}, those of the reference "
-                f"{tuple(reference.shape)}; give both the same inputs"
+                f"{tuple(reference.shape)}; call both with the same inputs"
             )
         precise = torch.promote_types(found.dtype, torch.float32)
         squares = (found.to(precise) - reference.to(precise)).square().reshape(*found.shape[:2], -1).mean(2)  # BC
@@ -134,26 +135,26 @@ def channel_attention(
     *,
     temperature: float = 5.0,
 ) -> dict[str, Tensor]:
-    """Return how much each channel of each layer matters: by how much the loss rises without it; C values of sum 1.
+    """Return how much each channel of each layer matters: C values of sum 1, larger where the loss rises without it.
 
-    The softmax over a layer's channels of the rise, standardized over them and divided by `temperature`. The paper
-    (section 3.3) has the softmax of the rise itself; its authors' code standardizes and divides by 5, as here. Both
-    set a filter's weights to zero; here the channel of the layer's output, its bias included. It takes as many
-    evaluations of `batches` as there are channels, and one more.
+    They are the softmax of the rises over a layer's channels, standardized and divided by `temperature`. The paper
+    (section 3.3) has the softmax of the rises themselves; its authors' code standardizes and divides by 5, as here.
+    Both set a filter's weights to zero; here the layer's output channel is, bias included. It takes one evaluation of
+    `batches` per channel, and one more.
 
     Args:
-        model: the pretrained network with a head that was trained on the target task, features held; taken in eval
-            mode and put back.
+        model: the pretrained network with a head that was trained on the target task with frozen features; put in eval
+            mode meanwhile.
         layers: names of modules whose output is a tensor with channels second.
-        batches: a few batches of the target's training data, read again and again.
-        loss: the task's mean loss of a batch.
-        temperature: the larger, the more alike the channels.
+        batches: a few batches of the target's training data, read many times.
+        loss: returns the task's mean loss for a batch.
+        temperature: larger values give more equal channels.
 
     Raises:
-        ValueError: a layer is not there, or there is no batch.
+        ValueError: the model lacks a layer, or there is no batch.
     """
     if not batches:
-        raise ValueError("channel_attention needs batches that can be read several times: give a list of a few")
+        raise ValueError("batches is empty; give a list of a few batches, which are read several times")
     kept: dict[str, Tensor] = {}
     with evaluating(model):
         handles = _keep_outputs(model, list(layers), kept, only_with_gradients=False)
@@ -173,26 +174,28 @@ def channel_attention(
 
 
 def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
-    """Return the sum of the squares of the k smallest singular values of a batch's feature matrix (BSS).
+    """Return the sum of the squared k smallest singular values of a batch's feature matrix (BSS).
 
     After Chen, Wang, Fu, Long and Wang, "Catastrophic forgetting meets negative transfer: batch spectral shrinkage for
     safe transfer learning", NeurIPS 2019, equation 5; its strength was 0.001 and k = 1.
 
-    They are the smallest eigenvalues of the smaller Gram matrix, taken in float64: in float32 the square of the largest
-    singular value would drown the smallest. The gradient 2 sum u u' F needs no difference of singular values, so that
-    it is finite also where some are equal or zero; there it is one of the subgradients.
+    Computed in float64 as the smallest eigenvalues of the smaller Gram matrix: in float32, rounding errors of the
+    largest squared singular value would hide the smallest. The gradient 2 sum u u' F needs no difference of singular
+    values, so it is finite also where some are equal or zero; there it is one of the subgradients.
 
     Args:
-        features: BD, one row for each example: pool feature maps before. Any floating-point type.
-        k: how many, at most min(B, D).
+        features: BD, one row per example (pool feature maps first). Any floating-point type.
+        k: number of singular values, at most min(B, D).
 
     Raises:
-        ValueError: the features are no matrix, or have fewer than k singular values.
+        ValueError: the features are not a matrix, or have fewer than k singular values.
     """
     if features.ndim != 2:
-        raise ValueError(f"features of the form BD are expected, got {tuple(features.shape)}; pool feature maps before")
+        raise ValueError(f"expected features of shape BD, got {tuple(features.shape)}; pool feature maps first")
     if not 1 <= k <= min(features.shape):
-        raise ValueError(f"k={k} of the {min(features.shape)} singular values of features {tuple(features.shape)}")
+        raise ValueError(
+            f"k={k}, but features of shape {tuple(features.shape)} have {min(features.shape)} singular values"
+        )
     exact = features.double()
     gram = exact @ exact.T if features.shape[0] <= features.shape[1] else exact.T @ exact
     smallest = torch.linalg.eigvalsh(gram)[:k]
@@ -204,12 +207,12 @@ def _keep_outputs(
 ) -> list[torch.utils.hooks.RemovableHandle]:
     modules = dict(model.named_modules())
     if missing := [layer for layer in layers if layer not in modules]:
-        raise ValueError(f"there is no module {missing[0]!r}; they are named like {list(modules)[-1]!r}")
+        raise ValueError(f"there is no module {missing[0]!r}; the modules are named like {list(modules)[-1]!r}")
 
     def keeper(layer: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             if not isinstance(output, Tensor) or output.ndim < 2:
-                raise ValueError(f"the output of {layer} is no tensor with channels; name a layer inside it")
+                raise ValueError(f"the output of {layer} is not a tensor with channels; name a layer inside it")
             if torch.is_grad_enabled() or not only_with_gradients:
                 kept[layer] = output
 

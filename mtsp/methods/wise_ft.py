@@ -1,7 +1,7 @@
-"""WiSE-FT: weights on the line between where fine-tuning started and where it ended.
+"""WiSE-FT: interpolate between the weights before and after fine-tuning.
 
 After Wortsman, Ilharco, Kim, Li et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3: a fraction of
-about one half often keeps what the start knew of other data, at little or no cost on the target's.
+about one half often keeps the start's accuracy on other data at little or no cost on the target data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FRACTIONS = tuple(step / 10 for step in range(11))
-"""From the start (0) to the end (1), both included."""
+"""Fractions from the start (0) to the end (1), both included."""
 
 ResultT = TypeVar("ResultT")
 
@@ -20,19 +20,18 @@ ResultT = TypeVar("ResultT")
 def interpolated(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], fraction: float, *, only: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """Return (1 - fraction) * start + fraction * end of every tensor; `fraction` 0 and 1 give start and end bit for
-    bit.
+    """Return (1 - fraction) * start + fraction * end for every tensor; 0 and 1 give start and end bit for bit.
 
-    Integers and booleans, such as the counters of batch normalization, are those of the nearer end. Running statistics
-    are interpolated as weights are, as the paper's code does: they are not those of the network in between, so that
-    measuring them anew on some batches may help. Half precision is computed in float32.
+    Integers and booleans, such as the counters of batch normalization, are taken from the nearer end. Running
+    statistics are interpolated like weights, as in the paper's code; they are not the statistics of the network in
+    between, so re-estimating them on some batches may help. Half precision is computed in float32.
 
     Args:
-        start: weights that fine-tuning began with.
-        end: what it came to.
-        fraction: of the end, 0 to 1.
-        only: names, or prefixes that end before a dot, of what is interpolated; the rest is the end's and need not be
-            in `start`. For a network whose head is new: the start's head is noise, and the middle of it is of no use.
+        start: weights before fine-tuning.
+        end: weights after fine-tuning.
+        fraction: weight of the end, 0 to 1.
+        only: names, or prefixes that end before a dot, to interpolate; the rest is taken from `end` and need not be in
+            `start`. For a network with a new head: interpolating with its random start is of no use.
 
     Raises:
         ValueError: `fraction` is outside 0 to 1, the names or shapes differ, or a prefix matches nothing.
@@ -50,12 +49,11 @@ def along(
     fractions: Sequence[float] = FRACTIONS,
     only: Sequence[str] | None = None,
 ) -> dict[float, ResultT]:
-    """Return what `evaluate(model)` measures at each fraction of the line; the model keeps the weights that it came
-    with.
+    """Return what `evaluate(model)` returns at each fraction; the model gets its own weights back.
 
     Raises:
         ValueError: see :func:`interpolated`; raised before anything is measured.
-        RuntimeError: the weights are not of this model.
+        RuntimeError: the weights do not fit this model.
     """
     _checked(start, end, fractions, only)
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -72,25 +70,25 @@ def along(
 def _checked(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], fractions: Sequence[float], only: Sequence[str] | None
 ) -> set[str]:
-    """The names that are interpolated, found in both with equal shapes."""
+    """The names to interpolate; both have them with equal shapes."""
     for fraction in fractions:
         if not 0 <= fraction <= 1:
             raise ValueError(f"the fraction of the end must lie between 0 and 1, got {fraction}")
     own, other = ({n for n in names if only is None or any(_under(n, p) for p in only)} for names in (start, end))
     for prefix in only or ():
         if not any(_under(name, prefix) for name in other):
-            raise ValueError(f"nothing is named {prefix!r}; the names are like {next(iter(end), 'none')!r}")
+            raise ValueError(f"no tensor is named {prefix!r}; the names are like {next(iter(end), 'none')!r}")
     for names, here, there in ((own - other, "start", "end"), (other - own, "end", "start")):
         if names:
             raise ValueError(
                 f"{len(names)} tensors of the {here} are not in the {there}, the first {min(names)!r}; interpolate "
-                "weights of one network, or name what both have with `only`"
+                "weights of one network, or name the common ones with `only`"
             )
     for name in sorted(own):
         if start[name].shape != end[name].shape:
             raise ValueError(
                 f"{name} has shape {tuple(start[name].shape)} at the start, {tuple(end[name].shape)} at the end; name "
-                "what both have with `only`, such as the backbone of a network with a new head"
+                "the common ones with `only`, such as the backbone of a network with a new head"
             )
     return own
 

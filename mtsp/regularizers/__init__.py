@@ -3,12 +3,12 @@
 Importing this needs PyTorch and nothing else. The sections of an experiment are in `mtsp.regularizers.configs`.
 """
 
-from mtsp.regularizers.base import Anchored, Report
+from mtsp.regularizers.base import Regularizer, Report
 from mtsp.regularizers.members import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
 from mtsp.regularizers.penalties import Mode
 from mtsp.regularizers.selective import MARS, SPD, CautiousL2SP
 from mtsp.regularizers.strength import Pace, Strength, by_depth, half_life, time_constant
-from mtsp.regularizers.targets import Pull
+from mtsp.regularizers.targets import Target
 
 __all__ = [
     "GLSP",
@@ -16,16 +16,16 @@ __all__ = [
     "L2SP",
     "MARS",
     "SPD",
-    "Anchored",
     "CautiousL2SP",
     "DirectionSP",
     "GLSPFisher",
     "L2SPFisher",
     "Mode",
     "Pace",
-    "Pull",
+    "Regularizer",
     "Report",
     "Strength",
+    "Target",
     "by_depth",
     "half_life",
     "time_constant",

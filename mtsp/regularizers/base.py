@@ -1,4 +1,4 @@
-"""What every member of the family is: attached to an optimizer, it acts exactly once per optimizer step."""
+"""Base class of all regularizers: attached to an optimizer, it acts exactly once per optimizer step."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -9,55 +9,57 @@ from torch import Tensor, nn
 from mtsp.anchors import fingerprint, named_weights
 from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Storage
-from mtsp.regularizers.checks import innermost, refuse_paces, refuse_placement, refuse_unlike_processes
+from mtsp.regularizers.checks import check_same_anchors, innermost
 from mtsp.regularizers.hook import Attachment
 from mtsp.regularizers.penalties import Mode, Penalty, SquaredDistance
-from mtsp.regularizers.rates import automatic
+from mtsp.regularizers.rates import resolve_mode
 from mtsp.regularizers.reports import Report
 from mtsp.regularizers.strength import Strength
-from mtsp.regularizers.targets import Pull, pulls, under
+from mtsp.regularizers.targets import Target, find_targets, under
 
 _ANCHOR_DTYPES = (None, torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class Anchored:
-    """A pull on every convolution and linear weight: towards its anchor, or, where it has none, towards zero.
+class Regularizer:
+    """Pulls every convolution and linear weight towards its anchor, or towards zero where it has none.
 
-    Build a subclass, after the pretrained weights are loaded; attach it to the optimizer, and train as always.
+    Build a subclass after the pretrained weights are loaded, attach it to the optimizer, and train as always.
 
-    *Coupled* adds the penalty's gradient to the weight's before the step, which is the papers' form: it enters the
-    momentum. *Decoupled* moves w before the step by lr * strength of the way, so that Adam's scaling does not touch it;
-    it is to L2-SP what AdamW is to L2. *Proximal* moves w after the step to where the penalty's proximal operator says:
-    exact zeros where the penalty has a kink, and no strength is too large. Its step is lr / (1 - momentum) for SGD, so
-    that it ends where the coupled form would. Unlike a term in the loss, no pull is clipped, scaled by gradient
-    accumulation, or part of any graph. Weights whose gradient is None (frozen, held or unused) do not move.
+    *Coupled* adds the penalty's gradient to the weight's gradient before the step, as in the papers: it enters the
+    momentum. *Decoupled* moves w by the fraction lr * strength of the distance before the step, so that Adam's scaling
+    does not touch it; it is to L2-SP what AdamW is to L2. *Proximal* applies the penalty's proximal operator after the
+    step: exact zeros where the penalty has a kink, and no strength is too large. Its step is lr / (1 - momentum) for
+    SGD, so that it ends where the coupled form would. Unlike a term in the loss, the pull is not clipped, not scaled by
+    gradient accumulation, and not part of any graph. Weights whose gradient is None (frozen or unused) do not move.
 
     Args:
-        model: the network, wrapped or not. Held by reference, so that parameters that FSDP2 swaps are found again.
-        anchors: w0 by parameter name. Names of biases and normalization layers of the model are passed over; the values
-            are copied. With `zero=True` only the names count. None: there are none, all is pulled to zero with beta.
+        model: the network, wrapped or not. Kept by reference, so that parameters that FSDP2 swaps are found again.
+        anchors: w0 by parameter name. Names of the model's biases and normalization layers are ignored; the values
+            are copied. With `zero=True` only the names count. None: no anchors, every weight is pulled to zero with
+            beta.
         alpha: strength on the weights that have an anchor: a number, a :class:`~mtsp.regularizers.Pace`, or one of
-            these by name prefix (`{"flow": 0.1}`; the longest prefix wins, and every weight concerned must have one).
+            these by name prefix (`{"flow": 0.1}`; the longest prefix wins, and every weight must have one).
         beta: strength on the other convolution and linear weights, likewise.
-        mode: see above. `auto` is coupled for SGD and LBFGS and decoupled for other optimizers, or proximal for
-            all (but LBFGS) where the penalty has a kink or Fisher information.
-        zero: pull weights with an anchor to zero instead: plain L2 with two strengths.
-        every: also biases, normalization layers and embeddings: every parameter (mode 101 of the authors' code).
-        fisher: the diagonal of the Fisher information by parameter name, for the penalties that weigh with it.
-        anchor_dtype: keep the anchors in this dtype; bfloat16 halves their memory, and pulls to rounded anchors.
-        offload: keep the anchors in CPU memory (pinned, beside a GPU) and copy them over block by block.
+        mode: see above. `auto` is coupled for SGD and LBFGS and decoupled for other optimizers; where the penalty has
+            a kink or uses Fisher information, it is proximal for all but LBFGS.
+        zero: pull weights that have an anchor to zero instead: plain L2 with two strengths.
+        every: regularize every parameter, also biases, normalization layers and embeddings (mode 101 of the authors'
+            code).
+        fisher: diagonal of the Fisher information by parameter name, for the penalties that use it.
+        anchor_dtype: keep the anchors in this dtype; bfloat16 halves their memory and pulls to rounded anchors.
+        offload: keep the anchors in CPU memory (pinned, for a GPU) and copy them over block by block.
 
     Raises:
-        ValueError: an anchor names nothing in the model, or has another shape or values that are not finite, or no
-            anchor concerns a convolution or linear weight, or a strength is negative or missing, or the penalty cannot
-            act where `mode` says, or lacks its Fisher information. Passing over it would leave a renamed module,
-            or a wrong checkpoint, without regularization and without a word.
+        ValueError: an anchor has a name that is not in the model, another shape, or values that are not finite; or no
+            anchor belongs to a convolution or linear weight; or a strength is negative or missing; or the penalty
+            cannot act in this mode, or lacks its Fisher information. Otherwise a renamed module or a wrong checkpoint
+            would silently go without regularization.
     """
 
-    form: ClassVar[Penalty]
-    """The penalty of the weights that have an anchor."""
-    new_form: ClassVar[Penalty] = SquaredDistance()
-    """The penalty of new weights: 1/2 ||w||^2."""
+    shared_penalty: ClassVar[Penalty]
+    """Penalty of the weights that have an anchor."""
+    new_penalty: ClassVar[Penalty] = SquaredDistance()
+    """Penalty of new weights: 1/2 ||w||^2."""
     attachment: ClassVar[type[Attachment]] = Attachment
     """How it acts in a step."""
 
@@ -75,42 +77,57 @@ class Anchored:
         anchor_dtype: torch.dtype | None = None,
         offload: bool = False,
     ) -> None:
-        refuse_placement(type(self).__name__, self.form, mode)
-        if (fisher is not None) != self.form.weighs:
-            what = "needs `fisher`, see mtsp.fisher.estimate" if self.form.weighs else "does not use `fisher`"
+        self.check_mode(mode)
+        uses_fisher = self.shared_penalty.uses_fisher
+        if (fisher is not None) != uses_fisher:
+            what = "needs `fisher`, see mtsp.fisher.estimate" if uses_fisher else "does not use `fisher`"
             raise ValueError(f"{type(self).__name__} {what}")
         if anchor_dtype not in _ANCHOR_DTYPES:
             raise ValueError(f"anchor_dtype must be float64, float32, bfloat16 or float16, got {anchor_dtype}")
         self.model = model
         self.mode: Mode = mode
-        self.pulls = pulls(model, anchors, alpha, beta, zero=zero, every=every, fisher=fisher)
-        self._forms = {True: self.form, False: self.new_form}
-        refuse_paces(type(self).__name__, self._forms, self.pulls)
-        self._state = {"regularizer": type(self).__name__, **_fingerprints(self.form, self.pulls)}
+        self.targets = find_targets(model, anchors, alpha, beta, zero=zero, every=every, fisher=fisher)
+        for key in {"alpha" if target.shared else "beta" for target in self.targets.values() if target.pace}:
+            self.check_pace(key)
+        self._penalties = {True: self.shared_penalty, False: self.new_penalty}
+        self._state = {"regularizer": type(self).__name__, **_fingerprints(self.targets, uses_fisher=uses_fisher)}
         if anchor_dtype is not None:
-            self.pulls = {
-                name: pull if pull.anchor is None else pull._replace(anchor=pull.anchor.to(anchor_dtype))
-                for name, pull in self.pulls.items()
+            self.targets = {
+                name: target if target.anchor is None else target._replace(anchor=target.anchor.to(anchor_dtype))
+                for name, target in self.targets.items()
             }
         self._storage = Storage(anchor_dtype, offload)
         self._attachments: dict[int, Attachment] = {}
-        self._asked = False  # whether a loop says which steps are measured
+        self._asked = False  # whether the loop says which steps are measured
+
+    @classmethod
+    def check_mode(cls, mode: Mode) -> None:
+        """Raise ValueError if the penalty cannot act in this mode."""
+        if mode not in ("auto", *cls.shared_penalty.modes):
+            raise ValueError(f"{cls.__name__} cannot be {mode}; it can be {', '.join(cls.shared_penalty.modes)}")
+
+    @classmethod
+    def check_pace(cls, key: str) -> None:
+        """Raise ValueError if the strength `key`, alpha or beta, must be a number instead of a pace."""
+        penalty = cls.shared_penalty if key == "alpha" else cls.new_penalty
+        if not penalty.proportional:
+            raise ValueError(f"{key} of {cls.__name__} has no time constant; give a number")
 
     def attach(self, optimizer: Any) -> None:
-        """Act in every step of `optimizer`, which may be wrapped by Accelerate, before or after `prepare`.
+        """Act in every step of `optimizer`, which Accelerate may have wrapped, before or after `prepare`.
 
         Call it again for a second optimizer of the same model (Muon for matrices, AdamW for the rest).
 
-        A step that an exception cuts short may have pulled already. Begin again with `zero_grad()` and new gradients:
-        a coupled pull is in the old ones. A decoupled pull that was made stays made, as native weight decay would, so
-        the step that is made again pulls once more; load the weights from before where that matters.
+        A step that an exception interrupts may have pulled already. Start it again with `zero_grad()` and new
+        gradients: the old ones contain a coupled pull. A decoupled pull stays, as native weight decay would, and the
+        repeated step pulls once more; load the weights from before where that matters.
 
         Raises:
-            ValueError: the optimizer decays a weight that is pulled here (two regularizers on one weight), or shares
-                one with an optimizer that is regularized, or holds no weight that is pulled here, or is regularized
-                already, or is an LBFGS and the pull not coupled, or the anchors differ between processes, or were
-                captured after training began (as far as its state shows: see :func:`mtsp.anchors.capture`), or a
-                strength times its learning rate is above 1.
+            ValueError: the optimizer decays a weight that is regularized here, shares one with another regularized
+                optimizer, holds none of them, or is regularized already; it is an LBFGS and the pull is not coupled;
+                the anchors differ between processes, or were captured after training began (as far as the optimizer's
+                state shows it: see :func:`mtsp.anchors.capture`); a pace cannot be reached; or a strength times its
+                learning rate is above 1.
         """
         optimizer = innermost(optimizer)
         if id(optimizer) in self._attachments:
@@ -118,63 +135,63 @@ class Anchored:
         hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
         if any(isinstance(getattr(hook, "__self__", None), Attachment) for hook in hooks):
             raise ValueError("another regularizer acts on this optimizer already; detach() it first")
-        place = self.acts(optimizer)
-        if isinstance(optimizer, torch.optim.LBFGS) and place != "coupled":
+        mode = resolve_mode(self.shared_penalty, self.mode, optimizer)
+        if isinstance(optimizer, torch.optim.LBFGS) and mode != "coupled":
             raise ValueError(
-                f"{type(self).__name__} is {place} here, but LBFGS moves many times in a step and needs the pull in "
+                f"{type(self).__name__} is {mode} here, but LBFGS moves many times in a step and needs the pull in "
                 "the gradient; use mode='coupled', or another optimizer"
             )
         attachment = self.attachment(
-            optimizer, self.model, forms=self._forms, pulls=self.pulls, storage=self._storage, place=place
+            optimizer, self.model, penalties=self._penalties, targets=self.targets, storage=self._storage, mode=mode
         )
         weights = [weight for bucket in attachment.buckets() for weight in bucket.weights]
-        refuse_unlike_processes(self._state["anchors"], weights)
+        check_same_anchors(self._state["anchors"], weights)
         attachment.start()
         self._attachments[id(optimizer)] = attachment
 
     def detach(self) -> None:
-        """Act no more."""
+        """Remove the hooks from all optimizers."""
         for attachment in self._attachments.values():
             attachment.stop()
         self._attachments.clear()
-        self._asked = False  # the next loop may say nothing
+        self._asked = False
 
     def penalty(self) -> float:
-        """Return the penalty at the current weights, summed in float64. For reports: training never needs it.
+        """Return the penalty at the current weights, summed in float64. For reports: training does not need it.
 
-        Every process must call it where weights are sharded.
+        Where weights are sharded, every process must call it.
 
         Raises:
-            ValueError: a strength is a pace, which attaching makes a number.
+            ValueError: a strength is a pace and the regularizer is not attached yet.
         """
-        return reports.penalty(self._forms, named_weights(self.model), self.pulls)
+        return reports.total_penalty(self._penalties, named_weights(self.model), self.targets)
 
     def distances(self, prefixes: Iterable[str]) -> dict[str, float]:
-        """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix under which something is anchored."""
-        return reports.distances(named_weights(self.model), self.pulls, prefixes)
+        """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix that has anchored weights."""
+        return reports.distances(named_weights(self.model), self.targets, prefixes)
 
     def measure_next(self) -> None:
-        """Measure pull and gradient in the next step, for :meth:`report`; what was measured before is forgotten.
+        """Measure pull and gradient in the next step, for :meth:`report`, and forget earlier measurements.
 
-        A report then depends on the step that was asked for alone, so that a resumed run, which asks before the same
-        steps, tells what the whole run tells. It costs a pass over the weights in that step, and nothing in others, but
-        for the first after `attach`, which is measured unasked. Where a GradScaler skips the step that was asked for,
-        the next one is measured in its place; a fused optimizer sees the skipped one, whose ratio is NaN. Every process
-        must ask where weights are sharded.
+        A report then depends on the requested step alone, so that a resumed run, which asks before the same steps,
+        reports the same. Measuring costs a pass over the weights in that step and nothing in others; the first step
+        after `attach` is measured without asking. Where a GradScaler skips the requested step, the next one is measured
+        instead; a fused optimizer measures the skipped one, whose ratio is NaN. Where weights are sharded, every
+        process must call it.
         """
         self._asked = True
         for attachment in self._attachments.values():
             attachment.measure_next()
 
     def report(self, prefixes: Iterable[str] = ("",)) -> dict[str, Report]:
-        """Return how strongly the weights under each prefix are held.
+        """Return distance, pull and time constant of the weights under each name prefix.
 
-        Pull and gradient, as the optimizer gets it, are those of the step that followed :meth:`measure_next`; where
-        that was never called, of the first step after the previous call of `report` (or after `attach`). Every process
-        must ask where weights are sharded.
+        Pull and gradient (as the optimizer gets it) are those of the step after :meth:`measure_next`; where that was
+        never called, those of the first step after the previous `report` (or after `attach`). Where weights are
+        sharded, every process must call it.
         """
         prefixes = tuple(prefixes)
-        near, shares, result = self.distances(prefixes), self._known_shares(), {}
+        distances, fractions, result = self.distances(prefixes), self._step_fractions(), {}
         measured: dict[str, Tensor] = {}
         for attachment in self._attachments.values():
             measured |= attachment.measured
@@ -182,79 +199,69 @@ class Anchored:
         for prefix in prefixes:
             squares = [both for name, both in measured.items() if under(name, prefix)]
             pull, gradient = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
-            here = [name for name in shares if under(name, prefix)]
-            share = _mean([shares[name] for name in [n for n in here if self.pulls[n].shared] or here])
+            names = [name for name in fractions if under(name, prefix)]
+            fraction = _mean([fractions[name] for name in [n for n in names if self.targets[n].shared] or names])
             result[prefix] = Report(
-                near.get(prefix, float("nan")),
+                distances.get(prefix, float("nan")),
                 (pull / gradient) ** 0.5 if 0 < gradient < float("inf") else float("nan"),
-                1 / share if share else float("inf"),
+                1 / fraction if fraction else float("inf"),
             )
         return result
 
     def time_constant(self, prefix: str = "") -> float | None:
-        """Return after how many steps the pull alone leaves 1/e of the distance of pretrained weights under `prefix`.
+        """Return the steps in which the pull alone brings pretrained weights under `prefix` to 1/e of their distance.
 
         At the full learning rate, as for a :class:`~mtsp.regularizers.Pace`. None where there is no such number:
-        nothing pretrained there is pulled, or the pull is not that of a distance alone (coupled through Adam, L1-SP).
+        nothing pretrained is pulled there, or the pull does not depend on the distance alone (coupled through Adam,
+        L1-SP).
         """
-        shares = self._known_shares(full=True)
-        share = _mean([shares[name] for name in shares if self.pulls[name].shared and under(name, prefix)])
-        return 1 / share if share > 0 else None
+        fractions = self._step_fractions(full=True)
+        fraction = _mean([fractions[name] for name in fractions if self.targets[name].shared and under(name, prefix)])
+        return 1 / fraction if fraction > 0 else None
 
     def table(self) -> str:
-        """Return what is anchored, pulled to zero, new and free, one weight a line, and the sums below."""
-        return reports.table(named_weights(self.model), self.pulls)
+        """Return a table with one weight per line: anchored, pulled to zero, new or free; the sums follow."""
+        return reports.table(named_weights(self.model), self.targets)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}\n{self.table()}"
 
-    def acts(self, optimizer: Any) -> Mode:
-        """Return where the pull enters a step of `optimizer`."""
-        if self.mode != "auto":
-            return self.mode
-        optimizer = innermost(optimizer)
-        if isinstance(optimizer, torch.optim.LBFGS) and "coupled" in self.form.modes:
-            return "coupled"
-        return automatic(self.form, is_sgd=isinstance(optimizer, torch.optim.SGD))
-
     def state_dict(self) -> dict[str, str]:
-        """Return what a checkpoint should hold: which regularizer, and the fingerprint of its anchors, not the anchors.
+        """Return what a checkpoint should hold: the regularizer's name and fingerprints of anchors and Fisher values.
 
-        Anchors belong to the pretrained weights and are loaded from there again; of Fisher information likewise. The
-        strengths and the mode may change.
+        The anchors themselves are loaded from the pretrained weights again. Strengths and mode may change on resume.
         """
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Check that a resumed run pulls to the anchors of the run before.
+        """Check that a resumed run pulls to the same anchors as before.
 
         Raises:
-            ValueError: it does not; weights that were resumed may have been captured instead of the pretrained ones.
+            ValueError: it does not; perhaps the anchors were captured after the checkpoint was loaded.
         """
         own = self.state_dict()
         wrong = [key for key in own if state.get(key) != own[key]]
         if wrong:
             raise ValueError(
                 f"the checkpoint was trained with another {wrong[0]} ({state.get(wrong[0])}, here {own[wrong[0]]}); "
-                "anchor to the pretrained weights that run began with, captured before any checkpoint is loaded"
+                "use the pretrained weights that run started from as anchors, captured before any checkpoint is loaded"
             )
 
-    def _known_shares(self, *, full: bool = False) -> dict[str, tuple[float, int]]:
-        """By weight, the share of the distance that a step takes away, and the weight's size."""
+    def _step_fractions(self, *, full: bool = False) -> dict[str, tuple[float, int]]:
+        """For each weight, the fraction of the distance that a step takes, and the weight's size."""
         found: dict[str, tuple[float, int]] = {}
         for attachment in self._attachments.values():
-            found |= attachment.known_shares(full=full)
+            found |= attachment.step_fractions(full=full)
         return found
 
 
-def _fingerprints(form: Penalty, pulls: Mapping[str, Pull]) -> dict[str, str]:
-    anchors = {name: pull.anchor for name, pull in pulls.items() if pull.anchor is not None}
-    if not form.weighs:
-        return {"anchors": fingerprint(anchors)}
-    important = {name: pull.importance for name, pull in pulls.items() if pull.importance is not None}
-    return {"anchors": fingerprint(anchors), "fisher": fingerprint(important)}
+def _fingerprints(targets: Mapping[str, Target], *, uses_fisher: bool) -> dict[str, str]:
+    result = {"anchors": fingerprint({n: t.anchor for n, t in targets.items() if t.anchor is not None})}
+    if uses_fisher:
+        result["fisher"] = fingerprint({n: t.fisher for n, t in targets.items() if t.fisher is not None})
+    return result
 
 
 def _mean(found: list[tuple[float, int]]) -> float:
-    """The mean of shares of weights of these sizes; 0 where there are none."""
-    return sum(share * size for share, size in found) / max(1, sum(size for _, size in found))
+    """Mean of the fractions, weighted by the sizes; 0 for an empty list."""
+    return sum(fraction * size for fraction, size in found) / max(1, sum(size for _, size in found))

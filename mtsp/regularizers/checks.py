@@ -1,4 +1,4 @@
-"""What must be so before a regularizer acts on an optimizer: once, on all it should, in numbers that mean something."""
+"""Checks made before a regularizer acts on an optimizer: nothing is regularized twice, too strongly, or not at all."""
 
 import gc
 from collections.abc import Callable, Iterable, Mapping
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, placed
-from mtsp.regularizers.penalties import Mode, Penalty, Share
-from mtsp.regularizers.targets import Pull
+from mtsp.regularizers.penalties import StepFraction
+from mtsp.regularizers.targets import Target
 
 
 def innermost(optimizer: Any) -> Any:
@@ -25,60 +25,37 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def refuse(optimizer: Any, names: Mapping[int, str], pulls: Mapping[str, Pull]) -> None:
-    """Raise ValueError on what would regularize twice, or not at all, without a word.
+def check_optimizer(optimizer: Any, names: Mapping[int, str], targets: Mapping[str, Target]) -> None:
+    """Raise ValueError if weights would be regularized twice, not at all, or towards anchors captured too late.
 
     Args:
-        optimizer: the innermost one.
-        names: of the model's weights, by id.
-        pulls: by name.
+        optimizer: a torch optimizer.
+        names: names of the model's weights by id.
+        targets: by name.
     """
-    held = [
-        (weight, group, pulls[names[id(weight)]])
+    own = [
+        (weight, group, targets[names[id(weight)]])
         for group in optimizer.param_groups
         for weight in group["params"]
-        if names.get(id(weight)) in pulls
+        if names.get(id(weight)) in targets
     ]
-    for _, group, _ in held:
-        refuse_decay(group)
-    if pulls and not held:
+    for _, group, _ in own:
+        check_weight_decay(group)
+    if targets and not own:
         raise ValueError("the optimizer holds none of the model's weights; give it model.parameters()")
-    trained = [
-        _equals(weight, pull.anchor)
-        for weight, _, pull in held
-        if pull.anchor is not None and _has_moved(optimizer.state.get(weight, {}))
+    unmoved = [
+        _equals(weight, target.anchor)
+        for weight, _, target in own
+        if target.anchor is not None and _has_moved(optimizer.state.get(weight, {}))
     ]
-    if trained and all(trained):
+    if unmoved and all(unmoved):
         raise ValueError(
             "every anchor equals a weight that this optimizer has trained already: they were captured too late, "
             "perhaps after a checkpoint was loaded; capture them from the pretrained weights, before"
         )
 
 
-def refuse_placement(kind: str, form: Penalty, mode: Mode) -> None:
-    """Raise ValueError if the penalty of this regularizer cannot act there."""
-    if mode not in ("auto", *form.modes):
-        choice = ", ".join(dict.fromkeys(form.modes))
-        raise ValueError(f"{kind} cannot be {mode}; it can be {choice}")
-
-
-def refuse_paces(kind: str, forms: Mapping[bool, Penalty], pulls: Mapping[str, Pull]) -> None:
-    """Raise ValueError on a pace of a penalty that has none.
-
-    Args:
-        kind: the regularizer's name.
-        forms: the penalties of pretrained (True) and of new weights.
-        pulls: by name.
-    """
-    for name, pull in pulls.items():
-        if pull.pace is not None and not forms[pull.shared].proportional:
-            raise ValueError(
-                f"{name} has the strength {pull.pace}, but {kind} takes no fixed share of the distance away in a "
-                "step; give a number"
-            )
-
-
-def refuse_decay(group: Mapping[str, Any]) -> None:
+def check_weight_decay(group: Mapping[str, Any]) -> None:
     """Raise ValueError if the optimizer itself decays the weights of this parameter group."""
     if group.get("weight_decay"):
         raise ValueError(
@@ -87,18 +64,18 @@ def refuse_decay(group: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_overshoot(bucket: Bucket, share: Share, lr: float) -> None:
-    """Raise ValueError if an explicit step takes more than the whole distance away, at the stiffest weight."""
-    if bucket.form.stiff and share * bucket.largest > 1 + 1e-6:
-        stiffest = f" times the largest Fisher information {bucket.largest:g}" if bucket.largest > 1 else ""
+def check_overshoot(bucket: Bucket, fraction: StepFraction, lr: float) -> None:
+    """Raise ValueError if an explicit step takes more than the whole distance."""
+    if bucket.penalty.step_limited and fraction * bucket.largest_fisher > 1 + 1e-6:
+        times = f" times the largest Fisher information {bucket.largest_fisher:g}" if bucket.largest_fisher > 1 else ""
         raise ValueError(
             f"the pull on {bucket.names[0]} would overshoot its anchor: learning rate {lr:g} times strength "
-            f"{bucket.strength:g}{stiffest} is above 1; use a strength up to {1 / (lr * bucket.largest):g}"
+            f"{bucket.strength:g}{times} is above 1; use a strength up to {1 / (lr * bucket.largest_fisher):g}"
         )
 
 
-def refuse_unlike_processes(fingerprint: str, weights: Iterable[Tensor]) -> None:
-    """Raise ValueError if processes that each hold whole weights pull them to anchors that differ: they would part."""
+def check_same_anchors(fingerprint: str, weights: Iterable[Tensor]) -> None:
+    """Raise ValueError if processes that each hold whole weights have different anchors: the weights would diverge."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()) or any(is_sharded(w) for w in weights):
         return
@@ -111,12 +88,12 @@ def refuse_unlike_processes(fingerprint: str, weights: Iterable[Tensor]) -> None
             )
 
 
-def refuse_twice(own: Iterable[Bucket], others: Callable[[], Iterable[Bucket]]) -> None:
+def check_pulled_once(own: Iterable[Bucket], others: Callable[[], Iterable[Bucket]]) -> None:
     """Raise ValueError if a weight is pulled in the steps of another optimizer.
 
     Args:
         own: the weights about to be pulled.
-        others: gives those that are pulled already.
+        others: returns those that are pulled already.
     """
     weights = {id(weight) for bucket in own for weight in bucket.weights}
 
@@ -129,7 +106,7 @@ def refuse_twice(own: Iterable[Bucket], others: Callable[[], Iterable[Bucket]]) 
         ]
 
     if shared():
-        gc.collect()  # an optimizer that nobody has any more is held by its own hooks until then
+        gc.collect()  # an optimizer that is no longer used is kept alive by its own hooks until then
         if found := shared():
             raise ValueError(
                 f"{found[0]} is pulled in the steps of another optimizer already; detach() its regularizer first, "
@@ -137,8 +114,8 @@ def refuse_twice(own: Iterable[Bucket], others: Callable[[], Iterable[Bucket]]) 
             )
 
 
-def refuse_copy() -> Any:
-    """Raise ValueError: stands for an optimizer's `__getstate__`, of copies and pickles, while one is attached."""
+def forbid_copy() -> Any:
+    """Raise ValueError: replaces an optimizer's `__getstate__`, so that it cannot be copied or pickled."""
     raise ValueError(
         "a copy of this optimizer would not be regularized; detach() first, and attach to the copy (its state_dict() "
         "can be saved)"
@@ -152,5 +129,5 @@ def _equals(weight: Tensor, anchor: Tensor) -> bool:
 
 
 def _has_moved(state: Mapping[str, Any]) -> bool:
-    """Whether this is the state of a weight that has been trained; FSDP2 makes states of zeros before."""
+    """Whether this optimizer state belongs to a trained weight; FSDP2 makes states of zeros before training."""
     return any(isinstance(v, Tensor) and v.numel() > 1 and bool(local(v).any()) for v in state.values())

@@ -1,31 +1,31 @@
-"""What an experiment's `regularizer` section can be."""
+"""The `regularizer` section of an experiment: one class for each regularizer."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 from torch import Tensor, nn
 
 from mtsp.config import Config
 from mtsp.fisher.estimate import fisher_of
 from mtsp.optim import OptimizerConfig
-from mtsp.regularizers.base import Anchored
-from mtsp.regularizers.checks import refuse_placement
+from mtsp.regularizers.base import Regularizer
 from mtsp.regularizers.members import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
 from mtsp.regularizers.penalties import Mode
-from mtsp.regularizers.rates import automatic
+from mtsp.regularizers.rates import resolve_mode, strength_of
 from mtsp.regularizers.selective import MARS, SPD, CautiousL2SP
-from mtsp.regularizers.strength import Pace, fastest, half_life
+from mtsp.regularizers.strength import Pace, half_life
 
 
 class PaceConfig(Config):
-    """A strength, said as a speed: `{time_constant: 2000}`, `{half_life: 1000}` or `{remaining: 0.05}`.
+    """A strength given as a speed: `{time_constant: 2000}`, `{half_life: 1000}` or `{remaining: 0.05}`.
 
-    It becomes a number by each branch's own learning rate, and by the momentum where that counts. `remaining` is
-    strength as a ratio: of the distance after a run of the pull alone to the distance before it. The ratio of the pull
-    to the data's gradient cannot be set: it is zero at the start, where the distance is, and changes with every step; a
-    run reports it. To first order, as :class:`Pace`: what is left at the end differs a little, more in a short run.
+    It is converted to a number with each branch's own learning rate, and with the momentum where that counts. To first
+    order, as :class:`Pace`: what really remains differs a little, more in a short run. `remaining` is a ratio of
+    distances, after and before a run of the pull alone. A ratio of the pull to the data's gradient cannot be set: it is
+    zero at the start and changes with every step; a run reports it.
     """
 
     time_constant: float | None = Field(default=None, ge=1, allow_inf_nan=False)
@@ -33,8 +33,8 @@ class PaceConfig(Config):
     half_life: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """Steps in which it halves the distance."""
     remaining: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the distance that the pull alone leaves at the end of the run: in all steps in which the branch learns,
-    at the rates that the schedule gives them. Another train.steps makes it another number."""
+    """Fraction of the distance that the pull alone leaves at the end of the run, given the schedule and the stages in
+    which the branch learns. The strength depends on train.steps."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "PaceConfig":
@@ -48,70 +48,58 @@ class PaceConfig(Config):
         values = {"time_constant": self.time_constant, "half_life": self.half_life, "remaining": self.remaining}
         return {key: value for key, value in values.items() if value is not None}
 
-    def pace(self, run: float) -> Pace:
-        """Return the pace. `run` is the length of the branch's run, in steps at the full learning rate."""
+    def pace(self, steps: float) -> Pace:
+        """Return the pace. `steps` is the length of the branch's training, in steps at the full learning rate."""
         if self.remaining is not None:
-            return Pace(run, self.remaining)
+            return Pace(steps, self.remaining)
         if self.half_life is not None:
             return half_life(self.half_life)
         assert self.time_constant is not None
         return Pace(self.time_constant)
 
 
-def _form(value: Any) -> str:
+def _kind_of_strength(value: Any) -> str:
     return "PaceConfig" if isinstance(value, dict | PaceConfig) else "number"
 
 
 StrengthConfig = Annotated[
     Annotated[float, Field(ge=0, allow_inf_nan=False), Tag("number")] | Annotated[PaceConfig, Tag("PaceConfig")],
-    Discriminator(_form),
+    Discriminator(_kind_of_strength),
 ]
-"""A number, or a pace."""
+"""A number or a pace."""
 
 Numbers = Mapping[str, float]
 """Strengths by branch."""
 
 
-class FamilyConfig(Config):
-    """What every regularizer's section knows of it."""
+class RegularizerConfig(Config):
+    """Base of all regularizer sections."""
 
-    kind: ClassVar[type[Anchored]] = L2SP
+    kind: ClassVar[type[Regularizer]] = L2SP
 
-    @classmethod
-    def paced(cls) -> tuple[str, ...]:
-        """Return the strengths that take the same share of every distance away in each step: they may be a pace."""
-        forms = {"alpha": cls.kind.form, "beta": cls.kind.new_form}
-        return tuple(key for key, form in forms.items() if form.proportional)
+    def strength(
+        self, key: str, pace: Pace, lr: float, optimizer: OptimizerConfig, *, may_overshoot: bool = False
+    ) -> float:
+        """Return the strength that attaching the regularizer would give this pace.
 
-    def acts(self, optimizer: OptimizerConfig) -> Mode:
-        """Return where the pull enters a step of this optimizer."""
-        return automatic(self.kind.form, is_sgd=optimizer.name == "sgd")
+        Args:
+            key: `alpha` or `beta`.
+            pace: how fast the pull alone should be.
+            lr: full learning rate.
+            optimizer: the experiment's.
+            may_overshoot: accept a pace so fast that the weights swing past their anchors.
 
-    def no_pace(self, key: str, optimizer: OptimizerConfig) -> str | None:
-        """Return why `alpha` or `beta` must be a number through this optimizer; None if a pace will do."""
-        if key not in self.paced():
-            return f"{self.kind.__name__} takes no fixed share of the distance away in a step; give a number"
-        if self.acts(optimizer) == "coupled" and optimizer.name != "sgd":
-            return (
-                f"a coupled pull through {optimizer.name} has no pace, it depends on the size of the gradients; use "
-                "mode auto or decoupled, or give a number"
-            )
-        return None
-
-    def fastest(self, optimizer: OptimizerConfig) -> float:
-        """Return the largest rate of a pace through this optimizer: faster ones go past the anchor."""
-        if optimizer.name != "sgd" or self.acts(optimizer) != "coupled":
-            return 1.0
-        return fastest(optimizer.momentum, nesterov=optimizer.nesterov)
-
-    def number(self, pace: Pace, lr: float, optimizer: OptimizerConfig) -> float:
-        """Return the strength that has this pace at this learning rate, as attaching the regularizer would."""
-        momentum = optimizer.momentum if optimizer.name == "sgd" and self.acts(optimizer) != "decoupled" else 0.0
-        return pace.strength(lr / (1 - momentum))
+        Raises:
+            ValueError: this strength has no pace with this optimizer, or none this fast.
+        """
+        self.kind.check_pace(key)
+        built = optimizer.build([{"params": [torch.zeros(1)], "lr": lr}])
+        mode = resolve_mode(self.kind.shared_penalty, getattr(self, "mode", "auto"), built)
+        return strength_of(pace, built, built.param_groups[0], mode, may_overshoot=may_overshoot)
 
 
-class AnchoredConfig(FamilyConfig):
-    """What every regularizer but mars can be told."""
+class PenaltyConfig(RegularizerConfig):
+    """Settings of every regularizer but mars."""
 
     to_zero: ClassVar[bool] = False
 
@@ -121,118 +109,116 @@ class AnchoredConfig(FamilyConfig):
     beta: StrengthConfig
     """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
     mode: Mode = "auto"
+    """How the pull enters a step: coupled (in the gradient), decoupled (as in AdamW), proximal (after the step), or
+    auto, which fits the penalty and the optimizer."""
 
     @model_validator(mode="after")
-    def _can_act_there(self) -> "AnchoredConfig":
-        refuse_placement(self.kind.__name__, self.kind.form, self.mode)
+    def _mode_is_possible(self) -> "PenaltyConfig":
+        self.kind.check_mode(self.mode)
         return self
 
-    def acts(self, optimizer: OptimizerConfig) -> Mode:
-        """Return where the pull enters a step of this optimizer."""
-        return super().acts(optimizer) if self.mode == "auto" else self.mode
-
-    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Anchored:
-        """Return the regularizer with these strengths, by branch."""
+    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Regularizer:
+        """Return the regularizer with these strengths by branch."""
         return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, zero=self.to_zero)
 
 
-class L2Config(AnchoredConfig):
-    """Weight decay as the papers' baseline has it: every convolution and linear weight is pulled to zero."""
+class L2Config(PenaltyConfig):
+    """L2, the papers' baseline: every convolution and linear weight is pulled to zero."""
 
     to_zero = True
     name: Literal["l2"]
 
 
-class L2SPConfig(AnchoredConfig):
+class L2SPConfig(PenaltyConfig):
     """L2-SP, equation 3 of the paper: pretrained weights are pulled to their start, new ones to zero."""
 
     name: Literal["l2sp"]
 
 
-class L1SPConfig(AnchoredConfig):
+class L1SPConfig(PenaltyConfig):
     """L1-SP: the sum of absolute distances; proximal, so that some weights stay exactly where they started."""
 
     kind = L1SP
     name: Literal["l1sp"]
 
 
-class GLSPConfig(AnchoredConfig):
+class GLSPConfig(PenaltyConfig):
     """GL-SP: the group lasso over output channels; proximal, so that some stay exactly where they started."""
 
     kind = GLSP
     name: Literal["glsp"]
 
 
-class DirectionSPConfig(AnchoredConfig):
+class DirectionSPConfig(PenaltyConfig):
     """Filter-direction L2-SP, for convolutions that a normalization layer follows."""
 
     kind = DirectionSP
     name: Literal["directionsp"]
 
 
-class SPDConfig(AnchoredConfig):
-    """Selective projection decay; alpha is a share, and does not depend on the learning rate."""
+class SPDConfig(PenaltyConfig):
+    """Selective projection decay; alpha is a fraction and does not depend on the learning rate."""
 
     kind = SPD
     name: Literal["spd"]
 
 
-class CautiousL2SPConfig(AnchoredConfig):
-    """Decoupled L2-SP where it agrees with the optimizer's update."""
+class CautiousL2SPConfig(PenaltyConfig):
+    """Decoupled L2-SP on the entries where it agrees with the optimizer's update."""
 
     kind = CautiousL2SP
     name: Literal["cautiousl2sp"]
 
 
-class FisherConfig(AnchoredConfig):
-    """What the regularizers that weigh with Fisher information can be told besides."""
+class FisherConfig(PenaltyConfig):
+    """Settings of the regularizers that use Fisher information."""
 
     fisher: str
-    """The file that `python tools/fisher.py --config THIS --out FILE` writes. Divided by its mean over the pretrained
+    """File that `python tools/fisher.py --config THIS --out FILE` writes. It is divided by its mean over the pretrained
     weights, so that alpha compares with that of l2sp (glsp)."""
 
-    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Anchored:
-        """Return the regularizer with these strengths, by branch.
+    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Regularizer:
+        """Return the regularizer with these strengths by branch.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not of the weights that the anchors are.
+            ValueError: it was estimated at other weights than the anchors.
         """
         fisher = fisher_of(Path(self.fisher), anchors)
         return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, fisher=fisher)
 
 
 class L2SPFisherConfig(FisherConfig):
-    """L2-SP-Fisher: squared distances, each weighted with how much its weight matters to the predictions."""
+    """L2-SP-Fisher: squared distances, each weighted by how much its weight matters to the predictions."""
 
     kind = L2SPFisher
     name: Literal["l2spfisher"]
 
 
 class GLSPFisherConfig(FisherConfig):
-    """GL-SP-Fisher: the group lasso over output channels, weighted likewise."""
+    """GL-SP-Fisher: the group lasso over output channels, weighted in the same way."""
 
     kind = GLSPFisher
     name: Literal["glspfisher"]
 
 
-class MARSConfig(FamilyConfig):
-    """MARS: a bound on how far each output channel may be from its start, and no pull inside it."""
+class MARSConfig(RegularizerConfig):
+    """MARS: a bound on how far each output channel may be from its start, without a pull inside it."""
 
     kind = MARS
     name: Literal["mars"]
     radius: float = Field(gt=0, allow_inf_nan=False)
-    """The most that the absolute distances of an output channel's weights may sum up to, in every branch."""
+    """Largest sum of the absolute distances of an output channel's weights, in every branch."""
     beta: StrengthConfig
     """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
 
     @property
     def alpha(self) -> float:
-        """The radius, where the others have their alpha: what the pretrained weights are held by."""
+        """The radius, which takes the place of alpha."""
         return self.radius
 
-    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Anchored:
-        """Return the regularizer with these bounds and strengths, by branch."""
+    def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Regularizer:
+        """Return the regularizer with these bounds and strengths by branch."""
         return MARS(model, anchors=anchors, radius=alpha, beta=beta)
 
 
@@ -242,7 +228,7 @@ class NoneConfig(Config):
     name: Literal["none"]
 
 
-PullConfig = (
+AnyRegularizer = (
     L2Config
     | L2SPConfig
     | L1SPConfig
@@ -255,4 +241,4 @@ PullConfig = (
     | MARSConfig
     | NoneConfig
 )
-"""What `regularizer` can be; its `name` says which."""
+"""All that `regularizer` can be; its `name` says which."""

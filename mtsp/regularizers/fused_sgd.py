@@ -1,7 +1,7 @@
-"""The fast way for fused SGD: its kernel decays the weights, so that only the anchors' part is added beside it.
+"""Fast path for fused SGD: its kernel decays the weights, and only the anchors' part of the pull is added.
 
-alpha (w - w0) = alpha w - alpha w0. The kernel computes the first part as weight decay while it has the weights in
-hand; the second is one foreach call on the gradients. Three passes over memory beside the kernel's five, no temporary.
+alpha (w - w0) = alpha w - alpha w0. The kernel computes the first part as weight decay while it reads the weights; the
+second is one foreach call on the gradients. Three passes over memory besides the kernel's five, and no temporary.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from mtsp.regularizers.buckets import Bucket, gradients
 
 
 def fused(optimizer: Any) -> bool:
-    """Return whether this is a fused SGD, whose kernel can decay, if the weights suit it (:func:`fits`)."""
+    """Return whether this is a fused SGD, whose kernel can decay weights for which :func:`fits` holds."""
     return (
         type(optimizer) is torch.optim.SGD
         and all(group["fused"] for group in optimizer.param_groups)
@@ -22,10 +22,10 @@ def fused(optimizer: Any) -> bool:
 
 
 def fits(optimizer: Any, buckets: list[Bucket]) -> bool:
-    """Return whether the step that is about to come can decay in its kernel.
+    """Return whether the kernel of the next step can decay the weights.
 
-    float32 and float64 alone: the two parts are much larger than their difference, which float16 would round away. A
-    GradScaler's scale on a GPU cannot be read without waiting for it.
+    Only float32 and float64: the two parts are much larger than their difference, which float16 would round away. The
+    scale of a GradScaler on a GPU cannot be read without waiting for it.
     """
     scale = getattr(optimizer, "grad_scale", None)
     return (
@@ -41,10 +41,10 @@ def fits(optimizer: Any, buckets: list[Bucket]) -> bool:
 
 
 def decay_in_kernel(optimizer: Any, buckets: list[Bucket]) -> None:
-    """Subtract the anchors' part from the gradients and leave the rest to the kernel that runs next.
+    """Subtract the anchors' part from the gradients and let the kernel that runs next do the rest.
 
-    Call it inside the step, when everything that may look at the parameter groups has run: the kernel alone is to see
-    groups with the strengths as weight decay.
+    Call it inside the step, after everything else that may read the parameter groups: only the kernel may see groups
+    with the strengths as weight decay.
     """
     scale = getattr(optimizer, "grad_scale", None)
     shown, pulled = [], set()
@@ -56,7 +56,7 @@ def decay_in_kernel(optimizer: Any, buckets: list[Bucket]) -> None:
         pulled |= {id(weight) for weight in weights}
         shown.append({**group, "params": weights, "weight_decay": bucket.strength})
         if bucket.anchors is not None:
-            # Where the optimizer maximizes, the kernel turns the gradient's sign before it decays.
+            # With `maximize`, the kernel flips the gradient's sign before it decays.
             part = (1 if group["maximize"] else -1) * bucket.strength * (1 if scale is None else float(scale))
             torch._foreach_add_(found, [bucket.anchors[i] for i in kept], alpha=part)
     for group in optimizer.param_groups:
@@ -67,7 +67,7 @@ def decay_in_kernel(optimizer: Any, buckets: list[Bucket]) -> None:
 
 
 class _Shown(list[dict[str, Any]]):
-    """Groups for one loop over them: when it ends, also by an exception, the optimizer has its own list again."""
+    """Parameter groups for one loop: when it ends, also by an exception, the optimizer gets its own list back."""
 
     def __init__(self, optimizer: Any, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups)

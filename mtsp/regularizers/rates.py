@@ -1,4 +1,4 @@
-"""What a learning rate and a momentum make of a strength, and of which strength they make a given pace."""
+"""Convert between strengths and paces, by an optimizer's learning rate and momentum."""
 
 import math
 import warnings
@@ -8,72 +8,115 @@ from typing import Any
 import torch
 
 from mtsp.regularizers.penalties import Mode, Penalty
-from mtsp.regularizers.strength import Pace, fastest
-from mtsp.regularizers.targets import Pull
+from mtsp.regularizers.strength import Pace
+from mtsp.regularizers.targets import Target
+
+
+def resolve_mode(penalty: Penalty, mode: Mode, optimizer: Any) -> Mode:
+    """Return the mode in which a penalty acts on this optimizer, with `auto` decided."""
+    if mode != "auto":
+        return mode
+    first = penalty.modes[0]
+    sgd = isinstance(optimizer, torch.optim.SGD) and first == "decoupled"
+    coupled = (sgd or isinstance(optimizer, torch.optim.LBFGS)) and "coupled" in penalty.modes
+    return "coupled" if coupled else first
 
 
 def full_lr(group: Mapping[str, Any]) -> float:
-    """Return a group's learning rate as no schedule lowers it; OneCycleLR's own peak is its `max_lr`."""
+    """Return a group's learning rate before any schedule lowers it; OneCycleLR keeps its peak as `max_lr`."""
     return float(group.get("max_lr", group.get("full_lr", group.get("initial_lr", group["lr"]))))
 
 
-def inertia(optimizer: Any, group: Mapping[str, Any], place: Mode) -> float:
+def momentum_divisor(optimizer: Any, group: Mapping[str, Any], mode: Mode) -> float:
     """Return what momentum divides a learning rate by: (1 - momentum) / (1 - dampening) for SGD, unless decoupled."""
-    if place == "decoupled" or not isinstance(optimizer, torch.optim.SGD) or not group["momentum"]:
+    if mode == "decoupled" or not isinstance(optimizer, torch.optim.SGD) or not group["momentum"]:
         return 1.0
     return (1 - group["momentum"]) / (1 - group["dampening"])
 
 
-def automatic(form: Penalty, *, is_sgd: bool) -> Mode:
-    """Return what the mode `auto` comes to, but for LBFGS."""
-    return form.modes[1 if is_sgd else 0]
+def has_time_constant(optimizer: Any, mode: Mode) -> bool:
+    """Return whether a pull alone takes a known fraction of the distance in each step of this optimizer."""
+    return mode != "coupled" or isinstance(optimizer, torch.optim.SGD)
 
 
-def has_pace(optimizer: Any, place: Mode) -> bool:
-    """Return whether a pull alone closes a known share of the distance in each step."""
-    return place != "coupled" or isinstance(optimizer, torch.optim.SGD)
+def strength_of(
+    pace: Pace, optimizer: Any, group: Mapping[str, Any], mode: Mode, *, may_overshoot: bool = False
+) -> float:
+    """Return the strength that gives this pace to the weights of a parameter group.
 
-
-def settle(optimizer: Any, names: Mapping[int, str], pulls: dict[str, Pull], place: Mode, *, anew: bool = True) -> None:
-    """Make numbers of paces (if not `anew`, of those that are none yet), and warn where 16 bits would swallow the pull.
+    Args:
+        pace: how fast the pull alone brings weights to their anchors, at the full learning rate.
+        optimizer: a torch optimizer.
+        group: one of its parameter groups.
+        mode: as :func:`resolve_mode` gives it.
+        may_overshoot: accept a pace so fast that the weights swing past their anchors.
 
     Raises:
-        ValueError: a pace is asked of a pull that has none, or one so short that momentum would swing past the anchor.
+        ValueError: a pull in this mode has no pace, or none this fast, or the learning rate is 0.
     """
-    swallowed = []
+    if not has_time_constant(optimizer, mode):
+        raise ValueError(
+            f"a pull coupled through {type(optimizer).__name__} has no time constant, it depends on the size of the "
+            "gradients; use the mode decoupled or proximal, or give a number"
+        )
+    limit = _largest_rate(group) if mode == "coupled" else 1.0
+    if pace.rate > limit * (1 + 1e-9) and not may_overshoot:
+        instead = (
+            f", or use the mode decoupled, which momentum {group['momentum']:g} does not limit" if limit < 1 else ""
+        )
+        raise ValueError(
+            f"no stable pull leaves only {pace.remaining:.3g} of the distance after {pace.steps:.4g} steps at the full "
+            f"learning rate; give {math.ceil(pace.steps * pace.rate / limit)} steps or more{instead}"
+        )
+    lr = full_lr(group)
+    if lr <= 0:
+        raise ValueError(
+            f"{pace} has no strength at a learning rate of {lr}; attach before a schedule lowers it, or give a number"
+        )
+    return pace.rate / (lr / momentum_divisor(optimizer, group, mode))
+
+
+def resolve_paces(
+    optimizer: Any, names: Mapping[int, str], targets: dict[str, Target], mode: Mode, *, again: bool = True
+) -> None:
+    """Convert paces to strengths; warn where 16-bit rounding would erase the pull.
+
+    Args:
+        optimizer: a torch optimizer.
+        names: names of the model's weights by id.
+        targets: by name; updated in place.
+        mode: as :func:`resolve_mode` gives it.
+        again: also convert paces that were converted before, for another optimizer.
+
+    Raises:
+        ValueError: see :func:`strength_of`.
+    """
+    erased = []
     for group in optimizer.param_groups:
-        lr = full_lr(group)
         for weight in group["params"]:
             name = names.get(id(weight), "")
-            pull = pulls.get(name)
-            if pull is None or not (anew or not pull.is_settled):
+            target = targets.get(name)
+            if target is None or (target.is_resolved and not again):
                 continue
-            if pull.pace is not None:
-                if not has_pace(optimizer, place):
-                    raise ValueError(
-                        f"{pull.pace} needs a decoupled or proximal pull: coupled through "
-                        f"{type(optimizer).__name__} it depends on the gradients' size"
-                    )
-                if place == "coupled":
-                    _refuse_swinging(pull.pace, group)
-                strength = pull.pace.strength(lr / inertia(optimizer, group, place))
-                pull = pulls[name] = pull._replace(strength=strength)
-            coarse = weight.dtype in (torch.bfloat16, torch.float16) and place != "coupled"
-            if coarse and 0 < lr * pull.strength < torch.finfo(weight.dtype).eps:
-                swallowed.append(name)
-    if swallowed:
+            if target.pace is not None:
+                strength = strength_of(target.pace, optimizer, group, mode)
+                target = targets[name] = target._replace(strength=strength)
+            coarse = weight.dtype in (torch.bfloat16, torch.float16) and mode != "coupled"
+            if coarse and 0 < full_lr(group) * target.strength < torch.finfo(weight.dtype).eps:
+                erased.append(name)
+    if erased:
         warnings.warn(
-            f"{len(swallowed)} weights, the first {swallowed[0]}, are kept in 16 bits, where a pull of lr * strength "
-            "below the rounding changes nothing at all; keep float32 weights under autocast",
+            f"{len(erased)} weights, the first {erased[0]}, are kept in 16 bits, where rounding erases a pull of "
+            "lr * strength this small; keep float32 weights under autocast",
             stacklevel=4,
         )
 
 
-def _refuse_swinging(pace: Pace, group: Mapping[str, Any]) -> None:
-    limit = fastest(group["momentum"], nesterov=group["nesterov"])
-    if group["momentum"] and pace.rate > limit * (1 + 1e-9):
-        shortest = math.ceil(pace.steps * pace.rate / limit)
-        raise ValueError(
-            f"{pace} is too short for a pull coupled through momentum {group['momentum']:g}, which would swing past "
-            f"its anchor; give {shortest} steps or more, or a mode that is not coupled"
-        )
+def _largest_rate(group: Mapping[str, Any]) -> float:
+    """The largest rate of a pace at which a pull coupled through SGD's momentum does not swing past its anchor.
+
+    With k = rate * (1 - m), the distance goes as powers of the roots of z^2 - (1 + m - k) z + m, for Nesterov's
+    momentum of z^2 - (1 + m) (1 - k) z + m (1 - k). They are real up to k = (1 - sqrt(m))^2 and ((1 - m) / (1 + m))^2.
+    """
+    momentum = group["momentum"]
+    return (1 - momentum) / (1 + (momentum if group["nesterov"] else math.sqrt(momentum))) ** 2

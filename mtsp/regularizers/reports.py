@@ -1,4 +1,4 @@
-"""What a regularizer has to say: its value, its distances, its table."""
+"""Reports on a regularizer: its value, relative distances, measured pulls, and a table of all weights."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -6,121 +6,117 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers.buckets import Bucket, Storage, local, parts, placed, refuse_split_rows, summed
-from mtsp.regularizers.penalties import Near, Penalty, SquaredDistance
-from mtsp.regularizers.targets import Pull, under
+from mtsp.regularizers.buckets import Bucket, Storage, blocks, check_whole_rows, local, placed, summed
+from mtsp.regularizers.penalties import Penalty, SquaredDistance, WeightBlock
+from mtsp.regularizers.targets import Target, under
 
 Weights = Mapping[str, nn.Parameter]
-SQUARED = SquaredDistance()
-"""Twice its value is what distances are measured by, whatever the penalty; the factor falls out of their ratio."""
+_SQUARED = SquaredDistance()
+"""Used for distances, whatever the penalty; the factor 1/2 cancels in their ratio."""
 
 
 class Report(NamedTuple):
-    """How strongly some weights are held."""
+    """How far some weights are from their anchors, and how strong their pull is."""
 
     distance: float
-    """||w - w0|| / ||w0|| over those with an anchor; NaN where there are none."""
+    """||w - w0|| / ||w0|| over the weights with an anchor; NaN if there are none."""
     pull_to_gradient: float
-    """||pull|| / ||gradient of the loss||, in the step measured last; NaN if none was, or its gradients overflowed."""
+    """||pull|| / ||gradient of the loss|| in the last measured step; NaN without one, or if gradients overflowed."""
     time_constant: float
-    """Steps until a pull alone leaves 1/e of the distance of pretrained weights, or of new ones where there are no
-    others, at the present learning rate; NaN where there is no such number, as coupled through Adam."""
+    """Steps in which the pull alone, at the present learning rate, brings pretrained weights (new ones, if there are
+    no others) to 1/e of their distance; NaN where there is no such number, as coupled through Adam."""
 
 
-def penalty(forms: Mapping[bool, Penalty], weights: Weights, pulls: Mapping[str, Pull]) -> float:
+def total_penalty(penalties: Mapping[bool, Penalty], weights: Weights, targets: Mapping[str, Target]) -> float:
     """Return the sum of strength times penalty, in float64, over all processes that hold shards.
 
     Args:
-        forms: the penalties of pretrained (True) and of new weights.
+        penalties: of pretrained (True) and of new weights.
         weights: by name.
-        pulls: by name.
+        targets: by name.
 
     Raises:
-        ValueError: a strength is a pace, or a shard cuts a row that the penalty looks at.
+        ValueError: a strength is still a pace, or a shard cuts output channels that the penalty needs whole.
     """
     total = 0.0
     for name, weight in weights.items():
-        pull = pulls.get(name)
-        if pull is None or pull.strength == 0:
+        target = targets.get(name)
+        if target is None or target.strength == 0:
             continue
-        if not pull.is_settled:
-            raise ValueError(f"{name} has the strength {pull.pace}; attach() makes it a number")
-        form = forms[pull.shared]
-        refuse_split_rows(form, name, weight, pull.rows)
-        total += pull.strength * _value(form, weight, pull.anchor, pull.importance, pull.rows, pull.channel_groups)
+        if not target.is_resolved:
+            raise ValueError(f"the strength of {name} is still a pace, {target.pace}; attach() converts it")
+        penalty = penalties[target.shared]
+        check_whole_rows(penalty, name, weight, target.rows)
+        block = _block(weight, target.anchor, target.fisher, target.rows).divided(target.channel_groups)
+        total += target.strength * float(summed(penalty.value(block), weight))
     return total
 
 
-def distances(weights: Weights, pulls: Mapping[str, Pull], prefixes: Iterable[str]) -> dict[str, float]:
-    """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix under which something is anchored."""
+def distances(weights: Weights, targets: Mapping[str, Target], prefixes: Iterable[str]) -> dict[str, float]:
+    """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix that has anchored weights."""
     result = {}
     for prefix in prefixes:
         moved = start = 0.0
         for name, weight in weights.items():
-            pull = pulls.get(name)
-            if pull is not None and pull.anchor is not None and under(name, prefix):
-                moved += _value(SQUARED, weight, pull.anchor)
-                start += _value(SQUARED, placed(pull.anchor, weight, Storage()))
+            target = targets.get(name)
+            if target is not None and target.anchor is not None and under(name, prefix):
+                moved += float(summed(_SQUARED.value(_block(weight, target.anchor)), weight))
+                start += float(summed(_SQUARED.value(_block(placed(target.anchor, weight, Storage()))), weight))
         if start:
             result[prefix] = (moved / start) ** 0.5
     return result
 
 
 def measured(bucket: Bucket, scale: Tensor | None) -> dict[str, Tensor]:
-    """Return, by weight, the squared norms of its pull and of its gradient, without waiting for a GPU.
+    """Return the squared norms of the pull and of the gradient of each weight, without waiting for a GPU.
 
     Args:
-        bucket: weights whose gradients are those of the loss alone.
-        scale: what the gradients are still multiplied by, if they are.
+        bucket: weights with the gradients of the loss alone.
+        scale: factor that is still in the gradients, if any.
     """
     names = {id(weight): name for name, weight in zip(bucket.names, bucket.weights, strict=True)}
     result: dict[str, Tensor] = {}
-    for near, gradients, weights in parts(bucket, whole=bucket.form.by_row):
-        pull = torch.stack(list(torch._foreach_norm(bucket.form.gradients(near)))).double() * bucket.strength
-        gradient = torch.stack(list(torch._foreach_norm(gradients))).double()
+    for block in blocks(bucket):
+        pull = torch.stack(list(torch._foreach_norm(bucket.penalty.gradients(block.values)))).double() * bucket.strength
+        gradient = torch.stack(list(torch._foreach_norm(block.gradients))).double()
         if scale is not None:
             gradient = gradient / scale.to(gradient.device).double()
-        squares = summed(torch.stack([pull, gradient], dim=1).square(), weights[0])
-        for weight, both in zip(weights, squares, strict=True):  # a large weight comes in slices
+        squares = summed(torch.stack([pull, gradient], dim=1).square(), block.parameters[0])
+        for weight, both in zip(block.parameters, squares, strict=True):  # a large weight comes in slices
             name = names[id(weight)]
             result[name] = result[name] + both if name in result else both
     return result
 
 
-def table(weights: Weights, pulls: Mapping[str, Pull]) -> str:
-    """Return what is anchored, pulled to zero, new and free, one weight a line, and the sums below."""
+def table(weights: Weights, targets: Mapping[str, Target]) -> str:
+    """Return a table with one weight per line: anchored, pulled to zero, new or free; the sums follow."""
     rows = [
-        (name, weight.numel(), _kind(weight, pulls.get(name)), _said(pulls.get(name)))
+        (name, weight.numel(), _kind(weight, targets.get(name)), _strength(targets.get(name)))
         for name, weight in weights.items()
     ]
     for kind in dict.fromkeys(row[2] for row in rows):
         sizes = [row[1] for row in rows if row[2] == kind]
         rows.append((f"{len(sizes)} tensors", sum(sizes), kind, ""))
-    wide = max((len(row[0]) for row in rows), default=0)
-    return "\n".join(f"{name:<{wide}}  {size:>13,}  {kind:<16}  {said}".rstrip() for name, size, kind, said in rows)
+    width = max((len(row[0]) for row in rows), default=0)
+    return "\n".join(
+        f"{name:<{width}}  {size:>13,}  {kind:<16}  {strength}".rstrip() for name, size, kind, strength in rows
+    )
 
 
-def _kind(weight: Tensor, pull: Pull | None) -> str:
-    kind = "free" if pull is None else "new" if not pull.shared else "to zero" if pull.anchor is None else "anchored"
+def _kind(weight: Tensor, target: Target | None) -> str:
+    kind = (
+        "free" if target is None else "new" if not target.shared else "to zero" if target.anchor is None else "anchored"
+    )
     return kind if weight.requires_grad else f"{kind}, frozen"
 
 
-def _said(pull: Pull | None) -> str:
-    if pull is None:
+def _strength(target: Target | None) -> str:
+    if target is None:
         return "-"
-    return f"{pull.strength:g}" if pull.is_settled else str(pull.pace)
+    return f"{target.strength:g}" if target.is_resolved else str(target.pace)
 
 
-@torch.no_grad()
-def _value(
-    form: Penalty,
-    weight: Tensor,
-    anchor: Tensor | None = None,
-    importance: Tensor | None = None,
-    rows: int = 0,
-    channel_groups: int = 1,
-) -> float:
-    """One weight's part of a penalty, over all processes that hold shards of it."""
-    beside = [None if v is None else [local(placed(v, weight, Storage())).double()] for v in (anchor, importance)]
-    near = Near([local(weight).detach().double()], beside[0], beside[1], rows)
-    return float(summed(form.value(near.divided(channel_groups)), weight))
+def _block(weight: Tensor, anchor: Tensor | None = None, fisher: Tensor | None = None, rows: int = 0) -> WeightBlock:
+    """This process's shard of one weight, in float64."""
+    beside = [None if v is None else [local(placed(v, weight, Storage())).double()] for v in (anchor, fisher)]
+    return WeightBlock([local(weight).detach().double()], beside[0], beside[1], rows)

@@ -1,4 +1,4 @@
-"""How strong a pull is, in words people can reason about: how fast it would close the distance on its own."""
+"""Strengths of a pull: as numbers, as paces (how fast the pull alone closes the distance), by branch and by depth."""
 
 import math
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from mtsp.anchors import penalized
 
 @dataclass(frozen=True)
 class Pace:
-    """A strength, said as a speed: after `steps` steps of the pull alone, the share `remaining` of the distance is
-    left.
+    """A strength given as a speed: after `steps` steps of the pull alone, the fraction `remaining` of the distance
+    remains.
 
-    `Pace(1000)` is a time constant, `half_life(1000)` a half-life, `Pace(9000, remaining=0.05)` the ratio of the
-    distance that a whole run of the pull leaves. It becomes a number when the regularizer is attached, from each
-    parameter group's learning rate (before any schedule) and momentum; a schedule that lowers the rate slows the pull.
+    `Pace(1000)` is a time constant, `half_life(1000)` a half-life; `Pace(9000, remaining=0.05)` leaves 5 % of the
+    distance after a run of 9000 steps. It is converted to a number when the regularizer is attached, with each
+    parameter group's momentum and learning rate (before any schedule); a schedule that lowers the rate slows the pull.
 
-    To first order in the share that a step takes away, as :func:`time_constant`: what is really left differs a little,
-    the more the shorter the pace. Coupled through momentum 0.9, `Pace(400, remaining=0.1)` leaves 0.092 and the
-    shortest that is allowed, of 88 steps, 0.055; at 1/e the difference is 0.03 at most. Shorter ones would swing past
-    the anchor, and attaching refuses them.
+    The conversion is to first order in the fraction that a step takes, as in :func:`time_constant`. The faster the
+    pace, the more the result differs: coupled through momentum 0.9, `Pace(400, remaining=0.1)` leaves 0.092, and the
+    shortest one allowed, of 88 steps, leaves 0.055; at 1/e the difference is 0.03 at most. Attaching refuses a faster
+    pace, which would swing past the anchor.
 
     Raises:
         ValueError: `steps` is below 1, or `remaining` is not between 0 and 1.
@@ -32,39 +32,18 @@ class Pace:
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps < float("inf"):
-            raise ValueError(f"a pace needs at least 1 step, got {self.steps}")
+            raise ValueError(f"a pace needs at least 1 step at the full learning rate, got {self.steps:g}")
         if not 0 < self.remaining < 1:
-            raise ValueError(f"the share of the distance that is left must lie between 0 and 1, got {self.remaining}")
+            raise ValueError(f"the remaining fraction of the distance must lie between 0 and 1, got {self.remaining}")
 
     @property
     def rate(self) -> float:
-        """The share of the distance that a step takes away, to first order."""
+        """Fraction of the distance that a step takes, to first order."""
         return -math.log(self.remaining) / self.steps
-
-    def strength(self, lr: float) -> float:
-        """Return the alpha of this pace at a learning rate, for SGD divided by 1 - momentum unless decoupled.
-
-        Raises:
-            ValueError: the learning rate is 0, so no strength gives this pace.
-        """
-        if lr <= 0:
-            raise ValueError(
-                f"{self} has no strength at a learning rate of {lr}; attach before a schedule lowers it, or give alpha"
-            )
-        return self.rate / lr
-
-
-def fastest(momentum: float, *, nesterov: bool) -> float:
-    """Return the largest rate of a pace at which a pull coupled through momentum does not swing past its anchor.
-
-    With k = rate * (1 - m), the distance goes as powers of the roots of z^2 - (1 + m - k) z + m, for Nesterov's
-    momentum of z^2 - (1 + m) (1 - k) z + m (1 - k). They are real up to k = (1 - sqrt(m))^2 and ((1 - m) / (1 + m))^2.
-    """
-    return (1 - momentum) / (1 + (momentum if nesterov else math.sqrt(momentum))) ** 2
 
 
 def half_life(steps: float) -> Pace:
-    """Return the strength whose pull alone halves the distance in `steps` steps."""
+    """Return the pace of a pull that alone halves the distance in `steps` steps."""
     return Pace(steps, remaining=0.5)
 
 
@@ -73,11 +52,11 @@ Strength = float | Pace | Mapping[str, float] | Mapping[str, Pace] | Mapping[str
 
 
 def time_constant(strength: float, lr: float, *, coupled: bool, momentum: float = 0.0) -> float:
-    """Return after how many steps a pull alone has brought a weight to 1/e of its distance; inf for no pull.
+    """Return the number of steps in which a pull alone brings a weight to 1/e of its distance; inf for no pull.
 
     (1 - momentum) / (lr * strength) for SGD with a coupled or proximal pull, 1 / (lr * strength) for a decoupled one.
     To first order in lr * strength: the pull is a little faster than this (89 steps for 100 at momentum 0.9). A coupled
-    pull through Adam has no such constant: it depends on the gradients' size.
+    pull through Adam has no such constant: it depends on the size of the gradients.
     """
     rate = lr * strength / ((1 - momentum) if coupled else 1)
     return 1 / rate if rate > 0 else float("inf")
@@ -87,15 +66,15 @@ def by_depth(model: nn.Module, alpha: float, *, shared: Mapping[str, object]) ->
     """Return the strengths of L2-SP-k: the earlier a layer, the stronger its pull.
 
     Layer i (from 0) of the n layers that have an anchor gets alpha * (n - i) / n, in the order of
-    `model.named_parameters()`; give the result as `alpha` of any regularizer here.
+    `model.named_parameters()`. Give the result to any regularizer as `alpha`.
 
-    After the authors' code (mode 2), where the factor is n - i, not divided by n, and shortcut convolutions get 3 more:
-    dividing keeps `alpha` comparable with L2-SP, and shortcuts get what their place gives them.
+    After the authors' code (mode 2), with two departures: there the factor is n - i, and shortcut convolutions get 3
+    more. Dividing by n keeps `alpha` comparable with L2-SP; shortcuts are treated like other layers.
 
     Args:
         model: the network.
         alpha: strength on the first layer.
-        shared: the anchors; only their names count.
+        shared: the anchors; only their names are used.
     """
     names = [name for name in penalized(model) if name in shared]
     return {name: alpha * (len(names) - i) / len(names) for i, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Which weight is pulled where, by name: found once, before anything is trained."""
+"""Targets of a regularizer: what each weight is pulled to, found by name once, before training."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -15,32 +15,32 @@ from mtsp.anchors import (
     named_weights,
     output_dimensions,
     output_groups,
-    passed_over,
     penalized,
     plain_name,
+    unpenalized_matrices,
 )
 from mtsp.regularizers.strength import Pace, Strength
 
 
-class Pull(NamedTuple):
-    """What happens to one weight."""
+class Target(NamedTuple):
+    """Regularization target of one weight."""
 
     strength: float  # NaN until `attach` converts the pace to a strength
     anchor: Tensor | None  # None: pulled to zero
     shared: bool  # True: pretrained (alpha), False: new (beta)
     pace: Pace | None = None
-    importance: Tensor | None = None  # the diagonal of the Fisher information, shaped like the weight
-    largest: float = 1.0  # of the importance, or 1
-    rows: int = 0  # the dimension of the output channels
-    channel_groups: int = 1  # one behind another along dimension 0
+    fisher: Tensor | None = None  # diagonal of the Fisher information, shaped like the weight
+    largest_fisher: float = 1.0  # 1 where there is no Fisher information
+    rows: int = 0  # dimension of the output channels
+    channel_groups: int = 1  # groups of output channels that follow each other along dimension 0
 
     @property
-    def is_settled(self) -> bool:
-        """Whether the strength is a number: a pace is none before `attach`."""
+    def is_resolved(self) -> bool:
+        """Whether the strength is known as a number; a pace becomes one in `attach`."""
         return not isnan(self.strength)
 
 
-def pulls(
+def find_targets(
     model: nn.Module,
     anchors: Mapping[str, Tensor] | None,
     alpha: Strength,
@@ -49,46 +49,43 @@ def pulls(
     zero: bool = False,
     every: bool = False,
     fisher: Mapping[str, Tensor] | None = None,
-) -> dict[str, Pull]:
-    """Return the pull of every weight concerned, by name, in the model's order.
+) -> dict[str, Target]:
+    """Return the target of every weight that is regularized, by name, in the model's order.
 
     Raises:
-        ValueError: as :class:`mtsp.regularizers.L2SP` says.
+        ValueError: as :class:`mtsp.regularizers.base.Regularizer` says.
     """
     if anchors is not None and not anchors and not zero:
-        raise ValueError("anchors is empty, so nothing would be pulled to a start; give None to pull all to zero")
+        raise ValueError("anchors is empty, so no weight would be pulled to a start; give None to pull all to zero")
     weights = named_weights(model)
-    given = _first_names(model, {} if anchors is None else anchors, weights, "anchors")
-    important = None if fisher is None else _first_names(model, fisher, weights, "Fisher tensors")
+    given = _by_first_name(model, {} if anchors is None else anchors, weights, "anchors")
+    given_fisher = None if fisher is None else _by_first_name(model, fisher, weights, "Fisher tensors")
     chosen = penalized(model, every=every)
     if given and not any(name in given for name in chosen):
         raise ValueError(
             f"none of the {len(given)} anchors is a convolution or linear weight, the first {next(iter(given))!r}"
         )
-    if hidden := [name for name in passed_over(model) if name in given and name not in chosen]:
+    if hidden := [name for name in unpenalized_matrices(model) if name in given and name not in chosen]:
         raise ValueError(
-            f"{hidden[0]} has an anchor but is of a recurrent or reparametrized layer, which is not pulled unasked; "
-            "give every=True, or leave its anchor out"
+            f"{hidden[0]} has an anchor but belongs to a recurrent or reparametrized layer, which is regularized only "
+            "with every=True; give that, or leave its anchor out"
         )
     for strength, word in ((alpha, "alpha"), (beta, "beta")):
-        unknown = (
-            [p for p in strength if not any(under(n, p) for n in weights)] if isinstance(strength, Mapping) else []
-        )
-        if unknown:
+        prefixes = strength if isinstance(strength, Mapping) else ()
+        if unknown := [prefix for prefix in prefixes if not any(under(name, prefix) for name in weights)]:
             raise ValueError(f"{word} is given for {unknown[0]!r}, but no weight's name begins so")
     found, rows, channel_groups = {}, output_dimensions(model), output_groups(model)
     for name in chosen:
         anchor, weight = given.get(name), weights[name]
         shared = anchor is not None
         strength = _strength(name, alpha if shared else beta, "alpha" if shared else "beta")
-        pull = (
-            Pull(float("nan"), None, shared, strength) if isinstance(strength, Pace) else Pull(strength, None, shared)
-        )
+        pace = strength if isinstance(strength, Pace) else None
+        target = Target(float("nan") if isinstance(strength, Pace) else strength, None, shared, pace)
         if anchor is not None:
             _check(f"the anchor of {name}", anchor, weight, "leave it out to treat the weight as new")
-            held = None if zero else _copy(anchor, weight.dtype)
-            pull = pull._replace(anchor=held, **_importance(name, important, weight))
-        found[name] = pull._replace(rows=rows[name], channel_groups=channel_groups[name])
+            own = None if zero else _copy(anchor, weight.dtype)
+            target = target._replace(anchor=own, **_fisher(name, given_fisher, weight))
+        found[name] = target._replace(rows=rows[name], channel_groups=channel_groups[name])
     return found
 
 
@@ -97,14 +94,14 @@ def under(name: str, prefix: str) -> bool:
     return not prefix or name == prefix or name.startswith(f"{prefix}.")
 
 
-def _first_names(
+def _by_first_name(
     model: nn.Module, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str
 ) -> dict[str, Tensor]:
-    """The tensors by the first name of their weight. One that matches nothing would be no regularization, silently."""
+    """The tensors by the first name of their weight. An unmatched name is an error: it would not be regularized."""
     if not isinstance(tensors, Mapping):
-        raise ValueError(f"the {what} must be tensors by name, got a {type(tensors).__name__}")
+        raise ValueError(f"the {what} must be a mapping of names to tensors, got a {type(tensors).__name__}")
     if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"of the {what}, {odd[0]} is a {type(tensors[odd[0]]).__name__} and no torch.Tensor")
+        raise ValueError(f"{odd[0]} among the {what} is a {type(tensors[odd[0]]).__name__}, not a torch.Tensor")
     first = dict(aliases(model))
     buffers = {plain_name(name) for name, _ in model.named_buffers()}
     known = {*weights, *first, *buffers}
@@ -113,13 +110,15 @@ def _first_names(
         found = known_name(name, known)
         found = first.get(found, found)
         if not _same(given.setdefault(found, value), value):
-            raise ValueError(f"two of the {what} are for {found}, and they differ; the model shares this weight")
-    lost = [name for name in given if name not in weights and name not in buffers]
-    if lost:
-        near = get_close_matches(lost[0], weights, n=1, cutoff=0.3) or list(weights)[:1]
+            raise ValueError(
+                f"two of the {what} belong to {found}, which the model shares, but they differ; give one of them"
+            )
+    unknown = [name for name in given if name not in weights and name not in buffers]
+    if unknown:
+        block = get_close_matches(unknown[0], weights, n=1, cutoff=0.3) or list(weights)[:1]
         raise ValueError(
-            f"{len(lost)} of {len(given)} {what} match no weight of the model, the first {lost[0]!r}; "
-            f"the weights here are named like {near[0] if near else 'nothing'!r}"
+            f"{len(unknown)} of {len(given)} {what} match no weight of the model, the first {unknown[0]!r}; "
+            f"weights of this model are named like {block[0] if block else 'nothing'!r}"
         )
     return given
 
@@ -130,18 +129,22 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one.detach() == other.detach().to(one.device)).all())
 
 
-def _importance(name: str, fisher: Mapping[str, Tensor] | None, weight: Tensor) -> dict[str, Any]:
+def _fisher(name: str, fisher: Mapping[str, Tensor] | None, weight: Tensor) -> dict[str, Any]:
     if fisher is None:
         return {}
     value = fisher.get(name)
     if value is None:
-        raise ValueError(f"there is no Fisher information of {name}, which has an anchor; estimate it for all of them")
+        raise ValueError(
+            f"{name} has an anchor but no Fisher information; estimate it for all weights that have an anchor"
+        )
     _check(f"the Fisher information of {name}", value, weight, "estimate it on this network")
     if value.is_meta:
-        return {"importance": value}
+        return {"fisher": value}
     if bool((value < 0).any()):
-        raise ValueError(f"the Fisher information of {name} has negative values; it is a mean of squares")
-    return {"importance": _copy(value, weight.dtype), "largest": float(value.max())}
+        raise ValueError(
+            f"the Fisher information of {name} has negative values, but a mean of squares has none; estimate it again"
+        )
+    return {"fisher": _copy(value, weight.dtype), "largest_fisher": float(value.max())}
 
 
 def _check(what: str, value: Tensor, weight: Tensor, instead: str) -> None:
@@ -165,5 +168,5 @@ def _strength(name: str, strength: Strength, word: str) -> float | Pace:
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor as its own memory: an alias of a live weight would follow it, silently."""
+    """A copy in new memory: an alias of a live weight would change with it."""
     return tensor.detach().to(dtype=dtype, copy=True)

@@ -1,6 +1,5 @@
 """The schema of a config file: all settings of an experiment, in sections."""
 
-import math
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
@@ -9,7 +8,7 @@ from pydantic import Field, model_validator
 from mtsp.config import Config
 from mtsp.evaluation.tta import AnyTta, NoTtaConfig
 from mtsp.optim import OptimizerConfig, ScheduleConfig
-from mtsp.regularizers.configs import NoneConfig, PaceConfig, PullConfig, StrengthConfig
+from mtsp.regularizers.configs import AnyRegularizer, NoneConfig, PaceConfig, RegularizerConfig, StrengthConfig
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import TrackingConfig
 from mtsp.training.ema import EmaConfig
@@ -94,7 +93,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
     branches: dict[str, BranchConfig]
     data: dict[str, DataT]
     tasks: Tasks
-    regularizer: Annotated[PullConfig, Field(discriminator="name")]
+    regularizer: Annotated[AnyRegularizer, Field(discriminator="name")]
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
@@ -103,7 +102,11 @@ class Experiment(Config, Generic[ModelT, DataT]):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Experiment[ModelT, DataT]":
-        wrong = [*self._ignored(), *self._nothing_learns(), *self._without_pace()]
+        wrong = [*self._ignored(), *self._nothing_learns()]
+        try:
+            self.strengths()
+        except ValueError as error:
+            wrong += str(error).splitlines()
         for index, stage in enumerate(self.train.stages):
             for name in stage.batch_size:
                 if name not in self.data:
@@ -130,7 +133,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return self
 
     def _ignored(self) -> list[str]:
-        """What the branches ask of a regularizer that has no such strength."""
+        """Branch settings that this regularizer ignores."""
         unused = {
             "none": (("alpha", "beta"), "ignored by regularizer none; leave it out, or use l2 or l2sp"),
             "mars": (("alpha",), "ignored by regularizer mars, whose radius is that of all branches; leave it out"),
@@ -156,83 +159,49 @@ class Experiment(Config, Generic[ModelT, DataT]):
         ]
         return wrong
 
-    def _without_pace(self) -> list[str]:
-        """What is said as a pace, and has no number."""
+    def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return alpha and beta of each branch as numbers; for mars, alpha is the radius.
+
+        A pace is 0 where there is nothing to pull: `remaining` in a branch that never trains, and alpha in a branch
+        without pretrained weights.
+
+        Raises:
+            ValueError: paces that cannot be converted, one per line, each with its key.
+        """
         section = self.regularizer
         if isinstance(section, NoneConfig):
-            return []
-        found = [
-            (place, section.no_pace(key, self.optimizer) or self._too_short(branch, strength))
-            for key in ("alpha", "beta")
-            for branch, (place, strength) in self._said(key).items()
-            if isinstance(strength, PaceConfig) and self._acts_on(branch, key)
-        ]
-        return list(dict.fromkeys(f"{place}: {reason}" for place, reason in found if reason))
+            return {}, {}
+        found: dict[str, dict[str, float]] = {"alpha": {}, "beta": {}}
+        wrong = []
+        for key, numbers in found.items():
+            for name, branch in self.branches.items():
+                own = getattr(branch, key)
+                place, strength = (
+                    (f"branches.{name}", own) if own is not None else ("regularizer", getattr(section, key))
+                )
+                try:
+                    numbers[name] = self._number(section, key, strength, name)
+                except ValueError as error:
+                    wrong.append(f"{place}.{key}: {error}")
+        if wrong:
+            raise ValueError("\n".join(dict.fromkeys(wrong)))
+        return found["alpha"], found["beta"]
 
-    def _too_short(self, branch: str, strength: PaceConfig) -> str | None:
-        """Why no pull is as fast as this, or this branch learns for too short a time to have this share left."""
-        assert not isinstance(self.regularizer, NoneConfig)
-        if self.branches[branch].freeze:
-            return None
-        # Two bounds: a pace has a step at least, and in each step the pull takes the share -log(left) / length of the
-        # distance (learning rate x strength, over 1 - momentum where that counts), which must not be above this one.
-        limit = self.regularizer.fastest(self.optimizer) * (1 + 1e-9)
-        through = "coupled through momentum " if limit < 1 else ""
-        if strength.remaining is None:
-            pace = strength.pace(float("inf"))
-            if pace.rate <= limit:
-                return None
-            shortest = math.ceil(pace.steps * pace.rate / limit)
-            return f"a pull {through}would go past its anchor; give {shortest} or more, or a mode that is not coupled"
-        length = self._length(branch)
-        if not length or length >= max(1.0, -math.log(strength.remaining) / limit):
-            return None
-        return (
-            f"{branch} learns for as long as {length:.3g} steps at its full rate, in which no pull {through}leaves "
-            f"{strength.remaining:g} of the distance; give a larger share, or train longer"
-            + (", or use a mode that is not coupled" if through else "")
-        )
+    def _number(self, section: RegularizerConfig, key: str, strength: float | PaceConfig, branch: str) -> float:
+        if not isinstance(strength, PaceConfig):
+            return strength
+        steps = self._full_rate_steps(branch) if strength.remaining is not None else float("inf")
+        if not steps or (key == "alpha" and self.branches[branch].weights is None):
+            return 0.0
+        return section.strength(key, strength.pace(steps), self.learning_rates()[branch], self.optimizer)
 
-    def _said(self, key: str) -> dict[str, tuple[str, float | PaceConfig]]:
-        """By branch, where its alpha or beta is given, and what."""
-        common = (f"regularizer.{key}", getattr(self.regularizer, key))
-        own = {name: getattr(branch, key) for name, branch in self.branches.items()}
-        return {n: common if value is None else (f"branches.{n}.{key}", value) for n, value in own.items()}
-
-    def _acts_on(self, branch: str, key: str) -> bool:
-        """Whether a branch may have weights that this strength pulls: alpha has none where nothing is pretrained."""
-        return key == "beta" or self.branches[branch].weights is not None
-
-    def _length(self, branch: str) -> float:
+    def _full_rate_steps(self, branch: str) -> float:
         """How long a branch learns, in steps at its full learning rate."""
         if self.branches[branch].freeze:
             return 0.0
         plan = self.train
         learns = [stage.learn is None or branch in stage.learn for stage in plan.stages for _ in range(stage.steps)]
         return sum(self.schedule.lr_factor(t, plan.steps) for t in range(plan.steps) if learns[t % len(learns)])
-
-    def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return alpha and beta by branch, as numbers: those that paces come to; of mars, the radius as alpha.
-
-        Where `remaining` is asked of a branch that never learns, there is no run to leave it after: the number is 0; so
-        is an alpha that is a pace where nothing is pretrained.
-        """
-        if isinstance(self.regularizer, NoneConfig):
-            return {}, {}
-        alpha, beta = (
-            {branch: self._number(branch, key, strength) for branch, (_, strength) in self._said(key).items()}
-            for key in ("alpha", "beta")
-        )
-        return alpha, beta
-
-    def _number(self, branch: str, key: str, strength: float | PaceConfig) -> float:
-        if not isinstance(strength, PaceConfig):
-            return strength
-        assert not isinstance(self.regularizer, NoneConfig)
-        length = self._length(branch) if strength.remaining is not None else float("inf")
-        if not length or not self._acts_on(branch, key):
-            return 0.0
-        return self.regularizer.number(strength.pace(length), self.learning_rates()[branch], self.optimizer)
 
     def learning_rates(self) -> dict[str, float]:
         """Return each branch's full learning rate."""

@@ -25,7 +25,7 @@ from mtsp.files.lock import locked
 from mtsp.files.progress import training_progress
 from mtsp.files.tensors import write_tensors
 from mtsp.optim import parameter_groups
-from mtsp.regularizers import Anchored
+from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.checks import require_classes, require_whole_images
 from mtsp.training.ema import Ema
@@ -131,7 +131,7 @@ def _ema(experiment: AnyExperiment, state: TrainState) -> Ema | None:
     return None if experiment.train.ema is None else Ema(model, experiment.train.ema)
 
 
-def _attach_regularizer(run: TrainingRun) -> Anchored | None:
+def _attach_regularizer(run: TrainingRun) -> Regularizer | None:
     """Attach the regularizer. Restore a checkpoint first: for that, torch may step a sharded optimizer."""
     section = run.experiment.regularizer
     if section.name == "none":

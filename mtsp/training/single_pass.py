@@ -38,7 +38,7 @@ class Concatenated:
         raise IndexError(index)
 
 
-class Rounds(NamedTuple):
+class SinglePass(NamedTuple):
     """A pass over images in rounds, each with one batch per process. The batches depend on no process count."""
 
     examples: Examples

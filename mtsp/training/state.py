@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mtsp.evaluation.evaluate import Evaluation
-from mtsp.regularizers import Anchored
+from mtsp.regularizers import Regularizer
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.ema import Ema
@@ -121,7 +121,7 @@ class TrainingRun:
     state: TrainState
     pretrained: PretrainedNetwork
     data: Mapping[str, Examples]
-    regularizer: Anchored | None = None
+    regularizer: Regularizer | None = None
     ema: Ema | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
     position: Position = field(default_factory=Position)

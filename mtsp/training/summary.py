@@ -27,12 +27,12 @@ def print_summary(run: TrainingRun) -> None:
     for column in ("branch", "pretrained", "new", "free", alpha_column, "beta", "lr", "steps to 1/e"):
         table.add_column(column, justify="left" if column == "branch" else "right", no_wrap=True)
     alpha, beta = experiment.strengths()
-    pulls = regularizer.pulls if regularizer is not None else {}
+    targets = regularizer.targets if regularizer is not None else {}
     for branch, lr in experiment.learning_rates().items():
         sizes = {"shared": 0, "new": 0, "free": 0}
         for name, weight in run.network.named_parameters():
             if name.startswith(f"{branch}."):
-                pull = pulls.get(name)
+                pull = targets.get(name)
                 sizes["free" if pull is None else "shared" if pull.shared else "new"] += weight.numel()
         tau = regularizer.time_constant(branch) if regularizer is not None else None
         table.add_row(

@@ -60,7 +60,7 @@ def test_an_experiment_is_read_and_its_parts_fit_its_network(path: Path) -> None
         l2 = experiment.regularizer.name == "l2"
         regularizer = L2SP(model, anchors=anchors, alpha=alpha, beta=beta, zero=l2)
         regularizer.attach(optimizer)
-        assert bool(anchored) == any(pull.shared for pull in regularizer.pulls.values())
+        assert bool(anchored) == any(pull.shared for pull in regularizer.targets.values())
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)

@@ -18,9 +18,9 @@ from data.files.masks import write_mask
 from mtsp.config import ConfigError, parse
 from mtsp.files.tensors import write_tensors
 from mtsp.fisher.estimate import FisherSum, diagonal_fisher, load_fisher, mean_one, save_fisher
-from mtsp.fisher.partial import KeptSum
+from mtsp.fisher.partial import PartialEstimate
 from mtsp.training import checkpoint
-from mtsp.training.single_pass import Rounds
+from mtsp.training.single_pass import SinglePass
 from tests import two_processes
 from tools import fisher as program
 from tools import train as training
@@ -76,7 +76,7 @@ def content(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
 def test_the_file_has_the_fisher_information_of_the_start_on_the_training_images(
     classifying: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert estimating(tmp_path, "fisher.safetensors", "--batch", "4") == 0  # the last batch of three is not whole
+    assert estimating(tmp_path, "fisher.safetensors", "--batch-size", "4") == 0  # the last batch of three is not whole
     one = parse(AnyExperiment, classifying)
     begun, examples = build_network(one), one.data["grays"].build()
     frames = torch.stack([examples[i]["frame"] for i in range(9)])
@@ -95,7 +95,9 @@ def test_the_file_has_the_fisher_information_of_the_start_on_the_training_images
 
 
 def test_fewer_images_are_as_many_as_were_asked_for(classifying: dict[str, Any], tmp_path: Path) -> None:
-    assert estimating(tmp_path, "fisher.safetensors", "--examples", "5", "--batch", "3", "--mode", "empirical") == 0
+    assert (
+        estimating(tmp_path, "fisher.safetensors", "--examples", "5", "--batch-size", "3", "--mode", "empirical") == 0
+    )
     assert notes(tmp_path / "fisher.safetensors")["samples"] == "5"
 
 
@@ -109,17 +111,25 @@ class Impatient(program.StopSignals):
 def test_stopped_and_taken_up_again_it_is_the_same_to_the_bit(
     classifying: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    how = ("--mode", "sampled", "--draws", "2", "--batch", "4", "data.grays.augment={crop: [32, 32], area: [0.3, 1]}")
+    how = (
+        "--mode",
+        "sampled",
+        "--draws",
+        "2",
+        "--batch-size",
+        "4",
+        "data.grays.augment={crop: [32, 32], area: [0.3, 1]}",
+    )
     assert estimating(tmp_path, "whole.safetensors", *how) == 0
     with monkeypatch.context() as patched:
         patched.setattr(program, "StopSignals", Impatient)
         assert estimating(tmp_path, "fisher.safetensors", *how) == 130
-        assert "the same command goes on from here" in capsys.readouterr().err
+        assert "the same command continues from here" in capsys.readouterr().err
         assert estimating(tmp_path, "fisher.safetensors", *how) == 130
     assert (tmp_path / "fisher.safetensors.part").is_file()
     assert not (tmp_path / "fisher.safetensors").exists()
     assert estimating(tmp_path, "fisher.safetensors", *how, "--seed", "1") == 1  # it would add what does not belong
-    assert "fisher.safetensors.part was begun with another seed, 0; give it again, or" in capsys.readouterr().err
+    assert "fisher.safetensors.part was started with another seed, 0; give that again, or" in capsys.readouterr().err
     assert estimating(tmp_path, "fisher.safetensors", *how) == 0
     assert "8 of 9 images" in capsys.readouterr().err  # where it went on
     assert content(tmp_path / "fisher.safetensors") == content(tmp_path / "whole.safetensors")
@@ -144,7 +154,7 @@ def test_sums_over_other_data_or_in_another_order_are_not_taken_up(
     part = (tmp_path / "fisher.safetensors.part").read_bytes()
     capsys.readouterr()
     assert estimating(tmp_path, "fisher.safetensors", f"train.stages=[{{steps: 1, batch_size: {batches}}}]") == 1
-    assert "part was begun with another data, ['grays', 'more']; give it again, or" in capsys.readouterr().err
+    assert "part was started with another data, ['grays', 'more']; give that again, or" in capsys.readouterr().err
     assert (tmp_path / "fisher.safetensors.part").read_bytes() == part
     assert estimating(tmp_path) == 0
     assert notes(tmp_path / "fisher.safetensors")["samples"] == "18"
@@ -152,23 +162,23 @@ def test_sums_over_other_data_or_in_another_order_are_not_taken_up(
 
 def test_sums_are_kept_for_the_same_settings_alone(tmp_path: Path) -> None:
     sums = FisherSum(torch.nn.Linear(2, 2))
-    kept = KeptSum(tmp_path / "f.part", {"seed": 0, "data.a": {}, "data.b": {}})
+    kept = PartialEstimate(tmp_path / "f.part", {"seed": 0, "data.a": {}, "data.b": {}})
     kept.save(sums, 3)
     assert kept.load(sums) == 3
-    with pytest.raises(ValueError, match=r"f\.part was begun with another data\.b, \{\}; give it again, or delete"):
-        KeptSum(kept.path, {"seed": 0, "data.a": {}}).load(sums)
-    with pytest.raises(ValueError, match=r"f\.part was begun without data\.c; give it again, or delete the file"):
-        KeptSum(kept.path, {**kept.settings, "data.c": {}}).load(sums)
+    with pytest.raises(ValueError, match=r"f\.part was started with another data\.b, \{\}; give that again, or delete"):
+        PartialEstimate(kept.path, {"seed": 0, "data.a": {}}).load(sums)
+    with pytest.raises(ValueError, match=r"f\.part was started without data\.c; give that again, or delete the file"):
+        PartialEstimate(kept.path, {**kept.settings, "data.c": {}}).load(sums)
     save_file({"weight": torch.ones(1)}, kept.path, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"f\.part is not an estimate under way: it lacks done; move it elsewhere"):
+    with pytest.raises(ValueError, match=r"f\.part is not a partial estimate, it lacks done; move it elsewhere"):
         kept.load(sums)
 
 
 def test_a_image_that_cannot_be_read_costs_nothing_that_was_done(
     classifying: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert estimating(tmp_path, "whole.safetensors", "--batch", "1") == 0
-    last = Rounds(
+    assert estimating(tmp_path, "whole.safetensors", "--batch-size", "1") == 0
+    last = SinglePass(
         parse(AnyExperiment, classifying).data["grays"].build(),
         program.make_accelerator("fp32"),
         images=9,
@@ -181,10 +191,10 @@ def test_a_image_that_cannot_be_read_costs_nothing_that_was_done(
     shutil.move(bad, tmp_path / "good.png")
     bad.write_bytes((tmp_path / "good.png").read_bytes()[:100])
     capsys.readouterr()
-    assert estimating(tmp_path, "fisher.safetensors", "--batch", "1") == 1
+    assert estimating(tmp_path, "fisher.safetensors", "--batch-size", "1") == 1
     assert f"{name}.png" in capsys.readouterr().err
     shutil.move(tmp_path / "good.png", bad)
-    assert estimating(tmp_path, "fisher.safetensors", "--batch", "1") == 0
+    assert estimating(tmp_path, "fisher.safetensors", "--batch-size", "1") == 0
     assert "Fisher information: 8 of 9 images, 0 s" in capsys.readouterr().err.splitlines()[0]
     assert content(tmp_path / "fisher.safetensors") == content(tmp_path / "whole.safetensors")
 
@@ -193,7 +203,7 @@ def test_two_processes_share_the_images_and_come_to_the_same(
     classifying: dict[str, Any], in_two_processes: Callable[..., None], tmp_path: Path
 ) -> None:
     """Five batches of two: the first process has three of them; labels are drawn alike."""
-    how = ["--mode", "sampled", "--batch", "2"]
+    how = ["--mode", "sampled", "--batch-size", "2"]
     assert estimating(tmp_path, "one.safetensors", *how) == 0
     arguments = ["--config", f"{tmp_path}/grays.yaml", "--out", f"{tmp_path}/two.safetensors", *how]
     in_two_processes(two_processes.program, main, arguments)
@@ -241,12 +251,12 @@ def test_pixels_are_drawn_and_exact_labels_of_large_images_are_refused(
     ("more", "said"),
     [
         (["branches.backbone.weights=null", "regularizer.name=l2"], "none has pretrained `weights`"),
-        (["tasks={flow: {}}"], "Fisher information needs predicted classes, of segmentation or classification"),
-        (["tasks.segmentation={}"], "is of one task's predictions; set tasks.classification=null"),
-        (["tasks={segmentation: {}}"], "none of grays has a mask, which segmentation is trained on"),
-        (["--draws", "3"], "--draws 3: of sampled labels; --mode exact draws none"),
+        (["tasks={flow: {}}"], "Fisher information needs a task that predicts classes; add segmentation or"),
+        (["tasks.segmentation={}"], "is estimated for one task; set tasks.classification=null"),
+        (["tasks={segmentation: {}}"], "none of grays has a mask, which segmentation needs"),
+        (["--draws", "3"], "--draws 3 needs --mode sampled; --mode exact draws no labels"),
         (["--seed", "-1"], "--seed must be from 0 up, got -1"),
-        (["--out", "{folder}/there.safetensors"], "there.safetensors is there already; add --overwrite"),
+        (["--out", "{folder}/there.safetensors"], "there.safetensors exists already; add --overwrite"),
         (["--out", "{folder}/labeled"], "labeled is a folder; give a file"),
         (["--out", "{folder}/grays.yaml/f.safetensors"], "cannot be written"),
         (["--out", "{folder}/broken.safetensors"], "broken.safetensors.part cannot be read"),
@@ -298,11 +308,11 @@ def test_values_are_brought_to_mean_one_over_the_weights_they_are_used_for(
     section = parse(AnyExperiment, weighing(classifying, tmp_path / "f.safetensors")).regularizer
     assert section.name == "l2spfisher"
     strengths = {"backbone": 1.0, "head": 1.0}
-    pulls = section.build(begun.model, anchors=begun.anchors, alpha=strengths, beta=strengths).pulls
+    targets = section.build(begun.model, anchors=begun.anchors, alpha=strengths, beta=strengths).targets
     for name, value in mean_one(values).items():
-        importance = pulls[name].importance
-        assert importance is not None
-        torch.testing.assert_close(importance, value)
+        values = targets[name].fisher
+        assert values is not None
+        torch.testing.assert_close(values, value)
 
 
 def another_start(folder: Path, begun: dict[str, torch.Tensor]) -> None:
@@ -334,8 +344,8 @@ def no_file(folder: Path, begun: dict[str, torch.Tensor]) -> None:
         (another_start, "was estimated at other weights than the branches start from: 1 of "),
         (no_hashes, "does not say at which weights it was estimated; tools/fisher.py writes one that does"),
         (some_weights, "has no Fisher information of 1 of "),
-        (another_file, "fisher.safetensors holds other tensors than a Fisher information"),
-        (no_file, "fisher.safetensors; save_fisher writes it, and so does tools/fisher.py"),
+        (another_file, "fisher.safetensors does not hold Fisher information"),
+        (no_file, "fisher.safetensors; estimate it with tools/fisher.py, or write it with save_fisher"),
     ],
 )
 def test_a_file_of_other_weights_does_not_hold_these(

@@ -98,7 +98,7 @@ def test_the_l2_row_has_beta_unless_it_is_said_otherwise(values: dict[str, Any])
                 "regularizer": {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "mode": "coupled"},
             },
             {},
-            "through adam has no time constant",
+            "through Adam has no time constant",
         ),
         (
             {
@@ -106,7 +106,7 @@ def test_the_l2_row_has_beta_unless_it_is_said_otherwise(values: dict[str, Any])
                 "regularizer": {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "mode": "coupled"},
             },
             {},
-            "through rmsprop has no time constant",
+            "through RMSprop has no time constant",
         ),
         ({"regularizer": {"name": "l1sp", "alpha": 1.0, "beta": 0.0}}, {}, "l1sp has no time constants to sweep"),
         ({"regularizer": {"name": "spd", "alpha": 1.0, "beta": 0.0}}, {}, "spd has no time constants to sweep"),

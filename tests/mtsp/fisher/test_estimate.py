@@ -278,7 +278,7 @@ def test_the_batch_and_output_may_be_anything() -> None:
 def test_other_weights_may_be_named() -> None:
     x = images(2)
     assert diagonal_fisher(network(), [x], names=["6.bias"]).keys() == {"6.bias"}
-    with pytest.raises(ValueError, match=r"no parameter '6\.wieght'; they are named like '0\.weight'"):
+    with pytest.raises(ValueError, match=r"no parameter '6\.wieght'; its parameters are named like '0\.weight'"):
         diagonal_fisher(network(), [x], names=["6.wieght"])
 
 
@@ -305,7 +305,11 @@ def test_progress_is_told_after_each_batch() -> None:
         ([(images(2), torch.tensor([0]))], {"labels": "empirical"}, "1 labels for logits of 2 x 1"),
         ([images(1)], {"chunk": 0}, "chunk and draws must be at least 1"),
         ([images(1)], {"logits": lambda output: output[0]}, "got (4,); see `logits`"),
-        ([images(1)], {"logits": lambda output: 0 * output, "labels": "exact"}, "of mean 0.0 cannot be normalized"),
+        (
+            [images(1)],
+            {"logits": lambda output: 0 * output, "labels": "exact"},
+            "mean 0.0 and cannot be normal",
+        ),
     ],
 )
 def test_what_gives_no_fisher_is_said(batches: list[Any], options: dict[str, Any], message: str) -> None:
@@ -323,7 +327,7 @@ def test_a_model_without_logits_is_told_what_to_say() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return self.layer(x), x
 
-    with pytest.raises(ValueError, match="returns a tuple; say with `logits`"):
+    with pytest.raises(ValueError, match="returns a tuple without `logits`; select them"):
         diagonal_fisher(Pair(), [torch.ones(1, 2)])
 
 
@@ -340,7 +344,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
     save_file({"0.weight": torch.ones(2)}, tmp_path / "weights.safetensors")
     (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(FileNotFoundError, match="save_fisher writes it"):
+    with pytest.raises(FileNotFoundError, match="or write it with save_fisher"):
         load_fisher(tmp_path / "none")
     with pytest.raises(ValueError, match=r"weights\.safetensors holds other tensors"):
         load_fisher(tmp_path / "weights.safetensors")
@@ -368,7 +372,7 @@ def test_sums_of_other_weights_are_refused_and_nothing_of_them_is_taken() -> Non
     before = sums.fisher()
     with pytest.raises(ValueError, match=r"weight is of shape \(5, 3\) in them, of shape \(2, 3\) in this model"):
         sums.load_state_dict(FisherSum(nn.Linear(3, 5)).state_dict())
-    with pytest.raises(ValueError, match=r"sums of other weights: weight is not there in them, of shape \(2, 3\) in"):
+    with pytest.raises(ValueError, match=r"sums belong to other weights: weight is not there, of shape \(2, 3\) in"):
         sums.load_state_dict(other.state_dict())
     more = {**sums.state_dict(), "total.extra": torch.ones(1)}
     with pytest.raises(ValueError, match=r"extra is of shape \(1,\) in them, not there in this model"):

@@ -99,7 +99,7 @@ def test_a_reference_that_shares_its_weights_is_refused() -> None:
     ("options", "message"),
     [
         ({"layers": ["conv"]}, "no module 'conv'"),
-        ({"layers": []}, "no layer is given"),
+        ({"layers": []}, "layers is empty"),
         ({"layers": ["0"], "attention": {"1": torch.ones(2)}}, "attention is given for 1, the layers are 0"),
     ],
 )
@@ -217,7 +217,11 @@ def test_half_precision_features_are_counted_in_float32() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "k", "message"),
-    [((2, 3, 4), 1, "pool feature maps before"), ((2, 3), 3, "k=3 of the 2 singular"), ((2, 3), 0, "k=0 of the 2")],
+    [
+        ((2, 3, 4), 1, "pool feature maps first"),
+        ((2, 3), 3, "k=3, but"),
+        ((2, 3), 0, "k=0, but"),
+    ],
 )
 def test_features_without_so_many_singular_values_are_refused(shape: tuple[int, ...], k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -83,7 +83,7 @@ def test_a_new_head_is_the_ends_when_only_the_backbone_is_interpolated() -> None
         ({"end": weights(1.0, 1, head=3)}, {}, "head.weight has shape (2, 2) at the start, (3, 2) at the end"),
         ({"end": {"backbone.weight": torch.ones(2, 2)}}, {}, "2 tensors of the start are not in the end, the first"),
         ({"start": {"backbone.weight": torch.ones(2, 2)}}, {}, "2 tensors of the end are not in the start, the first"),
-        ({}, {"only": ["back"]}, "nothing is named 'back'"),  # a prefix ends before a dot
+        ({}, {"only": ["back"]}, "no tensor is named 'back'"),  # a prefix ends before a dot
     ],
 )
 def test_what_cannot_be_interpolated_is_said(change: dict[str, Any], options: dict[str, Any], message: str) -> None:

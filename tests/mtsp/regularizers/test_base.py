@@ -236,8 +236,8 @@ def test_a_branch_has_its_own_strength_and_a_missing_one_is_an_error() -> None:
     model = network()
     anchors = capture(model, old_names(model))
     strengths = {"old": 1.0, "old.3": 5.0, "head": 2.0}
-    pulls = L2SP(model, anchors=anchors, alpha=strengths, beta=strengths).pulls
-    assert {name: pull.strength for name, pull in pulls.items()} == {
+    targets = L2SP(model, anchors=anchors, alpha=strengths, beta=strengths).targets
+    assert {name: pull.strength for name, pull in targets.items()} == {
         "old.0.weight": 1.0,
         "old.3.weight": 5.0,
         "head.weight": 2.0,

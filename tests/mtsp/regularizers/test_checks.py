@@ -39,7 +39,7 @@ def test_a_group_that_is_added_later_gets_the_number_of_its_pace() -> None:
     before = model.get_parameter("2.weight").detach().clone()
     fill_gradients(model)
     optimizer.step()
-    assert regularizer.pulls["2.weight"].strength == pytest.approx(0.02)
+    assert regularizer.targets["2.weight"].strength == pytest.approx(0.02)
     torch.testing.assert_close(model.get_parameter("2.weight").detach(), 0.99 * before)
 
 
@@ -134,10 +134,10 @@ def test_a_weight_in_two_regularized_optimizers_is_refused_until_one_is_given_up
 
 def test_no_anchors_are_said_by_none() -> None:
     model = network()
-    with pytest.raises(ValueError, match="anchors is empty, so nothing would be pulled to a start; give None"):
+    with pytest.raises(ValueError, match="anchors is empty, so no weight would be pulled to a start; give None"):
         l2sp(model, anchors={})
-    assert not any(pull.shared for pull in l2sp(model, anchors=None).pulls.values())
-    assert not any(pull.shared for pull in l2sp(model, anchors={}, zero=True).pulls.values())
+    assert not any(pull.shared for pull in l2sp(model, anchors=None).targets.values())
+    assert not any(pull.shared for pull in l2sp(model, anchors={}, zero=True).targets.values())
 
 
 def test_capture_knows_wrapped_names_and_refuses_unknown_ones() -> None:
@@ -151,7 +151,7 @@ def test_modules_named_like_wrappers_keep_their_names() -> None:
     model = nn.ModuleDict({"base_layer": nn.Linear(2, 2), "database_layer": nn.Linear(2, 2), "module": nn.Linear(2, 2)})
     assert penalized(model) == ["base_layer.weight", "database_layer.weight", "module.weight"]
     assert plain_name("my_orig_mod.weight") == "my_orig_mod.weight"
-    pulled = L2SP(model, anchors=model.state_dict(), alpha=1.0, beta=1.0).pulls
+    pulled = L2SP(model, anchors=model.state_dict(), alpha=1.0, beta=1.0).targets
     assert all(pull.shared for pull in pulled.values())
 
 
@@ -167,7 +167,7 @@ def test_only_a_pull_that_is_proportional_to_the_distance_has_a_pace(kind: Any) 
     options: dict[str, Any] = {"anchors": model.state_dict(), "beta": 0.0}
     if kind is L2SPFisher:
         options["fisher"] = {"weight": torch.ones(2, 2)}
-    with pytest.raises(ValueError, match="takes no fixed share of the distance away in a step; give a number"):
+    with pytest.raises(ValueError, match=r"alpha of .* has no time constant; give a number"):
         kind(model, alpha=Pace(100), **options)
     regularizer = kind(model, alpha=0.5, **options)
     regularizer.attach(SGD(model.parameters(), lr=0.1))
@@ -201,7 +201,7 @@ def test_a_pace_under_onecycle_is_of_its_highest_rate() -> None:
     torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=100, cycle_momentum=False)
     regularizer = l2sp(model, alpha=Pace(1000))
     regularizer.attach(optimizer)
-    assert regularizer.pulls["0.weight"].strength == pytest.approx(0.001)  # 1 / (1.0 * 1000)
+    assert regularizer.targets["0.weight"].strength == pytest.approx(0.001)  # 1 / (1.0 * 1000)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -219,9 +219,11 @@ def test_a_shared_weight_has_one_anchor_and_counts_if_one_layer_is_linear() -> N
     model = nn.ModuleDict({"table": nn.Embedding(3, 2), "head": nn.Linear(2, 3, bias=False)})
     model["head"].weight = model["table"].weight  # pyright: ignore[reportArgumentType]
     same = {name: torch.ones(3, 2) for name in ("table.weight", "head.weight")}
-    pulled = L2SP(model, anchors=same, alpha=1.0, beta=1.0).pulls
+    pulled = L2SP(model, anchors=same, alpha=1.0, beta=1.0).targets
     assert [(name, pull.shared) for name, pull in pulled.items()] == [("table.weight", True)]
-    with pytest.raises(ValueError, match=r"two of the anchors are for table\.weight, and they differ"):
+    with pytest.raises(
+        ValueError, match=r"two of the anchors belong to table\.weight, which the model shares, but they differ"
+    ):
         L2SP(model, anchors={**same, "head.weight": torch.zeros(3, 2)}, alpha=1.0, beta=1.0)
 
 
@@ -233,10 +235,10 @@ def test_a_shared_weight_has_one_anchor_and_counts_if_one_layer_is_linear() -> N
         (nn.utils.spectral_norm(nn.Linear(2, 2)), "weight_orig"),
     ],
 )
-def test_anchors_of_layers_whose_matrices_are_passed_over_are_refused(layer: nn.Module, name: str) -> None:
+def test_anchors_of_layers_whose_matrices_are_left_out_are_refused(layer: nn.Module, name: str) -> None:
     model = nn.Sequential(nn.Linear(2, 2), layer)
     anchors = dict(model.named_parameters())
-    with pytest.raises(ValueError, match=rf"1\.{name} has an anchor but is of .* give every=True"):
+    with pytest.raises(ValueError, match=rf"1\.{name} has an anchor but belongs to .* only with every=True"):
         L2SP(model, anchors=anchors, alpha=1.0, beta=1.0)
     L2SP(model, anchors=anchors, alpha=1.0, beta=1.0, every=True)
 
@@ -281,8 +283,8 @@ def test_a_checkpoint_knows_the_fisher_information_and_no_dtype_of_the_anchors()
     [
         ({"alpha": "0.1"}, r"alpha must be a number from 0 up, got '0\.1' for 0\.weight"),
         ({"alpha": None}, "alpha must be a number from 0 up, got None"),
-        ({"anchors": network()}, "anchors must be tensors by name, got a Sequential"),
-        ({"anchors": {"0.weight": [[1.0]]}}, r"0\.weight is a list and no torch\.Tensor"),
+        ({"anchors": network()}, "anchors must be a mapping of names to tensors, got a Sequential"),
+        ({"anchors": {"0.weight": [[1.0]]}}, r"0\.weight among the anchors is a list, not a torch\.Tensor"),
         ({"anchor_dtype": torch.int8}, r"anchor_dtype must be float64, float32, bfloat16 or float16, got torch\.int8"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers import GLSP, L1SP, L2SP, MARS, Anchored, DirectionSP, GLSPFisher, L2SPFisher, Mode
+from mtsp.regularizers import GLSP, L1SP, L2SP, MARS, DirectionSP, GLSPFisher, L2SPFisher, Mode, Regularizer
 
 WEIGHT = torch.tensor([[4.0, 4.0], [1.0, 2.0]], dtype=torch.float64)
 ANCHOR = torch.tensor([[1.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
@@ -17,7 +17,7 @@ ALPHA, LR = 2.0, 0.1
 """d = [[3, 4], [0, 0]]: rows of length 5 and 0, of p = 2 weights each. One step moves by lr * alpha = 0.2."""
 
 
-def build(kind: type[Anchored], model: nn.Module, anchors: dict[str, Tensor], **options: Any) -> Anchored:
+def build(kind: type[Regularizer], model: nn.Module, anchors: dict[str, Tensor], **options: Any) -> Regularizer:
     if kind in (L2SPFisher, GLSPFisher):
         options = {"fisher": {name: FISHER for name in anchors}, **options}
     return kind(model, anchors=anchors, alpha=ALPHA, beta=0.0, **options)
@@ -30,7 +30,7 @@ def layer() -> nn.Linear:
     return model
 
 
-def stepped(kind: type[Anchored], mode: str, **sgd: Any) -> Tensor:
+def stepped(kind: type[Regularizer], mode: str, **sgd: Any) -> Tensor:
     """The weight after one step of SGD without a gradient from any loss."""
     model = layer()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, **sgd)
@@ -51,7 +51,7 @@ def stepped(kind: type[Anchored], mode: str, **sgd: Any) -> Tensor:
         (DirectionSP, 16.0),  # 2/2 4^2: of (4, 4), the part across (1, 0) is (0, 4)
     ],
 )
-def test_the_value(kind: type[Anchored], value: float) -> None:
+def test_the_value(kind: type[Regularizer], value: float) -> None:
     assert build(kind, layer(), {"weight": ANCHOR}).penalty() == pytest.approx(value, rel=1e-14)
 
 
@@ -73,7 +73,7 @@ def test_the_value(kind: type[Anchored], value: float) -> None:
         (DirectionSP, "proximal", (4.0, 4 / 1.2)),
     ],
 )
-def test_one_step(kind: type[Anchored], mode: str, row: tuple[float, float]) -> None:
+def test_one_step(kind: type[Regularizer], mode: str, row: tuple[float, float]) -> None:
     expected = torch.tensor([row, (1.0, 2.0)], dtype=torch.float64)  # the second row is at its anchor and stays
     torch.testing.assert_close(stepped(kind, mode), expected, rtol=0, atol=1e-12)
 
@@ -88,7 +88,7 @@ def test_the_proximal_group_lasso_with_fisher_is_where_its_subgradient_vanishes(
 
 
 @pytest.mark.parametrize("kind", [L1SP, GLSP, GLSPFisher])
-def test_a_proximal_kink_holds_what_is_near_bit_for_bit_and_a_subgradient_does_not(kind: type[Anchored]) -> None:
+def test_a_proximal_kink_holds_what_is_near_bit_for_bit_and_a_subgradient_does_not(kind: type[Regularizer]) -> None:
     """0.05 off in float32, where w - (w - w0) is not always w0; the step shrinks by 0.2 at least."""
     results = {}
     for mode in ("proximal", "coupled"):
@@ -137,7 +137,7 @@ def test_where_the_fisher_information_is_zero_nothing_is_pulled() -> None:
             assert torch.equal(model.weight.detach()[1], WEIGHT[1])
 
 
-def formula(kind: type[Anchored], w: Tensor, w0: Tensor, f: Tensor, rows: int) -> Tensor:
+def formula(kind: type[Regularizer], w: Tensor, w0: Tensor, f: Tensor, rows: int) -> Tensor:
     """The penalties as section 1.1 of the specification writes them, channel by channel."""
     d = w - w0
     if kind is L2SP:
@@ -162,7 +162,7 @@ def formula(kind: type[Anchored], w: Tensor, w0: Tensor, f: Tensor, rows: int) -
 @pytest.mark.parametrize(
     "make", [lambda: nn.Linear(4, 3), lambda: nn.Conv2d(2, 3, 3), lambda: nn.ConvTranspose2d(2, 3, 2)]
 )
-def test_value_and_gradient_are_the_formulas_for_every_kind_of_layer(kind: type[Anchored], make: Any) -> None:
+def test_value_and_gradient_are_the_formulas_for_every_kind_of_layer(kind: type[Regularizer], make: Any) -> None:
     """Output channels are dimension 0, and 1 in a transposed convolution."""
     torch.manual_seed(1)
     model = make().double()
@@ -183,7 +183,7 @@ def test_value_and_gradient_are_the_formulas_for_every_kind_of_layer(kind: type[
 
 @pytest.mark.parametrize("kind", [L2SP, L1SP, GLSP, L2SPFisher, GLSPFisher, DirectionSP])
 @pytest.mark.parametrize("mode", ["coupled", "proximal"])
-def test_at_the_anchor_every_pull_is_exactly_zero_and_never_nan(kind: type[Anchored], mode: Mode) -> None:
+def test_at_the_anchor_every_pull_is_exactly_zero_and_never_nan(kind: type[Regularizer], mode: Mode) -> None:
     """The square root of a sum has no gradient there: d / ||d|| is 0 / 0 at the very start of fine-tuning."""
     torch.manual_seed(0)
     model = nn.Conv2d(2, 3, 3)
@@ -220,7 +220,7 @@ def test_what_a_penalty_cannot_do_is_refused() -> None:
         L2SP(layer(), anchors=anchors, alpha=1.0, beta=0.0, fisher={"weight": FISHER})
     with pytest.raises(ValueError, match="the Fisher information of weight has negative values"):
         L2SPFisher(layer(), anchors=anchors, alpha=1.0, beta=0.0, fisher={"weight": -FISHER})
-    with pytest.raises(ValueError, match="there is no Fisher information of weight, which has an anchor"):
+    with pytest.raises(ValueError, match="weight has an anchor but no Fisher information"):
         L2SPFisher(layer(), anchors=anchors, alpha=1.0, beta=0.0, fisher={})
 
 

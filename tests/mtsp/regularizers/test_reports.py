@@ -38,21 +38,23 @@ def test_a_pace_is_of_the_full_learning_rate_and_inverse_to_the_time_constant() 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01)  # the first step of a warm-up
     regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=Pace(100), beta=0.0)
-    with pytest.raises(ValueError, match=r"weight has the strength Pace\(steps=100.*attach\(\) makes it a number"):
+    with pytest.raises(
+        ValueError, match=r"the strength of weight is still a pace, Pace\(steps=100.*attach\(\) converts it"
+    ):
         regularizer.penalty()
     regularizer.attach(optimizer)
-    assert regularizer.pulls["weight"].strength == pytest.approx(0.002)  # (1 - 0.9) / (0.5 * 100)
+    assert regularizer.targets["weight"].strength == pytest.approx(0.002)  # (1 - 0.9) / (0.5 * 100)
     assert time_constant(0.002, 0.5, coupled=True, momentum=0.9) == pytest.approx(100)
 
 
 def test_a_pace_that_means_nothing_is_refused() -> None:
     model = nn.Linear(1, 1, bias=False)
     regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=Pace(10), beta=0.0, mode="coupled")
-    with pytest.raises(ValueError, match="coupled through Adam it depends on the gradients' size"):
+    with pytest.raises(ValueError, match="coupled through Adam has no time constant, it depends on the size"):
         regularizer.attach(torch.optim.Adam(model.parameters(), lr=0.1))
     with pytest.raises(ValueError, match="has no strength at a learning rate of 0"):
         regularizer.attach(torch.optim.SGD(model.parameters(), lr=0.0))
-    with pytest.raises(ValueError, match=r"a pace needs at least 1 step, got 0\.5"):
+    with pytest.raises(ValueError, match=r"a pace needs at least 1 step at the full learning rate, got 0\.5"):
         Pace(0.5)
     with pytest.raises(ValueError, match="must lie between 0 and 1, got 1"):
         Pace(3, remaining=1)
@@ -69,7 +71,7 @@ def test_a_pace_so_short_that_momentum_would_swing_past_the_anchor_is_refused(ne
     for mode in ("coupled", "decoupled"):
         kind: Any = mode
         short = L2SP(model, anchors=model.state_dict(), alpha=Pace(shortest - 0.1), beta=0.0, mode=kind)
-        said = rf"is too short for a pull coupled through momentum 0\.9.*give {math.ceil(shortest)} steps or more"
+        said = rf"no stable pull leaves only 0\.368 .* give {math.ceil(shortest)} steps or more, or use the mode decoup"
         with pytest.raises(ValueError, match=said) if mode == "coupled" else nullcontext():
             short.attach(optimizer)
         short.detach()
@@ -95,7 +97,7 @@ def test_what_a_pace_leaves_through_momentum_is_what_its_docstring_says(steps: i
     """v = 0.9 v + alpha d, d = d - v by hand, alpha = (1 - 0.9) ln(10) / steps."""
     distance, velocity = 1.0, 0.0
     for _ in range(steps):
-        velocity = 0.9 * velocity + Pace(steps, remaining=0.1).strength(1 / 0.1) * distance
+        velocity = 0.9 * velocity + 0.1 * Pace(steps, remaining=0.1).rate * distance
         distance -= velocity
     assert distance == pytest.approx(left, abs=1e-4)
 

@@ -100,5 +100,5 @@ def test_l2_sp_k_holds_early_layers_more() -> None:
     anchors = {f"{i}.weight": torch.zeros(1, 1) for i in range(3)}
     depths = by_depth(model, 0.3, shared=anchors)
     assert depths == {"0.weight": 0.3, "1.weight": pytest.approx(0.2), "2.weight": pytest.approx(0.1)}
-    pulls = L2SP(model, anchors=anchors, alpha=depths, beta=7.0).pulls
-    assert [pull.strength for pull in pulls.values()] == [0.3, pytest.approx(0.2), pytest.approx(0.1), 7.0]
+    targets = L2SP(model, anchors=anchors, alpha=depths, beta=7.0).targets
+    assert [pull.strength for pull in targets.values()] == [0.3, pytest.approx(0.2), pytest.approx(0.1), 7.0]

@@ -131,7 +131,7 @@ def test_a_head_is_pulled_to_zero_and_never_to_its_random_start() -> None:
     model = network()
     naive = capture(model, [name for name, _ in model.named_parameters()])
     assert "2.weight" in naive
-    pulled = L2SP(model, anchors=capture(model, ["0.weight", "0.bias"]), alpha=ALPHA, beta=0.25).pulls
+    pulled = L2SP(model, anchors=capture(model, ["0.weight", "0.bias"]), alpha=ALPHA, beta=0.25).targets
     assert pulled["2.weight"].anchor is None
     assert not pulled["2.weight"].shared
     assert pulled["2.weight"].strength == 0.25
@@ -141,7 +141,7 @@ def test_biases_and_normalization_layers_are_free_unless_asked_for() -> None:
     model = network()
     assert penalized(model) == ["0.weight", "2.weight"]
     every = L2SP(model, anchors={"0.bias": torch.zeros(4)}, alpha=1.0, beta=1.0, every=True)
-    assert list(every.pulls) == [name for name, _ in model.named_parameters()]
+    assert list(every.targets) == [name for name, _ in model.named_parameters()]
 
 
 def test_a_head_of_another_size_under_the_same_name_is_an_error() -> None:
@@ -203,7 +203,7 @@ def test_adapters_of_lora_are_left_alone_and_the_layer_inside_is_found() -> None
     wrapped.base_layer = nn.Linear(3, 4)
     wrapped.lora_A = nn.ModuleDict({"default": nn.Linear(3, 1, bias=False)})
     model = nn.ModuleDict({"layer": wrapped, "head": nn.Linear(4, 2)})
-    pulled = L2SP(model, anchors={"layer.weight": torch.zeros(4, 3)}, alpha=1.0, beta=0.5).pulls
+    pulled = L2SP(model, anchors={"layer.weight": torch.zeros(4, 3)}, alpha=1.0, beta=0.5).targets
     assert {name: pull.shared for name, pull in pulled.items()} == {"layer.weight": True, "head.weight": False}
 
 

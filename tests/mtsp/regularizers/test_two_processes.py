@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.anchors import capture
-from mtsp.regularizers import GLSP, L1SP, L2SP, MARS, SPD, Anchored, CautiousL2SP, DirectionSP, GLSPFisher, L2SPFisher
+from mtsp.regularizers import (
+    GLSP,
+    L1SP,
+    L2SP,
+    MARS,
+    SPD,
+    CautiousL2SP,
+    DirectionSP,
+    GLSPFisher,
+    L2SPFisher,
+    Regularizer,
+)
 
 SGD, ADAMW = torch.optim.SGD, torch.optim.AdamW
-CASES: dict[str, tuple[type[Anchored], dict[str, Any], Any]] = {
+CASES: dict[str, tuple[type[Regularizer], dict[str, Any], Any]] = {
     "coupled": (L2SP, {}, lambda p: SGD(p, lr=0.05, momentum=0.9)),
     "decoupled": (L2SP, {}, lambda p: ADAMW(p, lr=0.05, weight_decay=0.0)),
     "fused": (L2SP, {}, lambda p: ADAMW(p, lr=0.05, weight_decay=0.0, fused=True)),
