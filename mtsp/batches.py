@@ -1,8 +1,6 @@
 """Collate samples to batches, decode them ahead, move them to a device; put a network in evaluation mode."""
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -46,33 +44,6 @@ def collate(samples: Sequence[Batch]) -> Batch:
             )
         batch[key] = torch.stack(values)
     return batch  # pyright: ignore[reportReturnType]
-
-
-def read_ahead(
-    read: Callable[[int], ReadT], indices: Iterable[int], *, threads: int, ahead: int
-) -> Generator[ReadT, None, None]:
-    """Yield `read(index)` for each index, in order, while threads read ahead. Decoders release the interpreter lock.
-
-    Args:
-        read: called for each index. Its errors are raised when that index is due.
-        indices: indices to read.
-        threads: number of reading threads; 0 reads each index when it is due.
-        ahead: how many indices to read beyond the one that is yielded.
-    """
-    if not threads:
-        yield from map(read, indices)
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="mtsp-decode")
-    waiting: deque[Future[ReadT]] = deque()
-    try:
-        for index in indices:
-            waiting.append(pool.submit(read, index))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:

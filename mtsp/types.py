@@ -6,17 +6,20 @@ All are dicts, not dataclasses: PyTorch's collate function and Accelerate (devic
 handle dicts, but leave dataclasses as they are.
 """
 
-from typing import Literal, NotRequired, Protocol, TypedDict
+from __future__ import annotations  # `torch`, slow to import, is for the types only
+
+from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORE = 255
 """Mask value of pixels of unknown class, which no loss and no metric counts."""
 
 LABELS = frozenset({"mask", "flow", "label"})
 """The keys of a `Batch` that are labels."""
-
 
 Kind = Literal["video", "images", "pairs", "labeled"]
 """What a data set holds, which decides how it is scored.
@@ -66,6 +69,11 @@ class Outputs(TypedDict):
 
 class Examples(Protocol):
     """A dataset as the framework sees it: keys as in `Batch`, tensors without the batch dimension, a list of a name."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the data set holds: decides which metrics apply."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -1,130 +1,59 @@
 """Evaluate a trained network: `accelerate launch tools/evaluate.py --config RUN/experiment.yaml --checkpoint RUN/...`.
 
 `--checkpoint` is RUN/weights.safetensors or RUN/checkpoints/step-...; key=value changes the config as in training. Each
-entry of `evaluation.data` is measured, or those named by `--data-entry`, the same on any number of processes. Of
-labeled images `--report DIR` also writes how each class fares, with images of the pairs that are confused most, and
-`--save-predictions DIR` a row for each image (DIR/<entry>/labels.csv).
+entry of `evaluation.data` is measured, or those named by `--entry`, the same on any number of processes.
+`--save-predictions DIR` writes what the network predicts to DIR/<entry>, in the files that tools/score.py reads. For
+labeled images `--report DIR` writes how each class fares, with images of the pairs that are confused most.
 
-With `--data davis --root DAVIS --predictions DIR` stored predictions are scored instead, without any network: masks
-DIR/<sequence>/<frame>.png, of which whatever is not 0 is the object, masks of class ids DIR/<name>.png for a data set
-with named classes, flow DIR/<name of the pair>.flo, in pixels of the truth's resolution, or a guess for each labeled
-image in DIR/labels.csv. Names are the data set's own; `--save-predictions` writes such files. With `--objects` masks
-number several objects and each is scored, by the rules of DAVIS 2017 (semi-supervised): the objects are those of a
-sequence's first true mask, the first and the last frame do not count and need not be predicted, and the values of all
-are means over objects.
-
-The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and the shares of outliers are
-fractions in [0, 1]; what was not measured is null (empty in the CSV), not 0.
+The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and rates of outliers are fractions
+in [0, 1]; what was not measured is null (empty in the CSV), not 0.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from data import DataConfig
-from data.files.flow_formats import write_flo
-from data.files.masks import write_mask
-from data.predictions.labels_csv import Guess, guess_of, report_guesses, save_guesses
-from data.predictions.score import DATASETS, held_out, score, truth_of
-from data.video.davis import Davis
-from models.pretrained.load_trained import load_trained
-from mtsp.config import ConfigError, parse
-from mtsp.distributed.accelerator import make_accelerator
-from mtsp.evaluation.evaluate import evaluate
-from mtsp.evaluation.scores import Scores, as_csv, joined, plain, scores_of, table, without_frames
-from mtsp.files.atomic import write_atomically
-from mtsp.files.progress import bar
-from mtsp.training.checks import require_classes, require_whole_images
-from mtsp.types import Batch, Examples, Outputs
-from tools.build import AnyExperiment, at_least_one, read_experiment
+from tools.command_line import program
 
-_OF_NETWORK = ("config", "checkpoint", "data_entry", "report", "save_predictions")
-_OF_STORED = ("data", "root", "resolution", "objects", "every_frame", "workers")
-"""Options that mean something with a network only, or with stored predictions only."""
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from data import DataConfig
+    from mtsp.evaluation.scores import Scores
+    from mtsp.types import Batch, Examples, Outputs
+    from tools.build import AnyExperiment
 
 
-class Measured(NamedTuple):
-    """What is reported: numbers for the JSON, and scores by data entry for CSV and tables."""
-
-    values: dict[str, Any]
-    entries: dict[str, list[Scores]]
-
-
+@program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code. A mistake is one `error:` line, and no scores are written then."""
-    parser = _parser()
-    arguments = parser.parse_intermixed_args(argv)
-    wanted = ("config", "checkpoint") if arguments.predictions is None else ("data",)
-    if missing := [f"--{name}" for name in wanted if getattr(arguments, name) is None]:
-        parser.error(f"{' and '.join(missing)} missing: --config with --checkpoint, or --data with --predictions")
-    unused = _OF_STORED if arguments.predictions is None else _OF_NETWORK
-    if ignored := [f"--{name.replace('_', '-')}" for name in unused if getattr(arguments, name) is not None]:
-        mode = "a trained network" if arguments.predictions is None else "stored predictions"
-        parser.error(f"{' and '.join(ignored)} would be ignored when {mode} is measured; leave it out")
-    try:
-        if arguments.json is not None and arguments.json == arguments.csv:
-            raise ValueError(f"{arguments.json}: --json and --csv cannot be the same file")
-        for file in (arguments.json, arguments.csv):
-            if file is not None and file.is_dir():
-                raise ValueError(f"{file} is a folder; name a file in it")
-            if file is not None and not file.absolute().parent.is_dir():
-                raise ValueError(f"{file}: there is no folder {file.absolute().parent} to write it in")
-        measured = _of_network(arguments) if arguments.predictions is None else _of_predictions(arguments)
-        if measured is not None:
-            _write(measured, arguments.json, arguments.csv)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    """Run the program; return its exit code."""
+    arguments = _parser().parse_intermixed_args(argv)
+    from mtsp.evaluation.scores import require_writable, show
+
+    require_writable(arguments.json, arguments.csv)
+    measured = _measure(arguments)
+    if measured is not None:
+        show(*measured, arguments.json, arguments.csv)
     return 0
 
 
-def _write(measured: Measured, json_file: Path | None, csv_file: Path | None) -> None:
-    contents = {
-        json_file: json.dumps(plain(measured.values), indent=2, allow_nan=False) + "\n",
-        csv_file: as_csv(measured.entries),
-    }
-    for file, text in contents.items():
-        if file is not None:
-            write_atomically(file, text.encode())
-    for name, scores in measured.entries.items():
-        for one in scores:
-            Console().print(table(one, name))
-            if short := without_frames(one):
-                listed = ", ".join(short[:10])
-                print(
-                    f"note: {name}: no frame counts of {len(short)} sequences, which are in no mean: {listed}; the "
-                    "first and the last of each never do",
-                    file=sys.stderr,
-                )
+def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, list["Scores"]]] | None:
+    """Measure a checkpoint; return the values of the JSON and scores by entry, on the main process only."""
+    import torch
 
+    from models.pretrained.load_trained import load_trained
+    from mtsp.distributed.accelerator import make_accelerator
+    from mtsp.evaluation.scores import joined
+    from mtsp.training.checks import require_classes, require_whole_images
+    from tools.build import read_experiment
 
-def _of_predictions(arguments: argparse.Namespace) -> Measured:
-    split, objects, every_frame = arguments.split, bool(arguments.objects), bool(arguments.every_frame)
-    dataset = truth_of(arguments.data, arguments.root, split, arguments.resolution, arguments.settings, objects=objects)
-    scores = score(dataset, arguments.predictions, arguments.workers, objects=objects, every_frame=every_frame)
-    if not objects and isinstance(dataset, Davis) and (several := dataset.several_objects()):
-        which = f"{len(several)} of {len(scores.values['per_sequence'])} sequences, as {several[0]}"
-        print(f"note: several objects were scored as one in {which}; --objects scores each", file=sys.stderr)
-    about: dict[str, Any] = {"data": arguments.data, "split": split or held_out(arguments.data)}
-    about |= {"predictions": str(arguments.predictions)} | ({"every_frame": True} if every_frame else {})
-    return Measured(about | scores.values, {arguments.data: [scores]})
-
-
-def _of_network(arguments: argparse.Namespace) -> Measured | None:
-    """Measure a checkpoint; None on all processes but the main one."""
-    names = [name for name in arguments.data_entry or () if "=" not in name]
-    changes = [*arguments.settings, *(change for change in arguments.data_entry or () if "=" in change)]
+    names = [name for name in arguments.entry or () if "=" not in name]
+    changes = [*arguments.settings, *(change for change in arguments.entry or () if "=" in change)]
     experiment = read_experiment(arguments.config, changes)
     entries = chosen_entries(experiment, names, arguments.split)
     saved = arguments.save_predictions
@@ -142,41 +71,45 @@ def _of_network(arguments: argparse.Namespace) -> Measured | None:
     scores = {}
     for name, data in examples.items():
         folder = saved / name if saved is not None else None
-        scores[name] = _measured(experiment, accelerator, model, name, data, folder, arguments.report)
+        scores[name] = _measure_entry(experiment, accelerator, model, name, data, folder, arguments.report)
     main_process = accelerator.is_main_process
     accelerator.wait_for_everyone()
     accelerator.end_training()
     about = {"config": str(arguments.config), "checkpoint": str(arguments.checkpoint)}
     tta = experiment.evaluation.tta.model_dump(mode="json")
     results = {
-        name: {"data": entry.dataset.name, "split": getattr(entry.dataset, "split", None), "size": entry.size}
+        name: {"dataset": entry.dataset.name, "split": getattr(entry.dataset, "split", None), "size": entry.size}
         | {"tta": tta}
         | joined(scores[name])
         for name, entry in entries.items()
     }
-    return Measured(about | {"entries": results}, scores) if main_process else None
+    return (about | {"entries": results}, scores) if main_process else None
 
 
-def chosen_entries(experiment: AnyExperiment, names: Sequence[str], split: str | None) -> dict[str, DataConfig]:
-    """Return the data entries to measure: `names`, or without any those of `evaluation.data`.
+def chosen_entries(experiment: "AnyExperiment", names: Sequence[str], split: str | None) -> dict[str, "DataConfig"]:
+    """Return the data entries to measure: `names`, or `evaluation.data` if `names` is empty.
 
     Args:
-        experiment: which has them.
-        names: of entries of `data`.
-        split: of their data sets, in place of their own.
+        experiment: the resolved config.
+        names: entries of its `data`.
+        split: replaces the split of their data sets.
 
     Raises:
-        ConfigError: an entry that is not there, or that has no such split, or nothing to measure.
+        ConfigError: an unknown entry, an entry without this split, or nothing to measure.
     """
+    from mtsp.config import ConfigError
+
     names = names or experiment.evaluation.data
     if not names:
-        raise ConfigError(f"evaluation.data is empty; name entries with --data-entry: {', '.join(experiment.data)}")
+        raise ConfigError(f"evaluation.data is empty; name entries with --entry: {', '.join(experiment.data)}")
     if unknown := [name for name in names if name not in experiment.data]:
         raise ConfigError(f"there is no data entry {unknown[0]!r}; the config has {', '.join(experiment.data)}")
     return {name: _with_split(name, experiment.data[name], split) for name in names}
 
 
-def _with_split(name: str, entry: DataConfig, split: str | None) -> DataConfig:
+def _with_split(name: str, entry: "DataConfig", split: str | None) -> "DataConfig":
+    from mtsp.config import ConfigError, parse
+
     if split is None:
         return entry
     if "split" not in type(entry.dataset).model_fields:
@@ -188,25 +121,35 @@ def _with_split(name: str, entry: DataConfig, split: str | None) -> DataConfig:
     return entry.model_copy(update={"dataset": dataset})
 
 
-def _measured(
-    experiment: AnyExperiment,
-    accelerator: Accelerator,
-    model: torch.nn.Module,
+def _measure_entry(
+    experiment: "AnyExperiment",
+    accelerator: "Accelerator",
+    model: "torch.nn.Module",
     name: str,
-    data: Examples,
+    data: "Examples",
     folder: Path | None,
     report: Path | None,
-) -> list[Scores]:
-    """Measure one entry on all processes; store what was predicted in `folder`, and a report of labels in `report`."""
-    guesses: list[Guess] = []
+) -> list["Scores"]:
+    """Measure one entry on all processes; write predictions to `folder`, and a report of labels to `report`."""
+    from accelerate.utils import gather_object
+
+    from data.predictions.labels_csv import LabelPrediction, label_prediction, report_classes, save_predictions
+    from mtsp.config import ConfigError
+    from mtsp.evaluation.evaluate import evaluate
+    from mtsp.evaluation.metrics import ImageLabels
+    from mtsp.evaluation.scores import scores_of
+    from mtsp.files.progress import bar
+
+    predictions: list[LabelPrediction] = []
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
     with bar(f"measuring {name}", len(mine), shown=accelerator.is_main_process) as advance:
 
-        def after_example(index: int, batch: Batch, outputs: Outputs) -> None:
+        def after_example(index: int, batch: "Batch", outputs: "Outputs") -> None:
             if folder is not None:
                 _save(folder, batch, outputs)
             if "label" in batch and "label_logits" in outputs:
-                guesses.append(guess_of(index, batch["name"][0], int(batch["label"][0]), outputs["label_logits"][0]))
+                truth, logits = int(batch["label"][0]), outputs["label_logits"][0]
+                predictions.append(label_prediction(index, batch["name"][0], truth, logits))
             advance()
 
         measured = evaluate(
@@ -219,19 +162,25 @@ def _measured(
             channels_last=experiment.train.channels_last,
             after_example=after_example,
         )
-    found = scores_of(measured, getattr(data, "classes", ()))
-    if not found:
-        raise ConfigError(f"data.{name}: nothing to measure: the data set has no label of what this network predicts")
-    if measured.labels is not None and (report is not None or folder is not None):
-        everyone = sorted(gather_object(guesses) if accelerator.num_processes > 1 else guesses)
+    classes = getattr(data, "classes", ())
+    if not measured.metrics:
+        raise ConfigError(f"data.{name}: nothing to measure: the data set has no label for what this network predicts")
+    labels = next((metric.scores for metric in measured.metrics if isinstance(metric, ImageLabels)), None)
+    if labels is not None and (report is not None or folder is not None):
+        everyone = sorted(gather_object(predictions) if accelerator.num_processes > 1 else predictions)
         if accelerator.is_main_process and report is not None:
-            report_guesses(report, name, data, measured.labels, everyone)
+            report_classes(report, name, data, labels, everyone)
         if accelerator.is_main_process and folder is not None:
-            save_guesses(folder, data, everyone)
-    return found
+            save_predictions(folder / "labels.csv", classes, everyone)
+    return scores_of(measured.metrics, classes)
 
 
-def _save(folder: Path, batch: Batch, outputs: Outputs) -> None:
+def _save(folder: Path, batch: "Batch", outputs: "Outputs") -> None:
+    import torch
+
+    from data.files.flow_formats import write_flo
+    from data.files.masks import write_mask
+
     path = folder / batch["name"][0]
     if "mask" in batch and "mask_logits" in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,30 +196,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    network = parser.add_argument_group("a trained network")
-    network.add_argument("--config", help="its experiment; RUN/experiment.yaml is the one that was run")
-    network.add_argument("--checkpoint", type=Path, help="RUN/weights.safetensors or RUN/checkpoints/step-...")
-    network.add_argument("--data-entry", nargs="+", action="extend", metavar="NAME", help="entries of data to measure")
-    network.add_argument("--report", type=Path, metavar="DIR", help="of labels: a table of classes, the confused pairs")
-    network.add_argument("--save-predictions", type=Path, metavar="DIR", help="store them in DIR/<entry>, to be scored")
-    stored = parser.add_argument_group("stored predictions")
-    stored.add_argument("--predictions", type=Path, help="folder of <name>.png masks or <name>.flo flow, or labels.csv")
-    stored.add_argument("--data", choices=sorted(DATASETS), help="whose labels are the truth")
-    stored.add_argument("--root", type=Path, help="where that data set is")
-    stored.add_argument("--resolution", help="of DAVIS, the folder below Annotations (default: 480p)")
-    stored.add_argument("--objects", action="store_true", default=None, help="of videos, J and F of each object: 2017")
-    stored.add_argument(
-        "--every-frame", action="store_true", default=None, help="of videos, count the first and the last frame, too"
-    )
-    stored.add_argument(
-        "--workers", type=at_least_one, help="threads that read files (default: one for each processor)"
-    )
+    parser.add_argument("--config", required=True, help="experiment config, for example RUN/experiment.yaml")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="RUN/weights.safetensors or RUN/checkpoints/...")
     parser.add_argument(
-        "--split", help="which part of the data (default: the config's; of stored predictions val or test)"
+        "--entry", nargs="+", action="extend", metavar="NAME", help="entries of the config's data to measure"
     )
+    parser.add_argument("--split", help="part of the data sets to measure (default: the config's)")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a table of classes and the confused pairs")
+    parser.add_argument("--save-predictions", type=Path, metavar="DIR", help="write predictions to DIR/<entry>")
     parser.add_argument("--json", type=Path, help="write every number, of every sequence, to this file")
     parser.add_argument("--csv", type=Path, help="write the tables to this file")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config, or of the data set")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config")
     return parser
 
 

@@ -9,46 +9,31 @@ looks at them as `evaluation` of the config says. Under `--out` each has
     flow_color/<video>/<frame>.png  the flow in the usual color wheel
 
 at the frame's own resolution. The last frame of a video has no next frame, and so no flow. A network without flow takes
-each image by itself, and their sizes may differ. What a network says of whole images is in `labels.csv`: the five
-most probable classes of each, their names if the data of `evaluation` are here to tell them.
+each image by itself, and their sizes may differ. A classifier's five best classes of each image are in `labels.csv`, by
+name if the data of `evaluation` can be read.
 """
 
 import argparse
-import csv
-import io
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from data import DataError, MissingDataError
-from data.augment.crops import center_crop
-from data.files.flow_formats import write_flo
-from data.files.images import IMAGE_SUFFIXES, read_image, write_image
-from data.files.masks import write_mask
-from data.predictions.labels_csv import BEST
-from data.prepared import resized, to_tensors
-from data.video.folder import FolderConfig
-from models.pretrained.load_trained import load_trained
-from mtsp.batches import to_device
-from mtsp.config import ConfigError
-from mtsp.distributed.accelerator import make_accelerator
-from mtsp.evaluation.tta import Tta, single_view
-from mtsp.figures.colors import flow_to_color, overlay
-from mtsp.figures.panels import resize_flow
-from mtsp.files.atomic import write_atomically
-from mtsp.files.progress import bar
-from mtsp.types import Sample
-from tools.build import AnyExperiment, above_zero, read_experiment, run_or_say_why
+from tools.command_line import above_zero, program
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from mtsp.evaluation.tta import Tta
+    from mtsp.types import Sample
+    from tools.build import AnyExperiment
 
 SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png", "labels": ".csv"}
-"""What can be written, and in which kind of file: one for each frame, but of labels one for all."""
+"""Kinds of output and their file suffix: a file for each frame, but one for all labels."""
 
 _NEEDS = {
     "masks": "mask_logits", "overlay": "mask_logits", "flow": "flow", "flow_color": "flow", "labels": "label_logits",
@@ -56,35 +41,45 @@ _NEEDS = {
 
 
 class Look(NamedTuple):
-    """How a network sees a frame."""
+    """Size and test-time augmentation with which a network sees a frame."""
 
-    tta: Tta = single_view
+    tta: "Tta"
     size: tuple[int, int] | None = None  # height and width that frames are resized to; None: their own
-    crop_pct: float | None = None  # the share of the shorter side that becomes `size`; None: all is stretched to it
+    crop_pct: float | None = None  # fraction of the shorter side that becomes `size`; None: all is stretched to it
     channels_last: bool = True
 
 
 class Frames(NamedTuple):
-    """Frames with the ones that follow them, to be read once."""
+    """Frames and the frames that follow them, to be read once."""
 
-    names: Sequence[str] | None  # of each; None where only reading tells
+    names: Sequence[str] | None  # None for a video, where only reading tells
     total: int | None
     folder: str  # below which their names are; "" for any
-    pairs: Iterator[Sample]  # a frame without a following one has no next_frame
+    pairs: "Iterator[Sample]"  # a frame without a following one has no next_frame
 
 
 class Prediction(NamedTuple):
-    """What a network says of one frame, at the frame's resolution."""
+    """Prediction for one frame, at the frame's resolution."""
 
-    mask: np.ndarray | None  # HW uint8
-    flow: np.ndarray | None  # HW2 float32; None too for a frame that no other follows
-    chances: np.ndarray | None  # K float64, the probability of each class of the whole frame
-    outputs: tuple[str, ...]  # what the network has
+    mask: "np.ndarray | None"  # HW uint8
+    flow: "np.ndarray | None"  # HW2 float32; None too for a frame that no other follows
+    label_logits: "torch.Tensor | None"  # K, of the class of the whole frame
+    outputs: tuple[str, ...]  # keys of the network's outputs
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     arguments = _parser().parse_intermixed_args(argv)
+    import torch
+    from rich.console import Console
+
+    from models.pretrained.load_trained import load_trained
+    from mtsp.config import ConfigError
+    from mtsp.distributed.accelerator import make_accelerator
+    from mtsp.files.progress import bar
+    from tools.build import read_experiment
+
     experiment = read_experiment(arguments.config, arguments.settings)
     look = evaluated_look(experiment)
     if arguments.size is not None:
@@ -102,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
     with bar("predicting", frames.total) as advance:
 
-        def predictions() -> Iterator[tuple[Sample, Prediction]]:
+        def predictions() -> "Iterator[tuple[Sample, Prediction]]":
             for raw in frames.pairs:
                 yield raw, predict(model, raw, look, accelerator.device)
                 advance()
@@ -115,27 +110,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_all(
-    arguments: argparse.Namespace, experiment: AnyExperiment, predictions: Iterable[tuple[Sample, Prediction]]
+    arguments: argparse.Namespace, experiment: "AnyExperiment", predictions: "Iterable[tuple[Sample, Prediction]]"
 ) -> int:
-    """Write what was asked for of all frames; return how many files."""
+    """Write the predictions of all frames; return the number of files."""
+    from data.predictions.labels_csv import LabelPrediction, label_prediction, save_predictions
+
     what = arguments.what or tuple(SUFFIXES)
-    written = 0
-    chances: dict[str, np.ndarray] = {}
+    written, background = 0, _background(experiment) if "overlay" in what else 0
+    labels: list[LabelPrediction] = []
     try:
         for raw, prediction in predictions:
             _require_kinds(arguments.what or (), prediction.outputs, experiment.evaluation.tta.name)
-            written += write(arguments.out, what, raw, prediction, arguments.flow_radius)
-            if "labels" in what and prediction.chances is not None:
-                chances[raw["name"]] = prediction.chances
-    finally:  # an image that cannot be read does not take along what was said of those before it
-        if chances:
-            write_labels(arguments.out / "labels.csv", chances, class_names(experiment))
+            written += write(arguments.out, what, raw, prediction, arguments.flow_radius, background)
+            if "labels" in what and prediction.label_logits is not None:
+                labels.append(label_prediction(len(labels), raw["name"], None, prediction.label_logits))
+    finally:  # an unreadable image must not lose the predictions before it
+        if labels:
+            save_predictions(arguments.out / "labels.csv", class_names(experiment), labels)
             written += 1
     return written
 
 
 def _require_kinds(what: Sequence[str], outputs: Sequence[str], tta: str) -> None:
-    """Raise ConfigError if a kind was asked for that is not predicted, or if nothing that can be written is."""
+    """Raise ConfigError if the network does not predict a kind that was asked for, or none that can be written."""
+    from mtsp.config import ConfigError
+
     has = " and ".join(outputs)
     seen = "" if tta == "none" else f"seen by evaluation.tta `{tta}` "
     if cannot := [kind for kind in what if _NEEDS[kind] not in outputs]:
@@ -144,15 +143,17 @@ def _require_kinds(what: Sequence[str], outputs: Sequence[str], tta: str) -> Non
         raise ConfigError(f"{seen}this network predicts {has or 'nothing'}, which cannot be written to files")
 
 
-def evaluated_look(experiment: AnyExperiment) -> Look:
-    """Return how the experiment sees frames at evaluation; at their own size if its data entries differ in theirs."""
+def evaluated_look(experiment: "AnyExperiment") -> Look:
+    """Return how frames are seen at evaluation; at their own size if the data entries have different sizes."""
     sizes = {(experiment.data[name].size, experiment.data[name].crop_pct) for name in experiment.evaluation.data}
     size, crop_pct = sizes.pop() if len(sizes) == 1 else (None, None)
     return Look(experiment.evaluation.tta.build(), size, crop_pct, experiment.train.channels_last)
 
 
-def class_names(experiment: AnyExperiment) -> Sequence[str]:
-    """Return what the data that the experiment evaluates call their classes; nothing if they are not here to ask."""
+def class_names(experiment: "AnyExperiment") -> Sequence[str]:
+    """Return the class names of the data that the experiment evaluates; none if its files are not here."""
+    from data.types import DataError
+
     for name in experiment.evaluation.data or experiment.data:
         try:
             if classes := getattr(experiment.data[name].build_dataset(), "classes", ()):
@@ -162,17 +163,30 @@ def class_names(experiment: AnyExperiment) -> Sequence[str]:
     return ()
 
 
+def _background(experiment: "AnyExperiment") -> int | None:
+    """Return the class that overlays leave uncolored, by the first data set that is evaluated."""
+    from mtsp.figures.masks import background_class
+
+    name = next(iter(experiment.evaluation.data or experiment.data))
+    return background_class(experiment.data[name].dataset.kind, class_names(experiment))
+
+
 def frames_of(path: Path, *, paired: bool = True) -> Frames:
-    """Return the frames in a folder, in a folder of folders, or in a video, or one image.
+    """Return the frames of a folder, a folder of folders or a video, or one image.
 
     Args:
-        path: of the folder, video or image.
-        paired: with the frame that follows each. Images that are not may differ in size.
+        path: the folder, video or image.
+        paired: read the following frame, too. Without it, images may differ in size.
 
     Raises:
         MissingDataError: there is nothing at `path`, or no image in it.
         DataError: a file that is not a video; or PyAV is not installed.
     """
+    from data.files.images import IMAGE_SUFFIXES, read_image
+    from data.types import MissingDataError
+    from data.video.folder import FolderConfig
+    from mtsp.types import Sample
+
     if path.is_dir():
         dataset = FolderConfig(name="folder", frames=path, next_frame=paired).build()
         return Frames(dataset.ids, len(dataset), "", (_without_itself(dataset[i]) for i in range(len(dataset))))
@@ -183,8 +197,16 @@ def frames_of(path: Path, *, paired: bool = True) -> Frames:
     return _video(path, paired)
 
 
-def predict(model: torch.nn.Module, raw: Sample, look: Look, device: torch.device) -> Prediction:
+def predict(model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.device") -> Prediction:
     """Return what `model` predicts of one frame, resized for the network and back for the prediction."""
+    import torch
+
+    from data.augment.crops import center_crop
+    from data.prepared import resized, to_tensors
+    from mtsp.batches import to_device
+    from mtsp.figures.panels import resize_flow
+    from mtsp.types import Sample
+
     height, width = raw["frame"].shape[:2]
     if look.crop_pct is not None and look.size is not None:
         raw = Sample(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.crop_pct))
@@ -192,7 +214,7 @@ def predict(model: torch.nn.Module, raw: Sample, look: Look, device: torch.devic
     batch = to_device(_of_one(small), device, channels_last=look.channels_last)
     with torch.no_grad():
         outputs = look.tta(model, batch)
-    mask = flow = chances = None
+    mask = flow = label_logits = None
     if "mask_logits" in outputs:
         logits = outputs["mask_logits"].float()
         if logits.shape[-2:] != (height, width):
@@ -201,40 +223,34 @@ def predict(model: torch.nn.Module, raw: Sample, look: Look, device: torch.devic
     if "flow" in outputs and "next_frame" in raw:
         flow = resize_flow(outputs["flow"][0], (height, width)).permute(1, 2, 0).numpy()
     if "label_logits" in outputs:
-        chances = outputs["label_logits"][0].double().softmax(0).cpu().numpy()
-    return Prediction(mask, flow, chances, tuple(outputs))
+        label_logits = outputs["label_logits"][0].double().cpu()
+    return Prediction(mask, flow, label_logits, tuple(outputs))
 
 
-def write_labels(path: Path, chances: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
-    """Write the most probable classes of each image, a line each: its name, rank, number, class and probability.
-
-    Args:
-        path: the CSV file.
-        chances: K probabilities for the name of each image.
-        classes: K names; a class has none if there are not K.
-    """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("name", "rank", "label", "class", "probability"))
-    for name, values in chances.items():
-        best = np.argsort(-values, kind="stable")[:BEST].tolist()
-        for rank, label in enumerate(best, start=1):
-            called = classes[label] if len(classes) == len(values) else ""
-            table.writerow((name, rank, label, called, f"{values[label]:.6g}"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
-
-
-def write(out: Path, what: Sequence[str], raw: Sample, prediction: Prediction, radius: float | None) -> int:
-    """Write the files of one frame that were asked for; return how many. Labels are not among them.
+def write(
+    out: Path,
+    what: Sequence[str],
+    raw: "Sample",
+    prediction: Prediction,
+    radius: float | None,
+    background: int | None = 0,
+) -> int:
+    """Write the files of one frame that were asked for, labels aside; return how many.
 
     Args:
-        out: folder of all of them.
+        out: folder of all files.
         what: keys of `SUFFIXES`.
         raw: the frame.
-        prediction: of it.
+        prediction: what the network predicts of it.
         radius: pixels of flow with full color; None: each frame's longest vector.
+        background: the class that an overlay leaves uncolored.
     """
+    from data.files.flow_formats import write_flo
+    from data.files.images import write_image
+    from data.files.masks import write_mask
+    from mtsp.figures.flow_colors import flow_to_color
+    from mtsp.figures.masks import overlay
+
     count = 0
     for kind in what:
         path = out / kind / f"{raw['name']}{SUFFIXES[kind]}"
@@ -246,7 +262,7 @@ def write(out: Path, what: Sequence[str], raw: Sample, prediction: Prediction, r
             case "masks":
                 write_mask(path, drawn)
             case "overlay":
-                write_image(path, overlay(raw["frame"], drawn))
+                write_image(path, overlay(raw["frame"], drawn, background=background))
             case "flow":
                 write_flo(path, drawn)
             case _:
@@ -255,7 +271,7 @@ def write(out: Path, what: Sequence[str], raw: Sample, prediction: Prediction, r
     return count
 
 
-def _without_itself(raw: Sample) -> Sample:
+def _without_itself(raw: "Sample") -> "Sample":
     """Drop the next frame of a video's last one, which the data set pairs with itself: its flow means nothing."""
     if raw.get("next_frame") is raw["frame"]:
         del raw["next_frame"]
@@ -263,6 +279,9 @@ def _without_itself(raw: Sample) -> Sample:
 
 
 def _video(path: Path, paired: bool) -> Frames:
+    from data.types import DataError
+    from mtsp.types import Sample
+
     try:
         import av  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -273,7 +292,7 @@ def _video(path: Path, paired: bool) -> Frames:
     except (av.FFmpegError, IndexError) as error:
         raise DataError(f"{path}: not a video that can be read ({error})") from error
 
-    def pairs() -> Iterator[Sample]:
+    def pairs() -> "Iterator[Sample]":
         with container:
             images = (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
             last: list[Any] = [None]
@@ -299,10 +318,12 @@ def _refuse_to_overwrite(out: Path, what: Sequence[str], frames: Frames) -> None
         else:
             found += sorted((out / kind / frames.folder).glob(f"*{SUFFIXES[kind]}"))
     if found:
-        raise ValueError(f"{len(found)} of the files are there already, as {found[0]}; add --overwrite to replace them")
+        raise ValueError(f"{len(found)} of the files exist, such as {found[0]}; add --overwrite to replace them")
 
 
 def _of_one(sample: Any) -> Any:
+    import torch
+
     return {key: value[None] if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
 
 
@@ -326,23 +347,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="the network's experiment; RUN/experiment.yaml was run")
+    parser.add_argument("--config", required=True, help="experiment config, for example RUN/experiment.yaml")
     parser.add_argument("--checkpoint", type=Path, required=True, help="RUN/weights.safetensors or RUN/checkpoints/...")
     parser.add_argument(
-        "--frames", type=Path, required=True, help="a folder of images or of such folders, a image or a video"
+        "--frames", type=Path, required=True, help="an image, a video, a folder of images, or a folder of such folders"
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the files go")
-    parser.add_argument("--what", type=_kinds, help=f"of {','.join(SUFFIXES)} (default: all that the network predicts)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument(
-        "--size", type=_size, metavar="HxW", help="of frames in the network (default: as it is evaluated)"
+        "--what", type=_kinds, help=f"what to write: {','.join(SUFFIXES)} (default: all that the network predicts)"
     )
     parser.add_argument(
-        "--flow-radius", type=above_zero, metavar="PX", help="flow with full color (default: the longest)"
+        "--size", type=_size, metavar="HxW", help="size that frames are resized to (default: as in evaluation)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--flow-radius",
+        type=above_zero,
+        metavar="PX",
+        help="length of flow with full color (default: the longest)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(run_or_say_why(partial(main)))
+    sys.exit(main())

@@ -1,9 +1,8 @@
-"""What a network says of labeled images: a row for each in `labels.csv`, and the report of the classes.
+"""Predicted classes of labeled images: a row for each image in `labels.csv`, and a report of how each class fares.
 
-The table has the columns `name`, `truth`, `guess`, `probability` (of the guess, six digits), and `guess_2` to
-`guess_5`, the next best classes; classes are named as the data set names them, or numbered from 0. To be scored it
-needs `name` and `guess` only. The table that tools/predict.py writes, a row for each of an image's best classes, is
-scored, too.
+The columns are `name`, `truth` (if it is known), `prediction`, `probability` (of the prediction, six digits), and
+`prediction_2` to `prediction_5`, the next best classes. Classes are named as the data set names them, or numbered from
+0 ("3" or "class 3"). Scoring needs `name` and `prediction` only.
 """
 
 import csv
@@ -12,10 +11,9 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from data.types import DataError, MissingDataError, SampleDataset
 from mtsp.evaluation.confusions import class_rows, class_table, confused_pairs, draw_pairs
@@ -24,96 +22,109 @@ from mtsp.metrics import ClassificationScores
 from mtsp.text import first_names
 from mtsp.types import Examples
 
-
-class Guess(NamedTuple):
-    """What the network says of one labeled image."""
-
-    place: int
-    name: str
-    truth: int
-    label: int
-    probability: float
-    next_best: tuple[int, ...] = ()
-    """The classes after `label`, as far as a table has them."""
-
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BEST = 5
 """How many classes of an image a table has."""
-_RANKS = [str(rank) for rank in range(1, BEST + 1)]
 
 
-def guess_of(place: int, name: str, truth: int, logits: Tensor) -> Guess:
-    """Return what K logits say of an image; of equal logits the lower class comes first."""
+class LabelPrediction(NamedTuple):
+    """Predicted classes of one image."""
+
+    position: int
+    name: str
+    truth: int | None
+    label: int
+    probability: float
+    next_best: tuple[int, ...] = ()
+    """The classes after `label`, at most four."""
+
+
+def label_prediction(position: int, name: str, truth: int | None, logits: "Tensor") -> LabelPrediction:
+    """Return the best classes by K logits of an image; of equal logits the lower class comes first."""
     label, *others = logits.argsort(descending=True, stable=True)[:BEST].tolist()
-    return Guess(place, name, truth, label, float(logits.softmax(0)[label]), tuple(others))
+    return LabelPrediction(position, name, truth, label, float(logits.softmax(0)[label]), tuple(others))
 
 
-def save_guesses(folder: Path, data: Examples, guesses: Sequence[Guess]) -> None:
-    """Write a row for each image to labels.csv."""
-    names = getattr(data, "classes", ())
+def save_predictions(file: Path, classes: Sequence[str], predictions: Sequence[LabelPrediction]) -> None:
+    """Write a row for each image.
+
+    Args:
+        file: the CSV file; its folder is made if need be.
+        classes: names of the classes; without, they are numbered.
+        predictions: at least one; all with a true class, or none.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    others = len(guesses[0].next_best) if guesses else 0
-    rows.writerow(["name", "truth", "guess", "probability", *(f"guess_{rank}" for rank in range(2, others + 2))])
-    for guess in guesses:
-        labels = (guess.truth, guess.label, *guess.next_best)
-        truth, best, *rest = (names[label] if names else label for label in labels)
-        rows.writerow([guess.name, truth, best, f"{guess.probability:.6f}", *rest])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "labels.csv", text.getvalue().encode())
+    truth = ["truth"] if predictions[0].truth is not None else []
+    others = [f"prediction_{rank}" for rank in range(2, len(predictions[0].next_best) + 2)]
+    rows.writerow(["name", *truth, "prediction", "probability", *others])
+    for one in predictions:
+        known = [] if one.truth is None else [one.truth]
+        *truth, best = (_name(label, classes) for label in (*known, one.label))
+        rest = (_name(label, classes) for label in one.next_best)
+        rows.writerow([one.name, *truth, best, f"{one.probability:.6f}", *rest])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, text.getvalue().encode())
 
 
-def score_guesses(file: Path, dataset: SampleDataset) -> ClassificationScores:
-    """Return what the guesses in a table are worth; rows of images that are not in `dataset` are passed over.
+def _name(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if label < len(classes) else f"class {label}"  # a class may be called "3"
 
-    The likelihood is NaN, for a table does not tell it; so is top-5 accuracy where one of an image's five best classes
-    is missing, and so are the calibration errors where a probability is missing. A guess whose probability is "nan", as
-    a network that is not finite has it, is counted as wrong.
+
+def score_predictions(file: Path, dataset: SampleDataset) -> ClassificationScores:
+    """Return the scores of the predictions in a table; rows of images that are not in `dataset` are skipped.
+
+    The likelihood is NaN, which a table does not tell; so is top-5 accuracy where one of an image's five best classes
+    is missing, and so are the calibration errors where a probability is missing. A prediction with the probability
+    "nan", from logits that were not finite, counts as wrong.
 
     Args:
         file: the table, or the folder that has it as labels.csv.
-        dataset: of labeled images.
+        dataset: labeled images.
 
     Raises:
-        MissingDataError: there is no such table, or images without a row, the first ten and their number.
+        MissingDataError: no such table, or images without a row, the first ten and their number.
         DataError: a row that cannot be read, a second one for an image, a class that the data set does not have, or a
-            truth that is not its own.
+            truth that differs from the data set's.
     """
     file = file / "labels.csv" if file.is_dir() else file
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
     known = {name: label for label, name in enumerate(classes)}
-    numbers = {str(label): label for label in range(len(classes))} | known  # a class may be called "3"
+    numbers = {form.format(label): label for form in ("{}", "class {}") for label in range(len(classes))} | known
     labels = [dataset.labels(i) for i in range(len(dataset))]
     truths = {one["name"]: one["label"] for one in labels if "label" in one}
     best: dict[str, dict[int, int]] = {}  # name -> rank -> label
     chances: dict[str, float | None] = {}
-    for line, row, rank in _rows(file, classes):
+    for line, row, rank in _rows(file):
         name, where = row["name"], f"{file}, line {line}"
         if name not in truths:
             continue
         ranks = best.setdefault(name, {})
         if rank in ranks:
-            which = "" if rank == 1 else f" of rank {rank}"
-            raise DataError(f"{where}: a second guess{which} for {name}; each image has one")
+            raise DataError(f"{where}: a second row for {name}; each image has one")
         truth = row.get("truth") or classes[truths[name]]
-        true, label = (_label(called, numbers, classes, where) for called in (truth, row["guess"]))
+        true, label = (_label(called, numbers, classes, where) for called in (truth, row["prediction"]))
         if true != truths[name]:
             ours = classes[truths[name]]
             raise DataError(
-                f"{where}: {name} is said to be {truth}, but is {ours} in the data set; are these its classes?"
+                f"{where}: the truth of {name} is {truth} here, but {ours} in the data set; are these its classes?"
             )
         if label in ranks.values():
-            raise DataError(f"{where}: {row['guess']} is guessed twice for {name}")
+            raise DataError(f"{where}: {row['prediction']} is predicted twice for {name}")
         ranks[rank] = label
         if rank == 1:
             chances[name] = _probability(row.get("probability", ""), where)
     if missing := [name for name in truths if name not in chances]:
-        raise MissingDataError(f"{file}: {len(missing)} of {len(truths)} images have no guess: {first_names(missing)}")
+        raise MissingDataError(
+            f"{file}: {len(missing)} of {len(truths)} images have no prediction: {first_names(missing)}"
+        )
     return _scored(best, chances, truths, len(classes))
 
 
 def _label(called: str, numbers: Mapping[str, int], classes: Sequence[str], where: str) -> int:
-    """Return the number of a class that is called so in the row `where`."""
+    """Return the number of the class `called` in the row `where`."""
     if called in numbers:
         return numbers[called]
     near = difflib.get_close_matches(called, classes, n=1, cutoff=0.5)
@@ -125,64 +136,47 @@ def _scored(
 ) -> ClassificationScores:
     """Return the scores of each image's classes by rank, as deep as all have them, and probability of the best.
 
-    A probability that is None is not known, and NaN is that of a lost network.
+    A probability is None where it is unknown, and NaN where the logits were not finite.
     """
     depth = next(
         rank for rank in range(BEST, 0, -1) if all(best[name].keys() >= {*range(1, rank + 1)} for name in truths)
     )
-    guesses = np.array([[best[name][rank] for rank in range(1, depth + 1)] for name in truths])
-    guesses[[chance is not None and math.isnan(chance) for chance in (chances[name] for name in truths)]] = classes
+    predictions = np.array([[best[name][rank] for rank in range(1, depth + 1)] for name in truths])
+    predictions[[chance is not None and math.isnan(chance) for chance in (chances[name] for name in truths)]] = classes
     known = [math.nan if (chance := chances[name]) is None else chance for name in truths]
     scores = ClassificationScores(classes)
-    scores.update_guesses(guesses, np.array([*truths.values()]), np.array(known))
+    scores.update_predictions(predictions, np.array([*truths.values()]), np.array(known))
     return scores
 
 
-def _rows(file: Path, classes: Sequence[str]) -> Iterator[tuple[int, dict[str, str], int]]:
-    """Yield the number of each line, its cells by column, and the rank of its `guess`; a line may have several.
-
-    In a table of ranks, `label` is the number of a class, for those whose names were not known when it was written.
-    """
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
+    """Yield the line number, the cells by column and the rank of each `prediction`; a line has up to five."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise MissingDataError(f"{file}: there is no such table of guesses; --save-predictions writes one") from error
+        raise MissingDataError(f"{file}: there is no such table; --save-predictions writes one") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: the table of guesses cannot be read: {error}") from error
+        raise DataError(f"{file}: the table cannot be read: {error}") from error
     rows = csv.reader(io.StringIO(text, newline=""))
     try:
         columns = next(rows, [])
         if twice := [column for column in columns if columns.count(column) > 1]:
             raise DataError(f"{file}: two columns are called {twice[0]!r}; expected each once")
-        ranked = {"name", "rank", "label", "class"} <= {*columns}
-        if not ranked and not {"name", "guess"} <= {*columns}:
-            raise DataError(f"{file}: the columns are {', '.join(columns) or 'none'}; expected name and guess at least")
+        if not {"name", "prediction"} <= {*columns}:
+            found = ", ".join(columns) or "none"
+            raise DataError(f"{file}: the columns are {found}; expected at least name and prediction")
         for row in rows:
             if row and len(row) != len(columns):
                 raise DataError(f"{file}, line {rows.line_num}: {len(row)} cells, expected {len(columns)}")
-            cells = dict(zip(columns, row, strict=False))
             if not row:
                 continue
-            where = f"{file}, line {rows.line_num}"
-            if ranked and not cells["rank"].isdecimal():
-                raise DataError(f"{where}: the rank is {cells['rank']!r}, expected 1 for the best class, then 2, ...")
-            if ranked and cells["rank"] in _RANKS:
-                guess = cells["class"] or _numbered(cells["label"], classes, where)
-                yield rows.line_num, cells | {"guess": guess}, int(cells["rank"])
-            if not ranked:
-                yield rows.line_num, cells, 1
-                for rank in _RANKS[1:]:
-                    if guess := cells.get(f"guess_{rank}"):
-                        yield rows.line_num, cells | {"guess": guess}, int(rank)
+            cells = dict(zip(columns, row, strict=True))
+            yield rows.line_num, cells, 1
+            for rank in range(2, BEST + 1):
+                if label := cells.get(f"prediction_{rank}"):
+                    yield rows.line_num, cells | {"prediction": label}, rank
     except csv.Error as error:
         raise DataError(f"{file}, line {rows.line_num}: not a row of a table: {error}") from error
-
-
-def _numbered(number: str, classes: Sequence[str], where: str) -> str:
-    """Return the class of a number."""
-    if number.isdecimal() and int(number) < len(classes):
-        return classes[int(number)]
-    raise DataError(f"{where}: no class has the number {number!r}; the data set has {len(classes)}")
 
 
 def _probability(text: str, where: str) -> float | None:
@@ -198,19 +192,17 @@ def _probability(text: str, where: str) -> float | None:
     return value
 
 
-def report_guesses(
-    folder: Path, name: str, data: Examples, labels: ClassificationScores, guesses: Sequence[Guess]
+def report_classes(
+    folder: Path, name: str, data: Examples, labels: ClassificationScores, predictions: Sequence[LabelPrediction]
 ) -> None:
-    """Write how each class fares, and figures of the pairs that are confused most."""
+    """Write a table of how each class fares, and a figure of the pairs that are confused most."""
+    from mtsp.figures.panels import to_image
+
     names = getattr(data, "classes", ()) or [f"class {label}" for label in range(labels.classes)]
     counts = labels.confusion()[:, :-1]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}-classes.md", class_table(class_rows(counts, names)).encode())
     if pairs := confused_pairs(counts):
-        true, predicted = [guess.truth for guess in guesses], [guess.label for guess in guesses]
+        true, predicted = [one.truth or 0 for one in predictions], [one.label for one in predictions]
         figures = folder / f"{name}-pairs.png"
-        draw_pairs(figures, pairs, names, true, predicted, lambda i: _image(data, guesses[i].place))
-
-
-def _image(data: Examples, index: int) -> np.ndarray:
-    return (data[index]["frame"].permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8)
+        draw_pairs(figures, pairs, names, true, predicted, lambda i: to_image(data[predictions[i].position]["frame"]))

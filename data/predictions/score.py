@@ -1,7 +1,8 @@
-"""Predictions stored in files, scored against the labels of a data set."""
+"""Score predictions saved in files against the labels of a data set. Nothing here needs torch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,19 +12,22 @@ from data.catalog.datasets import DATASETS
 from data.classification.labeled_images import HELD_OUT
 from data.files.flow_formats import read_flow
 from data.files.masks import read_foreground, read_mask
-from data.predictions.labels_csv import score_guesses
+from data.predictions.labels_csv import score_predictions
 from data.types import DataError, MissingDataError, SampleDataset
 from data.video.davis import Davis, DavisConfig
 from data.video.folder import FolderConfig
-from mtsp.batches import read_ahead
 from mtsp.config import ConfigError, parse, parse_yaml
-from mtsp.evaluation.scores import Scores, class_scores, flow_scores, label_scores, mask_scores, object_scores
+from mtsp.evaluation.metrics import METRICS, ImageLabels, Metric, VideoMasks, VideoObjects
+from mtsp.evaluation.scores import Scores, scores_of
 from mtsp.files.progress import bar
-from mtsp.metrics import ConfusionMatrix, DavisMeasure, FlowErrors
+from mtsp.files.read_ahead import read_ahead
 from mtsp.metrics.davis import frame_order
 from mtsp.metrics.kernels.jit import threads
 from mtsp.text import first_names
 from mtsp.types import IGNORE
+
+_Pair = tuple[np.ndarray, dict[str, np.ndarray]]  # prediction and labels of one example
+_Reader = Callable[[int, Path], _Pair]
 
 
 def truth_of(
@@ -39,16 +43,18 @@ def truth_of(
 
     Args:
         name: a key of `DATASETS`.
-        root: where it is.
+        root: the data set's folder.
         split: which part; None: :func:`held_out`.
-        resolution: of DAVIS, the folder below Annotations: 480p.
-        settings: other settings of this data set, `key=value`, as `passes=[clean]`.
-        objects: masks are to have the number of each object.
+        resolution: folder of DAVIS below Annotations; None: 480p.
+        settings: other settings of the data set, `key=value`, as `passes=[clean]`.
+        objects: masks must hold the number of each object.
 
     Raises:
-        ConfigError: settings that this data set does not have, or it numbers no objects.
+        ConfigError: an unknown name, settings that this data set does not have, or masks that number no objects.
         DataError: its files are not as they should be.
     """
+    if name not in DATASETS:
+        raise ConfigError(f"there is no data set called {name!r}; choose one of {', '.join(sorted(DATASETS))}")
     kind = DATASETS[name].config
     values: dict[str, Any] = {"name": name}
     if root is not None:
@@ -72,8 +78,8 @@ def truth_of(
         return Davis(config, objects=True)
     if objects and not (isinstance(config, FolderConfig) and config.masks is not None and not config.foreground):
         raise ConfigError(
-            f"{name}: --objects is of videos whose masks number their objects: of davis, or of folder with masks and "
-            "without foreground; leave it out"
+            f"{name}: --objects needs masks that number the objects (davis, or folder with masks and foreground: "
+            "false); leave it out"
         )
     return config.build()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -94,58 +100,76 @@ def score(
     *,
     objects: bool = False,
     every_frame: bool = False,
-) -> Scores:
-    """Return what the predictions stored in the folder `predictions` are worth against the labels of `dataset`.
+) -> list[Scores]:
+    """Return the scores of the predictions in the folder `predictions`, one entry for each metric.
 
-    Files are read in threads, and added up in the data set's order: the numbers do not depend on how many there are.
+    The metrics are those of the data set's kind, see :data:`~mtsp.evaluation.metrics.METRICS`, as far as it has their
+    labels. Files are read in threads and added up in the data set's order: the numbers do not depend on the threads.
 
     Args:
         dataset: names and labels.
-        predictions: has a .png or .flo for each name. Of labeled images the table of
-        :mod:`data.predictions.labels_csv`, or the
-            folder that has it as labels.csv.
-        workers: threads; as many as there are processors if None.
-        objects: masks number several objects, and J and F are of each. Predictions of the frames that do not count
-            need not be there, as in the official evaluation of DAVIS 2017.
-        every_frame: of videos, count the first and the last frame, too.
+        predictions: folder with a .png or .flo for each name; for labeled images the table of
+            :mod:`data.predictions.labels_csv`, or the folder that has it as labels.csv.
+        workers: threads; None: one per processor.
+        objects: masks number several objects, which are scored separately. Predictions of frames that do not count
+            may be missing, as in the official evaluation of DAVIS 2017.
+        every_frame: count the first and the last frame of a video, too.
 
     Raises:
-        MissingDataError: predictions that are not there, the first ten and their number.
-        DataError: a file that cannot be read, is of another size than its label, or holds NaN; an object that the
+        MissingDataError: missing predictions, the first ten and their number.
+        DataError: a file that cannot be read, differs in size from its label or holds NaN; an object that the
             sequence does not have.
     """
     labels = dataset.labels(0)
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
-    if (objects or every_frame) and ("mask" not in labels or classes):
-        raise DataError("--objects and --every-frame are of videos with masks of objects; leave them out")
+    if (objects or every_frame) and (dataset.kind != "video" or "mask" not in labels):
+        raise DataError("--objects and --every-frame need videos with masks; leave them out")
     if "label" in labels:
-        return label_scores(score_guesses(predictions, dataset), classes)
-    if "mask" not in labels and "flow" not in labels:
+        return scores_of([_labels(predictions, dataset)], classes)
+    wanted = tuple(metric for metric in METRICS[dataset.kind] if metric.label in labels)
+    if not wanted:
         raise DataError(f"{labels['name']} has no mask, flow or class to compare a prediction with")
-    files = [predictions / f"{name}{'.png' if 'mask' in labels else '.flo'}" for name in dataset.ids]
+    label = wanted[0].label
+    files = [predictions / f"{name}{'.flo' if label == 'flow' else '.png'}" for name in dataset.ids]
     if objects:
-        return object_scores(_objects(dataset, predictions, files, workers, every_frame))
-    _require(predictions, files)
-    if "mask" in labels and classes:
-        pixels = ConfusionMatrix(len(classes))
-        for one in _each(lambda i: _classes(dataset, i, files[i], len(classes)), len(files), workers):
-            pixels.merge(one)
-        return class_scores(pixels, classes)
-    if "mask" in labels:
-        davis, pixels = DavisMeasure(every_frame=every_frame), ConfusionMatrix(2)
-        for one in _each(lambda i: _mask(dataset, i, files[i], every_frame), len(files), workers):
-            davis.merge(one[0])
-            pixels.merge(one[1])
-        return mask_scores(davis, pixels)
-    flow = FlowErrors()
-    for one in _each(lambda i: _flow(dataset, i, files[i]), len(files), workers):
-        flow.merge(one)
-    return flow_scores(flow)
+        read = _object_reader(dataset, predictions, files, every_frame)
+    else:
+        _require(predictions, files)
+        read = partial(
+            {"mask": _object_mask if dataset.kind == "video" else _class_mask, "flow": _flow}[label], dataset
+        )
+
+    def metrics() -> list[Metric]:
+        if dataset.kind == "video" and objects:
+            return [VideoObjects(every_frame=every_frame)]
+        return [
+            VideoMasks(every_frame=every_frame) if metric is VideoMasks else metric(len(classes))
+            for metric in wanted
+            if metric.label == label
+        ]
+
+    def measured(i: int) -> list[Metric]:
+        found = metrics()
+        prediction, truth = read(i, files[i])
+        for metric in found:
+            metric.update([dataset.ids[i]], prediction[None], {key: value[None] for key, value in truth.items()})
+        return found
+
+    total = metrics()
+    for some in _each(measured, len(files), workers):
+        for metric, one in zip(total, some, strict=True):
+            metric.merge(one)
+    return scores_of(total, classes)
 
 
-def _objects(
-    dataset: SampleDataset, folder: Path, files: Sequence[Path], workers: int | None, every_frame: bool
-) -> DavisMeasure:
+def _labels(predictions: Path, dataset: SampleDataset) -> ImageLabels:
+    metric = ImageLabels(len(getattr(dataset, "classes", ())))
+    metric.scores = score_predictions(predictions, dataset)
+    return metric
+
+
+def _object_reader(dataset: SampleDataset, folder: Path, files: Sequence[Path], every_frame: bool) -> _Reader:
+    """Return the reader of masks that number several objects; frames that do not count need no prediction."""
     frames: dict[str, list[int]] = {}
     for i in sorted(range(len(files)), key=lambda i: frame_order(dataset.ids[i].rpartition("/")[2])):
         frames.setdefault(dataset.ids[i].rpartition("/")[0], []).append(i)
@@ -153,31 +177,24 @@ def _objects(
     _require(folder, [file for i, file in enumerate(files) if i not in spared])
     highest = {sequence: _highest(dataset, order[0]) for sequence, order in frames.items()}
 
-    def measured(i: int) -> DavisMeasure:
-        name, truth = dataset.ids[i], _true_mask(dataset, i)
+    def read(i: int, file: Path) -> _Pair:
+        truth = _true_mask(dataset, i)
         predicted = np.zeros_like(truth)
         if i not in spared:
-            predicted = read_mask(files[i])
-            _same_size(files[i], predicted, truth)
-            _require_objects(files[i], predicted, highest[name.rpartition("/")[0]])
-        one = DavisMeasure(every_frame=every_frame)
-        one.update_objects(name, predicted, truth, IGNORE)
-        return one
+            predicted = read_mask(file)
+            _same_size(file, predicted, truth)
+            _require_objects(file, predicted, highest[dataset.ids[i].rpartition("/")[0]])
+        return predicted, {"mask": truth}
 
-    davis = DavisMeasure(every_frame=every_frame)
-    for one in _each(measured, len(files), workers):
-        davis.merge(one)
-    return davis
+    return read
 
 
 def _highest(dataset: SampleDataset, index: int) -> int:
     """Return the highest number of an object in a sequence's first true mask, which says what its objects are."""
     truth = _true_mask(dataset, index)
     if not (highest := int(truth[truth != IGNORE].max(initial=0))):
-        only = (
-            "is 0 and 255 only, and 255 means unknown: score binary masks" if truth.any() else "has no object: score it"
-        )
-        raise DataError(f"{dataset.ids[index]}: the first true mask of its sequence {only} without --objects")
+        only = "contains only 0 and 255 (unknown); leave out --objects" if truth.any() else "has no object"
+        raise DataError(f"{dataset.ids[index]}: the first true mask of its sequence {only}")
     return highest
 
 
@@ -194,31 +211,26 @@ def _true_mask(dataset: SampleDataset, index: int) -> np.ndarray:
     return truth
 
 
-def _mask(dataset: SampleDataset, index: int, file: Path, every_frame: bool) -> tuple[DavisMeasure, ConfusionMatrix]:
+def _object_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
     truth, predicted = _true_mask(dataset, index), read_foreground(file)
     _same_size(file, predicted, truth)
-    if truth.max(initial=0) > 1:
+    if truth[truth != IGNORE].max(initial=0) > 1:
         raise DataError(
-            f"{dataset.ids[index]}: the true mask has more than one object; here binary masks are scored, and each "
-            "object with --objects"
+            f"{dataset.ids[index]}: the true mask has several objects; --objects scores each, without it masks are "
+            "object or background"
         )
-    davis, pixels = DavisMeasure(every_frame=every_frame), ConfusionMatrix(2)
-    davis.update(dataset.ids[index], predicted, truth)
-    pixels.update(predicted, truth)
-    return davis, pixels
+    return predicted, {"mask": truth}
 
 
-def _classes(dataset: SampleDataset, index: int, file: Path, classes: int) -> ConfusionMatrix:
-    truth, predicted = _true_mask(dataset, index), read_mask(file)
+def _class_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
+    truth, predicted, classes = _true_mask(dataset, index), read_mask(file), len(getattr(dataset, "classes", ()))
     _same_size(file, predicted, truth)
     if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
         raise DataError(f"{file}: a pixel of class {highest}; {classes} classes have the ids 0 to {classes - 1}")
-    pixels = ConfusionMatrix(classes)
-    pixels.update(predicted, truth, dataset.ids[index])
-    return pixels
+    return predicted, {"mask": truth}
 
 
-def _flow(dataset: SampleDataset, index: int, file: Path) -> FlowErrors:
+def _flow(dataset: SampleDataset, index: int, file: Path) -> _Pair:
     labels = dataset.labels(index)
     truth = labels.get("flow")
     if truth is None:
@@ -227,10 +239,8 @@ def _flow(dataset: SampleDataset, index: int, file: Path) -> FlowErrors:
     _same_size(file, predicted, truth)
     if known is not None:
         raise DataError(f"{file}: {np.count_nonzero(~known):,} vectors are marked unknown; a prediction has all")
-    errors = FlowErrors()
-    ours, theirs = predicted.transpose(2, 0, 1), truth.transpose(2, 0, 1)
-    errors.update(ours, theirs, labels.get("flow_valid"), dataset.ids[index])
-    return errors
+    valid = {"flow_valid": labels["flow_valid"]} if "flow_valid" in labels else {}
+    return predicted.transpose(2, 0, 1), {"flow": truth.transpose(2, 0, 1), **valid}
 
 
 def _same_size(file: Path, predicted: np.ndarray, truth: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.files.images import read_image
 from data.files.listing import (
@@ -27,6 +27,9 @@ class FolderConfig(Config):
 
     kind: ClassVar[Kind] = "video"
     name: Literal["folder"]
+    kind: Literal["video", "images"] = "video"
+    """`video`: frames of sequences with an object and background, scored with J and F by sequence; `images`: still
+    images, or frames with more classes, scored with the IoU of each class."""
     frames: Path
     """A folder of images, or of one subfolder of images per video."""
     masks: Path | None = None
@@ -37,6 +40,17 @@ class FolderConfig(Config):
     """Any value above 0 is class 1, as in masks of 0 and 255. False: a mask's values are class ids."""
     next_frame: bool = True
     """Read also the frame that follows: not needed by a network without a flow branch."""
+
+    @model_validator(mode="after")
+    def _kind_fits_the_classes(self) -> "FolderConfig":
+        if self.kind == "video" and self.classes is not None and self.classes > 2:
+            raise ValueError(
+                f"kind: J and F compare an object with the background, but `classes` is {self.classes}; set "
+                "`kind: images` to score each class"
+            )
+        if self.kind == "images" and self.masks is not None and not self.foreground and self.classes is None:
+            raise ValueError("kind: images are scored by class; set `classes`, the number of classes in the masks")
+        return self
 
     def build(self) -> "Folder":
         """Return the data set, its files checked to be there."""
@@ -59,6 +73,9 @@ class Folder:
 
     def __init__(self, config: FolderConfig) -> None:
         self._config = config
+        self.kind: Kind = config.kind
+        count = (2 if config.foreground else config.classes or 0) if config.kind == "images" else 0
+        self.classes = tuple(map(str, range(count)))
         frames = _tree(config.frames)
         self.ids = list(frames)
         require_unique("images", config.frames, self.ids)

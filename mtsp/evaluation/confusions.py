@@ -1,4 +1,4 @@
-"""What a classifier takes for what: the most confused pairs of classes, with figures, and a table of classes."""
+"""Confusions of a classifier: the most confused pairs of classes, with figures, and a table of classes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,50 +7,50 @@ from typing import NamedTuple
 import numpy as np
 
 Figures = Callable[[int], np.ndarray]
-"""`figures(index)` is example `index`, HW3 uint8 RGB; decoded only where it is shown."""
+"""`figures(index)` returns example `index` as HW3 uint8 RGB. Called only for examples that are shown."""
 
 
 class Pair(NamedTuple):
-    """Two classes that are taken for each other."""
+    """Two classes that are mistaken for each other."""
 
     first: int
     second: int
     mistakes: int
     """In both directions together."""
     share: float
-    """Of all examples of both classes."""
+    """Mistakes as a fraction of all examples of both classes."""
 
 
 class Confusion(NamedTuple):
-    """A class that is taken for another one."""
+    """A class that is mistaken for another one."""
 
     truth: int
     taken_for: int
     mistakes: int
     """In this direction only."""
     share: float
-    """Of all examples of the true class."""
+    """Mistakes as a fraction of the true class's examples."""
 
 
 class ClassRow(NamedTuple):
-    """How one class fares."""
+    """Accuracy of one class."""
 
     name: str
     examples: int
     accuracy: float | None
-    """Share of its examples that are called so (recall); None: it has none."""
+    """Fraction of its examples that are predicted correctly (recall); None without examples."""
     precision: float | None
-    """Share of what is called so that is; None: nothing is."""
+    """Fraction of its predictions that are correct; None without predictions."""
     taken_for: str | None
-    """What its examples are called most often instead; None: nothing."""
+    """Most frequent wrong class of its examples; None without mistakes."""
 
 
 def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Pair]:
-    """Return the pairs with most mistakes, the most first; of equal ones the larger share, then the first classes.
+    """Return the pairs with most mistakes, most first; ties go to the larger share, then to the lower classes.
 
     Args:
         counts: CC examples or pixels, rows true and columns predicted classes.
-        limit: pairs at most; a pair without mistakes is none.
+        limit: most pairs to return; pairs without mistakes are left out.
 
     Raises:
         ValueError: not as many columns as rows.
@@ -61,11 +61,11 @@ def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Pair]:
 
 
 def worst_confusions(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
-    """Return the confusions with most mistakes, each direction by itself, in the order of :func:`confused_pairs`.
+    """Return the confusions with most mistakes, each direction separately, ordered as in :func:`confused_pairs`.
 
     Args:
-        counts: as there; there may be one more column for what is no class, whose number is C.
-        limit: confusions at most.
+        counts: CC, or with one more column C for predictions that are no class.
+        limit: most confusions to return.
     """
     mistakes = np.array(counts)
     examples = np.broadcast_to(mistakes.sum(1)[:, None], mistakes.shape)
@@ -87,7 +87,7 @@ def class_rows(counts: np.ndarray, names: Sequence[str]) -> list[ClassRow]:
 
     Args:
         counts: CC, rows true and columns predicted classes.
-        names: of the C classes.
+        names: names of the C classes.
 
     Raises:
         ValueError: not as many names as classes.
@@ -132,21 +132,21 @@ def draw_pairs(
     """Write a figure with a row for each pair: examples of the one taken for the other, and the reverse.
 
     Args:
-        path: of the figure; the suffix says the format.
+        path: file of the figure; its suffix is the format.
         pairs: from :func:`confused_pairs`; at least one.
-        names: of the classes.
+        names: names of the classes.
         labels: true class of each example.
         predictions: predicted class of each example, in the same order.
-        figures: of the examples.
-        each: figures in each direction, the first ones.
+        figures: image of an example by its index.
+        each: examples to show in each direction.
 
     Raises:
         ValueError: no pairs, or not as many labels as predictions.
     """
     if not pairs:
-        raise ValueError("no class is taken for another: there is nothing to draw")
+        raise ValueError("there are no confused pairs: nothing to draw")
     if len(labels) != len(predictions):
-        raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions; they must be of the same examples")
+        raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions; each example needs one of both")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.7 * 2 * each, 2.1 * len(pairs)), layout="constrained")

@@ -1,4 +1,4 @@
-"""Evaluation: every example once, on any number of processes, reduced once."""
+"""Evaluate a network on every example once, on any number of processes; their sums are merged once."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,36 +12,28 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mtsp.batches import collate, evaluating, read_ahead, to_device
+from mtsp.batches import collate, evaluating, to_device
 from mtsp.distributed.sharding import is_sharded
+from mtsp.evaluation.metrics import METRICS, Metric
 from mtsp.evaluation.tta import Tta, single_view
-from mtsp.metrics.classification import ClassificationScores
-from mtsp.metrics.davis import DavisMeasure
-from mtsp.metrics.flow import FlowErrors
-from mtsp.metrics.segmentation import ConfusionMatrix
-from mtsp.types import IGNORE, Batch, Examples, Outputs
+from mtsp.files.read_ahead import read_ahead
+from mtsp.types import Batch, Examples, Kind, Outputs
 
 
 class Evaluation(NamedTuple):
-    """What was measured on one dataset. A metric whose label the data does not have is None."""
+    """Metrics of one data set, as far as the data has their labels and the network their outputs."""
 
-    davis: DavisMeasure | None = None
-    pixels: ConfusionMatrix | None = None
-    flow: FlowErrors | None = None
-    labels: ClassificationScores | None = None
+    metrics: tuple[Metric, ...] = ()
 
     def values(self) -> dict[str, float]:
-        """Return the numbers a tracker wants: names and finite values."""
-        found: dict[str, Any] = {}
-        if self.davis is not None:
-            found |= self.davis.compute()
-        if self.pixels is not None:
-            found |= {k: v for k, v in self.pixels.compute().items() if k in ("pixel_accuracy", "miou")}
-        if self.flow is not None:
-            found |= self.flow.compute()
-        if self.labels is not None:
-            found |= self.labels.compute()
-        return {k: float(v) for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
+        """Return all numbers that are finite, by name, for the tracker."""
+        found = {name: value for metric in self.metrics for name, value in metric.compute().items()}
+        return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+    def headlines(self) -> dict[str, float]:
+        """Return the few numbers of :meth:`values` that the console shows."""
+        wanted = {name for metric in self.metrics for name in metric.headlines}
+        return {name: value for name, value in self.values().items() if name in wanted}
 
 
 @torch.no_grad()
@@ -58,17 +50,17 @@ def evaluate(
 ) -> Evaluation:
     """Measure the network on every example once, at the labels' own resolution; the same on any number of processes.
 
-    Each process takes every n-th example, without padding and without a collective inside the loop; what they measured
-    is merged at the end and is the same on all of them.
+    What is measured follows from the kind of data set, see :data:`~mtsp.evaluation.metrics.METRICS`. Each of n
+    processes takes every n-th example, without padding and without a collective inside the loop; all return the same.
 
     Args:
-        accelerator: of the run.
+        accelerator: the run's own.
         model: wrapped or not; left in the mode it was in.
         examples: frames may be smaller than their labels; predictions are scaled to the labels.
-        tta: how the network looks at a batch; by default once, at the whole frame.
-        batch_size: examples that follow each other are measured together, up to this many, while their sizes agree.
-            Networks round differently in batches of different sizes, in the last digits.
-        workers: threads that decode the examples ahead; 0 decodes each when it is its turn.
+        tta: test-time augmentation; by default the network sees each whole frame once.
+        batch_size: how many examples of the same size, one after the other, make a batch at most. Networks round
+            differently in batches of different sizes, in the last digits.
+        workers: threads that decode examples ahead; 0 decodes each when it is needed.
         channels_last: memory format of the images, which should be the network's.
         after_example: called on every process with its own examples: index, batch of one, outputs.
     """
@@ -77,44 +69,31 @@ def evaluate(
         for buffer in bare.buffers():  # without SyncBN each process has statistics of its own: measure the saved ones
             torch.distributed.broadcast(buffer, 0)
     on_device = partial(to_device, device=accelerator.device, channels_last=channels_last)
-    measured = Evaluation()
+    measured: dict[type[Metric], Metric] = {}
     mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
     samples = read_ahead(examples.__getitem__, mine, threads=workers, ahead=2 * workers)
     groups = 0
     with closing(samples), evaluating(bare):
         for indices, batch in _batches(zip(mine, samples, strict=True), 1 if is_sharded(bare) else batch_size):
             outputs = at_resolution(tta(bare, on_device(batch)), batch)
-            measured = _updated(measured, batch, outputs)
+            _update(measured, examples.kind, batch, outputs)
             for place, index in enumerate(indices):
                 after_example(index, _one_of(batch, place), _one_of(outputs, place))
             groups += 1
         if is_sharded(bare):  # all processes take part in every forward pass, also one with an example less
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
                 tta(bare, on_device(collate([examples[0]])))
-    return Evaluation(*(_merged(accelerator, metric) for metric in measured))
+    return _merged(accelerator, examples.kind, measured)
 
 
-def _updated(measured: Evaluation, batch: Batch, outputs: Outputs) -> Evaluation:
-    """Return what has been measured, this batch included."""
-    davis, pixels, flow, labels = measured
-    if "mask" in batch and "mask_logits" in outputs:
-        classes = outputs["mask_logits"].shape[1]
-        pixels = pixels or ConfusionMatrix(classes)
-        pixels.update(outputs["mask_logits"], batch["mask"], batch["name"])
-        if classes == 2:
-            davis = davis or DavisMeasure()
-            known = (batch["mask"] != IGNORE).numpy()
-            predicted = outputs["mask_logits"].argmax(1).cpu().numpy() == 1
-            truth = batch["mask"].numpy() == 1
-            for place, name in enumerate(batch["name"]):
-                davis.update(name, predicted[place] & known[place], truth[place] & known[place])
-    if "flow" in batch and "flow" in outputs:
-        flow = flow or FlowErrors()
-        flow.update(outputs["flow"].float().cpu(), batch["flow"], batch.get("flow_valid"), batch["name"])
-    if "label" in batch and "label_logits" in outputs:
-        labels = labels or ClassificationScores(outputs["label_logits"].shape[1])
-        labels.update(outputs["label_logits"].float(), batch["label"])
-    return Evaluation(davis, pixels, flow, labels)
+def _update(measured: dict[type[Metric], Metric], kind: Kind, batch: Batch, outputs: Outputs) -> None:
+    """Add a batch to the metrics of its kind of data, which begin with their first batch."""
+    for metric in METRICS[kind]:
+        if metric.label in batch and metric.output in outputs:
+            prediction: Tensor = outputs[metric.output]
+            if metric not in measured:
+                measured[metric] = metric(prediction.shape[1])
+            measured[metric].update(batch["name"], prediction, batch)
 
 
 def at_resolution(outputs: Outputs, batch: Batch) -> Outputs:
@@ -159,17 +138,20 @@ def _shapes(sample: Batch) -> dict[str, tuple[int, ...]]:
 
 
 def _one_of(values: Any, place: int) -> Any:
-    """Return one example of a batch, or of what was predicted of it, as a batch of one."""
+    """Return one example of a batch or of outputs, as a batch of one."""
     return {key: value[place : place + 1] for key, value in values.items()}
 
 
-def _merged(accelerator: Accelerator, metric: Any) -> Any:
-    if accelerator.num_processes == 1:
-        return metric
-    present = [other for other in gather_object([metric]) if other is not None]
-    for other in present[1:]:
-        present[0].merge(other)
-    return present[0] if present else None
+def _merged(accelerator: Accelerator, kind: Kind, measured: dict[type[Metric], Metric]) -> Evaluation:
+    """Return the metrics with what all processes measured, in the order of `METRICS`."""
+    everyone = gather_object([measured]) if accelerator.num_processes > 1 else [measured]
+    metrics: list[Metric] = []
+    for metric in METRICS[kind]:
+        present = [one[metric] for one in everyone if metric in one]
+        for other in present[1:]:
+            present[0].merge(other)
+        metrics += present[:1]
+    return Evaluation(tuple(metrics))
 
 
 def describe(values: Mapping[str, float]) -> str:

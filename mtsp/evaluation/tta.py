@@ -1,7 +1,7 @@
-"""How a network looks at an image when it is measured: whole, or in many crops at several sizes, whose scores add up.
+"""Test-time augmentation: the network sees the image whole, or in many crops at several sizes, whose scores add up.
 
-A view knows no network. It calls `network(frame, next_frame)` on as many crops at once as it is told, and returns what
-the network would return for the whole image: `mask_logits` at the frame's resolution, or `label_logits`.
+It calls `network(frame, next_frame)` on several crops at once, and returns outputs for
+the whole image: `mask_logits` at the frame's resolution, or `label_logits`.
 """
 
 import math
@@ -30,7 +30,7 @@ _LARGEST = 80.0  # a thousand scores of e^80 still fit into float32, which ends 
 
 
 class Tta(Protocol):
-    """A way to look at an image."""
+    """A form of test-time augmentation."""
 
     def __call__(self, network: Network, batch: Batch) -> Outputs:
         """Return what `network` predicts for the batch, both on one device."""
@@ -38,12 +38,12 @@ class Tta(Protocol):
 
 
 class NoTtaConfig(Config):
-    """The frame as it is, once: whatever the network returns for it."""
+    """No augmentation: the network sees each frame once, as it is."""
 
     name: Literal["none"] = "none"
 
     def build(self) -> Tta:
-        """Return the view."""
+        """Return the augmentation."""
         return single_view
 
 
@@ -53,7 +53,7 @@ def single_view(network: Network, batch: Batch) -> Outputs:
 
 
 class MultiScaleConfig(Config):
-    """EncNet's evaluation: several sizes, square windows that overlap, mirror images.
+    """EncNet's multi-scale evaluation: several sizes, overlapping square windows, mirror images.
 
     The logits of a window's mirror image, mirrored back, are added to the window's own, and the exponential of the sum
     is its score, not normalized over classes. Windows average where they overlap, sizes add up. One size without
@@ -64,13 +64,13 @@ class MultiScaleConfig(Config):
     base: Side = 520
     """Pixels of the longer side at scale 1."""
     crop: Side = 480
-    """Pixels of each side of a window. What an image lacks is black."""
+    """Side of a window in pixels. Beyond the image it is black."""
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     stride: Annotated[float, Field(gt=0, le=1)] = 2 / 3
-    """From one window to the next, as a fraction of `crop`, rounded down to pixels."""
+    """Distance between windows as a fraction of `crop`, rounded down to pixels."""
     flip: bool = True
     batch: Annotated[int, Field(gt=0)] = 8
-    """Windows and mirror images that the network sees at once: a matter of memory and speed, not of the result."""
+    """Windows and mirror images per forward pass. Changes memory and speed, not the result."""
 
     @model_validator(mode="after")
     def _windows_move(self) -> "MultiScaleConfig":
@@ -79,12 +79,12 @@ class MultiScaleConfig(Config):
         return self
 
     def build(self) -> Tta:
-        """Return the view."""
+        """Return the augmentation."""
         return Scales(self)
 
 
 class _Window(NamedTuple):
-    """A place to look at: the upper left corner, in the image of one of the scales."""
+    """Upper left corner of a window, in the image of one of the scales."""
 
     scale: int
     top: int
@@ -92,9 +92,9 @@ class _Window(NamedTuple):
 
 
 class Scales:
-    """What :class:`MultiScaleConfig` describes.
+    """Multi-scale evaluation, see :class:`MultiScaleConfig`.
 
-    After the evaluation in the authors' PyTorch-Encoding (release 0.5), which looks at one window at a time. Sizes,
+    After the evaluation in the authors' PyTorch-Encoding (release 0.5), which sees one window at a time. Sizes,
     places, padding (black, right and below) and interpolation (bilinear, corners aligned) are the same, but all windows
     and mirror images have one shape and go through the network in batches. Departure: all scores of a batch are divided
     by the same number, which keeps the largest within float32 whatever the level of the logits; one that is e^167 times
@@ -107,8 +107,7 @@ class Scales:
     def __call__(self, network: Network, batch: Batch) -> Outputs:
         """Return `mask_logits`, BKHW at the frames' size: the logarithm of the summed scores.
 
-        The next frame is cut as the frame is. What the network predicts besides the mask has no sum over windows and is
-        left out.
+        The next frame is cut like the frame. Outputs other than the mask are left out.
 
         Raises:
             ValueError: the network predicts no mask.
@@ -136,7 +135,7 @@ class Scales:
         return range(0, max(0, math.ceil((side - self.config.crop) / stride)) * stride + 1, stride)
 
     def _enlarged(self, images: Tensor, size: Size) -> Tensor:
-        """`images` at `size`, and black right of and below it as far as the last windows reach."""
+        """Return `images` at `size`, padded with black right and below as far as the last windows reach."""
         scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
         below, right = (self._starts(side)[-1] + self.config.crop - side for side in size)
         return F.pad(scaled, (0, max(0, right), 0, max(0, below)))
@@ -146,7 +145,7 @@ class Scales:
         return image[..., window.top : window.top + crop, window.left : window.left + crop]
 
     def _logits(self, network: Network, images: Tensor) -> Tensor:
-        """Return each window's logits, NKHW float32, those of its mirror image added."""
+        """Return each window's logits plus those of its mirror image, NKHW float32."""
         count = len(images)
         if self.config.flip:
             images = torch.cat([images, images.flip(-1)])
@@ -154,7 +153,7 @@ class Scales:
         following = images[:, 3:].contiguous(memory_format=torch.channels_last) if images.shape[1] > 3 else None
         outputs = network(frames, following)
         if "mask_logits" not in outputs:
-            raise ValueError("tta `multi_scale` add up masks, and this network predicts none; use tta `none`")
+            raise ValueError("tta `multi_scale` needs a network that predicts masks; use tta `none`")
         logits = outputs["mask_logits"].float()
         return logits[:count] + logits[count:].flip(-1) if self.config.flip else logits
 
@@ -211,7 +210,7 @@ class _Scores:
         self.scores = self.windows = None
 
     def _make_room(self, largest: Tensor) -> None:
-        """Raise the offset as far as the largest logit needs; without asking the device, which would wait for it."""
+        """Raise the offset to fit the largest logit, without waiting for the device."""
         offset = self.offset if self.offset is not None else largest - _LARGEST
         self.offset = torch.maximum(offset, largest - _LARGEST)
         factor = (offset - self.offset).exp()
@@ -221,21 +220,21 @@ class _Scores:
 
 
 class MultiCropConfig(Config):
-    """Several crops of an image that has one label: their class probabilities are averaged.
+    """Average of the class probabilities over several crops of a labeled image.
 
     `sizes: [256], crop: 224, places: corners, flip: true` are the ten crops of Krizhevsky et al. (NeurIPS 2012).
     """
 
     name: Literal["multi_crop"]
     sizes: Annotated[tuple[Side, ...], Field(min_length=1)] = (256,)
-    """Pixels of the shorter side, the image's shape kept."""
+    """Lengths of the shorter side in pixels; the aspect ratio is kept."""
     crop: Side = 224
-    """Pixels of each side of a crop."""
+    """Side of a crop in pixels."""
     places: Literal["center", "corners"] = "corners"
-    """The middle alone, or the four corners and the middle."""
+    """The center alone, or the four corners and the center."""
     flip: bool = True
     batch: Annotated[int, Field(gt=0)] = 32
-    """Crops that the network sees at once: a matter of memory and speed, not of the result."""
+    """Crops per forward pass. Changes memory and speed, not the result."""
 
     @model_validator(mode="after")
     def _crops_fit(self) -> "MultiCropConfig":
@@ -246,12 +245,12 @@ class MultiCropConfig(Config):
         return self
 
     def build(self) -> Tta:
-        """Return the view."""
+        """Return the augmentation."""
         return Crops(self)
 
 
 class Crops:
-    """What :class:`MultiCropConfig` describes."""
+    """Multi-crop evaluation, see :class:`MultiCropConfig`."""
 
     def __init__(self, config: MultiCropConfig) -> None:
         self.config = config
@@ -271,7 +270,7 @@ class Crops:
         for part in crops.split(self.config.batch):
             outputs = network(part, None)
             if "label_logits" not in outputs:
-                raise ValueError("tta `multi_crop` average labels, and this network predicts none; use tta `none`")
+                raise ValueError("tta `multi_crop` needs a network that predicts labels; use tta `none`")
             logits.append(outputs["label_logits"].float())
         chances = torch.cat(logits).log_softmax(1).view(-1, len(images), logits[0].shape[1])
         return Outputs(label_logits=chances.logsumexp(0) - math.log(len(chances)))
@@ -285,7 +284,7 @@ class Crops:
 
 
 AnyTta = Annotated[NoTtaConfig | MultiScaleConfig | MultiCropConfig, Field(discriminator="name")]
-"""The ways to look that an experiment can name: `evaluation.tta: {name: multi_scale}`."""
+"""Test-time augmentation by name: `evaluation.tta: {name: multi_scale}`."""
 
 
 def _scaled(size: Size, long_side: int) -> Size:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtsp.figures.colors import color_wheel, flow_to_color, overlay
+from mtsp.figures.flow_colors import color_wheel, flow_to_color
+from mtsp.figures.masks import overlay
 from mtsp.figures.panels import Tile, compose, fit, to_image
 from mtsp.types import Batch, Outputs
 

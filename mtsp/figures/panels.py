@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from mtsp.figures.colors import ERROR_COLORS, color_wheel, error_map, flow_to_color, known_flow, overlay
+from mtsp.figures.flow_colors import ERROR_COLORS, color_wheel, error_map, flow_to_color, known_flow
+from mtsp.figures.masks import overlay
 from mtsp.types import Batch, Outputs
 
 TILE = 320
-"""Width of one figure of a panel, in pixels."""
+"""Width of each tile of a panel, in pixels."""
 
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _GAP, _TITLE, _FONT = 8, 20, 14
@@ -53,20 +54,20 @@ def panel(
     flow_radius: float | None = None,
     classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Return one figure of example `index`: what is known of it, and below, what the network says.
+    """Return one figure of example `index`: the labels, and below them the predictions.
 
     Columns: frame and next frame; the image's most probable classes, the true one green; true and predicted mask; true
-    and predicted flow; flow error and legend. What the batch or the outputs do not have is left out. A prediction at
-    another resolution is brought to the frame's, flow vectors scaled with it.
+    and predicted flow; flow error and legend. Labels and predictions that are
+    missing are left out. A prediction of another size is resized to the frame's, flow vectors with it.
 
     Args:
         batch: tensors on any device.
-        outputs: of the same examples.
-        index: which example.
+        outputs: predictions for the same examples.
+        index: the example's place in the batch.
         background: the class left uncolored, see :func:`overlay`.
         flow_radius: pixels of flow with full color. None takes the longest true vector, or, without truth, the longest
             predicted one: the same for both flows of a panel.
-        classes: their names; without, they are shown as numbers.
+        classes: names of the classes; without, they are shown as numbers.
     """
     frame = to_image(batch["frame"][index])
     inputs = [Tile(batch["name"][index], fit(frame))]
@@ -149,7 +150,7 @@ def _flows(
 
 
 def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return a 2HW flow at another size, float on the CPU: bilinear, dx and dy grown as width and height are."""
+    """Return a 2HW flow at another size, on the CPU: bilinear, dx scaled with the width, dy with the height."""
     grown = torch.tensor([size[1] / flow.shape[2], size[0] / flow.shape[1]])
     return _resize(flow, size) * grown[:, None, None]
 
@@ -178,7 +179,7 @@ def _nearest(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def _legend(size: tuple[int, int], with_errors: bool) -> np.ndarray:
-    """The color wheel, and beside it the shades of the error."""
+    """Return the color wheel, and beside it the shades of the error."""
     height, width = size
     canvas = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -215,7 +216,7 @@ def compose(columns: Sequence[Sequence[Tile]]) -> np.ndarray:
 
 
 def _shortened(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The end of a title that is too long: paths differ in their ends."""
+    """Return the title, or its end if it is too long: paths differ in their ends."""
     if font.getlength(title) <= TILE:
         return title
     while font.getlength("..." + title) > TILE:

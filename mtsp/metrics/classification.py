@@ -22,16 +22,16 @@ class ImageScores(NamedTuple):
 
     rank: np.ndarray
     """Of the true class, 0 = best, int64; K, the number of classes, where the logits are lost."""
-    guess: np.ndarray
+    prediction: np.ndarray
     """The class of rank 0, int64; K where the logits are lost."""
     confidence: np.ndarray
-    """The softmax of the guess, float64; NaN where the logits are lost."""
+    """The softmax of the prediction, float64; NaN where the logits are lost."""
     nll: np.ndarray
     """Minus the logarithm of the softmax of the true class, float64; NaN where the logits are lost."""
 
 
 def image_scores(logits: Array, labels: Array) -> ImageScores:
-    """Return rank, guess, confidence and negative log-likelihood of each image.
+    """Return rank, prediction, confidence and negative log-likelihood of each image.
 
     Logits without a softmax are *lost*: those with a NaN or +infinity among them, or all -infinity. Exponentials are
     computed in the precision of the logits (at least float32) and added up in float64.
@@ -90,22 +90,22 @@ class ClassificationScores:
         require_numbers(logits=logits, labels=labels)
         if len(logits.shape) == 2 and logits.shape[1] != self.classes:
             raise ValueError(f"logits {tuple(logits.shape)} for {self.classes} classes")
-        rank, guess, confidence, nll = image_scores(logits, labels)
+        rank, prediction, confidence, nll = image_scores(logits, labels)
         truth = as_numpy(labels).astype(np.int64)
         self.ranks += np.bincount(rank, minlength=self.classes + 1)
-        self.pairs.update(zip(truth.tolist(), guess.tolist(), strict=True))
+        self.pairs.update(zip(truth.tolist(), prediction.tolist(), strict=True))
 
-        kept = guess < self.classes
+        kept = prediction < self.classes
         self._calibrate(confidence[kept], rank[kept] == 0, nll[kept])
 
-    def update_guesses(self, guesses: Array, labels: Array, confidences: Array | None = None) -> None:
+    def update_predictions(self, predictions: Array, labels: Array, confidences: Array | None = None) -> None:
         """Add B images of which the best M classes alone are known: what takes more is NaN from then on.
 
         Args:
-            guesses: B x M whole numbers in 0..K, an image's best class first, or B of them; K where the logits were
+            predictions: B x M whole numbers in 0..K, an image's best class first, or B of them; K where the logits were
                 lost.
             labels: B whole numbers in 0..K-1.
-            confidences: B softmax values of the best guesses; what is NaN is not known, and without all of them the
+            confidences: B softmax values of the best predictions; what is NaN is not known, and without all of them the
                 calibration errors are NaN.
 
         Raises:
@@ -113,17 +113,17 @@ class ClassificationScores:
                 outside [0, 1].
         """
         given = {} if confidences is None else {"confidences": confidences}
-        require_numbers(guesses=guesses, labels=labels, **given)
+        require_numbers(predictions=predictions, labels=labels, **given)
         if confidences is not None and "complex" in str(confidences.dtype):
             raise ValueError(f"confidences of type {confidences.dtype}; confidences are real numbers")
-        best, truth = as_numpy(guesses), as_numpy(labels)
+        best, truth = as_numpy(predictions), as_numpy(labels)
         confidence = (
             np.full(best.shape[:1], np.nan) if confidences is None else as_numpy(confidences).astype(np.float64)
         )
         if not best.shape[:1] == truth.shape == confidence.shape or best.ndim not in (1, 2) or best.shape[1:] == (0,):
             shapes = f"{best.shape}, labels {truth.shape} and confidences {confidence.shape}"
-            raise ValueError(f"guesses {shapes}: expected B of each")
-        for what, numbers, most in (("guess", best, self.classes), ("label", truth, self.classes - 1)):
+            raise ValueError(f"predictions {shapes}: expected B of each")
+        for what, numbers, most in (("prediction", best, self.classes), ("label", truth, self.classes - 1)):
             if not np.issubdtype(numbers.dtype, np.integer):
                 raise ValueError(f"a {what} of type {numbers.dtype}; expected a whole number")
             if ((numbers < 0) | (numbers > most)).any():
@@ -131,17 +131,17 @@ class ClassificationScores:
         if ((confidence < 0) | (confidence > 1)).any():
             raise ValueError("a confidence is outside [0, 1]")
         best = (best if best.ndim == 2 else best[:, None]).astype(np.int64)
-        guess, lost = best[:, 0], best[:, 0] == self.classes
+        prediction, lost = best[:, 0], best[:, 0] == self.classes
         in_order = np.sort(best[~lost], axis=1)
         if (in_order[:, 1:] == in_order[:, :-1]).any():
-            raise ValueError("a class is guessed twice for an image")
+            raise ValueError("a class is predicted twice for an image")
         found = (best == truth[:, None]) & ~lost[:, None]
         rank = np.where(lost, self.classes, found.argmax(axis=1))[lost | found.any(axis=1)]
         self.ranks += np.bincount(rank, minlength=self.classes + 1)
         self.depth = min(self.depth, best.shape[1]) if len(best) else self.depth
-        self.pairs.update(zip(truth.tolist(), guess.tolist(), strict=True))
-        kept = (guess < self.classes) & ~np.isnan(confidence)
-        self._calibrate(confidence[kept], (guess == truth)[kept], np.zeros(np.count_nonzero(kept)))
+        self.pairs.update(zip(truth.tolist(), prediction.tolist(), strict=True))
+        kept = (prediction < self.classes) & ~np.isnan(confidence)
+        self._calibrate(confidence[kept], (prediction == truth)[kept], np.zeros(np.count_nonzero(kept)))
 
     def merge(self, other: "ClassificationScores") -> None:
         """Add what `other` has seen. Raises ValueError if it counts other classes or bins."""
@@ -160,12 +160,12 @@ class ClassificationScores:
         # Images by the rank of their true class, where it is known; last: lost.
         self.ranks = np.zeros(self.classes + 1, np.int64)
         self.depth = math.inf  # how many of the best classes are known of every image; all, and their logits
-        self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, guess) -> images
+        self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, prediction) -> images
         self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence
         self.totals = Totals(self.bins + 1)  # confidences by bin; negative log-likelihood
 
     def compute(self) -> dict[str, float]:
-        """Return the averages; NaN where nothing was seen, or not what it takes (see :meth:`update_guesses`).
+        """Return the averages; NaN where nothing was seen, or not what it takes (see :meth:`update_predictions`).
 
         Returns:
             `top1`, `top5` and what else `ks` names: images whose true class is among the best k; `class_accuracy`: the
@@ -175,9 +175,9 @@ class ClassificationScores:
             `images`, `nan_predictions`: counts.
         """
         images = self.pairs.total()
-        right = {1: sum(count for (label, guess), count in self.pairs.items() if label == guess)}
+        right = {1: sum(count for (label, prediction), count in self.pairs.items() if label == prediction)}
         right |= {k: int(self.ranks[:k].sum()) for k in self.ks if 1 < k < self.classes}
-        lost = sum(count for (_, guess), count in self.pairs.items() if guess == self.classes)
+        lost = sum(count for (_, prediction), count in self.pairs.items() if prediction == self.classes)
         seen, *_, gaps = self.reliability()
         sure = seen.sum() == images - lost
         return {
@@ -191,11 +191,11 @@ class ClassificationScores:
         }
 
     def per_class(self) -> np.ndarray:
-        """Return each class's accuracy, K float64: the share of its images guessed right; NaN for absent ones."""
+        """Return each class's accuracy, K float64: the share of its images predicted right; NaN for absent ones."""
         true, right = np.zeros(self.classes), np.zeros(self.classes)
-        for (label, guess), images in self.pairs.items():
+        for (label, prediction), images in self.pairs.items():
             true[label] += images
-            right[label] += images if label == guess else 0
+            right[label] += images if label == prediction else 0
         return np.divide(right, true, out=np.full(self.classes, np.nan), where=true > 0)
 
     def confusion(self) -> np.ndarray:
@@ -228,8 +228,8 @@ def _ratio(total: float, count: int) -> float:
 def _numpy_scores(logits: np.ndarray, labels: np.ndarray) -> ImageScores:
     images, classes = logits.shape
     logits = logits.astype(np.result_type(logits, np.float32), copy=False)
-    guess, rows = logits.argmax(axis=1), np.arange(images)
-    best, own = logits[rows, guess], logits[rows, labels]
+    prediction, rows = logits.argmax(axis=1), np.arange(images)
+    best, own = logits[rows, prediction], logits[rows, labels]
     lost = ~np.isfinite(best)  # argmax stops at the first NaN
     with np.errstate(invalid="ignore", over="ignore"):
         total = np.exp(logits - best[:, None]).sum(axis=1, dtype=np.float64)
@@ -238,7 +238,7 @@ def _numpy_scores(logits: np.ndarray, labels: np.ndarray) -> ImageScores:
     before = (logits > own[:, None]) | (level & (np.arange(classes) < labels[:, None]))
     return ImageScores(
         rank=np.where(lost, classes, np.count_nonzero(before, axis=1)),
-        guess=np.where(lost, classes, guess),
+        prediction=np.where(lost, classes, prediction),
         confidence=np.where(lost, np.nan, 1 / total),
         nll=np.where(lost, np.nan, nll),
     )
@@ -250,13 +250,13 @@ def _torch_scores(logits: Any, labels: np.ndarray) -> ImageScores:
 
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     classes, true = logits.shape[1], torch.from_numpy(labels).to(logits.device)[:, None]
-    best, guess = logits.max(dim=1, keepdim=True)  # of equal ones, some device may take another than the first
-    guess = torch.where(logits == best, torch.arange(classes, device=logits.device), classes).amin(dim=1)
+    best, prediction = logits.max(dim=1, keepdim=True)  # of equal ones, some device may take another than the first
+    prediction = torch.where(logits == best, torch.arange(classes, device=logits.device), classes).amin(dim=1)
     own, lost = logits.gather(1, true), ~best[:, 0].isfinite()
     total = (logits - best).exp().sum(dim=1, dtype=torch.float64)
     nll = total.log() + (best.double() - own)[:, 0]
     before = (logits > own) | ((logits == own) & (torch.arange(classes, device=logits.device) < true))
     rank = torch.where(lost, classes, before.sum(dim=1))
-    whole = torch.stack([rank, torch.where(lost, classes, guess)]).cpu().numpy()
+    whole = torch.stack([rank, torch.where(lost, classes, prediction)]).cpu().numpy()
     real = torch.where(lost, torch.nan, torch.stack([1 / total, nll])).cpu().numpy()
     return ImageScores(whole[0], whole[1], real[0], real[1])

@@ -12,11 +12,12 @@ from typing import Any
 from rich.table import Table
 
 from mtsp.config import parse_yaml
+from mtsp.evaluation.metrics import headlines
 from mtsp.tracking.metrics_file import METRICS, read_metrics
 
 EXPERIMENT = "experiment.yaml"
 
-HEADLINES = ("*/J_mean", "*/F_mean", "*/iou", "*/miou", "*/pixel_accuracy", "*/top1", "*/epe", "*/fl_all")
+HEADLINES = tuple(f"*/{name}" for name in headlines())
 """What a table shows when nothing is asked for; `*` stands for anything, also for `/`."""
 CURVES = ("loss*", "train/*", "penalty*", *HEADLINES, "*distance*", "lr*")
 """What is drawn when nothing is asked for."""

@@ -14,8 +14,13 @@ def require_classes(experiment: Experiment[Any, Any], data: Mapping[str, Example
     Raises:
         ConfigError: they differ, so that the same label would mean different classes.
     """
-    named = {name: classes for name, examples in data.items() if (classes := getattr(examples, "classes", ()))}
     wanted = getattr(experiment.model, "classes", None)
+    if videos := [name for name, examples in data.items() if examples.kind == "video" and wanted not in (None, 2)]:
+        raise ConfigError(
+            f"data.{videos[0]} is a data set of videos, whose masks are object or background, but model.classes is "
+            f"{wanted}; set model.classes=2, or score each class with data.{videos[0]}.dataset.kind=images"
+        )
+    named = {name: classes for name, examples in data.items() if (classes := getattr(examples, "classes", ()))}
     for name, classes in named.items():
         if wanted is not None and len(classes) != wanted:
             count = len(classes)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from mtsp.batches import collate, to_device
 from mtsp.training.stream import Shard, micro_batches
-from mtsp.types import Batch, Examples
+from mtsp.types import Batch, Examples, Kind
 
 
 class Concatenated:
@@ -17,6 +17,7 @@ class Concatenated:
 
     def __init__(self, parts: Sequence[Examples]) -> None:
         self.parts = parts
+        self.kind: Kind = parts[0].kind
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))

@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 
 from mtsp.evaluation.evaluate import describe, evaluate
+from mtsp.figures.masks import background_class
 from mtsp.figures.panels import panel
 from mtsp.training.state import TrainingRun
-from mtsp.types import Batch, Outputs
+from mtsp.types import Batch, Examples, Outputs
 
 _LOG = logging.getLogger("mtsp")
-_HEADLINES = frozenset({"J_mean", "F_mean", "iou", "miou", "pixel_accuracy", "epe", "fl_all", "top1", "top5"})
 
 
 def validation_due(run: TrainingRun) -> bool:
@@ -42,27 +42,24 @@ def validate(run: TrainingRun) -> None:
                 batch_size=run.experiment.evaluation.batch,
                 workers=run.experiment.train.workers,
                 channels_last=run.experiment.train.channels_last,
-                after_example=partial(_draw, figures, shown, getattr(examples, "classes", ())),
+                after_example=partial(_draw, figures, shown, examples),
             )
-        values = {f"{name}/{k}": v for k, v in run.validation[name].values().items()}
-        run.tracker.log(step, values)
+        evaluation = run.validation[name]
+        run.tracker.log(step, {f"{name}/{k}": v for k, v in evaluation.values().items()})
         run.tracker.figures(step, {f"{name}/{k}": v for k, v in figures.items()})
-        _LOG.info("step %d  %s", step, describe({k: v for k, v in values.items() if _headline(k)}))
+        _LOG.info("step %d  %s", step, describe({f"{name}/{k}": v for k, v in evaluation.headlines().items()}))
 
 
 def _draw(
     figures: dict[str, np.ndarray],
     shown: set[int],
-    classes: Sequence[str],
+    examples: Examples,
     index: int,
     batch: Batch,
     outputs: Outputs,
 ) -> None:
     """Add a figure of sample `index` if it is one of `shown`."""
     if index in shown:
-        nothing = 0 if len(classes) <= 2 or "background" in classes[0].lower() else None
-        figures[f"{index:05d}"] = panel(batch, outputs, background=nothing, classes=classes)
-
-
-def _headline(name: str) -> bool:
-    return name.rpartition("/")[2] in _HEADLINES
+        classes: Sequence[str] = getattr(examples, "classes", ())
+        background = background_class(examples.kind, classes)
+        figures[f"{index:05d}"] = panel(batch, outputs, background=background, classes=classes)

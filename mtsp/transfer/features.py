@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtsp.batches import Failure, collate, read_ahead
+from mtsp.batches import Failure, collate
 from mtsp.files.atomic import write_atomically
+from mtsp.files.read_ahead import read_ahead
 from mtsp.transfer.centroids import Centroids
 from mtsp.types import Batch, Examples
 

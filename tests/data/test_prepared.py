@@ -1,12 +1,12 @@
 """Examples as tensors: sizes, ranges and units by hand, and what a batch refuses."""
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
 import torch
 
-from data import DataConfig, Labels
+from data import AnyDataset, DataConfig, Labels
 from data.augment.augment import AugmentConfig
 from data.augment.color import ColorConfig
 from data.prepared import PreparedExamples
@@ -152,6 +152,23 @@ def test_videos_with_masks_are_not_limited_to_some_of_their_frames(dataset: dict
     assert parse(DataConfig, {"dataset": dataset}).limit is None
 
 
-@pytest.mark.parametrize("dataset", [OWN, {"name": "flying_chairs", "root": "chairs"}])
+@pytest.mark.parametrize(
+    "dataset",
+    [OWN, OWN | {"masks": "masks", "kind": "images", "classes": 5}, {"name": "flying_chairs", "root": "chairs"}],
+)
 def test_examples_that_are_scored_one_by_one_can_be_limited(dataset: dict[str, str]) -> None:
     assert parse(DataConfig, {"dataset": dataset, "limit": 10}).limit == 10
+
+
+@pytest.mark.parametrize("config", get_args(get_args(AnyDataset)[0]), ids=lambda config: config.__name__)
+def test_every_data_set_says_what_it_holds(config: Any) -> None:
+    expected = {"data.video": "video", "data.flow": "pairs", "data.segmentation": "images"}
+    kind = config.kind if "kind" not in config.model_fields else config.model_fields["kind"].default
+    assert kind == expected.get(config.__module__.rpartition(".")[0], "labeled")
+
+
+def test_frames_of_more_than_two_classes_are_no_video() -> None:
+    with pytest.raises(ConfigError, match=r"`classes` is 5; set `kind: images` to score each class"):
+        parse(DataConfig, {"dataset": OWN | {"masks": "masks", "classes": 5}})
+    with pytest.raises(ConfigError, match=r"set `classes`, the number of classes in the masks"):
+        parse(DataConfig, {"dataset": OWN | {"masks": "masks", "kind": "images"}})

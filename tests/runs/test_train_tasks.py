@@ -18,6 +18,7 @@ from mtsp.config import ConfigError
 from mtsp.training import checkpoint
 from tests import two_processes
 from tools.evaluate import main as evaluate
+from tools.score import main as score
 from tools.train import main
 
 Train = Callable[..., dict[str, dict[str, float]]]
@@ -161,7 +162,7 @@ def test_labels_are_reported_by_class_and_by_image(
     rows = list(csv.DictReader((tmp_path / "saved/colors/labels.csv").open()))
     assert [row["name"] for row in rows][:2] == ["bright/0", "bright/1"]
     assert [path.name for path in (tmp_path / "saved/colors").iterdir()] == ["labels.csv"]
-    right = [row for row in rows if row["truth"] == row["guess"]]
+    right = [row for row in rows if row["truth"] == row["prediction"]]
     assert len(right) / len(rows) == pytest.approx(results["colors"]["top1"])
     lines = (tmp_path / "report/colors-classes.md").read_text().splitlines()
     assert sorted(line.split(" | ")[0] for line in lines[2:]) == ["| bright", "| dark", "| gray"]
@@ -169,8 +170,8 @@ def test_labels_are_reported_by_class_and_by_image(
     entry = json.loads((tmp_path / "a.json").read_text())["entries"]["colors"]
     assert entry["tta"] == {"name": "none"}
     assert entry["accuracy_of_class"].keys() == {"bright", "dark", "gray"}
-    root = ["--data", "image_folder", "--root", str(images / "labeled")]
-    assert evaluate([*root, "--predictions", f"{tmp_path}/saved/colors", "--json", f"{tmp_path}/b.json"]) == 0
+    root = ["--dataset", "image_folder", "--root", str(images / "labeled")]
+    assert score([*root, "--predictions", f"{tmp_path}/saved/colors", "--json", f"{tmp_path}/b.json"]) == 0
     again = json.loads((tmp_path / "b.json").read_text())
     for key in ("top1", "class_accuracy", "images", "nan_predictions", "accuracy_of_class", "worst_pairs"):
         assert again[key] == entry[key]

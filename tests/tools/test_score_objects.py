@@ -14,9 +14,9 @@ from PIL import Image
 
 from data.files.images import write_image
 from data.files.masks import read_foreground, write_mask
-from mtsp.evaluation.scores import object_scores, without_frames
-from mtsp.metrics import DavisMeasure
-from tools.evaluate import main
+from mtsp.evaluation.metrics import VideoObjects
+from mtsp.evaluation.scores import scores_of, without_frames
+from tools.score import main as run
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
@@ -48,7 +48,7 @@ def davis(folder: Path, sequences: Mapping[str, Frames], lists: str) -> list[str
                 write_mask(predictions / f"{sequence}/{i:05d}.png", predicted)
     (root / "ImageSets" / lists).mkdir(parents=True)
     (root / "ImageSets" / lists / "val.txt").write_text("".join(f"{name}\n" for name in sequences))
-    return ["--data", "davis", "--root", str(root), "--predictions", str(predictions)]
+    return ["--dataset", "davis", "--root", str(root), "--predictions", str(predictions)]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def videos(tmp_path: Path) -> list[str]:
 
 
 def scored(arguments: list[str], folder: Path) -> dict:
-    assert main([*arguments, "--json", str(folder / "scores.json")]) == 0
+    assert run([*arguments, "--json", str(folder / "scores.json")]) == 0
     return json.loads((folder / "scores.json").read_text())
 
 
@@ -156,7 +156,7 @@ def test_masks_of_your_own_videos_are_scored_by_object(videos: list[str], tmp_pa
     folders = [
         f"{key}={tmp_path}/DAVIS/{kind}/480p" for key, kind in (("frames", "JPEGImages"), ("masks", "Annotations"))
     ]
-    found = scored(["--data", "folder", *videos[4:], *folders, "--objects"], tmp_path)
+    found = scored(["--dataset", "folder", *videos[4:], *folders, "--objects"], tmp_path)
     assert found["per_object"]["a_1"]["J"] == [0.5, 1.0]
     assert found["J_mean"] == scored([*videos, "--objects"], tmp_path)["J_mean"]
 
@@ -182,8 +182,7 @@ def binary_truth(root: Path) -> None:
         (
             binary_truth,
             [],
-            "a/00000: the first true mask of its sequence is 0 and 255 only, and 255 means unknown: score binary masks "
-            "without --objects",
+            "a/00000: the first true mask of its sequence contains only 0 and 255 (unknown); leave out --objects",
         ),
         (
             lambda p: write_mask(p / "DAVIS/Annotations/480p/b/00000.png", mask(0)),
@@ -208,7 +207,7 @@ def test_what_cannot_be_scored_by_object_is_named(
     message: str,
 ) -> None:
     change(tmp_path)
-    assert main([*videos, "--objects", *extra]) == 1
+    assert run([*videos, "--objects", *extra]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
@@ -219,26 +218,16 @@ def test_what_cannot_be_scored_by_object_is_named(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--objects", "folder: --objects is of videos whose masks number their objects"),
-        ("--every-frame", "--objects and --every-frame are of videos with masks of objects; leave them out"),
+        ("--objects", "folder: --objects needs masks that number the objects (davis, or folder with masks"),
+        ("--every-frame", "--objects and --every-frame need videos with masks; leave them out"),
     ],
 )
 def test_data_without_masks_of_objects_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
     write_image(tmp_path / "0.png", np.zeros((4, 4, 3), np.uint8))
-    assert main(["--data", "folder", "--predictions", str(tmp_path), f"frames={tmp_path}", option]) == 1
+    assert run(["--dataset", "folder", "--predictions", str(tmp_path), f"frames={tmp_path}", option]) == 1
     assert capsys.readouterr().err.startswith(f"error: {message}")
-
-
-def test_options_of_the_other_kind_of_evaluation_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, ignored in (
-        (["--config", "a.yaml", "--checkpoint", "b", "--objects", "--every-frame"], "--objects and --every-frame"),
-        (["--data", "davis", "--predictions", "a", "--save-predictions", "b"], "--save-predictions"),
-    ):
-        with pytest.raises(SystemExit):
-            main(arguments)
-        assert f"{ignored} would be ignored" in capsys.readouterr().err
 
 
 def official(truths: np.ndarray, predictions: np.ndarray) -> dict[str, dict[str, list[float]]]:
@@ -308,13 +297,13 @@ def test_real_masks_cut_into_objects_have_the_numbers_of_the_official_steps(tmp_
 
 
 def test_a_video_of_two_frames_is_in_no_mean_and_is_named() -> None:
-    davis, mask = DavisMeasure(), np.ones((4, 4), np.uint8)
+    metric, mask = VideoObjects(), np.ones((1, 4, 4), np.uint8)
     for name in ("a/0", "a/1", "b/0", "b/1", "b/2"):  # of a, both are first or last
-        davis.update_objects(name, mask, mask)
-    scores = object_scores(davis)
+        metric.update([name], mask, {"mask": mask})
+    (scores,) = scores_of([metric])
     assert without_frames(scores) == ["a"]
     assert scores.values["objects"] == 1
     assert scores.values["J_mean"] == 1
-    every = DavisMeasure(every_frame=True)
-    every.update_objects("a/0", mask, mask)
-    assert without_frames(object_scores(every)) == []
+    every = VideoObjects(every_frame=True)
+    every.update(["a/0"], mask, {"mask": mask})
+    assert without_frames(scores_of([every])[0]) == []

@@ -1,22 +1,19 @@
-"""Stored guesses of labeled images, scored by the program: numbers, and tables that it refuses."""
+"""Predicted labels in a table, scored by the program: numbers, and tables that it refuses."""
 
 import csv
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from data.files.images import write_image
-from data.predictions.labels_csv import guess_of, save_guesses
+from data.predictions.labels_csv import LabelPrediction, label_prediction, save_predictions
 from data.predictions.score import held_out
 from mtsp.metrics import ClassificationScores
-from tools.evaluate import main
-from tools.predict import write_labels
+from tools.score import main as run
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
@@ -26,16 +23,16 @@ IMAGES = ("auk/1", "auk/2", "auk/3", "bunting/1", "emu/1", "emu/2")
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    """Six images of three classes; the guesses are to be in tmp_path/saved."""
+    """Six images of three classes; the predictions are to be in tmp_path/saved."""
     for name in IMAGES:
         (tmp_path / "birds" / name).parent.mkdir(parents=True, exist_ok=True)
         write_image(tmp_path / f"birds/{name}.png", np.zeros((4, 4, 3), np.uint8))
     (tmp_path / "saved").mkdir()
-    return ["--data", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
+    return ["--dataset", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
 
 
 ROWS = [
-    "name,truth,guess,probability",
+    "name,truth,prediction,probability",
     "auk/1,auk,auk,0.9",
     "auk/2,auk,auk,0.7",
     "auk/3,auk,emu,0.9",
@@ -50,11 +47,11 @@ def write(folder: Path, rows: list[str]) -> None:
 
 
 def scored(arguments: list[str], folder: Path) -> dict:
-    assert main([*arguments, "--json", str(folder / "scores.json")]) == 0
+    assert run([*arguments, "--json", str(folder / "scores.json")]) == 0
     return json.loads((folder / "scores.json").read_text())
 
 
-def test_guesses_have_their_accuracies_and_what_they_do_not_tell_is_null(arguments: list[str], tmp_path: Path) -> None:
+def test_accuracies_of_a_table_are_told_and_what_it_lacks_is_null(arguments: list[str], tmp_path: Path) -> None:
     write(tmp_path, ROWS)
     found = scored([*arguments, "--csv", str(tmp_path / "scores.csv")], tmp_path)
     assert (found["images"], found["nan_predictions"]) == (6, 0)
@@ -72,9 +69,11 @@ def test_guesses_have_their_accuracies_and_what_they_do_not_tell_is_null(argumen
     assert (row["sequence"], float(row["top1"]), row["top5"], row["nll"]) == ("all", 4 / 6, "", "")
 
 
-def test_a_name_and_a_guess_are_enough(arguments: list[str], tmp_path: Path) -> None:
+def test_a_name_and_a_prediction_are_enough(arguments: list[str], tmp_path: Path) -> None:
     table = tmp_path / "mine.csv"
-    table.write_text("\ufeffguess,name\n" + "".join(f"{row.split(',')[2]},{row.split(',')[0]}\r\n" for row in ROWS[1:]))
+    table.write_text(
+        "\ufeffprediction,name\n" + "".join(f"{row.split(',')[2]},{row.split(',')[0]}\r\n" for row in ROWS[1:])
+    )
     found = scored([*arguments[:-1], str(table)], tmp_path)
     assert found["top1"] == 4 / 6
     assert found["ece"] is found["mce"] is None
@@ -83,31 +82,20 @@ def test_a_name_and_a_guess_are_enough(arguments: list[str], tmp_path: Path) -> 
 def test_classes_may_be_numbers_and_other_images_have_rows_too(arguments: list[str], tmp_path: Path) -> None:
     numbers = {"auk": "0", "bunting": "1", "emu": "2"}
     rows = [row.split(",") for row in ROWS[1:]]
-    write(tmp_path, ["name,guess", *(f"{row[0]},{numbers[row[2]]}" for row in rows), "train/7,dodo"])
+    write(tmp_path, ["name,prediction", *(f"{row[0]},{numbers[row[2]]}" for row in rows), "train/7,dodo"])
     assert scored(arguments, tmp_path)["top1"] == 4 / 6
 
 
-def test_the_table_of_the_predicting_program_is_scored_by_its_first_rank(arguments: list[str], tmp_path: Path) -> None:
-    chances = {row.split(",")[0]: np.array([0.1, 0.2, 0.7]) for row in ROWS[1:]}
-    for named in (("auk", "bunting", "emu"), ()):
-        write_labels(tmp_path / "saved/labels.csv", chances, named)
-        found = scored(arguments, tmp_path)
-        assert (found["top1"], found["accuracy_of_class"]["emu"]) == (2 / 6, 1)
-        assert found["ece"] == pytest.approx(0.7 - 2 / 6)
-
-
-def test_a_number_in_a_table_of_ranks_is_a_place_among_the_classes_even_where_classes_are_called_numbers(
-    tmp_path: Path,
-) -> None:
+def test_a_number_is_a_place_among_the_classes_unless_a_class_is_called_so(tmp_path: Path) -> None:
     names = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, ...
     for name in names:
         (tmp_path / "birds" / name).mkdir(parents=True)
         write_image(tmp_path / f"birds/{name}/1.png", np.zeros((4, 4, 3), np.uint8))
-    chances = {f"{name}/1": np.eye(12)[place] for place, name in enumerate(names)}
-    (tmp_path / "saved").mkdir()
-    write_labels(tmp_path / "saved/labels.csv", chances, ())
-    where = ["--data", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
-    assert scored(where, tmp_path)["top1"] == 1
+    where = ["--dataset", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
+    by_place = [LabelPrediction(i, f"{name}/1", None, i, 0.5) for i, name in enumerate(names)]
+    for classes in (names, ()):  # written with the names, and where they are not known
+        save_predictions(tmp_path / "saved/labels.csv", classes, by_place)
+        assert scored(where, tmp_path)["top1"] == 1
 
 
 SEVEN = ("auk", "bunting", "crow", "dove", "emu", "finch", "gull")
@@ -120,41 +108,31 @@ def of_seven(tmp_path: Path) -> list[str]:
         (tmp_path / "seven" / name).mkdir(parents=True)
         write_image(tmp_path / f"seven/{name}/1.png", np.zeros((4, 4, 3), np.uint8))
     (tmp_path / "saved").mkdir()
-    return ["--data", "image_folder", "--root", str(tmp_path / "seven"), "--predictions", str(tmp_path / "saved")]
+    return ["--dataset", "image_folder", "--root", str(tmp_path / "seven"), "--predictions", str(tmp_path / "saved")]
 
 
 def test_a_table_with_the_five_best_classes_has_a_top_5(of_seven: list[str], tmp_path: Path) -> None:
-    """Alphabetical order is guessed for every image: the first is right, the first five are among the five best."""
+    """Alphabetical order is predicted for every image: the first is right, the first five are among the five best."""
     five = [f"{name}/1,{name},auk,0.5,bunting,crow,dove,emu" for name in SEVEN]
-    write(tmp_path, ["name,truth,guess,probability,guess_2,guess_3,guess_4,guess_5", *five])
+    write(tmp_path, ["name,truth,prediction,probability,prediction_2,prediction_3,prediction_4,prediction_5", *five])
     found = scored(of_seven, tmp_path)
     assert (found["top1"], found["top5"], found["nll"]) == (1 / 7, 5 / 7, None)
-    five[2] = "crow/1,crow,auk,nan,bunting,crow,dove,emu"  # the network was lost there
-    write(tmp_path, ["name,truth,guess,probability,guess_2,guess_3,guess_4,guess_5", *five])
+    five[2] = "crow/1,crow,auk,nan,bunting,crow,dove,emu"  # its logits were not finite
+    write(tmp_path, ["name,truth,prediction,probability,prediction_2,prediction_3,prediction_4,prediction_5", *five])
     found = scored(of_seven, tmp_path)
     assert (found["top5"], found["nan_predictions"]) == (4 / 7, 1)
     five[6] = "gull/1,gull,auk,0.5,bunting,crow,dove,"  # of one image only four are known
-    write(tmp_path, ["name,truth,guess,probability,guess_2,guess_3,guess_4,guess_5", *five])
+    write(tmp_path, ["name,truth,prediction,probability,prediction_2,prediction_3,prediction_4,prediction_5", *five])
     found = scored(of_seven, tmp_path)
     assert (found["top1"], found["top5"]) == (1 / 7, None)
-
-
-def test_the_table_of_the_predicting_program_has_a_top_5(of_seven: list[str], tmp_path: Path) -> None:
-    chances = {
-        f"{name}/1": np.array([0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.15]) for name in SEVEN
-    }  # crow and dove before emu
-    for named in (SEVEN, ()):
-        write_labels(tmp_path / "saved/labels.csv", chances, named)
-        found = scored(of_seven, tmp_path)
-        assert (found["top1"], found["top5"]) == (1 / 7, 5 / 7)
 
 
 def test_what_the_measuring_program_says_of_logits_is_stored_as_it_is_measured(
     of_seven: list[str], tmp_path: Path
 ) -> None:
     logits = torch.tensor([[0.0, 3, 1, 1, 2, 1, 0]]).expand(7, 7)  # crow, dove and finch alike: the first first
-    data: Any = SimpleNamespace(classes=SEVEN)
-    save_guesses(tmp_path / "saved", data, [guess_of(i, f"{SEVEN[i]}/1", i, row) for i, row in enumerate(logits)])
+    predictions = [label_prediction(i, f"{SEVEN[i]}/1", i, row) for i, row in enumerate(logits)]
+    save_predictions(tmp_path / "saved/labels.csv", SEVEN, predictions)
     row = (tmp_path / "saved/labels.csv").read_text().splitlines()[1]
     assert row == "auk/1,auk,bunting,0.533772,emu,crow,dove,finch"  # e^3 / (2 + 3 e + e^2 + e^3)
     found, measured = scored(of_seven, tmp_path), ClassificationScores(7)
@@ -163,7 +141,7 @@ def test_what_the_measuring_program_says_of_logits_is_stored_as_it_is_measured(
     assert (found["top1"], found["top5"]) == (measured.compute()["top1"], measured.compute()["top5"])
 
 
-def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(arguments: list[str], tmp_path: Path) -> None:
+def test_a_prediction_that_is_not_finite_is_wrong_and_counted(arguments: list[str], tmp_path: Path) -> None:
     write(tmp_path, [*ROWS[:-1], "emu/2,emu,emu,nan"])
     found = scored(arguments, tmp_path)
     assert (found["top1"], found["nan_predictions"]) == (3 / 6, 1)
@@ -173,37 +151,34 @@ def test_what_a_network_that_is_not_finite_guessed_is_wrong_and_counted(argument
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:-2], "labels.csv: 2 of 6 images have no guess: emu/1, emu/2"),
-        ([*ROWS, "auk/1,auk,emu,0.4"], "labels.csv, line 8: a second guess for auk/1; each image has one"),
+        (ROWS[:-2], "labels.csv: 2 of 6 images have no prediction: emu/1, emu/2"),
+        ([*ROWS, "auk/1,auk,emu,0.4"], "labels.csv, line 8: a second row for auk/1; each image has one"),
         ([*ROWS[:-1], "emu/2,emu,emus,0.7"], "line 7: no class is called 'emus'; did you mean emu?"),
         ([*ROWS[:-1], "emu/2,emu,3,0.7"], "line 7: no class is called '3'"),
         (
             [*ROWS[:-1], "emu/2,auk,emu,0.7"],
-            "line 7: emu/2 is said to be auk, but is emu in the data set; are these its classes?",
+            "line 7: the truth of emu/2 is auk here, but emu in the data set; are these its classes?",
         ),
         ([*ROWS[:-1], "emu/2,emu,emu,70%"], "line 7: the probability is '70%', expected a number in [0, 1]"),
         ([*ROWS[:-1], "emu/2,emu,emu,7"], "line 7: the probability is '7', expected a number in [0, 1]"),
         ([*ROWS[:-1], "emu/2,emu,emu,-1"], "line 7: the probability is '-1', expected a number in [0, 1]"),
         ([*ROWS[:-1], "emu/2,emu"], "line 7: 2 cells, expected 4"),
-        (["name,guess,guess_2", "auk/1,auk,auk"], "line 2: auk is guessed twice for auk/1"),
-        (["name,guess,guess_3", "auk/1,auk,emus"], "line 2: no class is called 'emus'; did you mean emu?"),
+        (["name,prediction,prediction_2", "auk/1,auk,auk"], "line 2: auk is predicted twice for auk/1"),
+        (["name,prediction,prediction_3", "auk/1,auk,emus"], "line 2: no class is called 'emus'; did you mean emu?"),
         (
-            ["name,rank,label,class", "auk/1,1,0,", "auk/1,2,1,", "auk/1,2,2,"],
-            "line 4: a second guess of rank 2 for auk/1; each image has one",
+            ["name,prediction,prediction", "auk/1,auk,emu"],
+            "two columns are called 'prediction'; expected each once",
         ),
-        (["name,rank,label,class", "auk/1,1,3,"], "line 2: no class has the number '3'; the data set has 3"),
-        (["name,rank,label,class", "auk/1,best,0,"], "line 2: the rank is 'best', expected 1 for the best class"),
-        (["name,guess,guess", "auk/1,auk,emu"], "labels.csv: two columns are called 'guess'; expected each once"),
-        (["image,class"], "labels.csv: the columns are image, class; expected name and guess at least"),
-        ([""], "labels.csv: the columns are none; expected name and guess at least"),
-        (["name,guess", "\0"], "labels.csv"),
+        (["image,class"], "labels.csv: the columns are image, class; expected at least name and prediction"),
+        ([""], "labels.csv: the columns are none; expected at least name and prediction"),
+        (["name,prediction", "\0"], "labels.csv"),
     ],
 )
 def test_a_table_that_cannot_be_scored_says_why(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[str], message: str
 ) -> None:
     write(tmp_path, rows)
-    assert main([*arguments, "--json", str(tmp_path / "scores.json")]) == 1
+    assert run([*arguments, "--json", str(tmp_path / "scores.json")]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
@@ -215,12 +190,12 @@ def test_a_table_that_cannot_be_scored_says_why(
 def test_a_table_that_is_missing_or_no_text_says_why(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments) == 1
-    assert "saved/labels.csv: there is no such table of guesses" in capsys.readouterr().err
+    assert run(arguments) == 1
+    assert "saved/labels.csv: there is no such table" in capsys.readouterr().err
     (tmp_path / "saved/labels.csv").write_bytes(b"\xff\xfe\x00")
-    assert main(arguments) == 1
-    assert "saved/labels.csv: the table of guesses cannot be read" in capsys.readouterr().err
-    assert main([*arguments, "--split", "test"]) == 1
+    assert run(arguments) == 1
+    assert "saved/labels.csv: the table cannot be read" in capsys.readouterr().err
+    assert run([*arguments, "--split", "test"]) == 1
     assert "image_folder has no splits; leave out --split" in capsys.readouterr().err
 
 
@@ -230,17 +205,19 @@ def test_a_data_set_is_measured_on_val_or_else_on_test() -> None:
 
 
 @real_data
-def test_guesses_of_real_images_are_of_the_test_split_unless_said(tmp_path: Path) -> None:
+def test_predictions_of_real_images_are_of_the_test_split_unless_said(tmp_path: Path) -> None:
     from data.classification.birds import CubConfig
 
     truth = CubConfig(name="cub", root=DATA / "CUB_200_2011", split="test").build()
     rng = np.random.default_rng(0)
-    guesses = np.where(rng.random(len(truth)) < 0.3, rng.integers(0, len(truth.classes), len(truth)), truth.targets)
-    rows = zip(truth.ids, guesses.tolist(), strict=True)
-    (tmp_path / "labels.csv").write_text("name,guess\n" + "".join(f"{name},{truth.classes[i]}\n" for name, i in rows))
-    found = scored(["--data", "cub", "--root", str(DATA / "CUB_200_2011"), "--predictions", str(tmp_path)], tmp_path)
+    predictions = np.where(rng.random(len(truth)) < 0.3, rng.integers(0, len(truth.classes), len(truth)), truth.targets)
+    rows = zip(truth.ids, predictions.tolist(), strict=True)
+    (tmp_path / "labels.csv").write_text(
+        "name,prediction\n" + "".join(f"{name},{truth.classes[i]}\n" for name, i in rows)
+    )
+    found = scored(["--dataset", "cub", "--root", str(DATA / "CUB_200_2011"), "--predictions", str(tmp_path)], tmp_path)
     assert (found["split"], found["images"]) == ("test", len(truth))
-    assert found["top1"] == np.mean(guesses == truth.targets)
+    assert found["top1"] == np.mean(predictions == truth.targets)
     assert found["top5"] is None
-    of_class = [np.mean(guesses[np.equal(truth.targets, i)] == i) for i in range(len(truth.classes))]
+    of_class = [np.mean(predictions[np.equal(truth.targets, i)] == i) for i in range(len(truth.classes))]
     assert list(found["accuracy_of_class"].values()) == pytest.approx(of_class)

@@ -10,14 +10,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mtsp.evaluation.evaluate import at_resolution, evaluate
+from mtsp.evaluation.metrics import VideoMasks
 from mtsp.evaluation.tta import Network
-from mtsp.types import IGNORE, Batch, Outputs
+from mtsp.types import IGNORE, Batch, Kind, Outputs
 
 HEIGHT, WIDTH = 4, 6
 
 
 class Stored:
     """Examples to evaluate on: frames of half the size of their labels."""
+
+    kind: Kind = "video"
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -83,7 +86,7 @@ def test_what_is_not_predicted_or_not_labeled_is_not_measured() -> None:
             return Outputs(mask_logits=super().forward(frame)["mask_logits"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
 
     found = evaluate(Accelerator(cpu=True), Masks(), Stored(2))
-    assert found.flow is None
+    assert [type(metric) for metric in found.metrics] == [VideoMasks]
     assert not {"epe", "fl_all"} & found.values().keys()
 
 
@@ -100,8 +103,44 @@ def test_unknown_pixels_count_neither_for_nor_against_a_mask() -> None:
     assert values["pixel_accuracy"] == 1.0
 
 
+class Cracks:
+    """Four unrelated photos of a wall, ten pixels each, of which the last five are a crack."""
+
+    kind: Kind = "images"
+    classes = ("background", "crack")
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Batch:
+        frame = torch.full((3, 1, 10), float("abcd"[index] in "bc"))
+        return Batch(name=["abcd"[index]], frame=frame, mask=torch.tensor([[0] * 5 + [1] * 5]))
+
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
+        raise AssertionError("evaluation draws nothing")
+
+
+class SeesCracksInBrightImages(nn.Module):
+    def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
+        crack = frame[:, 0].clone()
+        crack[..., :5] = 0
+        return Outputs(mask_logits=torch.stack([torch.full_like(crack, 0.5), crack], 1))
+
+
+def test_still_images_of_two_classes_are_no_video() -> None:
+    """The cracks of a and d, the first and the last by name, are missed: as a video, they would not even count."""
+    values = evaluate(Accelerator(cpu=True), SeesCracksInBrightImages(), Cracks()).values()
+    background = 20 / (20 + 10)  # its 4 x 5 pixels are found, and the 2 x 5 of the missed cracks with them
+    crack = 10 / 20  # 2 x 5 of 4 x 5 pixels
+    assert values["miou"] == pytest.approx((background + crack) / 2)
+    assert values["pixel_accuracy"] == pytest.approx(30 / 40)
+    assert not {"J_mean", "F_mean", "iou"} & values.keys()
+
+
 class Labeled:
     """Seven images of two sizes and of classes 0, 1, 2 in turn; the first pixel says which."""
+
+    kind: Kind = "labeled"
 
     def __init__(self, unreadable: int | None = None) -> None:
         self.unreadable = unreadable

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torchvision.utils import flow_to_image
 
-from mtsp.figures.colors import color_wheel, error_map, flow_to_color, overlay
+from mtsp.figures.flow_colors import color_wheel, error_map, flow_to_color
+from mtsp.figures.masks import overlay
 from mtsp.figures.panels import TILE, panel, panels, resize_flow
 from mtsp.files.palettes import palette
 from mtsp.types import Batch, Outputs

@@ -25,8 +25,8 @@ METRICS: dict[str, tuple[np.ndarray, str, Callable[[Any], Any]]] = {
     "scores": (SCORES, "prediction", lambda x: confusion(x, LABELS, 4)),
     "logits": (LOGITS, "logits", lambda x: image_scores(x, CLASSES)),
     "classes": (CLASSES, "labels", lambda x: ClassificationScores(4).update(LOGITS, x)),
-    "guesses": (CLASSES, "guesses", lambda x: ClassificationScores(4).update_guesses(x, CLASSES)),
-    "confidences": (CLASSES, "confidences", lambda x: ClassificationScores(4).update_guesses(CLASSES, CLASSES, x)),
+    "predictions": (CLASSES, "predictions", lambda x: ClassificationScores(4).update_predictions(x, CLASSES)),
+    "confidences": (CLASSES, "confidences", lambda x: ClassificationScores(4).update_predictions(CLASSES, CLASSES, x)),
     "mask": (MASK, "prediction", lambda x: DavisMeasure().update("a/1", x, MASK)),
     "objects": (MASK, "truth", lambda x: DavisMeasure().update_objects("a/1", MASK, x)),
 }
@@ -65,7 +65,7 @@ def test_complex_logits_and_confidences_are_refused() -> None:
     with pytest.raises(ValueError, match="logits of type complex64; logits are real numbers"):
         image_scores(LOGITS.astype(np.complex64), CLASSES)
     with pytest.raises(ValueError, match="confidences of type complex64; confidences are real numbers"):
-        ClassificationScores(4).update_guesses(CLASSES, CLASSES, CLASSES.astype(np.complex64))
+        ClassificationScores(4).update_predictions(CLASSES, CLASSES, CLASSES.astype(np.complex64))
 
 
 def test_a_mask_without_masked_entries_is_an_array() -> None:
@@ -84,11 +84,11 @@ def test_a_matrix_of_numpy_is_an_array_of_one_image() -> None:
     assert image_scores(np.asmatrix(LOGITS), CLASSES).rank.tolist() == [0] * 5
 
 
-def test_validity_that_is_complex_and_guesses_that_are_no_whole_numbers_are_told_by_their_type() -> None:
+def test_validity_that_is_complex_and_predictions_that_are_no_whole_numbers_are_told_by_their_type() -> None:
     with pytest.raises(ValueError, match="valid of type complex64"):
         flow_sums(FLOW, FLOW, VALID.astype(np.complex64))
-    with pytest.raises(ValueError, match="a guess of type float64; expected a whole number"):
-        ClassificationScores(4).update_guesses(CLASSES.astype(float), CLASSES)
+    with pytest.raises(ValueError, match="a prediction of type float64; expected a whole number"):
+        ClassificationScores(4).update_predictions(CLASSES.astype(float), CLASSES)
 
 
 @pytest.mark.parametrize("other", ["backward", ">", np.longdouble], ids=str)

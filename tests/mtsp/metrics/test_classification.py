@@ -91,7 +91,7 @@ def test_of_equal_logits_the_lower_class_comes_first() -> None:
     for form in (classification._numpy_scores(logits, np.array([0, 4, 5])),
                  classification._torch_scores(torch.from_numpy(logits), np.array([0, 4, 5]))):  # fmt: skip
         assert form.rank.tolist() == [0, 4, 5]
-        assert form.guess.tolist() == [0, 0, 0]
+        assert form.prediction.tolist() == [0, 0, 0]
     found = scored(logits, np.array([0, 4, 5])).compute()
     assert (found["top1"], found["top5"]) == (1 / 3, 2 / 3)
 
@@ -103,7 +103,7 @@ def test_the_numpy_form_and_the_torch_form_find_the_same() -> None:
     ours = classification._numpy_scores(logits, labels)
     for one, other in zip(ours, classification._torch_scores(torch.from_numpy(logits), labels), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
-    assert ours.rank[3:6].tolist() == ours.guess[3:6].tolist() == [9, 9, 9]
+    assert ours.rank[3:6].tolist() == ours.prediction[3:6].tolist() == [9, 9, 9]
     assert ours.nll[6] == math.inf  # the true class was ruled out
 
 
@@ -170,24 +170,24 @@ def test_scores_of_other_classes_do_not_add_up() -> None:
 
 def test_one_image_can_be_scored_alone() -> None:
     one = image_scores(np.log([[1.0, 2, 5]]), np.array([1]))
-    assert (one.rank.tolist(), one.guess.tolist()) == ([1], [2])
+    assert (one.rank.tolist(), one.prediction.tolist()) == ([1], [2])
     assert [*one.confidence, *one.nll] == pytest.approx([5 / 8, math.log(4)])
 
 
-def test_guesses_without_logits_give_what_guesses_can() -> None:
+def test_predictions_without_logits_give_what_predictions_can() -> None:
     rng = np.random.default_rng(3)
     logits, labels = rng.normal(0, 2, (40, 8)).astype(np.float32), rng.integers(0, 8, 40)
-    whole, guessed = scored(logits, labels), ClassificationScores(8)
+    whole, predicted = scored(logits, labels), ClassificationScores(8)
     one = image_scores(logits, labels)
-    guessed.update_guesses(one.guess, labels, one.confidence)
-    ours, theirs = guessed.compute(), whole.compute()
+    predicted.update_predictions(one.prediction, labels, one.confidence)
+    ours, theirs = predicted.compute(), whole.compute()
     assert ours.keys() == theirs.keys()
     assert {key for key, value in ours.items() if math.isnan(value)} == {"top5", "nll"}
     assert all(ours[key] == theirs[key] for key in ours if key not in ("top5", "nll"))
-    assert (guessed.confusion() == whole.confusion()).all()
-    guessed.merge(whole)
-    assert (guessed.compute()["top1"], guessed.compute()["images"]) == (theirs["top1"], 80)
-    assert math.isnan(guessed.compute()["top5"])
+    assert (predicted.confusion() == whole.confusion()).all()
+    predicted.merge(whole)
+    assert (predicted.compute()["top1"], predicted.compute()["images"]) == (theirs["top1"], 80)
+    assert math.isnan(predicted.compute()["top5"])
 
 
 @pytest.mark.parametrize("known", [3, 5, 8])
@@ -195,46 +195,46 @@ def test_the_best_classes_of_each_image_give_the_accuracies_that_they_can(known:
     rng = np.random.default_rng(4)
     logits, labels = rng.normal(0, 2, (40, 8)).astype(np.float32), rng.integers(0, 8, 40)
     logits[7] = np.nan
-    whole, guessed = scored(logits, labels, ks=(1, 3, 5)), ClassificationScores(8, ks=(1, 3, 5))
+    whole, predicted = scored(logits, labels, ks=(1, 3, 5)), ClassificationScores(8, ks=(1, 3, 5))
     one, best = image_scores(logits, labels), np.argsort(-logits, axis=1, kind="stable")[:, :known]
     best[7] = 8
     for some in (slice(0, 0), slice(0, 15), slice(15, 40)):
-        guessed.update_guesses(best[some], labels[some], one.confidence[some])
-    ours, theirs = guessed.compute(), whole.compute()
+        predicted.update_predictions(best[some], labels[some], one.confidence[some])
+    ours, theirs = predicted.compute(), whole.compute()
     assert {key for key, value in ours.items() if math.isnan(value)} == {"nll"} | ({"top5"} if known == 3 else set())
     assert all(ours[key] == theirs[key] for key in ours if not math.isnan(ours[key]))
-    guessed.merge(whole)
-    assert guessed.compute()["top3"] == theirs["top3"]
-    guessed.update_guesses(best[:1, 0], labels[:1])
-    assert math.isnan(guessed.compute()["top3"])
+    predicted.merge(whole)
+    assert predicted.compute()["top3"] == theirs["top3"]
+    predicted.update_predictions(best[:1, 0], labels[:1])
+    assert math.isnan(predicted.compute()["top3"])
 
 
-def test_guesses_without_confidences_are_not_calibrated() -> None:
+def test_predictions_without_confidences_are_not_calibrated() -> None:
     scores = ClassificationScores(3)
-    scores.update_guesses(np.array([0, 3, 2]), np.array([0, 1, 1]))  # right, lost, wrong
+    scores.update_predictions(np.array([0, 3, 2]), np.array([0, 1, 1]))  # right, lost, wrong
     found = scores.compute()
     assert (found["top1"], found["images"], found["nan_predictions"]) == (1 / 3, 3, 1)
     assert all(math.isnan(found[key]) for key in ("ece", "mce", "nll"))
-    scores.update_guesses(np.array([0]), np.array([0]), np.array([1.0]))
+    scores.update_predictions(np.array([0]), np.array([0]), np.array([1.0]))
     assert math.isnan(scores.compute()["ece"])
 
 
 @pytest.mark.parametrize(
-    ("guesses", "labels", "confidences", "message"),
+    ("predictions", "labels", "confidences", "message"),
     [
-        ([0, 1], [0], None, r"guesses \(2,\), labels \(1,\) and confidences \(2,\): expected B of each"),
-        ([4], [0], None, "a guess is none of 0..3"),
-        ([[0, 2, 0]], [0], None, "a class is guessed twice for an image"),
-        ([[[0]]], [0], None, r"guesses \(1, 1, 1\), labels \(1,\)"),
-        (3, 0, None, r"guesses \(\), labels \(\) and confidences \(\): expected B of each"),
+        ([0, 1], [0], None, r"predictions \(2,\), labels \(1,\) and confidences \(2,\): expected B of each"),
+        ([4], [0], None, "a prediction is none of 0..3"),
+        ([[0, 2, 0]], [0], None, "a class is predicted twice for an image"),
+        ([[[0]]], [0], None, r"predictions \(1, 1, 1\), labels \(1,\)"),
+        (3, 0, None, r"predictions \(\), labels \(\) and confidences \(\): expected B of each"),
         ([0], [3], None, "a label is none of 0..2"),
-        ([0.5], [0], None, "a guess of type float64; expected a whole number"),
+        ([0.5], [0], None, "a prediction of type float64; expected a whole number"),
         ([0], [0], [1.5], "a confidence is outside"),
     ],
 )
-def test_guesses_that_do_not_fit_are_named(
-    guesses: Any, labels: Any, confidences: list[float] | None, message: str
+def test_predictions_that_do_not_fit_are_named(
+    predictions: Any, labels: Any, confidences: list[float] | None, message: str
 ) -> None:
     known = None if confidences is None else np.array(confidences)
     with pytest.raises(ValueError, match=message):
-        ClassificationScores(3).update_guesses(np.array(guesses), np.array(labels), known)
+        ClassificationScores(3).update_predictions(np.array(predictions), np.array(labels), known)

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from mtsp.batches import collate, read_ahead
+from mtsp.batches import collate
+from mtsp.files.read_ahead import read_ahead
 from mtsp.training.stream import Shard, micro_batches
-from mtsp.types import Batch
+from mtsp.types import Batch, Kind
 
 
 class Numbers:
     """Example i: the number i, and a random number from its own generator."""
+
+    kind: Kind = "labeled"
 
     def __init__(self, length: int, bad: int | None = None) -> None:
         self.length, self.bad = length, bad

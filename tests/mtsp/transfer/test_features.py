@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from mtsp.transfer import Centroids, extract, joined
-from mtsp.types import Batch
+from mtsp.types import Batch, Kind
 
 CLASSES = ("cat", "dog")
 
 
 class Images:
     """Image i is of 2x2 pixels of the value i / 10, of class i % 2; those in `broken` cannot be read."""
+
+    kind: Kind = "labeled"
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
         self.count, self.broken, self.read = count, broken, 0

@@ -1,49 +1,15 @@
-"""Colors: masks over frames, flow and its errors. Images are HW3 uint8, RGB."""
+"""Optical flow in the colors of the usual color wheel, and maps of its errors. Images are HW3 uint8, RGB."""
 
-import cv2
 import numpy as np
 
-from mtsp.files.palettes import palette
+from mtsp.figures.masks import require_same_size
 from mtsp.metrics.flow import KNOWN_FLOW
-from mtsp.types import IGNORE
 
 _PAPER = (255, 255, 255)
 
 
-_IGNORED = (224, 224, 192)  # the color of "void" in PASCAL VOC's palette
-
-
-def overlay(
-    frame: np.ndarray, mask: np.ndarray, *, background: int | None = 0, ignore: int = IGNORE, opacity: float = 0.5
-) -> np.ndarray:
-    """Return `frame` with the classes of `mask` laid over it in the DAVIS palette, each with a bright contour.
-
-    Args:
-        frame: HW3 uint8.
-        mask: HW, class ids 0..254.
-        background: the class that is left as it is. None colors every class, with the palette moved on by one.
-        ignore: the value of unknown pixels; drawn pale, without a contour.
-        opacity: 0 shows only the frame and the contours, 1 hides the frame.
-    """
-    _same_size(frame, mask)
-    ids = mask.astype(np.uint8)
-    colors = palette()
-    if background is None:
-        colors = np.roll(colors, -1, axis=0)
-    colors[ignore] = _IGNORED
-    drawn = ids != background if background is not None else np.ones_like(ids, dtype=bool)
-    image = frame.copy()
-    image[drawn] = ((1 - opacity) * frame[drawn] + opacity * colors[ids[drawn]] + 0.5).astype(np.uint8)
-
-    square = np.ones((3, 3), np.uint8)
-    edge = drawn & (ids != ignore) & (cv2.dilate(ids, square) != cv2.erode(ids, square))
-    bright = colors.astype(float) * 255 / np.maximum(colors.max(axis=1, keepdims=True), 1)
-    image[edge] = bright[ids[edge]].astype(np.uint8)
-    return image
-
-
 def _wheel() -> np.ndarray:
-    """The 55 colors of the wheel, red first and again last: red, yellow, green, cyan, blue, magenta."""
+    """Return the 55 colors of the wheel, from red over yellow, green, cyan, blue and magenta back to red."""
     corners = [(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0)]
     steps = [15, 6, 4, 11, 13, 6]  # finer where the eye tells more hues apart
     parts = []
@@ -101,7 +67,7 @@ ERROR_COLORS = np.array(
 
 
 def error_map(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Return the end-point error in ten colors: blue is right, red an outlier of the KITTI benchmark (Fl).
+    """Return the end-point error in ten colors: blue is correct, red is an outlier of the KITTI benchmark (Fl).
 
     An error counts relative to the larger of 3 pixels and 5 % of the true length; the shades change at 1/16, 1/8, ...,
     1 (blue to red), ..., 16 times that. Unknown is black.
@@ -111,7 +77,7 @@ def error_map(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
         truth: as `prediction`; not finite or beyond 1e6 is unknown.
         valid: HW bool, where `truth` is known; absent = everywhere.
     """
-    _same_size(prediction, truth)
+    require_same_size(prediction, truth)
     known = known_flow(truth) if valid is None else known_flow(truth) & valid
     truth = np.where(known[..., None], truth, 0)
     error = np.hypot(*np.moveaxis(prediction - truth, -1, 0))
@@ -124,9 +90,3 @@ def error_map(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
 def known_flow(flow: np.ndarray) -> np.ndarray:
     """Return where flow is known, HW bool: finite and at most 1e6 pixels."""
     return np.all(np.abs(flow) <= KNOWN_FLOW, axis=-1)  # NaN is not
-
-
-def _same_size(one: np.ndarray, other: np.ndarray) -> None:
-    if one.shape[:2] != other.shape[:2]:
-        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (one, other))
-        raise ValueError(f"images of one size are needed, got {sizes} (width x height)")

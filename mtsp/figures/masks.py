@@ -1,0 +1,52 @@
+"""Masks drawn over frames. Images are HW3 uint8, RGB."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from mtsp.files.palettes import palette
+from mtsp.types import IGNORE, Kind
+
+_IGNORED = (224, 224, 192)  # the color of "void" in PASCAL VOC's palette
+
+
+def background_class(kind: Kind, classes: Sequence[str]) -> int | None:
+    """Return 0 if class 0 is background: always in videos, and where the data set calls it so; else None."""
+    return 0 if kind == "video" or "background" in "".join(classes[:1]).lower() else None
+
+
+def overlay(
+    frame: np.ndarray, mask: np.ndarray, *, background: int | None = 0, ignore: int = IGNORE, opacity: float = 0.5
+) -> np.ndarray:
+    """Return `frame` with the classes of `mask` laid over it in the DAVIS palette, each with a bright contour.
+
+    Args:
+        frame: HW3 uint8.
+        mask: HW, class ids 0..254.
+        background: the class that stays uncolored, see :func:`background_class`; None: every class is colored.
+        ignore: the value of unknown pixels; drawn pale, without a contour.
+        opacity: 0 shows only the frame and the contours, 1 hides the frame.
+    """
+    require_same_size(frame, mask)
+    ids = mask.astype(np.uint8)
+    colors = palette()
+    if background is None:
+        colors = np.roll(colors, -1, axis=0)
+    colors[ignore] = _IGNORED
+    drawn = ids != background if background is not None else np.ones_like(ids, dtype=bool)
+    image = frame.copy()
+    image[drawn] = ((1 - opacity) * frame[drawn] + opacity * colors[ids[drawn]] + 0.5).astype(np.uint8)
+
+    square = np.ones((3, 3), np.uint8)
+    edge = drawn & (ids != ignore) & (cv2.dilate(ids, square) != cv2.erode(ids, square))
+    bright = colors.astype(float) * 255 / np.maximum(colors.max(axis=1, keepdims=True), 1)
+    image[edge] = bright[ids[edge]].astype(np.uint8)
+    return image
+
+
+def require_same_size(one: np.ndarray, other: np.ndarray) -> None:
+    """Raise ValueError if two images differ in height or width."""
+    if one.shape[:2] != other.shape[:2]:
+        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (one, other))
+        raise ValueError(f"images must have the same size, got {sizes} (width x height)")
