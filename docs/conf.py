@@ -2,6 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,9 +32,20 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
+default_role = "code"  # in docstrings, as in Markdown, `name` is code
+
 html_theme = "furo"
 html_title = f"mtsp {release}"
 html_static_path = ["_static"]
 html_css_files = ["wide_tables.css"]
 html_theme_options = {"navigation_with_keys": True}
 copybutton_prompt_text = "$ "
+
+
+def setup(app: Sphinx) -> None:
+    """Read |x| in docstrings as an absolute value, which to Sphinx is a substitution."""
+
+    def escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+        lines[:] = [line if "`" in line else line.replace("|", r"\|") for line in lines]
+
+    app.connect("autodoc-process-docstring", escape)

@@ -67,9 +67,9 @@ def test_everything_is_written(source: str, target: str, tmp_path: Path) -> None
 
 
 def test_the_commands_that_are_shown_can_be_given() -> None:
-    """As the README and --help have them, in one line each."""
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    for text in (readme, str(_parser().description)):
+    """As the docs and --help have them, in one line each."""
+    page = (Path(__file__).resolve().parents[2] / "docs/recipes/dstl.md").read_text()
+    for text in (page, str(_parser().description)):
         commands = [line for line in text.splitlines() if line.strip().startswith("python tools/select_source.py --")]
         assert commands
         for command in commands:

@@ -228,10 +228,10 @@ def test_features_without_so_many_singular_values_are_refused(shape: tuple[int, 
         batch_spectral_shrinkage(torch.ones(shape), k)
 
 
-def test_the_example_in_the_readme_runs_and_its_loss_has_all_three_parts() -> None:
+def test_the_example_in_the_docs_runs_and_its_loss_has_all_three_parts() -> None:
     torch.manual_seed(0)
-    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
-    code = re.findall(r"```python\n(from mtsp\.methods .*?)```", readme, flags=re.DOTALL)
+    page = (Path(__file__).resolve().parents[3] / "docs/regularizers.md").read_text()
+    code = re.findall(r"```python\n(from mtsp\.methods .*?)```", page, flags=re.DOTALL)
     assert len(code) == 1
     layer, head = nn.Linear(4, 3, bias=False), nn.Linear(3, 2)
     backbone = nn.Sequential(OrderedDict(layer4=layer))
