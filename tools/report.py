@@ -13,34 +13,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtsp.config import parse_yaml
-from mtsp.reports import bias_variance as analysis
-from mtsp.reports.runs import CURVES, HEADLINES, Run, curves, markdown_table, table
-from mtsp.tracking.metrics_file import METRICS
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
+
+from tools.command_line import program
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    arguments = _parser().parse_args(argv)
-    try:
-        if arguments.command == "paper-analysis":
-            _paper_analysis(arguments.out)
-        else:
-            _runs(arguments)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line; draw or tabulate."""
+    options = _parser().parse_args(arguments)
+    if options.command == "paper-analysis":
+        _paper_analysis(options.out)
+    else:
+        _runs(options)
     return 0
 
 
 def _runs(arguments: argparse.Namespace) -> None:
     """Draw or tabulate runs."""
+    from mtsp.reports.runs import CURVES, HEADLINES, Run, curves, table
+    from mtsp.tracking.metrics_file import METRICS
+
     found = [path for path in arguments.runs if (path / METRICS).is_file()]
-    passed_over = sorted(set(arguments.runs) - set(found))
+    skipped = sorted(set(arguments.runs) - set(found))
     if not found:
-        raise FileNotFoundError(f"no {passed_over[0] / METRICS}; a run folder, as tools/train.py writes it, holds one")
-    for path in passed_over:
-        print(f"passed over {path}: no {METRICS} in it", file=sys.stderr)
+        raise FileNotFoundError(f"no {skipped[0] / METRICS}; a run folder, as tools/train.py writes it, holds one")
+    for path in skipped:
+        print(f"skipped {path}: no {METRICS} in it", file=sys.stderr)
     runs = [Run.read(path) for path in found]
     if arguments.command == "curves":
         curves(runs, arguments.out, arguments.metrics or CURVES)
@@ -53,7 +52,10 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _paper_analysis(folder: Path) -> None:
-    """Print Table 7 with its simulation, write it beside Figure 1."""
+    """Print Table 7 of the paper with its simulation; write it and Figure 1 to a folder."""
+    from mtsp.reports import bias_variance as analysis
+    from mtsp.reports.runs import markdown_table
+
     moments, sides = analysis.report_rows()
     case = analysis.EXAMPLE
     noise, distance = case.p * case.sigma**2, case.distance
@@ -74,13 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="holds metrics.jsonl and experiment.yaml")
-    common.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show; * stands for anything")
+    common.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show; * matches anything")
     drawn = commands.add_parser("curves", parents=[common], help="metrics over steps, as a PNG")
     drawn.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE", help="default: curves.png")
     written = commands.add_parser("table", parents=[common], help="last values, as a Markdown table")
     written.add_argument("--out", type=Path, metavar="FILE", help="also write the table here")
     written.add_argument(
-        "--paper", type=Path, metavar="FILE", help="published figures, YAML: {run name: {metric: figure}}"
+        "--paper", type=Path, metavar="FILE", help="published numbers, YAML: {run name: {metric: number}}"
     )
     computed = commands.add_parser("paper-analysis", help="Table 7 and Figure 1 of the paper, computed")
     computed.add_argument(
@@ -92,10 +94,12 @@ def _parser() -> argparse.ArgumentParser:
 def _paper(path: Path | None) -> dict[str, dict[str, float | str]]:
     if path is None:
         return {}
-    figures = parse_yaml(path.read_text(encoding="utf-8"))
-    if not isinstance(figures, dict) or not all(isinstance(row, dict) for row in figures.values()):
-        raise ValueError(f"{path}: lines like `run name: {{davis/J_mean: 0.68}}` are expected")
-    return figures
+    from mtsp.config import parse_yaml
+
+    numbers = parse_yaml(path.read_text(encoding="utf-8"))
+    if not isinstance(numbers, dict) or not all(isinstance(row, dict) for row in numbers.values()):
+        raise ValueError(f"{path}: write lines like `run name: {{davis/J_mean: 0.68}}`")
+    return numbers
 
 
 if __name__ == "__main__":
