@@ -9,17 +9,18 @@ from.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from models.pretrained.load import read, tensors_of
-from mtsp.files.tensors import write_tensors
-from mtsp.methods.wise_ft import interpolated
-from tools.build import build_network, read_experiment, run_or_say_why
+from tools.command_line import program
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, interpolate and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
@@ -33,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     options = parser.parse_args(arguments)
+
+    from mtsp.files.tensors import write_tensors
+    from mtsp.methods.wise_ft import interpolated
+
     begun = _weights(options.start) if options.start is not None else _started_from(options.end)
     mixed = interpolated(begun, _weights(options.end), options.fraction, only=options.only)
     write_tensors(options.out, mixed)
@@ -40,11 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _weights(path: Path) -> Mapping[str, Tensor]:
+def _weights(path: Path) -> "Mapping[str, Tensor]":
+    from models.pretrained.load import read, tensors_of
+
     return tensors_of(read(path / "weights.safetensors" if path.is_dir() else path))
 
 
-def _started_from(run_dir: Path) -> Mapping[str, Tensor]:
+def _started_from(run_dir: Path) -> "Mapping[str, Tensor]":
+    from tools.build import build_network, read_experiment
+
     file = run_dir / "experiment.yaml"
     if not file.is_file():
         raise ValueError(f"{run_dir} is not a run folder, so its start is unknown; give --start")
@@ -52,4 +61,4 @@ def _started_from(run_dir: Path) -> Mapping[str, Tensor]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_or_say_why(partial(main)))
+    sys.exit(main())

@@ -1,263 +1,69 @@
 """Try L2-SP at five strengths, L2, and nothing: `python tools/sweep.py --config F.yaml [--seeds 3] [key=value ...]`.
 
-Strengths are given as time constants: after how many steps the pull alone would bring a weight to 1/e of its distance
-from the start, at the full learning rate. Every run is a folder as tools/train.py leaves it. The same command goes on
-where a sweep was stopped, skips what is finished, and writes `table.md` and `runs.csv` after each run.
+Strengths are given as time constants: the number of steps after which the pull alone would reduce a weight's distance
+from the start to 1/e, at the full learning rate. Every run has a folder as tools/train.py writes it. The same command
+continues a stopped sweep, skips finished runs, and writes `table.md` and `runs.csv` after each run.
 """
 
 import argparse
-import csv
-import io
-import json
-import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-from mtsp.config import ConfigError, parse
-from mtsp.files.atomic import write_atomically
-from mtsp.regularizers import Pace
-from mtsp.regularizers.configs import PaceConfig, PenaltyConfig, StrengthConfig
-from mtsp.reports.runs import HEADLINES, markdown_table
-from mtsp.training.experiment import as_yaml
-from mtsp.training.resume import is_finished
-from tools.build import AnyExperiment, read_experiment, run_or_say_why
-from tools.train import train
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-SHARES = (10.0, 3.0, 1.0, 0.3, 0.1)
-"""Time constants as shares of the run, weak to strong: a pull of 10 runs is hardly felt, one of 0.1 hardly lets go."""
+from tools.command_line import program
 
-_LOG = logging.getLogger("mtsp")
+if TYPE_CHECKING:
+    from mtsp.reports.sweep import Row
 
 
-class Row(NamedTuple):
-    """One way to regularize, to be run with every seed."""
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and sweep; return 130 if a signal stopped it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--config", required=True, help="a YAML file, looked for in configs/ if no folder is named")
+    parser.add_argument("--run-dir", type=Path, help="folder for all runs and the table (default: runs/NAME-sweep)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds, from the config's upwards")
+    parser.add_argument("--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 runs)")
+    parser.add_argument("--l2", type=float, metavar="ALPHA", help="strength of the L2 row (default: beta)")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="columns of the table; * matches anything")
+    parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, as in train.steps=100")
+    options = parser.parse_intermixed_args(arguments)
 
-    key: str
-    """Of its folders: none, l2, tau300."""
-    name: str
-    """In the table."""
-    tau: float | None
-    """Time constant in steps; None where there is no pull to the start."""
-    experiment: AnyExperiment
+    from mtsp.config import ConfigError
+    from mtsp.reports.runs import HEADLINES
+    from mtsp.reports.sweep import rows, seeds_from, sweep
+    from tools.build import read_experiment
+    from tools.train import train
 
-
-def sweep(
-    experiment: AnyExperiment,
-    folder: Path,
-    *,
-    seeds: int = 1,
-    taus: Sequence[float] | None = None,
-    l2: StrengthConfig | None = None,
-    metrics: Sequence[str] = HEADLINES,
-) -> str | None:
-    """Run what is not finished of every row and seed, and return the table, mean ± sample deviation over the seeds.
-
-    All rows of one seed come before the next seed: the first comparison is there early.
-
-    Args:
-        experiment: with regularizer l2sp or l2, which say beta, and a branch with pretrained weights.
-        folder: of the runs, `folder/tau300-seed0`, and of `table.md` and `runs.csv`.
-        seeds: how many, from the experiment's own upwards.
-        taus: see :func:`rows`.
-        l2: see :func:`rows`.
-        metrics: of the table, of what evaluation gives as `data/metric`; `*` stands for anything.
-
-    Returns:
-        The table; None if a signal stopped a run, saved by then.
-
-    Raises:
-        ValueError, OSError, FloatingPointError: what a person can mend, in one line.
-    """
-    if seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
-    if not experiment.evaluation.data:
-        raise ConfigError("evaluation.data is empty: a sweep compares what it measures")
-    planned = rows(experiment, taus, l2)
-    runs = {(row.key, seed): _run_of(row, seed, folder) for seed in _seeds(experiment, seeds) for row in planned}
-    for one, run_dir in runs.values():  # all mistakes before any work
-        _finished(one, run_dir)
-    for number, (one, run_dir) in enumerate(runs.values(), start=1):
-        if not _finished(one, run_dir):
-            _LOG.info("%d/%d %s", number, len(runs), run_dir)
-            if train(one, run_dir, resume="auto") is None:
-                return None
-        write_tables(folder, planned, _seeds(experiment, seeds), metrics)
-    return write_tables(folder, planned, _seeds(experiment, seeds), metrics)
+    experiment = read_experiment(options.config, options.overrides)
+    folder = options.run_dir or Path("runs") / f"{experiment.name}-sweep"
+    taus = _numbers(options.taus) if options.taus else None
+    if options.print_commands:
+        for line in _commands(folder, rows(experiment, taus, options.l2), seeds_from(experiment, options.seeds)):
+            print(line)
+        return 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a sweep is one process; launch the lines of --print-commands, then sweep to get the table")
+    metrics = options.metrics or HEADLINES
+    text = sweep(experiment, folder, train=train, seeds=options.seeds, taus=taus, l2=options.l2, metrics=metrics)
+    if text is None:
+        print("stopped; the same command continues from here", file=sys.stderr)
+        return 130
+    print(text, end="")
+    return 0
 
 
-def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: StrengthConfig | None = None) -> list[Row]:
-    """Return what is compared: nothing, L2, and L2-SP from weak to strong. Every branch gets the same time constant.
+def _commands(folder: Path, planned: "Sequence[Row]", seeds: Sequence[int]) -> Iterator[str]:
+    """Write each row's config and yield the command of each run, to launch elsewhere or on several processes."""
+    from mtsp.files.atomic import write_atomically
+    from mtsp.training.experiment import as_yaml
 
-    Args:
-        experiment: as in :func:`sweep`. Its own alpha, and those of its branches, are replaced; betas stay.
-        taus: time constants in steps; default: 10, 3, 1, 0.3 and 0.1 times the run's steps.
-        l2: alpha of the L2 row; default: the experiment's if its regularizer is l2, else its beta.
-
-    Raises:
-        ConfigError: there is no beta, no pretrained branch, or no time constant: a coupled pull has one through SGD
-            alone, and regularizers other than l2 and l2sp have none.
-    """
-    settings = experiment.regularizer
-    if settings.name == "none":
-        raise ConfigError("regularizer: none says no beta for the new weights; give l2sp, whose alpha is swept")
-    if settings.name not in ("l2", "l2sp"):
-        raise ConfigError(f"regularizer: {settings.name} has no time constants to sweep; give l2sp, or l2")
-    if not any(branch.weights and not branch.freeze for branch in experiment.branches.values()):
-        raise ConfigError("branches: none that learns has pretrained `weights`, so there is no start to be pulled to")
-    steps = experiment.train.steps
-    constants = [max(1.0, round(steps * share)) for share in SHARES] if taus is None else list(taus)
-    if wrong := [tau for tau in constants if not 1 <= tau < float("inf")]:
-        raise ConfigError(f"a time constant is a number of steps from 1 up, got {wrong[0]:g}")
-    if len(set(constants)) < len(constants):
-        raise ConfigError(f"two of the time constants are the same: {', '.join(f'{tau:g}' for tau in constants)}")
-    if l2 is None:
-        l2 = settings.alpha if settings.name == "l2" else settings.beta
-    planned = [Row("none", "none", None, _none(experiment)), Row("l2", "L2", None, _l2(experiment, l2))]
-    for tau in sorted(constants, reverse=True):
-        planned.append(Row(f"tau{tau:g}", "L2-SP", tau, _l2sp(experiment, tau)))
-    return planned
-
-
-def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], metrics: Sequence[str]) -> str:
-    """Write `table.md` and `runs.csv` of the runs that are finished; return the former."""
-    found = {
-        (row.key, seed): values
-        for row in planned
-        for seed in seeds
-        if (values := _results(folder / f"{row.key}-seed{seed}")) is not None
-    }
-    known = list(dict.fromkeys(name for values in found.values() for name in values))
-    shown = [name for pattern in metrics for name in known if fnmatchcase(name, pattern)]
-    if found and not shown:
-        raise ConfigError(f"no metric {', '.join(metrics)}; there are: {', '.join(known)}")
-    lines = []
-    for row in planned:
-        of_row = [found[row.key, seed] for seed in seeds if (row.key, seed) in found]
-        cells = [_spread([values[name] for values in of_row if name in values]) for name in dict.fromkeys(shown)]
-        lines.append([row.name, _tau(row), _alphas(row.experiment), f"{len(of_row)} of {len(seeds)}", *cells])
-    text = markdown_table(lines, ["regularizer", "tau (steps)", "alpha", "seeds", *dict.fromkeys(shown)])
-    written = io.StringIO()
-    table = csv.writer(written, lineterminator="\n")
-    table.writerow(["regularizer", "tau", "alpha", "seed", *known])
-    for row in planned:
-        for seed in seeds:
-            if (values := found.get((row.key, seed))) is not None:
-                cells = [values.get(name, "") for name in known]
-                table.writerow([row.name, _tau(row), _alphas(row.experiment), seed, *cells])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "runs.csv", written.getvalue().encode())
-    write_atomically(folder / "table.md", text.encode())
-    return text
-
-
-def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
-    own = _own(experiment)
-
-    def alpha(lr: float) -> float:
-        try:
-            return own.strength("alpha", Pace(tau), lr, experiment.optimizer, may_overshoot=True)
-        except ValueError as error:
-            raise ConfigError(f"regularizer: {error}") from error
-
-    def settings(branch: str) -> dict[str, StrengthConfig | None]:
-        section = experiment.branches[branch]
-        learns = section.weights is not None and not section.freeze
-        return {"alpha": alpha(experiment.learning_rates()[branch]) if learns else None, "beta": section.beta}
-
-    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": own.beta, "mode": own.mode}
-    return _changed(experiment, f"tau{tau:g}", pull, {name: settings(name) for name in experiment.branches})
-
-
-def _l2(experiment: AnyExperiment, alpha: StrengthConfig) -> AnyExperiment:
-    own, is_l2 = _own(experiment), experiment.regularizer.name == "l2"
-    branches = {
-        name: {"alpha": branch.alpha if is_l2 else None, "beta": branch.beta}
-        for name, branch in experiment.branches.items()
-    }
-    pull = {"name": "l2", "alpha": alpha, "beta": own.beta, "mode": own.mode}
-    return _changed(experiment, "l2", pull, branches)
-
-
-def _none(experiment: AnyExperiment) -> AnyExperiment:
-    nothing = {name: {"alpha": None, "beta": None} for name in experiment.branches}
-    return _changed(experiment, "none", {"name": "none"}, nothing)
-
-
-def _own(experiment: AnyExperiment) -> PenaltyConfig:
-    assert isinstance(experiment.regularizer, PenaltyConfig)
-    return experiment.regularizer
-
-
-def _changed(
-    experiment: AnyExperiment,
-    key: str,
-    regularizer: Mapping[str, object],
-    branches: Mapping[str, Mapping[str, StrengthConfig | None]],
-) -> AnyExperiment:
-    values = experiment.model_dump(mode="json")
-    values["name"] = f"{experiment.name}-{key}"
-    values["regularizer"] = _plain(regularizer)
-    for name, changes in branches.items():
-        values["branches"][name] |= _plain(changes)
-    return parse(AnyExperiment, values)
-
-
-def _plain(section: Mapping[str, object]) -> dict[str, object]:
-    return {key: value.model_dump() if isinstance(value, PaceConfig) else value for key, value in section.items()}
-
-
-def _run_of(row: Row, seed: int, folder: Path) -> tuple[AnyExperiment, Path]:
-    return row.experiment.model_copy(update={"seed": seed}), folder / f"{row.key}-seed{seed}"
-
-
-def _seeds(experiment: AnyExperiment, count: int) -> range:
-    return range(experiment.seed, experiment.seed + count)
-
-
-def _finished(experiment: AnyExperiment, run_dir: Path) -> bool:
-    """Whether this run is done; an error if another one is, whose metrics do not belong in the table."""
-    may_differ = ("tracking", "train.workers", "train.keep_last")
-    return is_finished(experiment, run_dir, may_differ=may_differ, otherwise="give another --run-dir")
-
-
-def _results(run_dir: Path) -> dict[str, float] | None:
-    """What a finished run measured, as `data/metric`."""
-    file = run_dir / "results.json"
-    if not file.exists():
-        return None
-    results = json.loads(file.read_text(encoding="utf-8"))
-    return {f"{data}/{name}": value for data, values in results.items() for name, value in values.items()}
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
-
-
-def _tau(row: Row) -> str:
-    return "-" if row.tau is None else f"{row.tau:g}"
-
-
-def _alphas(experiment: AnyExperiment) -> str:
-    """The strengths of the pretrained branches that learn, one if they are alike."""
-    alphas, _ = experiment.strengths()
-    learning = [name for name, branch in experiment.branches.items() if branch.weights and not branch.freeze]
-    used = {name: f"{alphas[name]:.3g}" for name in learning if name in alphas}
-    if len(set(used.values())) <= 1:
-        return next(iter(used.values()), "-")
-    return ", ".join(f"{name} {alpha}" for name, alpha in used.items())
-
-
-def _commands(experiment: AnyExperiment, folder: Path, planned: Sequence[Row], seeds: Sequence[int]) -> Iterator[str]:
-    """Write each row's config and yield what to launch: elsewhere, beside each other, on several processes."""
     for seed in seeds:
         for row in planned:
             config = folder / "configs" / f"{row.key}.yaml"
@@ -268,45 +74,12 @@ def _commands(experiment: AnyExperiment, folder: Path, planned: Sequence[Row], s
             yield shlex.join([*words, "--resume", "auto", f"seed={seed}"])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and sweep; return 130 if a signal stopped it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--config", required=True, help="a YAML file, looked for in configs/ if no folder is named")
-    parser.add_argument("--dir", type=Path, help="where the runs go (default: runs/NAME-sweep)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from the config's upwards")
-    parser.add_argument("--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 runs)")
-    parser.add_argument("--l2", type=float, metavar="ALPHA", help="strength of the L2 row (default: beta)")
-    parser.add_argument("--metrics", nargs="+", default=HEADLINES, metavar="NAME", help="columns; * is anything")
-    parser.add_argument("--print-commands", action="store_true", help="write the configs, say what to launch, and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
-    options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    _LOG.setLevel(logging.INFO)
-    experiment = read_experiment(options.config, options.overrides)
-    folder = options.dir or Path("runs") / f"{experiment.name}-sweep"
-    taus = _numbers(options.taus) if options.taus else None
-    if options.print_commands:
-        for line in _commands(
-            experiment, folder, rows(experiment, taus, options.l2), _seeds(experiment, options.seeds)
-        ):
-            print(line)
-        return 0
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a sweep is one process; launch the lines of --print-commands, then sweep to have the table")
-    text = sweep(experiment, folder, seeds=options.seeds, taus=taus, l2=options.l2, metrics=options.metrics)
-    if text is None:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(text, end="")
-    return 0
-
-
 def _numbers(text: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--taus {text}: numbers of steps with commas between them are expected") from error
+        raise ValueError(f"--taus {text}: give numbers of steps with commas between them") from error
 
 
 if __name__ == "__main__":
-    sys.exit(run_or_say_why(partial(main)))
+    sys.exit(main())

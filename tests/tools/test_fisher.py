@@ -360,7 +360,7 @@ def test_a_file_of_other_weights_does_not_hold_these(
     mistake(tmp_path, begun)
     (tmp_path / "grays.yaml").write_text(json.dumps(weighing(classifying, tmp_path / "fisher.safetensors")))
     arguments = ["--config", f"{tmp_path}/grays.yaml", "--run-dir", f"{tmp_path}/run"]
-    assert run_or_say_why(partial(training.main, arguments)) == 1
+    assert training.main(arguments) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert said in errors[0]

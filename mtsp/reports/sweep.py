@@ -1,0 +1,249 @@
+"""Compare no regularization, L2, and L2-SP at several strengths: the runs of a sweep and their table."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from mtsp.config import ConfigError, parse
+from mtsp.files.atomic import write_atomically
+from mtsp.regularizers import Pace
+from mtsp.regularizers.configs import PaceConfig, PenaltyConfig, StrengthConfig
+from mtsp.reports.runs import HEADLINES, markdown_table
+from mtsp.training.experiment import Experiment
+from mtsp.training.resume import is_finished
+
+AnyExperiment = Experiment[Any, Any]
+
+LENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1)
+"""Default time constants as fractions of the run, weak to strong: 10 runs is hardly felt, 0.1 hardly lets go."""
+
+_LOG = logging.getLogger("mtsp")
+
+
+class Row(NamedTuple):
+    """One way to regularize, to be run with every seed."""
+
+    key: str
+    """Name in its folders: none, l2, tau300."""
+    name: str
+    """Name in the table."""
+    tau: float | None
+    """Time constant in steps; None without a pull to the start."""
+    experiment: AnyExperiment
+
+
+def sweep(
+    experiment: AnyExperiment,
+    folder: Path,
+    *,
+    train: Callable[[AnyExperiment, Path, str], object],
+    seeds: int = 1,
+    taus: Sequence[float] | None = None,
+    l2: StrengthConfig | None = None,
+    metrics: Sequence[str] = HEADLINES,
+) -> str | None:
+    """Run every row with every seed unless it is finished; return a table of mean ± sample deviation over the seeds.
+
+    All rows of one seed come before the next seed, so the first comparison is complete early.
+
+    Args:
+        experiment: has the regularizer l2sp or l2, whose beta is used, and a branch with pretrained weights.
+        folder: where the runs, as `folder/tau300-seed0`, `table.md` and `runs.csv` go.
+        train: trains one experiment in a folder, with `resume="auto"`; returns None if a signal stopped it.
+        seeds: number of seeds, from the experiment's own upwards.
+        taus: see :func:`rows`.
+        l2: see :func:`rows`.
+        metrics: columns of the table, as `data/metric`; `*` matches anything.
+
+    Returns:
+        The table, or None if a signal stopped a run, which is then saved.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: with a message that says what to mend.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    if not experiment.evaluation.data:
+        raise ConfigError("evaluation.data is empty, so there is nothing to compare; name entries of `data`")
+    planned = rows(experiment, taus, l2)
+    runs = {(row.key, seed): _run_of(row, seed, folder) for seed in seeds_from(experiment, seeds) for row in planned}
+    for one, run_dir in runs.values():  # find all mistakes before any work
+        _finished(one, run_dir)
+    for number, (one, run_dir) in enumerate(runs.values(), start=1):
+        if not _finished(one, run_dir):
+            _LOG.info("%d/%d %s", number, len(runs), run_dir)
+            if train(one, run_dir, "auto") is None:
+                return None
+        write_tables(folder, planned, seeds_from(experiment, seeds), metrics)
+    return write_tables(folder, planned, seeds_from(experiment, seeds), metrics)
+
+
+def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: StrengthConfig | None = None) -> list[Row]:
+    """Return the rows to compare: none, L2, and L2-SP from weak to strong, with one time constant for all branches.
+
+    Args:
+        experiment: as in :func:`sweep`. Its own alpha, and those of its branches, are replaced; betas stay.
+        taus: time constants in steps; default: 10, 3, 1, 0.3 and 0.1 times the run's steps.
+        l2: alpha of the L2 row; default: the experiment's alpha if its regularizer is l2, else its beta.
+
+    Raises:
+        ConfigError: there is no beta, no pretrained branch, or no time constant. A coupled pull has one only through
+            SGD, and regularizers other than l2 and l2sp have none.
+    """
+    settings = experiment.regularizer
+    if settings.name == "none":
+        raise ConfigError("regularizer: none has no beta for the new weights; set l2sp, whose alpha is swept")
+    if settings.name not in ("l2", "l2sp"):
+        raise ConfigError(f"regularizer: {settings.name} has no time constants to sweep; set l2sp or l2")
+    if not any(branch.weights and not branch.freeze for branch in experiment.branches.values()):
+        raise ConfigError("branches: no trained branch has pretrained `weights` to be pulled to")
+    steps = experiment.train.steps
+    constants = [max(1.0, round(steps * length)) for length in LENGTHS] if taus is None else list(taus)
+    if wrong := [tau for tau in constants if not 1 <= tau < float("inf")]:
+        raise ConfigError(f"a time constant is a number of steps from 1 up, got {wrong[0]:g}")
+    if len(set(constants)) < len(constants):
+        raise ConfigError(f"two of the time constants are the same: {', '.join(f'{tau:g}' for tau in constants)}")
+    if l2 is None:
+        l2 = settings.alpha if settings.name == "l2" else settings.beta
+    planned = [Row("none", "none", None, _none(experiment)), Row("l2", "L2", None, _l2(experiment, l2))]
+    for tau in sorted(constants, reverse=True):
+        planned.append(Row(f"tau{tau:g}", "L2-SP", tau, _l2sp(experiment, tau)))
+    return planned
+
+
+def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], metrics: Sequence[str]) -> str:
+    """Write `table.md` and `runs.csv` of the finished runs; return the text of `table.md`."""
+    found = {
+        (row.key, seed): values
+        for row in planned
+        for seed in seeds
+        if (values := _results(folder / f"{row.key}-seed{seed}")) is not None
+    }
+    known = list(dict.fromkeys(name for values in found.values() for name in values))
+    shown = [name for pattern in metrics for name in known if fnmatchcase(name, pattern)]
+    if found and not shown:
+        raise ConfigError(f"no metric {', '.join(metrics)}; there are: {', '.join(known)}")
+    lines = []
+    for row in planned:
+        of_row = [found[row.key, seed] for seed in seeds if (row.key, seed) in found]
+        cells = [_spread([values[name] for values in of_row if name in values]) for name in dict.fromkeys(shown)]
+        lines.append([row.name, _tau(row), _alphas(row.experiment), f"{len(of_row)} of {len(seeds)}", *cells])
+    text = markdown_table(lines, ["regularizer", "tau (steps)", "alpha", "seeds", *dict.fromkeys(shown)])
+    written = io.StringIO()
+    table = csv.writer(written, lineterminator="\n")
+    table.writerow(["regularizer", "tau", "alpha", "seed", *known])
+    for row in planned:
+        for seed in seeds:
+            if (values := found.get((row.key, seed))) is not None:
+                cells = [values.get(name, "") for name in known]
+                table.writerow([row.name, _tau(row), _alphas(row.experiment), seed, *cells])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "runs.csv", written.getvalue().encode())
+    write_atomically(folder / "table.md", text.encode())
+    return text
+
+
+def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
+    own = _own(experiment)
+
+    def alpha(lr: float) -> float:
+        try:
+            return own.strength("alpha", Pace(tau), lr, experiment.optimizer, may_overshoot=True)
+        except ValueError as error:
+            raise ConfigError(f"regularizer: {error}") from error
+
+    def settings(branch: str) -> dict[str, StrengthConfig | None]:
+        section = experiment.branches[branch]
+        learns = section.weights is not None and not section.freeze
+        return {"alpha": alpha(experiment.learning_rates()[branch]) if learns else None, "beta": section.beta}
+
+    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": own.beta, "mode": own.mode}
+    return _changed(experiment, f"tau{tau:g}", pull, {name: settings(name) for name in experiment.branches})
+
+
+def _l2(experiment: AnyExperiment, alpha: StrengthConfig) -> AnyExperiment:
+    own, is_l2 = _own(experiment), experiment.regularizer.name == "l2"
+    branches = {
+        name: {"alpha": branch.alpha if is_l2 else None, "beta": branch.beta}
+        for name, branch in experiment.branches.items()
+    }
+    pull = {"name": "l2", "alpha": alpha, "beta": own.beta, "mode": own.mode}
+    return _changed(experiment, "l2", pull, branches)
+
+
+def _none(experiment: AnyExperiment) -> AnyExperiment:
+    nothing = {name: {"alpha": None, "beta": None} for name in experiment.branches}
+    return _changed(experiment, "none", {"name": "none"}, nothing)
+
+
+def _own(experiment: AnyExperiment) -> PenaltyConfig:
+    assert isinstance(experiment.regularizer, PenaltyConfig)
+    return experiment.regularizer
+
+
+def _changed(
+    experiment: AnyExperiment,
+    key: str,
+    regularizer: Mapping[str, object],
+    branches: Mapping[str, Mapping[str, StrengthConfig | None]],
+) -> AnyExperiment:
+    values = experiment.model_dump(mode="json")
+    values["name"] = f"{experiment.name}-{key}"
+    values["regularizer"] = _plain(regularizer)
+    for name, changes in branches.items():
+        values["branches"][name] |= _plain(changes)
+    return parse(type(experiment), values)
+
+
+def _plain(section: Mapping[str, object]) -> dict[str, object]:
+    return {key: value.model_dump() if isinstance(value, PaceConfig) else value for key, value in section.items()}
+
+
+def _run_of(row: Row, seed: int, folder: Path) -> tuple[AnyExperiment, Path]:
+    return row.experiment.model_copy(update={"seed": seed}), folder / f"{row.key}-seed{seed}"
+
+
+def seeds_from(experiment: AnyExperiment, count: int) -> range:
+    """Return the seeds of a sweep, from the experiment's own upwards."""
+    return range(experiment.seed, experiment.seed + count)
+
+
+def _finished(experiment: AnyExperiment, run_dir: Path) -> bool:
+    """Whether this run is done; an error if another one is, whose metrics do not belong in the table."""
+    may_differ = ("tracking", "train.workers", "train.keep_last")
+    return is_finished(experiment, run_dir, may_differ=may_differ, otherwise="give another --run-dir")
+
+
+def _results(run_dir: Path) -> dict[str, float] | None:
+    """Metrics of a finished run, by `data/metric`."""
+    file = run_dir / "results.json"
+    if not file.exists():
+        return None
+    results = json.loads(file.read_text(encoding="utf-8"))
+    return {f"{data}/{name}": value for data, values in results.items() for name, value in values.items()}
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+
+
+def _tau(row: Row) -> str:
+    return "-" if row.tau is None else f"{row.tau:g}"
+
+
+def _alphas(experiment: AnyExperiment) -> str:
+    """The alphas of the trained pretrained branches; one number if they are equal."""
+    alphas, _ = experiment.strengths()
+    learning = [name for name, branch in experiment.branches.items() if branch.weights and not branch.freeze]
+    used = {name: f"{alphas[name]:.3g}" for name in learning if name in alphas}
+    if len(set(used.values())) <= 1:
+        return next(iter(used.values()), "-")
+    return ", ".join(f"{name} {alpha}" for name, alpha in used.items())
