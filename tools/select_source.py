@@ -1,232 +1,331 @@
-"""Choose what to pre-train on.
+"""Select the classes of a source data set that are worth pre-training on for a target data set.
 
     python tools/select_source.py --source imagenet/train --target cub:CUB_200_2011 --k 100 --out runs/source
 
-Each class of a domain is the mean of its images' features, as heavy as their number, and the distance between domains
-is the Earth Mover's (DSTL, CVPR 2018). Under `--out` are then
+Each class is the mean of its images' features, weighted by their number; the distance between two domains is the Earth
+Mover's Distance between their classes (DSTL, CVPR 2018). The folder `--out` receives
 
-    classes.txt           the chosen classes of the source, as `classes` of a data set takes them
-    classes_<source>.txt  of several sources, each one's own, for its own data set; classes.txt has source/class then
-    <target>.csv          each with its distance, the distance of the set so far, and what it feeds
-    <target>_plan.csv     the transport plan from the chosen classes to the target's, where anything goes
-    <target>_plan.safetensors   all of it; the names are in the header
-    <target>.png          a image of it
-    summary.json          the distances and similarities of the table on the screen, and the settings
+    classes.txt           the selected classes, as the `classes` of a data set
+    classes_<source>.txt  with several sources: the classes of each; classes.txt then has source/class
+    <target>.csv          each selected class: its distance, the distance of the set so far, what it feeds
+    <target>_plan.csv     the non-zero entries of the transport plan from selected to target classes
+    <target>_plan.safetensors  the whole plan; class names are in the header
+    <target>.png          a figure of the plan
+    class_means/<name>.safetensors  class means of each data set; give this file instead of its images next time
+    summary.json          distances and similarities, and the settings
 
-Several places after one --source or --target are one domain (ImageNet and iNaturalist; CUB and NABirds). Each --target
-chooses its own --k classes, and classes.txt is the union: `--target cub:A nabirds:B --target DOGS --k 400 100`.
-
-To pre-train on classes of several sources, `--link DIR` makes folders DIR/<source>__<class> of links to their images:
-a data set `name: image_folder, root: DIR` is then the union.
+Several places after one --source or --target form one domain (ImageNet and iNaturalist; CUB and NABirds). For each
+--target, --k classes are selected, and classes.txt is the union: `--target cub:A nabirds:B --target DOGS --k 400 100`.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data import DataError, LabeledImages
-from data.classification.class_lists import by_source, link, require_linkable, write_lists
-from data.classification.labeled_images import read_classes
-from mtsp import transfer
-from mtsp.config import ConfigError
+from mtsp.config import Config, ConfigError, parse, parse_yaml
 from mtsp.files.atomic import write_atomically
 from mtsp.files.progress import progress
-from mtsp.transfer import Centroids
-from mtsp.transfer.centroids import SUFFIX, require_same_features
-from mtsp.transfer.selection_output import Choice, write_choice
+from mtsp.text import first_names
+from mtsp.transfer.centroids import SUFFIX, Centroids, merge, require_same_features
+from mtsp.transfer.distances import GAMMA, distances, emd
+from mtsp.transfer.selection import greedy, ranking, selection_path, union
+from mtsp.transfer.selection_output import Selection, write_selection
 from tools.build import above_zero, at_least_one, run_or_say_why
-from tools.domains import class_means, images_at, named, network
 
-METHODS = ("greedy", "ranking", "neighbors")
-Domains = list[tuple[str, Centroids]]
-"""The parts of a domain, by name."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from data import LabeledConfig, LabeledImages
+
+CROP_PCT = 0.875
+"""Fraction of an image's shorter side that the network sees: DSTL's single central crop."""
+METHODS = ("greedy", "ranking")
+Domain = list[tuple[str, Centroids]]
+"""The data sets that form one domain, with their names."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     arguments = _parser().parse_args(argv)
-    budgets = _budgets(arguments)
-    _require_places(arguments)
+    from data.classification.class_lists import write_lists
+
+    ks = _ks(arguments)
+    _require_writable(arguments)
     groups = [arguments.source, *arguments.target]
-    found = _looked_up(groups)
-    own = dict(found[text] for text in arguments.source)
-    if arguments.link is not None:
-        require_linkable(arguments.link, own, overwrite=arguments.overwrite)
-    sources, *targets = _domains(groups, found, arguments, budgets)
-    source = _possible(sources, targets, arguments, budgets)
-    chosen = [
-        choose(_name(group), source, transfer.joined(group), arguments.method, k)
-        for group, k in zip(targets, budgets, strict=True)
+    places = _look_up(groups)
+    sources, *targets = _domains(groups, places, arguments, ks)
+    source = _candidates(sources, targets, arguments.min_images, ks)
+    selections = [
+        select(_name(group), source, merge(group), arguments.method, k) for group, k in zip(targets, ks, strict=True)
     ]
-    names = [source.names[index] for index in transfer.united(choice.growth.classes for choice in chosen)]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_lists(arguments.out, list(own), names, f"for {', '.join(choice.name for choice in chosen)}")
-    summaries = {
-        choice.name: write_choice(arguments.out, source, choice, arguments.method, arguments.gamma) for choice in chosen
+    names = [source.names[index] for index in union(selection.path.classes for selection in selections)]
+    own = [places[text][0] for text in arguments.source]
+    write_lists(arguments.out, own, names, f"for {', '.join(selection.name for selection in selections)}")
+    settings = {
+        "sources": arguments.source,
+        "targets": {selection.name: group for selection, group in zip(selections, arguments.target, strict=True)},
+        "k": {selection.name: k for selection, k in zip(selections, ks, strict=True)},
+        "method": arguments.method,
+        "min_images": arguments.min_images,
+        "gamma": arguments.gamma,
+        "features": source.features,
     }
-    settings = _settings(arguments, budgets, source, [choice.name for choice in chosen])
+    summaries = {
+        selection.name: write_selection(arguments.out, source, selection, arguments.method, arguments.gamma)
+        for selection in selections
+    }
     summary = json.dumps({"settings": settings, **summaries}, indent=1)
     write_atomically(arguments.out / "summary.json", summary.encode())
-    if arguments.link is not None:
-        images = {name: images for name, images in own.items() if isinstance(images, LabeledImages)}
-        classes, count = link(arguments.link, images, by_source(list(own), names))
-        print(f"{arguments.link}: {classes} classes, links to {count:,} images; the root of an image_folder")
     return 0
 
 
-def choose(name: str, source: Centroids, target: Centroids, method: str, k: int) -> Choice:
-    """Return the classes of `source` for `target`.
+def select(name: str, source: Centroids, target: Centroids, method: str, k: int) -> Selection:
+    """Select `k` classes of `source` for the target called `name`, with one of METHODS."""
+    cost_matrix = distances(source.means, target.means)
+    path = selection_path(cost_matrix, source.counts, target.counts, ranking(cost_matrix, target.counts, k))
+    ranked = path.distances
+    if method == "greedy":
+        with progress(f"for {name}", k, "classes", brief=True) as advance:
+            path = greedy(cost_matrix, source.counts, target.counts, k, advance)
+    return Selection(name, target, cost_matrix, path, ranked)
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Return name and place of `[NAME=]PLACE`; without a name, that of the file, folder or kind of data set."""
+    name, equals, place = text.partition("=")
+    if equals and place and "/" not in name:
+        return name, place
+    kind, colon, _ = text.partition(":")
+    return (kind if colon and kind in _kinds() else Path(text).resolve().stem), text
+
+
+def images_at(place: str) -> "LabeledImages":
+    """Return the labeled images at a place.
 
     Args:
-        name: of the target.
-        source: to choose from.
-        target: to come near to.
-        method: of METHODS.
-        k: how many, not more than the source has.
+        place: `cub:ROOT`, a kind of data set and its root, of which the training images are taken; a .yaml file with
+            the keys of an experiment's `dataset`; a folder with one folder per class; or a folder of images, each of
+            which is a class of its own. A folder that holds CUB-200-2011 or NABirds is read as such.
+
+    Raises:
+        DataError: there is nothing of that kind.
+        ConfigError: the .yaml file does not describe a data set.
     """
-    ground = transfer.distances(source.means, target.means)
-    ranked = transfer.growth(ground, source.counts, target.counts, transfer.ranking(ground, target.counts, k))
-    if method == "ranking":
-        grown = ranked
-    elif method == "neighbors":
-        grown = transfer.growth(ground, source.counts, target.counts, transfer.neighbors(ground, k))
-    else:
-        with progress(f"for {name}", k, "classes", brief=True) as advance:
-            grown = transfer.greedy(ground, source.counts, target.counts, k, advance)
-    return Choice(name, target, ground, grown, ranked.distances)
+    from data import MissingDataError
+
+    kind, colon, root = place.partition(":")
+    path = Path(place)
+    if colon and kind in _kinds():
+        return _build({"name": kind, "root": root}, place)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise MissingDataError(f"no file {path}")
+        return _build(parse_yaml(path.read_text(encoding="utf-8")), place)
+    if not path.is_dir():
+        known = ", ".join(f"{kind}:ROOT" for kind in _kinds())
+        raise MissingDataError(f"no folder {path}; give a folder of images, {known}, a .yaml or a {SUFFIX} file")
+    if (path / "images.txt").is_file():
+        return _build({"name": "nabirds" if (path / "hierarchy.txt").is_file() else "cub", "root": place}, place)
+    folders = any(inner.is_dir() and not inner.name.startswith(".") for inner in path.iterdir())
+    return _build({"name": "image_folder", "root": place, "each_its_own": not folders}, place)
 
 
-def _require_places(arguments: argparse.Namespace) -> None:
-    """Refuse folders that cannot be written to."""
-    for option in ("out", "cache", "link"):
-        if (folder := getattr(arguments, option)) is None:
-            continue
-        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-        if not there.is_dir():
-            raise ConfigError(f"--{option} {folder}: {there} is a file; give a folder")
-        if not os.access(there, os.W_OK):
-            raise ConfigError(f"--{option} {folder}: {there} cannot be written; give another folder")
-    if (arguments.out / "classes.txt").exists() and not arguments.overwrite:
-        raise ValueError(f"{arguments.out / 'classes.txt'} is there already; add --overwrite, or choose another --out")
+def _build(values: Any, place: str) -> "LabeledImages":
+    from data import AnyDataset, DataError, LabeledConfig
+
+    class Entry(Config):
+        dataset: AnyDataset
+
+    dataset = parse(Entry, {"dataset": values}).dataset
+    if not isinstance(dataset, LabeledConfig):
+        raise DataError(f"{place}: {dataset.name} has no classes of whole images; {', '.join(_kinds())} have")
+    return dataset.build()
 
 
-def _looked_up(groups: list[list[str]]) -> dict[str, tuple[str, LabeledImages | Centroids]]:
-    """Return name and content of all places, by what the command line says; no image is decoded."""
-    found: dict[str, tuple[str, LabeledImages | Centroids]] = {}
+def _kinds() -> dict[str, type["LabeledConfig"]]:
+    """Return the kinds of data sets of labeled images that an experiment can name."""
+    from typing import get_args
+
+    from data import AnyDataset, LabeledConfig
+
+    members = get_args(get_args(AnyDataset)[0])
+    return {get_args(m.model_fields["name"].annotation)[0]: m for m in members if issubclass(m, LabeledConfig)}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A pretrained network without its last layer."""
+
+    features: "Callable[[Tensor], Tensor]"
+    kind: str
+    """Description with a hash of the weights: equal for features that can be compared."""
+    size: int
+    """Side of the square that it sees, in pixels."""
+
+
+def pretrained(backbone: str, weights: str, size: int | None) -> Network:
+    """Return a pretrained network, on the GPU if there is one, in bf16 where the hardware has it.
+
+    Args:
+        backbone: a network of timm, or `torchvision:` and one of torchvision's.
+        weights: as for :func:`models.pretrained.load.load_branch`.
+        size: side of the square that the network sees; None: 299 for Inception-V3, else timm's, else 224.
+
+    Raises:
+        ValueError: there is no such network, or the weights do not fit it.
+        FileNotFoundError: there is no such file of weights.
+    """
+    import torch
+    from torch import nn
+
+    from models.classifier import INCEPTION, Backbone
+    from models.pretrained.load import load_branch
+    from mtsp.anchors import fingerprint
+    from mtsp.distributed.accelerator import computes_bf16
+
+    branch = nn.Module()
+    branch.backbone = Backbone(backbone, aux_head=False)
+    load_branch(branch, "backbone", weights)
+    default_cfg: dict[str, Any] = getattr(branch.backbone.network, "default_cfg", None) or {}
+    size = size or (299 if backbone == INCEPTION else int(default_cfg.get("input_size", (3, 224, 224))[-1]))
+    kind = f"{backbone} with weights {fingerprint(branch.state_dict())[:16]} at {size} px, middle {CROP_PCT:g}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = branch.backbone.eval().to(device).to(memory_format=torch.channels_last)
+    mixed = computes_bf16()
+
+    def features(frames: "Tensor") -> "Tensor":
+        frames = frames.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            return model(frames)[0]
+
+    return Network(features, kind, size)
+
+
+def class_means(name: str, images: "LabeledImages", network: Network, arguments: argparse.Namespace) -> Centroids:
+    """Return the class means of a data set, and save them under `--out`.
+
+    Raises:
+        ValueError: see :func:`mtsp.transfer.features.extract`.
+    """
+    from data.prepared import PreparedExamples
+    from mtsp.transfer.features import extract
+
+    examples = PreparedExamples(images, None, (network.size, network.size), CROP_PCT)
+    skipped: list[str] = []
+    with progress(name, len(images), "images") as advance:
+        means = extract(
+            network.features,
+            examples,
+            images.classes,
+            network.kind,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            progress=advance,
+            skipped=skipped.append if arguments.skip_unreadable else None,
+        )
+    if skipped:
+        print(f"{name}: {len(skipped)} images cannot be read: {first_names(skipped)}", file=sys.stderr)
+    file = arguments.out / "class_means" / f"{name}{SUFFIX}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    means.save(file)
+    return means
+
+
+def _look_up(groups: list[list[str]]) -> "dict[str, tuple[str, LabeledImages | Centroids]]":
+    """Return name and content of all places of the command line, without decoding an image."""
+    places: dict[str, tuple[str, LabeledImages | Centroids]] = {}
     for text in (text for group in groups for text in group):
-        name, place = named(text)
+        name, place = split_name(text)
         is_file = Path(place).suffix == SUFFIX
-        found[text] = name, Centroids.load(Path(place)) if is_file else images_at(place)
+        places[text] = name, Centroids.load(Path(place)) if is_file else images_at(place)
+    _require_unique([name for name, _ in places.values()], "places")
     for group in groups:
-        names = [found[text][0] for text in group]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ConfigError(f"two places of one domain are called {twice[0]!r}; write NAME=PLACE for one of them")
-    names = ["+".join(found[text][0] for text in group) for group in groups[1:]]
+        _require_unique([places[text][0] for text in group], "places of one domain")
+    targets = ["+".join(places[text][0] for text in group) for group in groups[1:]]
+    _require_unique(targets, "targets")
+    if "settings" in targets:
+        raise ConfigError("a target is called 'settings', which is a key of summary.json; write NAME=PLACE for it")
+    return places
+
+
+def _require_unique(names: Sequence[str], what: str) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two targets are called {twice[0]!r}; write NAME=PLACE for one of them")
-    if "settings" in names:
-        raise ConfigError("a target is called 'settings', as a part of summary.json; write NAME=PLACE for it")
-    return found
+        raise ConfigError(f"two {what} are called {twice[0]!r}; write NAME=PLACE for one of them")
 
 
 def _domains(
     groups: list[list[str]],
-    found: dict[str, tuple[str, LabeledImages | Centroids]],
+    places: "dict[str, tuple[str, LabeledImages | Centroids]]",
     arguments: argparse.Namespace,
-    budgets: list[int],
-) -> list[Domains]:
-    """Return the class means of all places; what cannot work is refused before the first image is decoded."""
-    means = {text: (name, domain) for text, (name, domain) in found.items() if isinstance(domain, Centroids)}
-    net = network(arguments.backbone, arguments.weights, arguments.size) if len(means) < len(found) else None
-    kind = "" if net is None else net.kind
-    outlines = {text: (name, _outline(domain, kind)) for text, (name, domain) in found.items()}
+    ks: Sequence[int],
+) -> list[Domain]:
+    """Return the class means of all places. Mistakes are found before the first image is decoded."""
+    network = None
+    if not all(isinstance(content, Centroids) for _, content in places.values()):
+        network = pretrained(arguments.backbone, arguments.weights, arguments.size)
+    outlines = {text: (name, _outline(content, network)) for text, (name, content) in places.items()}
     sources, *targets = [[outlines[text] for text in group] for group in groups]
-    _possible(sources, targets, arguments, budgets)
-    for text, (name, domain) in found.items():
-        if isinstance(domain, LabeledImages) and net is not None:
-            extracted = class_means(
-                name,
-                domain,
-                net,
-                arguments.cache,
-                batch_size=arguments.batch_size,
-                threads=arguments.threads,
-                skip_unreadable=arguments.skip_unreadable,
-            )
-            means[text] = name, extracted
+    _candidates(sources, targets, arguments.min_images, ks)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    means: dict[str, tuple[str, Centroids]] = {}
+    for text, (name, content) in places.items():
+        if not isinstance(content, Centroids):
+            assert network is not None
+            content = class_means(name, content, network, arguments)
+        means[text] = name, content
     return [[means[text] for text in group] for group in groups]
 
 
-def _outline(images: LabeledImages | Centroids, kind: str) -> Centroids:
-    """Return a domain without its means, which need not be known yet: enough to see whether a choice can be made."""
-    if isinstance(images, Centroids):
-        return replace(images, means=images.means[:, :0])
-    counts = np.bincount(images.targets, minlength=len(images.classes))
-    return Centroids(images.classes, np.zeros((len(counts), 0), np.float32), counts, kind)
+def _outline(content: "LabeledImages | Centroids", network: Network | None) -> Centroids:
+    """Return classes and numbers of images without the means, which need not be known yet."""
+    if isinstance(content, Centroids):
+        return replace(content, means=content.means[:, :0])
+    assert network is not None
+    counts = np.bincount(content.targets, minlength=len(content.classes))
+    return Centroids(content.classes, np.zeros((len(counts), 0), np.float32), counts, network.kind)
 
 
-def _possible(
-    sources: Domains, targets: Sequence[Domains], arguments: argparse.Namespace, budgets: Sequence[int]
-) -> Centroids:
-    """Return the source classes that may be chosen.
+def _candidates(sources: Domain, targets: Sequence[Domain], min_images: int, ks: Sequence[int]) -> Centroids:
+    """Return the source classes that may be selected.
 
     Raises:
-        ValueError: they are too few, unknown, or of other features than a target; or POT is not installed.
+        ValueError: they are too few, or their features differ from a target's; or POT is not installed.
     """
-    source = _restricted(transfer.joined(sources), arguments)
-    for k in budgets:
+    source = merge(sources).at_least(min_images)
+    for k in ks:
         if k > len(source):
             raise ConfigError(f"--k {k}: the source has {len(source)} classes to choose from")
     for group in targets:
-        require_same_features((_name(sources), source), (_name(group), transfer.joined(group)))
-    transfer.emd(np.ones((2, 2)), np.ones(2), np.ones(2))  # POT is missing now, not after an hour of features
+        require_same_features((_name(sources), source), (_name(group), merge(group)))
+    emd(np.ones((2, 2)), np.ones(2), np.ones(2))  # a missing POT shows now, not after an hour of features
     return source
 
 
-def _restricted(source: Centroids, arguments: argparse.Namespace) -> Centroids:
-    """Return the source classes that the command line allows."""
-    if arguments.among is not None:
-        wanted = read_classes(arguments.among)
-        places = {name: index for index, name in enumerate(source.names)}
-        if unknown := [name for name in wanted if name not in places]:
-            raise DataError(
-                f"{arguments.among}: {len(unknown)} of {len(wanted)} classes are not in the source, the first "
-                f"{unknown[0]!r}; its classes are named like {source.names[0]!r}"
-            )
-        source = source.taken([places[name] for name in wanted])
-    return source.at_least(arguments.min_images)
+def _require_writable(arguments: argparse.Namespace) -> None:
+    out: Path = arguments.out
+    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--out {out}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"--out {out}: {there} cannot be written; give another folder")
+    if (out / "classes.txt").exists() and not arguments.overwrite:
+        raise ConfigError(f"{out / 'classes.txt'} exists; add --overwrite, or choose another --out")
 
 
-def _settings(
-    arguments: argparse.Namespace, budgets: Sequence[int], source: Centroids, targets: Sequence[str]
-) -> dict[str, Any]:
-    """Return what the choice depends on, for summary.json."""
-    return {
-        "sources": arguments.source,
-        "targets": dict(zip(targets, arguments.target, strict=True)),
-        "k": dict(zip(targets, budgets, strict=True)),
-        "method": arguments.method,
-        "min_images": arguments.min_images,
-        "among": None if arguments.among is None else str(arguments.among),
-        "gamma": arguments.gamma,
-        "features": source.features,
-    }
+def _name(domain: Domain) -> str:
+    return "+".join(name for name, _ in domain)
 
 
-def _name(domains: Sequence[tuple[str, Centroids]]) -> str:
-    return "+".join(name for name, _ in domains)
-
-
-def _budgets(arguments: argparse.Namespace) -> list[int]:
-    """Return how many classes each target gets."""
+def _ks(arguments: argparse.Namespace) -> list[int]:
+    """Return the number of classes to select for each target."""
     targets, given = len(arguments.target), arguments.k
     if given is None:
         raise ConfigError("--k is missing; give the number of classes to choose, as DSTL's --k 200, for each --target")
@@ -239,49 +338,43 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="select_source.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    place = "[NAME=]PLACE: a folder of class folders, or of one image for each class; cub:ROOT or another data set; "
-    place += "a .yaml file as under `dataset` of an experiment; a .safetensors file of class means"
+    place = "[NAME=]PLACE: a folder of class folders, or of one image per class; cub:ROOT or another kind of data set; "
+    place += "a .yaml file with the keys of an experiment's `dataset`; a .safetensors file of class means"
     parser.add_argument("--source", nargs="+", required=True, metavar="PLACE", help=place)
     parser.add_argument("--target", nargs="+", required=True, action="append", metavar="PLACE", help="as --source")
     parser.add_argument(
-        "--k",
+        "--k", type=at_least_one, nargs="+", help="number of classes to select (required): one, or one per --target"
+    )
+    parser.add_argument("--method", choices=METHODS, default="greedy", help="how to select (default: %(default)s)")
+    parser.add_argument(
+        "--min-images",
         type=at_least_one,
-        nargs="+",
-        help="how many classes to choose, required; one number, or one per --target",
-    )
-    parser.add_argument("--method", choices=METHODS, default="greedy", help="how to choose (default: %(default)s)")
-    parser.add_argument("--among", type=Path, metavar="FILE", help="choose only among the classes in this list")
-    parser.add_argument(
-        "--min-images", type=at_least_one, default=1, help="of a source class (DSTL: 200; default: %(default)s)"
+        default=1,
+        help="leave out source classes with fewer images (DSTL: 200; default: %(default)s)",
     )
     parser.add_argument(
-        "--gamma", type=above_zero, default=transfer.GAMMA, help="of exp(-gamma EMD) (default: %(default)s)"
+        "--gamma", type=above_zero, default=GAMMA, help="similarity is exp(-gamma EMD) (default: %(default)s)"
     )
     parser.add_argument(
-        "--backbone", default="tf_efficientnet_lite0", help="of timm, or torchvision:NAME (default: %(default)s)"
+        "--backbone",
+        default="tf_efficientnet_lite0",
+        help="network of timm, or torchvision:NAME, that gives the features (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
         default="package:efficientnet-lite0",
-        help="a file, `imagenet` for a download, or package:NAME (default: %(default)s)",
+        help="its weights: a file, `imagenet` for a download, or package:NAME (default: %(default)s)",
     )
     parser.add_argument(
-        "--size", type=at_least_one, metavar="PX", help="of the image in the network (default: its own)"
+        "--size", type=at_least_one, metavar="PX", help="side of the square that it sees (default: the network's own)"
     )
-    parser.add_argument("--batch-size", type=at_least_one, default=64, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=at_least_one, default=2, help="that decode images (default: %(default)s)")
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out what cannot be read, but for --link")
+    parser.add_argument("--batch-size", type=at_least_one, default=64, help="images at once (default: %(default)s)")
     parser.add_argument(
-        "--cache", type=Path, default=Path("runs/class_means"), help="of class means (default: %(default)s)"
+        "--workers", type=at_least_one, default=2, help="threads that decode images (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, required=True, help="a folder for what is written")
-    parser.add_argument(
-        "--link",
-        type=Path,
-        metavar="DIR",
-        help="make a folder of links for each chosen class, the root of image_folder",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out, and links in --link")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     return parser
 
 

@@ -16,7 +16,7 @@ def by_source(sources: Sequence[str], names: Sequence[str]) -> dict[str, list[st
 
     Args:
         sources: their names.
-        names: of classes: of one source its own, of several `source/class`, see :func:`mtsp.transfer.joined`.
+        names: of classes: of one source its own, of several `source/class`, see :func:`mtsp.transfer.centroids.merge`.
     """
     if len(sources) == 1:
         return {sources[0]: list(names)}
@@ -47,7 +47,7 @@ def write_lists(out: Path, sources: Sequence[str], names: Sequence[str], what: s
                 "last; rename it in the source"
             )
     several = len(sources) > 1
-    note = "; use classes_<source>.txt with each data set, or --link" if several else ""
+    note = "; use classes_<source>.txt with each data set" if several else ""
     _write(out / "classes.txt", names, f"{len(names)} classes of {'+'.join(sources)} {what}{note}")
     if several:
         for source, chosen in own.items():

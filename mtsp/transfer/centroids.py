@@ -1,4 +1,4 @@
-"""A domain as its classes' mean features: one small file, to be kept, shared and compared without its images."""
+"""Class means: the mean features of a domain's classes, in a small file that can be shared without the images."""
 
 import json
 from collections.abc import Sequence
@@ -16,30 +16,30 @@ _FORMAT = "mtsp centroids 1"
 
 @dataclass(frozen=True)
 class Centroids:
-    """The classes of a domain: C of them, with D features each.
+    """Class means of a domain: C classes with D features each.
 
     Raises:
-        ValueError: shapes or names that do not fit each other, a class without images, or means that are not finite.
+        ValueError: shapes or names that do not fit each other, a class without images, or non-finite means.
     """
 
     names: tuple[str, ...]
-    """Of the classes, each once."""
+    """Class names, unique."""
 
     means: np.ndarray
     """C x D float32: the mean feature of each class's images."""
 
     counts: np.ndarray
-    """C int64: its number of images, which is its weight."""
+    """C int64: the number of images of each class, which is its weight."""
 
     features: str
-    """What the features are, in words: network, weights, image size. Only domains with equal ones can be compared."""
+    """Description of the features: network, weights, image size. Only domains with equal ones can be compared."""
 
     def __post_init__(self) -> None:
         classes = len(self.names)
         if not classes or self.means.ndim != 2 or self.means.shape[0] != classes or self.counts.shape != (classes,):
             raise ValueError(
-                f"{classes} class names, means of shape {self.means.shape} and counts of shape {self.counts.shape} do "
-                "not belong together"
+                f"{classes} class names do not fit means of shape {self.means.shape} and counts of shape "
+                f"{self.counts.shape}"
             )
         if len(set(self.names)) < classes:
             twice = next(name for name in self.names if self.names.count(name) > 1)
@@ -59,10 +59,10 @@ class Centroids:
         return Centroids(tuple(self.names[i] for i in rows), self.means[rows], self.counts[rows], self.features)
 
     def at_least(self, images: int) -> "Centroids":
-        """Return the classes that have so many images. DSTL drops source classes of less than 200, for speed.
+        """Return the classes with at least `images` images. DSTL drops source classes with fewer than 200, for speed.
 
         Raises:
-            ValueError: no class has.
+            ValueError: no class has so many.
         """
         rows = np.flatnonzero(self.counts >= images).tolist()
         if not rows:
@@ -72,7 +72,7 @@ class Centroids:
         return self if len(rows) == len(self) else self.taken(rows)
 
     def save(self, path: Path) -> None:
-        """Write the domain as safetensors, atomically; its names and what its features are go into the header."""
+        """Write a safetensors file, atomically; class names and the description of the features are in its header."""
         from safetensors.numpy import save
 
         metadata = {"format": _FORMAT, "names": json.dumps(self.names), "features": self.features}
@@ -81,11 +81,11 @@ class Centroids:
 
     @classmethod
     def load(cls, path: Path) -> "Centroids":
-        """Return the domain in the file at `path`.
+        """Read class means from a file.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or not what :meth:`save` writes.
+            ValueError: it is damaged, or was not written by :meth:`save`.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -95,18 +95,18 @@ class Centroids:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise ValueError("these are other tensors than class means")
+                    raise ValueError("its tensors are no class means")
                 names = tuple(json.loads(metadata["names"]))
                 return cls(names, file.get_tensor("means"), file.get_tensor("counts"), metadata["features"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read as class means: {error}") from error
 
 
-def joined(domains: Sequence[tuple[str, Centroids]]) -> Centroids:
-    """Return the classes of several domains as one domain, each class named `domain/class`; one alone is unchanged.
+def merge(domains: Sequence[tuple[str, Centroids]]) -> Centroids:
+    """Merge domains into one, its classes named `domain/class`. A single domain is returned unchanged.
 
     Raises:
-        ValueError: their features are not the same, or two domains have one name.
+        ValueError: their features differ, or two domains have the same name.
     """
     for name, domain in domains[1:]:
         require_same_features(domains[0], (name, domain))
@@ -121,10 +121,10 @@ def joined(domains: Sequence[tuple[str, Centroids]]) -> Centroids:
 
 
 def require_same_features(one: tuple[str, Centroids], other: tuple[str, Centroids]) -> None:
-    """Raise ValueError unless two named domains have the same kind of features: other distances mean nothing."""
+    """Raise ValueError unless two named domains have the same kind of features; else distances have no meaning."""
     ours, theirs = one[1].features, other[1].features
     if ours != theirs:
         raise ValueError(
-            f"{one[0]} and {other[0]} cannot be compared: the features of the first are of {ours}, those of the "
-            f"second of {theirs}; extract both with the same network"
+            f"{one[0]} and {other[0]} cannot be compared: features of {one[0]} are from {ours}, features of {other[0]} "
+            f"from {theirs}; extract both with the same network"
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 SHOWN = 60
-"""Classes on each side that have a line of their own; the rest share the last one."""
+"""Number of classes drawn on each side; the lightest others share the last line."""
 
 _SYNSET = re.compile(r"^(?:[^/]*/)?(?:n\d{8}_|\d{3,4}\.)")  # n01440764_tench, 001.Black_footed_Albatross
 _FAINT = 0.002  # of all mass: thinner bands are not drawn
@@ -17,15 +17,15 @@ _LONGEST = 30
 
 
 def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Sequence[str], title: str) -> None:
-    """Write a PNG of `plan`: source classes on the left, target classes on the right, a band for what goes between.
+    """Write a PNG of a transport plan: source classes left, target classes right, a band for the mass between two.
 
-    The height of a class is its share of its domain's mass, and a band has the color of its target class. Beyond
+    A class is as high as its fraction of its domain's mass; a band has the color of its target class. Beyond
     :data:`SHOWN` classes on a side, those with the least mass are drawn as one.
 
     Args:
         path: a .png file.
         plan: n x m, sum 1.
-        sources: n names; a synset's or CUB's number in front is not shown.
+        sources: n names, shown without the number of a synset or of CUB in front.
         targets: m names.
         title: above the figure.
     """
@@ -56,8 +56,8 @@ def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Seq
             axes.text(side, (low + high) / 2, f"{name}  {high - low:.1%}" if x else f"{high - low:.1%}  {name}",
                       ha=align, va="center", fontsize=8)  # fmt: skip
     for side, align, heading in (
-        (-0.02, "right", "share of the source, its class"),
-        (1.02, "left", "target class, its share"),
+        (-0.02, "right", "fraction of the source, class"),
+        (1.02, "left", "target class, fraction"),
     ):
         axes.text(side, -0.02, heading, ha=align, va="bottom", fontsize=8, style="italic", color=(0.35, 0.35, 0.35))
     axes.set_xlim(-0.012, 1.012)
@@ -68,13 +68,13 @@ def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Seq
 
 
 def plain(name: str) -> str:
-    """Return a class name as people say it: `n01530575_brambling` is brambling, `012.Yellow_Bird` Yellow Bird."""
+    """Return a readable class name: `n01530575_brambling` is brambling, `012.Yellow_Bird` is Yellow Bird."""
     name = _SYNSET.sub("", name).replace("_", " ").strip() or name
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
 def untangled(plan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return an order of rows and of columns in which few bands cross: each at the mean place of what it goes to."""
+    """Return an order of rows and columns in which few bands cross: each near the mean place of its partners."""
     rows, columns = np.arange(plan.shape[0]), np.arange(plan.shape[1])
     row_place, column_place = np.zeros(len(rows)), np.linspace(0, 1, len(columns))
     for _ in range(20):
@@ -84,7 +84,7 @@ def untangled(plan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _places(centers: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Return where the middles of the classes are when they are stacked in the order of `centers`."""
+    """Return the middle of each class when classes are stacked in the order of `centers`."""
     order = np.argsort(centers, kind="stable")
     places = np.empty(len(centers))
     places[order] = np.cumsum(mass[order]) - mass[order] / 2
@@ -102,12 +102,12 @@ def _gathered(plan: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]
 
 
 def _last(order: np.ndarray, gathered: bool) -> np.ndarray:
-    """Return the order with the line of the others, the one of the highest number, at the end."""
+    """Return the order with the line of the others (the highest index) at the end."""
     return np.append(order[order != order.max()], order.max()) if gathered else order
 
 
 def _stacked(mass: np.ndarray) -> list[tuple[float, float]]:
-    """Return low and high end of each class; both sides get the same height, whatever their number of classes."""
+    """Return low and high end of each class; both sides get the same height for any number of classes."""
     gap = _GAP / max(1, len(mass) - 1) if len(mass) > 1 else 0.0
     ends = np.cumsum(mass) + gap * np.arange(len(mass))
     return [(float(end - m), float(end)) for end, m in zip(ends, mass, strict=True)]

@@ -1,7 +1,6 @@
-"""The program that chooses source classes: what it writes, and what it says of what people get wrong."""
+"""select_source: what it writes, and its messages for mistakes on the command line."""
 
 import csv
-import hashlib
 import json
 import os
 import shlex
@@ -11,14 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from data.files.images import read_image, write_image
-from mtsp.files.hash_cache import digests
+from data.files.images import write_image
 from mtsp.files.progress import progress
-from mtsp.transfer import Centroids
+from mtsp.transfer.centroids import Centroids
 from mtsp.transfer.figure import plain, untangled
 from tools.build import run_or_say_why
-from tools.domains import images_at, named
-from tools.select_source import _budgets, _parser, main
+from tools.select_source import _ks, _parser, images_at, main, split_name
 
 pytest.importorskip("ot", reason="POT is not installed: pip install mtsp[transfer]")
 
@@ -45,7 +42,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_everything_is_written(source: str, target: str, tmp_path: Path) -> None:
+def test_all_files_are_written(source: str, target: str, tmp_path: Path) -> None:
     """Chosen: crow (or another at 5), then duck; half the mass moves 0 and half 0.5: EMD 0.25."""
     out = tmp_path / "out"
     assert main(["--source", source, "--target", target, "--k", "2", "--out", str(out)]) == 0
@@ -61,7 +58,7 @@ def test_everything_is_written(source: str, target: str, tmp_path: Path) -> None
         ("duck", "goose", 0.5),
     ]
     summary = json.loads((out / "summary.json").read_text())["birds"]
-    assert summary["2 by greedy growth"]["emd"] == pytest.approx(0.25)
+    assert summary["2 by greedy"]["emd"] == pytest.approx(0.25)
     assert summary["2 by ranking"]["emd"] >= 0.25
     assert (out / "birds.png").read_bytes().startswith(b"\x89PNG")
 
@@ -74,7 +71,7 @@ def test_the_commands_that_are_shown_can_be_given() -> None:
         assert commands
         for command in commands:
             arguments = _parser().parse_args(shlex.split(command, comments=True)[2:])
-            assert _budgets(arguments) == [100]
+            assert _ks(arguments) == [100]
 
 
 def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,11 +97,10 @@ def test_several_targets_get_a_union_and_several_sources_a_list_each(source: str
     assert (out / "classes_b.txt").read_text().splitlines()[1:] == ["swan"]
 
 
-def test_only_what_is_allowed_is_chosen(source: str, target: str, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("raven\ncar\n")
-    arguments = ["--source", source, "--target", target, "--among", str(tmp_path / "list.txt"), "--min-images", "2"]
-    main([*arguments, "--k", "1", "--out", str(tmp_path / "out")])
-    assert (tmp_path / "out/classes.txt").read_text().splitlines()[1:] == ["raven"]
+def test_classes_with_too_few_images_are_never_selected(source: str, target: str, tmp_path: Path) -> None:
+    """All three classes of 5 images are selected; car, with one image, is not among them."""
+    main(["--source", source, "--target", target, "--min-images", "2", "--k", "3", "--out", str(tmp_path / "out")])
+    assert sorted((tmp_path / "out/classes.txt").read_text().splitlines()[1:]) == ["crow", "duck", "raven"]
 
 
 @pytest.fixture
@@ -116,7 +112,7 @@ def net(tmp_path: Path) -> list[str]:
     torch.manual_seed(0)
     torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "net.pth")
     arguments = ["--backbone", "test_efficientnet", "--weights", str(tmp_path / "net.pth"), "--size", "32"]
-    return [*arguments, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--overwrite"]
+    return [*arguments, "--out", str(tmp_path / "out"), "--overwrite"]
 
 
 def images(root: Path, names: list[str]) -> str:
@@ -128,81 +124,20 @@ def images(root: Path, names: list[str]) -> str:
     return str(root)
 
 
-def test_the_cache_goes_by_the_bytes(tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A copy with other times is found in it; other pixels of the same size and time are not."""
-    place = images(tmp_path / "set", ["a/1", "b/1"])
-    main(["--source", place, "--target", f"same={place}", "--k", "1", *net])
-    (cached,) = (tmp_path / "cache").glob("*.safetensors")
-    main(["--source", f"kept={cached}", place, "--target", str(cached), "--k", "4", *net])  # both kinds in one domain
-    copy = images(tmp_path / "copy", ["a/1", "b/1"])
-    os.utime(tmp_path / "copy/a/1.png", (1, 1))
-    capsys.readouterr()
-    main(["--source", copy, "--target", f"same={copy}", "--k", "1", *net])
-    assert capsys.readouterr().err.count("class means of 2 images from") == 2
-    changed = tmp_path / "copy/a/1.png"
-    data = bytearray(changed.read_bytes())
-    data[-20] ^= 1  # in the checksum of the last chunk or the end of the pixels: other bytes, as many of them
-    changed.write_bytes(data)
-    os.utime(changed, (1, 1))
-    with pytest.raises(ValueError, match=r"1\.png"):  # read again, and found to be damaged
-        main(["--source", copy, "--target", f"same={copy}", "--k", "1", *net])
-
-
-def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a file is known by is not its content alone: the digest in the index is believed while nothing changes."""
-    monkeypatch.setattr("mtsp.files.hash_cache._SETTLED", -1)
-    file, index = tmp_path / "file", tmp_path / "index.jsonl"
-    file.write_bytes(b"one")
-    true = digests([file, tmp_path / "none"], index, 1)
-    assert true == [hashlib.sha256(b"one").hexdigest(), ""]
-    index.write_text(index.read_text().replace(true[0], "f" * 64) + '\n["cut o')
-    assert digests([file], index, 1) == ["f" * 64]
-    before = file.stat()
-    file.write_bytes(b"two")
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert digests([file], index, 1) == [hashlib.sha256(b"two").hexdigest()]
-
-
 def test_mistakes_are_found_before_the_features(
     tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = images(tmp_path / "set", ["a/1", "b/1"])
     other = domain(tmp_path / "other.safetensors", {"rook": (0.0, 1)}, features="g")
-    (tmp_path / "list.txt").write_text("c\n")
     given = ["--source", place, *net, "--target"]
     for arguments, message in [
         ([*given, f"same={place}", "--k", "3"], "--k 3: the source has 2 classes"),
         ([*given, f"same={place}", "--k", "1", "--min-images", "2"], "none of 2 classes has 2 images"),
-        ([*given, f"same={place}", "--k", "1", "--among", str(tmp_path / "list.txt")], "the first 'c'"),
         ([*given, other, "--k", "1"], "cannot be compared"),
     ]:
         assert run_or_say_why(lambda arguments=arguments: main(arguments)) == 1
         assert message in capsys.readouterr().err
-    assert not (tmp_path / "cache").exists()
-
-
-def test_links_make_one_data_set_of_several_sources(tmp_path: Path, net: list[str]) -> None:
-    """One image of noise in each class; the target has those of m1's a and of m2's b/x and b/y, which has two."""
-    one = images(tmp_path / "m1", ["a/1"])
-    images(tmp_path / "more", ["0/0", "1/1", "2/2", "3/3"])
-    (tmp_path / "m2/b/x").mkdir(parents=True)
-    (tmp_path / "m2/b/y").mkdir()
-    for inner, name in (("x", "1/1"), ("y", "2/2")):
-        (tmp_path / "more" / f"{name}.png").rename(tmp_path / f"m2/b/{inner}/same.png")
-    unused = images(tmp_path / "m3", ["c/1", "c/2", "c/3", "c/4"])
-    links = tmp_path / "links"
-    among = tmp_path / "among.txt"
-    among.write_text("m1/a\nm2/b\n")
-    arguments = ["--source", one, str(tmp_path / "m2"), unused, "--target", f"t={one}", "--among", str(among)]
-    for _ in range(2):  # the second time over the first one's
-        main([*arguments, "--k", "2", "--link", str(links), *net])
-        found = images_at(str(links))
-        assert found.classes == ("m1__a", "m2__b")
-        assert found.ids == ["m1__a/1", "m2__b/same", "m2__b/same~2"]
-        assert found[0].get("label") == 0
-        np.testing.assert_array_equal(found[2]["frame"], read_image(tmp_path / "m2/b/y/same.png"))
-    assert (tmp_path / "out/classes_m2.txt").read_text().splitlines()[1:] == ["b"]
-    assert not (tmp_path / "out/classes_m3.txt").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["#1 pencil", "a\tb", " b", "a\u2028b"])
@@ -241,7 +176,6 @@ def test_the_size_with_the_lowest_distance_is_said(
         "k": {"birds": 4},
         "method": "greedy",
         "min_images": 1,
-        "among": None,
         "gamma": 2.0,
         "features": "f",
     }
@@ -262,41 +196,27 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds(
     ]
 
 
-def test_images_become_features_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two class folders of noise against themselves, seen by a small network of random weights: EMD 0, then cached."""
-    import timm
-    import torch
-
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "net.pth")
-    rng = np.random.default_rng(0)
-    for name in ("a/1", "a/2", "b/1"):
-        path = tmp_path / "set" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path, rng.integers(0, 255, (40, 50, 3), dtype=np.uint8))
-    arguments = ["--source", str(tmp_path / "set"), "--target", f"same={tmp_path / 'set'}", "--k", "2"]
-    arguments += ["--backbone", "test_efficientnet", "--weights", str(tmp_path / "net.pth"), "--size", "32"]
-    arguments += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
-    main(arguments)
-    assert json.loads((tmp_path / "out/summary.json").read_text())["same"]["all 2 classes"]["emd"] == 0
-    capsys.readouterr()
-    main([*arguments, "--overwrite"])
-    assert "class means of 3 images from" in capsys.readouterr().err
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+def test_images_become_class_means_that_can_be_given_instead(tmp_path: Path, net: list[str]) -> None:
+    """Two class folders of noise against themselves: EMD 0. The saved class means give the same, alone or mixed."""
+    place = images(tmp_path / "set", ["a/1", "a/2", "b/1"])
+    main(["--source", place, "--target", f"same={place}", "--k", "2", *net])
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["same"]["all 2 classes"]["emd"] == 0
+    saved = tmp_path / "out/class_means/set.safetensors"
+    means = Centroids.load(saved)
+    assert (means.names, means.counts.tolist()) == (("a", "b"), [2, 1])
+    main(["--source", f"kept={saved}", place, "--target", f"same={saved}", "--k", "4", *net])
+    again = json.loads((tmp_path / "out/summary.json").read_text())
+    assert again["same"]["all 4 classes"]["emd"] == 0
+    assert again["settings"]["features"] == summary["settings"]["features"]
 
 
-def test_images_that_were_passed_over_before_a_stop_are_not_forgotten(
-    tmp_path: Path, net: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_unreadable_images_are_left_out_if_asked(
+    tmp_path: Path, net: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A stop after the first of two batches, which has a damaged image: nothing is kept as the whole domain's."""
     place = images(tmp_path / "set", ["a/1", "a/2", "b/1", "b/2"])
     (tmp_path / "set/a/2.png").write_bytes(b"rubbish")
     arguments = ["--source", place, "--target", f"same={place}", "--k", "2", "--batch-size", "2", *net]
-    with monkeypatch.context() as patched:
-        patched.setattr("tools.domains.StopSignals.received", lambda self: True)
-        with pytest.raises(KeyboardInterrupt):
-            main([*arguments, "--skip-unreadable"])
-    assert len(list((tmp_path / "cache").glob("*.partial.safetensors"))) == 1
     with pytest.raises(ValueError, match=r"a/2\.png"):
         main(arguments)
     capsys.readouterr()
@@ -304,7 +224,7 @@ def test_images_that_were_passed_over_before_a_stop_are_not_forgotten(
     said = capsys.readouterr().err
     assert "set: 1 images cannot be read: " in said
     assert "a/2.png" in said
-    assert not list((tmp_path / "cache").glob("*.safetensors"))
+    assert Centroids.load(tmp_path / "out/class_means/set.safetensors").counts.tolist() == [1, 2]
 
 
 def test_a_folder_of_single_images_has_a_class_for_each(tmp_path: Path) -> None:
@@ -315,9 +235,9 @@ def test_a_folder_of_single_images_has_a_class_for_each(tmp_path: Path) -> None:
 
 
 def test_places_are_named_after_what_they_are() -> None:
-    assert named("cub:/data/CUB") == ("cub", "cub:/data/CUB")
-    assert named("birds=cub:/data/CUB") == ("birds", "cub:/data/CUB")
-    assert named("/data/a=b/set") == ("set", "/data/a=b/set")
+    assert split_name("cub:/data/CUB") == ("cub", "cub:/data/CUB")
+    assert split_name("birds=cub:/data/CUB") == ("birds", "cub:/data/CUB")
+    assert split_name("/data/a=b/set") == ("set", "/data/a=b/set")
 
 
 def test_names_are_shown_as_people_say_them() -> None:
@@ -344,34 +264,26 @@ def broken(tmp_path: Path) -> Path:
 
 def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = broken(tmp_path)
-    images(tmp_path / "full", ["a/1"])
     (folder / "empty").mkdir()
-    (tmp_path / "list.txt").write_text("crow\nravne\n")
     other = domain(tmp_path / "other.safetensors", {"rook": (0.0, 1)}, features="g")
     out = tmp_path / "out"
     (tmp_path / "done").mkdir()
     (tmp_path / "done/classes.txt").write_text("")
     given = ["--source", source, "--target", target, "--out", str(out)]
     (tmp_path / "file").write_text("")
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken/mine.txt").write_text("")
     to = ["--target", target, "--out", str(out), "--k", "1"]
     for arguments, message in [
         ([*given, "--k", "5"], "--k 5: the source has 4 classes"),
         (given, "--k is missing; give the number of classes to choose"),
         ([*given, "--k", "1", "2"], "--k has 2 numbers for 1 targets"),
-        (
-            [*given, "--k", "1", "--among", str(tmp_path / "list.txt")],
-            "1 of 2 classes are not in the source, the first 'ravne'",
-        ),
         ([*given, "--k", "1", "--min-images", "9"], "none of 4 classes has 9 images"),
         (
             ["--source", source, "--target", other, "--out", str(out), "--k", "1"],
-            "cannot be compared: the features of the first",
+            "cannot be compared: features of src are from f",
         ),
         (
             ["--source", source, source, "--target", target, "--out", str(out), "--k", "1"],
-            "are called 'src'; write NAME=PLACE",
+            "two places of one domain are called 'src'; write NAME=PLACE",
         ),
         (["--source", str(tmp_path / "no"), *to], "no folder"),
         (
@@ -383,13 +295,11 @@ def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys:
             "1 of 3 classes have no images (empty)",
         ),
         (["--source", "davis:/x", *to], "no folder davis:/x"),
-        (["--source", source, "--target", target, "--out", str(tmp_path / "done"), "--k", "1"], "is there already"),
-        (["--source", source, "--target", target, "--out", str(tmp_path / "file"), "--k", "1"], "file is a file; give"),
-        ([*given, "--k", "1", "--link", str(tmp_path / "links")], "--link needs images, and src is a file of class"),
         (
-            ["--source", str(tmp_path / "full"), *given[2:], "--k", "1", "--link", str(tmp_path / "taken")],
-            "something is in it; add --overwrite",
+            ["--source", source, "--target", target, "--out", str(tmp_path / "done"), "--k", "1"],
+            "classes.txt exists; add --overwrite",
         ),
+        (["--source", source, "--target", target, "--out", str(tmp_path / "file"), "--k", "1"], "file is a file; give"),
     ]:
         assert run_or_say_why(lambda arguments=arguments: main(arguments)) == 1, message
         said = capsys.readouterr().err

@@ -24,8 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtsp.transfer import distances, emd
-from mtsp.transfer.distances import shares
+from mtsp.transfer.distances import class_weights, distances, emd
 from tools.bench.timing import forget_peak, machine, medians, peak_memory
 
 Domains = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -80,27 +79,32 @@ def made_up(n: int, m: int, features: int) -> Domains:
 def by_pyemd(backend: str) -> Solver:
     """Return pyemd on the padded square."""
 
-    def solve(ground: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
+    def solve(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
         import pyemd  # pyright: ignore[reportMissingImports]
 
-        n, m = ground.shape
+        n, m = cost_matrix.shape
         square = np.zeros((n + m, n + m))
-        square[:n, n:] = ground
-        square[n:, :n] = ground.T
-        a, b = np.concatenate([shares(source), np.zeros(m)]), np.concatenate([np.zeros(n), shares(target)])
+        square[:n, n:] = cost_matrix
+        square[n:, :n] = cost_matrix.T
+        a, b = (
+            np.concatenate([class_weights(source), np.zeros(m)]),
+            np.concatenate([np.zeros(n), class_weights(target)]),
+        )
         return pyemd.emd(a, b, square, backend=backend)
 
     return solve
 
 
-def by_linprog(ground: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
+def by_linprog(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
     """Solve the linear program with HiGHS, its constraints sparse."""
     from scipy.optimize import linprog
     from scipy.sparse import eye_array, kron, vstack
 
-    n, m = ground.shape
+    n, m = cost_matrix.shape
     sums = vstack([kron(eye_array(n), np.ones((1, m))), kron(np.ones((1, n)), eye_array(m))]).tocsr()
-    return linprog(ground.ravel(), A_eq=sums, b_eq=np.concatenate([shares(source), shares(target)])).fun
+    return linprog(
+        cost_matrix.ravel(), A_eq=sums, b_eq=np.concatenate([class_weights(source), class_weights(target)])
+    ).fun
 
 
 SOLVERS: dict[str, tuple[str, str, Solver, str]] = {
@@ -169,16 +173,16 @@ def _in_a_process(key: str, size: Size, limit: float) -> Measured | str:
 
 def _measure(key: str, size: Size, found: Connection) -> None:
     x, y, source, target = made_up(*size)
-    ground = distances(x, y)
+    cost_matrix = distances(x, y)
     _, _, solver, _ = SOLVERS[key]
     for program in (solver, emd):
-        program(ground[:4, :4], source[:4], target[:4])  # imports do not count
+        program(cost_matrix[:4, :4], source[:4], target[:4])  # imports do not count
     forget_peak()
     before, start = peak_memory(), time.perf_counter()
-    value = float(solver(ground, source, target))
+    value = float(solver(cost_matrix, source, target))
     once, memory = time.perf_counter() - start, peak_memory() - before
-    fast = {key: partial(solver, ground, source, target)} if once < SLOW else {}
-    seconds = medians({"ours": partial(emd, ground, source, target)} | fast, ROUNDS)
+    fast = {key: partial(solver, cost_matrix, source, target)} if once < SLOW else {}
+    seconds = medians({"ours": partial(emd, cost_matrix, source, target)} | fast, ROUNDS)
     found.send(Measured(seconds.get(key, once), seconds["ours"], memory, value))
 
 

@@ -11,18 +11,18 @@ from scipy.optimize import linprog
 from scipy.sparse import eye_array, kron
 from scipy.spatial.distance import cdist
 
-from mtsp.transfer import distances, emd, similarity, single_class, transport
+from mtsp.transfer.distances import distances, emd, similarity, single_class, transport
 
 pytest.importorskip("ot", reason="POT is not installed: pip install mtsp[transfer]")
 
 
-def linear_program(ground: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+def linear_program(cost_matrix: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     """Least cost of moving a to b, as the linear program that it is: a row sum and a column sum for each class."""
-    n, m = ground.shape
+    n, m = cost_matrix.shape
     equal = np.concatenate(
         [kron(eye_array(n), np.ones((1, m))).toarray(), kron(np.ones((1, n)), eye_array(m)).toarray()]
     )
-    found = linprog(ground.ravel(), A_eq=equal, b_eq=np.concatenate([a / a.sum(), b / b.sum()]), method="highs")
+    found = linprog(cost_matrix.ravel(), A_eq=equal, b_eq=np.concatenate([a / a.sum(), b / b.sum()]), method="highs")
     assert found.success
     return found.fun
 
@@ -35,26 +35,26 @@ def domain(seed: int, classes: int, features: int = 16) -> tuple[np.ndarray, np.
 def test_mass_goes_the_cheapest_way() -> None:
     """Sources at 0 and 10 with 3 and 1 images, targets at 1 and 12 with 2 each: 1/2 goes 0 -> 1, 1/4 goes 10 -> 12, and
     the last quarter must go 0 -> 12: 0.5 * 1 + 0.25 * 2 + 0.25 * 12 = 4."""
-    ground = distances(np.array([[0.0], [10.0]]), np.array([[1.0], [12.0]]))
-    found = transport(ground, np.array([3, 1]), np.array([2, 2]))
+    cost_matrix = distances(np.array([[0.0], [10.0]]), np.array([[1.0], [12.0]]))
+    found = transport(cost_matrix, np.array([3, 1]), np.array([2, 2]))
     assert found.distance == pytest.approx(4.0, abs=1e-12)
     np.testing.assert_allclose(found.plan, [[0.5, 0.25], [0.0, 0.25]], atol=1e-12)
 
 
 def test_with_as_many_equal_classes_it_is_the_best_assignment() -> None:
-    ground = distances(domain(1, 6)[0], domain(2, 6)[0])
-    best = min(sum(ground[i, j] for i, j in enumerate(order)) / 6 for order in permutations(range(6)))
-    assert emd(ground, np.ones(6), np.full(6, 7)) == pytest.approx(best, abs=1e-12)
+    cost_matrix = distances(domain(1, 6)[0], domain(2, 6)[0])
+    best = min(sum(cost_matrix[i, j] for i, j in enumerate(order)) / 6 for order in permutations(range(6)))
+    assert emd(cost_matrix, np.ones(6), np.full(6, 7)) == pytest.approx(best, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 15), m=st.integers(1, 15), seed=st.integers(0, 10**6))
 def test_it_is_the_optimum_of_the_linear_program(n: int, m: int, seed: int) -> None:
     (x, a), (y, b) = domain(seed, n), domain(seed + 1, m)
-    ground = distances(x, y)
-    found = transport(ground, a, b)
-    assert found.distance == pytest.approx(linear_program(ground, a, b), abs=1e-9)
-    assert np.vdot(found.plan, ground) == pytest.approx(found.distance, abs=1e-12)
+    cost_matrix = distances(x, y)
+    found = transport(cost_matrix, a, b)
+    assert found.distance == pytest.approx(linear_program(cost_matrix, a, b), abs=1e-9)
+    assert np.vdot(found.plan, cost_matrix) == pytest.approx(found.distance, abs=1e-12)
     np.testing.assert_allclose(found.plan.sum(axis=1), a / a.sum(), atol=1e-12)
     np.testing.assert_allclose(found.plan.sum(axis=0), b / b.sum(), atol=1e-12)
 
@@ -72,17 +72,17 @@ def test_it_is_symmetric_and_zero_on_itself(n: int, m: int, seed: int) -> None:
 @given(n=st.integers(1, 20), m=st.integers(1, 20), seed=st.integers(0, 10**6))
 def test_a_class_alone_is_as_far_as_the_mean_distance_to_the_targets_images(n: int, m: int, seed: int) -> None:
     (x, a), (y, b) = domain(seed, n), domain(seed + 1, m)
-    ground = distances(x, y)
-    alone = single_class(ground, b)
+    cost_matrix = distances(x, y)
+    alone = single_class(cost_matrix, b)
     for i in range(n):
-        assert alone[i] == pytest.approx(sum(ground[i, j] * b[j] for j in range(m)) / b.sum(), abs=1e-12)
-    assert alone[0] == pytest.approx(linear_program(ground[:1], a[:1], b), abs=1e-9)
-    assert emd(ground[:1], a[:1], b) == pytest.approx(alone[0], abs=1e-12)
+        assert alone[i] == pytest.approx(sum(cost_matrix[i, j] * b[j] for j in range(m)) / b.sum(), abs=1e-12)
+    assert alone[0] == pytest.approx(linear_program(cost_matrix[:1], a[:1], b), abs=1e-9)
+    assert emd(cost_matrix[:1], a[:1], b) == pytest.approx(alone[0], abs=1e-12)
 
 
 def test_a_class_without_images_takes_and_gives_nothing() -> None:
-    ground = distances(np.array([[0.0], [5.0], [9.0]]), np.array([[1.0], [9.0]]))
-    found = transport(ground, np.array([1, 0, 1]), np.array([4, 4]))  # 0 -> 1 and 9 -> 9, half the mass each
+    cost_matrix = distances(np.array([[0.0], [5.0], [9.0]]), np.array([[1.0], [9.0]]))
+    found = transport(cost_matrix, np.array([1, 0, 1]), np.array([4, 4]))  # 0 -> 1 and 9 -> 9, half the mass each
     assert found.distance == pytest.approx(0.5, abs=1e-12)
     np.testing.assert_allclose(found.plan, [[0.5, 0], [0, 0], [0, 0.5]], atol=1e-12)
 
@@ -91,13 +91,13 @@ def test_a_class_without_images_takes_and_gives_nothing() -> None:
 def test_the_unit_of_the_distances_does_not_matter(exponent: int) -> None:
     """In a unit 2**27 times as large all numbers are 2**27 times smaller, to the last bit; the plan is the same."""
     (x, a), (y, b) = domain(7, 60), domain(8, 40)
-    ground = distances(x, y)
-    expected = transport(ground, a, b)
-    found = transport(np.ldexp(ground, exponent), a, b)
+    cost_matrix = distances(x, y)
+    expected = transport(cost_matrix, a, b)
+    found = transport(np.ldexp(cost_matrix, exponent), a, b)
     assert math.ldexp(found.distance, -exponent) == expected.distance
     assert np.array_equal(found.plan, expected.plan)
     assert np.array_equal(np.ldexp(found.prices, -exponent), expected.prices)
-    assert expected.distance == pytest.approx(linear_program(ground, a, b), abs=1e-9)
+    assert expected.distance == pytest.approx(linear_program(cost_matrix, a, b), abs=1e-9)
 
 
 def test_distances_are_those_of_every_pair() -> None:
@@ -131,9 +131,9 @@ def test_similarity_is_that_of_the_published_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ground", "source", "target", "message"),
+    ("cost_matrix", "source", "target", "message"),
     [
-        (np.ones((2, 3)), [1, 1], [1, 1], r"2 source classes and 2 target classes need .* they are \(2, 3\)"),
+        (np.ones((2, 3)), [1, 1], [1, 1], r"shape \(2, 3\) does not fit 2 source classes \(rows\) and 2 target"),
         (np.ones((0, 2)), [], [1, 1], "at least one of each"),
         (np.full((1, 1), np.nan), [1], [1], "not finite; the features hold NaN"),
         (np.array([[1.0, -0.5]]), [1], [1, 1], "distances between classes are 0 or more; the smallest is -0.5"),
@@ -143,10 +143,10 @@ def test_similarity_is_that_of_the_published_table() -> None:
     ],
 )
 def test_what_cannot_be_moved_is_said_in_one_line(
-    ground: np.ndarray, source: list[float], target: list[float], message: str
+    cost_matrix: np.ndarray, source: list[float], target: list[float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        transport(ground, np.array(source), np.array(target))
+        transport(cost_matrix, np.array(source), np.array(target))
     assert "\n" not in str(error.value)
 
 
