@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 GAMMA = 0.01
-"""DSTL's value, for its ResNet-101 features, whose distances between domains are 38 to 64. At another scale of features,
-compare distances, or their ratios to the median distance between classes, instead of similarities."""
+"""DSTL's value, for its ResNet-101 features, whose distances between domains are 38 to 64. For other features, compare
+distances, or their ratios to the median distance between classes, instead of similarities."""
 
 _NEAR = 1e-4  # relative to squared lengths: below, cancellation in the matrix product exceeds 5e-12 of a distance
 _ROWS = 512  # source classes at a time: 8 MiB at 2048 features; with 128, threads spend their time synchronizing
