@@ -1,13 +1,13 @@
-"""Networks. A network is chosen in a config by its `name`; to add one, add its config here."""
+"""Networks. A config chooses one by its `name`; to add a network, add its config to `AnyModel`."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from models.classifier import ClassifierConfig
-from models.encnet.network import EncNetConfig
-from models.flow.flownets import FlowNetConfig
-from models.segflow.network import SegFlowConfig
+from models.encnet import EncNetConfig
+from models.flow import FlowNetConfig
+from models.segflow import SegFlowConfig
 
 AnyModel = Annotated[SegFlowConfig | FlowNetConfig | EncNetConfig | ClassifierConfig, Field(discriminator="name")]
-"""The config of any network here."""
+"""Config of any network here."""

@@ -1,4 +1,4 @@
-"""Layers that several networks are made of."""
+"""Layers that several networks use."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

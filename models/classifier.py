@@ -1,9 +1,8 @@
-"""A classifier of whole images: DSTL's Inception-V3 with its auxiliary head, or any backbone of torchvision or timm.
+"""Image classifier: Inception-V3 with its auxiliary head, as in DSTL, or any backbone of torchvision or timm.
 
-Cui, Song, Sun, Howard and Belongie, "Large Scale Fine-Grained Categorization and Domain-Specific Transfer Learning"
-(CVPR 2018), fine-tune the Inception-V3 of Szegedy et al., "Rethinking the Inception Architecture" (CVPR 2016). The file
-bears the paper's name, as those of the other two networks; DSTL's are the default backbone and its auxiliary head. What
-else DSTL is, a choice of source classes, is no network: see `mtsp/transfer`.
+DSTL (Cui, Song, Sun, Howard and Belongie, "Large Scale Fine-Grained Categorization and Domain-Specific Transfer
+Learning", CVPR 2018) fine-tunes the Inception-V3 of Szegedy et al., "Rethinking the Inception Architecture" (CVPR
+2016). Its selection of source classes is in :mod:`mtsp.transfer`.
 """
 
 import difflib
@@ -13,26 +12,28 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.encoders.build import IMAGENET_MEAN, IMAGENET_STD
+from models.pretrained import tf_slim, torchvision_timm
+from models.pretrained.layouts import Layout, WeightsFile
+from models.pretrained.torchvision_timm import IMAGENET_MEAN, IMAGENET_STD
 from mtsp.config import Config
 from mtsp.types import Outputs
 
 INCEPTION = "torchvision:inception_v3"
 SMALLEST, SMALLEST_TRAINED = 75, 299
-"""Sides that Inception-V3 takes; its auxiliary head, which only learns, needs the larger one."""
+"""Smallest sides that Inception-V3 takes, and that it takes in training with its auxiliary head."""
 
 
 class ClassifierConfig(Config):
-    """What :class:`Classifier` can be told."""
+    """Config of :class:`Classifier`."""
 
     name: Literal["classifier"]
     backbone: str = INCEPTION
-    """A network of timm (`tf_efficientnet_lite0`, `resnet50`), or `torchvision:` and one of torchvision's."""
+    """A network of timm (`tf_efficientnet_lite0`, `resnet50`), or `torchvision:` and a network of torchvision."""
     classes: int = Field(gt=1)
     dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Of the pooled features, before the head. Slim's Inception-V3, which DSTL trained, keeps 0.8 of them."""
+    """Dropout rate of the pooled features, before the head. TF-slim's Inception-V3, which DSTL trained, has 0.2."""
     aux_head: bool | None = None
-    """Whether Inception-V3 has its auxiliary head; null: yes. No other backbone has one."""
+    """Train Inception-V3 with its auxiliary head; null: yes. No other backbone has one."""
 
     @model_validator(mode="after")
     def _only_inception_has_one(self) -> "ClassifierConfig":
@@ -52,8 +53,8 @@ class ClassifierConfig(Config):
 class Classifier(nn.Module):
     """Pooled features of `backbone`, and a linear `head` on them.
 
-    Departures from DSTL: its released script trains the last layer alone, this all that is not frozen; and it begins
-    with fresh layers in the auxiliary head too, where this takes all but the last from the published weights.
+    Departures from DSTL: its released script trains only the last layer, this all layers that are not frozen; it
+    initializes the whole auxiliary head, this takes all of it but the last layer from the published weights.
     """
 
     branches = ("backbone", "head")
@@ -64,14 +65,14 @@ class Classifier(nn.Module):
         self.head = Head(self.backbone, config.classes, config.dropout)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
-        """Predict the class of `frame`, and in training, with the auxiliary head, once more from earlier features.
+        """Predict the class of `frame`; in training also from earlier features, by the auxiliary head.
 
         Args:
-            frame: B3HW, RGB in [0, 1]; its size is the backbone's affair (299x299 for Inception-V3).
-            next_frame: not looked at.
+            frame: B3HW, RGB in [0, 1], of a size that the backbone takes (299x299 for Inception-V3).
+            next_frame: ignored.
 
         Raises:
-            ValueError: Inception-V3 cannot take so small a frame.
+            ValueError: the frame is too small for Inception-V3.
         """
         features, earlier = self.backbone(frame)
         outputs = Outputs(label_logits=self.head.label(self.head.dropout(features)))
@@ -81,30 +82,37 @@ class Classifier(nn.Module):
 
 
 class Head(nn.Module):
-    """The last layer of each output: `label`, and with an auxiliary head `aux_head`."""
+    """The layers that classify: `label`, and with an auxiliary head `aux_head`."""
 
-    task_layers = ("aux_head.",)  # may be missing from, or unused in, a file that mtsp saved
+    task_layers = ("aux_head.",)
 
     def __init__(self, backbone: "Backbone", classes: int, dropout: float) -> None:
         super().__init__()
-        self.published = backbone.classifiers
+        self.last = backbone.classifiers[0]
         self.dropout = nn.Dropout(dropout)
         self.label = nn.Linear(backbone.width, classes)
         earlier = backbone.aux_width
         self.aux_head = None if earlier is None else nn.Linear(earlier, classes)
 
+    def published_layout(self, file: WeightsFile) -> Layout:
+        """Return how the last layers of a published classifier fit, if they have as many classes."""
+        aux_head = self.aux_head is not None
+        if tf_slim.is_slim(file.tensors):
+            return tf_slim.head_layout(self.label, self.last, tf_slim.convert(file.tensors), aux_head=aux_head)
+        return torchvision_timm.head_layout(self.label, self.last, file.tensors, aux_head=aux_head)
+
 
 class Backbone(nn.Module):
-    """A published network without its last layer: normalizes frames and gives pooled features.
+    """A published network without its last layer: normalizes frames and returns pooled features.
 
-    The normalization belongs to the weights, so `mean` and `std` (RGB, of values in [0, 1]) are buffers, travel with a
-    checkpoint, and are set by :func:`models.pretrained.load.load_branch`. Inception-V3's is (x - 0.5) / 0.5 everywhere:
-    what TensorFlow's slim does, and what torchvision's `transform_input` makes of ImageNet's mean and deviation.
+    The normalization belongs to the weights, so `mean` and `std` (RGB, of values in [0, 1]) are buffers: they are saved
+    in checkpoints, and :func:`models.pretrained.load.load_branch` sets them. For Inception-V3 it is (x - 0.5) / 0.5, as
+    in TF-slim, and as torchvision's `transform_input` converts ImageNet's.
 
     Attributes:
         width: number of pooled features.
-        aux_width: features of the auxiliary head, or None.
-        classifiers: names that the layers left out have in published weights: the last one, then the auxiliary one.
+        aux_width: number of features of the auxiliary head, or None.
+        classifiers: names of the removed layers in published weights: the last one, then the auxiliary one.
     """
 
     task_layers = ("network.AuxLogits.",)
@@ -139,15 +147,30 @@ class Backbone(nn.Module):
         out = self.network(normalized)
         return (out, None) if isinstance(out, Tensor) else (out[0], out[1])
 
-    def published(self) -> dict[str, Tensor]:
-        """Return the ImageNet weights that torchvision or timm publish for this network, by a download."""
+    def published_layout(self, file: WeightsFile) -> Layout:
+        """Return how a published classifier fits; see :class:`models.pretrained.layouts.Published`."""
+        slim = tf_slim.convert(file.tensors) if tf_slim.is_slim(file.tensors) else None
+        layout = torchvision_timm.backbone_layout(
+            self.network,
+            self.name,
+            file.tensors if slim is None else slim.tensors,
+            classifiers=self.classifiers,
+            aux_head=self.aux_width is not None,
+            normalization=self.normalization,
+        )
+        return layout if slim is None else tf_slim.in_slims_names(layout, slim)
+
+    def download(self) -> Layout:
+        """Download ImageNet weights of torchvision or timm; see :class:`models.pretrained.layouts.Downloadable`."""
         if self.name.startswith("torchvision:"):
             from torchvision.models import get_model
 
-            return get_model(self.name.removeprefix("torchvision:"), weights="DEFAULT").state_dict()
-        import timm
+            network = get_model(self.name.removeprefix("torchvision:"), weights="DEFAULT")
+        else:
+            import timm
 
-        return timm.create_model(self.name, pretrained=True).state_dict()
+            network = timm.create_model(self.name, pretrained=True)
+        return self.published_layout(WeightsFile(network.state_dict()))
 
     def _inception(self, aux_head: bool) -> None:
         from torchvision.models import inception_v3
@@ -170,7 +193,7 @@ class Backbone(nn.Module):
         _known(name, models.list_models(module=models), "torchvision")
         options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
         network = models.get_model(name, weights=None, **options)
-        if name.startswith("squeezenet"):  # it classifies with a convolution, and pools afterwards
+        if name.startswith("squeezenet"):  # its classifier is a convolution followed by pooling
             self.width, last = 512, "classifier.1"
             network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         else:
@@ -202,5 +225,5 @@ def _known(name: str, names: list[str], library: str) -> None:
     if name in names:
         return
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "torchvision's begin with torchvision:"
+    hint = f"did you mean {' or '.join(near)}?" if near else "names of torchvision begin with torchvision:"
     raise ValueError(f"no backbone {name!r} in {library}; {hint}")

@@ -173,11 +173,11 @@ def table(folder: Path, experiment: "AnyExperiment") -> dict[str, dict[str, floa
     import torch
 
     from mtsp.metrics.flow import FlowErrors
-    from mtsp.reports.runs import Run
+    from mtsp.reports.runs import RunLog
 
     masks, flows = experiment.evaluation.data
     names = {metric: f"{flows if metric == 'epe' else masks}/{metric}" for metric in COLUMNS}
-    l2, l2sp = Run.read(folder / "l2"), Run.read(folder / "l2sp")
+    l2, l2sp = RunLog.read(folder / "l2"), RunLog.read(folder / "l2sp")
     zero_flow = FlowErrors()
     for sample in _examples(experiment, flows):
         assert "flow" in sample

@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _weights(path: Path) -> "Mapping[str, Tensor]":
-    from models.pretrained.load import read, tensors_of
+    from models.pretrained.files import read
 
-    return tensors_of(read(path / "weights.safetensors" if path.is_dir() else path))
+    return read(path / "weights.safetensors" if path.is_dir() else path).tensors
 
 
 def _started_from(run_dir: Path) -> "Mapping[str, Tensor]":

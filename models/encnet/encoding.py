@@ -1,4 +1,4 @@
-"""The Encoding layer: how far an image's features are from learned codewords, summed over its pixels.
+"""The Encoding layer: residuals of an image's features to learned codewords, summed over its pixels.
 
 After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), section 3.1, and
 "Deep TEN: Texture Encoding Network", CVPR 2017 (arXiv:1612.02844). Letters: B batch, D channels, N pixels, K codewords.
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 NEGLIGIBLE = 1e-20
-"""Assignments below this are set to zero: as denormal numbers they would make a CPU's matrix products 8 times slower,
-and what they add to a sum of 1e5 pixels is far below its rounding, in float64 too."""
+"""Assignments below this are set to zero: denormal numbers make a CPU's matrix products 8 times slower, and a sum over
+1e5 pixels loses less than its rounding, in float64 too."""
 
 
 class Encoding(nn.Module):
-    """Residuals of features to codewords, weighted by soft assignment and summed over pixels: E of equation 1.
+    """Residuals of features to codewords, weighted by soft assignment and summed over pixels: E in equation 1.
 
     With d the squared distance of pixel i to codeword k, the assignment is softmax over k of scale_k * d, and
     E_k = sum over i of assignment_ik * (x_i - codeword_k): a sum, so twice the pixels give twice E. The minus sign of
     the paper's exp(-s * d) is in `scale`, which starts negative and may become anything, as in the authors' code.
 
-    Computed in float32 also under autocast: E is a sum over thousands of pixels.
+    Computed in float32 even under autocast, because E is a sum over thousands of pixels.
 
     Args:
-        channels: D, of the features.
-        codewords: K, how many.
+        channels: D, the number of features.
+        codewords: K, the number of codewords.
     """
 
     def __init__(self, channels: int, codewords: int) -> None:
@@ -39,12 +39,12 @@ class Encoding(nn.Module):
         """Return E, BKD, float32 (float64 of float64).
 
         Args:
-            features: BDHW or BDN, of any float type; channels_last or not, neither is copied into the other.
+            features: BDHW or BDN, any float type, channels_last or not (never copied into the other layout).
         """
         return encode(features.flatten(2).transpose(1, 2), self.codewords, self.scale)
 
     def extra_repr(self) -> str:
-        """Return the sizes."""
+        """Return the sizes for `print`."""
         return f"channels={self.codewords.shape[1]}, codewords={self.codewords.shape[0]}"
 
 
@@ -52,15 +52,15 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
     """Return E, BKD, of features `x`, BND, to `codewords`, KD, with `scale`, K. Its gradients are exact.
 
     The BNKD tensor of residuals is never made: distances are |x|^2 - 2 x.c + |c|^2 and E is A'X - (sum_i A) C, both
-    matrix products. Before, the mean codeword is subtracted from features and codewords alike. That changes neither
-    distances nor E, but without it a common offset of the features cancels in float32: with an offset of 20, distances
-    are wrong by 0.3. Gradients of gradients are not implemented.
+    matrix products. The mean codeword is first subtracted from features and codewords. This changes neither distances
+    nor E, but prevents cancellation in float32: with a common offset of 20, distances would be wrong by 0.3. Gradients
+    of gradients are not implemented.
     """
     return _Encode.apply(x, codewords, scale)  # pyright: ignore[reportReturnType]
 
 
 class _Encode(torch.autograd.Function):
-    """Keeps the features as they came, and the two BNK tensors; autograd would keep three more of BND."""
+    """Saves the unchanged features and the two BNK tensors; autograd would save three more of size BND."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class _Encode(torch.autograd.Function):
 
 
 def _centered(x: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features and codewords minus the mean codeword, in float32, or float64 if they are."""
+    """Return features and codewords minus the mean codeword, in float32 (float64 of float64)."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, codewords.dtype), torch.float32)
     codewords = codewords.to(dtype)
     mean = codewords.mean(0)
@@ -108,12 +108,12 @@ def _centered(x: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squared_norm(x: Tensor) -> Tensor:
-    """Return BN1 of BND, without a second BND."""
+    """Return the squared norms, BN1, of `x`, BND, without a second BND tensor."""
     return torch.linalg.vector_norm(x, dim=2, keepdim=True).square_()
 
 
 def _laid_out_as(like: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return the product of `a`, BNJ, and `b`, BJD, in memory as `like`, BND: pixel by pixel, or channel by channel."""
+    """Return the product of `a`, BNJ, and `b`, BJD, in the memory layout of `like`, BND."""
     if like.stride(2) == 1:
         return torch.bmm(a, b)
     return torch.bmm(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What EncNet puts on an encoder: the context module, its head, and the auxiliary head.
+"""EncNet's heads: the context module (whose SE head predicts which classes are present) and the auxiliary head.
 
 After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), and the code that
 its authors released. Layers keep PyTorch's own initialization, as theirs do.
@@ -14,32 +14,35 @@ from torch import Tensor, nn
 from models.blocks import conv_norm_relu, resized
 from models.encnet.encoding import Encoding
 from models.encnet.jpu import JointPyramidUpsampling
+from models.pretrained.encnet import encnet_layout
+from models.pretrained.layouts import Layout, WeightsFile
 
 Dropout = Literal["channel", "element"]
 PIXELS = 60 * 60
-"""Of the published training: crops of 480x480 at stride 8."""
+"""Pixels of the feature map in the published training: crops of 480x480 at stride 8."""
 
 
 class Context(NamedTuple):
-    """What :class:`EncModule` finds."""
+    """Output of :class:`EncModule`."""
 
     features: Tensor  # BCHW
-    se_logits: Tensor | None  # BK
+    se_logits: Tensor | None  # BK, for mtsp.losses.se_loss
 
 
 class EncModule(nn.Module):
-    """Encodes a whole feature map into one vector, and weighs the map's channels by it (figure 2 of the paper).
+    """The context encoding module: scales the channels of a map by an encoding of all of it (figure 2 of the paper).
 
-    A map F of `channels` is projected, encoded, normalized over the codewords, rectified and averaged over them to one
-    vector e of `channels`. The result is F * (1 + sigmoid(gate(e))), of the unprojected F: each channel grows, up to
-    twice. Whether each class is in the image is predicted from e as well. The authors' final ReLU is left out: F comes
-    from one, and stays as it is.
+    A map F is projected, encoded, normalized over the codewords, rectified and averaged over them to one vector e of
+    `channels`. The result is F * (1 + sigmoid(gate(e))) with the unprojected F, so each channel is scaled by 1 to 2.
+    The SE head predicts from e which classes are in the image. The authors' final ReLU is left out: F comes from one.
 
     Args:
-        classes: of the presence prediction; None: there is none.
+        channels: of F.
+        codewords: K of :class:`models.encnet.encoding.Encoding`.
+        classes: number of classes that the SE head predicts; None: no SE head.
         first_release: as the code of June 2018, closest in time to the paper: no projection, a sum over codewords.
         size_invariant: scale E as if the map had 60x60 pixels, as in the published training. E is a sum over pixels,
-            which normalization by running statistics does not undo: a larger image saturates the gate. Not published.
+            and running statistics do not normalize it: a larger image saturates the gate. Not published.
     """
 
     def __init__(
@@ -55,23 +58,23 @@ class EncModule(nn.Module):
         self.se_head = None if classes is None else nn.Linear(channels, classes)
 
     def forward(self, features: Tensor) -> Context:
-        """Return the weighed features, BCHW, and presence logits, BK, while training.
+        """Return the scaled features, BCHW, and in training the logits of the SE head, BK.
 
         Args:
-            features: BCHW, not negative.
+            features: BCHW, 0 or more.
         """
         encoded = self.encoding(self.project(features))
         if self.size_invariant:
             encoded = encoded * (PIXELS / features[0, 0].numel())
-        encoded = F.relu(self.norm(encoded))  # float32: rows of E are from 1e3 down to where epsilon takes them to 0
+        encoded = F.relu(self.norm(encoded))  # float32: rows of E reach from 1e3 down to below epsilon
         encoded = encoded.sum(1) if self.first_release else encoded.mean(1)
-        presence = self.se_head(encoded) if self.se_head is not None and self.training else None
+        se_logits = self.se_head(encoded) if self.se_head is not None and self.training else None
         gate = 1 + torch.sigmoid(self.gate(encoded))
-        return Context(features * gate[:, :, None, None].to(features.dtype), presence)
+        return Context(features * gate[:, :, None, None].to(features.dtype), se_logits)
 
 
 class HeadOutputs(NamedTuple):
-    """Predictions at the feature maps' resolution; the last two only while training, where there is such a head."""
+    """Predictions at the resolution of the feature maps; the last two in training only, and only with such a head."""
 
     mask_logits: Tensor  # BKhw
     se_logits: Tensor | None  # BK
@@ -79,22 +82,23 @@ class HeadOutputs(NamedTuple):
 
 
 class EncHead(nn.Module):
-    """EncNet's head, all that is not the encoder: 17.9 M parameters on ResNet-50 with 59 classes and lateral maps.
+    """All of EncNet but the encoder: 17.9 M parameters on ResNet-50 with 59 classes and lateral maps.
 
     Args:
         encoder: channels of the encoder's maps at levels 4, 8, 16, 32.
-        classes: of the mask.
+        classes: number of classes of the mask.
         width: channels inside.
         lateral: join the maps of levels 8 and 16, as published for PASCAL.
-        jpu: make the map of level 32 from those of levels 8, 16 and 32 by :class:`JointPyramidUpsampling`.
-        se_head: whether to predict which classes there are.
-        aux_head: whether to predict the mask a second time, from level 16.
-        dropout: of whole channels, as in the published checkpoints, or of elements, as in the authors' last code.
-        rate: of dropout.
+        jpu: replace the coarsest map by a :class:`JointPyramidUpsampling` of levels 8, 16 and 32.
+        se_head: predict which classes are present.
+        aux_head: predict the mask a second time, from level 16.
+        dropout: drop whole channels, as in the published checkpoints, or elements, as in the authors' last code.
+        rate: dropout rate.
+        first_release: see :class:`EncModule`, as `codewords` and `size_invariant`.
     """
 
     task_layers = ("classify.", "context.se_head.", "aux_head.")
-    """What weights of another task may lack, or have for other classes: then it starts anew."""
+    """Layers that weights of another task may lack, or have for other classes; they then stay as initialized."""
 
     def __init__(
         self,
@@ -135,7 +139,7 @@ class EncHead(nn.Module):
         self.aux_head = AuxiliaryHead(middle, classes, dropout=dropout, rate=rate) if aux_head else None
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
-        """Return predictions at the resolution of the last map, or with a JPU of the map of level 8.
+        """Return predictions at the resolution of the last map, or of level 8 with a JPU.
 
         Args:
             features: BChw at levels 4, 8, 16, 32, none coarser than the output stride.
@@ -150,9 +154,13 @@ class EncHead(nn.Module):
         auxiliary = self.aux_head(middle) if self.aux_head is not None and self.training else None
         return HeadOutputs(logits, context.se_logits, auxiliary)
 
+    def published_layout(self, file: WeightsFile) -> Layout:
+        """Return how an EncNet of PyTorch-Encoding or FastFCN fits; see :mod:`models.pretrained.encnet`."""
+        return encnet_layout(self, self.task_layers, file)
+
 
 class AuxiliaryHead(nn.Module):
-    """A small fully convolutional head that gives the encoder's middle a loss of its own."""
+    """A small fully convolutional head on the encoder's level 16, for the auxiliary loss."""
 
     def __init__(self, channels: int, classes: int, *, dropout: Dropout, rate: float) -> None:
         super().__init__()

@@ -15,11 +15,11 @@ DILATIONS = (1, 2, 4, 8)
 
 
 class JointPyramidUpsampling(nn.Module):
-    """Maps at strides 8, 16, 32 are projected, enlarged to stride 8, and read together at four dilations.
+    """Projects maps at strides 8, 16, 32, enlarges them to stride 8, and convolves them together at four dilations.
 
     Args:
         encoder: channels of the three maps.
-        width: channels of each projection and of each dilation's result.
+        width: channels of each projection and of the result of each dilation.
     """
 
     def __init__(self, encoder: Sequence[int], width: int) -> None:

@@ -1,7 +1,7 @@
-"""EncNet: a dilated encoder, and a head that looks at what the whole image is about.
+"""EncNet: semantic segmentation with a dilated encoder and an encoding of the whole image's context.
 
 After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), and the code of
-its authors (PyTorch-Encoding), at the version whose numbers are published (v0.5.0).
+its authors (PyTorch-Encoding), version v0.5.0, whose numbers are published.
 """
 
 from typing import Literal
@@ -17,7 +17,7 @@ from mtsp.types import Outputs
 
 
 class EncNetConfig(Config):
-    """What :class:`EncNet` can be told. The defaults are the network of the published PASCAL-Context numbers."""
+    """Config of :class:`EncNet`. The defaults are the network of the published PASCAL-Context numbers."""
 
     name: Literal["encnet"]
 
@@ -26,7 +26,7 @@ class EncNetConfig(Config):
     convolutions in their stem that the published networks have; `resnet50` is torchvision's."""
 
     classes: int = Field(default=59, gt=1, lt=256)
-    """Classes of the mask, background included if it is one."""
+    """Number of classes of the mask, background included if it is one."""
 
     output_stride: Literal[8, 16, 32] | None = None
     """Stride of the coarsest map, kept by dilation. null: 8, or 32 with `jpu`."""
@@ -38,23 +38,23 @@ class EncNetConfig(Config):
     """Channels in the head."""
 
     codewords: int = Field(default=32, gt=0)
-    """Of the Encoding layer."""
+    """Number of codewords of the Encoding layer."""
 
     lateral: bool = True
     """Join earlier maps of the encoder in the head: published for PASCAL, not for ADE20K and Cityscapes."""
 
     se_head: bool = True
-    """Predict which classes are in the image, for the SE loss."""
+    """Predict which classes are in the image, for the SE loss (:func:`mtsp.losses.se_loss`)."""
 
     aux_head: bool = True
     """A second head on the encoder's level 16, for the auxiliary loss."""
 
     dropout: Literal["channel", "element"] = "channel"
-    """What is dropped while training. `channel`: whole maps, as the published checkpoints. `element`: single values, as
-    the authors' later code."""
+    """Kind of dropout. `channel`: whole channels, as the published checkpoints. `element`: single values, as the
+    authors' later code."""
 
     dropout_rate: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the maps, or of the values, that is dropped before each prediction of a mask."""
+    """Dropout rate before each prediction of a mask."""
 
     first_release: bool = False
     """The context module as first released in June 2018, without projection: see :class:`EncModule`."""
@@ -76,7 +76,7 @@ class EncNetConfig(Config):
 
 
 class EncNet(nn.Module):
-    """EncNet with two branches: `backbone`, the encoder that was pretrained, and `head`, everything that is new.
+    """EncNet with two branches: `backbone`, the pretrained encoder, and `head`, all other layers.
 
     Departures from the authors' code: normalization is part of the network (frames are RGB in [0, 1]), and with an
     output stride of 16 or 32, where the encoder's maps differ in size, lateral maps are resized to the coarsest.
@@ -104,11 +104,11 @@ class EncNet(nn.Module):
         )
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
-        """Predict the mask of `frame`; while training also which classes it has, and the mask from earlier features.
+        """Predict the mask of `frame`; in training also its classes (SE head) and a mask from earlier features.
 
         Args:
             frame: B3HW, RGB in [0, 1], of any size; trained on 480x480.
-            next_frame: not looked at.
+            next_frame: ignored.
         """
         predicted = self.head(self.backbone.encode(frame))
         outputs = Outputs(mask_logits=resized(predicted.mask_logits, frame))

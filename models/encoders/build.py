@@ -1,32 +1,34 @@
-"""Image encoders by name: one way to get feature maps at strides 4, 8, 16 and 32, or dilated ones at no more than 8."""
+"""Build image encoders by name, with feature maps at strides 4, 8, 16 and 32, or dilated to a stride of 8 or 16."""
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from models.encoders.caffe_resnet import BLOCKS, CaffeResNet
+from models.pretrained.caffe_resnet import caffe_layout
+from models.pretrained.encnet import split_encoder
+from models.pretrained.layouts import Layout, LayoutError, WeightsFile
+from models.pretrained.torchvision_timm import encoder_layout, normalization
 from mtsp.batches import evaluating
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Encoded(nn.Module):
     """A branch with an image encoder, to be subclassed: normalizes frames and runs `encoder` on them.
 
-    The normalization belongs to the weights, so `mean` and `std` (RGB, of values in [0, 1]) are buffers, travel with a
-    checkpoint, and are set by :func:`models.pretrained.load.load_branch`.
+    The normalization belongs to the weights, so `mean` and `std` (RGB, of values in [0, 1]) are buffers: they are saved
+    in checkpoints, and :func:`models.pretrained.load.load_branch` sets them.
 
     Args:
         name: `resnet50_caffe`, `resnet101_caffe`, an encoder of segmentation-models-pytorch (`resnet101`, whose keys
             are torchvision's), or `tu-` and a network of timm (`tu-efficientnet_lite0`).
-        output_stride: 8 or 16: no map is coarser; convolutions are dilated instead of strided. 32: as published.
+        output_stride: 8 or 16: no map is coarser, coarse stages are dilated instead of strided. 32: as published.
 
     Raises:
-        ValueError: there is no encoder of that name, it has no maps at strides 4, 8, 16 and 32, or cannot be dilated.
+        ValueError: there is no such encoder, it lacks maps at strides 4, 8, 16 and 32, or cannot be dilated.
     """
 
     mean: Tensor
@@ -42,22 +44,38 @@ class Encoded(nn.Module):
         self.register_buffer("std", torch.tensor(std))
 
     def encode(self, frame: Tensor) -> list[Tensor]:
-        """Return BCHW maps at strides 4, 8, 16, 32, none above the output stride, of `frame`, B3HW, RGB in [0, 1]."""
+        """Return BCHW maps at strides 4, 8, 16, 32 (at most the output stride) of `frame`, B3HW, RGB in [0, 1]."""
         normalized = (frame - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
         return self.encoder(normalized)[-4:]
 
+    def published_layout(self, file: WeightsFile) -> Layout:
+        """Return how a published file fits the encoder; see :class:`models.pretrained.layouts.Published`."""
+        if self.encoder_name in BLOCKS:
+            return caffe_layout(self.encoder, file.tensors).under("encoder.")
+        tensors, others = split_encoder(file.tensors)
+        layout = encoder_layout(self.encoder, self.encoder_name, tensors)
+        return replace(layout, left_out=[*layout.left_out, *others]).under("encoder.")
+
+    def download(self) -> Layout:
+        """Download the encoder's ImageNet weights; see :class:`models.pretrained.layouts.Downloadable`."""
+        if self.encoder_name in BLOCKS:
+            raise LayoutError(
+                f"nobody publishes PyTorch weights of {self.encoder_name}: give a file of Caffe blobs, or use mode "
+                "modern"
+            )
+        encoder = build(self.encoder_name, pretrained=True)
+        mean, std = normalization(encoder)
+        name = f"weights of {self.encoder_name}"
+        return Layout(encoder.state_dict(), [], {"mean": mean, "std": std}, name).under("encoder.")
+
 
 def build(name: str, *, pretrained: bool = False, output_stride: int = 32) -> nn.Module:
-    """Return the encoder called `name`; its own ImageNet weights are downloaded if `pretrained`.
+    """Build the encoder called `name`, with its own ImageNet weights (a download) if `pretrained`.
 
     Raises:
-        ValueError: see :class:`Encoded`; or nobody publishes ImageNet weights for it.
+        ValueError: see :class:`Encoded`.
     """
     if name in BLOCKS:
-        if pretrained:
-            raise ValueError(
-                f"nobody publishes PyTorch weights of {name}: give a file of Caffe blobs, or use mode modern"
-            )
         if output_stride != 32:
             raise ValueError(_CANNOT_DILATE.format(name, output_stride))
         return CaffeResNet(BLOCKS[name])
@@ -70,13 +88,13 @@ def build(name: str, *, pretrained: bool = False, output_stride: int = 32) -> nn
         raise ValueError(
             f"no encoder {name!r}; did you mean {' or '.join(near)}?" if near else _NO_ENCODER.format(name)
         )
-    stride = output_stride if name.startswith("tu-") else 32  # smp's own dilation is another: _dilate
+    stride = output_stride if name.startswith("tu-") else 32  # smp dilates by another rule, see _dilate
     weights = "imagenet" if pretrained else None
     try:
         encoder = smp.encoders.get_encoder(name, in_channels=3, depth=5, weights=weights, output_stride=stride)
-    except _NOT_THIS_ENCODER as error:
+    except Exception as error:  # which kind depends on the library and its version
         if stride != 32:
-            build(name)  # says so if it has not the four strides at all
+            build(name)  # raises the better error if it has not even the four strides
             raise ValueError(_CANNOT_DILATE.format(name, output_stride)) from error
         raise ValueError(f"encoder {name!r} has no feature maps at strides 4, 8, 16, 32: {error}") from error
     info = getattr(getattr(encoder, "model", None), "feature_info", None)
@@ -90,11 +108,11 @@ def build(name: str, *, pretrained: bool = False, output_stride: int = 32) -> nn
 
 
 def _dilate(encoder: nn.Module, name: str, output_stride: int) -> None:
-    """Take the strides out of the coarse stages of an encoder of segmentation-models-pytorch, and dilate instead.
+    """Replace the strides in the coarse stages of an encoder of segmentation-models-pytorch by dilation.
 
-    Only what comes after a strided convolution is dilated, not that convolution itself: then every second (fourth)
-    pixel is what the encoder computes as published. It is the rule of EncNet's authors, torchvision and timm; the
-    library's own `make_dilated` dilates the whole stage.
+    Only layers after a strided convolution are dilated, not that convolution itself, so that every second (fourth)
+    pixel is what the published encoder computes. EncNet's authors, torchvision and timm do the same; the library's own
+    `make_dilated` dilates the whole stage.
     """
     try:
         stages: dict[int, Sequence[nn.Module]] = encoder.get_stages()  # pyright: ignore[reportCallIssue]
@@ -106,7 +124,7 @@ def _dilate(encoder: nn.Module, name: str, output_stride: int) -> None:
         strided = False
         for conv in (module for part in stage for module in part.modules() if isinstance(module, nn.Conv2d)):
             if max(conv.stride) > 1:
-                if conv.kernel_size[0] % 2 == 0:  # patches side by side, as a transformer's
+                if conv.kernel_size[0] % 2 == 0:  # non-overlapping patches, as in a transformer
                     raise ValueError(_CANNOT_DILATE.format(name, output_stride))
                 conv.stride = (1, 1)
                 strided = True
@@ -118,13 +136,13 @@ def _dilate(encoder: nn.Module, name: str, output_stride: int) -> None:
     with evaluating(encoder), torch.no_grad():
         maps = encoder(image)[-4:]
     if [x.shape[-1] for x in maps] != [64 // min(stride, output_stride) for stride in (4, 8, 16, 32)]:
-        raise ValueError(_CANNOT_DILATE.format(name, output_stride))  # it pools
+        raise ValueError(_CANNOT_DILATE.format(name, output_stride))  # it strides by pooling
 
 
 def _dilate_convolution(conv: nn.Conv2d, dilation: int) -> None:
     if max(conv.kernel_size) == 1:
         return
-    if hasattr(conv, "static_padding"):  # EfficientNet: padding for one image size, in a layer of its own
+    if hasattr(conv, "static_padding"):  # EfficientNet pads in a layer of its own, for one image size
         conv.static_padding = nn.Identity()
         conv.padding = tuple(size // 2 for size in conv.kernel_size)
     conv.dilation = tuple(dilation * rate for rate in conv.dilation)
@@ -132,23 +150,7 @@ def _dilate_convolution(conv: nn.Conv2d, dilation: int) -> None:
         conv.padding = tuple(dilation * rows for rows in conv.padding)
 
 
-_NOT_THIS_ENCODER = (
-    RuntimeError,
-    ValueError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
-    TypeError,
-    AssertionError,
-)
 _CANNOT_DILATE = (
     "encoder {!r} cannot be dilated to output stride {}: take another (resnet50, tu-resnet50s), or stride 32"
 )
-_NO_ENCODER = "no encoder {!r}; there are those of segmentation-models-pytorch (resnet50) and, after tu-, those of timm"
-
-
-def normalization(encoder: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std (RGB of values in [0, 1]) that the weights of a timm encoder expect; of others ImageNet's."""
-    settings = getattr(getattr(encoder, "model", None), "default_cfg", None) or {}
-    return tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
+_NO_ENCODER = "no encoder {!r}; known are those of segmentation-models-pytorch (resnet50) and, after tu-, of timm"

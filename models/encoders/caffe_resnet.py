@@ -1,9 +1,9 @@
-"""ResNet-50 and ResNet-101 as Caffe has them: the encoder of SegFlow's `released` and `paper` modes.
+"""Caffe's ResNet-50 and ResNet-101: the encoder of SegFlow's `released` and `paper` modes.
 
 After He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385), and its Caffe files.
-Against torchvision's: stages 3 to 5 stride in the first 1x1 convolution instead of the 3x3, and the pooling of the stem
-has no padding and rounds its size up. Parameters have torchvision's names and shapes, but weights trained for one do
-not work in the other.
+Differences from torchvision's: stages 3 to 5 stride in the first 1x1 convolution instead of the 3x3, and the pooling of
+the stem has no padding and rounds its size up. Parameters have torchvision's names and shapes, but weights trained for
+one do not work in the other.
 """
 
 from torch import Tensor, nn

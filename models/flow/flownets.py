@@ -2,10 +2,11 @@
 
 After Dosovitskiy et al., "FlowNet: Learning Optical Flow with Convolutional Networks", ICCV 2015 (arXiv:1504.06852),
 section 3, as configured in SegFlow's released network. Modules are named as in the two PyTorch ports whose checkpoints
-are in circulation, so that their keys fit (see :mod:`models.pretrained.load`).
+are published, so that their keys fit (see :mod:`models.pretrained.flownets`).
 """
 
 import math
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.pretrained.flownets import flownets_layout
+from models.pretrained.layouts import Layout, WeightsFile
 from mtsp.config import Config
 from mtsp.types import Outputs
 
 CHAIRS_MEAN = (0.45, 0.432, 0.411)
-"""Mean of FlyingChairs frames, RGB in [0, 1]: what a network that was not pretrained subtracts."""
+"""Mean of FlyingChairs frames, RGB in [0, 1], subtracted by a network that was not pretrained."""
 
 SLOPE = 0.1  # of every LeakyReLU
 
@@ -36,21 +39,21 @@ _CONVS = {  # name: (channels in, channels out, kernel, stride)
 
 
 class FlowNetSConfig(Config):
-    """What :class:`FlowNetS` can be told."""
+    """Config of :class:`FlowNetS`."""
 
     batch_norm: bool = False
     """Batch normalization after every convolution, which then has no bias; never after deconvolutions."""
 
     width: float = Field(default=1.0, gt=0, le=4)
-    """Factor on every number of channels: 1 is the published network, 0.25 trains on two cores."""
+    """Factor on all numbers of channels: 1 is the published network, 0.25 trains on two cores."""
 
     def channels(self, published: int) -> int:
-        """Return how many channels a layer of `published` channels has at this width."""
+        """Return the number of channels, at this width, of a layer with `published` channels."""
         return max(1, round(published * self.width))
 
 
 class Motion(NamedTuple):
-    """What :class:`FlowNetS` sees between two frames; h and w are the frame's sides over 4, 8, ..., rounded up."""
+    """Output of :class:`FlowNetS` for two frames; h and w are the frame's sides over 4, 8, ..., rounded up."""
 
     pyramid: list[Tensor]  # B2hw at strides 4, 8, 16, 32, 64; (dx, dy) in pixels of the frame's resolution
     concat2: Tensor  # B194hw at stride 4, at width 1: skip connection, decoder, upsampled flow
@@ -61,13 +64,13 @@ class Motion(NamedTuple):
 class FlowNetS(nn.Module):
     """FlowNetS ("simple"), with all the biases of the Caffe original: 38 676 514 parameters.
 
-    The input normalization and the unit of the flow belong to the weights, so they are buffers and travel with a
-    checkpoint: `mean` (RGB of frame, RGB of next_frame) is subtracted, or each pair's own mean if `own_mean`; the
+    The input normalization and the unit of the flow belong to the weights, so they are buffers and saved in
+    checkpoints: `mean` (RGB of frame, RGB of next_frame) is subtracted, or each pair's own mean if `own_mean`; the
     predictions are multiplied by `div_flow`, once.
 
     Args:
-        config: see there.
-        sizes: what happens to sides that 64 does not divide; see :class:`FlowNetConfig`.
+        config: the options.
+        sizes: treatment of sides that 64 does not divide; see :class:`FlowNetConfig`.
     """
 
     mean: Tensor
@@ -81,7 +84,7 @@ class FlowNetS(nn.Module):
         for name, (channels_in, channels_out, kernel, stride) in _CONVS.items():
             channels_in = 6 if name == "conv1" else wide(channels_in)
             self.add_module(name, _conv(channels_in, wide(channels_out), kernel, stride, config.batch_norm))
-        self.decoder_channels = {  # of each concatenation
+        self.decoder_channels = {  # channels of each concatenation
             5: wide(512) + wide(512) + 2,
             4: wide(512) + wide(256) + 2,
             3: wide(256) + wide(128) + 2,
@@ -115,7 +118,9 @@ class FlowNetS(nn.Module):
         """
         height, width = frame.shape[-2:]
         x = self._normalized(frame, next_frame)
-        unit = self.div_flow.view(1, 1, 1, 1)  # with dimensions, it makes float32 of bfloat16: 100 px are not 100.5
+        unit = self.div_flow.view(
+            1, 1, 1, 1
+        )  # a 4-d tensor promotes bfloat16 to float32, in which 100 px are not 100.5
         if self.sizes == "resize" and (height % 64 or width % 64):
             x = F.interpolate(x, (_up(height), _up(width)), mode="bilinear", align_corners=False)
             unit = unit * unit.new_tensor([width / _up(width), height / _up(height)]).view(1, 2, 1, 1)
@@ -141,14 +146,14 @@ class FlowNetS(nn.Module):
 
 
 class FlowNetConfig(Config):
-    """FlowNetS alone, as a network: to pretrain SegFlow's flow branch without the cost of the other."""
+    """Config of :class:`FlowNet`: FlowNetS alone, to pretrain SegFlow's flow branch without the cost of the other."""
 
     name: Literal["flownets"]
     network: FlowNetSConfig = FlowNetSConfig()
 
     sizes: Literal["crop", "resize"] = "crop"
-    """What happens to sides that 64 does not divide. `crop`: upsampled maps are cut to their skip connection.
-    `resize`: frames are scaled up to the next multiple of 64 and the flow back, as the original does."""
+    """Treatment of sides that 64 does not divide. `crop`: upsampled maps are cut to their skip connection. `resize`:
+    frames are scaled up to the next multiple of 64 and the flow is scaled back, as in the original."""
 
     def build(self) -> "FlowNet":
         """Return the network, with fresh weights."""
@@ -162,9 +167,14 @@ class FlowBranch(nn.Module):
         super().__init__()
         self.network = network
 
+    def published_layout(self, file: WeightsFile) -> Layout:
+        """Return how a published FlowNetS fits; see :mod:`models.pretrained.flownets`."""
+        layout = flownets_layout(self.network, file).under("network.")
+        return replace(layout, buffers={f"network.{key}": value for key, value in layout.buffers.items()})
+
 
 class FlowNet(nn.Module):
-    """FlowNetS with its finest flow enlarged to the frame: one branch, `flow`, whose weights fit SegFlow's."""
+    """FlowNetS with its finest flow enlarged to the frame. Its one branch, `flow`, has the weights of SegFlow's."""
 
     branches: tuple[str, ...] = ("flow",)
 
@@ -183,12 +193,13 @@ class FlowNet(nn.Module):
 
 
 def enlarged(small: Tensor, frame: Tensor, *, crop: bool) -> Tensor:
-    """Return a map at stride 4 as large as `frame`, bilinearly; values are kept.
+    """Return a map at stride 4, enlarged bilinearly to the size of `frame`; values are not scaled.
 
     Args:
         small: BChw.
         frame: B?HW.
-        crop: the map's cells are 4x4 pixels from the top left and may reach past the frame; else it spans the frame.
+        crop: True: cells of the map are 4x4 pixels from the top left, and may reach past the frame. False: the map
+            spans the frame.
     """
     height, width = frame.shape[-2:]
     size = (4 * small.shape[-2], 4 * small.shape[-1]) if crop else (height, width)

@@ -1,4 +1,4 @@
-"""A network with the weights that a run of it left behind: what evaluation and prediction begin with."""
+"""Load a trained network: the start of evaluation and prediction."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,27 +6,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.pretrained.load import read, tensors_of
+from models.pretrained.files import read
+from models.pretrained.layouts import LayoutError
 from mtsp.training import checkpoint
 from mtsp.training.experiment import Experiment
 
 
 def load_trained(experiment: Experiment[Any, Any], path: Path) -> nn.Module:
-    """Return the experiment's network with every weight and buffer taken from `path`. Nothing is downloaded.
+    """Return an experiment's network with all weights and buffers from a file of its run. Nothing is downloaded.
 
     Args:
-        experiment: of the run; its branches' pretrained `weights` are not looked at.
+        experiment: config of the run; its branches' pretrained `weights` are not used.
         path: RUN/weights.safetensors, or a checkpoint, RUN/checkpoints/step-00001000, verified byte by byte.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ValueError: it cannot be read, is damaged, or is of another network; one line.
+        ValueError: it cannot be read, is damaged, or belongs to another network; one line.
     """
     tensors = _tensors(path)
     model = experiment.model.build()
     own = model.state_dict()
     if odd := _difference(tensors, own):
-        raise ValueError(f"{path} is of another network than the config's {experiment.model.name}: {odd}")
+        raise ValueError(f"{path} holds another network than the config's {experiment.model.name}: {odd}")
     model.load_state_dict(tensors)
     return model
 
@@ -34,21 +35,19 @@ def load_trained(experiment: Experiment[Any, Any], path: Path) -> nn.Module:
 def _tensors(path: Path) -> Mapping[str, Tensor]:
     if not path.is_dir():
         try:
-            return tensors_of(read(path))
-        except FileNotFoundError:
-            raise
-        except ValueError as error:
-            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+            return read(path).tensors
+        except LayoutError as error:
+            raise ValueError(f"{path}: {error}") from error
     if not path.name.startswith("step-"):
         places = [path / "weights.safetensors", *checkpoint.checkpoints(path / "checkpoints")]
         there = [str(place) for place in places if place.exists()]
         hint = f"choose {' or '.join(there)}" if there else "give RUN/weights.safetensors or RUN/checkpoints/step-..."
-        raise ValueError(f"{path} is a folder, but no checkpoint; {hint}")
+        raise ValueError(f"{path} is a folder without a checkpoint; {hint}")
     return checkpoint.load(path).model
 
 
 def _difference(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Return in words how many tensors do not fit and an example, or nothing."""
+    """Describe how many tensors do not fit, with an example of each kind; empty if all fit."""
     missing = sorted(own.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - own.keys())
     shapes = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)

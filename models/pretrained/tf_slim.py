@@ -1,38 +1,40 @@
 """TF-slim's Inception-V3, which DSTL publishes, in torchvision's names and layout.
 
 The checkpoints of DSTL's repository (pre-trained on iNaturalist, ImageNet or both) are TensorFlow's. Where `tensorflow`
-is installed they load as they are; elsewhere, somebody who has it writes their arrays to a file that needs only NumPy:
+is installed they load directly; elsewhere, write their arrays to a NumPy file on a machine that has it:
 
     import numpy, tensorflow
     reader = tensorflow.train.load_checkpoint("inception_v3_iNat_299.ckpt")
     numpy.savez("inat.npz", **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
 
-What differs from torchvision's Inception-V3, beside the names: kernels are height, width, input, output; batch
-normalization has no scale, which is 1; pixels are x / 127.5 - 1; ImageNet's 1001 classes begin with a background. The
-moving averages of the weights, where a file has them, are used instead of the weights, as DSTL extracts features with.
+Differences from torchvision's Inception-V3 beside the names: kernels are height, width, input, output; batch
+normalization has no scale (it is 1); pixels are x / 127.5 - 1; ImageNet's 1001 classes begin with a background. Where a
+file has moving averages of the weights, they are used instead of the weights, as DSTL does to extract features.
 
-One difference stays: at the border, the 3x3 average pooling of slim's nine blocks leaves the padding out of the mean,
-torchvision's counts it as zeros. torchvision's own published weights came from TensorFlow that way too.
+One difference stays: at the border, the 3x3 average pooling of slim's nine blocks leaves the padding out of the mean;
+torchvision counts it as zeros, also for its own weights, which were converted from TensorFlow.
 
-The map is from slim's source (tensorflow/models, slim/nets/inception_v3.py). Checkpoints that tf-slim 1.1 wrote
-in both of TensorFlow's formats, with random weights, gave its logits at 299 pixels to 2e-6 of the largest with slim's
-pooling (once, with TensorFlow beside it); with torchvision's, features are 7 % apart, of random weights and as the norm
-of the difference, which a test holds. None of the published files was at hand.
+The key map is from slim's source (tensorflow/models, slim/nets/inception_v3.py). Tested once against TensorFlow:
+checkpoints of random weights that tf-slim 1.1 wrote in both formats give its logits at 299 pixels to 2e-6 of the
+largest with slim's pooling. With torchvision's pooling the norm of the difference of features is 7 % (a test holds it).
+The published files themselves were not available.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.pretrained.layouts import LayoutError, looks_like
+from models.pretrained import torchvision_timm
+from models.pretrained.layouts import Layout, LayoutError, looks_like
 
 _SCOPE = "InceptionV3/"
 _AVERAGE = "/ExponentialMovingAverage"
-_TABLE = bytes.fromhex("57fb808b247547db")  # the last bytes of an index, and of a checkpoint of the first format
+_TABLE = bytes.fromhex("57fb808b247547db")  # last bytes of an index, and of a checkpoint in the older format
 
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 _MIXED_5 = {
@@ -88,7 +90,7 @@ _BLOCKS = {
     "Mixed_7a": _MIXED_7A,
     **dict.fromkeys(("Mixed_7b", "Mixed_7c"), _MIXED_7),
 }
-_MISNAMED = {  # in slim's source: as they are, and as their like are called elsewhere
+_MISNAMED = {  # irregular names in slim's source: the regular ones
     "Mixed_5c/Branch_1/Conv2d_0b_1x1": "Mixed_5c/Branch_1/Conv2d_0a_1x1",
     "Mixed_5c/Branch_1/Conv_1_0c_5x5": "Mixed_5c/Branch_1/Conv2d_0b_5x5",
     "Mixed_7b/Branch_1/Conv2d_0b_3x1": "Mixed_7b/Branch_1/Conv2d_0c_3x1",
@@ -106,13 +108,13 @@ _LINEAR = {"weights": "weight", "biases": "bias"}
 
 
 class Slim(NamedTuple):
-    """What :func:`converted` gives."""
+    """Variables of slim's Inception-V3 as torchvision's tensors."""
 
     tensors: dict[str, Tensor]
-    """In torchvision's names and layout."""
+    """With torchvision's names and layout."""
 
     names: dict[str, str]
-    """Slim's, by torchvision's; a scale of 1 has none."""
+    """Slim's name for each of torchvision's; a scale of 1 has none."""
 
     left_out: list[str]
     """`name: reason`."""
@@ -121,12 +123,12 @@ class Slim(NamedTuple):
 
 
 def is_slim(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether these are variables of slim's Inception-V3."""
+    """Return whether a file holds variables of slim's Inception-V3."""
     return any(key.startswith(_SCOPE) for key in tensors)
 
 
-def converted(tensors: Mapping[str, Tensor]) -> Slim:
-    """Return the variables of slim's Inception-V3 as torchvision's tensors.
+def convert(tensors: Mapping[str, Tensor]) -> Slim:
+    """Convert the variables of slim's Inception-V3 to torchvision's tensors.
 
     An optimizer's variables and the step are left out. The auxiliary head may be missing, and the last layers.
 
@@ -146,8 +148,8 @@ def converted(tensors: Mapping[str, Tensor]) -> Slim:
         if key in plain or key.removesuffix(_AVERAGE) in averages:
             continue
         if key.startswith(_SCOPE) and key.rpartition("/")[0] not in ours:  # an optimizer's are below a weight's name
-            raise LayoutError(f"it looks like {looks_like(tensors)}, but slim's has no {key}")
-        left_out.append(f"{key}: of the training")
+            raise LayoutError(f"it looks like {looks_like(tensors)}, but slim's network has no {key}")
+        left_out.append(f"{key}: a variable of the training")
     without = [key for key in plain if key not in averages and "/moving_" not in key]
     if averages and without:
         raise LayoutError(f"it has moving averages of {len(averages)} variables, but none of {without[0]}")
@@ -161,10 +163,31 @@ def converted(tensors: Mapping[str, Tensor]) -> Slim:
     return Slim(used, names, left_out, f"{kind}{len(found)} variables of TF-slim's Inception-V3")
 
 
-def checkpoint_at(path: Path) -> Path | None:
-    """Return what TensorFlow calls the checkpoint at `path`; None for something else.
+def head_layout(label: nn.Linear, last: str, slim: Slim, *, aux_head: bool) -> Layout:
+    """Return how slim's last layers fit a head. With one class more than the head, the first (background) is left out.
 
-    It is in several files (`.index`, `.data-00000-of-00001`), each of which will do as `path`, or in a single one.
+    See :func:`models.pretrained.torchvision_timm.head_layout`.
+    """
+    layers = {key: value for key, value in slim.tensors.items() if key.startswith(("fc.", "AuxLogits.fc."))}
+    background = "fc.bias" in layers and len(layers["fc.bias"]) == label.out_features + 1
+    if background:
+        layers = {key: value[1:] for key, value in layers.items()}
+    layout = in_slims_names(torchvision_timm.head_layout(label, last, slim.tensors | layers, aux_head=aux_head), slim)
+    first = [f"{slim.names[key]}[0]: the background" for key in layers if background]
+    return replace(layout, left_out=[*layout.left_out, *first])
+
+
+def in_slims_names(layout: Layout, slim: Slim) -> Layout:
+    """Return a layout of converted tensors, with those left out under their names in the file."""
+    lines = [line.partition(": ") for line in layout.left_out]
+    left_out = [f"{slim.names[key]}: {reason}" for key, _, reason in lines if key in slim.names]
+    return replace(layout, left_out=[*left_out, *slim.left_out], description=slim.description)
+
+
+def checkpoint_at(path: Path) -> Path | None:
+    """Return TensorFlow's name of the checkpoint at `path`, or None if it is something else.
+
+    A checkpoint is one file, or several (`.index`, `.data-00000-of-00001`); `path` may be any of them.
     """
     name = path.name.removesuffix(".index").partition(".data-")[0]
     if path.with_name(f"{name}.index").is_file():
@@ -177,7 +200,7 @@ def checkpoint_at(path: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the variables of TensorFlow's checkpoint, which :func:`checkpoint_at` found.
+    """Return the variables of a TensorFlow checkpoint that :func:`checkpoint_at` found.
 
     Raises:
         ValueError: TensorFlow is not installed, or cannot read it.
@@ -198,12 +221,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Return arrays of numbers as tensors; what else a checkpoint of TensorFlow holds, as the graph of a saver, not."""
+    """Return the numeric arrays of a TensorFlow checkpoint as tensors; it may hold others, as the graph of a saver."""
     return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items() if value.dtype.kind in "fiub"}
 
 
 def _layers() -> dict[str, tuple[str, dict[str, str]]]:
-    """Return torchvision's name of each layer of slim's, and the layer's variables."""
+    """Return for each layer of slim's torchvision's name and the names of its variables."""
     normed = {layer: layer for layer in _STEM} | _AUXILIARY
     usual = {theirs: actual for actual, theirs in _MISNAMED.items()}
     for block, layers in _BLOCKS.items():
@@ -225,7 +248,7 @@ def _require_whole(found: Mapping[str, Tensor]) -> None:
 
 
 def _laid_out(key: str, value: Tensor) -> Tensor:
-    """Return a variable as torchvision has it: a kernel is output, input, height, width; a last layer's is a matrix."""
+    """Return a variable in torchvision's layout: output, input, height, width; a matrix for a last layer."""
     if not key.endswith("/weights"):
         return value
     if value.ndim != 4:

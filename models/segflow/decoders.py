@@ -1,4 +1,4 @@
-"""The two decoders that SegFlow can have on the features of both branches: summed score maps, or a feature pyramid."""
+"""SegFlow's two decoders on the features of both branches: sums of score maps, or a feature pyramid."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SCALES = (1e-4, 1e-2, 1.0)
-"""Factors on encoder maps at strides 8, 16, 32, before they meet the flow features."""
+"""Factors on encoder maps at strides 8, 16, 32, before they are joined with the flow features."""
 
 
 class ScoreHead(nn.Module):
@@ -16,15 +16,15 @@ class ScoreHead(nn.Module):
 
     Encoder and flow features are concatenated at strides 8, 16 and 32. The convolutions start at zero.
 
-    With `crops`, all is as released: fixed factors on the encoder maps, fixed bilinear deconvolutions without padding,
-    and cuts where maps are larger than the level they join, which leave the two streams up to 43 pixels apart.
-    Without, the flow features lie on the encoder's grid, factors are learned, and maps are enlarged without a shift.
+    With `crops`, as released: fixed factors on the encoder maps, fixed bilinear deconvolutions without padding, and
+    cuts where maps are larger than the level they join, which shift the two streams by up to 43 pixels. Without: the
+    flow features lie on the encoder's grid, factors are learned, and maps are enlarged without a shift.
 
     Args:
         encoder: channels of the encoder's maps at strides 8, 16, 32.
         motion: channels of the flow features there; empty without a flow branch.
-        channels: of the score maps.
-        crops: where the flow features are cut at strides 8, 16, 32, rows and columns alike; None: they fit.
+        channels: number of score maps.
+        crops: first row and column of the cuts from the flow features at strides 8, 16, 32; None: they fit.
     """
 
     scales: Tensor
@@ -48,11 +48,11 @@ class ScoreHead(nn.Module):
             self.register_buffer("up8", bilinear_kernel(channels, 8), persistent=False)
 
     def forward(self, encoder: Sequence[Tensor], motion: Sequence[Tensor]) -> Tensor:
-        """Return score maps: with `crops` at stride 1 and some pixels too large at the bottom right, else at stride 8.
+        """Return score maps: with `crops` at stride 1, some pixels too large at the bottom right; else at stride 8.
 
         Args:
             encoder: BChw at strides 8, 16, 32 (more maps may come before).
-            motion: BChw at strides 8, 16, 32, on the encoder's grid or larger, to be cut; empty without a flow branch.
+            motion: BChw at strides 8, 16, 32, on the encoder's grid or larger (then cut); empty without a flow branch.
         """
         score3, score4, score5 = (
             score(self._joined(level, encoder[level - 3], motion))
@@ -78,19 +78,19 @@ class ScoreHead(nn.Module):
 
 
 class PyramidHead(nn.Module):
-    """A feature pyramid over both branches' features: maps at stride 4, from context at stride 32.
+    """A feature pyramid over both branches' features, with output at stride 4.
 
-    Not SegFlow's: its sums of two-channel score maps lose most of what the encoder knows and have no features at
-    stride 4. Here each level of the encoder is projected to `width` channels and normalized (which replaces the fixed
-    factors), concatenated with the projected flow features at strides 8, 16 and 32, and merged upwards by 3x3
-    convolutions. GroupNorm, so that batches of one train and frozen batch-norm statistics do not matter.
+    A departure from SegFlow, whose sums of two-channel score maps lose most of the encoder's information and use no
+    features at stride 4. Each level of the encoder is projected to `width` channels and normalized (which replaces the
+    fixed factors), concatenated with the projected flow features at strides 8, 16 and 32, and merged from coarse to
+    fine by 3x3 convolutions. GroupNorm makes it independent of the batch size and of frozen batch-norm statistics.
 
     Args:
         encoder: channels of the encoder's maps at strides 4, 8, 16, 32.
         motion: channels of the flow features at strides 8, 16, 32; empty without a flow branch.
-        channels: of the result.
+        channels: of the output.
         width: channels inside; a multiple of 8.
-        zero: whether the result starts at zero.
+        zero: start with an output of zero.
     """
 
     def __init__(self, encoder: Sequence[int], motion: Sequence[int], channels: int, *, width: int, zero: bool) -> None:
@@ -98,7 +98,7 @@ class PyramidHead(nn.Module):
         joined = [width, *(2 * width if motion else width for _ in range(3))]
         self.lateral = nn.ModuleList([_block(count, width, 1) for count in encoder])
         self.exchange = nn.ModuleList([_block(count, width, 1) for count in motion])
-        self.context = nn.Conv2d(joined[3], width, 1)  # of the mean over the image: is there an object at all, which
+        self.context = nn.Conv2d(joined[3], width, 1)  # applied to the mean over the image: which objects there are
         self.merge = nn.ModuleList(
             [_block(count + (width if level < 3 else 0), width, 3) for level, count in enumerate(joined)]
         )
@@ -123,7 +123,7 @@ class PyramidHead(nn.Module):
 
 
 def bilinear_kernel(channels: int, factor: int) -> Tensor:
-    """Return the weight, C1kk with k = 2 * factor, that makes a grouped deconvolution enlarge `factor` times."""
+    """Return the weight, C1kk with k = 2 * factor, of a grouped deconvolution that enlarges `factor` times."""
     place = torch.arange(2 * factor, dtype=torch.float32)
     tent = 1 - (place - (factor - 0.5)).abs() / factor
     return torch.outer(tent, tent).expand(channels, 1, -1, -1).contiguous()

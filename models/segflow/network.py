@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.encoders.build import Encoded
-from models.flow.flownets import FlowNetS, FlowNetSConfig, Motion, enlarged
+from models.flow.flownets import FlowBranch, FlowNetS, FlowNetSConfig, Motion, enlarged
 from models.segflow.decoders import PyramidHead, ScoreHead, bilinear_kernel
 from mtsp.config import Config
 from mtsp.types import Outputs
@@ -23,26 +23,27 @@ RESIDUAL_UNIT = 20.0  # pixels: the flow head's output is in the unit that FlowN
 
 
 class SegFlowConfig(Config):
-    """What :class:`SegFlow` can be told."""
+    """Config of :class:`SegFlow`."""
 
     name: Literal["segflow"]
 
     mode: Literal["released", "paper", "modern"] = "modern"
-    """`released`: as the authors' files, 480x854 only; the flow is FlowNetS's own, since the head's weights are zero.
-    `paper`: the same with the flow head's output as the flow. `modern`: any size and encoder, aligned features."""
+    """`released`: as in the authors' files, 480x854 only; the flow is FlowNetS's own, because their flow head's weights
+    are zero. `paper`: the same, with the output of the flow head as the flow. `modern`: any size and encoder, aligned
+    features."""
 
     encoder: str = "resnet101"
     """Any name that :mod:`models.encoders.build` knows. In `released` and `paper`, resnet50 and resnet101 mean
     Caffe's."""
 
     classes: int = Field(default=2, gt=1, lt=256)
-    """Classes of the mask, background included."""
+    """Number of classes of the mask, background included."""
 
     flow: FlowNetSConfig | None = FlowNetSConfig()
-    """null: no flow branch (SegFlow*); `next_frame` is then not looked at."""
+    """null: no flow branch (SegFlow*), and `next_frame` is ignored."""
 
     decoder: Literal["scores", "fpn"] | None = None
-    """`scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. null: `fpn` in `modern`, else `scores`."""
+    """`scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. null: `fpn` in mode `modern`, else `scores`."""
 
     width: int = Field(default=64, gt=0, multiple_of=8)
     """Channels in the segmentation head's feature pyramid."""
@@ -53,7 +54,7 @@ class SegFlowConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> "SegFlowConfig":
         if self.mode != "modern" and self.decoder == "fpn":
-            raise ValueError(f"mode {self.mode} has decoder scores, not fpn; leave it out, or use mode modern")
+            raise ValueError(f"mode {self.mode} has decoder scores, not fpn; leave decoder out, or use mode modern")
         return self
 
     def build(self) -> "SegFlow":
@@ -73,12 +74,11 @@ class Segmentation(Encoded):
             self.head = _score_head(config, channels, motion, config.classes, crops=(4, 2, 1))
 
 
-class Flow(nn.Module):
-    """The flow branch: `network`, FlowNetS with its normalization, and `head`, which `released` does not have."""
+class Flow(FlowBranch):
+    """The flow branch: `network`, FlowNetS with its normalization, and `head`, which mode `released` lacks."""
 
     def __init__(self, network: FlowNetS, config: SegFlowConfig, encoder: tuple[int, ...]) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         motion = network.exchanged_channels
         self.head = None
         if config.mode == "modern" and config.decoder != "scores":
@@ -91,14 +91,14 @@ class SegFlow(nn.Module):
     """A segmentation branch on an image encoder, and a flow branch on FlowNetS; each head reads the features of both.
 
     FlowNetS's features at strides 4, 8, 16 are pooled and concatenated with the encoder's at strides 8, 16, 32, once
-    for the segmentation head and once for the flow head; nothing flows back into encoder or FlowNetS.
+    for the segmentation head and once for the flow head. Encoder and FlowNetS do not see each other's features.
 
-    Departures. All modes: each branch normalizes the frames by itself (the authors' subtract a mean twice, or not,
-    depending on a counter in the file), and `released` leaves out the flow head, which the authors never trained and
-    whose output is zero. `modern`: sides are padded to multiples of 32 and the outputs cut back; flow features lie on
-    the encoder's grid; the feature pyramid of :class:`PyramidHead` replaces sums of score maps unless
-    `decoder: scores`; the flow head predicts what is added to FlowNetS's flow, zero at first, so that the flow works
-    before the head has learned anything.
+    Departures. All modes: each branch normalizes the frames itself (in the authors' files a counter decides whether a
+    mean is subtracted twice), and `released` leaves out the flow head, which the authors never trained and whose output
+    is zero. `modern`: sides are padded to multiples of 32 and the outputs cut back; flow features lie on the encoder's
+    grid; the feature pyramid of :class:`PyramidHead` replaces sums of score maps unless `decoder: scores`; the flow
+    head predicts a residual to FlowNetS's flow that is zero at first, so the flow is right before the head has learned
+    anything.
     """
 
     def __init__(self, config: SegFlowConfig) -> None:
@@ -116,7 +116,7 @@ class SegFlow(nn.Module):
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Names of the branches: prefixes of all parameter names."""
+        """Names of the branches, which begin all parameter names."""
         return ("segmentation",) if self.flow is None else ("segmentation", "flow")
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
@@ -127,7 +127,7 @@ class SegFlow(nn.Module):
             next_frame: as `frame`. None: `frame` again, as SegFlow pairs the last frame of a clip.
 
         Raises:
-            ValueError: the frame's size is not the mode's.
+            ValueError: the mode does not take frames of this size.
         """
         next_frame = frame if next_frame is None else next_frame
         if self.mode == "modern":
@@ -143,23 +143,20 @@ class SegFlow(nn.Module):
             outputs.pop("flow_pyramid", None)
         return outputs
 
-    def after_loading(self, branch: str) -> list[str]:
-        """Do to freshly loaded weights of `branch` what the mode asks for; return the names of changed parameters.
+    def after_loading(self, branch: str) -> None:
+        """Change freshly loaded weights of `branch` as the mode demands.
 
-        `released` overwrites what enlarges the flow between FlowNetS's scales by bilinear interpolation, as the
+        `released` sets the layers that enlarge the flow between FlowNetS's scales to bilinear interpolation, as the
         authors' training script does (by accident: it selects layers by "up" in their names).
         """
         if self.mode != "released" or branch != "flow" or self.flow is None:
-            return []
-        changed = []
+            return
         for level in (5, 4, 3, 2):
             name = f"upsampled_flow{level + 1}_to_{level}"
             kernel = bilinear_kernel(1, 2)[0, 0]
-            weight = self.flow.network.get_parameter(f"{name}.weight").data  # in, out, 4, 4: two by two channels
+            weight = self.flow.network.get_parameter(f"{name}.weight").data  # in, out, 4, 4 with 2 channels each
             weight[0, 0].copy_(kernel)
             weight[1, 1].copy_(kernel)
-            changed.append(f"flow.network.{name}.weight")
-        return changed
 
     def _modern(self, frame: Tensor, next_frame: Tensor) -> Outputs:
         height, width = frame.shape[-2:]

@@ -1,1 +1,1 @@
-"""Reports: what runs wrote, as tables and curves, and the paper's analysis of linear regression."""
+"""Reports: tables and curves of runs, and the paper's analysis of linear regression."""

@@ -16,17 +16,17 @@ ESTIMATORS: tuple[Estimator, ...] = ("least squares", "L2", "L2-SP")
 
 
 class Moments(NamedTuple):
-    """What an estimate of w* is on average over the noise."""
+    """Moments of an estimate of w* over the noise."""
 
     mean: np.ndarray  # p
-    variance: np.ndarray  # p, of each weight; different weights are uncorrelated
+    variance: np.ndarray  # p, per weight; weights are uncorrelated
     error: float
     """Expected ||w - w*||^2: the squared norm of the bias plus the sum of the variances."""
 
 
 @dataclass(frozen=True)
 class Regression:
-    """A linear regression with a start."""
+    """A linear regression problem with initial weights."""
 
     truth: np.ndarray  # w*, p
     start: np.ndarray  # w0, p
@@ -40,11 +40,11 @@ class Regression:
 
     @property
     def distance(self) -> float:
-        """||eps||^2, how far the start is from the truth, squared."""
+        """||eps||^2, the squared distance from the start to the truth."""
         return float(((self.start - self.truth) ** 2).sum())
 
     def moments(self, estimator: Estimator, alpha: float) -> Moments:
-        """Return the expectation and variance of Table 7, and the error that follows from them."""
+        """Return expectation and variance as in Table 7, and the error that follows from them."""
         keep = 1.0 if estimator == "least squares" else 1 / (1 + alpha)
         mean = keep * self.truth
         if estimator == "L2-SP":
@@ -53,23 +53,23 @@ class Regression:
         return Moments(mean, variance, float(((mean - self.truth) ** 2).sum() + variance.sum()))
 
     def largest_useful_alpha(self) -> float:
-        """Return the alpha below which L2-SP has a smaller error than least squares; inf if every alpha is useful.
+        """Return the alpha below which L2-SP has a smaller error than least squares; inf if that holds for every alpha.
 
-        2 p sigma^2 / (||eps||^2 - p sigma^2); every alpha is if ||eps||^2 <= p sigma^2. (The paper's text says
-        ||eps|| < p sigma^2 for the latter; its own formula shows that the square is meant.)
+        2 p sigma^2 / (||eps||^2 - p sigma^2); every alpha is useful if ||eps||^2 <= p sigma^2. (The paper's text says
+        ||eps|| < p sigma^2 here; its formula shows that the square is meant.)
         """
         noise = self.p * self.sigma**2
         return 2 * noise / (self.distance - noise) if self.distance > noise else float("inf")
 
     def best_alpha(self) -> float:
-        """Return the alpha of L2-SP's smallest error, p sigma^2 / ||eps||^2. Not in the paper."""
+        """Return the alpha with L2-SP's smallest error, p sigma^2 / ||eps||^2. Not in the paper."""
         return self.p * self.sigma**2 / self.distance if self.distance else float("inf")
 
 
 def closed_form(
     estimator: Estimator, design: np.ndarray, responses: np.ndarray, start: np.ndarray, alpha: float
 ) -> np.ndarray:
-    """Return the estimate as Table 7 has it, for an orthonormal design: p for n responses, Rp for Rn of them."""
+    """Return Table 7's estimate for an orthonormal design: p of n responses, Rp of Rn."""
     projected = responses @ design  # X'y
     match estimator:
         case "least squares":
@@ -83,7 +83,7 @@ def closed_form(
 def minimizer(
     estimator: Estimator, design: np.ndarray, responses: np.ndarray, start: np.ndarray, alpha: float
 ) -> np.ndarray:
-    """Return the minimizer of the penalized loss for any design of full rank, by solving its normal equations."""
+    """Return the minimizer of the penalized loss for a design of full rank, from its normal equations."""
     strength = 0.0 if estimator == "least squares" else alpha
     pulled = strength * (start if estimator == "L2-SP" else np.zeros_like(start))
     matrix = design.T @ design + strength * np.eye(design.shape[1])
@@ -91,13 +91,13 @@ def minimizer(
 
 
 def early_stopping_alpha(rate: float, steps: int) -> float:
-    """Return the alpha whose L2-SP estimate is where `steps` of gradient descent from the start, unregularized, stop.
+    """Return the alpha whose L2-SP estimate equals the result of `steps` of unregularized gradient descent.
 
-    With an orthonormal design the distance from the least-squares estimate shrinks by 1 - rate a step, and L2-SP leaves
-    alpha / (1 + alpha) of it. Not in the paper: what stopping early does without a penalty.
+    With an orthonormal design, each step multiplies the distance to the least-squares estimate by 1 - rate, and L2-SP
+    leaves alpha / (1 + alpha) of it: early stopping acts as this penalty. Not in the paper.
 
     Raises:
-        ValueError: `rate` is not between 0 and 1, or there is no step (an infinite alpha).
+        ValueError: `rate` is not between 0 and 1, or `steps` is below 1 (an infinite alpha).
     """
     if not 0 < rate < 1 or steps < 1:
         raise ValueError(f"rate must be between 0 and 1 and steps at least 1, got {rate} and {steps}")
@@ -114,10 +114,10 @@ def simulate(
     repetitions: int = 20000,
     seed: int = 0,
 ) -> Moments:
-    """Return the moments of `minimizer` over noise that is drawn anew `repetitions` times; Table 7 is not used.
+    """Return the moments of `minimizer` over `repetitions` draws of the noise, without using Table 7.
 
     Raises:
-        ValueError: there are fewer rows than weights, so that no design is orthonormal.
+        ValueError: there are fewer rows than weights, so no design is orthonormal.
     """
     if rows < regression.p:
         raise ValueError(f"{rows} rows cannot hold {regression.p} orthonormal columns")
@@ -133,9 +133,9 @@ def descent(
     hessian: np.ndarray, minimum: np.ndarray, start: np.ndarray, reference: np.ndarray, alpha: float,
     *, rate: float = 0.02, steps: int = 2000,
 ) -> np.ndarray:  # fmt: skip
-    """Return the path of gradient descent, (steps + 1)p, on a quadratic risk with a pull of alpha to the reference.
+    """Return the path of gradient descent, (steps + 1)p, on a quadratic risk plus a penalty.
 
-    The risk is 1/2 (w - minimum)' H (w - minimum), the pull alpha/2 ||w - reference||^2.
+    The risk is 1/2 (w - minimum)' H (w - minimum), the penalty alpha/2 ||w - reference||^2.
     """
     path = [start.astype(float)]
     for _ in range(steps):
@@ -150,13 +150,13 @@ class Panel(NamedTuple):
     title: str
     start: np.ndarray
     reference: np.ndarray
-    """What the regularizer pulls to: the center of the admissible set."""
+    """Center of the admissible set, towards which the regularizer pulls."""
     path: np.ndarray
-    """From the start to the regularized solution, which lies on the border of the admissible set."""
+    """Points from the start to the regularized solution, on the border of the admissible set."""
 
     @property
     def radius(self) -> float:
-        """Of the admissible set: the constraint that has the same solution as the penalty."""
+        """Radius of the admissible set, the constraint with the same solution as the penalty."""
         return float(np.linalg.norm(self.path[-1] - self.reference))
 
 
@@ -166,11 +166,11 @@ STRENGTH = 0.45
 _TURN = np.deg2rad(-35)
 _AXES = np.array([[np.cos(_TURN), -np.sin(_TURN)], [np.sin(_TURN), np.cos(_TURN)]])
 HESSIAN = _AXES @ np.diag([0.35, 1.4]) @ _AXES.T
-"""Figure 1's problem. The paper gives no numbers: these are chosen to show its situation, a start near the minimum."""
+"""Problem of Figure 1. The paper gives no numbers; these show its situation, a start near the minimum."""
 
 
 def figure_panels(alpha: float = STRENGTH) -> list[Panel]:
-    """Return the three plots of Figure 1, the same problem and the same alpha in all of them."""
+    """Return the three plots of Figure 1, with the same problem and alpha."""
     origin = np.zeros(2)
     settings = {
         "(a) L2, from scratch": (origin, origin),
@@ -183,11 +183,11 @@ def figure_panels(alpha: float = STRENGTH) -> list[Panel]:
     ]
 
 
-def draw(panels: list[Panel], path: Path) -> None:
-    """Write Figure 1 as a PNG, in the paper's signs: star, cross, segment, point, ellipses and circle.
+def draw_figure1(panels: list[Panel], path: Path) -> None:
+    """Write Figure 1 as a PNG, with the paper's symbols: star, cross, segment, point, ellipses and circle.
 
-    The paper speaks of a large circle in every plot. Here alpha is the same in all, so that the circle of (c), around a
-    start that is near the minimum, is small.
+    The paper draws a large circle in every plot. Here alpha is the same in all, so the circle of (c), around a start
+    near the minimum, is small.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -212,13 +212,13 @@ def draw(panels: list[Panel], path: Path) -> None:
 
 
 EXAMPLE = Regression(truth=np.linspace(-2, 2, 8), start=np.linspace(-2, 2, 8) + 0.5, sigma=0.4)
-"""p sigma^2 = 1.28 and ||eps||^2 = 2: far enough for a limit, alpha < 2.56 / 0.72 = 3.56, and near against ||w*||."""
+"""p sigma^2 = 1.28 and ||eps||^2 = 2: the limit is alpha < 2.56 / 0.72 = 3.56; ||eps|| is small beside ||w*||."""
 
 
 def report_rows(regression: Regression = EXAMPLE) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the cells of two tables: Table 7 against its simulation, and L2-SP's error on both sides of the limit.
+    """Return the cells of two tables: Table 7 beside its simulation, and L2-SP's error around the limit of alpha.
 
-    The first has a row for each estimator at the best alpha, the second one for each of five shares of the limit.
+    The first has a row per estimator, at the best alpha; the second a row per fraction of the largest useful alpha.
     """
     alpha = regression.best_alpha()
     moments = []
@@ -229,13 +229,15 @@ def report_rows(regression: Regression = EXAMPLE) -> tuple[list[list[str]], list
         moments.append([estimator, *(f"{value:.4f}" for pair in pairs for value in pair)])
     limit, least = regression.largest_useful_alpha(), regression.moments("least squares", 0.0).error
     sides = []
-    for share in (0.5, 0.9, 1.0, 1.1, 2.0):
-        theory = regression.moments("L2-SP", share * limit).error
-        seen = simulate(regression, "L2-SP", share * limit).error
-        better = "equal" if share == 1 else "L2-SP" if theory < least else "least squares"
-        sides.append([f"{share * limit:.3f}", f"{share:g}", f"{theory:.4f}", f"{seen:.4f}", f"{least:.4f}", better])
+    for fraction in (0.5, 0.9, 1.0, 1.1, 2.0):
+        theory = regression.moments("L2-SP", fraction * limit).error
+        seen = simulate(regression, "L2-SP", fraction * limit).error
+        better = "equal" if fraction == 1 else "L2-SP" if theory < least else "least squares"
+        sides.append(
+            [f"{fraction * limit:.3f}", f"{fraction:g}", f"{theory:.4f}", f"{seen:.4f}", f"{least:.4f}", better]
+        )
     return moments, sides
 
 
 MOMENT_COLUMNS = ["estimator", "bias", "simulated", "variance", "simulated", "error", "simulated"]
-SIDE_COLUMNS = ["alpha", "of the limit", "error of L2-SP", "simulated", "of least squares", "better"]
+SIDE_COLUMNS = ["alpha", "fraction of limit", "error of L2-SP", "simulated", "error of least squares", "better"]

@@ -1,4 +1,4 @@
-"""Reports: what runs wrote to `metrics.jsonl`, as curves and as tables with a mean over seeds."""
+"""Curves and tables of runs, from their `metrics.jsonl`, with means over seeds."""
 
 import math
 import re
@@ -18,16 +18,16 @@ from mtsp.tracking.metrics_file import METRICS, read_metrics
 EXPERIMENT = "experiment.yaml"
 
 HEADLINES = tuple(f"*/{name}" for name in headlines())
-"""What a table shows when nothing is asked for; `*` stands for anything, also for `/`."""
+"""Metrics that a table shows by default; `*` stands for anything, including `/`."""
 CURVES = ("loss*", "train/*", "penalty*", *HEADLINES, "*distance*", "lr*")
-"""What is drawn when nothing is asked for."""
+"""Metrics drawn by default."""
 
 _LOWER = re.compile(r"(^|/)(loss|penalty|distance)(/|$)|(^|/)(epe|out_|fl_|[jf]_decay)[^/]*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run folder: what was run, with which seed, and the numbers that came out."""
+class RunLog:
+    """The experiment and the metrics of one run folder."""
 
     path: Path
     name: str
@@ -36,12 +36,12 @@ class Run:
     rows: list[dict[str, float]]
 
     @classmethod
-    def read(cls, path: Path) -> "Run":
-        """Return the run in the folder `path`.
+    def read(cls, path: Path) -> "RunLog":
+        """Read the run folder `path`.
 
         Raises:
             FileNotFoundError: it lacks `metrics.jsonl` or `experiment.yaml`.
-            ValueError: one of them is not what a run writes.
+            ValueError: one of them is damaged or of another kind.
         """
         rows = read_metrics(path / METRICS)
         file = path / EXPERIMENT
@@ -57,11 +57,11 @@ class Run:
 
     @property
     def metrics(self) -> list[str]:
-        """The names of its numbers, in the order they first came."""
+        """Names of the logged metrics, in the order of their first appearance."""
         return list(dict.fromkeys(key for row in self.rows for key in row if key not in ("step", "time")))
 
     def curve(self, metric: str) -> dict[int, float]:
-        """Return the metric by step. Where a step has two values, as after a resume, the later one counts."""
+        """Return the metric by step. If a step was logged twice, as after a resume, the later value counts."""
         points = {int(row["step"]): row[metric] for row in self.rows if metric in row}
         return dict(sorted(points.items()))
 
@@ -71,15 +71,15 @@ class Run:
         return curve[max(curve)] if curve else None
 
 
-def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Return the runs by name: in a group only the seed differs, so that a mean over it is a mean over seeds.
+def grouped(runs: Iterable[RunLog]) -> dict[str, list[RunLog]]:
+    """Group runs by name. Within a group only the seed differs, so means over a group are means over seeds.
 
-    A path may differ in a number, as that of the weights that each seed starts from does.
+    Paths may differ in a number, as when each seed starts from other weights.
 
     Raises:
-        ValueError: two runs of one name have the same seed, or differ in another setting.
+        ValueError: two runs of one name have the same seed, or differ in another key.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunLog]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)
     for name, members in groups.items():
@@ -89,7 +89,7 @@ def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
             if other.seed in seeds:
                 raise ValueError(
                     f"{seeds[other.seed].path} and {other.path} are both {name!r} with seed {other.seed}; "
-                    "give one folder, or name= another"
+                    "leave one out, or rename one with name=..."
                 )
             seeds[other.seed] = other
             if difference := _difference(first.experiment, other.experiment):
@@ -101,6 +101,7 @@ def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Return the first key in which two experiments differ, with both values; None if only in the seed."""
     left, right = dict(_leaves(one)), dict(_leaves(other))
     for key in [*left, *right]:
         a, b = left.get(key), right.get(key)
@@ -123,11 +124,11 @@ def _path(text: str) -> str:
     return re.sub(r"\d+", "#", text) if "/" in text else text
 
 
-def chosen(runs: Iterable[Run], patterns: Sequence[str]) -> list[str]:
+def matching(runs: Iterable[RunLog], patterns: Sequence[str]) -> list[str]:
     """Return the runs' metrics that match a pattern, in the order of the patterns.
 
     Raises:
-        ValueError: a pattern without `*` matches none, or none of them does; lists what there is.
+        ValueError: a pattern without `*` matches none, or no pattern does; the message lists the metrics.
     """
     known = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
     matches = {pattern: [metric for metric in known if fnmatchcase(metric, pattern)] for pattern in patterns}
@@ -138,18 +139,18 @@ def chosen(runs: Iterable[Run], patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def curves(runs: Sequence[Run], path: Path, patterns: Sequence[str] = CURVES) -> None:
-    """Write a PNG of the metrics over steps: a plot for each, a color for each name, thin lines for the seeds.
+def curves(runs: Sequence[RunLog], path: Path, patterns: Sequence[str] = CURVES) -> None:
+    """Write a PNG of metrics over steps: a plot per metric, a color per run name, thin lines for seeds.
 
-    A thick line is the mean over seeds, at the steps that all seeds have. The scale of a loss that
-    changes by more than a factor of 30 is logarithmic.
+    A thick line is the mean over seeds, at the steps that all seeds have. Losses that change by more than a factor of
+    30 have a logarithmic scale.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     groups = grouped(runs)
-    metrics = chosen(runs, patterns)
+    metrics = matching(runs, patterns)
     columns = min(3, len(metrics))
     lines = math.ceil(len(metrics) / columns)
     colors = [f"C{index % 10}" for index in range(len(groups))]
@@ -187,39 +188,39 @@ def _draw(plot: Any, seeds: Sequence[Mapping[int, float]], color: str) -> None:
 
 
 def table(
-    runs: Sequence[Run],
+    runs: Sequence[RunLog],
     patterns: Sequence[str] = HEADLINES,
     paper: Mapping[str, Mapping[str, float | str]] | None = None,
 ) -> str:
-    """Return a Markdown table of the metrics at each run's last step, a row for each name.
+    """Return a Markdown table of the metrics at each run's last step, a row per run name.
 
-    Several seeds are given as their mean, the sample standard deviation (n - 1) after the sign, and the number n.
+    Several seeds are shown as mean ± sample standard deviation (n - 1).
 
     Args:
-        runs: as read; seeds of one name in any order.
-        patterns: which metrics; `*` stands for anything.
-        paper: published figures by run name and metric, in the metric's unit, to stand beside the measured ones.
+        runs: in any order.
+        patterns: metrics to show; `*` stands for anything.
+        paper: published numbers by run name and metric, in the metric's unit, shown beside the measured ones.
 
     Raises:
-        ValueError: see :func:`grouped` and :func:`chosen`; or a figure of the paper is for no run or metric here.
+        ValueError: see :func:`grouped` and :func:`matching`; or a published number has no run or metric here.
     """
     groups = grouped(runs)
-    metrics = chosen(runs, patterns)
-    figures = paper or {}
-    astray = [f"{name}: {metric}" for name, row in figures.items() for metric in row
+    metrics = matching(runs, patterns)
+    numbers = paper or {}
+    astray = [f"{name}: {metric}" for name, row in numbers.items() for metric in row
               if name not in groups or metric not in metrics]  # fmt: skip
     if astray:
-        raise ValueError(f"figures of the paper without a place in the table: {', '.join(astray)}")
+        raise ValueError(f"published numbers without a run or metric in the table: {', '.join(astray)}")
     columns = ["run", "seeds"]
     for metric in metrics:
-        columns += [metric, "paper"] if any(metric in row for row in figures.values()) else [metric]
+        columns += [metric, "paper"] if any(metric in row for row in numbers.values()) else [metric]
     rows = []
     for name, members in groups.items():
         row = [name, str(len(members))]
         for metric in metrics:
             row.append(_spread([last for run in members if (last := run.last(metric)) is not None], len(members)))
-            if any(metric in figure for figure in figures.values()):
-                row.append(str(figures.get(name, {}).get(metric, "-")))
+            if any(metric in published for published in numbers.values()):
+                row.append(str(numbers.get(name, {}).get(metric, "-")))
         rows.append(row)
     return markdown_table(rows, columns)
 
@@ -236,14 +237,14 @@ def _spread(values: Sequence[float], runs: int) -> str:
 
 
 def _number(value: float) -> str:
-    """Three decimals; fewer for hundreds, more for what three cannot show."""
+    """Format with three decimals, one from 100 on, five below 0.01."""
     if value != 0 and abs(value) < 0.01:
         return f"{value:.5f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
 def markdown_table(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> str:
-    """Return a Markdown table, its columns also aligned as text: the first to the left, the others to the right."""
+    """Return a Markdown table that is also aligned as text: the first column left, the others right."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(columns))]
     lines = [
@@ -258,9 +259,9 @@ def comparison(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, st
     """Return a table for the terminal, the best of each column bold.
 
     Args:
-        rows: metrics by row label, such as "start", "L2", "L2-SP". A metric that a row lacks is shown as "-".
-        columns: heading by metric name, as {"J_mean": "J", "epe": "EPE"}; an arrow says which way is better.
-        title: shown above.
+        rows: metrics by row label, such as "start", "L2", "L2-SP". A missing metric is shown as "-".
+        columns: heading by metric name, as {"J_mean": "J", "epe": "EPE"}; an arrow shows which direction is better.
+        title: shown above the table.
     """
     view = Table(title=title or None, title_justify="left")
     view.add_column("", no_wrap=True)
@@ -286,7 +287,7 @@ def _headings(columns: Mapping[str, str]) -> list[str]:
 def _compared(
     rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]
 ) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    """Each row's label and cells: the text, and whether it is the best of its column as it is shown."""
+    """Yield label and cells of each row; a cell is a text and whether it is the best, as shown, of its column."""
     best = {}
     for metric in columns:
         values = [row[metric] for row in rows.values() if metric in row and math.isfinite(row[metric])]

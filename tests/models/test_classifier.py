@@ -13,8 +13,8 @@ from torchvision import models as published
 
 from data.files.images import write_image
 from models.classifier import Classifier, ClassifierConfig
-from models.encoders.build import IMAGENET_MEAN, IMAGENET_STD
 from models.pretrained.load import load_branch
+from models.pretrained.torchvision_timm import IMAGENET_MEAN, IMAGENET_STD
 from mtsp.config import ConfigError, parse
 
 Train = Callable[..., dict[str, dict[str, float]]]

@@ -59,7 +59,7 @@ def test_anchors_are_the_files_weights_and_the_pull_is_the_formulas(
     printed = capsys.readouterr().err
     assert re.search(r"segmentation .* 20 *\n", printed)
     assert re.search(r"flow .* 100 *\n", printed)
-    assert "weights that mtsp saved" in caplog.text
+    assert "weights in this network's own names" in caplog.text
 
 
 def test_a_strong_anchor_holds_what_a_weak_one_lets_go(anchored: dict[str, Any], train: Train, tmp_path: Path) -> None:

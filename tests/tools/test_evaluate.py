@@ -129,10 +129,10 @@ def truncated(folder: Path) -> None:
     [
         (of_another_network, [], "tensors are missing, as segmentation.mean; 1 have no place, as segmentation.new"),
         (truncated, [], "weights.safetensors cannot be read as weights"),
-        (None, ["model.width=16"], "is of another network than the config's segflow"),
+        (None, ["model.width=16"], "holds another network than the config's segflow"),
         (None, ["model.widht=16"], "model.widht: unknown key; did you mean model.width?"),
         (None, ["--checkpoint", "nowhere"], "no weights at nowhere"),
-        (None, ["--checkpoint", "."], ". is a folder, but no checkpoint"),
+        (None, ["--checkpoint", "."], ". is a folder without a checkpoint"),
         (None, ["--entry", "davos"], "there is no data entry 'davos'; the config has davis"),
         (None, ["evaluation.data=[]"], "evaluation.data is empty; name entries with --entry: davis"),
         (

@@ -106,8 +106,8 @@ def test_files_that_are_there_stay_unless_told_otherwise(
     [
         (["--frames", "nowhere"], "nowhere: no such folder, image or video"),
         (["--checkpoint", "nowhere"], "no weights at nowhere"),
-        (["model.width=16"], "is of another network"),
-        (["model.mode=paper", "model.encoder=resnet50"], "is of another network"),
+        (["model.width=16"], "holds another network"),
+        (["model.mode=paper", "model.encoder=resnet50"], "holds another network"),
     ],
 )
 def test_what_cannot_be_predicted_is_said_in_a_line(

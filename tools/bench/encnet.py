@@ -1,14 +1,14 @@
-"""EncNet's Encoding layer, training step and evaluation, against the formulas that other implementations use.
+"""Measure EncNet's Encoding layer, training step and evaluation against formulas of other implementations.
 
     python tools/bench/encnet.py [--only layer step evaluation] [--encoder tu-resnet50s] [--rounds 5] [--quick]
 
 Layer: forward and backward of 4 maps of 60x60 pixels with 512 channels and 32 codewords, as after ReLU, against the
 broadcast formula of mmsegmentation and PyTorch-Encoding, which makes a tensor of all residuals, and against matrix
-products left to autograd. Step: a whole training step with all three losses, as the layer, the memory layout and the
-number format change. Evaluation: EncNet's six scales with mirror images, in batches and one image at a time.
+products with autograd's backward. Step: a training step with all three losses, for several layers, memory layouts and
+number formats. Evaluation: EncNet's six scales with mirror images, in batches and one image at a time.
 
-Each variant has a process of its own, so that its memory is its own. They take turns, round after round, and the median
-is shown. Memory is what a process's largest resident set (on a GPU: allocated memory) grows by.
+Each variant runs in its own process, so that its memory is measured apart. They take turns in several rounds, and the
+median is shown. Memory is the growth of the process's largest resident set (on a GPU: of allocated memory).
 """
 
 import argparse
@@ -40,10 +40,10 @@ FASTER, INPUTS = 50, 5
 
 
 class BroadcastEncoding(Encoding):
-    """The layer as it is usually written: residuals of every pixel to every codeword, BNKD, left to autograd."""
+    """The usual implementation: residuals of all pixels to all codewords, BNKD, with autograd's backward."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return what :class:`Encoding` returns."""
+        """Return E as :class:`Encoding` does."""
         x = features.flatten(2).transpose(1, 2)
         residuals = x.unsqueeze(2) - self.codewords
         assigned = torch.softmax(self.scale * residuals.square().sum(3), dim=2)
@@ -51,10 +51,10 @@ class BroadcastEncoding(Encoding):
 
 
 class ProductEncoding(Encoding):
-    """The layer as matrix products, not centered, left to autograd."""
+    """Matrix products without centering, with autograd's backward."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return what :class:`Encoding` returns."""
+        """Return E as :class:`Encoding` does."""
         x = features.flatten(2).transpose(1, 2)
         squares = x.square().sum(2, keepdim=True) + self.codewords.square().sum(1)
         assigned = torch.softmax(self.scale * (squares - 2 * x @ self.codewords.t()), dim=2)
@@ -62,12 +62,12 @@ class ProductEncoding(Encoding):
 
 
 class Sizes(NamedTuple):
-    """What is measured, and how large."""
+    """Sizes of what is measured."""
 
     layer: tuple[int, int, int, int] = (4, 512, 60, 32)  # maps, channels, side, codewords
     batch: int = 16 if CUDA else 1
     side: int = 480
-    base: int = 520 if CUDA else 260  # of the evaluation; its windows are 12/13 of that
+    base: int = 520 if CUDA else 260  # longer side in the evaluation; its windows are 12/13 of it
     width: int = 512  # channels in the network's head
 
 
@@ -197,7 +197,7 @@ def _layer(sizes: Sizes, kind: type[Encoding] | None, channels_last: bool) -> Ca
     images, channels, side, codewords = sizes.layer
     layout = torch.channels_last if channels_last else torch.contiguous_format
     features = torch.randn(images, channels, side, side, device=DEVICE).relu_().contiguous(memory_format=layout)
-    if kind is None:  # what the libraries need for themselves, beside the same input
+    if kind is None:  # measures the memory of the libraries and the input
         kind, features = Encoding, features[:1, :, :2, :2]
     layer = kind(channels, codewords).to(DEVICE)
     gradient = torch.randn(len(features), codewords, channels, device=DEVICE)
@@ -261,12 +261,12 @@ def _crop(sizes: Sizes) -> int:
 
 
 def _image(sizes: Sizes) -> tuple[int, int]:
-    """An image of PASCAL's shape, 375x500 at full size."""
+    """Return height and width of an image of PASCAL's shape, 375x500 at full size."""
     return 375 * sizes.base // 520, 500 * sizes.base // 520
 
 
 def _counted(sizes: Sizes) -> int:
-    """Return how many images the network sees."""
+    """Return the number of images that go through the network."""
     seen = 0
 
     def count(frame: Tensor, next_frame: Tensor | None) -> Outputs:
@@ -288,9 +288,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("layer", "step", "evaluation")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="what to measure (default: all)")
-    parser.add_argument("--encoder", help="of the network (default: tu-resnet50s)")
+    parser.add_argument("--encoder", help="encoder of the network (default: tu-resnet50s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each variant (default: 5)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, one round: does it run at all")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round, to see whether it runs")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: programs that take turns, medians, memory, and the machine beside the numbers."""
+"""Helpers of the benchmarks: medians of programs that take turns, peak memory, and a description of the machine."""
 
 import os
 import platform
@@ -11,17 +11,16 @@ from pathlib import Path
 Program = Callable[[], object]
 Clock = Callable[[], float]
 
-_SHORT = 0.5
-"""Seconds."""
+_SHORT = 0.5  # seconds
 
 
 def medians(programs: Mapping[str, Program], rounds: int, *, clock: Clock = time.perf_counter) -> dict[str, float]:
-    """Return the median seconds of each program; they take turns, after one round that does not count.
+    """Return the median seconds of each program. They take turns, and the first round does not count.
 
-    Turns make whatever else the machine does meet all programs alike. A short program runs twice in its turn, and the
-    second time counts: the threads of the program before may still be spinning during the first, and its data fill the
-    caches. `time.process_time` as the clock counts CPU seconds, which other programs on the machine slow down less, but
-    adds up those of several threads.
+    By taking turns, all programs suffer alike from whatever else runs on the machine. A short program runs twice in its
+    turn, and the second time counts: during the first, threads of the program before may still be spinning and its data
+    fill the caches. With `time.process_time` as the clock, CPU seconds are counted, which other processes disturb less,
+    but which add up over threads.
     """
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds + 1):
@@ -35,23 +34,23 @@ def medians(programs: Mapping[str, Program], rounds: int, *, clock: Clock = time
 
 
 def forget_peak() -> None:
-    """Let :func:`peak_memory` count from now on."""
+    """Restart the measurement of :func:`peak_memory`."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif (file := Path("/proc/self/clear_refs")).exists():
-        file.write_text("5")  # of proc(5): resets VmHWM
+        file.write_text("5")  # resets VmHWM, see proc(5)
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process has had on the GPU, or without one in memory."""
+    """Return the peak of this process's memory in bytes, on the GPU if there is one."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # Linux hands `ru_maxrss` on from parent to child: there it says nothing about the child
+    if status.exists():  # a child inherits `ru_maxrss` from its parent on Linux
         return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
     import resource
 
@@ -59,7 +58,7 @@ def peak_memory() -> int:
 
 
 def machine() -> str:
-    """Return the processor, how many cores this process may use, and the GPU if there is one, in one line."""
+    """Describe the processor, the cores that this process may use, and the GPU, if any, in one line."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,11 +1,11 @@
-"""Training steps of SegFlow per second: in fp32, bf16, channels_last, compiled; with memory and share of the peak.
+"""Measure SegFlow's training step in fp32, bf16, channels_last, compiled: time, memory, fraction of peak FLOP/s.
 
-    python tools/bench/train.py [--size 480x854] [--batch 4] [--encoder resnet101] [--rounds 3] [--quick]
+    python tools/bench/train.py [--size 480x854] [--batch-size 4] [--encoder resnet101] [--rounds 3] [--quick]
 
-A step is what training does: forward, both losses, backward, the pull of L2-SP, SGD with momentum. Each variant has
-a process of its own, so that its memory is its own. They take turns, round after round, and the median step is shown.
-The peak is what a large matrix product of the same type reaches here, in the same rounds. FLOP are those of the
-convolutions and products of the network as it is written (torch.utils.flop_counter), whatever computes them.
+A step is forward, both losses, backward, the pull of L2-SP, and SGD with momentum. Each variant runs in its own
+process, so that its memory is measured apart. They take turns in several rounds, and the median step is shown. The peak
+is that of a large matrix product of the same type, measured in the same rounds. FLOP are counted from the network's
+convolutions and products (torch.utils.flop_counter), however they are computed.
 """
 
 import argparse
@@ -47,12 +47,12 @@ VARIANTS = (
 
 
 class Workload(NamedTuple):
-    """What a step is taken on."""
+    """Network and batch of a step."""
 
     encoder: str
     height: int
     width: int
-    batch: int
+    batch_size: int
     device: str
 
     def network(self) -> torch.nn.Module:
@@ -60,11 +60,11 @@ class Workload(NamedTuple):
         return SegFlowConfig(name="segflow", encoder=self.encoder).build()
 
     def flop(self) -> int:
-        """Return how many floating-point operations a step takes, counted without computing them."""
+        """Count the floating-point operations of a step, without computing them."""
         from torch.utils.flop_counter import FlopCounterMode
 
         with torch.device("meta"):
-            network, frame = self.network(), torch.empty(self.batch, 3, self.height, self.width)
+            network, frame = self.network(), torch.empty(self.batch_size, 3, self.height, self.width)
         with FlopCounterMode(display=False) as counter:
             outputs = network(frame, frame)
             (outputs["mask_logits"].sum() + outputs["flow"].sum()).backward()
@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     cuda = torch.cuda.is_available()
     height, width = options.size or ((480, 854) if cuda else (64, 96) if options.quick else (128, 224))
-    batch = options.batch or (4 if cuda else 1)
-    work = Workload(options.encoder, height, width, batch, "cuda" if cuda else "cpu")
+    batch_size = options.batch_size or (4 if cuda else 1)
+    work = Workload(options.encoder, height, width, batch_size, "cuda" if cuda else "cpu")
     rounds, steps = (1, 1) if options.quick else (options.rounds, 10 if cuda else 2)
     limit = options.limit or (1200.0 if cuda else 60.0 if options.quick else 170.0)
     multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.segflow.network"])
@@ -88,16 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peaks = {bf16: Worker(_product, work.device, bf16) for bf16 in (False, True)}
     workers = {variant: Worker(_step, work, variant) for variant in VARIANTS}
     everyone = [*peaks.values(), *workers.values()]
-    with console.status(f"{len(everyone)} processes get ready and take {rounds} turns each"):
-        take_turns(everyone, rounds, steps=steps, limit=limit, share=2 / 3)
+    with console.status(f"{len(everyone)} processes warm up and take {rounds} turns each"):
+        take_turns(everyone, rounds, steps=steps, limit=limit, warm_up_fraction=2 / 3)
     console.print(_table(work, flop, peaks, workers))
     return 0
 
 
 def _table(work: Workload, flop: int, peaks: dict[bool, Worker], workers: dict[Variant, Worker]) -> Table:
-    size = f"{work.batch} x {work.height}x{work.width}"
+    size = f"{work.batch_size} x {work.height}x{work.width}"
     table = Table(title=f"SegFlow, {work.encoder}, {size}: {flop / 1e9:,.0f} GFLOP a step")
-    for column in ("variant", "s/step", "images/s", "GFLOP/s", "peak GFLOP/s", "share", "memory GiB"):
+    for column in ("variant", "s/step", "images/s", "GFLOP/s", "peak GFLOP/s", "of peak", "memory GiB"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for variant, worker in workers.items():
         if not worker.seconds:
@@ -108,7 +108,7 @@ def _table(work: Workload, flop: int, peaks: dict[bool, Worker], workers: dict[V
         table.add_row(
             variant.name,
             f"{seconds:.3f}",
-            f"{work.batch / seconds:.2f}",
+            f"{work.batch_size / seconds:.2f}",
             f"{flop / seconds / 1e9:,.0f}",
             f"{peak / 1e9:,.0f}",
             f"{100 * flop / seconds / peak:.0f} %",
@@ -131,11 +131,11 @@ def _step(work: Workload, variant: Variant) -> Callable[[], object]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
     L2SP(model, anchors=dict(model.named_parameters()), alpha=0.1, beta=0.1).attach(optimizer)
     tasks = Tasks(segmentation=SegmentationConfig(), flow=FlowConfig())
-    size = (work.batch, 3, work.height, work.width)
+    size = (work.batch_size, 3, work.height, work.width)
     frame, next_frame = (torch.rand(size, device=work.device).contiguous(memory_format=layout) for _ in range(2))
-    mask = torch.randint(0, 2, (work.batch, work.height, work.width), device=work.device)
-    flow = torch.randn(work.batch, 2, work.height, work.width, device=work.device)
-    batch = Batch(name=["noise"] * work.batch, frame=frame, next_frame=next_frame, mask=mask, flow=flow)
+    mask = torch.randint(0, 2, (work.batch_size, work.height, work.width), device=work.device)
+    flow = torch.randn(work.batch_size, 2, work.height, work.width, device=work.device)
+    batch = Batch(name=["noise"] * work.batch_size, frame=frame, next_frame=next_frame, mask=mask, flow=flow)
     counts = tasks.counts(batch)
 
     def step() -> None:
@@ -156,7 +156,7 @@ def _side(device: str) -> int:
 
 
 def _product(device: str, bf16: bool) -> Callable[[], object]:
-    """Return a square matrix product as a function; fp32 as the convolutions compute it, on a GPU in TF32."""
+    """Return a square matrix product as a function; fp32 is TF32 on a GPU, as in the convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     kind = torch.bfloat16 if bf16 else torch.float32
     left, right = (torch.randn(_side(device), _side(device), device=device).to(kind) for _ in range(2))
@@ -177,20 +177,26 @@ def _size(text: str) -> tuple[int, int]:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=_size, metavar="HxW", help="of frames (default: 480x854 on a GPU, else 128x224)")
-    parser.add_argument("--batch", type=_positive, help="frame pairs in a step (default: 4 on a GPU, else 1)")
-    parser.add_argument("--encoder", default="resnet101", help="of the segmentation branch (default: resnet101)")
+    parser.add_argument(
+        "--size", type=_size, metavar="HxW", help="size of frames (default: 480x854 on a GPU, else 128x224)"
+    )
+    parser.add_argument("--batch-size", type=_positive, help="frame pairs in a step (default: 4 on a GPU, else 1)")
+    parser.add_argument(
+        "--encoder", default="resnet101", help="encoder of the segmentation branch (default: resnet101)"
+    )
     parser.add_argument("--rounds", type=_positive, default=3, help="turns of each variant (default: 3)")
     parser.add_argument(
-        "--limit", type=float, help="seconds a variant has to get ready (default: 600 on a GPU, else 75)"
+        "--limit",
+        type=float,
+        help="seconds for everything, two thirds of it for warming up (default: 1200 on a GPU, else 170)",
     )
-    parser.add_argument("--quick", action="store_true", help="one step of each: does it run at all")
+    parser.add_argument("--quick", action="store_true", help="one step of each, to see whether it runs")
     return parser
 
 

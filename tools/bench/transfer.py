@@ -1,15 +1,16 @@
-"""Time and memory of the distance between domains: ours beside pyemd, as DSTL calls it, and scipy.
+"""Measure time and memory of the distance between domains: ours, pyemd as DSTL calls it, and scipy.
 
     python -m tools.bench.transfer [--quick] [--large | --sizes 5000x555] [--solvers ours cpp] [--minutes 60]
 
 Domains are made up: 2048 features around 20 centers, source classes of 200 to 1300 images. pyemd takes square matrices
-only: DSTL pads the n x m distances with zeros to n + m. Its original solver (`cpp`, DSTL's in 2018) works on all of it;
-its present default drops what is empty and solves the rectangle, with POT, as ours does; both include the padding.
+only: DSTL pads the n x m distances with zeros to n + m. pyemd's original solver (`cpp`, DSTL's in 2018) works on the
+whole square; its present default drops the empty part and solves the rectangle with POT, as ours does. The time of both
+includes the padding.
 
-Each solver has a process of its own: memory is what its peak grows by in the first run; times are medians in turns with
-ours, and of a slow solver those of its only run. A row is printed as soon as it is measured, so that an interruption
-loses only the solver at work, which standard error names each minute; one that takes longer than `--minutes` is stopped
-and its row says so. pyemd and scipy are not needed to use mtsp.
+Each solver runs in its own process. Memory is the growth of its peak in the first run; times are medians in turns with
+ours, or the only run of a slow solver. Each row is printed as soon as it is measured; standard error names the solver
+at work each minute. A solver that takes longer than `--minutes` is stopped, and its row says so. mtsp itself needs
+neither pyemd nor scipy.
 """
 
 import argparse
@@ -30,19 +31,19 @@ from tools.bench.timing import forget_peak, machine, medians, peak_memory
 Domains = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 Size = tuple[int, int, int]
-"""Classes of the source and of the target, features."""
+"""Numbers of source classes, target classes and features."""
 CENTERS = 20
 ROUNDS = 7
 SLOW = 2.0
-"""Seconds: a program that takes longer runs once."""
+"""Seconds; a program that takes longer runs once."""
 
 
 class Measured(NamedTuple):
-    """What a process of its own found of one solver."""
+    """Measurements of one solver."""
 
     seconds: float
     ours: float
-    """Seconds of ours in the same process."""
+    """Seconds of our solver in the same process."""
     memory: int
     """Bytes."""
     value: float
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes.add_argument("--sizes", nargs="+", type=_size, metavar="NxM", help="classes of source and target")
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="(default: all)")
     parser.add_argument(
-        "--minutes", type=float, default=90.0, help="after which a solver is stopped (default: %(default)g)"
+        "--minutes", type=float, default=90.0, help="stop a solver after this time (default: %(default)g)"
     )
     options = parser.parse_args(arguments)
     chosen = [(200, 50, 256)] if options.quick else [(1000, 200, 2048)] + [(5000, 555, 2048)] * options.large
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def made_up(n: int, m: int, features: int) -> Domains:
-    """Return class means and numbers of images of a source and a target."""
+    """Return class means and numbers of images of a made-up source and target."""
     rng = np.random.default_rng(0)
     centers = rng.gamma(0.5, 1, (CENTERS, features))
     x, y = (centers[rng.integers(0, CENTERS, k)] + rng.gamma(0.4, 0.8, (k, features)) for k in (n, m))
@@ -113,7 +114,7 @@ SOLVERS: dict[str, tuple[str, str, Solver, str]] = {
     "linprog": ("scipy linprog, HiGHS", "scipy", by_linprog, ">= 50"),
     "cpp": ("pyemd cpp, padded (DSTL)", "pyemd", by_pyemd("cpp"), ">= 30"),
 }
-"""Of each row: what it is, the package it needs, the solver, and how much longer than ours it should take."""
+"""For each row: description, required package, solver, and how much longer than ours it should take."""
 
 
 def _distances(domains: Domains) -> None:
@@ -149,7 +150,7 @@ def _solvers(size: Size, names: Sequence[str], limit: float) -> None:
 
 
 def _in_a_process(key: str, size: Size, limit: float) -> Measured | str:
-    """Return what a fresh process measures, or why it did not; each minute standard error says that it is at work."""
+    """Return the measurements of a fresh process, or why there are none; report each minute on standard error."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(key, size, sender), daemon=True)
@@ -176,7 +177,7 @@ def _measure(key: str, size: Size, found: Connection) -> None:
     cost_matrix = distances(x, y)
     _, _, solver, _ = SOLVERS[key]
     for program in (solver, emd):
-        program(cost_matrix[:4, :4], source[:4], target[:4])  # imports do not count
+        program(cost_matrix[:4, :4], source[:4], target[:4])  # imports are not measured
     forget_peak()
     before, start = peak_memory(), time.perf_counter()
     value = float(solver(cost_matrix, source, target))

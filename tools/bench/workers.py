@@ -1,4 +1,4 @@
-"""Programs in processes of their own, so that the memory of each is its own, that take turns at being measured."""
+"""Run programs in separate processes, so that their memory is measured apart, and let them take turns."""
 
 import multiprocessing
 import statistics
@@ -13,14 +13,14 @@ from tools.bench.timing import forget_peak, peak_memory
 
 
 class Turn(NamedTuple):
-    """What a process measured in one turn."""
+    """Measurements of one turn."""
 
     seconds: list[float]
     peak: int  # bytes
 
 
 class Worker:
-    """A process that builds a program, warms it up, and then runs it when it is told to."""
+    """A process that builds a program, warms it up, and runs it on request."""
 
     def __init__(self, build: Callable[..., Callable[[], object]], *arguments: Any) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -30,14 +30,14 @@ class Worker:
         self.turns: list[Turn] = []
 
     def warm_up(self, limit: float) -> None:
-        """Build and run the program once; give up after `limit` seconds, or where it fails, and say so in `problem`."""
+        """Build and run the program once. `problem` says if that fails or takes more than `limit` seconds."""
         self.process.start()
         self.problem = self._received(limit, f"not available: no step within {limit:.0f} s")
         if self.problem:
             self.end()
 
     def turn(self, steps: int, limit: float) -> None:
-        """Run the program `steps` times, once before that unmeasured; give up after `limit` seconds."""
+        """Run the program once unmeasured, then `steps` times; give up after `limit` seconds."""
         if self.problem:
             return
         self.pipe.send(steps)
@@ -52,21 +52,21 @@ class Worker:
         try:
             return self.pipe.recv() if self.pipe.poll(max(0.0, limit)) else late
         except EOFError:
-            return "not available: the process died, as when memory runs out"
+            return "not available: the process died, perhaps out of memory"
 
     @property
     def seconds(self) -> list[float]:
-        """What each measured run took; none if it was not available."""
+        """Seconds of all measured runs; empty if the program is not available."""
         return [seconds for turn in self.turns for seconds in turn.seconds]
 
     @property
     def median(self) -> float:
-        """The median of :attr:`seconds`, NaN without any."""
+        """Median of :attr:`seconds`, NaN if empty."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
     @property
     def peak(self) -> float:
-        """The most bytes that a turn took, NaN without any."""
+        """Largest peak memory of a turn in bytes, NaN without turns."""
         return max((turn.peak for turn in self.turns), default=float("nan"))
 
     def end(self) -> None:
@@ -75,20 +75,22 @@ class Worker:
         self.process.join()
 
 
-def take_turns(workers: Sequence[Worker], rounds: int, *, steps: int, limit: float, share: float = 1.0) -> None:
-    """Let each worker get ready, and then take its turns: `rounds` times `steps` runs. All are ended afterwards.
+def take_turns(
+    workers: Sequence[Worker], rounds: int, *, steps: int, limit: float, warm_up_fraction: float = 1.0
+) -> None:
+    """Warm up all workers, then let them take turns, and end them.
 
     Args:
         workers: not yet started.
-        rounds: how often each has its turn.
-        steps: how many runs a turn is.
-        limit: seconds for all of it.
-        share: the part of `limit` in which workers may get ready; one that is late then is not measured.
+        rounds: number of turns of each.
+        steps: number of runs in a turn.
+        limit: seconds for everything.
+        warm_up_fraction: fraction of `limit` for warming up; a worker that is not ready by then is not measured.
     """
     end = time.monotonic() + limit
     try:
         for worker in workers:
-            worker.warm_up(end - time.monotonic() - (1 - share) * limit)
+            worker.warm_up(end - time.monotonic() - (1 - warm_up_fraction) * limit)
         for _ in range(rounds):
             for worker in workers:
                 worker.turn(steps, end - time.monotonic())
@@ -99,18 +101,18 @@ def take_turns(workers: Sequence[Worker], rounds: int, *, steps: int, limit: flo
 
 
 def wait_for_gpu() -> None:
-    """Let the work that was given to the GPU end, if there is one."""
+    """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def _serve(pipe: Connection, build: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
-    """Build, warm up, say how that went (nothing: well), and then measure one turn for each number of steps."""
+    """Build, warm up, send the problem (or an empty string), then measure one turn per number of steps received."""
     try:
         program = build(*arguments)
         program()
         pipe.send("")
-    except Exception as error:  # whatever a compiler or a device raises, the others are still to be measured
+    except Exception as error:  # a compiler or a device may raise anything; the others are still measured
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         pipe.send(f"not available: {type(error).__name__}: {(lines or [''])[0][:80]}")
         return
@@ -128,4 +130,4 @@ def _serve(pipe: Connection, build: Callable[..., Callable[[], object]], argumen
             seconds.append(time.perf_counter() - start)
         pipe.send(Turn(seconds, peak_memory()))
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the others need the room
+            torch.cuda.empty_cache()  # for the other workers

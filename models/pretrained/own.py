@@ -1,0 +1,41 @@
+"""Weights in a branch's own names: files that mtsp saved, and state dicts of the branch's module."""
+
+from torch import nn
+
+from models.pretrained.layouts import Layout, LayoutError, WeightsFile
+
+
+def own_layout(branch: str, target: nn.Module, file: WeightsFile) -> Layout | None:
+    """Return how a file with the branch's own names fits, or None if it has none of them.
+
+    The names may have the branch's name in front, as in a file of a whole network. Layers of the branch's `task_layers`
+    (default: `head.`) may be missing or have other shapes; all others must be there.
+
+    Raises:
+        LayoutError: other tensors are missing, unknown, or of another shape.
+    """
+    own = target.state_dict()
+    begins = f"{branch}."
+    tensors = {key.removeprefix(begins): value for key, value in file.tensors.items() if key.startswith(begins)}
+    left_out = [f"{key}: of another branch" for key in file.tensors if not key.startswith(begins)]
+    if not any(key in own for key in tensors):
+        tensors, left_out = file.tensors, []
+    if not any(key in own for key in tensors):
+        return None
+    task_layers: tuple[str, ...] = getattr(target, "task_layers", ("head.",))
+    used = {}
+    for key, value in tensors.items():
+        if key in own and own[key].shape == value.shape:
+            used[key] = value
+        elif key.startswith(task_layers):
+            left_out.append(f"{key}: this network's head is another")
+        elif key in own:
+            raise LayoutError(f"{key} has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}")
+        else:
+            raise LayoutError(f"it has weights of another network of this kind: nothing here is called {key}")
+    missing = [key for key in own if key not in used and not key.startswith(task_layers)]
+    if missing:
+        raise LayoutError(
+            f"it has weights of another network of this kind: {len(missing)} tensors are missing, as {missing[0]}"
+        )
+    return Layout(used, left_out, {}, "weights in this network's own names")
