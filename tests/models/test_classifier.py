@@ -147,7 +147,7 @@ def test_lite0_of_the_package_fills_all_of_timms_backbone() -> None:
     assert load_branch(model, "head", "package:efficientnet-lite0").fresh == []
 
 
-def test_an_unknown_backbone_is_told_the_nearest() -> None:
+def test_an_unknown_backbone_is_answered_with_the_nearest_names() -> None:
     with pytest.raises(ValueError, match=r"no backbone 'resnet5' in timm; did you mean .*resnet50"):
         classifier("resnet5")
     with pytest.raises(ValueError, match=r"no backbone 'inception_v4' in torchvision; did you mean inception_v3"):

@@ -63,7 +63,7 @@ def test_all_files_are_written(source: str, target: str, tmp_path: Path) -> None
     assert (out / "birds.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_commands_that_are_shown_can_be_given() -> None:
+def test_the_commands_in_docs_and_help_are_accepted() -> None:
     """As the docs and --help have them, in one line each."""
     page = (Path(__file__).resolve().parents[2] / "docs/recipes/dstl.md").read_text()
     for text in (page, str(_parser().description)):
@@ -162,7 +162,7 @@ def test_a_number_of_things_is_whole_and_above_0(size: str, capsys: pytest.Captu
     assert f"'{size}' is not a whole number above 0" in capsys.readouterr().err
 
 
-def test_the_size_with_the_lowest_distance_is_said(
+def test_the_size_with_the_lowest_distance_is_printed(
     source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of four classes, car, with 1 of 16 images, is 40 from the nearest target, and raven has mass that duck lacks."""
@@ -240,7 +240,7 @@ def test_places_are_named_after_what_they_are() -> None:
     assert split_name("/data/a=b/set") == ("set", "/data/a=b/set")
 
 
-def test_names_are_shown_as_people_say_them() -> None:
+def test_class_names_are_shown_without_numbers_and_underscores() -> None:
     assert plain("n01530575_brambling") == "brambling"
     assert plain("012.Yellow_headed_Blackbird") == "Yellow headed Blackbird"
     assert plain("imagenet/n01530575_brambling") == "brambling"

@@ -61,7 +61,7 @@ def test_predictions_are_as_large_as_the_frame_whatever_its_size(stride: int, la
 
 
 @pytest.mark.parametrize(("se_head", "aux_head"), [(False, True), (True, False), (False, False)])
-def test_a_network_without_presence_or_auxiliary_head_trains_without(se_head: bool, aux_head: bool) -> None:
+def test_a_network_without_se_or_auxiliary_head_trains_without(se_head: bool, aux_head: bool) -> None:
     network = small(se_head=se_head, aux_head=aux_head)
     outputs = network(torch.rand(2, 3, 64, 64))
     extra = {"se_logits"} if se_head else {"aux_mask_logits"} if aux_head else set()
@@ -70,13 +70,13 @@ def test_a_network_without_presence_or_auxiliary_head_trains_without(se_head: bo
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_all_parameters_are_of_the_encoder_or_of_the_head() -> None:
+def test_all_parameters_belong_to_the_encoder_or_the_head() -> None:
     network = small()
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == set(network.branches)
     assert {name.split(".")[1] for name, _ in network.backbone.named_parameters(prefix="backbone")} == {"encoder"}
 
 
-def test_the_other_frame_of_a_pair_is_not_looked_at() -> None:
+def test_the_next_frame_is_ignored() -> None:
     network = small().eval()
     frame = torch.rand(1, 3, 64, 64)
     assert torch.equal(network(frame)["mask_logits"], network(frame, torch.rand(1, 3, 64, 64))["mask_logits"])
@@ -131,7 +131,7 @@ def test_size_invariance_changes_nothing_on_a_map_of_sixty_by_sixty() -> None:
     assert torch.equal(*outputs)
 
 
-def test_presence_is_predicted_from_the_encoding_and_not_from_the_gate() -> None:
+def test_the_se_head_reads_the_encoding_and_not_the_gate() -> None:
     network = small(aux_head=False)
     network(torch.rand(2, 3, 64, 64))["se_logits"].sum().backward()
     context = network.head.context
@@ -141,7 +141,7 @@ def test_presence_is_predicted_from_the_encoding_and_not_from_the_gate() -> None
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("channel", nn.Dropout2d), ("element", nn.Dropout)])
-def test_dropout_is_of_channels_as_published_or_of_elements(kind: str, layer: type[nn.Module]) -> None:
+def test_dropout_drops_channels_as_published_or_elements(kind: str, layer: type[nn.Module]) -> None:
     network = small(dropout=kind, dropout_rate=0.25)
     drops = [module for module in network.modules() if isinstance(module, nn.Dropout | nn.Dropout2d)]
     assert [type(drop) for drop in drops] == [layer, layer]
@@ -378,7 +378,7 @@ def test_published_weights_for_other_classes_leave_the_last_layers_fresh(tmp_pat
     assert "head.conv6.1.weight: for other classes, or not in this network" in loaded.left_out
 
 
-def test_published_weights_fit_a_head_without_presence_and_auxiliary_prediction(tmp_path: Path) -> None:
+def test_published_weights_fit_a_head_without_se_and_auxiliary_head(tmp_path: Path) -> None:
     _, path = published(tmp_path)
     assert load_branch(small(se_head=False, aux_head=False), "head", path).fresh == []
 

@@ -118,7 +118,7 @@ def test_own_means_are_of_both_frames_of_each_pair() -> None:
     torch.testing.assert_close(seen[:, :, 0, 0], torch.tensor([[-0.5] * 3 + [0.5] * 3, [-0.25] * 3 + [0.25] * 3]))
 
 
-def test_normalization_and_unit_travel_with_the_weights() -> None:
+def test_normalization_and_unit_are_saved_with_the_weights() -> None:
     assert {"mean", "own_mean", "div_flow"} <= FlowNetS(SMALL).state_dict().keys()
 
 

@@ -280,7 +280,7 @@ def test_variables_that_do_not_fit_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_another_network_or_another_number_of_classes_is_said(slim: Slim, model: Classifier, tmp_path: Path) -> None:
+def test_another_network_or_another_number_of_classes_is_refused(slim: Slim, model: Classifier, tmp_path: Path) -> None:
     file = saved(tmp_path / "it.npz", slim.arrays)
     with pytest.raises(ValueError, match="its last layer has 5 classes, this network 3; leave this branch's"):
         load_branch(classifier(classes=3), "head", file)

@@ -56,7 +56,7 @@ def test_shapes_and_channel_sums_at_480x854_are_the_released_ones(mode: str) -> 
     ]
 
 
-def test_released_leaves_out_the_dead_flow_head_and_paper_has_it() -> None:
+def test_released_leaves_out_the_flow_head_and_paper_has_it() -> None:
     released, paper = on_meta("released"), on_meta("paper")
     assert released.flow is not None
     assert paper.flow is not None

@@ -165,7 +165,7 @@ def test_descent_takes_the_gradients_step() -> None:
     assert path.tolist() == [[0.0], [-0.1]]
 
 
-def test_the_figure_has_the_papers_signs(tmp_path: Path) -> None:
+def test_the_figure_has_the_papers_symbols(tmp_path: Path) -> None:
     draw_figure1(figure_panels(), tmp_path / "figure.png")
     figure = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
     for third in np.array_split(figure, 3, axis=1):

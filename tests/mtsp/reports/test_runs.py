@@ -42,7 +42,7 @@ def test_a_seed_without_the_metric_is_not_counted_in_silence(tmp_path: Path) -> 
     assert cells(table([RunLog.read(path) for path in paths]))[2] == ["l2", "3", "0.600 ± 0.141 (2 of 3)"]
 
 
-def test_the_papers_figure_stands_beside_the_measured_one(tmp_path: Path) -> None:
+def test_a_published_number_is_shown_beside_the_measured_one(tmp_path: Path) -> None:
     runs = [RunLog.read(run(tmp_path, name, 0, {5: 0.5})) for name in ("l2", "l2sp")]
     header, _, *rows = cells(table(runs, [J, "train/loss"], paper={"l2sp": {J: 0.68}}))
     assert header == ["run", "seeds", J, "paper", "train/loss"]
@@ -110,11 +110,11 @@ def test_a_comparison_marks_the_best_of_each_column_in_the_right_direction() -> 
     assert re.search(r"L2-SP\W+0\.550\W+-", printed)
 
 
-def test_nothing_is_best_of_one_or_of_what_is_not_a_number() -> None:
+def test_a_single_value_or_nan_is_never_marked_as_best() -> None:
     assert "**" not in comparison_markdown({"a": {"epe": 1.0}, "b": {"epe": float("nan")}}, {"epe": "EPE"})
 
 
-def test_a_bar_in_a_cell_does_not_end_it() -> None:
+def test_a_bar_in_a_cell_is_escaped() -> None:
     assert markdown_table([["a|b", "1"]], ["name", "n"]).splitlines()[2] == r"| a\|b |   1 |"
 
 
@@ -126,7 +126,7 @@ def test_the_program_prints_and_writes_a_table(tmp_path: Path, capsys: pytest.Ca
     assert cells(out.read_text())[2] == ["l2sp", "1", "0.500", "0.68"]
 
 
-def test_the_program_draws_what_is_asked_for(tmp_path: Path) -> None:
+def test_the_program_draws_the_metrics_that_are_asked_for(tmp_path: Path) -> None:
     folder, out = run(tmp_path, "l2sp", 0, {5: 0.5}), tmp_path / "c.png"
     assert main(["curves", str(folder), "--metrics", "davis/*", "--out", str(out)]) == 0
     one = Image.open(out).width
@@ -144,7 +144,7 @@ def test_the_program_draws_what_is_asked_for(tmp_path: Path) -> None:
         (["table", "{run}", "--paper", "{run}/experiment.yaml"], "experiment.yaml: expected lines like `run name:"),
     ],
 )
-def test_what_cannot_be_reported_is_one_line(
+def test_a_mistake_is_answered_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     folder = str(run(tmp_path, "l2", 0, {5: 0.5}))

@@ -142,7 +142,7 @@ def test_similarity_is_that_of_the_published_table() -> None:
         (np.ones((1, 2)), [1], [2, -1], "images of the target classes must be 0 or more"),
     ],
 )
-def test_what_cannot_be_moved_is_said_in_one_line(
+def test_a_transport_that_cannot_be_solved_is_refused_in_one_line(
     cost_matrix: np.ndarray, source: list[float], target: list[float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:

@@ -51,7 +51,7 @@ def test_the_ranking_takes_the_classes_nearest_to_all_of_the_target() -> None:
     assert ranking(cost_matrix, np.array([3, 1]), 3) == [1, 2, 0]
 
 
-def test_growth_takes_what_the_set_lacks() -> None:
+def test_greedy_adds_what_the_set_lacks() -> None:
     """Targets at 0 and 10, sources at 0, 1, 9.5, one image each. Each alone is 5 away, and of
     equals the first is taken. The greedy
     step adds the one on the other side: half the mass moves 0, half 0.5, in all 0.25."""
@@ -72,7 +72,9 @@ def test_a_heavy_class_is_not_added_where_its_mass_has_nowhere_to_go() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(2, 10), m=st.integers(1, 8), seed=st.integers(0, 10**6), data=st.data())
-def test_growth_to_any_size_ends_where_trying_everything_ends(n: int, m: int, seed: int, data: st.DataObject) -> None:
+def test_greedy_chooses_at_any_size_what_trying_everything_chooses(
+    n: int, m: int, seed: int, data: st.DataObject
+) -> None:
     cost_matrix, source, target = problem(seed, n, m)
     k = data.draw(st.integers(1, n))
     assert greedy(cost_matrix, source, target, k).distances[-1] == pytest.approx(
@@ -82,7 +84,7 @@ def test_growth_to_any_size_ends_where_trying_everything_ends(n: int, m: int, se
 
 @settings(deadline=None, max_examples=30)
 @given(n=st.integers(1, 25), m=st.integers(1, 12), seed=st.integers(0, 10**6), data=st.data())
-def test_growth_is_never_farther_than_the_ranking_at_any_size(n: int, m: int, seed: int, data: st.DataObject) -> None:
+def test_greedy_is_never_farther_than_the_ranking_at_any_size(n: int, m: int, seed: int, data: st.DataObject) -> None:
     cost_matrix, source, target = problem(seed, n, m)
     k = data.draw(st.integers(1, n))
     grown = greedy(cost_matrix, source, target, k)
@@ -93,8 +95,8 @@ def test_growth_is_never_farther_than_the_ranking_at_any_size(n: int, m: int, se
         assert grown.distances[size - 1] == pytest.approx(emd(cost_matrix[first], source[first], target), abs=EQUAL)
 
 
-def test_growth_that_the_ranking_overtakes_becomes_the_ranking() -> None:
-    """Of random problems, one where plain growth is farther than the ranking at some size: the guarantee is at work."""
+def test_a_greedy_set_that_the_ranking_overtakes_becomes_the_ranking() -> None:
+    """Of random problems, one where plain greedy is farther than the ranking at some size: the guarantee is at work."""
     for seed in range(300):
         cost_matrix, source, target = problem(seed, 6, 4)
         ranked = selection_path(cost_matrix, source, target, ranking(cost_matrix, target, 6))
@@ -111,10 +113,10 @@ def test_growth_that_the_ranking_overtakes_becomes_the_ranking() -> None:
             size = overtaken[0] + 1
             assert greedy(cost_matrix, source, target, size).classes == ranked.classes[:size]
             return
-    pytest.fail("no problem among 300 in which the ranking overtakes plain growth; change how they are made")
+    pytest.fail("no problem among 300 in which the ranking overtakes plain greedy; change how they are made")
 
 
-def test_rounding_alone_does_not_turn_growth_into_the_ranking() -> None:
+def test_rounding_alone_does_not_turn_a_greedy_set_into_the_ranking() -> None:
     """All classes form one set, so at k = n the ranking is as near as the greedy set up to the last digit. A greedy
     path that the ranking never overtakes keeps its own order there."""
     kept = 0
@@ -128,14 +130,14 @@ def test_rounding_alone_does_not_turn_growth_into_the_ranking() -> None:
     assert kept > 3
 
 
-def test_growth_solves_a_small_part_of_what_trying_all_would() -> None:
+def test_greedy_solves_a_small_part_of_what_trying_all_would() -> None:
     cost_matrix, source, target = problem(5, 120, 20, features=8)
     k = 15
     candidates = sum(120 - size for size in range(1, k))  # 1575
     assert greedy(cost_matrix, source, target, k).solved < candidates / 3
 
 
-def test_the_best_set_is_found_where_growth_must_find_it() -> None:
+def test_the_best_set_is_found_where_greedy_must_find_it() -> None:
     """k = 1 and k = n leave no choice of path: the best single class, and all of them."""
     cost_matrix, source, target = problem(11, 7, 5)
     best = min(emd(cost_matrix[list(c)], source[list(c)], target) for c in combinations(range(7), 1))

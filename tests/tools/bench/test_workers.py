@@ -14,7 +14,7 @@ def broken() -> Callable[[], object]:
     raise MemoryError("no room\nand more")
 
 
-def test_each_takes_its_turns_and_one_that_cannot_says_why() -> None:
+def test_workers_take_turns_and_one_that_cannot_says_why() -> None:
     able, unable = Worker(squares, 9), Worker(broken)
     take_turns([able, unable], 2, steps=3, limit=200)
     assert len(able.seconds) == 2 * 3
