@@ -24,41 +24,40 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from mtsp.config import Config, ConfigError, parse, parse_yaml
-from mtsp.files.atomic import write_atomically
-from mtsp.files.progress import progress
-from mtsp.text import first_names
-from mtsp.transfer.centroids import SUFFIX, Centroids, merge, require_same_features
-from mtsp.transfer.distances import GAMMA, distances, emd
-from mtsp.transfer.selection import greedy, ranking, selection_path, union
-from mtsp.transfer.selection_output import Selection, write_selection
-from tools.build import above_zero, at_least_one, run_or_say_why
+from tools.command_line import above_zero, at_least_one, program
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from data import LabeledConfig, LabeledImages
+    from data import LabeledImages
+    from mtsp.transfer.centroids import Centroids
+
+    Domain = list[tuple[str, Centroids]]  # the data sets that form one domain, with their names
 
 CROP_PCT = 0.875
 """Fraction of an image's shorter side that the network sees: DSTL's single central crop."""
 METHODS = ("greedy", "ranking")
-Domain = list[tuple[str, Centroids]]
-"""The data sets that form one domain, with their names."""
+SUFFIX = ".safetensors"  # of a file of class means
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     arguments = _parser().parse_args(argv)
-    from data.classification.class_lists import write_lists
-
     ks = _ks(arguments)
     _require_writable(arguments)
+
+    from data.classification.class_lists import write_lists
+    from mtsp.files.atomic import write_atomically
+    from mtsp.transfer.centroids import merge
+    from mtsp.transfer.selection import union
+    from mtsp.transfer.selection_output import select, write_selection
+
     groups = [arguments.source, *arguments.target]
     places = _look_up(groups)
     sources, *targets = _domains(groups, places, arguments, ks)
@@ -87,17 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def select(name: str, source: Centroids, target: Centroids, method: str, k: int) -> Selection:
-    """Select `k` classes of `source` for the target called `name`, with one of METHODS."""
-    cost_matrix = distances(source.means, target.means)
-    path = selection_path(cost_matrix, source.counts, target.counts, ranking(cost_matrix, target.counts, k))
-    ranked = path.distances
-    if method == "greedy":
-        with progress(f"for {name}", k, "classes", brief=True) as advance:
-            path = greedy(cost_matrix, source.counts, target.counts, k, advance)
-    return Selection(name, target, cost_matrix, path, ranked)
-
-
 def split_name(text: str) -> tuple[str, str]:
     """Return name and place of `[NAME=]PLACE`; without a name, that of the file, folder or kind of data set."""
     name, equals, place = text.partition("=")
@@ -120,6 +108,7 @@ def images_at(place: str) -> "LabeledImages":
         ConfigError: the .yaml file does not describe a data set.
     """
     from data import MissingDataError
+    from mtsp.config import parse_yaml
 
     kind, colon, root = place.partition(":")
     path = Path(place)
@@ -139,25 +128,25 @@ def images_at(place: str) -> "LabeledImages":
 
 
 def _build(values: Any, place: str) -> "LabeledImages":
-    from data import AnyDataset, DataError, LabeledConfig
+    from data import AnyDataset, DataError, LabeledImages
+    from mtsp.config import Config, parse
 
     class Entry(Config):
         dataset: AnyDataset
 
     dataset = parse(Entry, {"dataset": values}).dataset
-    if not isinstance(dataset, LabeledConfig):
+    if dataset.kind != "labeled":
         raise DataError(f"{place}: {dataset.name} has no classes of whole images; {', '.join(_kinds())} have")
-    return dataset.build()
+    images = dataset.build()
+    assert isinstance(images, LabeledImages)
+    return images
 
 
-def _kinds() -> dict[str, type["LabeledConfig"]]:
+def _kinds() -> list[str]:
     """Return the kinds of data sets of labeled images that an experiment can name."""
-    from typing import get_args
+    from data.catalog.datasets import DATASETS
 
-    from data import AnyDataset, LabeledConfig
-
-    members = get_args(get_args(AnyDataset)[0])
-    return {get_args(m.model_fields["name"].annotation)[0]: m for m in members if issubclass(m, LabeledConfig)}
+    return [name for name, row in DATASETS.items() if row.kind == "labeled"]
 
 
 @dataclass(frozen=True)
@@ -209,13 +198,15 @@ def pretrained(backbone: str, weights: str, size: int | None) -> Network:
     return Network(features, kind, size)
 
 
-def class_means(name: str, images: "LabeledImages", network: Network, arguments: argparse.Namespace) -> Centroids:
+def class_means(name: str, images: "LabeledImages", network: Network, arguments: argparse.Namespace) -> "Centroids":
     """Return the class means of a data set, and save them under `--out`.
 
     Raises:
         ValueError: see :func:`mtsp.transfer.features.extract`.
     """
     from data.prepared import PreparedExamples
+    from mtsp.files.progress import progress
+    from mtsp.text import first_names
     from mtsp.transfer.features import extract
 
     examples = PreparedExamples(images, None, (network.size, network.size), CROP_PCT)
@@ -241,6 +232,8 @@ def class_means(name: str, images: "LabeledImages", network: Network, arguments:
 
 def _look_up(groups: list[list[str]]) -> "dict[str, tuple[str, LabeledImages | Centroids]]":
     """Return name and content of all places of the command line, without decoding an image."""
+    from mtsp.transfer.centroids import Centroids
+
     places: dict[str, tuple[str, LabeledImages | Centroids]] = {}
     for text in (text for group in groups for text in group):
         name, place = split_name(text)
@@ -252,13 +245,13 @@ def _look_up(groups: list[list[str]]) -> "dict[str, tuple[str, LabeledImages | C
     targets = ["+".join(places[text][0] for text in group) for group in groups[1:]]
     _require_unique(targets, "targets")
     if "settings" in targets:
-        raise ConfigError("a target is called 'settings', which is a key of summary.json; write NAME=PLACE for it")
+        raise ValueError("a target is called 'settings', which is a key of summary.json; write NAME=PLACE for it")
     return places
 
 
 def _require_unique(names: Sequence[str], what: str) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two {what} are called {twice[0]!r}; write NAME=PLACE for one of them")
+        raise ValueError(f"two {what} are called {twice[0]!r}; write NAME=PLACE for one of them")
 
 
 def _domains(
@@ -266,8 +259,10 @@ def _domains(
     places: "dict[str, tuple[str, LabeledImages | Centroids]]",
     arguments: argparse.Namespace,
     ks: Sequence[int],
-) -> list[Domain]:
+) -> "list[Domain]":
     """Return the class means of all places. Mistakes are found before the first image is decoded."""
+    from mtsp.transfer.centroids import Centroids
+
     network = None
     if not all(isinstance(content, Centroids) for _, content in places.values()):
         network = pretrained(arguments.backbone, arguments.weights, arguments.size)
@@ -284,8 +279,12 @@ def _domains(
     return [[means[text] for text in group] for group in groups]
 
 
-def _outline(content: "LabeledImages | Centroids", network: Network | None) -> Centroids:
+def _outline(content: "LabeledImages | Centroids", network: Network | None) -> "Centroids":
     """Return classes and numbers of images without the means, which need not be known yet."""
+    import numpy as np
+
+    from mtsp.transfer.centroids import Centroids
+
     if isinstance(content, Centroids):
         return replace(content, means=content.means[:, :0])
     assert network is not None
@@ -293,16 +292,21 @@ def _outline(content: "LabeledImages | Centroids", network: Network | None) -> C
     return Centroids(content.classes, np.zeros((len(counts), 0), np.float32), counts, network.kind)
 
 
-def _candidates(sources: Domain, targets: Sequence[Domain], min_images: int, ks: Sequence[int]) -> Centroids:
+def _candidates(sources: "Domain", targets: "Sequence[Domain]", min_images: int, ks: Sequence[int]) -> "Centroids":
     """Return the source classes that may be selected.
 
     Raises:
         ValueError: they are too few, or their features differ from a target's; or POT is not installed.
     """
+    import numpy as np
+
+    from mtsp.transfer.centroids import merge, require_same_features
+    from mtsp.transfer.distances import emd
+
     source = merge(sources).at_least(min_images)
     for k in ks:
         if k > len(source):
-            raise ConfigError(f"--k {k}: the source has {len(source)} classes to choose from")
+            raise ValueError(f"--k {k}: the source has {len(source)} classes to choose from")
     for group in targets:
         require_same_features((_name(sources), source), (_name(group), merge(group)))
     emd(np.ones((2, 2)), np.ones(2), np.ones(2))  # a missing POT shows now, not after an hour of features
@@ -313,14 +317,14 @@ def _require_writable(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise ConfigError(f"--out {out}: {there} is a file; give a folder")
+        raise ValueError(f"--out {out}: {there} is a file; give a folder")
     if not os.access(there, os.W_OK):
-        raise ConfigError(f"--out {out}: {there} cannot be written; give another folder")
+        raise ValueError(f"--out {out}: {there} cannot be written; give another folder")
     if (out / "classes.txt").exists() and not arguments.overwrite:
-        raise ConfigError(f"{out / 'classes.txt'} exists; add --overwrite, or choose another --out")
+        raise ValueError(f"{out / 'classes.txt'} exists; add --overwrite, or choose another --out")
 
 
-def _name(domain: Domain) -> str:
+def _name(domain: "Domain") -> str:
     return "+".join(name for name, _ in domain)
 
 
@@ -328,9 +332,9 @@ def _ks(arguments: argparse.Namespace) -> list[int]:
     """Return the number of classes to select for each target."""
     targets, given = len(arguments.target), arguments.k
     if given is None:
-        raise ConfigError("--k is missing; give the number of classes to choose, as DSTL's --k 200, for each --target")
+        raise ValueError("--k is missing; give the number of classes to choose, as DSTL's --k 200, for each --target")
     if len(given) not in (1, targets):
-        raise ConfigError(f"--k has {len(given)} numbers for {targets} targets; give one, or one for each --target")
+        raise ValueError(f"--k has {len(given)} numbers for {targets} targets; give one, or one for each --target")
     return given * targets if len(given) == 1 else given
 
 
@@ -353,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out source classes with fewer images (DSTL: 200; default: %(default)s)",
     )
     parser.add_argument(
-        "--gamma", type=above_zero, default=GAMMA, help="similarity is exp(-gamma EMD) (default: %(default)s)"
+        "--gamma", type=above_zero, default=0.01, help="similarity is exp(-gamma EMD) (default: %(default)s, as DSTL)"
     )
     parser.add_argument(
         "--backbone",
@@ -379,4 +383,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run_or_say_why(partial(main)))
+    sys.exit(main())

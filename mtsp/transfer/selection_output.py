@@ -1,11 +1,11 @@
-"""Write and show the classes selected for one target: CSV tables, transport plan, figure, tables on the screen."""
+"""Select classes for one target and report them: CSV tables, transport plan, figure, tables on the screen."""
 
 import csv
 import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -13,10 +13,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mtsp.files.atomic import write_atomically
+from mtsp.files.progress import progress
 from mtsp.transfer.centroids import Centroids
-from mtsp.transfer.distances import emd, similarity, single_class, transport
+from mtsp.transfer.distances import distances, emd, similarity, single_class, transport
 from mtsp.transfer.figure import draw_plan, plain
-from mtsp.transfer.selection import SelectionPath
+from mtsp.transfer.selection import SelectionPath, greedy, ranking, selection_path
 
 _EQUAL = 1e-9  # of the largest distance: differences below are rounding
 _FEEDS = 3  # target classes named beside a selected class
@@ -34,6 +35,17 @@ class Selection(NamedTuple):
     path: SelectionPath
     ranked: list[float]
     """Distances of the first 1, 2, ... classes of the ranking."""
+
+
+def select(name: str, source: Centroids, target: Centroids, method: Literal["greedy", "ranking"], k: int) -> Selection:
+    """Select `k` classes of `source` for the target called `name`, and show progress."""
+    cost_matrix = distances(source.means, target.means)
+    path = selection_path(cost_matrix, source.counts, target.counts, ranking(cost_matrix, target.counts, k))
+    ranked = path.distances
+    if method == "greedy":
+        with progress(f"for {name}", k, "classes", brief=True) as advance:
+            path = greedy(cost_matrix, source.counts, target.counts, k, advance)
+    return Selection(name, target, cost_matrix, path, ranked)
 
 
 def write_selection(
@@ -55,10 +67,10 @@ def write_selection(
     whole = emd(cost_matrix, source.counts, target.counts)
     curve = np.array(path.distances)
     best = int(np.argmax(curve <= curve.min() + _EQUAL * cost_matrix.max())) + 1
-    distances = {f"all {len(source)} classes": whole, f"{len(chosen)} by {method}": moved.distance}
+    emds = {f"all {len(source)} classes": whole, f"{len(chosen)} by {method}": moved.distance}
     if method != "ranking":
-        distances[f"{len(chosen)} by ranking"] = ranked[-1]
-    distances[f"lowest, at k = {best}"] = float(curve[best - 1])
+        emds[f"{len(chosen)} by ranking"] = ranked[-1]
+    emds[f"lowest, at k = {best}"] = float(curve[best - 1])
     median = float(np.median(cost_matrix))
     summary = {
         row: {
@@ -66,7 +78,7 @@ def write_selection(
             "emd_per_median_distance": distance / median,
             "similarity": similarity(distance, gamma),
         }
-        for row, distance in distances.items()
+        for row, distance in emds.items()
     }
     rows = _rows(source, selection, moved.plan)
     _write_csv(out / f"{name}.csv", _HEADER, rows)
