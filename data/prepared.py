@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 class DataConfig(Config):
-    """A data set, and what is done to it before a network sees it."""
+    """A data set and how its examples are prepared for a network."""
 
     dataset: AnyDataset
     augment: AugmentConfig | None = None
-    """What training draws at random; None: frames as they are."""
+    """Random augmentation in training; null: none."""
     size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
-    """Height and width that frames are resized to for the network at evaluation; labels keep their own. Training
-    without `augment` resizes to it as well, labels included."""
+    """Height and width that frames are resized to at evaluation; labels keep their size. Training without `augment`
+    resizes frames and labels to it."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Of labeled images: see the middle at evaluation, this share of the shorter side, as `size`, its aspect kept.
-    0.875 is usual (and 1 all of the shorter side). Null: all of the image, stretched to `size`."""
+    """Center crop of labeled images at evaluation, as in timm: this fraction of the shorter side becomes `size`, aspect
+    kept. 0.875 is usual. Null: the whole image, stretched to `size`."""
     limit: int | None = Field(default=None, gt=0)
     """Use only this many examples, evenly spaced. Not for videos with masks: their frames are scored together."""
 
     @model_validator(mode="after")
     def _videos_stay_whole(self) -> "DataConfig":
-        """J and F are means over a video without its first and last frame: of a few of its frames they are wrong."""
+        """Refuse `limit` for videos: J and F leave out the first and last frame, which only whole videos have."""
         if self.limit is None or self.dataset.kind != "video" or getattr(self.dataset, "masks", "") is None:
             return self
         fewer = "set `dataset.sequences`"
@@ -57,16 +57,16 @@ class DataConfig(Config):
         return self
 
     def build(self) -> Examples:
-        """Return the examples, files checked to be there.
+        """Return the examples; their files are checked to exist.
 
         Raises:
-            DataError: the data set's files are not as they should be.
+            DataError: files of the data set are missing or wrong.
         """
         augmentation = None if self.augment is None else self.augment.build()
         return PreparedExamples(self.build_dataset(), augmentation, self.size, self.crop_pct)
 
     def build_dataset(self) -> SampleDataset:
-        """Return the examples as decoded: nothing resized, nothing augmented. Raises as :meth:`build`."""
+        """Return the examples as decoded, neither resized nor augmented. Raises as :meth:`build`."""
         dataset = self.dataset.build()
         if self.limit is None or self.limit >= len(dataset):
             return dataset
@@ -75,7 +75,7 @@ class DataConfig(Config):
 
 
 class EvenlySpaced:
-    """`count` examples of `dataset`, evenly spaced, the first one first. Each still has its next frame."""
+    """`count` examples of `dataset`, evenly spaced from the first. Each keeps its next frame."""
 
     def __init__(self, dataset: SampleDataset, count: int) -> None:
         self._dataset = dataset
@@ -98,16 +98,13 @@ class EvenlySpaced:
 class PreparedExamples:
     """A dataset with its augmentation: implements `mtsp.types.Examples`.
 
-    Each example has no batch dimension, and its name is a list of one. Bytes become floats at the very end, after
-    the crop.
+    Examples have no batch dimension; `name` is a list of one. Bytes become floats last, after the crop.
 
     Args:
-        dataset: where examples come from.
-        augmentation: what :meth:`train_sample` does to them; None only resizes.
-        size: height and width of frames at evaluation, and of everything that is drawn without augmentation; None keeps
-            each image's own. An augmentation has its own size, which this does not change.
-        crop_pct: where only the class of the whole image counts, the share of its shorter side, about the middle, that
-            becomes `size`, its aspect kept; None stretches all of it.
+        dataset: source of the examples.
+        augmentation: applied by :meth:`train_sample`; None only resizes.
+        size: height and width of frames at evaluation, and in training without augmentation; None keeps each image's.
+        crop_pct: fraction of the shorter side that a center crop keeps, for labeled images; None stretches the image.
     """
 
     def __init__(
@@ -134,14 +131,14 @@ class PreparedExamples:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Name of each class, in masks or of whole images; none where the data set does not name them."""
+        """Names of the classes; empty if the data set has none."""
         return tuple(getattr(self.dataset, "classes", ()))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Batch:
-        """Return example `index` as it is evaluated: frames of `size`, labels and flow vectors at native resolution."""
+        """Return example `index` for evaluation: frames of `size`, labels at native resolution."""
         sample = self.dataset[index]
         check_sizes(sample)
         if self.size is not None:
@@ -153,7 +150,7 @@ class PreparedExamples:
         return to_tensors(sample)
 
     def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
-        """Return example `index` as it is trained on: augmented by `rng`; without augmentation, all of it of `size`."""
+        """Return example `index` for training: augmented with `rng`, or without augmentation resized to `size`."""
         sample = self.dataset[index]
         if self.augmentation is not None:
             return to_tensors(self.augmentation(sample, rng))
@@ -162,7 +159,7 @@ class PreparedExamples:
         return to_tensors(resized(sample, self.size or check_sizes(sample)))
 
     def _seen(self, sample: Sample) -> Sample:
-        """The middle of the image, and its class."""
+        """Return the sample with its center crop."""
         assert self.size is not None
         assert self.crop_pct is not None
         return Sample(**{**sample, "frame": center_crop(sample["frame"], self.size, self.crop_pct)})
@@ -209,7 +206,7 @@ def to_tensors(sample: Sample) -> Batch:
 
 
 def _resized_frames(sample: Sample, size: Size) -> Sample:
-    """The name, and both frames at `size`."""
+    """Return the name and both frames at `size`."""
     out = Sample(name=sample["name"], frame=scaled(sample["frame"], size))
     if "next_frame" in sample:
         out["next_frame"] = scaled(sample["next_frame"], size)
@@ -217,7 +214,7 @@ def _resized_frames(sample: Sample, size: Size) -> Sample:
 
 
 def _floats(image: np.ndarray) -> "Tensor":
-    """HW3 bytes as 3HW float32 in [0, 1], contiguous: plane by plane is 2.5 times faster than a transposed copy."""
+    """Return HW3 bytes as contiguous 3HW float32 in [0, 1]; 2.5 times faster than a transposed copy."""
     import torch
 
     out = np.empty((3, *image.shape[:2]), np.float32)

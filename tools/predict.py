@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import above_zero, program
+from tools.command_line import above_zero, height_width, program
 
 if TYPE_CHECKING:
     import numpy as np
@@ -328,12 +328,10 @@ def _of_one(sample: Any) -> Any:
 
 
 def _size(text: str) -> tuple[int, int]:
-    height, x, width = text.partition("x")
-    if not x or not height.isdecimal() or not width.isdecimal() or not int(height) or not int(width):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, as 480x854")
-    if max(int(height), int(width)) > 16384 or min(int(height), int(width)) < 32:
+    size = height_width(text)
+    if max(size) > 16384 or min(size) < 32:
         raise argparse.ArgumentTypeError(f"{text}: a side is from 32 to 16384 pixels")
-    return int(height), int(width)
+    return size
 
 
 def _kinds(text: str) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ Exit code 0: all is well; 1: an error, or problems that verify prints; 130: stop
 
 import argparse
 import os
-import re
 import shutil
 import sys
 import urllib.parse
@@ -20,6 +19,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
+
+from tools.command_line import height_width, program
 
 if TYPE_CHECKING:
     from data.catalog.datasets import Archive, Row
@@ -143,6 +146,7 @@ def run_labels(name: str, root: Path | None, example: int, out: Path, values: di
     print(f"{out}: {len(config.label_map().classes)} classes of {name}")
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = _parser()
@@ -156,9 +160,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command continues a download, and starts a synthesis again", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # caused by the user, the network or the disk; anything else is a bug
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 1
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -240,13 +241,6 @@ def _values(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, as in 240x432")
-    return int(match[1]), int(match[2])
-
-
 def _parser() -> argparse.ArgumentParser:
     first, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
@@ -275,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", type=int)
     make.add_argument("--clips", type=int, help="number of sequences (flying_chairs: pairs)")
     make.add_argument("--frames", type=int, help="number of frames per clip")
-    make.add_argument("--size", type=_size, metavar="HxW", help="size of the frames in pixels")
+    make.add_argument("--size", type=height_width, metavar="HxW", help="size of the frames in pixels")
     make.add_argument("--textures", type=Path, metavar="DIR", help="folder of photos that objects are cut from")
     make.add_argument("--domain", help="source or target: two domains with different shapes and colors")
     make.epilog = "Give any other key of SyntheticConfig or ScenesConfig as key=value, for example objects=[1,3]."

@@ -15,7 +15,7 @@ from mtsp.config import Config
 from mtsp.types import IGNORE, Sample
 
 TRIES = 50
-"""Draws until `keep_inside` gives up and takes the middle of the image, as FlowNet2's augmentation does."""
+"""Number of draws before `keep_inside` falls back to the center of the image, as in FlowNet2."""
 
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -24,7 +24,7 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class RelativeConfig(Config):
-    """How frame 2 may move and change on top of what both frames do. Each default changes nothing."""
+    """Additional motion and color of the second frame. The defaults change nothing."""
 
     translate: tuple[NonNegative, NonNegative] = (0.0, 0.0)
     """Spread in x and y, as fractions of the output's width and height."""
@@ -36,11 +36,11 @@ class RelativeConfig(Config):
 
 
 class AugmentConfig(Config):
-    """Everything one augmentation may do. The defaults do nothing; `preset` sets other defaults.
+    """Config of the augmentation. The defaults change nothing; `preset` sets other defaults.
 
     The image, stretched to `resize` if given, is scaled, squeezed, rotated and flipped about its center, its center
-    is put on the output's center and moved by `translate`, and the output is what then lies in `crop`. All of it is
-    one map, and each image is sampled once. Presets:
+    is put on the output's center and moved by `translate`, and `crop` cuts out the output. This is a single affine map:
+    each image is interpolated once. Presets:
 
     - `none`.
     - `segflow`: SegFlow's own (`SegFlow_davis_fgbg_data_layer.py` of the release), at 480x854. Departures: one
@@ -65,15 +65,15 @@ class AugmentConfig(Config):
 
     preset: Literal["none", "segflow", "flownet", "flownet2", "segmentation", "encnet", "inception"] = "none"
     resize: tuple[Side, Side] | None = None
-    """Height and width that every image is stretched to first, within the same warp; None keeps its own."""
+    """Height and width that every image is stretched to first, in the same warp; null keeps its own."""
     short_side: Side | None = None
-    """Instead of `resize`: what the shorter side of every image is scaled to first, its shape kept."""
+    """Instead of `resize`: length that the shorter side is scaled to first, aspect kept."""
     crop: tuple[Side, Side] | None = None
-    """Height and width of the output; None is that of the (resized) image."""
+    """Height and width of the output; null: those of the (resized) image."""
     position: Literal["center", "random"] = "center"
-    """Of the crop: on the image's center, or anywhere along the scaled image, evenly."""
+    """Position of the crop: the image's center, or uniformly anywhere in the scaled image."""
     border: Literal["around", "after"] = "around"
-    """Where a `random` crop lies on an image that is smaller: anywhere, or with all that it lacks below and right."""
+    """Padding where a `random` crop is larger than the image: on all sides at random, or below and to the right."""
     scale: Factor = (1.0, 1.0)
     squeeze: NonNegative = 0.0
     """Spread of k: x grows by e^k and y shrinks by e^k."""
@@ -82,31 +82,31 @@ class AugmentConfig(Config):
     translate: tuple[NonNegative, NonNegative] = (0.0, 0.0)
     """Spread in x and y, as fractions of the output's width and height."""
     flip: Probability = 0.0
-    """Of a left-right mirror image."""
+    """Probability of a left-right flip."""
     vertical_flip: Probability = 0.0
     draw: Draw = "uniform"
-    """How `scale`, `squeeze`, `rotate` and `translate` are drawn."""
+    """Distribution of `scale`, `squeeze`, `rotate` and `translate`."""
     area: Factor | None = None
-    """Stretch a random rectangle of this share of the image's area to `crop`, instead of scaling and moving all of it;
-    flips and `rotate` follow, about the output's center."""
+    """Random resized crop: stretch a random rectangle of this fraction of the image's area to `crop`, instead of
+    `scale` and `translate`; flips and `rotate` follow, about the output's center."""
     aspect: Factor = (3 / 4, 4 / 3)
-    """Width over height of that rectangle, drawn evenly in the logarithm."""
+    """Width over height of that rectangle, uniform in the logarithm."""
     keep_inside: bool = False
-    """Draw again until neither frame reveals what is outside of the image; after 50 tries take its unmoved middle."""
+    """Draw again until neither frame shows anything outside of the image; after 50 draws take the center crop."""
     relative: RelativeConfig | None = None
     """The second frame's own motion and color."""
     color: ColorConfig = ColorConfig()
-    """Of both frames alike; noise differs."""
+    """Color changes, the same for both frames except for noise."""
     blur: NonNegative = 0.0
-    """Largest standard deviation, in pixels of the output, of a Gaussian blur of both frames in half of the cases."""
+    """Largest standard deviation, in output pixels, of a Gaussian blur that half of the samples get."""
     frame_border: tuple[Byte, Byte, Byte] = (124, 116, 104)
-    """R, G and B of what a map reveals outside of the image; ImageNet's mean."""
+    """R, G and B outside of the image; default: ImageNet's mean."""
     mask_border: Byte = IGNORE
-    """Class of what a map reveals; 255 is unknown."""
+    """Class of mask pixels outside of the image; 255: unknown."""
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> Self:
-        # In place, since a validator that runs before loses pydantic's leave to read JSON lists as tuples.
+        # After, not before: a before-validator would no longer let pydantic read JSON lists as tuples.
         given = self.model_fields_set
         if self.resize is not None and self.short_side is not None:
             raise ValueError("resize and short_side both say how large an image is; give one of them")
@@ -212,11 +212,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "color": ColorConfig(shift=32 / 255 / math.sqrt(3), saturation=(0.5, 1.5)),
     },
 }
-"""The defaults of each preset; a key that is given beside `preset` replaces the preset's."""
+"""Defaults of each preset; keys given beside `preset` replace them."""
 
 
 class Augmentation:
-    """What :class:`AugmentConfig` describes, as a function of an example and a random generator."""
+    """The augmentation of an :class:`AugmentConfig`: a function of a sample and a random generator."""
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
@@ -280,7 +280,7 @@ class Augmentation:
         return size, middle, middle
 
     def _shared(self, base: Size, size: Size, rng: np.random.Generator) -> np.ndarray:
-        """One draw of what both frames do, from the resized image to the output."""
+        """Draw the map that both frames share, from the resized image to the output."""
         config = self.config
         if config.area is not None:
             return self._cut(config.area, base, size, rng)
@@ -301,7 +301,7 @@ class Augmentation:
         return _place(linear, base, size, (shift[0], shift[1]))
 
     def _cut(self, area: tuple[float, float], base: Size, size: Size, rng: np.random.Generator) -> np.ndarray:
-        """One draw of a rectangle of the resized image that becomes the output."""
+        """Draw the map of a random resized crop."""
         config = self.config
         left, top, width, height = random_box(base, area, config.aspect, rng)
         stretch = geometry.scale(size[1] / width, size[0] / height) @ geometry.translate(-left, -top)
@@ -311,7 +311,7 @@ class Augmentation:
 
 
 def _blurred(image: np.ndarray, deviation: float) -> np.ndarray:
-    return cv2.GaussianBlur(image, (0, 0), max(deviation, 1e-3))  # zero would mean: choose one
+    return cv2.GaussianBlur(image, (0, 0), max(deviation, 1e-3))  # OpenCV would choose a deviation for 0
 
 
 def check_sizes(sample: Sample) -> Size:
@@ -325,7 +325,7 @@ def check_sizes(sample: Sample) -> Size:
 
 
 def _place(linear: np.ndarray, base: Size, size: Size, shift: tuple[float, float]) -> np.ndarray:
-    """The map that turns an image of `base` about its center, puts that on the center of `size`, and shifts it."""
+    """Return the map that applies `linear` about the center of `base` and puts it on the center of `size`, shifted."""
     target = geometry.translate(size[1] / 2 + shift[0], size[0] / 2 + shift[1])
     return target @ linear @ geometry.translate(-base[1] / 2, -base[0] / 2)
 
@@ -336,7 +336,7 @@ def _about_center(change: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _relative(config: RelativeConfig, size: Size, rng: np.random.Generator) -> np.ndarray:
-    """One draw of the second frame's own motion about the origin."""
+    """Draw the second frame's own motion about the origin."""
     scale = draw_factor(rng, config.scale, config.draw)
     angle = draw_spread(rng, config.rotate, config.draw)
     x, y = (draw_spread(rng, config.translate[axis], config.draw) * size[1 - axis] for axis in (0, 1))

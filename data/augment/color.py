@@ -1,4 +1,4 @@
-"""Color changes: everything linear in one 3x4 matrix, then gamma, then noise."""
+"""Change colors: one 3x4 matrix for all linear changes, then gamma, then noise."""
 
 import math
 from typing import Annotated, Literal, NamedTuple
@@ -35,7 +35,7 @@ normally in their logarithms, with the ends one standard deviation either side o
 
 
 def draw_factor(rng: np.random.Generator, ends: tuple[float, float], draw: Draw) -> float:
-    """Return a number in or around (lo, hi)."""
+    """Draw a number in or around (lo, hi)."""
     low, high = ends
     if draw == "uniform":
         return low + (high - low) * rng.random()
@@ -46,12 +46,12 @@ def draw_factor(rng: np.random.Generator, ends: tuple[float, float], draw: Draw)
 
 
 def draw_spread(rng: np.random.Generator, spread: float, draw: Draw) -> float:
-    """Return a number around zero."""
+    """Draw a number around zero."""
     return spread * (rng.standard_normal() if draw == "log-normal" else 2 * rng.random() - 1)
 
 
 class ColorConfig(Config):
-    """How colors may change. Each default changes nothing.
+    """Config of the color changes. The defaults change nothing.
 
     Linear changes are multiplied into one matrix and clamped once at the end, where torchvision's and FlowNet's
     sequences round and clamp after each step: they differ where a step in the middle leaves [0, 1]. Contrast turns

@@ -1,4 +1,4 @@
-"""Which part of an image a classifier sees: a random rectangle in training, the middle at evaluation."""
+"""Crops for classifiers: a random resized crop in training, a center crop at evaluation."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 from data.augment.geometry import Size
 
 TRIES = 10
-"""Draws of a rectangle until one fits the image, as in Inception's and torchvision's."""
+"""Number of draws until a rectangle must fit the image, as in Inception and torchvision."""
 
 
 def random_box(

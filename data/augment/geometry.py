@@ -1,4 +1,4 @@
-"""Moving images, masks and flow by affine maps, with optical flow that stays exact.
+"""Warp images, masks and flow by affine maps; flow stays exact.
 
 A map is a 3x3 float64 array on (x, y, 1). Coordinates are continuous: an image of W x H pixels is the rectangle
 [0, W] x [0, H], and the pixel of row i, column j is the unit square centered on (j + 0.5, i + 0.5). So a mirror image

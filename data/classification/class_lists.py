@@ -1,4 +1,4 @@
-"""Chosen classes, as data sets take them: lists of names, and folders of links to the images of several sources."""
+"""Write chosen classes: lists of names, and folders of links to the images of several sources."""
 
 import os
 import shutil

@@ -12,17 +12,16 @@ from data.types import DataError, MissingDataError
 
 
 class ImageFolderConfig(LabeledConfig):
-    """Any tree of `root/class/image`, labels in the order of the class names, as torchvision's ImageFolder has them.
+    """Any tree `root/class/image`; labels follow the sorted class names, as in torchvision's ImageFolder.
 
-    To measure on another folder, it needs the same classes: a class list keeps the labels of both alike.
+    A test folder needs the same classes; a list in `classes` makes sure that labels agree.
     """
 
     name: Literal["image_folder"]
     list: Path | None = None
     """Only the images of this file, with lines `class/image.jpg: 17`: the form of DSTL's train.txt and val.txt."""
     each_its_own: bool = False
-    """Images lie in `root` itself, and each is a class of its own, called as the file: one photo of each class, to
-    measure domain similarity with."""
+    """Take each image in `root` itself as a class named like its file: one photo per class, for domain similarity."""
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "ImageFolderConfig":
@@ -65,7 +64,7 @@ def read_tree(kind: str, root: Path) -> Annotations:
 
 
 def _listed(root: Path, where: Path) -> Annotations:
-    """Read a list of `path: label`. Classes are called as their folders; in a flat folder, as their numbers."""
+    """Read a list of `path: label`. Classes are named like their folders, or in a flat folder by number."""
     rows: list[tuple[str, int]] = []
     for line in read_names(where):
         file, colon, label = line.rpartition(":")

@@ -1,4 +1,4 @@
-"""What data sets of labeled images share: one class per image, and which classes and images of them are used."""
+"""Images with one class each: the base of the classification data sets, and subsets of their classes and images."""
 
 import difflib
 from abc import abstractmethod
@@ -18,7 +18,7 @@ from mtsp.text import first_names
 from mtsp.types import Kind, Sample
 
 HELD_OUT = ("val", "test")
-"""Splits to measure on: all of them is used, and a class may be missing from them."""
+"""Splits for evaluation: they are used whole, and may lack a class."""
 
 
 class LabeledImage(NamedTuple):
@@ -31,33 +31,33 @@ class LabeledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a data set's own files say: its classes in order, and the images of one split."""
+    """The classes of a data set in order, and the labeled images of one split."""
 
     kind: str
     root: Path
     classes: Sequence[str]
     images: Sequence[LabeledImage]
     every_class: bool = True
-    """Whether a class without an image is a fault."""
+    """Whether a class without images is an error."""
 
 
 class LabeledConfig(Config):
-    """What every data set of labeled images can be told. Its own class adds `name`, `split` and :meth:`annotations`."""
+    """Base config of labeled images. Subclasses add `name`, `split` and :meth:`annotations`."""
 
     kind: ClassVar[Kind] = "labeled"
     root: Path
     """The data set's own folder, or the one that holds it."""
     classes: Path | None = None
-    """A file with a class name on each line, as `tools/select_source.py` writes it: only these classes, labeled 0, 1,
-    ... in the data set's order. A tab ends a name; blank lines and lines that begin with # are passed over."""
+    """A file with a class name per line, as `tools/select_source.py` writes it: use only these classes, labeled 0, 1,
+    ... in the data set's order. A name ends at a tab; blank lines and lines that begin with # are skipped."""
     label_percent: float = Field(default=100.0, gt=0, le=100)
-    """Percent of each class's training images, at least one. 15 percent of a seed are among its 30 percent, and
-    which images of a class they are does not depend on the other classes."""
+    """Use this percentage of each class's training images, at least one. With one seed, the 15 percent are among the
+    30 percent, and the choice within a class does not depend on the other classes."""
     label_seed: int = Field(default=0, ge=0)
-    """Draws the images of `label_percent` and of `per_class`."""
+    """Seed of the choice that `label_percent` and `per_class` make."""
     per_class: int | None = Field(default=None, gt=0)
-    """Exactly so many training examples of each class: a balanced second stage on a long-tailed source. A larger class
-    gives so many of its images; a smaller one gives all of its again and again, each time augmented anew."""
+    """Use exactly this many training examples of each class, to balance a long-tailed source. Large classes are
+    subsampled; small classes repeat their images, freshly augmented."""
 
     @model_validator(mode="after")
     def _held_out_splits_stay_whole(self) -> Self:
@@ -68,7 +68,7 @@ class LabeledConfig(Config):
 
     @abstractmethod
     def annotations(self) -> Annotations:
-        """Return the data set as its own files have it. Raises DataError."""
+        """Return the classes and images of the split. Raises DataError."""
 
     def build(self) -> "LabeledImages":
         """Return the data set, its files checked to be there.
@@ -138,12 +138,12 @@ class LabeledImages:
         return Labels(name=image.name, label=image.label)
 
     def subset(self, indices: Iterable[int]) -> "LabeledImages":
-        """Return only these examples, classes unchanged."""
+        """Return a data set of these examples with the same classes."""
         return LabeledImages(self.classes, [self.images[index] for index in indices])
 
 
 def read_classes(path: Path) -> list[str]:
-    """Return the class names in the file at `path`, see :attr:`LabeledConfig.classes`.
+    """Read the class names in a file, see :attr:`LabeledConfig.classes`.
 
     Raises:
         DataError: no such file, not text, empty, or a name twice.
@@ -163,7 +163,7 @@ def read_classes(path: Path) -> list[str]:
 
 
 def with_classes(annotations: Annotations, wanted: Sequence[str], where: Path) -> Annotations:
-    """Return the annotations with the `wanted` classes only, labels contiguous again, in the data set's order.
+    """Return the annotations of the `wanted` classes only, with contiguous labels in the data set's order.
 
     Raises:
         DataError: a wanted class is not the data set's; `where` is the file that wants it.
@@ -197,7 +197,7 @@ def label_subset(annotations: Annotations, percent: float, seed: int) -> list[La
 def repeat_per_class(
     classes: Sequence[str], images: Sequence[LabeledImage], per_class: int, seed: int
 ) -> list[LabeledImage]:
-    """Return `per_class` examples of each class, by class; what comes again has #2, #3, ... after its name."""
+    """Return `per_class` examples of each class, by class; repeated ones have #2, #3, ... after their name."""
     out = []
     for label, members in sorted(_by_class(images).items()):
         order = _order(members, classes[label], seed)
@@ -208,7 +208,7 @@ def repeat_per_class(
 
 
 def contiguous(ids: Iterable[int]) -> dict[int, int]:
-    """Return a label for each id that occurs: 0, 1, ... in the order of the ids, which may have gaps (NABirds')."""
+    """Return labels 0, 1, ... for the ids that occur, in their order; ids may have gaps, as in NABirds."""
     return {id_: label for label, id_ in enumerate(sorted(set(ids)))}
 
 
@@ -220,7 +220,7 @@ def _by_class(images: Iterable[LabeledImage]) -> dict[int, list[LabeledImage]]:
 
 
 def _order(members: Sequence[LabeledImage], class_name: str, seed: int) -> list[LabeledImage]:
-    """One class's images, shuffled by (seed, class name), from the order of their names and not of any list."""
+    """Shuffle the images of one class by (seed, class name), whatever their order in the lists."""
     by_name = sorted(members, key=lambda image: image.name)
     permutation = np.random.default_rng([seed, *class_name.encode()]).permutation(len(by_name))
     return [by_name[place] for place in permutation]

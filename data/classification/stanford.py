@@ -84,7 +84,7 @@ def _dogs(path: Path) -> list[tuple[str, int]]:
 
 
 def _whole(values: Iterable[object], where: Path) -> list[int]:
-    """MATLAB's numbers, which may be floats, each in an array of its own, as ints."""
+    """Convert MATLAB's numbers to ints; they may be floats, each in its own array."""
     numbers = []
     for value in values:
         array = np.asarray(value)

@@ -1,8 +1,8 @@
-"""Read and write flow: .flo, .pfm, KITTI's 16-bit PNG; numpy arrays.
+"""Read and write flow as numpy arrays: .flo, .pfm, KITTI's 16-bit PNG.
 
-Every reader gives the whole file as it was written, or raises :class:`data.types.DataError` with the file's
-name: a truncated, oversized or non-finite file never becomes data. A bit that flipped on the disk is noticed in a PNG
-and in any header; what follows the header of .flo and .pfm has no checksum.
+Readers return the file as it was written or raise :class:`data.types.DataError` with its path: a truncated, oversized
+or non-finite file never becomes data. A flipped bit is noticed in any header and anywhere in a PNG; the values of .flo
+and .pfm have no checksum.
 """
 
 import mmap
@@ -19,7 +19,7 @@ from data.types import DataError
 from mtsp.metrics.flow import KNOWN_FLOW
 
 UNKNOWN_FLOW = np.float32(1.6666668e9)
-"""What is written into a .flo where flow is unknown, as in Middlebury's own files."""
+"""Value of unknown flow in a .flo file, as Middlebury writes it."""
 
 _FLO_MAGIC = b"PIEH"  # the float 202021.25, little-endian
 _PFM_HEADER = re.compile(
@@ -31,7 +31,7 @@ _PFM_HEADER = re.compile(
 def read_flow(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Return flow, HW2 float32 in pixels, and where it is known, HW bool or None for everywhere.
 
-    The format is the suffix's: .flo, .pfm of three channels (the third is dropped), or .png as KITTI has it. Unknown
+    The suffix gives the format: .flo, .pfm with three channels (the third is dropped), or KITTI's .png. Unknown
     flow, which .flo and .pfm store as a value beyond :data:`mtsp.metrics.flow.KNOWN_FLOW`, is returned as 0.
 
     Raises:
@@ -46,7 +46,7 @@ def read_flow(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         flow = _read_pfm(path, flow=True)
     else:
         raise DataError(f"{path}: flow is read from .flo, .pfm or .png")
-    if _sum_of_squares(flow) <= KNOWN_FLOW**2:  # as quick as a look at all of it can be; then no value is larger
+    if _sum_of_squares(flow) <= KNOWN_FLOW**2:  # the fastest check; it implies that no value is larger
         return flow, None
     known = np.abs(flow) <= KNOWN_FLOW
     valid = known[..., 0] & known[..., 1]
@@ -60,7 +60,7 @@ def read_flo(path: Path) -> np.ndarray:
     """Return the flow in a Middlebury .flo file, HW2 float32, (dx, dy) in pixels; values as stored, unknown ones too.
 
     Raises:
-        DataError: no PIEH tag, a size that the file does not have, or a value that is NaN or infinite.
+        DataError: no PIEH tag, a size that does not fit the file, or a value that is NaN or infinite.
     """
     with open_file(path) as file:
         header = file.read(12)
@@ -79,7 +79,7 @@ def write_flo(path: Path, flow: np.ndarray, valid: np.ndarray | None = None) -> 
     """Write `flow`, HW2 in pixels, as .flo; where `valid` (HW bool) is false, :data:`UNKNOWN_FLOW`.
 
     Raises:
-        DataError: another shape, or NaN or infinity.
+        DataError: a wrong shape, NaN or infinity.
     """
     _check_written_flow(path, flow, valid)
     if valid is not None:
@@ -91,10 +91,10 @@ def write_flo(path: Path, flow: np.ndarray, valid: np.ndarray | None = None) -> 
 def read_pfm(path: Path) -> np.ndarray:
     """Return a .pfm file, top row first: HW float32 of a gray ("Pf") one, HW3 of a color ("PF") one.
 
-    Both byte orders are read. The size of the scale is not applied: Scene Flow's files, as most, only use its sign.
+    Both byte orders are read. The scale's size is ignored: Scene Flow, like most, uses only its sign.
 
     Raises:
-        DataError: another header, a size that the file does not have, or a value that is NaN or infinite.
+        DataError: a wrong header, a size that does not fit the file, or a value that is NaN or infinite.
     """
     return _read_pfm(path, flow=False)
 
@@ -131,7 +131,7 @@ def write_pfm(path: Path, values: np.ndarray, little_endian: bool = True) -> Non
     """Write `values`, HW or HW3, as a gray or color .pfm.
 
     Raises:
-        DataError: another shape, or NaN or infinity.
+        DataError: a wrong shape, NaN or infinity.
     """
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3) or values.size == 0:
         raise DataError(f"{path}: a .pfm holds HW or HW3, got {'x'.join(map(str, values.shape))}")

@@ -18,7 +18,7 @@ from PIL import Image
 from data.types import DataError, MissingDataError
 
 MAX_PIXELS = 1 << 26
-"""The most pixels that are decoded, 8192 x 8192; a PNG of 261 kB can claim 16384 x 16384."""
+"""Largest image that is decoded, 8192 x 8192 pixels; a PNG of 261 kB can claim 16384 x 16384."""
 
 MAX_BYTES = 1 << 29
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -37,17 +37,17 @@ IMAGE_SUFFIXES = frozenset(_FORMATS)
 
 
 def read_image(path: Path, *, any_format: bool = False) -> np.ndarray:
-    """Return an image, HW3 uint8, RGB as stored: a camera's note to rotate it (EXIF) is ignored, as labels ignore it.
+    """Return an image, HW3 uint8 RGB. The EXIF orientation is ignored, since labels do not have it.
 
     Gray, CMYK and indexed images become RGB, transparency is dropped, 16 bits become 8.
 
     Args:
-        path: of the image.
-        any_format: read it also if its suffix names another format than it has, as happens to images from the web:
-            n02105855_2933.jpg of Stanford Dogs is a PNG. Of a GIF the first image is read.
+        path: the image.
+        any_format: accept a suffix that names another format, as images from the web have (n02105855_2933.jpg of
+            Stanford Dogs is a PNG). Of a GIF the first image is read.
 
     Raises:
-        DataError: not a whole image of the suffix's format, or one of more than :data:`MAX_PIXELS`.
+        DataError: damaged, not of the suffix's format, or larger than :data:`MAX_PIXELS`.
     """
     data = read_file(path)
     image = open_image(path, data, any_format=any_format)
@@ -77,7 +77,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Return the file, opened to read bytes; DataError if it cannot be."""
+    """Open a file to read bytes. Raises DataError."""
     try:
         return path.open("rb")
     except FileNotFoundError as error:
@@ -87,7 +87,7 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def read_file(path: Path) -> bytes:
-    """Return a file's bytes; DataError if they cannot be read or are more than an image has."""
+    """Return the bytes of a file. Raises DataError if it cannot be read or is larger than an image can be."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
@@ -99,7 +99,7 @@ def read_file(path: Path) -> bytes:
 
 
 def check_size(path: Path, width: int, height: int) -> None:
-    """Raise DataError if a header claims no pixels, or more than are decoded."""
+    """Raise DataError if a header claims no pixels or more than :data:`MAX_PIXELS`."""
     if width <= 0 or height <= 0 or width * height > MAX_PIXELS:
         raise DataError(f"{path}: the header says {height}x{width} pixels; 1 to {MAX_PIXELS:,} are read")
 
@@ -112,7 +112,7 @@ def _format(path: Path) -> str:
 
 
 def open_image(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image:
-    """Return the image in `data`, not decoded yet: of the format that its name says, and not too large."""
+    """Return the image in `data`, not yet decoded, after checks of its format and size."""
     expected = _format(path)
     if data[:8] == _PNG_MAGIC or (expected == "PNG" and not any_format):
         check_png(path, data)
@@ -120,11 +120,11 @@ def open_image(path: Path, data: bytes, *, any_format: bool = False) -> Image.Im
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error}") from error
-    except Exception as error:  # PIL's plugins raise what their parsing meets: SyntaxError, struct.error, KeyError...
+    except Exception as error:  # PIL's plugins raise many types: SyntaxError, struct.error, KeyError, ...
         start = f"it starts with {data[:8]!r}" if data else "it is empty"
         raise DataError(f"{path}: not a {expected} image, {start}") from error
     allowed = {*_FORMATS.values(), "GIF"} if any_format else {expected}
-    if image.format not in allowed and not (image.format == "MPO" and "JPEG" in allowed):  # MPO: several JPEGs in one
+    if image.format not in allowed and not (image.format == "MPO" and "JPEG" in allowed):  # MPO: several JPEGs
         raise DataError(f"{path}: named as a {expected} image, but it is a {image.format}")
     check_size(path, image.width, image.height)
     return image
@@ -139,14 +139,14 @@ def pixels_of(path: Path, image: Image.Image, mode: str | None = None) -> np.nda
 
 
 def _deep_gray(path: Path, image: Image.Image) -> np.ndarray:
-    """Return gray of 16 bits as RGB of 8, HW3: PIL's own conversion makes white of all that is above 255."""
+    """Return 16-bit gray as 8-bit RGB, HW3: PIL's own conversion turns everything above 255 white."""
     if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
         raise DataError(f"{path}: pixels of kind {image.mode}, whose range is not known; store 8 or 16 bits a channel")
     return np.repeat((pixels_of(path, image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def decode(path: Path, data: bytes, flags: int) -> np.ndarray:
-    """Return the pixels of an encoded image as OpenCV has them; DataError if it is not whole."""
+    """Decode an image with OpenCV. Raises DataError if it is damaged."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -157,7 +157,7 @@ def decode(path: Path, data: bytes, flags: int) -> np.ndarray:
 
 
 def check_png(path: Path, data: bytes) -> None:
-    """Raise DataError unless `data` is a PNG of allowed size and whole, by the checksum of each of its parts."""
+    """Raise DataError unless `data` is a PNG of allowed size with the right checksum in each chunk."""
     if data[:8] != _PNG_MAGIC:
         raise DataError(f"{path}: not a PNG image, {f'it starts with {data[:8]!r}' if data else 'it is empty'}")
     position, kind, view = 8, b"", memoryview(data)

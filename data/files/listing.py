@@ -15,11 +15,11 @@ from data.files.images import IMAGE_SUFFIXES
 from data.types import DataError, MissingDataError
 from mtsp.text import first_names
 
-_LEFT_BEHIND = ("__MACOSX", "@eaDir")  # by macOS in a zip file; by Synology's disks, full of small images
+_LEFT_BEHIND = ("__MACOSX", "@eaDir")  # written by macOS into zip files, by Synology disks for thumbnails
 
 
 def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> Path:
-    """Return `root`, or the first of its folders `below`, that has the file or folder `inside`.
+    """Return the first folder that contains `inside`: `root` or one of its subfolders `below`.
 
     Raises:
         MissingDataError: there is none.
@@ -32,7 +32,7 @@ def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> 
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images in `folder` by their names without suffix, in natural order; none if there is no folder.
+    """Return the images in `folder` by stem, in natural order; none if there is no such folder.
 
     Raises:
         DataError: two images differ in their suffix only.
@@ -48,27 +48,26 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether its name is that of an image; ._1.jpg beside 1.jpg, which macOS writes, is none."""
+    """Return whether the name is that of an image. Hidden files are none, such as macOS's ._1.jpg beside 1.jpg."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders right in `folder`, in the order of their names; none if there is no folder.
+    """Return the direct subfolders of `folder`, sorted by name; none if there is no such folder.
 
-    Those that programs leave behind and people do not see are passed over: .ipynb_checkpoints, __MACOSX, @eaDir.
+    Folders that programs leave behind are skipped: .ipynb_checkpoints, __MACOSX, @eaDir.
     """
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:  # asks the disk for links only, of a folder that may hold a million images
+    with os.scandir(folder) as entries:  # fast for a folder of a million images: only links need a call each
         names = [entry.name for entry in entries if _leads_to(entry.is_dir)]
     return [folder / name for name in sorted(names) if not name.startswith(".") and name not in _LEFT_BEHIND]
 
 
 def folders_below(folder: Path, root: Path | None = None) -> list[Path]:
-    """Return `folder` and the :func:`subfolders` of any depth in the order of their paths, behind links too.
+    """Return `folder` and its :func:`subfolders` of any depth, sorted by path. Links are followed.
 
-    A link to a folder that holds it is passed over, also to one above `folder`, or above `root`, where `folder` is a
-    part of that tree.
+    A link to a folder above itself is skipped; so is one to a folder above `root`, if `folder` is a part of its tree.
     """
     above = frozenset() if root is None else _itself_and_above(root)
     return sorted(_below(folder, above))
@@ -89,16 +88,16 @@ def _itself_and_above(folder: Path) -> frozenset[Path]:
 
 
 def natural_order(name: str) -> tuple[list[int | str], str]:
-    """Return a key that sorts names with their numbers in the order of numbers: frame2 before frame10."""
-    pieces = re.split(r"([0-9]+)", name)  # words and numbers by turns, a word first: like is compared with like
+    """Return a sort key that orders names by the numbers in them: frame2 before frame10."""
+    pieces = re.split(r"([0-9]+)", name)  # words and numbers alternate, a word first
     return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
 
 def inside(root: Path, entry: str, where: Path) -> Path:
-    """Return the file that a line of the split file `where` names, relative to `root`; a leading slash means `root`.
+    """Return the path of an entry of the split file `where`, relative to `root`; a leading slash means `root`.
 
     Raises:
-        DataError: it is not inside `root`, also by a symbolic link.
+        DataError: it leads out of `root`, directly or by a symbolic link.
     """
     parts = PurePosixPath(entry.lstrip("/")).parts
     path = root.joinpath(*parts)
@@ -110,12 +109,12 @@ def inside(root: Path, entry: str, where: Path) -> Path:
 
 
 def require_files(kind: str, root: Path, files: Iterable[Path]) -> None:
-    """Raise MissingDataError, with the first ten and their number, unless all `files` are there.
+    """Raise MissingDataError, which names the first ten and counts all, unless all `files` exist.
 
-    Each folder is listed once: FlyingThings3D has a quarter of a million files, and asking for each takes minutes on
-    a network disk. Only links are asked for one by one, whether they lead to a file.
+    Each folder is listed once: one call for each of FlyingThings3D's quarter million files takes minutes on a network
+    disk. Only links are checked one by one.
     """
-    listed: dict[Path, dict[str, bool]] = {}  # of each folder its entries, and whether they are files
+    listed: dict[Path, dict[str, bool]] = {}  # for each folder: its entries, and whether they are files
     missing: dict[Path, None] = {}
     no_files: dict[Path, None] = {}
     for file in files:
@@ -140,7 +139,7 @@ def _entries(folder: Path) -> dict[str, bool]:
 
 
 def _leads_to(asked: Callable[[], bool]) -> bool:
-    """Return what an entry says of itself; a link to itself is nothing, where os.DirEntry raises."""
+    """Evaluate a check of os.DirEntry; a loop of symbolic links, for which it raises, gives False."""
     try:
         return asked()
     except OSError as error:
@@ -150,13 +149,13 @@ def _leads_to(asked: Callable[[], bool]) -> bool:
 
 
 def first_ten(files: Iterable[Path], root: Path) -> str:
-    """Return "12 files (a, b, ...)", the first ten by name, relative to `root`."""
+    """Return "12 files (a, b, ...)" with the first ten, relative to `root`."""
     names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in files]
     return f"{len(names)} file{'s' if len(names) > 1 else ''} ({first_names(names)})"
 
 
 def require_unique(kind: str, root: Path, ids: Sequence[str]) -> None:
-    """Raise DataError unless there are `ids`, each once."""
+    """Raise DataError if there are no `ids`, or one twice."""
     if not ids:
         raise DataError(f"{kind} at {root}: no examples in what was asked for")
     if len(set(ids)) < len(ids):

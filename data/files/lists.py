@@ -10,12 +10,12 @@ from data.types import DataError, MissingDataError
 
 
 def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
-    """Return the variables called `keys` of a MATLAB file (version 7.2 and before), each of one dimension.
+    """Return variables of a MATLAB file (up to version 7.2), each as an array of one dimension.
 
     A cell of text is an array of str, a struct has named fields.
 
     Raises:
-        DataError: no such file, none that can be read, a variable is missing, or scipy is not installed.
+        DataError: the file is missing or cannot be read, lacks a variable, or scipy is not installed.
     """
     try:
         from scipy.io import loadmat
@@ -24,7 +24,7 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
     _require(path)
     try:
         found: dict[str, Any] = loadmat(str(path), squeeze_me=True)
-    except Exception as error:  # scipy raises what its parsing meets: ValueError, TypeError, zlib.error, OSError, ...
+    except Exception as error:  # scipy raises many types: ValueError, TypeError, zlib.error, OSError, ...
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: cannot be read as a MATLAB file: {reason}") from error
     if missing := [key for key in keys if key not in found]:
@@ -34,7 +34,7 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds. Raises DataError with its path."""
+    """Return the content of a JSON file. Raises DataError with its path."""
     _require(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[list[str]]:
-    """Return the words of each line of a split file that is not blank.
+    """Return the words of each non-blank line of a split file.
 
     Raises:
         DataError: there is no such file, it is not text, or it holds nothing.
@@ -60,7 +60,7 @@ def read_lines(path: Path) -> list[list[str]]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Return the lines of a file that are not blank, stripped. Raises DataError with its path."""
+    """Return the non-blank lines of a file, stripped. Raises DataError with its path."""
     _require(path)
     try:
         return [name for line in path.read_text(encoding="utf-8-sig").splitlines() if (name := line.strip())]

@@ -14,8 +14,8 @@ def read_mask(path: Path) -> np.ndarray:
     """Return a mask, HW uint8: the palette index of an indexed image, the value of a gray one.
 
     Raises:
-        DataError: not a whole image of the suffix's format, one of RGB or 16-bit pixels, which hold no ids, or a
-            JPEG, which does not keep them.
+        DataError: damaged, not of the suffix's format, with RGB or 16-bit pixels, which are no ids, or a JPEG, which
+            does not keep ids.
     """
     image = _open_mask(path)
     if image.mode not in ("P", "L", "1"):
@@ -27,10 +27,10 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_foreground(path: Path) -> np.ndarray:
-    """Return where a mask is not zero, HW bool: indexed, gray, RGB or RGBA, whose alpha does not count.
+    """Return where a mask is not zero, HW bool. It may be indexed, gray, RGB or RGBA; alpha does not count.
 
     Raises:
-        DataError: not a whole image of the suffix's format, or a JPEG, whose zeros around an object are not zero.
+        DataError: damaged, not of the suffix's format, or a JPEG, whose zeros near an object are not zero.
     """
     image = _open_mask(path)
     pixels = pixels_of(path, image)

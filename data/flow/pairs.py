@@ -20,14 +20,14 @@ class FlowPair:
     frame: Path
     next_frame: Path
     flow: Path | None
-    invalid: Path | None = None  # a mask, not zero where flow is unknown
+    invalid: Path | None = None  # mask file: not zero where flow is unknown
 
 
 class FlowPairs:
     """Pairs of frames with flow, as :class:`SampleDataset`.
 
     Args:
-        title: what the data set is called in an error.
+        title: name of the data set in messages.
         root: where it is.
         pairs: the files; names unique.
 
@@ -57,7 +57,7 @@ class FlowPairs:
         return Sample(frame=frame, next_frame=next_frame, **labels)
 
     def labels(self, index: int) -> Labels:
-        """Return the flow of pair `index` and where it is known, if it has any. Its frames are not decoded."""
+        """Return the flow of pair `index`, if it has any, and where it is known. Frames are not decoded."""
         pair = self._pairs[index]
         if pair.flow is None:
             return Labels(name=pair.name)

@@ -45,7 +45,7 @@ class Ade20kConfig(SegmentedConfig):
         return ADE20K
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return where it is, and the files of each example."""
+        """Return the root folder and the files of each example."""
         folder = {"train": "training", "val": "validation"}[self.split]
         root = find_root("ADE20K", self.root, f"images/{folder}", below=("ADEChallengeData2016",))
         images = [

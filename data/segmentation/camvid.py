@@ -46,7 +46,7 @@ class CamVidConfig(SegmentedConfig):
         return CAMVID
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return where it is, and the files of each example: of a path in a list, the last two parts count."""
+        """Return the root folder and the files of each example: of a path in a list, the last two parts count."""
         root = find_root("CamVid", self.root, f"{self.split}.txt", below=("CamVid",))
         path = root / f"{self.split}.txt"
         images = []

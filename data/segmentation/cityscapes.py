@@ -60,7 +60,7 @@ class CityscapesConfig(SegmentedConfig):
         return CITYSCAPES if self.masks == "labelIds" else CITYSCAPES_TRAIN
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return where it is, and the files of each example."""
+        """Return the root folder and the files of each example."""
         root = find_root("Cityscapes", self.root, f"leftImg8bit/{self.split}")
         images = []
         for city in subfolders(root / "leftImg8bit" / self.split):

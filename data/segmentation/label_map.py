@@ -1,7 +1,7 @@
-"""Which value in a data set's label images is which class: names, values, colors.
+"""Label maps: the name, mask value and color of each class.
 
-The order of the classes is the order of the values in the files, and names are kept beside the values: a list of names
-in another order leaves mIoU as it is and makes every per-class table wrong.
+Classes are in the order of their values, and names stand beside values: names in a wrong order would leave mIoU as it
+is and make every per-class table wrong.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from mtsp.files.palettes import palette
 from mtsp.types import IGNORE
 
 MAX_CLASSES = 254
-"""One value of a byte is IGNORE, one marks values that the map does not know."""
+"""Most classes in a byte: one value is IGNORE, one marks values that the map does not know."""
 
 _FOREIGN = MAX_CLASSES
 
@@ -25,7 +25,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The classes of a data set, ids 0, 1, ... in the order of `classes`, and what files hold for them.
+    """The classes of a data set, with ids 0, 1, ..., and the values that stand for them in mask files.
 
     Raises:
         ValueError: the names and values do not match one to one, or a value is no byte or means two things.
@@ -33,9 +33,9 @@ class LabelMap:
 
     name: str
     classes: tuple[str, ...]
-    values: tuple[int, ...]  # what files hold for each class
-    unknown: tuple[int, ...] = (IGNORE,)  # what files hold where the class is unknown
-    colors: tuple[Color, ...] = ()  # of each class; none: those of PASCAL VOC
+    values: tuple[int, ...]  # value of each class in the files
+    unknown: tuple[int, ...] = (IGNORE,)  # values in the files where the class is unknown
+    colors: tuple[Color, ...] = ()  # color of each class; none: the colors of PASCAL VOC
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MAX_CLASSES:
@@ -53,7 +53,7 @@ class LabelMap:
             raise ValueError(f"{self.name}: the values {twice} have two meanings each")
 
     def __call__(self, stored: np.ndarray, path: Path) -> np.ndarray:
-        """Return class ids, HW uint8 with IGNORE where unknown, of what the file `path` holds, HW uint8.
+        """Convert the values `stored` in the file `path` to class ids, HW uint8 with IGNORE where unknown.
 
         Raises:
             DataError: a value that is neither a class nor unknown: the file is of another data set or encoding.
@@ -74,13 +74,13 @@ class LabelMap:
         """Return the color of each class, K3 uint8 RGB."""
         if self.colors:
             return np.array(self.colors, np.uint8)
-        # In VOC's palette 0 is black, the color of "background"; where id 0 is a thing, all move on by one.
+        # Color 0 of VOC's palette is black, for background; if class 0 is something else, skip it.
         shift = 0 if self.classes[0] == "background" else 1
         return palette(len(self.classes) + shift)[shift:]
 
 
 def ranges(values: Sequence[int]) -> str:
-    """Return whole numbers in few words: "0 to 10, 12"."""
+    """Return whole numbers as ranges: "0 to 10, 12"."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][1] + 1:

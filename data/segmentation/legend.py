@@ -1,4 +1,4 @@
-"""Figures of labels: the legend of a label map, and a mask in its colors."""
+"""Draw figures of labels: the legend of a label map, a mask in colors."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

@@ -17,7 +17,7 @@ from mtsp.types import IGNORE
 
 
 class MaskFolderConfig(SegmentedConfig):
-    """Your own images and masks, and what the values in the masks mean. (Of videos, see `folder`.)"""
+    """Your own images and masks. For videos use `folder`."""
 
     title: ClassVar[str] = "images"
     name: Literal["mask_folder"]
@@ -30,11 +30,11 @@ class MaskFolderConfig(SegmentedConfig):
     classes: tuple[str, ...]
     """Names, in the order of class ids 0, 1, ..."""
     values: tuple[int, ...] | None = None
-    """What the masks hold for each of `classes`. Null: 0, 1, ... Give 1, 2, ... and `unknown: [0]` to leave 0 out."""
+    """Value in the masks of each class. Null: 0, 1, ... Give 1, 2, ... and `unknown: [0]` to leave 0 out."""
     unknown: tuple[int, ...] = (IGNORE,)
-    """What the masks hold where the class is not known, or does not count."""
+    """Values in the masks where the class is unknown or ignored."""
     split: Path | None = None
-    """A text file with an image's name per line, relative to `frames` and without suffix. Null: all of them."""
+    """A text file with an image per line, relative to `frames`, without suffix. Null: all images."""
 
     @model_validator(mode="after")
     def _map_is_right(self) -> Self:
@@ -42,12 +42,12 @@ class MaskFolderConfig(SegmentedConfig):
         return self
 
     def label_map(self) -> LabelMap:
-        """Return the classes as they are told."""
+        """Return the classes of the config."""
         values = tuple(range(len(self.classes))) if self.values is None else self.values
         return LabelMap("mask_folder", self.classes, values, self.unknown)
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return where it is, and the files of each example."""
+        """Return the root folder and the files of each example."""
         if not self.frames.is_dir():
             raise MissingDataError(f"no folder {self.frames}")
         found = {

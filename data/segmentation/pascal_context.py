@@ -80,7 +80,7 @@ class PascalContextConfig(SegmentedConfig):
         return LabelMap("pascal_context", CLASSES, values, unknown=(nothing,))
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return where it is, and the files of each example."""
+        """Return the root folder and the files of each example."""
         root = find_pascal_context(self.root)
         if not (root / LISTS).is_dir():
             raise MissingDataError(

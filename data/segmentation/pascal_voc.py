@@ -41,7 +41,7 @@ class PascalVocConfig(SegmentedConfig):
         return PASCAL_VOC
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return where it is, and the files of each example."""
+        """Return the root folder and the files of each example."""
         root = find_root("PASCAL VOC", self.root, "JPEGImages", below=("VOC2012", "VOCdevkit/VOC2012"))
         return root, read_voc_list(root, root / "ImageSets" / "Segmentation", self.split, self.masks)
 

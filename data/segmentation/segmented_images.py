@@ -29,10 +29,10 @@ class SegmentedImage(NamedTuple):
 class SegmentedImages:
     """Images and their masks of class ids, as :class:`data.types.SampleDataset`.
 
-    An image without a single known pixel is an example like any other: it adds nothing to a loss or a metric.
+    An image without a single known pixel is kept: it adds nothing to a loss or a metric.
 
     Args:
-        title: what the data set is called in an error.
+        title: name of the data set in messages.
         root: where it is.
         images: the files; names unique.
         label_map: what the values in the mask files mean.
@@ -73,19 +73,19 @@ class SegmentedImages:
 
 
 class SegmentedConfig(Config):
-    """What data sets with a class for every pixel have in common: the classes are known before a file is read."""
+    """Base config of the segmentation sets. Subclasses add `name`, `title`, :meth:`label_map` and :meth:`files`."""
 
     kind: ClassVar[Kind] = "images"
     title: ClassVar[str]
-    """What the data set is called in an error."""
+    """Name of the data set in messages."""
 
     @abstractmethod
     def label_map(self) -> LabelMap:
-        """Return its classes, and what its files hold for them."""
+        """Return the classes and the values that stand for them in mask files."""
 
     @abstractmethod
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return where it is, and the files of each example. Raises DataError."""
+        """Return the root folder and the files of each example. Raises DataError."""
 
     def build(self) -> SegmentedImages:
         """Return the data set, its files checked to be there. Raises DataError."""

@@ -40,7 +40,7 @@ class DavisConfig(Config):
     sequences: tuple[str, ...] | None = None
     """Only these sequences of the split."""
     next_frame: bool = True
-    """Read also the frame that follows: not needed by a network without a flow branch."""
+    """Also read the following frame, which only a network with a flow branch needs."""
 
     def build(self) -> "Davis":
         """Return the data set, its files checked to be there."""

@@ -39,7 +39,7 @@ class FolderConfig(Config):
     foreground: bool = False
     """Any value above 0 is class 1, as in masks of 0 and 255. False: a mask's values are class ids."""
     next_frame: bool = True
-    """Read also the frame that follows: not needed by a network without a flow branch."""
+    """Also read the following frame, which only a network with a flow branch needs."""
 
     @model_validator(mode="after")
     def _kind_fits_the_classes(self) -> "FolderConfig":
