@@ -341,7 +341,7 @@ def no_file(folder: Path, begun: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (another_start, "was estimated at other weights than the branches start from: 1 of "),
+        (another_start, "was estimated at other weights than the branches start from, 1 of "),
         (no_hashes, "does not say at which weights it was estimated; tools/fisher.py writes one that does"),
         (some_weights, "has no Fisher information of 1 of "),
         (another_file, "fisher.safetensors does not hold Fisher information"),
@@ -372,7 +372,7 @@ def test_a_file_of_other_weights_does_not_hold_these(
         ({"name": "l2spfisher", "alpha": 1, "beta": 0}, "regularizer.fisher: missing; it must be given"),
         (
             {"name": "l2spfisher", "alpha": {"half_life": 9}, "beta": 0, "fisher": "f"},
-            "regularizer.alpha: L2SPFisher takes no fixed share of the distance away in a step; give a number",
+            "regularizer.alpha: alpha of L2SPFisher has no time constant; give a number",
         ),
         ({"name": "l2spfisher", "alpha": 1, "beta": 0, "fisher": "f", "mode": "decoupled"}, "cannot be decoupled"),
         ({"name": "l2sp", "alpha": 1, "beta": 0, "fisher": "f"}, "regularizer.fisher: unknown key"),

@@ -304,7 +304,7 @@ def test_progress_is_told_after_each_batch() -> None:
         ([(images(2), torch.tensor([0, 4]))], {"labels": "empirical"}, "labels 0 to 4 do not fit 4 logits"),
         ([(images(2), torch.tensor([0]))], {"labels": "empirical"}, "1 labels for logits of 2 x 1"),
         ([images(1)], {"chunk": 0}, "chunk and draws must be at least 1"),
-        ([images(1)], {"logits": lambda output: output[0]}, "got (4,); see `logits`"),
+        ([images(1)], {"logits": lambda output: output[0]}, "got (4,); select them with `logits`"),
         (
             [images(1)],
             {"logits": lambda output: 0 * output, "labels": "exact"},
@@ -346,7 +346,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(FileNotFoundError, match="or write it with save_fisher"):
         load_fisher(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"weights\.safetensors holds other tensors"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors does not hold Fisher information"):
         load_fisher(tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="text cannot be read"):
         load_fisher(tmp_path / "text")
@@ -372,7 +372,7 @@ def test_sums_of_other_weights_are_refused_and_nothing_of_them_is_taken() -> Non
     before = sums.fisher()
     with pytest.raises(ValueError, match=r"weight is of shape \(5, 3\) in them, of shape \(2, 3\) in this model"):
         sums.load_state_dict(FisherSum(nn.Linear(3, 5)).state_dict())
-    with pytest.raises(ValueError, match=r"sums belong to other weights: weight is not there, of shape \(2, 3\) in"):
+    with pytest.raises(ValueError, match=r"belong to other weights: weight is not there in them, of shape \(2, 3\) in"):
         sums.load_state_dict(other.state_dict())
     more = {**sums.state_dict(), "total.extra": torch.ones(1)}
     with pytest.raises(ValueError, match=r"extra is of shape \(1,\) in them, not there in this model"):

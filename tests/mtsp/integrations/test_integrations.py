@@ -191,7 +191,9 @@ def test_where_the_trainer_logs_epochs_their_first_step_is_measured(tmp_path: Pa
 
 def test_a_branch_that_is_not_there_is_refused_at_once() -> None:
     regularizer = Silent().regularizer()
-    with pytest.raises(ValueError, match=r"'backbones': no weight .* of Silent, whose first weight is backbone\."):
+    with pytest.raises(
+        ValueError, match=r"'backbones': no regularized weight .* of Silent, whose first weight is backbone\."
+    ):
         trainer_callback(regularizer, branches=("head", "backbones"))
     assert trainer_callback(regularizer, branches="head").branches == ("head",)
 
@@ -291,7 +293,7 @@ def test_several_optimizers_want_a_choice() -> None:
 
     model = Silent()
     loop, regularizer = Two(model), model.regularizer()
-    with pytest.raises(ValueError, match="has 2 optimizers; say which"):
+    with pytest.raises(ValueError, match="has 2 optimizers; choose one"):
         L2SPCallback(regularizer).on_train_start(loop, None)
     with pytest.raises(ValueError, match="optimizer=2, but the module has 2"):
         L2SPCallback(regularizer, optimizer=2).on_train_start(loop, None)
