@@ -13,272 +13,16 @@ The same command continues an interrupted estimate. Several processes share the 
 """
 
 import argparse
-import logging
-import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
 
-import numpy as np
-import torch
-from accelerate import Accelerator
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from mtsp.anchors import fingerprint
-from mtsp.batches import collate, evaluating, to_device
-from mtsp.config import ConfigError
-from mtsp.distributed.accelerator import make_accelerator
-from mtsp.files.progress import progress
-from mtsp.fisher.estimate import FisherSum, save_fisher
-from mtsp.fisher.inputs import Labels
-from mtsp.fisher.partial import PartialEstimate
-from mtsp.training.checks import require_classes
-from mtsp.training.signals import StopSignals
-from mtsp.training.single_pass import Concatenated, SinglePass
-from mtsp.training.state import PretrainedNetwork
-from mtsp.types import IGNORE, Examples
-from tools.build import AnyExperiment, at_least_one, build_network, read_experiment, run_or_say_why
-
-MOST_PASSES = 100_000
-"""Largest number of backward passes per image for `exact`; more would take days on any machine."""
-
-_SAVE_EVERY = 30.0  # seconds
-_OUTPUT_AND_LABEL = {"segmentation": ("mask_logits", "mask"), "classification": ("label_logits", "label")}
-"""Output and label key of each task that predicts classes."""
-_LOG = logging.getLogger("mtsp")
+from tools.command_line import at_least_one, program
 
 
-class Settings(NamedTuple):
-    """Settings of the estimate from the command line."""
-
-    mode: Labels | None = None
-    """None: exact for image classes, sampled for pixel classes."""
-    examples: int = 1000
-    draws: int = 1
-    seed: int = 0
-    batch: int = 8
-    """Images per batch."""
-    chunk: int = 16
-    """Gradients in memory at once."""
-
-
-def estimate(experiment: AnyExperiment, out: Path, settings: Settings, *, overwrite: bool = False) -> bool:
-    """Estimate and write `out`. Return True when done, False if a signal stopped it.
-
-    Args:
-        experiment: gives the weights, the training data and the task.
-        out: file to write. Until it is done, the sums are in a `.part` file beside it.
-        settings: number of images, and how labels are chosen.
-        overwrite: replace an existing file.
-
-    Raises:
-        ValueError, OSError: errors that the user can fix, in one line.
-    """
-    _require_place(out, overwrite)
-    task = _task(experiment)
-    accelerator = make_accelerator("fp32")
-    with accelerator.main_process_first():  # one process downloads, the others find the file
-        pretrained = build_network(experiment)
-    if not pretrained.anchors:
-        raise ConfigError("branches: none has pretrained `weights`, so there is nothing to estimate")
-    data = _data(experiment, task)
-    examples = Concatenated(list(data.values()))
-    pretrained.model.to(accelerator.device)
-    settings = _settled(settings, task, len(examples), _passes(pretrained, examples, task, accelerator.device))
-    rounds = SinglePass(
-        examples, accelerator, settings.examples, settings.batch, settings.seed, workers=experiment.train.workers
-    )
-    generator = torch.Generator(accelerator.device)
-    sums = _sum(pretrained, task, settings, generator)
-    described = _described(experiment, settings, pretrained, task, {name: len(one) for name, one in data.items()})
-    partial_estimate = PartialEstimate(_part(out, accelerator), described)
-    with StopSignals() as signals:
-        if not _sum_up(sums, partial_estimate, rounds, generator, signals):
-            return False
-    if accelerator.num_processes > 1:
-        total: Any = accelerator.reduce({k: v.to(accelerator.device) for k, v in sums.state_dict().items()})
-        sums.load_state_dict(total)
-    if accelerator.is_main_process:
-        _write(out, sums, pretrained, task, list(data), settings)
-    accelerator.wait_for_everyone()
-    partial_estimate.path.unlink(missing_ok=True)
-    accelerator.end_training()
-    return True
-
-
-def _sum_up(
-    sums: FisherSum,
-    partial_estimate: PartialEstimate,
-    rounds: SinglePass,
-    generator: torch.Generator,
-    signals: StopSignals,
-) -> bool:
-    """Add all rounds that are not in the partial estimate; return whether it is done."""
-    main, total = rounds.accelerator.is_main_process, rounds.images
-    begun = partial_estimate.load(sums)
-    with progress("Fisher information", total, "images") if main else nullcontext(lambda done: None) as advance:
-        advance(rounds.images_of(begun))
-        rounds_done, saved = begun, time.monotonic()
-        try:
-            for number, batch in rounds.batches(begun):
-                seed = np.random.SeedSequence([rounds.seed, number]).generate_state(1)[0]
-                generator.manual_seed(int(seed))  # depends on the batch only, not on the process or a restart
-                sums.add(batch)
-                rounds_done += 1
-                images = rounds.images_of(rounds_done)
-                advance(images)
-                if signals.received() and images < total:
-                    partial_estimate.save(sums, rounds_done)
-                    _LOG.warning("stopped after %d of %d images", images, total)
-                    return False
-                if time.monotonic() - saved > _SAVE_EVERY:
-                    partial_estimate.save(sums, rounds_done)
-                    saved = time.monotonic()
-        except Exception:
-            if rounds_done > begun:
-                partial_estimate.save(sums, rounds_done)
-            raise
-    return True
-
-
-def _require_place(out: Path, overwrite: bool) -> None:
-    """Check that `out` can be written, before any work."""
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; give a file, as in --out runs/fisher.safetensors")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists already; add --overwrite, or choose another --out")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"--out {out} cannot be written: {error.strerror}") from error
-    if not os.access(out.parent, os.W_OK):
-        raise OSError(f"--out {out} cannot be written: permission denied")
-
-
-def _task(experiment: AnyExperiment) -> str:
-    """The one task whose predictions are used."""
-    wanted = [name for name in _OUTPUT_AND_LABEL if getattr(experiment.tasks, name) is not None]
-    if not wanted:
-        raise ConfigError(
-            "tasks: Fisher information needs a task that predicts classes; add segmentation or classification"
-        )
-    if len(wanted) > 1:
-        raise ConfigError(f"tasks: Fisher information is estimated for one task; set tasks.{wanted[1]}=null")
-    return wanted[0]
-
-
-def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
-    """The data entries that the task is trained on."""
-    names = dict.fromkeys(name for stage in experiment.train.stages for name in stage.batch_size)
-    built = {name: experiment.data[name].build() for name in names}
-    label = _OUTPUT_AND_LABEL[task][1]
-    found = {
-        name: examples
-        for name, examples in built.items()
-        if label in examples.train_sample(0, np.random.default_rng(0))
-    }
-    if not found:
-        raise ConfigError(f"data: none of {', '.join(names)} has a {label}, which {task} needs; add data with labels")
-    require_classes(experiment, found)
-    return found
-
-
-@torch.no_grad()
-def _passes(pretrained: PretrainedNetwork, examples: Examples, task: str, device: torch.device) -> int:
-    """Backward passes per image with exact labels: classes times pixels.
-
-    Raises:
-        ConfigError: the network has no output for the task.
-    """
-    batch = to_device(collate([examples.train_sample(0, np.random.default_rng(0))]), device, channels_last=False)
-    with evaluating(pretrained.model):
-        outputs = pretrained.model(batch["frame"], batch.get("next_frame"))
-    output = _OUTPUT_AND_LABEL[task][0]
-    if output not in outputs:
-        raise ConfigError(
-            f"tasks.{task}: this network returns {', '.join(outputs)}, but not {output}; choose another task or model"
-        )
-    return outputs[output][0].numel()
-
-
-def _settled(settings: Settings, task: str, examples: int, passes: int) -> Settings:
-    """The settings with defaults that depend on the experiment filled in."""
-    if settings.mode == "exact" and passes > MOST_PASSES:
-        raise ConfigError(
-            f"--mode exact takes {passes:,} backward passes for each image, one for each class of each pixel; use "
-            "--mode sampled, an estimate of the same, or smaller images"
-        )
-    mode: Labels = settings.mode or ("exact" if task == "classification" else "sampled")
-    if mode != "sampled" and settings.draws != 1:
-        raise ConfigError(f"--draws {settings.draws} needs --mode sampled; --mode {mode} draws no labels")
-    return settings._replace(mode=mode, examples=min(settings.examples, examples))
-
-
-def _sum(pretrained: PretrainedNetwork, task: str, settings: Settings, generator: torch.Generator) -> FisherSum:
-    output, label = _OUTPUT_AND_LABEL[task]
-    assert settings.mode is not None
-    return FisherSum(
-        pretrained.model,
-        labels=settings.mode,
-        draws=settings.draws,
-        names=pretrained.anchors,
-        inputs=lambda batch: (batch["frame"], batch.get("next_frame")),
-        logits=lambda outputs: outputs[output],
-        targets=lambda batch: batch.get(label),
-        ignore=IGNORE,
-        chunk=settings.chunk,
-        generator=generator,
-    )
-
-
-def _part(out: Path, accelerator: Accelerator) -> Path:
-    """Each process has a file of its own; sums are added at the end."""
-    alone = accelerator.num_processes == 1
-    suffix = "" if alone else f"-{accelerator.process_index + 1}-of-{accelerator.num_processes}"
-    return out.with_name(f"{out.name}{suffix}.part")
-
-
-def _described(
-    experiment: AnyExperiment, settings: Settings, pretrained: PretrainedNetwork, task: str, images: Mapping[str, int]
-) -> dict[str, Any]:
-    """Everything the sums depend on, also the order of the data: images are numbered over all of it."""
-    chosen = settings._asdict()
-    del chosen["chunk"]
-    sections = {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in images}
-    read = {"task": task, "data": list(images), "images": list(images.values())}
-    return {**read, **sections, **chosen, "network": fingerprint(pretrained.model.state_dict())}
-
-
-def _write(
-    out: Path, sums: FisherSum, pretrained: PretrainedNetwork, task: str, data: Sequence[str], settings: Settings
-) -> None:
-    fisher = sums.fisher()
-    notes = {
-        "labels": f"{settings.mode}, {settings.draws} draw{'s' if settings.draws > 1 else ''}"
-        if settings.mode == "sampled"
-        else str(settings.mode),
-        "samples": str(sums.samples),
-        "observations": str(sums.observations),
-        "normalization": "divided by the mean over all entries",
-        "task": task,
-        "data": ", ".join(data),
-        "seed": str(settings.seed),
-    }
-    save_fisher(out, fisher, anchors=pretrained.anchors, **notes)
-    _LOG.info("%s: %s", out, "; ".join(f"{key} {value}" for key, value in notes.items()))
-    if zeros := [name for name, value in fisher.items() if not bool(value.any())]:
-        _LOG.warning(
-            "%d of %d weights, the first %s, do not affect the predictions: their Fisher information is 0, they "
-            "would not be regularized",
-            len(zeros),
-            len(fisher),
-            zeros[0],
-        )
-
-
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and estimate; return 130 if a signal stopped it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     parser.add_argument(
         "--mode",
-        choices=get_args(Labels),
+        choices=("exact", "sampled", "empirical"),
         help="labels: exact (expectation over all classes), sampled (drawn from the predictions, an estimate of "
         "exact) or empirical (the data's own, a different quantity); default: exact for images, sampled for pixels",
     )
@@ -318,18 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", metavar="key=value", help="config values to change, such as data.cub.dataset.root=DIR"
     )
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    if int(os.environ.get("RANK", "0")) == 0:
-        _LOG.setLevel(logging.INFO)
+
+    from mtsp.training.estimate_fisher import Settings, estimate
+    from tools.build import build_network, read_experiment
+
     if options.seed < 0:
-        raise ConfigError(f"--seed must be from 0 up, got {options.seed}")
+        raise ValueError(f"--seed must be from 0 up, got {options.seed}")
     settings = Settings(options.mode, options.examples, options.draws, options.seed, options.batch_size, options.chunk)
     experiment = read_experiment(options.config, options.overrides)
-    if estimate(experiment, options.out, settings, overwrite=options.overwrite):
+    if estimate(experiment, options.out, settings, build_network=build_network, overwrite=options.overwrite):
         return 0
     print("stopped; the same command continues from here", file=sys.stderr)
     return 130
 
 
 if __name__ == "__main__":
-    sys.exit(run_or_say_why(partial(main)))
+    sys.exit(main())

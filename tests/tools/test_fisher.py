@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from mtsp.files.tensors import write_tensors
 from mtsp.fisher.estimate import FisherSum, diagonal_fisher, load_fisher, mean_one, save_fisher
 from mtsp.fisher.partial import PartialEstimate
 from mtsp.training import checkpoint
+from mtsp.training import estimate_fisher as program
 from mtsp.training.single_pass import SinglePass
 from tests import two_processes
-from tools import fisher as program
 from tools import train as training
-from tools.build import AnyExperiment, build_network, run_or_say_why
+from tools.build import AnyExperiment, build_network
 from tools.fisher import main
 
 CLASSES = ("dark", "gray", "bright")
@@ -60,7 +59,7 @@ def classifying(tmp_path: Path) -> dict[str, Any]:
 
 
 def estimating(folder: Path, out: str = "fisher.safetensors", *more: str) -> int:
-    return run_or_say_why(partial(main, ["--config", f"{folder}/grays.yaml", "--out", f"{folder}/{out}", *more]))
+    return main(["--config", f"{folder}/grays.yaml", "--out", f"{folder}/{out}", *more])
 
 
 def notes(path: Path) -> dict[str, str]:
