@@ -1,8 +1,6 @@
 """Build what the programs share: an experiment from its config file, and a network with pretrained branches."""
 
-import argparse
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,39 +45,3 @@ def build_network(experiment: AnyExperiment) -> PretrainedNetwork:
     for branch in loaded.values():
         references |= anchors.capture(model, branch.names)
     return PretrainedNetwork(model, references, loaded)
-
-
-def above_zero(text: str) -> float:
-    """Return a number of the command line, finite and above 0; argparse shows what else was written."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
-    return value
-
-
-def at_least_one(text: str) -> int:
-    """Return a whole number of the command line, 1 or more; argparse shows what else was written."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def run_or_say_why(main: Callable[[], int]) -> int:
-    """Run a program; turn what a person can mend into one `error:` line and exit code 1.
-
-    Those are ValueError, OSError, FloatingPointError and MemoryError, wherever they come from; any other fault is ours
-    and keeps its traceback.
-    """
-    import sys
-
-    try:
-        return main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
