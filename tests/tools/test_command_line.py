@@ -12,7 +12,7 @@ import pytest
 from tools.command_line import program
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if "\n@program\n" in path.read_text())
+PROGRAMS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text())
 HEAVY = {"torch", "numpy", "cv2", "accelerate", "wandb", "matplotlib", "pydantic", "numba", "PIL", "rich", "timm"}
 
 
@@ -29,6 +29,14 @@ def run(command: Sequence[str], strangers: Path) -> subprocess.CompletedProcess[
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"PYTHONPATH": str(strangers), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=strangers.parent, check=False)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_reports_errors_and_logs_alike(name: str) -> None:
+    source = (ROOT / "tools" / name).read_text()
+    assert "\n@program\ndef main(" in source
+    assert "basicConfig" not in source
+    assert source.endswith("sys.exit(main())\n")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
