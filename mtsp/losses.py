@@ -198,8 +198,8 @@ def _balance(mask: Tensor, known: Tensor, classes: int) -> Tensor:
     frame = torch.arange(len(mask), device=mask.device).view(-1, 1, 1)
     counts = torch.bincount((codes + frame * (classes + 1)).flatten(), minlength=len(mask) * (classes + 1))
     counts = counts.view(len(mask), classes + 1).float()
-    share = counts / counts[:, :classes].sum(1, keepdim=True).clamp(min=1)
-    return 1 - share.gather(1, codes.flatten(1)).view_as(mask)
+    fraction = counts / counts[:, :classes].sum(1, keepdim=True).clamp(min=1)
+    return 1 - fraction.gather(1, codes.flatten(1)).view_as(mask)
 
 
 def _error(flow: Tensor, truth: Tensor, valid: Tensor, eps: float) -> Tensor:
