@@ -17,10 +17,10 @@ from mtsp.config import ConfigError, parse, parse_yaml
 from mtsp.optim import AdamConfig, OptimizerConfig, RMSPropConfig, SGDConfig
 from mtsp.regularizers import L2SP, Pace
 from mtsp.regularizers.configs import AnyRegularizer, L2SPConfig, NoneConfig, RegularizerConfig
+from mtsp.reports.sweep import rows
 from mtsp.training import checkpoint
 from mtsp.training.experiment import as_yaml, stage_at
 from tools.build import AnyExperiment, read_experiment
-from tools.sweep import rows
 from tools.train import main
 
 WEIGHTS = "start.safetensors"
