@@ -1,12 +1,12 @@
-"""What staying near the start costs: the regularizer's and the optimizer's part of a step, in time and memory.
+"""Measure what a regularizer costs: time and memory of the regularizer's and the optimizer's part of a step.
 
     python tools/bench/regularizers.py [--networks resnet50 resnet101 vit_b_16] [--rounds 30] [--quick]
 
-Random weights and gradients; one round is what every program adds to a step once the data's gradients are there. The
-programs take turns, and the median counts. The penalties in the loss go through autograd, as everywhere; `as tllib` is
-its `SPRegularization` anew: a loop over named parameters, 0.5 * norm(p - p0) ** 2, of all parameters. Memory is the
-peak of a process of its own, over that of the optimizer with native weight decay. On a GPU, the time is also given as a
-share of a training step of that network (batch 64, bfloat16 autocast).
+Weights and gradients are random; one round is what each program adds to a step after the data's gradients are computed.
+The programs take turns, and the median counts. Penalties in the loss go through autograd; `as tllib` reimplements its
+`SPRegularization`: a loop over all named parameters with 0.5 * norm(p - p0) ** 2. Memory is the peak of a separate
+process, minus that of the optimizer with native weight decay. On a GPU, the time is also given as a fraction of a
+training step of that network (batch 64, bfloat16 autocast).
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tools.bench.timing import forget_peak, machine, medians, peak_memory
 ALPHA, LR, MIB = 0.01, 1e-6, 2**20
 NATIVE, OURS, TLLIB = "native weight decay, fused", "L2SP, fused", "as tllib, fused"
 WITHIN, FASTER = 1.6, 5.0
-"""Targets for ResNet-50: ours within so many times the native decay; so many times as fast as tllib's."""
+"""Targets for ResNet-50: at most so many times the native decay's time; so many times as fast as tllib."""
 
 
 def network(name: str, device: str) -> nn.Module:
@@ -48,12 +48,12 @@ def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
 
 
 def native(model: nn.Module, **options: Any) -> Callable[[], object]:
-    """Decay to zero inside the optimizer: what everybody pays."""
+    """Return a step with weight decay inside the optimizer, the baseline."""
     return sgd(model, weight_decay=ALPHA, **options).step
 
 
 def ours(model: nn.Module, **options: Any) -> Callable[[], object]:
-    """Pull by a hook."""
+    """Return a step with L2SP attached."""
     optimizer = sgd(model, **options)
     anchors = capture(model, [name for name, _ in model.named_parameters()])
     regularizer = L2SP(model, anchors=anchors, alpha=ALPHA, beta=ALPHA)
@@ -63,7 +63,7 @@ def ours(model: nn.Module, **options: Any) -> Callable[[], object]:
 
 
 def in_the_loss(penalty: Callable[[nn.Module, Mapping[str, Tensor]], Any]) -> Callable[..., Callable[[], object]]:
-    """Add a penalty's gradient by autograd."""
+    """Return a builder of steps that add a penalty's gradient by autograd."""
 
     def build(model: nn.Module, **options: Any) -> Callable[[], object]:
         optimizer = sgd(model, **options)
@@ -87,7 +87,7 @@ def as_tllib(model: nn.Module, start: Mapping[str, Tensor]) -> Any:
 
 
 def squares(model: nn.Module, start: Mapping[str, Tensor]) -> Any:
-    """The same as most people write it."""
+    """Half the sum of squared displacements, the usual code."""
     return 0.5 * sum((parameter - start[name]).pow(2).sum() for name, parameter in model.named_parameters())
 
 
@@ -150,7 +150,7 @@ def training_step(name: str, device: str) -> Callable[[], object]:
 
 
 def _finished(program: Callable[[], object], device: str) -> Callable[[], object]:
-    """On a GPU, wait for what a program has started."""
+    """On a GPU, wait until the program is done."""
     if device == "cpu":
         return program
 
