@@ -1,4 +1,4 @@
-"""Fetch an archive that may be interrupted at any byte and continued, check it, and unpack it without trusting it.
+"""Download archives, continuing where an interrupted download ended; check them and unpack them safely.
 
 pooch and `torchvision.datasets.utils` start a broken download again from zero, which for 31 GB is not a download; so
 this is urllib with a Range header, and the standard library's zip and tar readers.
@@ -38,7 +38,7 @@ _DAMAGED = (
 
 
 class DownloadError(ValueError):
-    """Something could not be fetched or unpacked. The message says what and whether to run again."""
+    """A file could not be fetched or unpacked. The message says which, and whether to run again."""
 
 
 def download(

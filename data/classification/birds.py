@@ -1,8 +1,9 @@
-"""CUB-200-2011 and NABirds, which share a format: numbered lists of images, of their classes and of the split.
+"""CUB-200-2011 and NABirds, which share a layout.
 
-Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset", 2011: 200 classes, 5994 images
-to train on and 5794 to test on. Van Horn et al., "Building a bird recognition app and large scale dataset with citizen
-scientists" (CVPR 2015): 555 classes, 23929 and 24633.
+Layout: images/<class>/<image>.jpg and numbered lists images.txt, image_class_labels.txt, classes.txt and
+train_test_split.txt. CUB: 200 classes, 5994 training and 5794 test images; Wah, Branson, Welinder, Perona and Belongie,
+"The Caltech-UCSD Birds-200-2011 Dataset", 2011. NABirds: 555 classes, 23929 and 24633 images; Van Horn et al.,
+"Building a bird recognition app and large scale dataset with citizen scientists", CVPR 2015.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ _FLAGS = {"1": "train", "0": "test"}
 
 
 class CubConfig(LabeledConfig):
-    """CUB-200-2011. A part of it is read as well, if its lists name what is there; verifying compares the counts."""
+    """Which images of CUB-200-2011 to read. A part of the data set is read too, if its lists fit its files."""
 
     name: Literal["cub"]
     split: Literal["train", "test"] = "train"
@@ -38,7 +39,7 @@ class CubConfig(LabeledConfig):
 
 
 class NabirdsConfig(LabeledConfig):
-    """NABirds. Its class ids have gaps: classes.txt names the groups of a hierarchy too, which have no images."""
+    """Which images of NABirds to read. Class ids have gaps: classes.txt also names groups without images."""
 
     name: Literal["nabirds"]
     split: Literal["train", "test"] = "train"
@@ -51,7 +52,7 @@ class NabirdsConfig(LabeledConfig):
 
 
 def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Annotations:
-    """Read the four lists; with `groups`, classes.txt may name more than the classes."""
+    """Read the four lists; with `groups`, classes.txt may name groups without images."""
     files = _table(root / "images.txt")
     labels = _numbers(root / "image_class_labels.txt")
     flags = _table(root / "train_test_split.txt")

@@ -1,5 +1,7 @@
-"""Food-101: Bossard, Guillaumin and Van Gool, "Food-101: Mining Discriminative Components with Random Forests" (ECCV
-2014). 101 classes, 75750 images to train on, whose labels are noisy, and 25250 to test on.
+"""Food-101: 101 classes, 75750 training images with noisy labels and 25250 test images.
+
+Layout: images/<class>/<image>.jpg and meta/{train,test}.json. Source: Bossard, Guillaumin and Van Gool, "Food-101:
+Mining Discriminative Components with Random Forests", ECCV 2014.
 """
 
 from typing import Literal

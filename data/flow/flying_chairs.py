@@ -1,7 +1,8 @@
 """FlyingChairs: 22 872 pairs of rendered chairs before photos, with exact flow.
 
-After Dosovitskiy et al., "FlowNet: Learning Optical Flow with Convolutional Networks", ICCV 2015. 512x384 pixels; the
-published split has 22 232 pairs to train on and 640 to validate with.
+512x384 pixels; the published split has 22 232 training and 640 validation pairs. Layout: data/00001_img1.ppm,
+data/00001_img2.ppm, data/00001_flow.flo, and FlyingChairs_train_val.txt with 1 (train) or 2 (val) for each pair.
+Source: Dosovitskiy et al., "FlowNet: Learning Optical Flow with Convolutional Networks", ICCV 2015.
 """
 
 import re

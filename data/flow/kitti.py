@@ -1,6 +1,7 @@
 """KITTI 2015: 200 street scenes with flow measured by laser, sparse.
 
-After Menze and Geiger, "Object Scene Flow for Autonomous Vehicles", CVPR 2015.
+Layout: training/image_2/000000_{10,11}.png, training/{flow_occ,flow_noc}/000000_10.png.
+Source: Menze and Geiger, "Object Scene Flow for Autonomous Vehicles", CVPR 2015.
 """
 
 from pathlib import Path

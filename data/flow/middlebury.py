@@ -1,6 +1,7 @@
 """Middlebury: a dozen pairs of indoor scenes, eight of them with dense flow, in part unknown.
 
-After Baker, Scharstein, Lewis, Roth, Black and Szeliski, "A Database and Evaluation Methodology for Optical Flow",
+Layout: other-data/<scene>/frame{10,11}.png, other-gt-flow/<scene>/flow10.flo.
+Source: Baker, Scharstein, Lewis, Roth, Black and Szeliski, "A Database and Evaluation Methodology for Optical Flow",
 IJCV 2011.
 """
 

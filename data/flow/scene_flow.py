@@ -1,8 +1,10 @@
 """The Scene Flow data sets Monkaa, Driving and FlyingThings3D: rendered stereo videos with exact flow both ways.
 
-After Mayer et al., "A Large Dataset to Train Convolutional Networks for Disparity, Optical Flow, and Scene Flow
-Estimation", CVPR 2016. 540x960 pixels, each film in two passes (clean, final) from two cameras, flow into the future
-and into the past. torchvision reads Monkaa and Driving for stereo only, and of FlyingThings3D always both directions.
+540x960 pixels, each film in two passes (clean, final) from two cameras, with flow into the future and into the past.
+Layout: frames_cleanpass/<film>/<camera>/0001.png, frames_finalpass, and optical_flow/<film>/into_future/<camera>/
+OpticalFlowIntoFuture_0001_L.pfm. torchvision reads Monkaa and Driving for stereo only, and FlyingThings3D always in
+both directions. Source: Mayer et al., "A Large Dataset to Train Convolutional Networks for Disparity, Optical Flow, and
+Scene Flow Estimation", CVPR 2016.
 """
 
 import re
@@ -18,10 +20,10 @@ from mtsp.config import Config
 from mtsp.types import Kind
 
 MONKAA_VAL = frozenset({"a_rain_of_stones_x2", "family_x2", "top_view_x2"})
-"""The 3 of Monkaa's 24 scenes that are val. The other scenes come in variants of each other; these have none."""
+"""Scenes of Monkaa in val: the 3 of 24 that have no variants among the others."""
 
 DRIVING_VAL = frozenset({"35mm_focallength/scene_backwards/fast", "35mm_focallength/scene_backwards/slow"})
-"""The 2 of Driving's 8 sequences that are val: one drive at both speeds, for the fast one is a part of the slow one."""
+"""Sequences of Driving in val: one drive at both speeds, since the fast one is a part of the slow one."""
 
 _MONKAA_FAMILIES = (
     "a_rain_of",
@@ -43,7 +45,7 @@ class _SceneFlowConfig(Config):
     """The folder that has frames_cleanpass or frames_finalpass, and optical_flow."""
     passes: tuple[Literal["clean", "final"], ...] = ("clean", "final")
     directions: tuple[Literal["into_future", "into_past"], ...] = ("into_future", "into_past")
-    """into_future: flow to the following frame. into_past: flow to the one before, which is then the next frame."""
+    """into_future: flow to the following frame. into_past: flow to the preceding frame, which is then `next_frame`."""
     cameras: tuple[Literal["left", "right"], ...] = ("left",)
 
 

@@ -1,6 +1,7 @@
 """MPI Sintel: an animated film with exact flow, 1041 training pairs of 436x1024 in 23 scenes, in two passes.
 
-After Butler, Wulff, Stanley and Black, "A Naturalistic Open Source Movie for Optical Flow Evaluation", ECCV 2012.
+Layout: training/{clean,final}/<scene>/frame_0001.png, training/flow/<scene>/frame_0001.flo, training/invalid.
+Source: Butler, Wulff, Stanley and Black, "A Naturalistic Open Source Movie for Optical Flow Evaluation", ECCV 2012.
 """
 
 import re

@@ -47,7 +47,7 @@ _FIELDS = {
     "images": {"image_id": _WHOLE, "file_name": _TEXT, "phase": _TEXT, "height": _WHOLE, "width": _WHOLE},
     "annos_segmentation": {"image_id": _WHOLE, "category_id": _WHOLE, "segmentation": ""},
 }
-"""What is read of the file: its lists, the keys of their entries, and what the values are."""
+"""Lists of the file that are read: the keys of their entries and the types of the values."""
 
 
 class PascalContextConfig(SegmentedConfig):
@@ -96,10 +96,10 @@ def find_pascal_context(root: Path) -> Path:
 
 
 class Rendered(NamedTuple):
-    """What was rendered."""
+    """Result of :func:`render_masks`."""
 
     counts: dict[str, int]  # images of each split
-    notes: list[str]  # what a person should know
+    notes: list[str]  # notes for the user
 
 
 def render_masks(
@@ -273,7 +273,7 @@ def _check_entry(path: Path, section: str, fields: Mapping[str, str], entry: Map
 
 
 def _check_categories(path: Path, categories: list[dict[str, Any]]) -> list[str]:
-    """Return the classes that the file calls otherwise. Raises DataError if its ids are of another list."""
+    """Return notes on classes with other names in the file. Raises DataError if its ids belong to another list."""
     names = {category["category_id"]: category["name"] for category in categories}
     if missing := [f"{number} {name}" for number, name in CATEGORIES.items() if number not in names]:
         raise DataError(f"{path}: {len(missing)} of the 59 categories are not in it, the first {missing[0]}")

@@ -29,7 +29,7 @@ _BEND_PROBABILITY = 0.5
 
 
 class SyntheticConfig(Config):
-    """What clips look like and how they move. Ranges are (lowest, highest), both included."""
+    """Config of synthetic clips: looks and motion. Ranges are (lowest, highest), both included."""
 
     clips: int = Field(default=100, ge=1)
     frames: int = Field(default=2, ge=2)
@@ -57,9 +57,9 @@ class SyntheticConfig(Config):
     """How much things bend: the steepest slope of the wave through half of the layers, and how fast all stretch."""
 
     domain: Literal["source", "target"] = "source"
-    """Two worlds: straight-edged and colorful, or rounded and dim. To pre-train in one and fine-tune in the other."""
+    """Two domains, to pre-train in one and fine-tune in the other: straight-edged and colorful, or rounded and dim."""
     cue: float = Field(default=0.5, ge=0, le=1)
-    """Share of the objects that are recognized by their looks; at 0, only motion tells object from background."""
+    """Fraction of the objects that are recognized by their looks; at 0, only motion tells object from background."""
     textures: Path | None = None
     """A folder of photos for the background and everything that is not recognized by its looks."""
     noise: float = Field(default=0.0, ge=0)
@@ -79,7 +79,7 @@ class SyntheticConfig(Config):
 
 
 class _World(NamedTuple):
-    """What a domain looks like: the scene (background, distractors), and objects recognized by their looks."""
+    """Looks of a domain: of the scene (background, distractors) and of objects recognized by their looks."""
 
     scene: Palette
     scene_patterns: tuple[Pattern, ...]

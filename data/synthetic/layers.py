@@ -29,7 +29,7 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: what it looks like, and where its points are in every frame.
+    """One layer: its looks, and the place of its points in every frame.
 
     A point p of the layer, in pixels around its center, first goes through a wave: x moves by
     `amplitude[0] * sin(frequency[0] * y + phase[t, 0])`, then y by the same of the *moved* x. Each step is undone by
@@ -77,7 +77,7 @@ class Layer:
 
 
 def render(layers: Sequence[Layer], height: int, width: int) -> Clip:
-    """Paint `layers`, the background first and the nearest last, and return all that is known about the result.
+    """Paint `layers`, the background first and the nearest last, and return the clip with masks, flow and occlusion.
 
     A pixel belongs to the nearest layer that covers more than half of it; colors blend at edges, flow does not.
     A pixel is occluded when its point's new position, rounded to a pixel, is outside the image or belongs to a nearer

@@ -25,7 +25,7 @@ from mtsp.config import Config
 
 
 class ScenesConfig(Config):
-    """What scenes look like. Ranges are (lowest, highest), both included."""
+    """Config of synthetic scenes. Ranges are (lowest, highest), both included."""
 
     images: int = Field(default=200, ge=2)
     height: int = Field(default=96, ge=32, le=4096)
@@ -163,5 +163,5 @@ def _texture(rng: np.random.Generator, looks: _Looks, height: int, width: int) -
 
 
 def _number(name: str) -> int:
-    """What PASCAL-Context's files hold for a class."""
+    """Return the value of a class in PASCAL-Context's masks."""
     return CLASSES.index(name) + 1

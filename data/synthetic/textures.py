@@ -1,4 +1,4 @@
-"""What synthetic objects and backgrounds look like: procedural textures, crops of photos, and random contours.
+"""Textures and contours of synthetic objects and backgrounds: procedural, or crops of photos.
 
 A procedural texture is a gray pattern looked up in a random palette: the pattern gives the structure (clouds, stripes,
 cells, ...), the palette gives the colors and, where it has steps, sharp edges. Fine grain is laid over all of it, since

@@ -1,8 +1,10 @@
 """DAVIS: short videos in which one object (2016), or each of several (2017), is masked in every frame.
 
-After Perazzi, Pont-Tuset, McWilliams, Van Gool, Gross and Sorkine-Hornung, "A Benchmark Dataset and Evaluation
-Methodology for Video Object Segmentation", CVPR 2016. 50 sequences: train 30 (2079 frames), val 20 (1376 frames).
-Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675): train 60, val 30.
+Layout: JPEGImages/480p/<sequence>/00000.jpg, Annotations/480p/<sequence>/00000.png, ImageSets/{480p,2016,2017}/
+{train,val}.txt. 2016 has 50 sequences: train 30 (2079 frames), val 20 (1376 frames); 2017 has train 60, val 30.
+Source: Perazzi, Pont-Tuset, McWilliams, Van Gool, Gross and Sorkine-Hornung, "A Benchmark Dataset and Evaluation
+Methodology for Video Object Segmentation", CVPR 2016; Pont-Tuset et al., "The 2017 DAVIS Challenge on Video Object
+Segmentation", arXiv:1704.00675.
 """
 
 from pathlib import Path
