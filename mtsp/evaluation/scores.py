@@ -108,15 +108,18 @@ def show(
 
 
 def as_csv(entries: Mapping[str, Sequence[Scores]]) -> str:
-    """Return the rows of all tables, `data` and `sequence` first; a number that a row does not have is empty."""
+    """Return a row for each sequence and for all, with the columns of all tables; missing numbers are empty."""
     keys = list(dict.fromkeys(key for scores in entries.values() for one in scores for key in one.columns))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["data", "sequence", *keys])
     for data, scores in entries.items():
+        found: dict[str, dict[str, Any]] = {}
         for one in scores:
             for name, values, _ in _rows(one, "all"):
-                rows.writerow([data, name, *(plain(values.get(key)) for key in keys)])
+                found.setdefault(name, {}).update({key: values.get(key) for key in one.columns})
+        for name, values in found.items():
+            rows.writerow([data, name, *(plain(values.get(key)) for key in keys)])
     return text.getvalue()
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtsp.metrics.checks import require_numbers
-from mtsp.metrics.kernels.exact_sum import Totals
+from mtsp.metrics.kernels.exact_sum import ExactSums
 from mtsp.metrics.kernels.jit import Array, as_numpy, on_host, plain
 
 
@@ -153,7 +153,7 @@ class ClassificationScores:
         self.pairs.update(other.pairs)
         self.seen += other.seen
         self.right += other.right
-        self.totals.merge(other.totals)
+        self.sums.merge(other.sums)
 
     def reset(self) -> None:
         """Forget every image."""
@@ -162,7 +162,7 @@ class ClassificationScores:
         self.depth = math.inf  # how many of the best classes are known of every image; all, and their logits
         self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, prediction) -> images
         self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence
-        self.totals = Totals(self.bins + 1)  # confidences by bin; negative log-likelihood
+        self.sums = ExactSums(self.bins + 1)  # confidences by bin; negative log-likelihood
 
     def compute(self) -> dict[str, float]:
         """Return the averages; NaN where nothing was seen, or not what it takes (see :meth:`update_predictions`).
@@ -185,7 +185,7 @@ class ClassificationScores:
             "class_accuracy": float(np.nanmean(self.per_class())) if images else math.nan,
             "ece": _ratio(float((seen * np.nan_to_num(gaps)).sum()), images - lost if sure else 0),
             "mce": float(np.nanmax(gaps)) if sure and images > lost else math.nan,
-            "nll": _ratio(self.totals.values()[-1], images - lost if self.depth == math.inf else 0),
+            "nll": _ratio(self.sums.values()[-1], images - lost if self.depth == math.inf else 0),
             "images": images,
             "nan_predictions": lost,
         }
@@ -208,7 +208,7 @@ class ClassificationScores:
     def reliability(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return of each bin: images, accuracy, mean confidence, and the distance of these two; NaN in empty bins."""
         empty = np.full((2, self.bins), np.nan)
-        sums = np.stack([self.right, self.totals.values()[:-1]])
+        sums = np.stack([self.right, self.sums.values()[:-1]])
         accuracy, confidence = np.divide(sums, self.seen, out=empty, where=self.seen > 0)
         return self.seen.copy(), accuracy, confidence, np.abs(accuracy - confidence)
 
@@ -218,7 +218,7 @@ class ClassificationScores:
         self.right += np.bincount(places[right], minlength=self.bins)
         by_bin = np.argsort(places)
         edges = np.searchsorted(places[by_bin], range(1, self.bins))
-        self.totals.add(column.tolist() for column in (*np.split(confidence[by_bin], edges), nll))
+        self.sums.add(column.tolist() for column in (*np.split(confidence[by_bin], edges), nll))
 
 
 def _ratio(total: float, count: int) -> float:

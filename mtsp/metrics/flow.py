@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mtsp.metrics.checks import for_device, require_numbers
-from mtsp.metrics.kernels.exact_sum import Totals
+from mtsp.metrics.kernels.exact_sum import ExactSums
 from mtsp.metrics.kernels.flow_forms import host_sums, torch_sums
 from mtsp.metrics.kernels.flow_loops import KNOWN_FLOW as KNOWN_FLOW
 from mtsp.metrics.kernels.flow_loops import SUMS
@@ -70,8 +70,8 @@ class FlowErrors:
 
     def __init__(self, angular: bool = True) -> None:
         self.angular = angular
-        self.sums = Totals(len(SUMS))
-        self.image_means = Totals(3)  # of the images with a known pixel: EPE, angular error, 1
+        self.sums = ExactSums(len(SUMS))
+        self.image_means = ExactSums(3)  # of the images with a known pixel: EPE, angular error, 1
         self.by_name: dict[str, np.ndarray] = {}
 
     def update(

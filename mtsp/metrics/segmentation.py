@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtsp.metrics.checks import for_device, require_numbers
-from mtsp.metrics.kernels import confusion as tally
-from mtsp.metrics.kernels.exact_sum import Totals
+from mtsp.metrics.kernels.confusion import Counts, count_classes
+from mtsp.metrics.kernels.exact_sum import ExactSums
 from mtsp.metrics.kernels.jit import Array, on_host, plain
 
 
@@ -56,7 +56,7 @@ class ConfusionMatrix:
             raise ValueError(f"a confusion matrix of {classes} classes; at least 1")
         self.classes, self.ignore = classes, ignore
         self.counts = np.zeros((classes, classes + 1), np.int64)  # truth x prediction; last column: no class
-        self.image_totals = Totals(2)  # [sum of the images' IoU, images with a known pixel]
+        self.image_sums = ExactSums(2)  # [sum of the images' IoU, images with a known pixel]
         self.by_name: dict[str, np.ndarray] = {}  # [known pixels, right ones, IoU] of the image
 
     def update(self, prediction: Array, truth: Array, names: str | Sequence[str] | None = None) -> None:
@@ -79,7 +79,7 @@ class ConfusionMatrix:
             self._keep(dict(zip(names, rows, strict=True)), len(names))
         self.counts += counts.table[: self.classes]
         seen = rows[rows[:, 0] > 0]
-        self.image_totals.add([seen[:, 2].tolist(), [len(seen)]])
+        self.image_sums.add([seen[:, 2].tolist(), [len(seen)]])
 
     def merge(self, other: "ConfusionMatrix") -> None:
         """Add what `other` has seen. Raises ValueError if it counts other classes, or both saw the same name."""
@@ -88,7 +88,7 @@ class ConfusionMatrix:
             raise ValueError(f"confusion matrices of {ours}, and of {theirs}, do not add up")
         self._keep(other.by_name, len(other.by_name))
         self.counts += other.counts
-        self.image_totals.merge(other.image_totals)
+        self.image_sums.merge(other.image_sums)
 
     def reset(self) -> None:
         """Forget every pixel."""
@@ -106,7 +106,7 @@ class ConfusionMatrix:
         right, true = np.diagonal(self.counts), self.counts.sum(axis=1)
         pixels, iou = int(true.sum()), self.class_iou()
         seen = true > 0
-        image_iou, images = self.image_totals.values()
+        image_iou, images = self.image_sums.values()
         return {
             "pixel_accuracy": int(right.sum()) / pixels if pixels else math.nan,
             "mean_accuracy": float((right[seen] / true[seen]).mean()) if pixels else math.nan,
@@ -164,7 +164,7 @@ class ConfusionMatrix:
         self.by_name.update(rows)
 
 
-def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -> tally.Counts:
+def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -> Counts:
     """Return the counts, with checks; an array of one image has a batch dimension in them."""
     require_numbers(prediction=prediction, truth=truth)
     prediction, truth = plain(prediction), plain(truth)
@@ -181,7 +181,7 @@ def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -
     if len(shape) < 3:
         prediction, truth = prediction[None], truth[None]
     truth = truth if on_host(prediction) else for_device(truth)
-    counts = tally.counts(prediction, truth, classes, ignore, scores=scores)
+    counts = count_classes(prediction, truth, classes, ignore, scores=scores)
     if wrong := int(counts.table[classes + 1].sum()):
         raise ValueError(
             f"{wrong} pixels of the truth have a label that is neither one of {classes} classes nor {ignore} (ignored)"

@@ -1,12 +1,12 @@
-"""Counting which class was taken for which, in one pass over labels or class scores.
+"""Count pixels by true and predicted class, in one pass over labels or class scores.
 
-Counted are a table of all images, and of each image its true, predicted and right pixels by class: its margins.
+The result is a table of all images, and the margins of each image: its true, predicted and right pixels by class.
 The table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
 labels that are neither; its columns are the predicted classes, then whatever is no class.
 
 Of few classes each image is counted in a table of its own first, which costs nothing beside its pixels. Of many, a
-table with more cells than the image has pixels would cost more than all the rest. The loops are in `tally_loops.py`.
-Scores of 16 bits are compared as whole numbers, without a float32 copy.
+table with more cells than the image has pixels would cost more than all the rest. The loops are in
+`confusion_loops.py`. Scores of 16 bits are compared as whole numbers, without a float32 copy.
 """
 
 import math
@@ -28,16 +28,16 @@ _HALF, _BFLOAT = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00
 
 
 class Counts(NamedTuple):
-    """What was counted in some images."""
+    """Pixels of some images, counted by true and predicted class."""
 
     table: np.ndarray
-    """Of all of them, rows x columns."""
+    """Pixels of all images, rows x columns."""
     images: np.ndarray
-    """Of each the margins, int64, N x 3 x classes: true, predicted and right pixels among the known ones. While these
+    """Margins of each image, int64, N x 3 x classes: true, predicted and right pixels among the known ones. While they
     are counted, there is one more place for predictions that are no class."""
 
 
-def counts(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Counts:
+def count_classes(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Counts:
     """Return the counts of some images.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the metrics share: arrays without a copy, loops compiled by numba at their first call, and threads for them.
+"""Compile loops with numba at their first call, read arrays without a copy, and run loops in threads.
 
 numba is imported when a loop is first needed, never at import. Its compiled code is kept on disk where there is a
 folder to keep it in, and only in memory where there is none; without numba every metric has a numpy form. The threads

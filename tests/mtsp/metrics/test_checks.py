@@ -9,7 +9,7 @@ import torch
 
 from mtsp.metrics import ClassificationScores, DavisMeasure, confusion, flow, flow_sums, image_scores
 from mtsp.metrics import segmentation as of_masks
-from mtsp.metrics.kernels import confusion as tally
+from mtsp.metrics.kernels import confusion as kernels
 
 FLOW, VALID = np.zeros((1, 2, 2, 3), np.float32), np.ones((1, 2, 3), np.uint8)
 LABELS, SCORES = np.zeros((1, 2, 3), np.int64), np.zeros((1, 4, 2, 3), np.float32)
@@ -97,7 +97,7 @@ def test_a_prediction_on_a_device_is_compared_with_any_numpy_truth(other: Any, m
     rng = np.random.default_rng(0)
     predicted, labels = rng.integers(-2, 3, (1, 2, 2, 3)).astype(np.float32), rng.integers(0, 4, (1, 2, 3))
     expected = flow_sums(predicted, -predicted, VALID), confusion(labels, labels.clip(1), 4)
-    for module in (flow, tally, of_masks):
+    for module in (flow, kernels, of_masks):
         monkeypatch.setattr(module, "on_host", lambda _: False)
 
     def given(array: np.ndarray) -> np.ndarray:

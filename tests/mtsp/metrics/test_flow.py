@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from data.files.flow_formats import read_flo, read_kitti_flow
 from mtsp.metrics import FlowErrors, flow_sums
-from mtsp.metrics.kernels import flow_forms, flow_loops
-from mtsp.metrics.kernels import jit as native
+from mtsp.metrics.kernels import flow_forms, flow_loops, jit
 
 KEYS = ("epe", "epe_0_10", "epe_10_40", "epe_40_plus", "out_1px", "out_3px", "out_5px", "fl_all")
 
@@ -73,7 +72,7 @@ def random_pair(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.
     return prediction, truth, rng.random((images, height, width)) < 0.8
 
 
-def computed(*arguments: native.Array | None) -> dict[str, float]:
+def computed(*arguments: jit.Array | None) -> dict[str, float]:
     errors = FlowErrors()
     errors.update(*arguments)  # pyright: ignore[reportArgumentType]
     return errors.compute()
@@ -252,44 +251,10 @@ def test_the_numbers_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -
     sums = []
     for threads in (1, 3):
         monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-        assert native.threads() == threads
+        assert jit.threads() == threads
         sums.append(flow_sums(prediction, truth, valid))
     np.testing.assert_array_equal(*sums)
     same(computed(prediction, truth, valid), by_hand(prediction, truth, valid))
-
-
-def test_angles_of_vectors_worked_out_by_hand() -> None:
-    # (1, 0, 1) and (0, 0, 1): 45 degrees. (1, 1, 1) and (-1, -1, 1): cosine -1/3. Equal: 0. (0, 1e4, 1) from itself
-    # turned by 90 degrees about the third axis: cosine 1 / (1 + 1e8).
-    prediction = np.array([[[1, 1, 5, 0]], [[0, 1, 6, 1e4]]], np.float32)
-    truth = np.array([[[0, -1, 5, 1e4]], [[0, -1, 6, 0]]], np.float32)
-    expected = [45, math.degrees(math.acos(-1 / 3)), 0, math.degrees(math.acos(1 / (1 + 1e8)))]
-    for x, degrees in enumerate(expected):
-        found = computed(prediction[:, :, x : x + 1], truth[:, :, x : x + 1])["aae"]
-        assert found == pytest.approx(degrees, rel=1e-6)
-    assert computed(prediction, truth)["aae"] == pytest.approx(sum(expected) / 4, rel=1e-6)
-
-
-def test_a_tiny_angle_is_not_lost() -> None:
-    # (1e-6, 0, 1) and (0, 0, 1): 1e-6 radians to 18 digits, where the cosine is 1 in single precision
-    found = computed(np.array([[[1e-6]], [[0]]], np.float32), np.zeros((2, 1, 1), np.float32))["aae"]
-    assert found == pytest.approx(math.degrees(1e-6), rel=1e-6)
-
-
-@pytest.mark.parametrize("form", ["compiled", "numpy", "torch"])
-@pytest.mark.parametrize(("kind", "size"), [(np.float32, 1e30), (np.float64, 1e250)])
-def test_the_angle_of_a_prediction_out_of_all_bounds_is_finite(
-    monkeypatch: pytest.MonkeyPatch, form: str, kind: type, size: float
-) -> None:
-    prediction, truth = np.full((1, 2, 1, 1), size, kind), np.array([[[[1]], [[0]]]], kind)
-    if form == "numpy":
-        monkeypatch.setattr(flow_loops, "_kernel", lambda: None)
-    if form == "torch":
-        sums = flow_forms.torch_sums(torch.from_numpy(prediction), torch.from_numpy(truth), None, True)
-    else:
-        sums = flow_sums(prediction, truth)
-    # (1, 1, 0) and (1, 0, 1): cosine 1/2
-    assert sums[0, flow_loops.SUMS.index("angle")] == pytest.approx(60, rel=1e-6)
 
 
 def test_torch_sums_of_a_diverged_network_are_finite_too() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mtsp.evaluation.confusions import worst_confusions
 from mtsp.metrics import ConfusionMatrix, confusion
-from mtsp.metrics.kernels import confusion as tally
-from mtsp.metrics.kernels import jit as native
+from mtsp.metrics.kernels import confusion as kernels
+from mtsp.metrics.kernels import jit
 from mtsp.metrics.kernels.confusion_loops import BLOCK
 from mtsp.metrics.kernels.jit import Array
 
@@ -23,8 +23,8 @@ def tables(request: pytest.FixtureRequest) -> Iterator[str]:
     """Whatever the number of classes, images are counted as those of few classes, or as those of many."""
     with pytest.MonkeyPatch.context() as patch:
         few = request.param == "a table of each image"
-        patch.setattr(tally, "_CELLS_OF_ONE", math.inf if few else 0)
-        patch.setattr(tally, "_PIXELS_A_CELL", 1e-9)
+        patch.setattr(kernels, "_CELLS_OF_ONE", math.inf if few else 0)
+        patch.setattr(kernels, "_PIXELS_A_CELL", 1e-9)
         yield request.param
 
 
@@ -105,10 +105,10 @@ def test_each_form_takes_labels_and_scores_and_finds_the_nan(monkeypatch: pytest
     scores[rng.random(scores.shape) < 0.05] = np.inf
     labels = np.where(np.isnan(scores).any(axis=1), 4, scores.argmax(axis=1))
     if form == "numpy":
-        monkeypatch.setattr(tally, "label_kernel", lambda: None)
-        monkeypatch.setattr(tally, "plane_kernel", lambda: None)
+        monkeypatch.setattr(kernels, "label_kernel", lambda: None)
+        monkeypatch.setattr(kernels, "plane_kernel", lambda: None)
     if form == "torch":
-        monkeypatch.setattr(tally, "on_host", lambda _: False)
+        monkeypatch.setattr(kernels, "on_host", lambda _: False)
     expected = by_hand(labels, truth, 4, 255)
     assert expected[:, 4].sum() > 0
     for prediction in (scores, labels):
@@ -207,8 +207,8 @@ def test_only_the_true_label_itself_is_ignored_whatever_its_type(ignore: int, ki
 
 
 def test_many_pixels_are_counted_in_parts_that_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "threads", lambda: 3)
-    monkeypatch.setattr(tally, "_PIXELS_A_THREAD", 100)
+    monkeypatch.setattr(kernels, "threads", lambda: 3)
+    monkeypatch.setattr(kernels, "_PIXELS_A_THREAD", 100)
     rng = np.random.default_rng(0)
     truth, prediction = rng.integers(0, 5, (2, 3, 41, 53)).astype(np.uint8)
     scores = rng.normal(size=(3, 5, 41, 53)).astype(np.float32)
@@ -219,29 +219,6 @@ def test_many_pixels_are_counted_in_parts_that_meet(monkeypatch: pytest.MonkeyPa
             np.testing.assert_array_equal(confusion(prediction[place], truth[place], 5), expected)
             expected = by_hand(scores[:, :, rows, columns].argmax(axis=1), truth[place], 5, 255)
             np.testing.assert_array_equal(confusion(scores[:, :, rows, columns], truth[place], 5), expected)
-
-
-def tables_of(prediction: np.ndarray, truth: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table of all images, and true, predicted and right pixels of each."""
-    each = [by_hand(*pair, classes, None) for pair in zip(prediction, truth, strict=True)]
-    margins = [(one.sum(axis=1), one[:, :classes].sum(axis=0), one.diagonal()) for one in each]
-    return np.sum(each, axis=0), np.array(margins)
-
-
-@pytest.mark.parametrize("images", [3, 9])
-def test_parts_of_images_and_whole_images_as_parts_give_each_image_its_own_counts(
-    monkeypatch: pytest.MonkeyPatch, images: int
-) -> None:
-    monkeypatch.setattr(tally, "threads", lambda: 2)
-    monkeypatch.setattr(tally, "_PIXELS_A_THREAD", 100)
-    prediction, truth = np.random.default_rng(0).integers(0, 5, (2, images, 11, 13))
-    monkeypatch.setattr(tally, "_PIXELS_A_CELL", 1)
-    monkeypatch.setattr(tally, "_CELLS_OF_ONE", 1 << 14)
-    assert len(tally._slabs(truth.shape, 42, few=True)) == {3: 2, 9: 5}[images]
-    found = tally.counts(prediction, truth, 5, None, scores=False)
-    table, margins = tables_of(prediction, truth, 5)
-    np.testing.assert_array_equal(found.table[:5], table)
-    np.testing.assert_array_equal(found.images, margins)
 
 
 @pytest.mark.parametrize("kinds", [(np.uint8, np.uint8), (np.int64, np.int64), (np.uint8, np.int64)])
@@ -265,43 +242,8 @@ def test_images_upside_down_are_counted_where_they_lie() -> None:
     rng = np.random.default_rng(0)
     scores, truth = rng.normal(size=(2, 5, 7, 9)), rng.integers(0, 5, (2, 7, 9))
     expected = by_hand(scores.argmax(axis=1)[:, ::-1], truth[:, ::-1], 5, None)
-    assert np.shares_memory(native.memory(scores[:, :, ::-1])[0], scores)
+    assert np.shares_memory(jit.memory(scores[:, :, ::-1])[0], scores)
     np.testing.assert_array_equal(confusion(scores[:, :, ::-1], truth[:, ::-1], 5), expected)
-
-
-def test_images_of_many_pixels_and_few_classes_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "_CELLS_OF_ONE", 1 << 14)
-    monkeypatch.setattr(tally, "_PIXELS_A_CELL", 16)
-    for classes, side, cells in ((3, 24, 20), (100, 24, 0), (3, 8, 0)):  # 20 cells need 320 pixels: 576, 64
-        assert tally._lane_cells(np.zeros((2, side, side)), classes) == cells
-
-
-def test_parts_are_whole_images_where_there_are_enough_or_else_of_each_image_as_many_as_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tally, "threads", lambda: 2)
-    monkeypatch.setattr(tally, "_PIXELS_A_THREAD", 100)
-    every, whole = slice(None), [(slice(None), slice(None), slice(None))]
-    of_two = [(slice(start, start + 2), every, every) for start in (0, 2, 4, 6, 8)]
-    assert tally._slabs((9, 10, 10), 30, few=True) == of_two  # 8 parts, of 9 / 8 images
-    assert tally._slabs((3, 9, 10), 30, few=True) == [(every, slice(0, 5), every), (every, slice(5, 10), every)]
-    assert tally._slabs((3, 1, 90), 30, few=True) == [(every, every, slice(0, 45)), (every, every, slice(45, 90))]
-    assert tally._slabs((1, 10, 19), 30, few=True) == whole  # 190 pixels: of no use to a second thread
-    assert tally._slabs((9, 10, 10), 900, few=False) == whole  # nor is one to add 900 cells up afterwards
-    assert tally._slabs((9, 10, 10), 400, few=False) == [(slice(0, 5), every, every), (slice(5, 10), every, every)]
-    monkeypatch.setattr(tally, "_CELLS_AT_ONCE", 799)
-    assert tally._slabs((9, 10, 10), 400, few=False) == whole  # two tables would be too many
-
-
-def test_tables_beyond_what_a_device_holds_are_counted_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "_CELLS_AT_ONCE", 2 * 5 * 4)  # two tables of three classes
-    monkeypatch.setattr(tally, "on_host", lambda array: False)
-    rng = np.random.default_rng(0)
-    prediction, truth = rng.integers(0, 3, (2, 5, 4, 4))
-    found = tally.counts(torch.from_numpy(prediction), torch.from_numpy(truth), 3, None, scores=False)
-    table, margins = tables_of(prediction, truth, 3)
-    np.testing.assert_array_equal(found.table[:3], table)
-    np.testing.assert_array_equal(found.images, margins)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64, ">i4"])
@@ -443,16 +385,16 @@ def test_a_number_of_classes_that_the_labels_type_cannot_hold_is_no_trouble(
     classes = 300
     truth, prediction = np.array([[[0, 1, 100, 127]]], kind), np.array([[[0, 2, 100, 127]]], kind)
     if form == "numpy":
-        monkeypatch.setattr(tally, "label_kernel", lambda: None)
+        monkeypatch.setattr(kernels, "label_kernel", lambda: None)
     ours, theirs = (torch.from_numpy(array) if form == "torch" else array for array in (prediction, truth))
     if form == "torch":
-        monkeypatch.setattr(tally, "on_host", lambda _: False)
+        monkeypatch.setattr(kernels, "on_host", lambda _: False)
     found = confusion(ours, theirs, classes, ignore=None)
     assert [tuple(map(int, cell)) for cell in np.argwhere(found)] == [(0, 0), (1, 2), (100, 100), (127, 127)]
 
 
 def test_labels_that_are_no_whole_numbers_are_refused_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "on_host", lambda _: False)
+    monkeypatch.setattr(kernels, "on_host", lambda _: False)
     with pytest.raises(ValueError, match="labels are whole numbers"):
         confusion(torch.ones(4, 4).long(), torch.full((4, 4), 1.7), 3)
 

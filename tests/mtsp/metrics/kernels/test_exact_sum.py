@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtsp.metrics.kernels.exact_sum import Totals
+from mtsp.metrics.kernels.exact_sum import ExactSums
 
 
 def test_what_rounding_takes_from_a_sum_is_kept() -> None:
-    totals = Totals(1)
+    totals = ExactSums(1)
     totals.add([[1e16, 1.0, -1e16]])  # plain floats: 0, as 1e16 + 1 is 1e16
     assert totals.values() == [1]
 
@@ -22,23 +22,23 @@ def test_what_rounding_takes_from_a_sum_is_kept() -> None:
 def test_any_order_and_grouping_gives_the_exact_sum_rounded_once(terms: list[float], parts: int, seed: int) -> None:
     exact = float(sum(map(Fraction, terms), Fraction(0)))
     shuffled = np.random.default_rng(seed).permutation(np.array(terms, np.float64))
-    merged = Totals(1)
+    merged = ExactSums(1)
     for part in np.array_split(shuffled, parts):
-        one = Totals(1)
+        one = ExactSums(1)
         one.add([part.tolist()])
         merged.merge(one)
     assert merged.values()[0] == pytest.approx(exact, rel=1e-15, abs=1e-15)
 
 
 def test_a_sum_is_rounded_once_and_not_again_when_it_is_read() -> None:
-    totals = Totals(1)  # 1 + 1.5 ulp - a little: nearer to 1 ulp than to 2
+    totals = ExactSums(1)  # 1 + 1.5 ulp - a little: nearer to 1 ulp than to 2
     for term in (1 + 2.0**-52, 2.0**-53, -(2.0**-120)):
         totals.add([[term]])
     assert totals.values() == [1 + 2.0**-52]
 
 
 def test_another_number_of_columns_is_refused_and_nothing_is_added() -> None:
-    totals = Totals(2)
+    totals = ExactSums(2)
     for columns in ([[1.0]], [[1.0], [2.0], [3.0]], []):
         with pytest.raises(ValueError, match="argument"):
             totals.add(columns)
@@ -46,7 +46,7 @@ def test_another_number_of_columns_is_refused_and_nothing_is_added() -> None:
 
 
 def test_columns_are_summed_apart_and_infinity_stays() -> None:
-    totals = Totals(3)
+    totals = ExactSums(3)
     totals.add([[1, 2], [math.inf, 5], [math.nan]])
     totals.add([[], [], []])
     totals.add([[4], [1], [1]])
@@ -54,6 +54,6 @@ def test_columns_are_summed_apart_and_infinity_stays() -> None:
 
 
 def test_sums_beyond_all_floats_and_infinity_less_itself_are_what_floats_make_of_them() -> None:
-    totals = Totals(2)
+    totals = ExactSums(2)
     totals.add([[1e308, 1e308], [math.inf, -math.inf]])
     np.testing.assert_array_equal(totals.values(), [math.inf, math.nan])

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtsp.metrics.kernels import flow_loops
-from mtsp.metrics.kernels import jit as native
+from mtsp.metrics.kernels import flow_loops, jit
 from mtsp.metrics.kernels.confusion_loops import label_kernel, pixel_kernel, plane_kernel
 
 
@@ -29,7 +28,7 @@ def test_where_numba_cannot_keep_its_cache_the_numbers_are_the_same(monkeypatch:
         raise RuntimeError("cannot cache function: no locator available")
 
     monkeypatch.setattr(Dispatcher, "enable_caching", refuse)
-    loop = native.compiled(_double)
+    loop = jit.compiled(_double)
     assert loop is not None
     assert loop(np.arange(3.0)) == 6
 
@@ -41,7 +40,7 @@ def test_a_disk_that_refuses_the_compiled_code_is_no_error(monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(IndexDataCacheFile, "save", refuse)
-    loop = native.compiled(_triple)
+    loop = jit.compiled(_triple)
     assert loop is not None
     assert loop(np.arange(3.0)) == 9
 
@@ -49,21 +48,21 @@ def test_a_disk_that_refuses_the_compiled_code_is_no_error(monkeypatch: pytest.M
 def test_a_damaged_cache_is_compiled_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
     values = np.arange(4.0)
-    first = native.compiled(_fourfold)
+    first = jit.compiled(_fourfold)
     assert first is not None
     assert first(values) == 24  # 4 x (0 + 1 + 2 + 3)
     files = [file for file in tmp_path.rglob("*.nb?") if file.is_file()]
     assert files
     for file in files:
         file.write_bytes(file.read_bytes()[:50])
-    second = native.compiled(_fourfold)
+    second = jit.compiled(_fourfold)
     assert second is not None
     assert second(values) == 24
 
 
 def test_without_numba_there_is_no_compiled_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert native.compiled(_double) is None
+    assert jit.compiled(_double) is None
 
 
 def _double(values: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mtsp.metrics.kernels import jit as native
+from mtsp.metrics.kernels import jit
 from mtsp.metrics.kernels.jit import in_threads
 
 CALLER = threading.main_thread().name
@@ -14,9 +14,9 @@ CALLER = threading.main_thread().name
 @pytest.fixture(autouse=True)
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    native._pool.cache_clear()
+    jit._pool.cache_clear()
     yield
-    native._pool.cache_clear()
+    jit._pool.cache_clear()
 
 
 def test_results_come_in_the_order_of_the_tasks() -> None:
@@ -75,7 +75,7 @@ def test_a_caller_whose_pool_is_busy_does_all_of_it_alone() -> None:
         busy.set()
         release.wait(timeout=60)
 
-    occupied = native._pool(1).submit(occupy)
+    occupied = jit._pool(1).submit(occupy)
     try:
         assert busy.wait(timeout=60)
         assert in_threads(lambda _: threading.current_thread().name, range(3)) == [CALLER] * 3
