@@ -18,16 +18,16 @@ from mtsp.metrics.kernels.jit import Array, as_numpy, on_host, plain
 
 
 class ImageScores(NamedTuple):
-    """What :func:`image_scores` finds in the logits of B images: arrays of B numbers."""
+    """Scores of B images from their logits: arrays of B numbers, see :func:`image_scores`."""
 
     rank: np.ndarray
-    """Of the true class, 0 = best, int64; K, the number of classes, where the logits are lost."""
+    """Rank of the true class, 0 = best, int64; K, the number of classes, where the logits are not finite."""
     prediction: np.ndarray
-    """The class of rank 0, int64; K where the logits are lost."""
+    """Class of rank 0, int64; K where the logits are not finite."""
     confidence: np.ndarray
-    """The softmax of the prediction, float64; NaN where the logits are lost."""
+    """Softmax of the prediction, float64; NaN where the logits are not finite."""
     nll: np.ndarray
-    """Minus the logarithm of the softmax of the true class, float64; NaN where the logits are lost."""
+    """Minus the logarithm of the softmax of the true class, float64; NaN where the logits are not finite."""
 
 
 def image_scores(logits: Array, labels: Array) -> ImageScores:
@@ -65,15 +65,16 @@ def image_scores(logits: Array, labels: Array) -> ImageScores:
 
 
 class ClassificationScores:
-    """Accuracies, likelihood and calibration over every image seen; the averages are named.
+    """Accuracies, likelihood and calibration over all images seen; each average says what it is over.
 
-    An image whose logits are lost (see :func:`image_scores`) is wrong, has neither likelihood nor confidence, and is
-    counted in `nan_predictions`, which must be 0 for the others to mean anything.
+    An image whose logits are not finite (see :func:`image_scores`) is wrong, has neither likelihood nor confidence, and
+    is counted in `nan_predictions`, which must be 0 for the others to mean anything.
 
     Args:
         classes: K; labels are 0..K-1.
-        ks: which top-k accuracies to give. Those of K and above are not given: every image is right in them.
-        bins: of equal width in (0, 1], for the calibration errors. A confidence on an edge belongs to the bin below.
+        ks: top-k accuracies to compute. Those with k of K and above are left out: every image is right.
+        bins: number of bins of equal width in (0, 1], for the calibration errors. A confidence on an edge belongs to
+            the bin below.
 
     Raises:
         ValueError: no class, no bin, or a k below 1.
@@ -99,18 +100,18 @@ class ClassificationScores:
         self._calibrate(confidence[kept], rank[kept] == 0, nll[kept])
 
     def update_predictions(self, predictions: Array, labels: Array, confidences: Array | None = None) -> None:
-        """Add B images of which the best M classes alone are known: what takes more is NaN from then on.
+        """Add B images of which only the best M classes are known. Numbers that need more are NaN from then on.
 
         Args:
             predictions: B x M whole numbers in 0..K, an image's best class first, or B of them; K where the logits were
-                lost.
+                not finite.
             labels: B whole numbers in 0..K-1.
-            confidences: B softmax values of the best predictions; what is NaN is not known, and without all of them the
+            confidences: B softmax values of the best predictions, NaN where unknown. Unless all are known, the
                 calibration errors are NaN.
 
         Raises:
-            ValueError: other numbers of them, a number that is no class, a class twice for an image, or a confidence
-                outside [0, 1].
+            ValueError: shapes that do not fit together, a number that is no class, a class twice for an image, or a
+                confidence outside [0, 1].
         """
         given = {} if confidences is None else {"confidences": confidences}
         require_numbers(predictions=predictions, labels=labels, **given)
@@ -144,10 +145,10 @@ class ClassificationScores:
         self._calibrate(confidence[kept], (prediction == truth)[kept], np.zeros(np.count_nonzero(kept)))
 
     def merge(self, other: "ClassificationScores") -> None:
-        """Add what `other` has seen. Raises ValueError if it counts other classes or bins."""
+        """Add the images of `other`. Raises ValueError if it counts other classes or bins."""
         if (self.classes, self.bins) != (other.classes, other.bins):
             ours, theirs = (f"{one.classes} classes and {one.bins} bins" for one in (self, other))
-            raise ValueError(f"scores of {ours}, and of {theirs}, do not add up")
+            raise ValueError(f"scores of {ours} and of {theirs} cannot be merged")
         self.ranks += other.ranks
         self.depth = min(self.depth, other.depth)
         self.pairs.update(other.pairs)
@@ -157,15 +158,15 @@ class ClassificationScores:
 
     def reset(self) -> None:
         """Forget every image."""
-        # Images by the rank of their true class, where it is known; last: lost.
+        # Images by the rank of their true class, where it is known; last: logits not finite.
         self.ranks = np.zeros(self.classes + 1, np.int64)
-        self.depth = math.inf  # how many of the best classes are known of every image; all, and their logits
+        self.depth = math.inf  # how many of the best classes are known of every image; infinite: all, and their logits
         self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, prediction) -> images
         self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence
         self.sums = ExactSums(self.bins + 1)  # confidences by bin; negative log-likelihood
 
     def compute(self) -> dict[str, float]:
-        """Return the averages; NaN where nothing was seen, or not what it takes (see :meth:`update_predictions`).
+        """Return the averages; NaN where nothing was seen, or too little (see :meth:`update_predictions`).
 
         Returns:
             `top1`, `top5` and what else `ks` names: images whose true class is among the best k; `class_accuracy`: the

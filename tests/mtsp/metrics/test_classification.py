@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_named(shape: tuple[int, int], labels: list[float],
 
 
 def test_scores_of_other_classes_do_not_add_up() -> None:
-    with pytest.raises(ValueError, match="3 classes and 15 bins, and of 4 classes and 15 bins, do not add up"):
+    with pytest.raises(ValueError, match="3 classes and 15 bins and of 4 classes and 15 bins cannot be merged"):
         ClassificationScores(3).merge(ClassificationScores(4))
     with pytest.raises(ValueError, match="must be at least 1"):
         ClassificationScores(3, ks=(0,))
