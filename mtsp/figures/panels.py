@@ -57,8 +57,8 @@ def panel(
     """Return one figure of example `index`: the labels, and below them the predictions.
 
     Columns: frame and next frame; the image's most probable classes, the true one green; true and predicted mask; true
-    and predicted flow; flow error and legend. Labels and predictions that are
-    missing are left out. A prediction of another size is resized to the frame's, flow vectors with it.
+    and predicted flow; flow error and legend. Labels and predictions that are missing are left out. A prediction of
+    another size is resized to the frame's, flow vectors with it.
 
     Args:
         batch: tensors on any device.
