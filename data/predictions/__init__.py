@@ -1,1 +1,1 @@
-"""Stored predictions: read and score them."""
+"""Saved predictions: write, read and score them."""

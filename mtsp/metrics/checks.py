@@ -1,4 +1,4 @@
-"""What every metric asks of the arrays that it is given, so that no library's error stands for a person's mistake."""
+"""Checks of the arrays that metrics are given, so that a mistake is named plainly and not by a library's error."""
 
 import sys
 from typing import Any
@@ -10,7 +10,7 @@ _NUMBERS = "biufc"
 
 
 def require_numbers(**arrays: Any) -> None:
-    """Raise unless each of the arrays, which are called as their keywords, has numbers that can be read.
+    """Raise unless every array has numbers that can be read; messages name an array by its keyword.
 
     Raises:
         TypeError: one is neither a numpy array nor a torch tensor.

@@ -36,10 +36,10 @@ def statistics(values: Sequence[float] | np.ndarray) -> tuple[float, float, floa
 
 
 class Frame(NamedTuple):
-    """What was measured on a frame."""
+    """Scores of one frame."""
 
     true: tuple[int, ...]
-    """The numbers of the objects in the true mask."""
+    """Numbers of the objects in the true mask."""
     scores: dict[int, tuple[float, float]]
     """J and F of the objects in the true or the predicted mask; in neither, both are 1."""
 
@@ -73,7 +73,7 @@ class DavisMeasure:
         """Add a frame with several objects; name and errors as for :meth:`update`.
 
         Args:
-            name: of the frame.
+            name: name of the frame.
             prediction: HW whole numbers: the object of each pixel, 0 = none. Numbers that are no object of the
                 sequence count for none. (The official code refuses those above the highest one.)
             truth: as `prediction`.
@@ -82,9 +82,9 @@ class DavisMeasure:
         self._measure(name, lambda: _objects(prediction, truth, void, self.bound))
 
     def merge(self, other: "DavisMeasure") -> None:
-        """Add what `other` has seen: another process's frames. Raises ValueError when both saw the same frame."""
+        """Add the frames of `other`, from another process. Raises ValueError when both saw the same frame."""
         if (self.bound, self.every_frame) != (other.bound, other.every_frame):
-            raise ValueError("measures with another `bound` or `every_frame` do not add up")
+            raise ValueError("measures with different `bound` or `every_frame` cannot be merged")
         for sequence, frames in other.frames.items():
             self._require_new(sequence, frames)
         for sequence, frames in other.frames.items():
@@ -116,7 +116,7 @@ class DavisMeasure:
         return result
 
     def per_object(self) -> dict[str, dict[int, dict[str, Any]]]:
-        """Return, by sequence and number of the object, what :meth:`per_sequence` has, of that object."""
+        """Return the numbers of :meth:`per_sequence` of each object, by sequence and the object's number."""
         return {sequence: self._of_objects(sequence) for sequence in sorted(self.frames)}
 
     def _of_objects(self, sequence: str) -> dict[int, dict[str, Any]]:
@@ -154,7 +154,7 @@ _KEYS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "JF_m
 
 
 def frame_order(frame: str) -> tuple[int, str]:
-    """Return what sorts the frames of a sequence by their names: frame 9 before frame 10, padded or not."""
+    """Return a sort key for the frames of a sequence: frame 9 comes before frame 10, padded or not."""
     return len(frame), frame
 
 

@@ -46,7 +46,7 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, an
     Raises:
         ValueError: the shapes do not fit together, or entries are no real numbers (see
             :func:`~mtsp.metrics.checks.require_numbers`).
-        TypeError: what is given is no array.
+        TypeError: an argument is no array.
     """
     prediction, truth, valid = _checked(prediction, truth, valid)
     if not on_host(prediction):
@@ -55,7 +55,7 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, an
 
 
 class FlowErrors:
-    """Flow errors over every known pixel of every image seen; the averages are named.
+    """Flow errors over every known pixel of all images seen; each average says what it is over.
 
     `epe` and `aae` pool pixels; `epe_per_image` and `aae_per_image` are the means of the images' own means, which some
     papers report and which differ where images have unequal numbers of known pixels. A known pixel whose prediction is
@@ -80,7 +80,7 @@ class FlowErrors:
         """Add one image or a batch; arguments as for :func:`flow_sums`.
 
         Args:
-            names: of each image; with it the image's own numbers are kept, see :meth:`per_image`.
+            names: name of each image, under which :meth:`per_image` keeps its numbers; None keeps none.
 
         Raises:
             ValueError: shapes or number of names do not fit, or a name was added before.
@@ -94,13 +94,13 @@ class FlowErrors:
         self._add(rows)
 
     def merge(self, other: "FlowErrors") -> None:
-        """Add what `other` has seen: another process's images.
+        """Add the images of `other`, from another process.
 
         Raises:
             ValueError: both saw the same name, or only one of them measured angles.
         """
         if self.angular != other.angular:
-            raise ValueError("flow errors with and without angles do not add up; give both the same `angular`")
+            raise ValueError("flow errors with and without angles cannot be merged; give both the same `angular`")
         self._keep(other.by_name, len(other.by_name))
         self.sums.merge(other.sums)
         self.image_means.merge(other.image_means)
@@ -182,9 +182,9 @@ def _checked(prediction: Array, truth: Array, valid: Array | None) -> tuple[Any,
             f"flow prediction {shapes[0]} and truth {shapes[1]}: expected the same B2HW or 2HW of both{hint}"
         )
     if any("complex" in str(array.dtype) for array in (prediction, truth)):
-        raise ValueError(f"flow of types {prediction.dtype} and {truth.dtype}; flow is real numbers")
+        raise ValueError(f"flow has types {prediction.dtype} and {truth.dtype}; expected real numbers")
     if valid is not None and "complex" in str(valid.dtype):
-        raise ValueError(f"valid of type {valid.dtype}; it says yes or no of each pixel")
+        raise ValueError(f"valid has type {valid.dtype}; expected bool or whole numbers, 0 where flow is unknown")
     plane = shapes[0][:-3] + shapes[0][-2:]
     if valid is not None and tuple(valid.shape) != plane:
         raise ValueError(f"valid is {tuple(valid.shape)}, expected {plane} for flow {shapes[0]}")

@@ -1,6 +1,6 @@
 """Segmentation accuracies from one confusion matrix, which adds up over images, batches and processes.
 
-Averages are over pixels (all images' pixels pooled: what papers report) unless their name says image.
+Averages pool the pixels of all images, as papers report them, unless their name says image.
 """
 
 import math
@@ -29,13 +29,13 @@ def confusion(prediction: Array, truth: Array, classes: int, ignore: int | None 
     Raises:
         ValueError: shapes that do not fit together, a true label that is neither a class nor `ignore`, or entries that
             are no numbers (see :func:`~mtsp.metrics.checks.require_numbers`).
-        TypeError: what is given is no array.
+        TypeError: an argument is no array.
     """
     return _counts(prediction, truth, classes, ignore).table[:classes]
 
 
 class ConfusionMatrix:
-    """How often each class was taken for each, over every pixel seen.
+    """Confusion matrix of all pixels seen, and the accuracies that follow from it.
 
     `miou` is the mean over classes of the IoU of all images' pixels together. Classes that occur neither in the truth
     nor in the predictions are absent: no mean counts them, and :meth:`absent` lists them. (The evaluation of the
@@ -53,7 +53,7 @@ class ConfusionMatrix:
 
     def __init__(self, classes: int, ignore: int | None = 255) -> None:
         if classes < 1:
-            raise ValueError(f"a confusion matrix of {classes} classes; at least 1")
+            raise ValueError(f"a confusion matrix needs at least 1 class, got {classes}")
         self.classes, self.ignore = classes, ignore
         self.counts = np.zeros((classes, classes + 1), np.int64)  # truth x prediction; last column: no class
         self.image_sums = ExactSums(2)  # [sum of the images' IoU, images with a known pixel]
@@ -65,10 +65,10 @@ class ConfusionMatrix:
         Args:
             prediction: labels or scores.
             truth: labels. The first axis of three or more is images; what has fewer is one image.
-            names: of each image; with it the image's own numbers are kept, see :meth:`per_image`.
+            names: name of each image, under which :meth:`per_image` keeps its numbers; None keeps none.
 
         Raises:
-            ValueError: what :func:`confusion` raises; names of another number, or added before.
+            ValueError: as :func:`confusion`; the wrong number of names, or a name that was added before.
         """
         counts = _counts(prediction, truth, self.classes, self.ignore)
         rows = _image_scores(counts.images, self.ignore)
@@ -82,10 +82,10 @@ class ConfusionMatrix:
         self.image_sums.add([seen[:, 2].tolist(), [len(seen)]])
 
     def merge(self, other: "ConfusionMatrix") -> None:
-        """Add what `other` has seen. Raises ValueError if it counts other classes, or both saw the same name."""
+        """Add the counts of `other`. Raises ValueError if it counts other classes, or both saw the same name."""
         if (self.classes, self.ignore) != (other.classes, other.ignore):
             ours, theirs = (f"{one.classes} classes, ignoring {one.ignore}" for one in (self, other))
-            raise ValueError(f"confusion matrices of {ours}, and of {theirs}, do not add up")
+            raise ValueError(f"confusion matrices of {ours} and of {theirs} cannot be merged")
         self._keep(other.by_name, len(other.by_name))
         self.counts += other.counts
         self.image_sums.merge(other.image_sums)

@@ -1,1 +1,1 @@
-"""Compiled loops and exact sums that the metrics are computed with."""
+"""Compiled loops and exact sums, with which the metrics are computed."""
