@@ -85,7 +85,7 @@ def test_a_matrix_of_numpy_is_an_array_of_one_image() -> None:
 
 
 def test_validity_that_is_complex_and_predictions_that_are_no_whole_numbers_are_told_by_their_type() -> None:
-    with pytest.raises(ValueError, match="valid of type complex64"):
+    with pytest.raises(ValueError, match="valid has type complex64"):
         flow_sums(FLOW, FLOW, VALID.astype(np.complex64))
     with pytest.raises(ValueError, match="a prediction of type float64; expected a whole number"):
         ClassificationScores(4).update_predictions(CLASSES.astype(float), CLASSES)
