@@ -1,7 +1,7 @@
 """Your own frames, with masks or without: images in a folder, or in one subfolder per video."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,7 +25,6 @@ from mtsp.types import IGNORE, Kind, Sample
 class FolderConfig(Config):
     """Which images to read, and what their masks hold."""
 
-    kind: ClassVar[Kind] = "video"
     name: Literal["folder"]
     kind: Literal["video", "images"] = "video"
     """`video`: frames of sequences with an object and background, scored with J and F by sequence; `images`: still
@@ -68,8 +67,6 @@ class Folder:
             their number).
             When read: a mask of RGB colors, of another size than its image, or with ids that are no classes.
     """
-
-    kind: Kind = "video"
 
     def __init__(self, config: FolderConfig) -> None:
         self._config = config

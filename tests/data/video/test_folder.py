@@ -62,7 +62,7 @@ def test_names_of_words_and_numbers_are_put_in_order(tmp_path: Path) -> None:
 
 def test_a_masks_ids_are_its_palette_indices(tmp_path: Path) -> None:
     add(tmp_path, "clip/1", 10, [0, 2, 255])
-    sample = folder(tmp_path, classes=3)[0]
+    sample = folder(tmp_path, classes=3, kind="images")[0]
     assert sample.get("mask", NONE).tolist() == [[0, 2, 255]] * 2
     assert folder(tmp_path).labels(0).get("mask", NONE).tolist() == [[0, 2, 255]] * 2
 
@@ -89,8 +89,8 @@ def test_a_mask_that_a_jpeg_has_changed_is_refused(tmp_path: Path) -> None:
 def test_ids_that_are_no_classes_are_named_with_their_file(tmp_path: Path) -> None:
     add(tmp_path, "clip/1", 10, [0, 7, 3])
     with pytest.raises(DataError, match=r"clip/1\.png: ids \[3, 7\] are no classes; 3 classes have the ids 0 to 2"):
-        folder(tmp_path, classes=3)[0]
-    assert folder(tmp_path, classes=8)[0].get("mask", NONE).max() == 7
+        folder(tmp_path, classes=3, kind="images")[0]
+    assert folder(tmp_path, classes=8, kind="images")[0].get("mask", NONE).max() == 7
 
 
 def test_masks_of_0_and_255_are_not_taken_for_background_and_unknown(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_masks_of_0_and_255_are_not_taken_for_background_and_unknown(tmp_path: P
         with pytest.raises(DataError, match=r"1\.png: only 0 and 255, .* set foreground"):
             folder(tmp_path, classes=classes)[0]
     assert folder(tmp_path, foreground=True)[0].get("mask", NONE).tolist() == [[0, 1, 1]] * 2
-    assert folder(tmp_path, classes=21)[0].get("mask", NONE).tolist() == [[0, 255, 255]] * 2
+    assert folder(tmp_path, classes=21, kind="images")[0].get("mask", NONE).tolist() == [[0, 255, 255]] * 2
 
 
 def test_a_mask_of_colors_is_refused_with_the_way_out(tmp_path: Path) -> None:
