@@ -52,7 +52,7 @@ class INaturalistConfig(LabeledConfig):
             return read_tree(kind, folder)
         where = self.root / f"{self.split}{self.version}.json"
         if not where.is_file():
-            raise MissingDataError(f"no {kind} at {self.root}: expected {where.name} inside it; see README, Data")
+            raise MissingDataError(f"no {kind} at {self.root}: expected {where.name} inside it; see docs/data_sets.md")
         return _annotated(kind, self.root, where, self.version, every_class=self.split == "train")
 
 

@@ -28,7 +28,7 @@ def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> 
         if (place / inside).exists():
             return place
     what = f"expected {inside} inside it" if root.is_dir() else "there is no such folder"
-    raise MissingDataError(f"no {kind} at {root}: {what}; see README, Data")
+    raise MissingDataError(f"no {kind} at {root}: {what}; see docs/data_sets.md")
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
