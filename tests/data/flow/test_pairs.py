@@ -89,7 +89,7 @@ def test_two_examples_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_root_that_is_not_there_is_an_error_at_once(tmp_path: Path, config: Any) -> None:
     name = config.model_fields["name"].annotation.__args__[0]
     for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=rf"no .* at {root}: .*; see README"):
+        with pytest.raises(FileNotFoundError, match=rf"no .* at {root}: .*; see docs"):
             config(name=name, root=root).build()
 
 

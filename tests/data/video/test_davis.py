@@ -183,7 +183,7 @@ def test_a_mask_of_another_size_is_an_error_that_names_both(root: Path) -> None:
 
 
 def test_a_root_that_is_not_davis_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"expected JPEGImages/480p inside it; see README"):
+    with pytest.raises(FileNotFoundError, match=r"expected JPEGImages/480p inside it; see docs"):
         davis(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such folder"):
         davis(tmp_path / "nowhere")
