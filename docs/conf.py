@@ -32,6 +32,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
+highlight_language = "bash"
 default_role = "code"  # in docstrings, as in Markdown, `name` is code
 
 html_theme = "furo"

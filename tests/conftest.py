@@ -25,6 +25,17 @@ RUN_SPECIFIC = ("time", "train/samples_per_second")
 """Columns of metrics.jsonl that may differ between two runs of one experiment."""
 
 
+SLOW = ("tests/runs/", "tests/tools/test_demo", "tests/tools/test_sweep", "two_processes.py")
+"""Whole runs, in the paths of their tests: what `-m "not slow"` leaves out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of whole runs as slow."""
+    for item in items:
+        if any(part in item.path.as_posix() for part in SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `DAVIS` (9 frames of 64x96 to train on, 3 to validate) and `chairs` (6 pairs and 2). Read only."""

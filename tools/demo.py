@@ -266,13 +266,13 @@ def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
         "J, F, IoU: how well the masks of moving objects match, 1 is perfect. EPE: mean error of the flow in pixels.",
         f"Fine-tuning with L2-SP took J from {start['J_mean']:.3f} to {l2sp['J_mean']:.3f} (L2: {l2['J_mean']:.3f}) "
         f"and EPE from {start['epe']:.2f} to {l2sp['epe']:.2f} px (L2: {l2['epe']:.2f}).",
-        "One seed on synthetic clips does not compare L2 with L2-SP; measurements with several seeds are in README.md.",
+        "One seed on synthetic clips does not compare L2 with L2-SP; docs/results.md has measurements with several seeds.",
         "",
         f"figure  {folder / 'figures.png'}  (frame, truth, start, L2, L2-SP)",
         f"table   {folder / 'table.md'}",
         f"curves  {sys.executable} tools/report.py curves {folder / 'l2'} {folder / 'l2sp'} --out curves.png",
         "",
-        "Next: try another alpha, or your own data in place of the synthetic clips (README.md):",
+        "Next: try another alpha, or your own data in place of the synthetic clips (docs/your_own_data.md):",
         f"  {_command('accelerate')} launch tools/train.py --config demo_l2sp.yaml --run-dir runs/demo_weaker \\",
         "    regularizer.alpha=0.3",
     ]

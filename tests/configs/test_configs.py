@@ -14,6 +14,7 @@ from mtsp.optim import parameter_groups
 from mtsp.regularizers import L2SP, time_constant
 from tests.configs.shipped import shipped
 from tools.build import AnyExperiment, read_experiment
+from tools.train import main
 
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 EXPERIMENTS = shipped(CONFIGS)
@@ -76,6 +77,12 @@ def test_a_config_names_the_schema_for_editors(path: Path) -> None:
     first = path.read_text().partition("\n")[0]
     named = first.removeprefix("# yaml-language-server: $schema=")
     assert (path.parent / named).resolve() == CONFIGS / "schema.json"
+
+
+def test_the_schema_is_that_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--print-schema"])
+    said = "write it anew: python tools/train.py --print-schema > configs/schema.json"
+    assert (CONFIGS / "schema.json").read_text() == capsys.readouterr().out, said
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)

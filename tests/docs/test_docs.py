@@ -20,10 +20,6 @@ PLACEHOLDERS = {"runs/NAME/experiment.yaml": "davis_segflow.yaml", "configs/own/
 """Configs that only a reader has, and shipped ones in their place."""
 
 
-COMING = {"tools/score.py"}
-"""Programs that another branch brings."""
-
-
 class ParsedError(Exception):
     """Raised in place of what a program would do with its arguments."""
 
@@ -86,8 +82,6 @@ def test_the_python_on_a_page_that_is_not_run_can_be_read(page: Path) -> None:
 def test_a_command_that_is_shown_is_one_that_the_program_takes(
     program: str, arguments: list[str], only_parse: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if program in COMING:
-        pytest.skip(f"{program} is not there yet")
     module = importlib.import_module(program.removesuffix(".py").replace("/", "."))
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     if "/examples/" in program:
