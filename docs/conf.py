@@ -38,7 +38,7 @@ default_role = "code"  # in docstrings, as in Markdown, `name` is code
 html_theme = "furo"
 html_title = f"mtsp {release}"
 html_static_path = ["_static"]
-html_css_files = ["wide_tables.css"]
+html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 copybutton_prompt_text = "$ "
 

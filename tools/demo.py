@@ -266,7 +266,7 @@ def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
         "J, F, IoU: how well the masks of moving objects match, 1 is perfect. EPE: mean error of the flow in pixels.",
         f"Fine-tuning with L2-SP took J from {start['J_mean']:.3f} to {l2sp['J_mean']:.3f} (L2: {l2['J_mean']:.3f}) "
         f"and EPE from {start['epe']:.2f} to {l2sp['epe']:.2f} px (L2: {l2['epe']:.2f}).",
-        "One seed on synthetic clips does not compare L2 with L2-SP; docs/results.md has measurements with several seeds.",
+        "One seed on synthetic clips does not compare L2 with L2-SP; docs/results.md has several seeds.",
         "",
         f"figure  {folder / 'figures.png'}  (frame, truth, start, L2, L2-SP)",
         f"table   {folder / 'table.md'}",
