@@ -124,7 +124,7 @@ def images_at(place: str) -> "LabeledImages":
     if (path / "images.txt").is_file():
         return _build({"name": "nabirds" if (path / "hierarchy.txt").is_file() else "cub", "root": place}, place)
     folders = any(inner.is_dir() and not inner.name.startswith(".") for inner in path.iterdir())
-    return _build({"name": "image_folder", "root": place, "each_its_own": not folders}, place)
+    return _build({"name": "image_folder", "root": place, "one_class_per_image": not folders}, place)
 
 
 def _build(values: Any, place: str) -> "LabeledImages":

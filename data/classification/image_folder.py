@@ -20,13 +20,13 @@ class ImageFolderConfig(LabeledConfig):
     name: Literal["image_folder"]
     list: Path | None = None
     """Only the images of this file, with lines `class/image.jpg: 17`: the form of DSTL's train.txt and val.txt."""
-    each_its_own: bool = False
+    one_class_per_image: bool = False
     """Take each image in `root` itself as a class named like its file: one photo per class, for domain similarity."""
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "ImageFolderConfig":
-        if self.each_its_own and self.list is not None:
-            raise ValueError("`list` and `each_its_own` both say what the classes are; give one of them")
+        if self.one_class_per_image and self.list is not None:
+            raise ValueError("`list` and `one_class_per_image` both say what the classes are; give one of them")
         return self
 
     def annotations(self) -> Annotations:
@@ -35,7 +35,7 @@ class ImageFolderConfig(LabeledConfig):
             raise MissingDataError(f"no folder {self.root}")
         if self.list is not None:
             return _listed(self.root, self.list)
-        if self.each_its_own:
+        if self.one_class_per_image:
             found = sorted(images_by_stem(self.root).items())
             images = [LabeledImage(stem, path, label) for label, (stem, path) in enumerate(found)]
             return Annotations("images", self.root, [stem for stem, _ in found], images)

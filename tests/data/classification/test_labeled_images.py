@@ -287,7 +287,7 @@ def test_a_image_from_the_web_may_be_of_another_format_than_its_name_says(tmp_pa
 def test_each_image_may_be_a_class_of_its_own(tmp_path: Path) -> None:
     for name in ("n01_tench", "n02_goldfish"):
         image(tmp_path / f"{name}.png")
-    photos = dataset(name="image_folder", root=tmp_path, each_its_own=True)
+    photos = dataset(name="image_folder", root=tmp_path, one_class_per_image=True)
     assert photos.classes == ("n01_tench", "n02_goldfish")
     assert photos.targets == [0, 1]
 
