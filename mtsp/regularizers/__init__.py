@@ -4,9 +4,8 @@ Importing this needs PyTorch and nothing else. The sections of an experiment are
 """
 
 from mtsp.regularizers.base import Regularizer, Report
-from mtsp.regularizers.members import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
+from mtsp.regularizers.members import GLSP, L1SP, L2SP, MARS, SPD, CautiousL2SP, DirectionSP, GLSPFisher, L2SPFisher
 from mtsp.regularizers.penalties import Mode
-from mtsp.regularizers.selective import MARS, SPD, CautiousL2SP
 from mtsp.regularizers.strength import Pace, Strength, by_depth, half_life, time_constant
 from mtsp.regularizers.targets import Target
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from mtsp.anchors import fingerprint, named_weights
 from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Storage
-from mtsp.regularizers.checks import check_same_anchors, innermost
-from mtsp.regularizers.hook import Attachment
+from mtsp.regularizers.checks import belongs_to_loop, check_same_anchors, unwrapped
+from mtsp.regularizers.hook import Attachment, attach_squared
 from mtsp.regularizers.penalties import Mode, Penalty, SquaredDistance
 from mtsp.regularizers.rates import resolve_mode
+from mtsp.regularizers.rehearsal import check_arrival
 from mtsp.regularizers.reports import Report
 from mtsp.regularizers.strength import Strength
 from mtsp.regularizers.targets import Target, find_targets, under
@@ -113,23 +114,33 @@ class Regularizer:
         if not penalty.proportional:
             raise ValueError(f"{key} of {cls.__name__} has no time constant; give a number")
 
-    def attach(self, optimizer: Any) -> None:
+    def attach(self, optimizer: Any, *, verify: bool = True) -> None:
         """Act in every step of `optimizer`, which Accelerate may have wrapped, before or after `prepare`.
 
-        Call it again for a second optimizer of the same model (Muon for matrices, AdamW for the rest).
+        Call it again for a second optimizer of the same model (Muon for matrices, AdamW for the rest). In a wrapper
+        (SAM, Lookahead, gradient surgery), the optimizer inside is meant.
+
+        Whether the pull arrives is measured, not assumed: here in a trial on a weight apart, with a twin of the
+        optimizer; then in training, where weights that move without a hooked step, and a pull that acts twice in one,
+        raise. It costs some 20 ms here and nothing in later steps.
 
         A step that an exception interrupts may have pulled already. Start it again with `zero_grad()` and new
         gradients: the old ones contain a coupled pull. A decoupled pull stays, as native weight decay would, and the
         repeated step pulls once more; load the weights from before where that matters.
 
+        Args:
+            optimizer: holds weights that are regularized.
+            verify: make the trial. False is for optimizers that only work in their own training loop.
+
         Raises:
             ValueError: the optimizer decays a weight that is regularized here, shares one with another regularized
                 optimizer, holds none of them, or is regularized already; it is an LBFGS and the pull is not coupled;
                 the anchors differ between processes, or were captured after training began (as far as the optimizer's
-                state shows it: see :func:`mtsp.anchors.capture`); a pace cannot be reached; or a strength times its
-                learning rate is above 1.
+                state shows it: see :func:`mtsp.anchors.capture`); a pace cannot be reached; a strength times its
+                learning rate is above 1; or a pull in this mode does not arrive in its steps as it should.
         """
-        optimizer = innermost(optimizer)
+        chain = unwrapped(optimizer)
+        optimizer = chain[-1]
         if id(optimizer) in self._attachments:
             raise ValueError("this regularizer is attached already; detach() it first, or the pull would act twice")
         hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
@@ -146,7 +157,10 @@ class Regularizer:
         )
         weights = [weight for bucket in attachment.buckets() for weight in bucket.weights]
         check_same_anchors(self._state["anchors"], weights)
-        attachment.start()
+        if verify and not isinstance(optimizer, torch.optim.LBFGS):
+            wrappers = [w for w in chain[:-1] if isinstance(w, torch.optim.Optimizer) and not belongs_to_loop(w)]
+            check_arrival([*wrappers, optimizer], mode, {b.group for b in attachment.buckets()}, attach_squared)
+        attachment.start(watch=verify)
         self._attachments[id(optimizer)] = attachment
 
     def detach(self) -> None:

@@ -11,18 +11,39 @@ from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, placed
 from mtsp.regularizers.penalties import StepFraction
 from mtsp.regularizers.targets import Target
 
+_ZERO = "ZeroRedundancyOptimizer"
 
-def innermost(optimizer: Any) -> Any:
-    """Return the torch optimizer inside the wrappers of Accelerate or Lightning.
+
+def unwrapped(optimizer: Any) -> list[Any]:
+    """Return the optimizer and all inside it, in whatever attributes, down to the one that moves the weights.
+
+    Wrappers are Accelerate's and Lightning's, Lookahead, SAM and its relatives, and gradient surgery. torch's ZeRO is
+    taken as a whole: the optimizer inside has a part of the weights.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no torch optimizer, or there are several side by side.
     """
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    chain = [optimizer]
+    while belongs_to_loop(chain[-1]) or not any(kind.__name__ == _ZERO for kind in type(chain[-1]).__mro__):
+        inside = _optimizers_in(chain[-1])
+        if len(inside) > 1:
+            raise ValueError(f"{type(chain[-1]).__name__} holds {len(inside)} optimizers; attach to each of them")
+        if not inside or any(inside[0] is other for other in chain):
+            break
+        chain.append(inside[0])
+    if not isinstance(chain[-1], torch.optim.Optimizer):
         raise ValueError(f"{type(optimizer).__name__} is not a torch.optim.Optimizer, so its step cannot be hooked")
-    return optimizer
+    return chain
+
+
+def innermost(optimizer: Any) -> Any:
+    """Return the torch optimizer inside its wrappers, see :func:`unwrapped`."""
+    return unwrapped(optimizer)[-1]
+
+
+def belongs_to_loop(wrapper: Any) -> bool:
+    """Return whether Accelerate or Lightning made this wrapper, which does more in a step than an optimizer."""
+    return type(wrapper).__module__.partition(".")[0] in ("accelerate", "lightning", "pytorch_lightning")
 
 
 def check_optimizer(optimizer: Any, names: Mapping[int, str], targets: Mapping[str, Target]) -> None:
@@ -120,6 +141,18 @@ def forbid_copy() -> Any:
         "a copy of this optimizer would not be regularized; detach() first, and attach to the copy (its state_dict() "
         "can be saved)"
     )
+
+
+def _optimizers_in(wrapper: Any) -> list[Any]:
+    values = list(getattr(wrapper, "__dict__", {}).values())
+    for value in list(values):
+        if isinstance(value, dict | list | tuple):
+            values += value.values() if isinstance(value, dict) else value
+    found = {id(value): value for value in values if isinstance(value, torch.optim.Optimizer)}
+    if not found and not isinstance(wrapper, torch.optim.Optimizer) and hasattr(wrapper, "optimizer"):
+        return [wrapper.optimizer]
+    found.pop(id(wrapper), None)
+    return list(found.values())
 
 
 def _equals(weight: Tensor, anchor: Tensor) -> bool:

@@ -12,10 +12,9 @@ from mtsp.config import Config
 from mtsp.fisher.estimate import fisher_of
 from mtsp.optim import OptimizerConfig
 from mtsp.regularizers.base import Regularizer
-from mtsp.regularizers.members import GLSP, L1SP, L2SP, DirectionSP, GLSPFisher, L2SPFisher
+from mtsp.regularizers.members import GLSP, L1SP, L2SP, MARS, SPD, CautiousL2SP, DirectionSP, GLSPFisher, L2SPFisher
 from mtsp.regularizers.penalties import Mode
 from mtsp.regularizers.rates import resolve_mode, strength_of
-from mtsp.regularizers.selective import MARS, SPD, CautiousL2SP
 from mtsp.regularizers.strength import Pace, half_life
 
 

@@ -1,6 +1,8 @@
 """What a regularizer does in each optimizer step, from the optimizer's hooks to the weights."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from mtsp.anchors import named_weights
 from mtsp.regularizers import reports
-from mtsp.regularizers.buckets import Bucket, Storage, blocks, make_buckets
+from mtsp.regularizers.buckets import Bucket, Storage, blocks, is_sharded, make_buckets
 from mtsp.regularizers.checks import (
     check_optimizer,
     check_overshoot,
@@ -19,7 +21,16 @@ from mtsp.regularizers.checks import (
 )
 from mtsp.regularizers.fused_sgd import decay_in_kernel, fits, fused
 from mtsp.regularizers.penalties import Mode, Penalty, SquaredDistance, StepFraction
-from mtsp.regularizers.rates import full_lr, has_time_constant, momentum_divisor, resolve_paces
+from mtsp.regularizers.rates import (
+    check_lr_scales,
+    full_lr,
+    has_time_constant,
+    momentum_divisor,
+    present_lr,
+    resolve_paces,
+    step_lr,
+)
+from mtsp.regularizers.rehearsal import Watch
 from mtsp.regularizers.targets import Target
 
 _ATTACHED: WeakSet["Attachment"] = WeakSet()
@@ -67,10 +78,17 @@ class Attachment:
         self._parameters: tuple[int, ...] | None = None
         self._buckets: list[Bucket] = []
         self._handles: list[Any] = []
+        self._watch: Watch | None = None
+        self._step: FrameType | None = None  # the call of the optimizer's step that is running
+        self._acts = self._evaluations = 0  # of the pull and of a closure, in this step
+        self._lrs: list[Any] = []  # by parameter group, as they were before this step
+        self._full_lrs: list[float] = []  # by parameter group, as they were first
+        self._has_acted = False
         names = self._names()
         check_optimizer(optimizer, names, targets)
         resolve_paces(optimizer, names, targets, mode)
         self.check_overshoots(self.buckets())
+        self._pulls = bool(self._buckets)
 
     def buckets(self) -> list[Bucket]:
         """Return the weights; they are found by name again when the optimizer's parameters were swapped (FSDP2)."""
@@ -78,28 +96,37 @@ class Attachment:
         if parameters != self._parameters:
             names = self._names()
             resolve_paces(self.optimizer, names, self._targets, self.mode, again=False)
+            if has_time_constant(self.optimizer, self.mode):
+                self._full_lrs += [full_lr(group) for group in self.optimizer.param_groups[len(self._full_lrs) :]]
             self._buckets = make_buckets(names, self.optimizer, self._targets, self._penalties, self._storage)
             self._parameters = parameters
         return self._buckets
 
-    def start(self) -> None:
+    def start(self, *, watch: bool = False) -> None:
         """Register the hooks.
+
+        Args:
+            watch: until the first step, raise where the weights move without one.
 
         Raises:
             ValueError: one of the weights is pulled in the steps of another optimizer.
         """
         check_pulled_once(self._buckets, lambda: [bucket for other in list(_ATTACHED) for bucket in other._buckets])
+        _make_hookable(type(self.optimizer))
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
         ]
         self.optimizer.__getstate__ = forbid_copy  # a copy has no hooks and would silently not be regularized
         _ATTACHED.add(self)
+        if watch and (watched := _smallest(self._buckets)) is not None:
+            self._watch = Watch(watched, type(self.optimizer).__name__)
 
     def stop(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+        self._end_watch()
         del self.optimizer.__getstate__
         _ATTACHED.discard(self)
 
@@ -107,12 +134,14 @@ class Attachment:
         """Measure pull and gradient in the next step, and forget earlier measurements."""
         self.measured, self.measuring = {}, True
 
-    @torch.no_grad()
     def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._begins(sys._getframe(1)):
+            return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         in_kernel = fused(optimizer) and self.mode == "coupled" and isinstance(self._penalties[True], SquaredDistance)
         if closure is None and not in_kernel:
-            self._before()
+            with torch.no_grad():
+                self._before()
             return None
         # A closure computes the gradients inside the step, after this hook: act once it has. The fused kernel's
         # parameter groups must not be seen by other hooks: as a closure, they are made after all hooks.
@@ -121,15 +150,23 @@ class Attachment:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, {**kwargs, "closure": wrapped}
 
+    def _begins(self, step: FrameType) -> bool:
+        """Whether this call of `step` is the outermost: where a subclass calls `super().step()`, hooks run again."""
+        if self._step is not None and _is_called_by(step, self._step):
+            return False
+        self._step = step  # a call that an exception has ended is no caller any more
+        self._acts = self._evaluations = 0
+        self._end_watch()
+        return True
+
     def _after_gradients(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        coupled, evaluations = self.mode == "coupled", 0
+        coupled = self.mode == "coupled"
 
         def evaluate() -> Any:
-            nonlocal evaluations
             with torch.enable_grad():
                 loss = closure()
-            evaluations += 1
-            if evaluations == 1 or coupled:  # a decoupled pull acts once in a step
+            if not self._evaluations or coupled:  # a decoupled pull acts once in a step
+                self._evaluations += 1
                 with torch.no_grad():
                     self._before()
             if isinstance(self.optimizer, torch.optim.LBFGS) and coupled:
@@ -141,9 +178,15 @@ class Attachment:
 
     def _before(self) -> None:
         """Validate, measure if asked to, then apply the pull."""
+        self._acts += 1
         buckets = self.buckets()
-        for group in {bucket.group for bucket in buckets}:
+        groups = {bucket.group for bucket in buckets}
+        for group in groups:
             check_weight_decay(self.optimizer.param_groups[group])
+        if not self._has_acted and any(target.pace for target in self._targets.values()):
+            check_lr_scales((self.optimizer.param_groups[group], self._full_lrs[group]) for group in groups)
+        if self.mode != "coupled":  # a step may change the learning rate that the optimizer estimates
+            self._lrs = [step_lr(self.optimizer, group, self.mode) for group in self.optimizer.param_groups]
         self.check_overshoots(buckets)
         if self.measuring and not torch.compiler.is_compiling():
             scale = getattr(self.optimizer, "grad_scale", None)
@@ -152,9 +195,32 @@ class Attachment:
             self.measuring = False
         self.act_before(buckets)
 
-    @torch.no_grad()
     def _after_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.act_after(self.buckets())
+        if sys._getframe(1) is not self._step:
+            return
+        self._step = None
+        self._check_acted()
+        with torch.no_grad():
+            self.act_after(self.buckets())
+        self._lrs = []
+        self._has_acted = True
+
+    def _check_acted(self) -> None:
+        """Raise ValueError unless the pull has acted once in this step, or once for each evaluation of a closure."""
+        name = type(self.optimizer).__name__
+        if not self._acts:
+            raise ValueError(f"{name} made a step without evaluating its closure, so nothing was pulled in it")
+        if self._acts != max(1, self._evaluations):
+            raise ValueError(f"the pull acted {self._acts} times in one step of {name}")
+        if self._pulls and not self._buckets:
+            raise ValueError(
+                f"none of the weights that were pulled is in {name} any more; attach after they are exchanged"
+            )
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
 
     def act_before(self, buckets: list[Bucket]) -> None:
         """Act before the step, when the gradients are known."""
@@ -196,14 +262,13 @@ class Attachment:
         for bucket in buckets:
             fraction = self.step_fraction(bucket)
             if not isinstance(fraction, Tensor) or fraction.device.type == "cpu":  # reading it would wait for the GPU
-                check_overshoot(bucket, fraction, float(self.optimizer.param_groups[bucket.group]["lr"]))
+                check_overshoot(bucket, fraction, float(present_lr(self.optimizer.param_groups[bucket.group])))
 
     def step_fraction(self, bucket: Bucket) -> StepFraction:
         """Return how far a step moves the weights: learning rate times strength."""
-        group = self.optimizer.param_groups[bucket.group]
-        # Momentum acts over many steps: each single coupled step moves as a decoupled one.
-        mode = "proximal" if self.mode == "proximal" else "decoupled"
-        return group["lr"] * bucket.strength / momentum_divisor(self.optimizer, group, mode)
+        if self._lrs:
+            return self._lrs[bucket.group] * bucket.strength
+        return step_lr(self.optimizer, self.optimizer.param_groups[bucket.group], self.mode) * bucket.strength
 
     def applied_fraction(self, bucket: Bucket) -> StepFraction:
         """Return :meth:`step_fraction`, or 0 where a fused optimizer skips the step because gradients overflowed."""
@@ -223,10 +288,53 @@ class Attachment:
         for bucket in self.buckets():
             group, fraction = self.optimizer.param_groups[bucket.group], float("nan")
             if has_time_constant(self.optimizer, self.mode) and bucket.penalty.proportional:
-                lr = full_lr(group) if full else float(group["lr"])
+                lr = self._full_lr(bucket.group) if full else float(present_lr(group))
                 fraction = lr * bucket.strength / momentum_divisor(self.optimizer, group, self.mode)
             result |= {n: (fraction, w.numel()) for n, w in zip(bucket.names, bucket.weights, strict=True)}
         return result
 
+    def _full_lr(self, group: int) -> float:
+        """A group's full learning rate; one that somebody multiplies by an lr_scale is known at the start alone."""
+        settings = self.optimizer.param_groups[group]
+        return self._full_lrs[group] if "lr_scale" in settings else full_lr(settings)
+
     def _names(self) -> dict[int, str]:
         return {id(weight): name for name, weight in named_weights(self._model).items()}
+
+
+def attach_squared(optimizer: Any, model: nn.Module, mode: Mode, strength: float, anchor: Tensor) -> Attachment:
+    """Pull the one weight of a model to its anchor by the squared distance, for a trial; return what does so."""
+    squared = SquaredDistance()
+    attachment = Attachment(
+        optimizer,
+        model,
+        penalties={True: squared, False: squared},
+        targets={"weight": Target(strength, anchor, True)},
+        storage=Storage(),
+        mode=mode,
+    )
+    attachment.start()
+    return attachment
+
+
+def _make_hookable(kind: type) -> None:
+    """Have the steps of a class and its bases call hooks, as torch has when one of each is made: now, not later."""
+    for base in kind.__mro__:
+        step = vars(base).get("step")
+        if step is not None and base is not torch.optim.Optimizer and not getattr(step, "hooked", False):
+            hookable: Any = torch.optim.Optimizer.profile_hook_step(step)
+            hookable.hooked = True
+            base.step = hookable  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_called_by(frame: FrameType, caller: FrameType) -> bool:
+    above = frame.f_back
+    while above is not None and above is not caller:
+        above = above.f_back
+    return above is not None
+
+
+def _smallest(buckets: Iterable[Bucket]) -> nn.Parameter | None:
+    """The smallest weight that learns and is whole in this process."""
+    weights = [w for bucket in buckets for w in bucket.weights if w.requires_grad and w.is_leaf and not is_sharded(w)]
+    return min(weights, key=lambda weight: weight.numel(), default=None)

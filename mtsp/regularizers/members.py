@@ -1,13 +1,24 @@
-"""The -SP family by name: each regularizer is a penalty on the distance to the anchors, and a name."""
+"""The -SP family by name: penalties on the distance to the anchors, then relatives that choose when or where to act."""
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from mtsp.regularizers.base import Regularizer
+from mtsp.regularizers.buckets import Bucket, blocks, local, summed
+from mtsp.regularizers.hook import Attachment
 from mtsp.regularizers.penalties import (
     AbsoluteDistance,
     DirectionDistance,
     FisherDistance,
     FisherRowDistance,
+    RowBall,
     RowDistance,
     SquaredDistance,
+    StepFraction,
 )
 
 
@@ -79,3 +90,167 @@ class DirectionSP(Regularizer):
     """
 
     shared_penalty = DirectionDistance()
+
+
+class _AfterStep(SquaredDistance):
+    """Squared distance for regularizers that act after the step, depending on what it did."""
+
+    modes = ("decoupled",)
+    proportional = False
+
+
+class _Selective(Attachment):
+    """Measures before the step; after it, takes back the part that led away from the anchor."""
+
+    def act_before(self, buckets: list[Bucket]) -> None:
+        """Measure slopes and distances."""
+        for bucket in _with_anchors(buckets):
+            bucket.pre_step = []
+            for block in blocks(bucket, whole=True):
+                displacements = block.values.displacements()
+                slopes = [(g * d).sum() for g, d in zip(block.gradients, displacements, strict=True)]
+                sums = torch.stack([torch.stack(slopes), _squares(displacements)])
+                bucket.pre_step.append(summed(sums, block.parameters[0]))
+
+    def act_after(self, buckets: list[Bucket]) -> None:
+        """Compare with the measurements before the step, and move."""
+        self.move([bucket for bucket in buckets if not bucket.shared], proximal=False)
+        for bucket in _with_anchors(buckets):
+            for block, (slopes, before) in zip(blocks(bucket, whole=True), bucket.pre_step, strict=True):
+                weights, displacements = block.values.weights, block.values.displacements()
+                after = summed(_squares(displacements), block.parameters[0])
+                further = torch.where(after > before, 1 - (before / after).sqrt(), 0.0)
+                fractions = torch.where(slopes > 0, (bucket.strength * further).clamp(max=1.0), 0.0)
+                for weight, d, fraction in zip(weights, displacements, fractions.to(weights[0].dtype), strict=True):
+                    weight.sub_(d * fraction)
+
+    def step_fraction(self, bucket: Bucket) -> StepFraction:
+        """Return learning rate times strength for new weights; for the others, the rate does not matter."""
+        return 0.0 if bucket.shared else super().step_fraction(bucket)
+
+
+class SPD(Regularizer):
+    """Selective projection decay: pull a tensor back by the distance that a step added, and only where that helps.
+
+    If <g, w - w0> > 0 before the step, then after it w moves towards w0 by the fraction alpha * r of the distance, at
+    most all of it, with r = max(0, 1 - ||w - w0|| before / ||w - w0|| after). alpha does not depend on the learning
+    rate; beta does, as everywhere, and is decoupled. The selection is one number on the device for each tensor: nothing
+    waits for a GPU; where FSDP2 shards the weights, it takes two small sums over the processes per block.
+
+    After Tian et al., "Rethinking weight decay for robust fine-tuning of foundation models", NeurIPS 2024. Departures:
+    works with any optimizer, and alpha * r is at most 1. Arguments and errors: :class:`Regularizer`.
+    """
+
+    shared_penalty = _AfterStep()
+    attachment = _Selective
+
+
+class _Cautious(Attachment):
+    """Pulls the entries that the optimizer's update moved towards the anchor."""
+
+    def act_before(self, buckets: list[Bucket]) -> None:
+        """Do nothing: the optimizer's update is not known yet."""
+
+    def act_after(self, buckets: list[Bucket]) -> None:
+        """Pull the entries where update and pull agree."""
+        for bucket in buckets:
+            fraction = self.applied_fraction(bucket)
+            sign = -1 if self.optimizer.param_groups[bucket.group].get("maximize") else 1
+            for block in blocks(bucket, whole=True):
+                entries = zip(
+                    block.values.weights,
+                    block.values.displacements(),
+                    block.parameters,
+                    block.gradients,
+                    strict=True,
+                )
+                for weight, d, parameter, gradient in entries:
+                    update = _update(self.optimizer, parameter, gradient, sign)
+                    weight.sub_((torch.where(update * d > 0, d, 0.0) * fraction).to(weight.dtype))
+
+
+class CautiousL2SP(Regularizer):
+    """Cautious decoupled L2-SP: pull only the entries that the optimizer's own update moves the same way.
+
+    After the step, w moves by lr * alpha of its distance where update and w - w0 have the same sign. The update is
+    Adam's first moment, the momentum buffer, or the gradient. New weights decay to zero in the same way, with beta.
+    Cautious weight decay (arXiv 2510.12402) around an anchor. Arguments and errors: :class:`Regularizer`.
+    """
+
+    shared_penalty = _AfterStep()
+    new_penalty = _AfterStep()
+    attachment = _Cautious
+
+
+class _Bound(Attachment):
+    """Projects onto the bound after the step."""
+
+    def step_fraction(self, bucket: Bucket) -> StepFraction:
+        """Return the radius, which does not depend on the learning rate."""
+        return bucket.strength if bucket.shared else super().step_fraction(bucket)
+
+    def applied_fraction(self, bucket: Bucket) -> StepFraction:
+        """Return the radius also when a step is skipped: all weights are within it then."""
+        return bucket.strength if bucket.shared else super().applied_fraction(bucket)
+
+
+class MARS(Regularizer):
+    """MARS projection: after every step, bound how far each output channel may be from its anchor.
+
+    d_row = w_row - w0_row becomes d_row / max(1, ||d_row||_1 / radius). There is no pull inside the bound. The radius
+    has the unit of the weights and does not depend on the learning rate. New weights decay to zero with beta,
+    proximally.
+
+    After Gouk, Hospedales and Pontil, "Distance-based regularisation of deep networks for fine-tuning", ICLR 2021.
+    Departure: normalization layers are left alone, while the authors' code also bounds gamma / sigma.
+
+    Args:
+        model, anchors, beta, every, anchor_dtype, offload: as :class:`Regularizer`.
+        radius: bound of every channel, or one by name prefix.
+
+    Raises:
+        ValueError: as :class:`Regularizer`, or the radius is not positive.
+    """
+
+    shared_penalty = RowBall()
+    attachment = _Bound
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        anchors: Mapping[str, Tensor] | None,
+        radius: float | Mapping[str, float],
+        beta: float | Mapping[str, float] = 0.0,
+        every: bool = False,
+        anchor_dtype: torch.dtype | None = None,
+        offload: bool = False,
+    ) -> None:
+        radii = radius.values() if isinstance(radius, Mapping) else [radius]
+        if any(not isinstance(r, Real) or not float(r) > 0 for r in radii):
+            raise ValueError(f"the radius must be above 0, got {radius}; freeze weights that must not move")
+        super().__init__(
+            model,
+            anchors=anchors,
+            alpha=radius,
+            beta=beta,
+            every=every,
+            anchor_dtype=anchor_dtype,
+            offload=offload,
+        )
+
+
+def _with_anchors(buckets: list[Bucket]) -> list[Bucket]:
+    return [bucket for bucket in buckets if bucket.shared]
+
+
+def _squares(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.float().square().sum() for tensor in tensors])
+
+
+def _update(optimizer: Any, weight: Tensor, gradient: Tensor, sign: int) -> Tensor:
+    state = optimizer.state.get(weight, {})
+    for moment in ("exp_avg", "momentum_buffer"):
+        if state.get(moment) is not None:
+            return local(state[moment])
+    return gradient * sign

@@ -1,0 +1,348 @@
+"""A pull is tried out before it is believed: on a twin of the optimizer, with and without it, for a few steps.
+
+The twin has the optimizer's class, settings and wrappers, and one small weight of its own. What the pull adds to the
+steps is measured and compared with what was asked for, so that a pull that is undone, made twice or made at another
+rate than the optimizer's is refused. Coupled, the measure is the same penalty's gradient added by hand.
+"""
+
+import copy
+import random
+import sys
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import isnan, nan
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtsp.regularizers.penalties import Mode
+from mtsp.regularizers.rates import estimates_lr, step_lr
+
+_STEPS = 12
+_SHARE = 0.1
+"""Of the distance, which each step of the rehearsal is to take away where the pull moves the weight itself."""
+_LR = 1e-4
+"""Learning rate at most: an optimizer whose steps grow with its weights (LAMB) is to respond little to the pull."""
+_PATIENCE = 4
+"""Moves of a weight that are accepted before the first step: loading and perturbing weights are some."""
+_KINDS = 4
+"""Parameter groups that are rehearsed at most; groups whose settings differ in the rate alone are alike."""
+_RATE = ("params", "param_names", "lr", "lr_scale", "initial_lr", "full_lr", "max_lr", "min_lr", "name")
+_NEAR, _SLOWEST, _FASTEST = 0.05, 1e-3, 1e3
+"""What is accepted: so much off the share that was asked for, and such mean moves for a learning rate of 1."""
+
+
+Run = Literal["free", "pulled", "by hand", "steep"]
+Gradient = Callable[[], Tensor]
+Attach = Callable[[Any, nn.Module, Mode, float, Tensor], Any]
+
+
+class Watch:
+    """Looks at one weight in each backward pass, until a step that is hooked is made.
+
+    Args:
+        weight: one that is pulled.
+        name: of the optimizer that was attached to.
+    """
+
+    def __init__(self, weight: nn.Parameter, name: str) -> None:
+        self._name = name
+        self._last: Tensor | None = None
+        self._moves = 0
+        self._handle = weight.register_post_accumulate_grad_hook(self._look)
+
+    @torch.no_grad()
+    def _look(self, weight: Tensor) -> None:
+        self._moves += self._last is not None and not torch.equal(self._last, weight)
+        self._last = weight.detach().clone()
+        if self._moves >= _PATIENCE:
+            raise ValueError(
+                f"the weights moved {self._moves} times since attach(), but {self._name}.step() was never called, so "
+                "nothing was pulled; attach to the optimizer whose step() moves them (SAM: to its base optimizer)"
+            )
+
+    def end(self) -> None:
+        """Look no more."""
+        self._handle.remove()
+
+
+class Seen(NamedTuple):
+    """What a rehearsal has measured."""
+
+    arrived: float
+    """What arrived of the pull, as a share of what was asked for, in the step where that was furthest from 1. One step
+    in five is left out: Lookahead and Ranger take half of everything back in some."""
+    moved: float
+    """The mean move of the optimizer alone in a step at a rate of 1; NaN where it depends on the gradient's size."""
+
+
+class Unrehearsed(Exception):
+    """No twin of this optimizer makes a step outside its training loop."""
+
+
+def check_arrival(chain: Sequence[Any], mode: Mode, groups: Iterable[int], attach: Attach) -> None:
+    """Raise ValueError if a pull does not arrive once and in full in the steps of this optimizer.
+
+    Args:
+        chain: the optimizer in its wrappers, the outermost first.
+        mode: how the pull enters the step; never `auto`.
+        groups: the parameter groups that hold weights that are pulled.
+        attach: pulls the twin's weight to an anchor, as the regularizer would, and returns what stops it.
+    """
+    name = type(chain[0]).__name__
+    way_out = "another optimizer" if mode == "coupled" else "mode='coupled', which is exact in any optimizer"
+    try:
+        for seen in rehearse(chain, mode, groups, attach):
+            if not abs(seen.arrived - 1) <= _NEAR:
+                raise ValueError(
+                    f"a {mode} pull does not arrive in {name} as it should: {seen.arrived + 0.0:.3g} times what was "
+                    f"asked for, in a trial on a weight apart; use {way_out}"
+                )
+            if not (isnan(seen.moved) or _SLOWEST <= seen.moved <= _FASTEST):
+                raise ValueError(
+                    f"{name} does not move weights at its lr, by which a {mode} pull goes: its steps were "
+                    f"{seen.moved:.1g} times as long, in a trial on a weight apart; use {way_out}"
+                )
+    except Unrehearsed as error:
+        raise ValueError(
+            f"whether a pull arrives in {name} cannot be tried out on a weight apart ({error}); if you know that it "
+            "does, attach with verify=False"
+        ) from error
+
+
+def rehearse(chain: Sequence[Any], mode: Mode, groups: Iterable[int], attach: Attach) -> list[Seen]:
+    """Return what is seen in a trial of each parameter group, of those alike in one; see :func:`check_arrival`.
+
+    Raises:
+        Unrehearsed: no twin can make a step.
+    """
+    optimizer, seen = chain[-1], []
+    sharded = getattr(optimizer, "optim", None)  # by ZeRO
+    chain = chain if sharded is None else [sharded]
+    for index in _kinds(optimizer, groups):
+        group = {**chain[-1].param_groups[index], **optimizer.param_groups[index]}
+        with _randomness_kept(optimizer), _without_gradients(optimizer):
+            seen.append(_rehearsed(chain, group, mode, attach))
+    return seen
+
+
+def _rehearsed(chain: Sequence[Any], group: dict[str, Any], mode: Mode, attach: Attach) -> Seen:
+    error: Exception | None = None
+    # A loss term in a wrapper (SAM) sees other weights than the optimizer inside: there is nothing to compare with.
+    chain = chain[-1:] if mode == "coupled" else chain
+    for dtype in _dtypes(group["params"][0]):
+        for new, closed in ((False, False), (False, True), (True, False), (True, True)):
+            try:
+                seen = _measured(partial(_Twin, chain, group, dtype, new=new, closed=closed), mode, attach)
+            except Exception as raised:  # whatever the step of a stranger raises on weights that are not its own
+                error = error if new and error else raised
+            else:
+                if not isnan(seen.arrived):
+                    return seen
+                error = error or Unrehearsed("its steps do not move it")
+    raise Unrehearsed(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
+
+
+def _measured(twin: "Callable[[], _Twin]", mode: Mode, attach: Attach) -> Seen:
+    def run(kind: Run) -> _Course:
+        return _run(twin(), kind, mode, attach)
+
+    free, pulled = run("free"), run("pulled")
+    if mode == "coupled":
+        return Seen(_furthest(_compared(free, pulled, run("by hand"))), nan)
+    moves, steep = free.moves(), run("steep").moves()
+    moved = max((move / rate for move, rate in zip(moves, free.rates, strict=True)), default=0.0)
+    by_gradient = max(steep) > 10 * max(moves)
+    return Seen(_furthest(_added(free, pulled, after=mode == "proximal")), nan if by_gradient or not moved else moved)
+
+
+def _compared(free: "_Course", pulled: "_Course", by_hand: "_Course") -> Iterator[float]:
+    """What the pull made of each step, as a share of what the same gradient makes that is added by hand."""
+    for a, b, c in zip(free.points[1:], pulled.points[1:], by_hand.points[1:], strict=True):
+        wanted = c - a
+        if float(wanted.norm()) > 1e-6 * float(c.norm()) or (wanted.any() and estimates_lr(free.group)):
+            yield float(((b - a) * wanted).sum() / wanted.square().sum())
+
+
+def _added(free: "_Course", pulled: "_Course", *, after: bool) -> Iterator[float]:
+    """What each step has added to the difference that the pull makes, as a share of what it was to take away."""
+    for step, share in enumerate(pulled.shares):
+        before, now = ([course.points[step + i] for course in (free, pulled)] for i in (0, 1))
+        added = (now[1] - now[0]) - (before[1] - before[0])
+        distance = (now if after else before)[1] - pulled.anchor
+        yield -float((added * distance).sum() / (share * distance.square().sum()))
+
+
+def _furthest(arrived: Iterable[float]) -> float:
+    """The share furthest from 1, without one in five."""
+    shares = sorted(arrived, key=lambda share: abs(share - 1), reverse=True)
+    return shares[len(shares) // 5] if shares else nan
+
+
+class _Course(NamedTuple):
+    """One run: its points, the first included, what they are pulled to, and what each step claims."""
+
+    group: dict[str, Any]
+    points: list[Tensor]
+    anchor: Tensor
+    shares: list[float]
+    rates: list[float]
+
+    def moves(self) -> list[float]:
+        pairs = zip(self.points, self.points[1:], strict=False)
+        return [float((after - before).abs().mean()) for before, after in pairs]
+
+
+def _run(twin: "_Twin", kind: Run, mode: Mode, attach: Attach) -> _Course:
+    torch.manual_seed(0)
+    weight, group, optimizer = twin.weight, twin.group, twin.optimizer
+    anchor = (weight.detach() * 0.5 - 0.3).clone()
+    strength = 1.0 if mode == "coupled" else _SHARE / float(step_lr(optimizer, group, mode))
+    course = _Course(group, [weight.detach().double().clone()], anchor.double(), [], [])
+    attachment = attach(optimizer, twin.model, mode, strength, anchor) if kind == "pulled" else None
+    for step in range(2 if estimates_lr(group) else _STEPS):  # two, until their estimate depends on the weights
+
+        def gradient(step: int = step) -> Tensor:
+            places = torch.linspace(-3, 3, weight.numel(), dtype=torch.float64, device=weight.device)
+            value = (places + 0.4 * step).sin().reshape(weight.shape).to(weight.dtype)
+            value = value * {"steep": 100.0}.get(kind, 0.1)
+            if kind == "by hand":
+                value += (-1 if group.get("maximize") else 1) * strength * (weight.detach() - anchor)
+            return twin.show(value)
+
+        gradient()
+        if mode != "coupled":
+            course.rates.append(float(step_lr(optimizer, group, mode)))
+            course.shares.append(course.rates[-1] * strength)
+        twin.step(gradient)
+        course.points.append(weight.detach().double().clone())
+    if attachment is not None:
+        attachment.stop()
+    return course
+
+
+class _Twin:
+    """An optimizer like another at its start, in the same wrappers, over one small weight.
+
+    Args:
+        chain: the optimizer in its wrappers.
+        group: the parameter group whose settings it has.
+        dtype: of its weight.
+        new: whether its class makes it, for those that keep more for each weight than a state.
+        closed: whether its step gets a closure, and gradients that can be differentiated.
+    """
+
+    def __init__(
+        self, chain: Sequence[Any], group: dict[str, Any], dtype: torch.dtype, *, new: bool, closed: bool
+    ) -> None:
+        original, device = chain[-1], group["params"][0].device
+        self.model = nn.Linear(6, 8, bias=False, device=device, dtype=dtype)
+        self.weight, self._closed = self.model.weight, closed
+        with torch.no_grad():
+            values = torch.linspace(-2, 2, 48, dtype=torch.float64, device=device)
+            self.weight.copy_(values.sin().reshape(8, 6))
+        own = {key: _copied(value) for key, value in group.items() if key not in ("params", "param_names")}
+        for key in own.keys() & {"step", "k"}:  # of a run before this
+            own[key] = original.defaults.get(key, 0)
+        if own.get("lr") is not None and not estimates_lr(own):
+            lr = min(float(own["lr"]) or _LR, _LR)
+            own["lr"] = torch.full_like(own["lr"], lr) if isinstance(own["lr"], Tensor) else lr
+        if new:
+            self.optimizer = type(original)([{**own, "params": [self.weight]}])
+        else:
+            self.optimizer = _like(original)
+            self.optimizer.__dict__["param_groups"] = [{**own, "params": [self.weight]}]
+            said = {key: _copied(value) for key, value in original.state.items() if isinstance(key, str)}
+            self.optimizer.__dict__["state"] = defaultdict(dict, said)
+        self.group = self.optimizer.param_groups[0]
+        self._outermost = self.optimizer
+        for inner, wrapper in zip(chain[:0:-1], chain[-2::-1], strict=True):
+            self._outermost = _wrapped(self._outermost, wrapper, inner)
+
+    def show(self, gradient: Tensor) -> Tensor:
+        """Make this the weight's gradient; return a loss that has it."""
+        weight, loss = self.weight, (self.weight * gradient).sum()
+        if self._closed:
+            with torch.enable_grad():
+                loss = (weight * gradient).sum() + 1e-12 * weight.square().sum()
+                gradient = torch.autograd.grad(loss, weight, create_graph=True)[0]
+        weight.grad = gradient
+        return loss
+
+    def step(self, gradient: Gradient) -> None:
+        self._outermost.step(*([gradient] if self._closed else []))
+
+
+def _like(optimizer: Any) -> Any:
+    twin = object.__new__(type(optimizer))
+    twin.__dict__.update({key: _copied(value) for key, value in vars(optimizer).items() if key != "__getstate__"})
+    twin.__dict__.update(_optimizer_step_pre_hooks=OrderedDict(), _optimizer_step_post_hooks=OrderedDict())
+    return twin
+
+
+def _wrapped(twin: Any, wrapper: Any, inner: Any) -> Any:
+    """A twin of the wrapper around the twin of what is inside."""
+    outer = _like(wrapper)
+    for key, value in vars(wrapper).items():
+        if value is inner:
+            outer.__dict__[key] = twin
+    if "param_groups" in vars(wrapper):
+        outer.__dict__["param_groups"] = twin.param_groups
+    if "state" in vars(wrapper):
+        outer.__dict__["state"] = twin.state if wrapper.state is inner.state else defaultdict(dict)
+    return outer
+
+
+def _kinds(optimizer: Any, groups: Iterable[int]) -> list[int]:
+    found: dict[str, int] = {}
+    for index in groups:
+        group = optimizer.param_groups[index]
+        settings = {k: v for k, v in group.items() if k not in _RATE and not isinstance(v, Tensor)}
+        found.setdefault(repr(settings), index)
+    return list(found.values())[:_KINDS]
+
+
+def _dtypes(weight: Tensor) -> list[torch.dtype]:
+    """float64 shows most; what knows float32 alone gets that."""
+    return [torch.float32] if weight.device.type == "mps" else [torch.float64, torch.float32]
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a setting or a counter; what may hold weights is shared, since nobody writes to it."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.numel() <= 64 else value
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    return copy.copy(value) if isinstance(value, dict | list | set | random.Random) else value
+
+
+@contextmanager
+def _without_gradients(optimizer: Any) -> Iterator[None]:
+    """Take the gradients away meanwhile, so that a step leaves alone what it might still hold of the real weights."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = [weight.grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.grad = None
+        yield
+    finally:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+
+
+@contextmanager
+def _randomness_kept(optimizer: Any) -> Iterator[None]:
+    """Optimizers that round or sample at random leave the run's random numbers as they were."""
+    devices = {w.device for group in optimizer.param_groups for w in group["params"] if w.device.type == "cuda"}
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(state)

@@ -1,0 +1,127 @@
+"""Every optimizer of the libraries that are installed: exact, near, or refused with a reason; never silently wrong.
+
+What a step moves is measured on the optimizers themselves, not on the twins on which attaching measures.
+"""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from mtsp.regularizers import L2SP
+from tools.bench.optimizers import LIBRARIES, Row, rows
+
+SOUND = re.compile(
+    r"(coupled|decoupled), (exact|within [\d.e-]+ %)|refused: .{20,}|does not run here \(.+\)", re.DOTALL
+)
+
+
+def survey(library: str) -> list[Row]:
+    try:
+        return rows(library)
+    except ImportError as error:
+        pytest.skip(f"needs {LIBRARIES[library]}: {error}")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_no_optimizer_is_silently_wrong(library: str) -> None:
+    found = survey(library)
+    assert found
+    for row in found:
+        for cell in (row.chosen, row.coupled):
+            assert SOUND.fullmatch(cell), (row.name, cell)
+            if percent := re.search(r"within ([\d.e+-]+) %", cell):
+                assert float(percent[1]) < 10, (row.name, cell)
+
+
+@pytest.mark.parametrize(
+    ("library", "exact", "refused"),
+    [
+        ("torch", "ASGD Adadelta Adagrad Adam AdamW Adamax Muon NAdam RAdam RMSprop Rprop SGD", ""),
+        ("timm", "adamw adamp lamb lars lion muon nadamw kron adopt sgd sgdp", "madgrad madgradw"),
+        ("pytorch_optimizer", "prodigy dadaptadam lion soap ranger sgdw", "madgrad nero schedulefreeadamw dadaptsgd"),
+        ("schedulefree", "", "AdamWScheduleFree SGDScheduleFree RAdamScheduleFree"),
+        ("prodigyopt", "Prodigy", ""),
+        ("dadaptation", "DAdaptAdam DAdaptAdan DAdaptLion", "DAdaptAdaGrad DAdaptSGD"),
+        ("lion_pytorch", "Lion", ""),
+        ("transformers", "Adafactor", ""),
+    ],
+)
+def test_what_is_exact_and_what_is_refused(library: str, exact: str, refused: str) -> None:
+    found = {row.name: row for row in survey(library)}
+    for name in exact.split():
+        assert found[name].chosen.endswith(", exact"), found[name]
+    for name in refused.split():
+        assert found[name].chosen.startswith("refused: "), found[name]
+        assert found[name].coupled == "coupled, exact", found[name]
+
+
+def two_from_anchor_one() -> tuple[nn.Module, L2SP]:
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.constant_(model.weight, 2.0)
+    model.weight.grad = torch.zeros_like(model.weight)
+    return model, L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0)
+
+
+@pytest.mark.parametrize("name", ["SAM", "WSAM", "GSAM", "LookSAM", "Lookahead", "PCGrad", "OrthoGrad"])
+def test_wrappers_of_pytorch_optimizer_pull_once(name: str) -> None:
+    """2 - 0.1 * (2 - 1) = 1.9, for none of them changes anything where there is no gradient."""
+    library = pytest.importorskip("pytorch_optimizer", reason="needs pytorch_optimizer")
+    kind = getattr(library, name)
+    model, regularizer = two_from_anchor_one()
+    if name in ("Lookahead", "PCGrad", "OrthoGrad"):
+        optimizer = kind(torch.optim.SGD(model.parameters(), lr=0.1))
+    elif name == "GSAM":
+        base = torch.optim.SGD(model.parameters(), lr=0.1)
+        rho = library.ProportionScheduler(torch.optim.lr_scheduler.ConstantLR(base, 1.0), max_lr=0.1, max_value=0.1)
+        optimizer = kind(model.parameters(), base_optimizer=base, model=model, rho_scheduler=rho)
+    else:
+        model_first = {"model": model} if name == "WSAM" else {}
+        optimizer = kind(params=model.parameters(), base_optimizer=torch.optim.SGD, lr=0.1, **model_first)
+    regularizer.attach(optimizer)
+    if "SAM" in name:
+        inner = optimizer.base_optimizer
+        inner.step()
+    else:
+        optimizer.step()
+    assert model.get_parameter("weight").item() == pytest.approx(1.9)
+
+
+@pytest.mark.parametrize("name", ["TRAC", "ScheduleFreeWrapper"])
+def test_wrappers_that_scale_or_average_are_refused(name: str) -> None:
+    library = pytest.importorskip("pytorch_optimizer", reason="needs pytorch_optimizer")
+    model, regularizer = two_from_anchor_one()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
+    with pytest.raises(ValueError, match=rf"in {name} as it should|arrives in {name} cannot be tried"):
+        regularizer.attach(getattr(library, name)(inner))
+
+
+def test_prodigys_own_decay_is_what_a_pull_to_zero_does() -> None:
+    """Two steps, as long as its estimate does not depend on where the weights are."""
+    prodigy = pytest.importorskip("prodigyopt", reason="needs prodigyopt").Prodigy
+    ends = []
+    for native in (True, False):
+        model, _ = two_from_anchor_one()
+        weight = model.get_parameter("weight")
+        optimizer = prodigy(model.parameters(), d0=0.1, weight_decay=0.5 if native else 0.0)
+        if not native:
+            L2SP(model, anchors=None, alpha=0.0, beta=0.5).attach(optimizer)
+        for _ in range(2):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        ends.append(weight.item())
+    assert ends[0] == pytest.approx(ends[1], abs=1e-7)  # it remembers a start that is pulled already
+
+
+def test_a_pull_through_prodigy_stays_near() -> None:
+    """At a rate of lr = 1 instead of d, the pull would be a million times as strong at first: w goes to -220 and on."""
+    prodigy = pytest.importorskip("prodigyopt", reason="needs prodigyopt").Prodigy
+    model, _ = two_from_anchor_one()
+    weight = model.get_parameter("weight")
+    optimizer = prodigy(model.parameters())
+    L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0).attach(optimizer)
+    for _ in range(200):
+        weight.grad = (weight.detach() - 1.5).clone()
+        optimizer.step()
+        assert 0 < weight.item() < 3
