@@ -1,32 +1,34 @@
-"""The Encoding layer: residuals of an image's features to learned codewords, summed over its pixels.
+"""The Encoding layer, which sums residuals of an image's features to codewords, and the context module around it.
 
 After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), section 3.1, and
 "Deep TEN: Texture Encoding Network", CVPR 2017 (arXiv:1612.02844). Letters: B batch, D channels, N pixels, K codewords.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from models.blocks import conv_norm_relu
 
 NEGLIGIBLE = 1e-20
 """Assignments below this are set to zero: denormal numbers make a CPU's matrix products 8 times slower, and a sum over
 1e5 pixels loses less than its rounding, in float64 too."""
 
+PIXELS = 60 * 60
+"""Pixels of the feature map in the published training: crops of 480x480 at stride 8."""
+
 
 class Encoding(nn.Module):
-    """Residuals of features to codewords, weighted by soft assignment and summed over pixels: E in equation 1.
+    """Residuals of D-channel features to K codewords, weighted by soft assignment, summed over pixels (equation 1: E).
 
     With d the squared distance of pixel i to codeword k, the assignment is softmax over k of scale_k * d, and
     E_k = sum over i of assignment_ik * (x_i - codeword_k): a sum, so twice the pixels give twice E. The minus sign of
     the paper's exp(-s * d) is in `scale`, which starts negative and may become anything, as in the authors' code.
 
     Computed in float32 even under autocast, because E is a sum over thousands of pixels.
-
-    Args:
-        channels: D, the number of features.
-        codewords: K, the number of codewords.
     """
 
     def __init__(self, channels: int, codewords: int) -> None:
@@ -36,16 +38,59 @@ class Encoding(nn.Module):
         self.scale = nn.Parameter(torch.empty(codewords).uniform_(-1, 0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return E, BKD, float32 (float64 of float64).
-
-        Args:
-            features: BDHW or BDN, any float type, channels_last or not (never copied into the other layout).
-        """
+        """Return E, BKD, float32 (float64 for float64), of features BDHW or BDN in any float type and memory layout."""
         return encode(features.flatten(2).transpose(1, 2), self.codewords, self.scale)
 
     def extra_repr(self) -> str:
         """Return the sizes for `print`."""
         return f"channels={self.codewords.shape[1]}, codewords={self.codewords.shape[0]}"
+
+
+class Context(NamedTuple):
+    """Output of :class:`EncModule`."""
+
+    features: Tensor  # BCHW
+    se_logits: Tensor | None  # BK, for mtsp.losses.se_loss
+
+
+class EncModule(nn.Module):
+    """The context encoding module: scales the channels of a map by an encoding of all of it (figure 2 of the paper).
+
+    A map F is projected, encoded, normalized over the codewords, rectified and averaged over them to one vector e of
+    `channels`. The result is F * (1 + sigmoid(gate(e))) with the unprojected F, so each channel is scaled by 1 to 2.
+    The SE head predicts from e which classes are in the image. The authors' final ReLU is left out: F comes from one.
+
+    Args:
+        channels: of F.
+        codewords: K of :class:`Encoding`.
+        classes: number of classes that the SE head predicts; None: no SE head.
+        first_release: as the code of June 2018, closest in time to the paper: no projection, a sum over codewords.
+        size_invariant: scale E as if the map had 60x60 pixels, as in the published training. E is a sum over pixels,
+            and running statistics do not normalize it: a larger image saturates the gate. Not published.
+    """
+
+    def __init__(
+        self, channels: int, codewords: int, classes: int | None, *, first_release: bool, size_invariant: bool
+    ) -> None:
+        super().__init__()
+        self.first_release = first_release
+        self.size_invariant = size_invariant
+        self.project = nn.Identity() if first_release else conv_norm_relu(channels, channels, 1)
+        self.encoding = Encoding(channels, codewords)
+        self.norm = nn.BatchNorm1d(codewords)
+        self.gate = nn.Linear(channels, channels)
+        self.se_head = None if classes is None else nn.Linear(channels, classes)
+
+    def forward(self, features: Tensor) -> Context:
+        """Return the scaled features of nonnegative features BCHW, and in training the logits of the SE head, BK."""
+        encoded = self.encoding(self.project(features))
+        if self.size_invariant:
+            encoded = encoded * (PIXELS / features[0, 0].numel())
+        encoded = F.relu(self.norm(encoded))  # float32: rows of E reach from 1e3 down to below epsilon
+        encoded = encoded.sum(1) if self.first_release else encoded.mean(1)
+        se_logits = self.se_head(encoded) if self.se_head is not None and self.training else None
+        gate = 1 + torch.sigmoid(self.gate(encoded))
+        return Context(features * gate[:, :, None, None].to(features.dtype), se_logits)
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
@@ -68,7 +113,8 @@ class _Encode(torch.autograd.Function):
             centered, words = _centered(x, codewords)
             scale = scale.to(words.dtype)
             distances = torch.matmul(centered, words.t()).mul_(-2)
-            distances.add_(_squared_norm(centered)).add_(words.square().sum(1))
+            squared_norms = torch.linalg.vector_norm(centered, dim=2, keepdim=True).square_()  # without a BND tensor
+            distances.add_(squared_norms).add_(words.square().sum(1))
             assigned = torch.softmax(distances * scale, dim=2)
             assigned = torch.where(assigned < NEGLIGIBLE, 0, assigned)
             ctx.save_for_backward(x, codewords, scale, assigned, distances)
@@ -105,11 +151,6 @@ def _centered(x: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
     codewords = codewords.to(dtype)
     mean = codewords.mean(0)
     return x - mean, codewords - mean
-
-
-def _squared_norm(x: Tensor) -> Tensor:
-    """Return the squared norms, BN1, of `x`, BND, without a second BND tensor."""
-    return torch.linalg.vector_norm(x, dim=2, keepdim=True).square_()
 
 
 def _laid_out_as(like: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -29,11 +29,7 @@ class JointPyramidUpsampling(nn.Module):
         self.read = nn.ModuleList([_separable(len(encoder) * width, width, dilation) for dilation in DILATIONS])
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Return BChw with 4 * width channels at stride 8.
-
-        Args:
-            features: BChw at strides 8, 16, 32.
-        """
+        """Return BChw with 4 * width channels at stride 8, of BChw features at strides 8, 16, 32."""
         maps = [project(x) for project, x in zip(self.project, features, strict=True)]
         joined = torch.cat([resized(x, maps[0]) for x in reversed(maps)], dim=1)  # coarsest first, as published
         return torch.cat([read(joined) for read in self.read], dim=1)
@@ -43,6 +39,4 @@ def _separable(channels_in: int, channels_out: int, dilation: int) -> nn.Sequent
     depthwise = nn.Conv2d(
         channels_in, channels_in, 3, padding=dilation, dilation=dilation, groups=channels_in, bias=False
     )
-    pointwise = nn.Conv2d(channels_in, channels_out, 1, bias=False)
-    norms = nn.BatchNorm2d(channels_in), nn.BatchNorm2d(channels_out)
-    return nn.Sequential(depthwise, norms[0], pointwise, norms[1], nn.ReLU(inplace=True))
+    return nn.Sequential(depthwise, nn.BatchNorm2d(channels_in), *conv_norm_relu(channels_in, channels_out, 1))

@@ -4,14 +4,19 @@ After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 201
 its authors (PyTorch-Encoding), version v0.5.0, whose numbers are published.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.blocks import resized
-from models.encnet.heads import EncHead
+from models.blocks import conv_norm_relu, resized
+from models.encnet.encoding import EncModule
+from models.encnet.jpu import JointPyramidUpsampling
 from models.encoders.build import Encoded
+from models.pretrained.encnet import encnet_layout
+from models.pretrained.layouts import Layout, WeightsFile
 from mtsp.config import Config
 from mtsp.types import Outputs
 
@@ -86,22 +91,8 @@ class EncNet(nn.Module):
 
     def __init__(self, config: EncNetConfig) -> None:
         super().__init__()
-        stride = config.output_stride or (32 if config.jpu else 8)
-        self.backbone = Encoded(config.encoder, output_stride=stride)
-        self.head = EncHead(
-            self.backbone.encoder_channels,
-            config.classes,
-            width=config.width,
-            codewords=config.codewords,
-            lateral=config.lateral,
-            jpu=config.jpu,
-            se_head=config.se_head,
-            aux_head=config.aux_head,
-            dropout=config.dropout,
-            rate=config.dropout_rate,
-            first_release=config.first_release,
-            size_invariant=config.size_invariant,
-        )
+        self.backbone = Encoded(config.encoder, output_stride=config.output_stride or (32 if config.jpu else 8))
+        self.head = EncHead(self.backbone.encoder_channels, config)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
         """Predict the mask of `frame`; in training also its classes (SE head) and a mask from earlier features.
@@ -117,3 +108,83 @@ class EncNet(nn.Module):
         if predicted.aux_mask_logits is not None:
             outputs["aux_mask_logits"] = resized(predicted.aux_mask_logits, frame)
         return outputs
+
+
+class HeadOutputs(NamedTuple):
+    """Predictions at the resolution of the feature maps; the last two in training only, and only with such a head."""
+
+    mask_logits: Tensor  # BKhw
+    se_logits: Tensor | None  # BK
+    aux_mask_logits: Tensor | None  # BKhw
+
+
+class EncHead(nn.Module):
+    """All of EncNet but the encoder: 17.9 M parameters on ResNet-50 with 59 classes and lateral maps.
+
+    Layers keep PyTorch's own initialization, as in the authors' code.
+
+    Args:
+        encoder: channels of the encoder's maps at levels 4, 8, 16, 32.
+        config: options of the network.
+    """
+
+    task_layers = ("classify.", "context.se_head.", "aux_head.")
+    """Layers that weights of another task may lack, or have for other classes; they then stay as initialized."""
+
+    def __init__(self, encoder: Sequence[int], config: EncNetConfig) -> None:
+        super().__init__()
+        _, fine, middle, coarse = encoder
+        width = config.width
+        self.jpu = JointPyramidUpsampling((fine, middle, coarse), width) if config.jpu else None
+        if self.jpu is None:
+            self.reduce = conv_norm_relu(coarse, width, 3)
+        else:
+            self.reduce = conv_norm_relu(self.jpu.channels, width, 1)
+        self.lateral = self.join = None
+        if config.lateral:
+            self.lateral = nn.ModuleList([conv_norm_relu(channels, width, 1) for channels in (fine, middle)])
+            self.join = conv_norm_relu(3 * width, width, 3)
+        self.context = EncModule(
+            width,
+            config.codewords,
+            config.classes if config.se_head else None,
+            first_release=config.first_release,
+            size_invariant=config.size_invariant,
+        )
+        self.drop = _dropout(config)
+        self.classify = nn.Conv2d(width, config.classes, 1)
+        self.aux_head = AuxiliaryHead(middle, config) if config.aux_head else None
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
+        """Return predictions at the resolution of the last map, or of level 8 with a JPU.
+
+        Args:
+            features: BChw at levels 4, 8, 16, 32, none coarser than the output stride.
+        """
+        fine, middle, coarse = features[1:]
+        x = self.reduce(coarse if self.jpu is None else self.jpu(fine, middle, coarse))
+        if self.lateral is not None and self.join is not None:
+            sides = [resized(side(below), x) for side, below in zip(self.lateral, (fine, middle), strict=True)]
+            x = self.join(torch.cat([x, *sides], dim=1))
+        x, se_logits = self.context(x)
+        logits = self.classify(self.drop(x))
+        auxiliary = self.aux_head(middle) if self.aux_head is not None and self.training else None
+        return HeadOutputs(logits, se_logits, auxiliary)
+
+    def published_layout(self, file: WeightsFile) -> Layout:
+        """Return how an EncNet of PyTorch-Encoding or FastFCN fits; see :mod:`models.pretrained.encnet`."""
+        return encnet_layout(self, self.task_layers, file)
+
+
+class AuxiliaryHead(nn.Sequential):
+    """A small fully convolutional head on the encoder's level 16, for the auxiliary loss: BChw to logits BKhw."""
+
+    def __init__(self, channels: int, config: EncNetConfig) -> None:
+        super().__init__()
+        self.reduce = conv_norm_relu(channels, channels // 4, 3)
+        self.drop = _dropout(config)
+        self.classify = nn.Conv2d(channels // 4, config.classes, 1)
+
+
+def _dropout(config: EncNetConfig) -> nn.Module:
+    return (nn.Dropout2d if config.dropout == "channel" else nn.Dropout)(config.dropout_rate)

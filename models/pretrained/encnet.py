@@ -37,7 +37,7 @@ def split_encoder(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[s
 
 
 def encnet_layout(head: nn.Module, task_layers: tuple[str, ...], file: WeightsFile) -> Layout:
-    """Return how the head of a published EncNet fits a :class:`models.encnet.heads.EncHead`.
+    """Return how the head of a published EncNet fits a :class:`models.encnet.network.EncHead`.
 
     The encoder, which belongs to the other branch, is left out, and so are layers for other classes and an auxiliary or
     SE head that `head` does not have.

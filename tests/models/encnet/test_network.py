@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encnet.heads import EncModule
+from models.encnet.encoding import EncModule
 from models.encnet.network import EncNet, EncNetConfig
 from models.encoders.build import build
 from models.pretrained.load import load_branch
