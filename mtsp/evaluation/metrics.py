@@ -1,11 +1,11 @@
-"""Metrics of each kind of data set: the one list that evaluation, tables, files and reports read.
+"""Metrics of each kind of data set: the list that evaluation, tables, files and reports read.
 
-To add a metric, derive a class from :class:`Metric` and name it in :data:`METRICS`. Its numbers then
-appear in the tracker and `results.json`; its `headlines` also on the console and in reports, its `columns` in the table
-and the CSV of tools/evaluate.py and tools/score.py, and everything in their JSON.
+To add a metric, derive a class from :class:`Metric` and name it in :data:`METRICS`. The tracker and `results.json` then
+have its numbers, the console and reports its `headlines`; tools/evaluate.py and tools/score.py show its `columns` in the
+table and the CSV, and everything in the JSON.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -19,7 +19,10 @@ _PASSES = ("clean", "final", "into_future", "into_past")
 
 
 class Metric(Protocol):
-    """Sums that add up over batches and processes, and the numbers that follow from them."""
+    """Sums that add up over batches and processes, and the numbers that follow from them.
+
+    Each attribute of an object has `merge` and `compute`, as the classes of :mod:`mtsp.metrics`.
+    """
 
     label: ClassVar[str]
     """Key of the true label in a `Batch`. A batch without it is left out."""
@@ -34,19 +37,18 @@ class Metric(Protocol):
 
     def __init__(self, classes: int) -> None:
         """Start at nothing, for a network with `classes` channels in its output."""
-        ...
 
     def update(self, ids: Sequence[str], prediction: Array, labels: Mapping[str, Any]) -> None:
         """Add a batch: the ids of its examples, the prediction (logits or class ids), the labels as in a `Batch`."""
-        ...
 
     def merge(self, other: Self) -> None:
         """Add what another process measured."""
-        ...
+        for name, sums in vars(self).items():
+            sums.merge(getattr(other, name))
 
     def compute(self) -> dict[str, float]:
         """Return the numbers of all examples; NaN where nothing was seen."""
-        ...
+        return {key: value for sums in vars(self).values() for key, value in sums.compute().items()}
 
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return what only the JSON has, by class, image or sequence (`per_sequence` is in the table, too)."""
@@ -78,11 +80,6 @@ class VideoMasks(Metric):
         for place, name in enumerate(ids):
             self.davis.update(name, predicted[place] & known[place], (truth[place] == 1) & known[place])
 
-    def merge(self, other: Self) -> None:
-        """Add what another process measured."""
-        self.davis.merge(other.davis)
-        self.pixels.merge(other.pixels)
-
     def compute(self) -> dict[str, float]:
         """Return J, F and IoU as means over sequences, and accuracy and mIoU of all pixels."""
         pixels = self.pixels.compute()
@@ -109,14 +106,6 @@ class VideoObjects(Metric):
         for place, name in enumerate(ids):
             self.davis.update_objects(name, prediction[place], labels["mask"][place], IGNORE)
 
-    def merge(self, other: Self) -> None:
-        """Add what another process measured."""
-        self.davis.merge(other.davis)
-
-    def compute(self) -> dict[str, float]:
-        """Return J and F as means over objects."""
-        return self.davis.compute()
-
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return the number of objects, and the numbers of each sequence and object ("dogs-jump_1")."""
         sequences = self.davis.per_object().items()
@@ -139,14 +128,6 @@ class ClassMasks(Metric):
     def update(self, ids: Sequence[str], prediction: Array, labels: Mapping[str, Any]) -> None:
         """Add masks of class ids."""
         self.pixels.update(prediction, labels["mask"], ids)
-
-    def merge(self, other: Self) -> None:
-        """Add what another process measured."""
-        self.pixels.merge(other.pixels)
-
-    def compute(self) -> dict[str, float]:
-        """Return mIoU and accuracies, see :meth:`~mtsp.metrics.segmentation.ConfusionMatrix.compute`."""
-        return self.pixels.compute()
 
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return each class's IoU, the absent classes, the worst confusions, and the numbers of each image."""
@@ -173,18 +154,10 @@ class FlowFields(Metric):
         """Add flow, which is measured on the device where the prediction lies."""
         self.errors.update(prediction, labels["flow"], labels.get("flow_valid"), ids)
 
-    def merge(self, other: Self) -> None:
-        """Add what another process measured."""
-        self.errors.merge(other.errors)
-
-    def compute(self) -> dict[str, float]:
-        """Return the errors of all pairs, see :meth:`~mtsp.metrics.flow.FlowErrors.compute`."""
-        return self.errors.compute()
-
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return the errors of each sequence (the folder of a name, else the name), pair and pass."""
-        sequences = _grouped(self.errors, lambda name: name.rpartition("/")[0] or name)
-        passes = _grouped(self.errors, lambda name: "/".join(part for part in name.split("/")[:2] if part in _PASSES))
+        sequences = self.errors.grouped(lambda name: name.rpartition("/")[0] or name)
+        passes = self.errors.grouped(lambda name: "/".join(part for part in name.split("/")[:2] if part in _PASSES))
         found: dict[str, Any] = {"per_sequence": sequences, "per_image": self.errors.per_image()}
         return found if "" in passes else found | {"per_pass": passes}
 
@@ -204,14 +177,6 @@ class ImageLabels(Metric):
         """Add logits of images."""
         self.scores.update(prediction, labels["label"])
 
-    def merge(self, other: Self) -> None:
-        """Add what another process measured."""
-        self.scores.merge(other.scores)
-
-    def compute(self) -> dict[str, float]:
-        """Return accuracies and calibration, see :class:`~mtsp.metrics.classification.ClassificationScores`."""
-        return self.scores.compute()
-
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return each class's own accuracy and the worst confusions."""
         accuracies = _by_class(self.scores.per_class().tolist(), classes)
@@ -230,10 +195,6 @@ METRICS: dict[Kind, tuple[type[Metric], ...]] = {
 def headlines() -> tuple[str, ...]:
     """Return the headline numbers of all metrics, each once."""
     return tuple(dict.fromkeys(name for kind in METRICS.values() for metric in kind for name in metric.headlines))
-
-
-def _grouped(errors: FlowErrors, key: Callable[[str], str]) -> dict[str, dict[str, float]]:
-    return {name: part.compute() for name, part in errors.grouped(key).items()}
 
 
 def _worst(counts: np.ndarray, names: Sequence[str], unit: str) -> list[dict[str, Any]]:

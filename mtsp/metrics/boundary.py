@@ -264,7 +264,7 @@ def _numpy_counts(ours: np.ndarray, theirs: np.ndarray, disk: np.ndarray) -> lis
     our_edge, their_edge = _numpy_edge(ours), _numpy_edge(theirs)
     pairs = (ours & theirs, ours | theirs, our_edge, their_edge)
     matches = (our_edge & _numpy_grown(their_edge, disk), their_edge & _numpy_grown(our_edge, disk))
-    return [np.count_nonzero(mask) for mask in (*pairs, *matches)]
+    return [int(np.count_nonzero(mask)) for mask in (*pairs, *matches)]
 
 
 def _numpy_edge(mask: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Checks of the arrays that metrics are given, so that a mistake is named plainly and not by a library's error."""
 
 import sys
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,18 @@ def require_numbers(**arrays: Any) -> None:
             raise TypeError(f"{what} is a {kind}; expected a numpy array or a torch tensor, as np.asarray({what})")
         if trouble:
             raise ValueError(f"{what} {trouble}")
+
+
+def keep_rows(kept: dict[str, np.ndarray], names: str | Collection[str], rows: Iterable[np.ndarray], what: str) -> None:
+    """Add an image's row to `kept` for each name. Raises ValueError if their numbers differ, or a name comes twice."""
+    names, rows = [names] if isinstance(names, str) else names, list(rows)
+    if len(names) != len(rows):
+        raise ValueError(f"{len(names)} names for {len(rows)} images")
+    new = dict(zip(names, rows, strict=True))
+    twice = sorted(kept.keys() & new.keys())
+    if twice or len(new) != len(names):
+        raise ValueError(f"{what} of {twice[0] if twice else 'an image'} was scored twice; names must be unique")
+    kept.update(new)
 
 
 def for_device(array: Any) -> Any:

@@ -227,37 +227,32 @@ def _ratio(total: float, count: int) -> float:
 
 
 def _numpy_scores(logits: np.ndarray, labels: np.ndarray) -> ImageScores:
-    images, classes = logits.shape
     logits = logits.astype(np.result_type(logits, np.float32), copy=False)
-    prediction, rows = logits.argmax(axis=1), np.arange(images)
-    best, own = logits[rows, prediction], logits[rows, labels]
-    lost = ~np.isfinite(best)  # argmax stops at the first NaN
     with np.errstate(invalid="ignore", over="ignore"):
-        total = np.exp(logits - best[:, None]).sum(axis=1, dtype=np.float64)
-        nll = np.log(total) + (best.astype(np.float64) - own)
-    level = logits == own[:, None]
-    before = (logits > own[:, None]) | (level & (np.arange(classes) < labels[:, None]))
-    return ImageScores(
-        rank=np.where(lost, classes, np.count_nonzero(before, axis=1)),
-        prediction=np.where(lost, classes, prediction),
-        confidence=np.where(lost, np.nan, 1 / total),
-        nll=np.where(lost, np.nan, nll),
-    )
+        return ImageScores(*_scores(np, logits, labels, logits.argmax(axis=1)))
 
 
 def _torch_scores(logits: Any, labels: np.ndarray) -> ImageScores:
-    """As :func:`_numpy_scores`, computed where the logits lie; only four numbers an image leave it."""
+    """Compute where the logits lie; only four numbers an image leave it."""
     import torch
 
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    classes, true = logits.shape[1], torch.from_numpy(labels).to(logits.device)[:, None]
-    best, prediction = logits.max(dim=1, keepdim=True)  # of equal ones, some device may take another than the first
-    prediction = torch.where(logits == best, torch.arange(classes, device=logits.device), classes).amin(dim=1)
-    own, lost = logits.gather(1, true), ~best[:, 0].isfinite()
-    total = (logits - best).exp().sum(dim=1, dtype=torch.float64)
-    nll = total.log() + (best.double() - own)[:, 0]
-    before = (logits > own) | ((logits == own) & (torch.arange(classes, device=logits.device) < true))
-    rank = torch.where(lost, classes, before.sum(dim=1))
-    whole = torch.stack([rank, torch.where(lost, classes, prediction)]).cpu().numpy()
-    real = torch.where(lost, torch.nan, torch.stack([1 / total, nll])).cpu().numpy()
-    return ImageScores(whole[0], whole[1], real[0], real[1])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    is_best = logits == logits.amax(dim=1, keepdim=True)
+    prediction = torch.where(is_best, classes, len(classes)).amin(dim=1)  # argmax is not the first one on all devices
+    scores = _scores(torch, logits, torch.from_numpy(labels).to(logits.device), prediction)
+    whole, real = (torch.stack(pair).cpu().numpy() for pair in (scores[:2], scores[2:]))
+    return ImageScores(*whole, *real)
+
+
+def _scores(xp: Any, logits: Any, labels: Any, prediction: Any) -> tuple[Any, Any, Any, Any]:
+    """Return the fields of :class:`ImageScores`; `xp` is numpy or torch."""
+    (images, count), device = logits.shape, logits.device
+    rows, classes = xp.arange(images, device=device), xp.arange(count, device=device)
+    best, own = xp.amax(logits, axis=1), logits[rows, labels]  # NaN if one is
+    lost = ~xp.isfinite(best)
+    total = xp.exp(logits - best[:, None]).sum(axis=1, dtype=xp.float64)
+    nll = xp.log(total) + (xp.asarray(best, dtype=xp.float64) - own)
+    before = (logits > own[:, None]) | ((logits == own[:, None]) & (classes < labels[:, None]))
+    rank, prediction = xp.where(lost, count, before.sum(axis=1)), xp.where(lost, count, prediction)
+    return rank, prediction, xp.where(lost, xp.nan, 1 / total), xp.where(lost, xp.nan, nll)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mtsp.metrics.checks import for_device, require_numbers
+from mtsp.metrics.checks import for_device, keep_rows, require_numbers
 from mtsp.metrics.kernels.exact_sum import ExactSums
 from mtsp.metrics.kernels.flow_forms import host_sums, torch_sums
 from mtsp.metrics.kernels.flow_loops import KNOWN_FLOW as KNOWN_FLOW
@@ -26,13 +26,13 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, an
     """Return the sums named in `SUMS` of each image, B x 12 float64.
 
     A pixel's errors are computed in the precision of the input (at least float32), so a pixel on the edge of a bin may
-    fall to the other side of it than in float64; the angle of a float32 vector is off by 0.0003 degrees at 500 px, and
-    a float64 error above 1e154 px is infinite. The compiled loop adds up those of 512 pixels of a row in that
-    precision, and everything else in float64: which takes 1e-8 of the sum of an image as a rule (of angles 1e-7), and
-    512 x 2^-24 = 3.1e-5 at most. Counts are exact. The sums of an image do not depend on the batch it is in, its order
-    in memory, nor on the number of threads.
+    fall on the other side of it than in float64; the angle of a float32 vector is off by 0.0003 degrees at 500 px, and
+    a float64 error above 1e154 px is infinite. The compiled loop adds 512 pixels of a row in that precision and
+    everything else in float64: the sum of an image is usually off by 1e-8 of itself (angles: 1e-7), and by
+    512 x 2^-24 = 3.1e-5 at most. Counts are exact. The sums of an image do not depend on its batch, its layout in
+    memory or the number of threads.
 
-    CPU arrays are read where they lie, of any strides, a transposed BHW2 as fast as a B2HW. Copied are: an array of
+    CPU arrays of any strides are read without a copy, a transposed BHW2 as fast as a B2HW. Exceptions are an array of
     lower precision than the other, half precision, integers, foreign byte order, and `valid` of more than a byte a
     pixel.
 
@@ -55,14 +55,11 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, an
 
 
 class FlowErrors:
-    """Flow errors over every known pixel of all images seen; each average says what it is over.
+    """Flow errors over every known pixel of all images, the same in any order and on any number of processes.
 
-    `epe` and `aae` pool pixels; `epe_per_image` and `aae_per_image` are the means of the images' own means, which some
-    papers report and which differ where images have unequal numbers of known pixels. A known pixel whose prediction is
-    not finite has no error: it is in no average and is counted in `nan_predictions`, which must be 0 for the others to
-    mean anything.
-
-    The numbers are the same for the same images in any order, on any number of processes.
+    `epe` and `aae` pool pixels; `epe_per_image` and `aae_per_image`, which some papers report, are means over images of
+    each image's own mean. A known pixel whose prediction is not finite is in no average, but is counted in
+    `nan_predictions`, which must be 0 for the others to mean anything.
 
     Args:
         angular: whether to compute angular errors, NaN without.
@@ -86,22 +83,15 @@ class FlowErrors:
             ValueError: shapes or number of names do not fit, or a name was added before.
         """
         rows = flow_sums(prediction, truth, valid, angular=self.angular)
-        names = [names] if isinstance(names, str) else names
         if names is not None:
-            if len(names) != len(rows):
-                raise ValueError(f"{len(names)} names for {len(rows)} images")
-            self._keep(dict(zip(names, rows, strict=True)), len(names))
+            keep_rows(self.by_name, names, rows, "flow")
         self._add(rows)
 
     def merge(self, other: "FlowErrors") -> None:
-        """Add the images of `other`, from another process.
-
-        Raises:
-            ValueError: both saw the same name, or only one of them measured angles.
-        """
+        """Add the images of `other`. Raises ValueError if both saw the same name, or only one measured angles."""
         if self.angular != other.angular:
             raise ValueError("flow errors with and without angles cannot be merged; give both the same `angular`")
-        self._keep(other.by_name, len(other.by_name))
+        keep_rows(self.by_name, other.by_name, other.by_name.values(), "flow")
         self.sums.merge(other.sums)
         self.image_means.merge(other.image_means)
 
@@ -139,33 +129,20 @@ class FlowErrors:
 
     def per_image(self) -> dict[str, dict[str, float]]:
         """Return :meth:`compute` of each named image, by name, in the order of names."""
-        return {name: group.compute() for name, group in self.grouped(lambda name: name).items()}
+        return self.grouped(lambda name: name)
 
-    def grouped(self, key: Callable[[str], str]) -> dict[str, "FlowErrors"]:
-        """Return the named images as one `FlowErrors` for each value of `key(name)`, in the order of values."""
+    def grouped(self, key: Callable[[str], str]) -> dict[str, dict[str, float]]:
+        """Return :meth:`compute` of the named images with each value of `key(name)`, in the order of values."""
         groups: dict[str, FlowErrors] = {}
         for name, row in sorted(self.by_name.items(), key=lambda item: (key(item[0]), item[0])):
-            group = groups.setdefault(key(name), FlowErrors(self.angular))
-            group._keep({name: row}, 1)
-            group._add(row[None])
-        return groups
-
-    def _keep(self, rows: dict[str, np.ndarray], expected: int) -> None:
-        twice = sorted(self.by_name.keys() & rows.keys())
-        if twice or len(rows) != expected:
-            raise ValueError(f"flow of {twice[0] if twice else 'an image'} was scored twice; names must be unique")
-        self.by_name.update(rows)
+            groups.setdefault(key(name), FlowErrors(self.angular))._add(row[None])
+        return {value: group.compute() for value, group in groups.items()}
 
     def _add(self, rows: np.ndarray) -> None:
-        columns = rows.T.tolist()
-        self.sums.add(columns)
-        of = dict(zip(SUMS, columns, strict=True))
-        bins = zip(of["error_slow"], of["error_mid"], of["error_fast"], strict=True)
-        seen = [
-            (sum(e) / n, angle / n, 1) for e, angle, n in zip(bins, of["angle"], of["pixels"], strict=True) if n > 0
-        ]
-        if seen:
-            self.image_means.add(zip(*seen, strict=True))
+        self.sums.add(rows.T.tolist())
+        images = [dict(zip(SUMS, row, strict=True)) for row in rows[rows[:, SUMS.index("pixels")] > 0].tolist()]
+        epe = [(of["error_slow"] + of["error_mid"] + of["error_fast"]) / of["pixels"] for of in images]
+        self.image_means.add([epe, [of["angle"] / of["pixels"] for of in images], [len(images)]])
 
 
 def _mean(total: float, count: float) -> float:

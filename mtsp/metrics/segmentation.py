@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtsp.metrics.checks import for_device, require_numbers
+from mtsp.metrics.checks import for_device, keep_rows, require_numbers
 from mtsp.metrics.kernels.confusion import Counts, count_classes
 from mtsp.metrics.kernels.exact_sum import ExactSums
 from mtsp.metrics.kernels.jit import Array, on_host, plain
@@ -72,11 +72,8 @@ class ConfusionMatrix:
         """
         counts = _counts(prediction, truth, self.classes, self.ignore)
         rows = _image_scores(counts.images, self.ignore)
-        names = [names] if isinstance(names, str) else names
         if names is not None:
-            if len(names) != len(rows):
-                raise ValueError(f"{len(names)} names for {len(rows)} images")
-            self._keep(dict(zip(names, rows, strict=True)), len(names))
+            keep_rows(self.by_name, names, rows, "mask")
         self.counts += counts.table[: self.classes]
         seen = rows[rows[:, 0] > 0]
         self.image_sums.add([seen[:, 2].tolist(), [len(seen)]])
@@ -86,7 +83,7 @@ class ConfusionMatrix:
         if (self.classes, self.ignore) != (other.classes, other.ignore):
             ours, theirs = (f"{one.classes} classes, ignoring {one.ignore}" for one in (self, other))
             raise ValueError(f"confusion matrices of {ours} and of {theirs} cannot be merged")
-        self._keep(other.by_name, len(other.by_name))
+        keep_rows(self.by_name, other.by_name, other.by_name.values(), "mask")
         self.counts += other.counts
         self.image_sums.merge(other.image_sums)
 
@@ -156,12 +153,6 @@ class ConfusionMatrix:
         result.counts = np.delete(rest, label, axis=1)
         result.counts[:, -1] += rest[:, label]
         return result
-
-    def _keep(self, rows: dict[str, np.ndarray], expected: int) -> None:
-        twice = sorted(self.by_name.keys() & rows.keys())
-        if twice or len(rows) != expected:
-            raise ValueError(f"mask of {twice[0] if twice else 'an image'} was scored twice; names must be unique")
-        self.by_name.update(rows)
 
 
 def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -> Counts:

@@ -55,41 +55,12 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
 
 
 def numpy_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, angular: bool) -> np.ndarray:
-    """Return the sums of one 2HW band, without boolean indexing, which costs more than the arithmetic."""
-    known = (np.abs(truth) <= KNOWN_FLOW).all(axis=0) & (valid != 0)
-    finite = np.isfinite(prediction).all(axis=0)
-    used = known & finite
+    """Return the sums of 2HW flow, of the same type."""
     with np.errstate(over="ignore", invalid="ignore"):
-        difference = prediction - truth
-        square = np.where(used, np.square(difference).sum(axis=0), 0)
-        speed = np.where(known, np.square(truth).sum(axis=0), 0)
-        error = np.sqrt(square)
-        outlier = (error > 3) & (400 * square > speed)
-    slow, fast = speed < 100, speed >= 1600
-    error_slow, error_fast = np.where(slow, error, 0), np.where(fast, error, 0)
-    error_mid = np.where(slow | fast, 0, error)
-    counts = [known & ~finite, used & slow, used & fast]
-    angle = _angles(*(np.where(used, flow, 0) for flow in (prediction, truth, difference))) if angular else math.nan
-    return np.array(
-        [np.count_nonzero(used), *map(np.count_nonzero, counts)]
-        + [bin_.sum(dtype=np.float64) for bin_ in (error_slow, error_mid, error_fast)]
-        + [np.count_nonzero(error > limit) for limit in (1, 3, 5)]
-        + [np.count_nonzero(outlier), np.degrees(np.sum(angle, dtype=np.float64))],
-        dtype=np.float64,
-    )
-
-
-def _angles(prediction: np.ndarray, truth: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Return the angles between (dx, dy, 1) of two finite 2HW flows, radians.
-
-    The arctangent of cross product over dot product: an arccosine would lose all angles below 0.02 degrees to rounding.
-    Both products are divided by the longest component, which keeps them finite.
-    """
-    scale = 1 / np.maximum(1, np.abs(prediction).max(axis=0))
-    across = difference * scale
-    normal = truth[0] * across[1] - truth[1] * across[0]
-    along = (prediction * scale * truth).sum(axis=0) + scale
-    return np.arctan2(np.sqrt(np.square(across).sum(axis=0) + np.square(normal)), along)
+        terms = _terms(np, prediction, truth, valid != 0, angular)
+    sums = np.array([term.sum(dtype=np.float64) for term in terms])
+    sums[_ANGLE] = np.degrees(sums[_ANGLE])
+    return sums
 
 
 def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.ndarray:
@@ -101,26 +72,8 @@ def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.nda
     if any(not flow.is_floating_point() and flow.element_size() > 2 for flow in (prediction, truth)):
         kind = torch.float64  # as numpy has it
     prediction, truth = prediction.to(kind), truth.to(kind)
-    known = (truth.abs() <= KNOWN_FLOW).all(dim=1)
-    if valid is not None:
-        known &= torch.as_tensor(valid, device=prediction.device) != 0
-    finite = torch.isfinite(prediction).all(dim=1)
-    used = known & finite
-    difference = prediction - truth
-    speed = torch.where(known, truth.square().sum(dim=1), 0)
-    square = torch.where(used, difference.square().sum(dim=1), 0)
-    error = square.sqrt()
-    slow, fast = speed < 100, speed >= 1600
-    terms = [used, known & ~finite, used & slow, used & fast]
-    terms += [torch.where(bin_, error, 0) for bin_ in (slow, ~(slow | fast), fast)]
-    terms += [error > 1, error > 3, error > 5, (error > 3) & (400 * square > speed)]
-    if angular:
-        scale = 1 / prediction.abs().amax(dim=1, keepdim=True).clamp(min=1)
-        (x, y), along = (difference * scale).unbind(1), (prediction * scale * truth).sum(dim=1) + scale[:, 0]
-        normal = truth[:, 0] * y - truth[:, 1] * x
-        terms += [torch.where(used, torch.atan2((x * x + y * y + normal * normal).sqrt(), along), 0)]
-    else:
-        terms += [torch.full_like(error, math.nan)]
+    usable = True if valid is None else torch.as_tensor(valid, device=prediction.device) != 0
+    terms = _terms(torch, prediction, truth, usable, angular)
     sums = torch.stack([term.sum(dim=(1, 2), dtype=torch.float64) for term in terms], dim=1).cpu().numpy()
     sums[:, _ANGLE] = np.degrees(sums[:, _ANGLE])
     large = np.flatnonzero(~np.isfinite(sums[:, _ERRORS]).all(axis=1))
@@ -129,3 +82,38 @@ def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.nda
         known = None if valid is None else torch.as_tensor(valid, device=prediction.device)[place]
         sums[large] = torch_sums(prediction[place].double(), truth[place].double(), known, angular)
     return sums
+
+
+def _terms(xp: Any, prediction: Any, truth: Any, usable: Any, angular: bool) -> list[Any]:
+    """Return what each pixel adds to the sums, in the order of `SUMS`; angles in radians.
+
+    Without boolean indexing, which costs more than the arithmetic. An angle is the arctangent of cross product over dot
+    product of (dx, dy, 1): an arccosine would lose all angles below 0.02 degrees to rounding. Both products are divided
+    by the longest component, which keeps them finite.
+
+    Args:
+        xp: numpy or torch.
+        prediction: ...2HW.
+        truth: as `prediction`, of the same type.
+        usable: ...HW bool, or True for all.
+        angular: whether to compute angles; NaN without.
+    """
+    known = (xp.abs(truth) <= KNOWN_FLOW).all(axis=-3) & usable
+    finite = xp.isfinite(prediction).all(axis=-3)
+    used = known & finite
+    difference = prediction - truth
+    square = xp.where(used, xp.square(difference).sum(axis=-3), 0)
+    speed = xp.where(known, xp.square(truth).sum(axis=-3), 0)
+    error = xp.sqrt(square)
+    slow, fast = speed < 100, speed >= 1600
+    errors = [xp.where(bin_, error, 0) for bin_ in (slow, ~(slow | fast), fast)]
+    if angular:
+        scale = 1 / xp.amax(xp.abs(prediction), axis=-3, keepdims=True).clip(min=1)
+        across, along = difference * scale, (prediction * scale * truth).sum(axis=-3) + scale[..., 0, :, :]
+        normal = truth[..., 0, :, :] * across[..., 1, :, :] - truth[..., 1, :, :] * across[..., 0, :, :]
+        length = xp.sqrt(xp.square(across).sum(axis=-3) + xp.square(normal))
+        angle = xp.where(used, xp.arctan2(length, along), 0)
+    else:
+        angle = xp.full_like(error, math.nan)
+    outlier = (error > 3) & (400 * square > speed)
+    return [used, known & ~finite, used & slow, used & fast, *errors, error > 1, error > 3, error > 5, outlier, angle]

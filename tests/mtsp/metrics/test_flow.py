@@ -337,7 +337,7 @@ def test_the_mean_is_over_pixels_and_the_one_over_images_is_named() -> None:
     assert found["epe"] == pytest.approx(6)  # (4 * 5 + 10) / 5
     assert found["epe_per_image"] == pytest.approx(7.5)  # (5 + 10) / 2
     assert {name: row["epe"] for name, row in errors.per_image().items()} == {"a": 5, "b": 10}
-    assert errors.grouped(lambda name: "both")["both"].compute() == found
+    assert errors.grouped(lambda name: "both")["both"] == found
 
 
 def test_merged_and_pickled_parts_equal_the_whole() -> None:
