@@ -203,6 +203,8 @@ def report_classes(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}-classes.md", class_table(class_rows(counts, names)).encode())
     if pairs := confused_pairs(counts):
-        true, predicted = [one.truth or 0 for one in predictions], [one.label for one in predictions]
-        figures = folder / f"{name}-pairs.png"
-        draw_pairs(figures, pairs, names, true, predicted, lambda i: to_image(data[predictions[i].position]["frame"]))
+        mistakes: dict[tuple[int, int], list[int]] = {}
+        for one in predictions:
+            mistakes.setdefault((one.truth or 0, one.label), []).append(one.position)
+        figure = folder / f"{name}-pairs.png"
+        draw_pairs(figure, pairs, names, mistakes, lambda position: to_image(data[position]["frame"]))

@@ -1,6 +1,6 @@
-"""Confusions of a classifier: the most confused pairs of classes, with figures, and a table of classes."""
+"""Confusions of a classifier: the most confused pairs of classes and their figure, and a table of classes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,26 +10,15 @@ Figures = Callable[[int], np.ndarray]
 """`figures(index)` returns example `index` as HW3 uint8 RGB. Called only for examples that are shown."""
 
 
-class Pair(NamedTuple):
-    """Two classes that are mistaken for each other."""
-
-    first: int
-    second: int
-    mistakes: int
-    """In both directions together."""
-    share: float
-    """Mistakes as a fraction of all examples of both classes."""
-
-
 class Confusion(NamedTuple):
-    """A class that is mistaken for another one."""
+    """A class that is mistaken for another one, or two classes that are mistaken for each other."""
 
     truth: int
     taken_for: int
     mistakes: int
-    """In this direction only."""
+    """In this direction, or of a pair in both together."""
     share: float
-    """Mistakes as a fraction of the true class's examples."""
+    """Mistakes as a fraction of the true class's examples, or of the examples of both classes."""
 
 
 class ClassRow(NamedTuple):
@@ -45,7 +34,7 @@ class ClassRow(NamedTuple):
     """Most frequent wrong class of its examples; None without mistakes."""
 
 
-def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Pair]:
+def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
     """Return the pairs with most mistakes, most first; ties go to the larger share, then to the lower classes.
 
     Args:
@@ -55,9 +44,9 @@ def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Pair]:
     Raises:
         ValueError: not as many columns as rows.
     """
-    counts = _square(np.asarray(counts))
+    counts = _square(counts)
     examples = counts.sum(1)
-    return [Pair(*row) for row in _most(np.triu(counts + counts.T, 1), examples[:, None] + examples, limit)]
+    return _most(np.triu(counts + counts.T, 1), examples[:, None] + examples, limit)
 
 
 def worst_confusions(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
@@ -70,16 +59,15 @@ def worst_confusions(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
     mistakes = np.array(counts)
     examples = np.broadcast_to(mistakes.sum(1)[:, None], mistakes.shape)
     np.fill_diagonal(mistakes, 0)
-    return [Confusion(*row) for row in _most(mistakes, examples, limit)]
+    return _most(mistakes, examples, limit)
 
 
-def _most(mistakes: np.ndarray, examples: np.ndarray, limit: int) -> list[tuple[int, int, int, float]]:
-    """Return row, column, mistakes and their share of the examples of the worst entries."""
-    found = []
-    for row, column in np.argwhere(mistakes).tolist():
-        wrong = int(mistakes[row, column])
-        found.append((row, column, wrong, float(wrong / examples[row, column])))
-    return sorted(found, key=lambda one: (-one[2], -one[3], one[0], one[1]))[:limit]
+def _most(mistakes: np.ndarray, examples: np.ndarray, limit: int) -> list[Confusion]:
+    found = [
+        Confusion(*place, int(mistakes[*place]), float(mistakes[*place] / examples[*place]))
+        for place in np.argwhere(mistakes).tolist()
+    ]
+    return sorted(found, key=lambda one: (-one.mistakes, -one.share, one.truth, one.taken_for))[:limit]
 
 
 def class_rows(counts: np.ndarray, names: Sequence[str]) -> list[ClassRow]:
@@ -93,20 +81,13 @@ def class_rows(counts: np.ndarray, names: Sequence[str]) -> list[ClassRow]:
         ValueError: not as many names as classes.
     """
     counts = _square(counts, names)
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     rows = []
     for label, name in enumerate(names):
         examples, called, right = counts[label].sum(), counts[:, label].sum(), counts[label, label]
-        others = counts[label].copy()
-        others[label] = 0
-        rows.append(
-            ClassRow(
-                name,
-                int(examples),
-                float(right / examples) if examples else None,
-                float(right / called) if called else None,
-                names[int(others.argmax())] if others.any() else None,
-            )
-        )
+        accuracy, precision = (float(right / total) if total else None for total in (examples, called))
+        taken_for = names[int(wrong[label].argmax())] if wrong[label].any() else None
+        rows.append(ClassRow(name, int(examples), accuracy, precision, taken_for))
     return sorted(rows, key=lambda row: (row.accuracy is None, row.accuracy or 0.0, row.name))
 
 
@@ -122,10 +103,9 @@ def class_table(rows: Sequence[ClassRow]) -> str:
 
 def draw_pairs(
     path: Path,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Confusion],
     names: Sequence[str],
-    labels: Sequence[int],
-    predictions: Sequence[int],
+    mistakes: Mapping[tuple[int, int], Sequence[int]],
     figures: Figures,
     each: int = 3,
 ) -> None:
@@ -135,29 +115,22 @@ def draw_pairs(
         path: file of the figure; its suffix is the format.
         pairs: from :func:`confused_pairs`; at least one.
         names: names of the classes.
-        labels: true class of each example.
-        predictions: predicted class of each example, in the same order.
+        mistakes: indices of the examples by true and predicted class.
         figures: image of an example by its index.
         each: examples to show in each direction.
 
     Raises:
-        ValueError: no pairs, or not as many labels as predictions.
+        ValueError: no pairs.
     """
     if not pairs:
         raise ValueError("there are no confused pairs: nothing to draw")
-    if len(labels) != len(predictions):
-        raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions; each example needs one of both")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.7 * 2 * each, 2.1 * len(pairs)), layout="constrained")
     axes = figure.subplots(len(pairs), 2 * each, squeeze=False)
-    mistakes: dict[tuple[int, int], list[int]] = {}
-    for index, (label, predicted) in enumerate(zip(labels, predictions, strict=True)):
-        mistakes.setdefault((int(label), int(predicted)), []).append(index)
-    for row, pair in zip(axes, pairs, strict=True):
-        for side, (true, called) in enumerate(((pair.first, pair.second), (pair.second, pair.first))):
+    for row, (one, other, *_) in zip(axes, pairs, strict=True):
+        for places, (true, called) in zip(np.split(row, 2), ((one, other), (other, one)), strict=True):
             found = mistakes.get((true, called), [])
-            places = row[side * each : (side + 1) * each]
             for place, index in zip(places, found, strict=False):
                 place.imshow(figures(index))
             for place in row:
@@ -170,7 +143,6 @@ def _square(counts: np.ndarray, names: Sequence[str] | None = None) -> np.ndarra
     counts = np.asarray(counts)
     wanted = counts.shape[0] if names is None else len(names)
     if counts.shape != (wanted, wanted):
-        raise ValueError(
-            f"confusions of {wanted} classes are {wanted}x{wanted}, got {'x'.join(map(str, counts.shape))}"
-        )
+        got = "x".join(map(str, counts.shape))
+        raise ValueError(f"confusions of {wanted} classes are {wanted}x{wanted}, got {got}")
     return counts

@@ -1,8 +1,8 @@
 """Metrics of each kind of data set: the list that evaluation, tables, files and reports read.
 
-To add a metric, derive a class from :class:`Metric` and name it in :data:`METRICS`. The tracker and `results.json` then
-have its numbers, the console and reports its `headlines`; tools/evaluate.py and tools/score.py show its `columns` in the
-table and the CSV, and everything in the JSON.
+To add a metric, derive a class from :class:`Metric` and name it in :data:`METRICS`. The tracker and `results.json`
+then have its numbers, the console and reports its `headlines`; the table and the CSV of tools/evaluate.py and
+tools/score.py have its `columns`, their JSON has everything.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,6 @@ import pytest
 from data.files.images import read_image
 from mtsp.evaluation.confusions import (
     Confusion,
-    Pair,
     class_rows,
     class_table,
     confused_pairs,
@@ -29,8 +28,8 @@ COUNTS = np.array(
 
 def test_pairs_count_mistakes_in_both_directions() -> None:
     # auk and bunting: 2 + 3 of 10 + 8 examples; auk and cardinal: 1 + 1 of 10 + 2
-    assert confused_pairs(COUNTS) == [Pair(0, 1, 5, 5 / 18), Pair(0, 2, 2, 2 / 12)]
-    assert confused_pairs(COUNTS, limit=1) == [Pair(0, 1, 5, 5 / 18)]
+    assert confused_pairs(COUNTS) == [Confusion(0, 1, 5, 5 / 18), Confusion(0, 2, 2, 2 / 12)]
+    assert confused_pairs(COUNTS, limit=1) == [Confusion(0, 1, 5, 5 / 18)]
     assert confused_pairs(np.diag([3, 4])) == []
 
 
@@ -60,14 +59,14 @@ def test_the_table_says_nothing_where_nothing_is_known() -> None:
 
 
 def test_the_figure_shows_the_mistaken_examples_only(tmp_path: Path) -> None:
-    labels, predictions = [0, 0, 1, 1], [0, 1, 1, 0]
+    mistakes = {(0, 0): [0], (0, 1): [1], (1, 1): [2], (1, 0): [3]}
     shown: list[int] = []
 
     def figure(index: int) -> np.ndarray:
         shown.append(index)
         return np.full((8, 8, 3), 50 * index, np.uint8)
 
-    draw_pairs(tmp_path / "pairs.png", [Pair(0, 1, 2, 0.5)], NAMES, labels, predictions, figure)
+    draw_pairs(tmp_path / "pairs.png", [Confusion(0, 1, 2, 0.5)], NAMES, mistakes, figure)
     assert shown == [1, 3]
     image = read_image(tmp_path / "pairs.png")
     assert image.shape[1] > image.shape[0] > 100
@@ -76,8 +75,6 @@ def test_the_figure_shows_the_mistaken_examples_only(tmp_path: Path) -> None:
 
 def test_what_cannot_be_drawn_or_counted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
-        draw_pairs(tmp_path / "pairs.png", [], NAMES, [], [], lambda index: np.zeros((1, 1, 3)))
-    with pytest.raises(ValueError, match="2 labels and 1 predictions"):
-        draw_pairs(tmp_path / "pairs.png", [Pair(0, 1, 1, 1.0)], NAMES, [0, 1], [0], lambda index: np.zeros((1, 1, 3)))
+        draw_pairs(tmp_path / "pairs.png", [], NAMES, {}, lambda index: np.zeros((1, 1, 3)))
     with pytest.raises(ValueError, match="confusions of 3 classes are 3x3, got 4x4"):
         class_rows(COUNTS, NAMES[:3])
