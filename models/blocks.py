@@ -1,5 +1,8 @@
 """Layers that several networks use."""
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,3 +18,23 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=True)
+
+
+class Normalized(nn.Module):
+    """A branch that normalizes frames itself.
+
+    The normalization belongs to the weights, so `mean` and `std` (RGB, of values in [0, 1]) are buffers: they are saved
+    in checkpoints, and :func:`models.pretrained.load.load_branch` sets them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def normalized(self, frame: Tensor) -> Tensor:
+        """Return `frame`, B3HW, RGB in [0, 1], as the weights expect it."""
+        return (frame - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)

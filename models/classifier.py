@@ -5,17 +5,17 @@ Learning", CVPR 2018) fine-tunes the Inception-V3 of Szegedy et al., "Rethinking
 2016). Its selection of source classes is in :mod:`mtsp.transfer`.
 """
 
-import difflib
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from models.blocks import Normalized
 from models.pretrained import tf_slim, torchvision_timm
 from models.pretrained.layouts import Layout, WeightsFile
 from models.pretrained.torchvision_timm import IMAGENET_MEAN, IMAGENET_STD
 from mtsp.config import Config
+from mtsp.text import did_you_mean
 from mtsp.types import Outputs
 
 INCEPTION = "torchvision:inception_v3"
@@ -91,8 +91,7 @@ class Head(nn.Module):
         self.last = backbone.classifiers[0]
         self.dropout = nn.Dropout(dropout)
         self.label = nn.Linear(backbone.width, classes)
-        earlier = backbone.aux_width
-        self.aux_head = None if earlier is None else nn.Linear(earlier, classes)
+        self.aux_head = None if backbone.aux_width is None else nn.Linear(backbone.aux_width, classes)
 
     def published_layout(self, file: WeightsFile) -> Layout:
         """Return how the last layers of a published classifier fit, if they have as many classes."""
@@ -102,12 +101,11 @@ class Head(nn.Module):
         return torchvision_timm.head_layout(self.label, self.last, file.tensors, aux_head=aux_head)
 
 
-class Backbone(nn.Module):
+class Backbone(Normalized):
     """A published network without its last layer: normalizes frames and returns pooled features.
 
-    The normalization belongs to the weights, so `mean` and `std` (RGB, of values in [0, 1]) are buffers: they are saved
-    in checkpoints, and :func:`models.pretrained.load.load_branch` sets them. For Inception-V3 it is (x - 0.5) / 0.5, as
-    in TF-slim, and as torchvision's `transform_input` converts ImageNet's.
+    Inception-V3 expects (x - 0.5) / 0.5, as in TF-slim, and as torchvision's `transform_input` converts ImageNet's
+    normalization.
 
     Attributes:
         width: number of pooled features.
@@ -116,21 +114,13 @@ class Backbone(nn.Module):
     """
 
     task_layers = ("network.AuxLogits.",)
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, name: str, *, aux_head: bool = True) -> None:
-        super().__init__()
+        published = name.removeprefix("torchvision:")
+        features = _timm(name) if published == name else _torchvision(published, aux_head)
+        super().__init__(*features.normalization)
         self.name = name
-        self.aux_width: int | None = None
-        if name == INCEPTION:
-            self._inception(aux_head)
-        elif name.startswith("torchvision:"):
-            self._torchvision(name.removeprefix("torchvision:"))
-        else:
-            self._timm(name)
-        self.register_buffer("mean", torch.tensor(self.normalization[0]))
-        self.register_buffer("std", torch.tensor(self.normalization[1]))
+        self.network, self.width, self.aux_width, self.classifiers, self.normalization = features
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return pooled features BD of `frame` (B3HW, RGB in [0, 1]), and in training the auxiliary head's, if any."""
@@ -143,8 +133,7 @@ class Backbone(nn.Module):
                     f"Inception-V3 {what} sides of {smallest} and more, got {frame.shape[-2]}x{frame.shape[-1]}; "
                     "set `crop` and `size` to [299, 299]"
                 )
-        normalized = (frame - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
-        out = self.network(normalized)
+        out = self.network(self.normalized(frame))
         return (out, None) if isinstance(out, Tensor) else (out[0], out[1])
 
     def published_layout(self, file: WeightsFile) -> Layout:
@@ -172,58 +161,55 @@ class Backbone(nn.Module):
             network = timm.create_model(self.name, pretrained=True)
         return self.published_layout(WeightsFile(network.state_dict()))
 
-    def _inception(self, aux_head: bool) -> None:
-        from torchvision.models import inception_v3
 
-        network = inception_v3(weights=None, aux_logits=aux_head, transform_input=False, init_weights=True)
-        self.width = network.fc.in_features
-        network.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-        network.dropout.p = 0.0  # the head has its own
-        if aux_head:
-            assert network.AuxLogits is not None
-            last = cast(nn.Linear, network.AuxLogits.fc)
-            self.aux_width = last.in_features
-            network.AuxLogits.fc = nn.Identity()
-        self.network, self.classifiers = network, ("fc", "AuxLogits.fc")
-        self.normalization = (0.5,) * 3, (0.5,) * 3
-
-    def _torchvision(self, name: str) -> None:
-        from torchvision import models
-
-        _known(name, models.list_models(module=models), "torchvision")
-        options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
-        network = models.get_model(name, weights=None, **options)
-        if name.startswith("squeezenet"):  # its classifier is a convolution followed by pooling
-            self.width, last = 512, "classifier.1"
-            network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        else:
-            linear = [(key, module) for key, module in network.named_modules() if isinstance(module, nn.Linear)]
-            last, layer = linear[-1]
-            self.width = layer.in_features
-            owner, _, key = last.rpartition(".")
-            before = list(network.get_submodule(owner).children())[-2:-1]
-            setattr(network.get_submodule(owner), key, nn.Identity())
-            for module in (*before, getattr(network, "dropout", None)):
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0  # the head has its own
-        self.network, self.classifiers = network, (last,)
-        self.normalization = IMAGENET_MEAN, IMAGENET_STD
-
-    def _timm(self, name: str) -> None:
-        import timm
-
-        _known(name.split(".")[0], timm.list_models(), "timm")
-        network: Any = timm.create_model(name, pretrained=False, num_classes=0)
-        self.width = int(getattr(network, "head_hidden_size", None) or network.num_features)
-        settings = network.default_cfg or {}
-        last = settings.get("classifier", "")
-        self.network, self.classifiers = network, (last,) if isinstance(last, str) else tuple(last)
-        self.normalization = tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
+class _Features(NamedTuple):
+    network: nn.Module
+    width: int
+    aux_width: int | None
+    classifiers: tuple[str, ...]
+    normalization: tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def _known(name: str, names: list[str], library: str) -> None:
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "names of torchvision begin with torchvision:"
-    raise ValueError(f"no backbone {name!r} in {library}; {hint}")
+def _torchvision(name: str, aux_head: bool) -> _Features:
+    from torchvision import models
+
+    _require_known(name, models.list_models(module=models), "torchvision")
+    options: dict[str, bool] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    if name == "inception_v3":
+        options = {"aux_logits": aux_head, "transform_input": False, "init_weights": True}
+    network: Any = models.get_model(name, weights=None, **options)
+    if name.startswith("squeezenet"):  # its classifier is a convolution followed by pooling
+        network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return _Features(network, 512, None, ("classifier.1",), (IMAGENET_MEAN, IMAGENET_STD))
+    last, layer = [(key, module) for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    owner, _, key = last.rpartition(".")
+    before = list(network.get_submodule(owner).children())[-2:-1]
+    setattr(network.get_submodule(owner), key, nn.Identity())
+    for module in (*before, getattr(network, "dropout", None)):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # the head has its own
+    if name != "inception_v3":
+        return _Features(network, layer.in_features, None, (last,), (IMAGENET_MEAN, IMAGENET_STD))
+    aux_width = None
+    if aux_head:
+        aux_width = network.AuxLogits.fc.in_features
+        network.AuxLogits.fc = nn.Identity()
+    return _Features(network, layer.in_features, aux_width, ("fc", "AuxLogits.fc"), ((0.5,) * 3, (0.5,) * 3))
+
+
+def _timm(name: str) -> _Features:
+    import timm
+
+    _require_known(name.split(".")[0], timm.list_models(), "timm")
+    network: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    width = int(getattr(network, "head_hidden_size", None) or network.num_features)
+    settings = network.default_cfg or {}
+    last = settings.get("classifier", "")
+    normalization = tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
+    return _Features(network, width, None, (last,) if isinstance(last, str) else tuple(last), normalization)
+
+
+def _require_known(name: str, names: list[str], library: str) -> None:
+    if name not in names:
+        hint = did_you_mean(name, names, "names of torchvision begin with torchvision:")
+        raise ValueError(f"no backbone {name!r} in {library}; {hint}")

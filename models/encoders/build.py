@@ -1,6 +1,5 @@
 """Build image encoders by name, with feature maps at strides 4, 8, 16 and 32, or dilated to a stride of 8 or 16."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -8,19 +7,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from models.blocks import Normalized
 from models.encoders.caffe_resnet import BLOCKS, CaffeResNet
 from models.pretrained.caffe_resnet import caffe_layout
 from models.pretrained.encnet import split_encoder
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile
 from models.pretrained.torchvision_timm import encoder_layout, normalization
 from mtsp.batches import evaluating
+from mtsp.text import did_you_mean
 
 
-class Encoded(nn.Module):
+class Encoded(Normalized):
     """A branch with an image encoder, to be subclassed: normalizes frames and runs `encoder` on them.
-
-    The normalization belongs to the weights, so `mean` and `std` (RGB, of values in [0, 1]) are buffers: they are saved
-    in checkpoints, and :func:`models.pretrained.load.load_branch` sets them.
 
     Args:
         name: `resnet50_caffe`, `resnet101_caffe`, an encoder of segmentation-models-pytorch (`resnet101`, whose keys
@@ -31,22 +29,16 @@ class Encoded(nn.Module):
         ValueError: there is no such encoder, it lacks maps at strides 4, 8, 16 and 32, or cannot be dilated.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, name: str, *, output_stride: int = 32) -> None:
-        super().__init__()
+        encoder = build(name, output_stride=output_stride)
+        super().__init__(*normalization(encoder))
         self.encoder_name = name
-        self.encoder = build(name, output_stride=output_stride)
-        self.encoder_channels = tuple(cast(Sequence[int], self.encoder.out_channels))[-4:]
-        mean, std = normalization(self.encoder)
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        self.encoder = encoder
+        self.encoder_channels = tuple(cast(Sequence[int], encoder.out_channels))[-4:]
 
     def encode(self, frame: Tensor) -> list[Tensor]:
         """Return BCHW maps at strides 4, 8, 16, 32 (at most the output stride) of `frame`, B3HW, RGB in [0, 1]."""
-        normalized = (frame - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
-        return self.encoder(normalized)[-4:]
+        return self.encoder(self.normalized(frame))[-4:]
 
     def published_layout(self, file: WeightsFile) -> Layout:
         """Return how a published file fits the encoder; see :class:`models.pretrained.layouts.Published`."""
@@ -59,14 +51,11 @@ class Encoded(nn.Module):
     def download(self) -> Layout:
         """Download the encoder's ImageNet weights; see :class:`models.pretrained.layouts.Downloadable`."""
         if self.encoder_name in BLOCKS:
-            raise LayoutError(
-                f"nobody publishes PyTorch weights of {self.encoder_name}: give a file of Caffe blobs, or use mode "
-                "modern"
-            )
+            hint = "give a file of Caffe blobs, or use mode modern"
+            raise LayoutError(f"nobody publishes PyTorch weights of {self.encoder_name}: {hint}")
         encoder = build(self.encoder_name, pretrained=True)
-        mean, std = normalization(encoder)
-        name = f"weights of {self.encoder_name}"
-        return Layout(encoder.state_dict(), [], {"mean": mean, "std": std}, name).under("encoder.")
+        buffers = dict(zip(("mean", "std"), normalization(encoder), strict=True))
+        return Layout(encoder.state_dict(), [], buffers, f"weights of {self.encoder_name}").under("encoder.")
 
 
 def build(name: str, *, pretrained: bool = False, output_stride: int = 32) -> nn.Module:
@@ -84,10 +73,8 @@ def build(name: str, *, pretrained: bool = False, output_stride: int = 32) -> nn
 
     known = [f"tu-{network}" for network in timm.list_models()] + smp.encoders.get_encoder_names()
     if name.split(".")[0] not in known:
-        near = difflib.get_close_matches(name, [*BLOCKS, *known], n=3, cutoff=0.4)
-        raise ValueError(
-            f"no encoder {name!r}; did you mean {' or '.join(near)}?" if near else _NO_ENCODER.format(name)
-        )
+        otherwise = "known are those of segmentation-models-pytorch (resnet50) and, after tu-, those of timm"
+        raise ValueError(f"no encoder {name!r}; {did_you_mean(name, [*BLOCKS, *known], otherwise)}")
     stride = output_stride if name.startswith("tu-") else 32  # smp dilates by another rule, see _dilate
     weights = "imagenet" if pretrained else None
     try:
@@ -119,19 +106,17 @@ def _dilate(encoder: nn.Module, name: str, output_stride: int) -> None:
         coarse = [stages[stride] for stride in (16, 32) if stride > output_stride]
     except (AttributeError, NotImplementedError, KeyError) as error:
         raise ValueError(_CANNOT_DILATE.format(name, output_stride)) from error
-    dilation = 1
+    before = after = 1  # dilations before and after the strided convolution of a stage
     for stage in coarse:
-        strided = False
+        before = after
         for conv in (module for part in stage for module in part.modules() if isinstance(module, nn.Conv2d)):
-            if max(conv.stride) > 1:
-                if conv.kernel_size[0] % 2 == 0:  # non-overlapping patches, as in a transformer
-                    raise ValueError(_CANNOT_DILATE.format(name, output_stride))
+            strides = max(conv.stride) > 1
+            if strides and conv.kernel_size[0] % 2 == 0:  # non-overlapping patches, as in a transformer
+                raise ValueError(_CANNOT_DILATE.format(name, output_stride))
+            _dilate_convolution(conv, before if strides else after)
+            if strides:
                 conv.stride = (1, 1)
-                strided = True
-                _dilate_convolution(conv, dilation)
-            else:
-                _dilate_convolution(conv, 2 * dilation if strided else dilation)
-        dilation *= 2
+                after = 2 * before
     image = torch.zeros(1, 3, 64, 64, device=next(encoder.parameters()).device)
     with evaluating(encoder), torch.no_grad():
         maps = encoder(image)[-4:]
@@ -153,4 +138,3 @@ def _dilate_convolution(conv: nn.Conv2d, dilation: int) -> None:
 _CANNOT_DILATE = (
     "encoder {!r} cannot be dilated to output stride {}: take another (resnet50, tu-resnet50s), or stride 32"
 )
-_NO_ENCODER = "no encoder {!r}; known are those of segmentation-models-pytorch (resnet50) and, after tu-, of timm"
