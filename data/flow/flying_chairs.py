@@ -11,56 +11,36 @@ from typing import ClassVar, Literal
 
 from data.files.listing import find_root
 from data.files.lists import read_lines
-from data.flow.pairs import FlowPair, FlowPairs
+from data.flow.pairs import FlowConfig, FlowPair
 from data.types import DataError
-from mtsp.config import Config
-from mtsp.types import Kind
 
 _SPLITS = {"train": "1", "val": "2"}
 _LIST = "FlyingChairs_train_val.txt"
 _FILE = re.compile(r"([0-9]+)_(?:img[12]\.ppm|flow\.flo)")
 
 
-class FlyingChairsConfig(Config):
-    """Which pairs of FlyingChairs to read."""
-
-    kind: ClassVar[Kind] = "pairs"
-    name: Literal["flying_chairs"]
-    root: Path
-    """FlyingChairs_release, or the folder that has it."""
-    split: Literal["train", "val", "all"] = "train"
-
-    def build(self) -> "FlyingChairs":
-        """Return the data set, its files checked to be there."""
-        return FlyingChairs(self)
-
-
-class FlyingChairs(FlowPairs):
-    """Pairs with flow. Names are the published numbers, "00050".
+class FlyingChairsConfig(FlowConfig):
+    """Pairs of FlyingChairs. Names are the published numbers, "00050".
 
     Line n of FlyingChairs_train_val.txt (beside `data`, or beside the release folder) says 1 for train or 2 for val
-    of pair number n. A part of the pairs with the full list is read so too. Where numbers go beyond the list, as in
-    a part with a list of its own, the list must have a line for each pair in the order of their numbers.
-
-    Raises:
-        DataError: files that are missing (the first ten and their number), an empty split, or a list that has
-            another number of lines than that, or says something else than 1 or 2.
+    of pair number n, also where only a part of the pairs is there. Where numbers go beyond the list, as in a part with
+    a list of its own, the list must have a line for each pair in the order of their numbers.
     """
 
-    def __init__(self, config: FlyingChairsConfig) -> None:
-        root = find_root("FlyingChairs", config.root, "data", below=["FlyingChairs_release", "FlyingChairs"])
-        stems = {match[1] for file in (root / "data").iterdir() if (match := _FILE.fullmatch(file.name))}
-        ordered = sorted(stems, key=int)
-        if config.split != "all":
-            chosen = _SPLITS[config.split]
-            marks = _marks(root, ordered)
-            ordered = [stem for stem in ordered if marks[stem] == chosen]
+    title: ClassVar[str] = "FlyingChairs"
+    name: Literal["flying_chairs"]
+    split: Literal["train", "val", "all"] = "train"
+
+    def pairs(self) -> list[FlowPair]:
+        """Return the files of each pair. Raises DataError, also where the list does not fit the pairs."""
+        root = find_root(self.title, self.root, "data", below=["FlyingChairs_release", "FlyingChairs"])
         folder = root / "data"
-        pairs = [
-            FlowPair(stem, *(folder / f"{stem}_{end}" for end in ("img1.ppm", "img2.ppm", "flow.flo")))
-            for stem in ordered
-        ]
-        super().__init__("FlyingChairs", config.root, pairs)
+        stems = sorted({match[1] for file in folder.iterdir() if (match := _FILE.fullmatch(file.name))}, key=int)
+        if self.split != "all":
+            marks = _marks(root, stems)
+            stems = [stem for stem in stems if marks[stem] == _SPLITS[self.split]]
+        ends = ("img1.ppm", "img2.ppm", "flow.flo")
+        return [FlowPair(stem, *(folder / f"{stem}_{end}" for end in ends)) for stem in stems]
 
 
 def _marks(root: Path, stems: list[str]) -> dict[str, str]:

@@ -4,56 +4,34 @@ Layout: training/image_2/000000_{10,11}.png, training/{flow_occ,flow_noc}/000000
 Source: Menze and Geiger, "Object Scene Flow for Autonomous Vehicles", CVPR 2015.
 """
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from data.files.listing import find_root, images_by_stem
-from data.flow.pairs import FlowPair, FlowPairs
-from mtsp.config import Config
-from mtsp.types import Kind
+from data.flow.pairs import FlowConfig, FlowPair
 
 
-class KittiConfig(Config):
-    """Which pairs of KITTI 2015 to read."""
-
-    kind: ClassVar[Kind] = "pairs"
-    name: Literal["kitti"]
-    root: Path
-    """The folder that has `training`."""
-    split: Literal["train", "val", "all"] = "train"
-    occluded: bool = True
-    """Flow also of pixels that the next frame does not show (flow_occ), or only of those it shows (flow_noc)."""
-
-    def build(self) -> "Kitti":
-        """Return the data set, its files checked to be there."""
-        return Kitti(self)
-
-
-class Kitti(FlowPairs):
-    """Pairs with sparse flow of the training part (the test part has no public flow). Names are like "000000_10".
+class KittiConfig(FlowConfig):
+    """Pairs of the training part with sparse flow (the test part has no public flow). Names are like "000000_10".
 
     The benchmark leaves the split open; here every fifth scene (000000, 000005, ...) is val, 40 of the 200.
-
     torchvision's KittiFlow is not used: its file lists are private, and a missing file shifts its pairs.
-
-    Raises:
-        DataError: files that are missing (the first ten and their number), or an empty split.
     """
 
-    def __init__(self, config: KittiConfig) -> None:
-        root = find_root("KITTI 2015", config.root, "training/image_2", below=["KITTI", "KittiFlow"]) / "training"
-        folder = root / ("flow_occ" if config.occluded else "flow_noc")
-        stems = images_by_stem(root / "image_2").keys() | images_by_stem(folder).keys()
+    title: ClassVar[str] = "KITTI 2015"
+    name: Literal["kitti"]
+    split: Literal["train", "val", "all"] = "train"
+    occluded: bool = True
+    """Read the flow of all pixels (flow_occ), or only of those that the next frame shows too (flow_noc)."""
+
+    def pairs(self) -> list[FlowPair]:
+        """Return the files of each pair."""
+        root = find_root(self.title, self.root, "training/image_2", below=["KITTI", "KittiFlow"]) / "training"
+        frames, flows = root / "image_2", root / ("flow_occ" if self.occluded else "flow_noc")
+        stems = images_by_stem(frames).keys() | images_by_stem(flows).keys()
         scenes = sorted({stem.rpartition("_")[0] for stem in stems if stem.endswith(("_10", "_11"))})
-        wanted = {"train": (1, 2, 3, 4), "val": (0,), "all": (0, 1, 2, 3, 4)}[config.split]
-        pairs = [
-            FlowPair(
-                name=f"{scene}_10",
-                frame=root / "image_2" / f"{scene}_10.png",
-                next_frame=root / "image_2" / f"{scene}_11.png",
-                flow=folder / f"{scene}_10.png",
-            )
-            for scene in scenes
-            if scene.isdecimal() and int(scene) % 5 in wanted
+        wanted = {"train": (1, 2, 3, 4), "val": (0,), "all": (0, 1, 2, 3, 4)}[self.split]
+        return [
+            FlowPair(f"{s}_10", frames / f"{s}_10.png", frames / f"{s}_11.png", flows / f"{s}_10.png")
+            for s in scenes
+            if s.isdecimal() and int(s) % 5 in wanted
         ]
-        super().__init__("KITTI 2015", config.root, pairs)

@@ -1,14 +1,17 @@
 """Frame pairs with flow: the base of the flow data sets."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from data.files.flow_formats import read_flow
 from data.files.images import read_image
 from data.files.listing import require_files, require_size, require_unique
 from data.files.masks import read_foreground
 from data.types import Labels
+from mtsp.config import Config
 from mtsp.types import Kind, Sample
 
 
@@ -28,11 +31,11 @@ class FlowPairs:
 
     Args:
         title: name of the data set in messages.
-        root: where it is.
-        pairs: the files; names unique.
+        root: its folder, for messages.
+        pairs: files with unique names.
 
     Raises:
-        DataError: no pair, a name twice, or files that are missing (the first ten and their number).
+        DataError: there is no pair, a name occurs twice, or files are missing (the message names the first ten).
     """
 
     kind: Kind = "pairs"
@@ -69,3 +72,21 @@ class FlowPairs:
         if valid is None:
             return Labels(name=pair.name, flow=flow)
         return Labels(name=pair.name, flow=flow, flow_valid=valid)
+
+
+class FlowConfig(Config):
+    """Base config of the flow data sets. Subclasses add `name`, `title`, `split` and :meth:`pairs`."""
+
+    kind: ClassVar[Kind] = "pairs"
+    title: ClassVar[str]
+    """Name of the data set in messages."""
+    root: Path
+    """The data set's own folder, or the one that holds it."""
+
+    @abstractmethod
+    def pairs(self) -> list[FlowPair]:
+        """Return the files of each pair. Raises DataError."""
+
+    def build(self) -> FlowPairs:
+        """Return the data set, its files checked to be there. Raises DataError."""
+        return FlowPairs(self.title, self.root, self.pairs())

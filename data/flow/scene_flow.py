@@ -8,16 +8,15 @@ Scene Flow Estimation", CVPR 2016.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from data.files.listing import find_root, images_by_stem, natural_order, subfolders
 from data.files.lists import read_lines
-from data.flow.pairs import FlowPair, FlowPairs
+from data.flow.pairs import FlowConfig, FlowPair
 from data.types import DataError, MissingDataError
-from mtsp.config import Config
-from mtsp.types import Kind
 
 MONKAA_VAL = frozenset({"a_rain_of_stones_x2", "family_x2", "top_view_x2"})
 """Scenes of Monkaa in val: the 3 of 24 that have no variants among the others."""
@@ -25,113 +24,75 @@ MONKAA_VAL = frozenset({"a_rain_of_stones_x2", "family_x2", "top_view_x2"})
 DRIVING_VAL = frozenset({"35mm_focallength/scene_backwards/fast", "35mm_focallength/scene_backwards/slow"})
 """Sequences of Driving in val: one drive at both speeds, since the fast one is a part of the slow one."""
 
-_MONKAA_FAMILIES = (
-    "a_rain_of",
-    "eating_",
-    "family_",
-    "flower_storm_",
-    "funnyworld_",
-    "lonetree_",
-    "top_view_",
-    "treeflight_",
+_MONKAA_FAMILIES = tuple(
+    ["a_rain_of", "eating_", "family_", "flower_storm_", "funnyworld_", "lonetree_", "top_view_", "treeflight_"]
 )
 _FLOW = re.compile(r"OpticalFlowInto(?:Future|Past)_([0-9]+)_[LR]\.pfm")
 _UNUSED = re.compile(r"((?:TRAIN|TEST)/[ABC]/[0-9]+)/(?:left/|right/)?([0-9]+)")
 
 
-class _SceneFlowConfig(Config):
-    kind: ClassVar[Kind] = "pairs"
-    root: Path
-    """The folder that has frames_cleanpass or frames_finalpass, and optical_flow."""
+class _SceneFlowConfig(FlowConfig):
+    split: Literal["train", "val", "all"] = "train"
     passes: tuple[Literal["clean", "final"], ...] = ("clean", "final")
     directions: tuple[Literal["into_future", "into_past"], ...] = ("into_future", "into_past")
     """into_future: flow to the following frame. into_past: flow to the preceding frame, which is then `next_frame`."""
     cameras: tuple[Literal["left", "right"], ...] = ("left",)
 
+    def _root(self) -> Path:
+        return find_root(self.title, self.root, "optical_flow", below=[self.title, self.title.lower()])
+
 
 class MonkaaConfig(_SceneFlowConfig):
-    """Which pairs of Monkaa to read."""
+    """Pairs of Monkaa. Names: "clean/into_future/left/<scene>/0001", with the number of the pair's first frame.
 
+    The paper leaves the split open; here the scenes of :data:`MONKAA_VAL` are val, the other published ones train.
+    Of other scenes, the last eighth is val, at least one of two.
+    """
+
+    title: ClassVar[str] = "Monkaa"
     name: Literal["monkaa"]
-    split: Literal["train", "val", "all"] = "train"
 
-    def build(self) -> "Monkaa":
-        """Return the data set, its files checked to be there."""
-        return Monkaa(self)
+    def pairs(self) -> list[FlowPair]:
+        """Return the files of each pair."""
+        root = self._root()
+        scenes = _split(_sequences(root, depth=1, config=self), self.split, MONKAA_VAL, _MONKAA_FAMILIES)
+        return list(_pairs(root, scenes, self))
 
 
 class DrivingConfig(_SceneFlowConfig):
-    """Which pairs of Driving to read."""
+    """Pairs of Driving. Names: "clean/into_future/left/15mm_focallength/scene_forwards/fast/0001".
 
+    The paper leaves the split open; here the sequences of :data:`DRIVING_VAL` are val, the other published ones train.
+    All of it shows one street, which training sees through the 15mm lens: errors on val say little about other streets.
+    Of other sequences, the last eighth is val, at least one of two.
+    """
+
+    title: ClassVar[str] = "Driving"
     name: Literal["driving"]
-    split: Literal["train", "val", "all"] = "train"
 
-    def build(self) -> "Driving":
-        """Return the data set, its files checked to be there."""
-        return Driving(self)
+    def pairs(self) -> list[FlowPair]:
+        """Return the files of each pair."""
+        root = self._root()
+        sequences = _split(_sequences(root, depth=3, config=self), self.split, DRIVING_VAL, ("15mm_", "35mm_"))
+        return list(_pairs(root, sequences, self))
 
 
 class FlyingThingsConfig(_SceneFlowConfig):
-    """Which pairs of FlyingThings3D to read."""
+    """Pairs of FlyingThings3D. Names: "clean/into_future/left/TRAIN/A/0000/0006"."""
 
+    title: ClassVar[str] = "FlyingThings3D"
     name: Literal["flying_things"]
     split: Literal["train", "val", "all"] = "train"
     """train: the published TRAIN. val: the published TEST."""
     skip_unused: bool = False
     """Leave out the pairs with a frame in Freiburg's all_unused_files.txt, put beside optical_flow."""
 
-    def build(self) -> "FlyingThings":
-        """Return the data set, its files checked to be there."""
-        return FlyingThings(self)
-
-
-class Monkaa(FlowPairs):
-    """Pairs with flow of Monkaa. Names: "clean/into_future/left/<scene>/0001", the number of the pair's first frame.
-
-    The paper leaves the split open; here the scenes of :data:`MONKAA_VAL` are val, the other published ones train.
-    Of scenes with names of their own, a last eighth, at least one of two, is val.
-
-    Raises:
-        DataError: files that are missing (the first ten and their number), or an empty split.
-    """
-
-    def __init__(self, config: MonkaaConfig) -> None:
-        root = find_root("Monkaa", config.root, "optical_flow", below=["Monkaa", "monkaa"])
-        scenes = _split(_sequences(root, depth=1, config=config), config.split, MONKAA_VAL, _MONKAA_FAMILIES)
-        super().__init__("Monkaa", config.root, list(_pairs(root, scenes, config)))
-
-
-class Driving(FlowPairs):
-    """Pairs with flow of Driving. Names: "clean/into_future/left/15mm_focallength/scene_forwards/fast/0001".
-
-    The paper leaves the split open; here the sequences of :data:`DRIVING_VAL` are val, the other published ones train.
-    It is all one street: val is seen in training through the 15mm lens, so error on it says little of other streets.
-    Of sequences with names of their own, a last eighth, at least one of two, is val.
-
-    Raises:
-        DataError: files that are missing (the first ten and their number), or an empty split.
-    """
-
-    def __init__(self, config: DrivingConfig) -> None:
-        root = find_root("Driving", config.root, "optical_flow", below=["Driving", "driving"])
-        sequences = _split(_sequences(root, depth=3, config=config), config.split, DRIVING_VAL, ("15mm_", "35mm_"))
-        super().__init__("Driving", config.root, list(_pairs(root, sequences, config)))
-
-
-class FlyingThings(FlowPairs):
-    """Pairs with flow of FlyingThings3D. Names: "clean/into_future/left/TRAIN/A/0000/0006".
-
-    Raises:
-        DataError: files that are missing (the first ten and their number), an empty split, or no list of unused
-            files where it was asked for.
-    """
-
-    def __init__(self, config: FlyingThingsConfig) -> None:
-        root = find_root("FlyingThings3D", config.root, "optical_flow", below=["FlyingThings3D", "flyingthings3d"])
-        parts = {"train": ("TRAIN/",), "val": ("TEST/",), "all": ("TRAIN/", "TEST/")}[config.split]
-        sequences = [s for s in _sequences(root, depth=3, config=config) if s.startswith(parts)]
-        unused = _unused(root) if config.skip_unused else frozenset()
-        super().__init__("FlyingThings3D", config.root, list(_pairs(root, sequences, config, unused)))
+    def pairs(self) -> list[FlowPair]:
+        """Return the files of each pair."""
+        root = self._root()
+        parts = {"train": ("TRAIN/",), "val": ("TEST/",), "all": ("TRAIN/", "TEST/")}[self.split]
+        sequences = [s for s in _sequences(root, depth=3, config=self) if s.startswith(parts)]
+        return list(_pairs(root, sequences, self, _unused(root) if self.skip_unused else frozenset()))
 
 
 def _sequences(root: Path, depth: int, config: _SceneFlowConfig) -> list[str]:
@@ -152,15 +113,12 @@ def _split(sequences: list[str], split: str, val: frozenset[str], published: tup
 
 
 def _pairs(
-    root: Path, sequences: Iterable[str], config: _SceneFlowConfig, unused: frozenset[tuple[str, int]] = frozenset()
+    root: Path, sequences: list[str], config: _SceneFlowConfig, unused: frozenset[tuple[str, int]] = frozenset()
 ) -> Iterator[FlowPair]:
-    """Yield the pairs of `sequences`, all that is asked for of one pass before the next."""
-    sequences = list(sequences)
-    for which in dict.fromkeys(config.passes):
-        for direction in dict.fromkeys(config.directions):
-            for camera in dict.fromkeys(config.cameras):
-                for sequence in sequences:
-                    yield from _film(root, which, direction, camera, sequence, unused)
+    """Yield the pairs of `sequences`, pass by pass, in each direction by direction and camera by camera."""
+    passes, directions, cameras = (dict.fromkeys(each) for each in (config.passes, config.directions, config.cameras))
+    for which, direction, camera, sequence in product(passes, directions, cameras, sequences):
+        yield from _film(root, which, direction, camera, sequence, unused)
 
 
 def _film(
@@ -168,8 +126,8 @@ def _film(
 ) -> Iterator[FlowPair]:
     """Yield the pairs of one film.
 
-    The numbers come from the files, for not every film starts at 1. The film's last frame (into the past: its first)
-    has a file of flow too, to a frame that was not published; any other frame without a partner is missing.
+    Numbers come from the files: not every film starts at 1. The film's last frame (into the past: its first) has flow
+    too, to a frame that was not published; any other frame without a partner is missing.
     """
     folder = root / f"frames_{which}pass" / sequence / camera
     flows = root / "optical_flow" / sequence / direction / camera

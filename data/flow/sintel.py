@@ -9,52 +9,34 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from data.files.listing import find_root, images_by_stem, natural_order, subfolders
-from data.flow.pairs import FlowPair, FlowPairs
-from mtsp.config import Config
-from mtsp.types import Kind
+from data.flow.pairs import FlowConfig, FlowPair
 
 _FRAME = re.compile(r"frame_([0-9]{4})")
 VAL_SCENES = frozenset({"alley_2", "ambush_6", "bandage_2", "cave_4", "market_6", "temple_2"})
 """The 6 of 23 scenes that are never trained on, each from a place that training shows in another scene."""
 
 
-class SintelConfig(Config):
-    """Which pairs of Sintel to read."""
-
-    kind: ClassVar[Kind] = "pairs"
-    name: Literal["sintel"]
-    root: Path
-    """MPI-Sintel, the folder that has `training`."""
-    split: Literal["train", "val", "all"] = "train"
-    passes: tuple[Literal["clean", "final"], ...] = ("clean", "final")
-
-    def build(self) -> "Sintel":
-        """Return the data set, its files checked to be there."""
-        return Sintel(self)
-
-
-class Sintel(FlowPairs):
-    """Pairs with flow of Sintel's training part (the test part has no public flow). Names: "clean/alley_1/frame_0001".
+class SintelConfig(FlowConfig):
+    """Pairs of the training part (the test part has no public flow). Names are like "clean/alley_1/frame_0001".
 
     The release leaves the split open; here the scenes of :data:`VAL_SCENES` are val and the others train, so that no
     frame of a val scene is seen in training. Where `training/invalid` is there, its pixels are unknown flow.
-
-    torchvision's Sintel is not used: its file lists are private, and it drops a missing frame without a word.
-
-    Raises:
-        DataError: files that are missing (the first ten and their number), or an empty split.
+    torchvision's Sintel is not used: its file lists are private, and it drops a missing frame silently.
     """
 
-    def __init__(self, config: SintelConfig) -> None:
-        root = find_root("Sintel", config.root, "training/flow", below=["MPI-Sintel", "Sintel"]) / "training"
-        wanted = {"train": lambda s: s not in VAL_SCENES, "val": VAL_SCENES.__contains__, "all": lambda _: True}
-        folders = [root / kind for kind in ("flow", *config.passes)]
+    title: ClassVar[str] = "Sintel"
+    name: Literal["sintel"]
+    split: Literal["train", "val", "all"] = "train"
+    passes: tuple[Literal["clean", "final"], ...] = ("clean", "final")
+
+    def pairs(self) -> list[FlowPair]:
+        """Return the files of each pair."""
+        root = find_root(self.title, self.root, "training/flow", below=["MPI-Sintel", "Sintel"]) / "training"
+        folders = [root / kind for kind in ("flow", *self.passes)]
         scenes = {scene.name for folder in folders for scene in subfolders(folder)}
-        chosen = sorted(filter(wanted[config.split], scenes), key=natural_order)
-        pairs = [
-            pair for which in dict.fromkeys(config.passes) for scene in chosen for pair in _pairs(root, which, scene)
-        ]
-        super().__init__("Sintel", config.root, pairs)
+        chosen = [s for s in scenes if self.split == "all" or (s in VAL_SCENES) == (self.split == "val")]
+        chosen.sort(key=natural_order)
+        return [pair for which in dict.fromkeys(self.passes) for scene in chosen for pair in _pairs(root, which, scene)]
 
 
 def _pairs(root: Path, which: str, scene: str) -> list[FlowPair]:
@@ -65,18 +47,11 @@ def _pairs(root: Path, which: str, scene: str) -> list[FlowPair]:
     flows = {int(match[1]) for path in files if (match := _FRAME.fullmatch(path.stem))}
     starts = flows | {number for number in numbers if number + 1 in numbers}
 
-    def frame(number: int) -> Path:
-        stem = f"frame_{number:04d}"
-        return frames.get(stem, root / which / scene / f"{stem}.png")
-
-    invalid = root / "invalid"
-    return [
-        FlowPair(
-            name=f"{which}/{scene}/frame_{number:04d}",
-            frame=frame(number),
-            next_frame=frame(number + 1),
-            flow=root / "flow" / scene / f"frame_{number:04d}.flo",
-            invalid=invalid / scene / f"frame_{number:04d}.png" if invalid.is_dir() else None,
-        )
-        for number in sorted(starts)
-    ]
+    has_invalid = (root / "invalid").is_dir()
+    pairs = []
+    for number in sorted(starts):
+        stem, following = f"frame_{number:04d}", f"frame_{number + 1:04d}"
+        first, second = (frames.get(name, root / which / scene / f"{name}.png") for name in (stem, following))
+        invalid = root / "invalid" / scene / f"{stem}.png" if has_invalid else None
+        pairs.append(FlowPair(f"{which}/{scene}/{stem}", first, second, root / "flow" / scene / f"{stem}.flo", invalid))
+    return pairs

@@ -7,10 +7,7 @@ Source: Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017.
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from data.files.listing import (
-    find_root,
-    images_by_stem,
-)
+from data.files.listing import find_root, images_by_stem
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
 

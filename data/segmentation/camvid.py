@@ -8,10 +8,7 @@ object classes in video", Pattern Recognition Letters 2009; Badrinarayanan et al
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from data.files.listing import (
-    find_root,
-    inside,
-)
+from data.files.listing import find_root, inside
 from data.files.lists import read_lines
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
@@ -19,9 +16,7 @@ from data.types import DataError
 
 CAMVID = LabelMap(
     "camvid",
-    (
-        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
-    ),
+    ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
     values=tuple(range(11)),
     unknown=(11,),
     colors=(
@@ -46,7 +41,7 @@ class CamVidConfig(SegmentedConfig):
         return CAMVID
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return the root folder and the files of each example: of a path in a list, the last two parts count."""
+        """Return the root folder and the files of each example: the last two parts of each path in the list."""
         root = find_root("CamVid", self.root, f"{self.split}.txt", below=("CamVid",))
         path = root / f"{self.split}.txt"
         images = []

@@ -7,39 +7,21 @@ Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understa
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from data.files.listing import (
-    find_root,
-    images_by_stem,
-    subfolders,
-)
+from data.files.listing import find_root, images_by_stem, subfolders
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
 
 _CITYSCAPES: tuple[tuple[int, str, tuple[int, int, int]], ...] = (
-    (7, "road", (128, 64, 128)),
-    (8, "sidewalk", (244, 35, 232)),
-    (11, "building", (70, 70, 70)),
-    (12, "wall", (102, 102, 156)),
-    (13, "fence", (190, 153, 153)),
-    (17, "pole", (153, 153, 153)),
-    (19, "traffic light", (250, 170, 30)),
-    (20, "traffic sign", (220, 220, 0)),
-    (21, "vegetation", (107, 142, 35)),
-    (22, "terrain", (152, 251, 152)),
-    (23, "sky", (70, 130, 180)),
-    (24, "person", (220, 20, 60)),
-    (25, "rider", (255, 0, 0)),
-    (26, "car", (0, 0, 142)),
-    (27, "truck", (0, 0, 70)),
-    (28, "bus", (0, 60, 100)),
-    (31, "train", (0, 80, 100)),
-    (32, "motorcycle", (0, 0, 230)),
-    (33, "bicycle", (119, 11, 32)),
-)
-_NAMES, _COLORS = tuple(row[1] for row in _CITYSCAPES), tuple(row[2] for row in _CITYSCAPES)
-_IDS = tuple(row[0] for row in _CITYSCAPES)
+    (7, "road", (128, 64, 128)), (8, "sidewalk", (244, 35, 232)), (11, "building", (70, 70, 70)),
+    (12, "wall", (102, 102, 156)), (13, "fence", (190, 153, 153)), (17, "pole", (153, 153, 153)),
+    (19, "traffic light", (250, 170, 30)), (20, "traffic sign", (220, 220, 0)), (21, "vegetation", (107, 142, 35)),
+    (22, "terrain", (152, 251, 152)), (23, "sky", (70, 130, 180)), (24, "person", (220, 20, 60)),
+    (25, "rider", (255, 0, 0)), (26, "car", (0, 0, 142)), (27, "truck", (0, 0, 70)), (28, "bus", (0, 60, 100)),
+    (31, "train", (0, 80, 100)), (32, "motorcycle", (0, 0, 230)), (33, "bicycle", (119, 11, 32)),
+)  # fmt: skip
+_IDS, _NAMES, _COLORS = zip(*_CITYSCAPES, strict=True)
 CITYSCAPES = LabelMap("cityscapes labelIds", _NAMES, _IDS, (*sorted({*range(34)} - {*_IDS}), 255), _COLORS)
-"""The 19 classes that are scored, in files of labelIds: 0 to 33; 255 is -1, the license plate, in a byte."""
+"""The 19 scored classes in files of labelIds, 0 to 33; 255 is the license plate, -1 stored in a byte."""
 CITYSCAPES_TRAIN = LabelMap("cityscapes labelTrainIds", _NAMES, tuple(range(19)), (255,), _COLORS)
 """The same classes in files of labelTrainIds."""
 
@@ -53,7 +35,7 @@ class CityscapesConfig(SegmentedConfig):
     """The folder that has leftImg8bit and gtFine."""
     split: Literal["train", "val"] = "train"
     masks: Literal["labelIds", "labelTrainIds"] = "labelIds"
-    """Files as released, or as the authors' own script numbers the 19 classes."""
+    """labelIds: as released. labelTrainIds: as the authors' script renumbers the 19 classes."""
 
     def label_map(self) -> LabelMap:
         """Return its 19 classes."""

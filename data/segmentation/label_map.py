@@ -1,11 +1,12 @@
 """Label maps: the name, mask value and color of each class.
 
-Classes are in the order of their values, and names stand beside values: names in a wrong order would leave mIoU as it
-is and make every per-class table wrong.
+Names stand beside their values, in the order of the values: names in a wrong order would not change mIoU, but make
+every per-class table wrong.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,7 @@ class LabelMap:
     """The classes of a data set, with ids 0, 1, ..., and the values that stand for them in mask files.
 
     Raises:
-        ValueError: the names and values do not match one to one, or a value is no byte or means two things.
+        ValueError: names and values do not match one to one, or a value is outside a byte or has two meanings.
     """
 
     name: str
@@ -38,14 +39,14 @@ class LabelMap:
     colors: tuple[Color, ...] = ()  # color of each class; none: the colors of PASCAL VOC
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.classes) <= MAX_CLASSES:
-            raise ValueError(f"{self.name}: {len(self.classes)} classes; 1 to {MAX_CLASSES} fit into a byte")
-        if len(self.classes) != len(self.values):
-            raise ValueError(f"{self.name}: {len(self.classes)} classes, but {len(self.values)} values for them")
+        count = len(self.classes)
+        if not 1 <= count <= MAX_CLASSES:
+            raise ValueError(f"{self.name}: {count} classes; 1 to {MAX_CLASSES} fit into a byte")
+        for what, given in (("values", self.values), ("colors", self.colors or self.classes)):
+            if len(given) != count:
+                raise ValueError(f"{self.name}: {count} classes, but {len(given)} {what} for them")
         if twice := _twice(self.classes):
             raise ValueError(f"{self.name}: two classes are called {twice[0]!r}")
-        if self.colors and len(self.colors) != len(self.classes):
-            raise ValueError(f"{self.name}: {len(self.classes)} classes, but {len(self.colors)} colors for them")
         meanings = (*self.values, *self.unknown)
         if bad := [value for value in meanings if not 0 <= value <= 255]:
             raise ValueError(f"{self.name}: the values {bad} are outside 0 to 255")
@@ -56,7 +57,7 @@ class LabelMap:
         """Convert the values `stored` in the file `path` to class ids, HW uint8 with IGNORE where unknown.
 
         Raises:
-            DataError: a value that is neither a class nor unknown: the file is of another data set or encoding.
+            DataError: a value is neither a class nor unknown: the file has another encoding.
         """
         table = np.full(256, _FOREIGN, np.uint8)
         table[list(self.values)] = np.arange(len(self.values))
@@ -81,12 +82,9 @@ class LabelMap:
 
 def ranges(values: Sequence[int]) -> str:
     """Return whole numbers as ranges: "0 to 10, 12"."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
+    # The difference between value and place is the same within a run.
+    groups = groupby(enumerate(sorted(values)), key=lambda pair: pair[1] - pair[0])
+    runs = [(found[0][1], found[-1][1]) for found in (list(group) for _, group in groups)]
     return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
 
 

@@ -15,18 +15,15 @@ def legend(label_map: LabelMap, mask: np.ndarray | None = None) -> np.ndarray:
     """Return a figure of the classes, HW3 uint8: color, value in the files, name.
 
     Args:
-        label_map: whose classes.
-        mask: class ids, HW uint8; with it only the classes in it are listed, each with its share of the known pixels.
+        label_map: the classes and their colors.
+        mask: class ids, HW uint8: list only the classes in it, each with its percentage of the known pixels.
     """
     values, colors = label_map.values, label_map.palette()
     rows = [(tuple(colors[i].tolist()), f"{values[i]}  {name}") for i, name in enumerate(label_map.classes)]
     if mask is not None:
         counts = np.bincount(mask[mask != IGNORE], minlength=len(rows))
-        rows = [
-            (color, f"{text}  {100 * count / counts.sum():.1f} %")
-            for (color, text), count in zip(rows, counts, strict=True)
-            if count
-        ]
+        listed = [(row, count) for row, count in zip(rows, counts, strict=True) if count]
+        rows = [(color, f"{text}  {100 * count / counts.sum():.1f} %") for (color, text), count in listed]
     rows.append((_UNKNOWN, f"{ranges(label_map.unknown) or 'none'}  unknown"))
     columns = -(-len(rows) // _ROWS)
     high = min(len(rows), _ROWS)
@@ -51,6 +48,5 @@ def labeled_example(frame: np.ndarray, mask: np.ndarray, label_map: LabelMap) ->
     """Return an image, its mask in colors, and the legend of what is in it, beside each other, HW3 uint8."""
     parts = [frame, colored(mask, label_map), legend(label_map, mask)]
     height = max(part.shape[0] for part in parts)
-    return np.hstack(
-        [np.pad(part, ((0, height - part.shape[0]), (0, 8), (0, 0)), constant_values=255) for part in parts]
-    )
+    padding = [((0, height - part.shape[0]), (0, 8), (0, 0)) for part in parts]
+    return np.hstack([np.pad(part, pad, constant_values=255) for part, pad in zip(parts, padding, strict=True)])

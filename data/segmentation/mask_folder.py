@@ -5,10 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from data.files.listing import (
-    folders_below,
-    images_by_stem,
-)
+from data.files.listing import folders_below, images_by_stem
 from data.files.lists import read_lines
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
@@ -24,7 +21,7 @@ class MaskFolderConfig(SegmentedConfig):
     frames: Path
     """A folder of images, or of subfolders of images."""
     masks: Path
-    """The same with masks: <frames>/park/1.jpg has <masks>/park/1.png."""
+    """The folder of masks: the mask of <frames>/park/1.jpg is <masks>/park/1.png."""
     mask_suffix: str = ""
     """Suffix that a mask's name adds to its image's: `_L` where 1.png has 1_L.png."""
     classes: tuple[str, ...]
@@ -62,5 +59,5 @@ class MaskFolderConfig(SegmentedConfig):
                 raise MissingDataError(
                     f"{self.split}: {len(lacking)} names have no image in {self.frames}, the first {lacking[0]!r}"
                 )
-        images = [SegmentedImage(name, found[name], self.masks / f"{name}{self.mask_suffix}.png") for name in names]
-        return self.frames, images
+        masks = self.masks
+        return self.frames, [SegmentedImage(n, found[n], masks / f"{n}{self.mask_suffix}.png") for n in names]

@@ -4,14 +4,15 @@ After Mottaghi et al., "The Role of Context for Object Detection and Semantic Se
 the version of "PASCAL in Detail" (2017), whose file trainval_merged.json most published numbers rest on. It has 4,996
 training and 5,104 validation images; the paper's own lists have 4,998 and 5,105.
 
-Two conventions are in use. With 59 classes, background is neither predicted nor scored. Figures "over 60 classes" are
-either those times 59 / 60, as background counted as always wrong (EncNet's 51.7 is 52.6 * 59 / 60), or of a network
-that learns background as a class of its own, which `background: class` gives.
+Two conventions are in use. With 59 classes, background is neither predicted nor scored. Scores "over 60 classes" either
+count background as always wrong, a factor of 59 / 60 (EncNet's 51.7 is 52.6 * 59 / 60), or are of a network that learns
+background as a class, as with `background: class`.
 """
 
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -33,13 +34,13 @@ _CATEGORIES = """
 366 snow 368 sofa 397 table 415 track 416 train 420 tree 424 truck 427 tvmonitor 440 wall 445 water 454 window 458 wood
 """
 CATEGORIES = {int(number): name for number, name in zip(*[iter(_CATEGORIES.split())] * 2, strict=True)}
-"""The 59 classes by their category_id. Their order is that of the ids, which is that of the names too."""
+"""The 59 classes by their category_id, in the order of the ids, which is alphabetic too."""
 
 CLASSES = tuple(CATEGORIES.values())
 PUBLISHED = {"train": 4996, "val": 5104}
 MASKS, LISTS = "SegmentationClassContext", "ImageSets/SegmentationContext"
 
-_LONGEST_SIDE = 65_535  # of a JPEG
+_LONGEST_SIDE = 65_535  # pixels, of a JPEG
 _RANKS = {category: rank for rank, category in enumerate(CATEGORIES, start=1)}
 _WHOLE, _TEXT = "a whole number", "text"
 _FIELDS = {
@@ -47,14 +48,14 @@ _FIELDS = {
     "images": {"image_id": _WHOLE, "file_name": _TEXT, "phase": _TEXT, "height": _WHOLE, "width": _WHOLE},
     "annos_segmentation": {"image_id": _WHOLE, "category_id": _WHOLE, "segmentation": ""},
 }
-"""Lists of the file that are read: the keys of their entries and the types of the values."""
+"""Lists that are read from the file: keys of their entries and types of the values."""
 
 
 class PascalContextConfig(SegmentedConfig):
     """Which images of PASCAL-Context to read, and what their masks hold.
 
-    The masks are those that `tools/prepare_data.py convert pascal_context` renders, or those of others in the same
-    places: `SegmentationClassContext/<name>.png` and `ImageSets/SegmentationContext/{train,val}.txt`.
+    Masks `SegmentationClassContext/<name>.png` and lists `ImageSets/SegmentationContext/{train,val}.txt` are rendered
+    by `tools/prepare_data.py convert pascal_context`, or come from elsewhere.
     """
 
     title: ClassVar[str] = "PASCAL-Context"
@@ -65,11 +66,10 @@ class PascalContextConfig(SegmentedConfig):
     masks: str = MASKS
     """The folder of masks."""
     first_class: Literal[0, 1] = 1
-    """What the masks hold for the first class, aeroplane. 1: they hold 0 for background and 1 to 59, as ours and those
-    of mmsegmentation do. 0: they hold 0 to 58 and 255 for background, as detectron2's do. It cannot be told from a
-    file, and is not guessed."""
+    """Value of the first class, aeroplane, in the masks. 1: background is 0 and the classes are 1 to 59, as in our
+    masks and those of mmsegmentation. 0: the classes are 0 to 58 and background is 255, as in detectron2's masks."""
     background: Literal["unknown", "class"] = "unknown"
-    """What is none of the 59 classes: not learned and not scored, or class 0 of 60."""
+    """Pixels of none of the 59 classes. unknown: not learned and not scored. class: class 0 of 60."""
 
     def label_map(self) -> LabelMap:
         """Return its 59 classes, or 60 with background first."""
@@ -111,18 +111,18 @@ def render_masks(
 ) -> Rendered:
     """Write the masks and lists that :class:`PascalContextConfig` reads, 0 for background and 1 to 59.
 
-    Segments are painted in the order of the file, crowds too, a later one over an earlier one: as the authors of the
+    Segments are painted in the order of the file, crowds too, later ones over earlier ones, as the authors of the
     annotations do. The masks appear when all are written, the lists after them.
 
     Args:
-        annotations: trainval_merged.json; if it is not there, the file of its name in `root` is read, provided that
-            it was looked for in a folder above `root`. All of it is held in memory, several times its size.
+        annotations: trainval_merged.json; where it is missing in a folder above `root`, the file of its name in `root`
+            is read. It is held in memory, several times its size.
         root: the folder VOC2010, in which nothing else is changed.
-        published: refuse a file that has not the published numbers of images.
+        published: refuse a file that does not have the published numbers of images.
         progress: called with (masks written, masks in all).
 
     Raises:
-        DataError: not such a file, one whose categories are others, or a segment that cannot be decoded.
+        DataError: the file is another one, has other categories, or a segment that cannot be decoded.
         FileExistsError: there are masks already.
     """
     target, lists = root / MASKS, root / LISTS
@@ -163,7 +163,7 @@ def render_masks(
 
 
 def _located(annotations: Path, root: Path) -> Path:
-    """Return the file, or the one of its name in `root` if that is where it lies instead."""
+    """Return the file, or the file of its name in `root` if that one exists instead."""
     inside = root / annotations.name
     above = annotations.absolute().parent in root.absolute().parents
     return inside if above and not annotations.exists() and inside.exists() else annotations
@@ -182,12 +182,9 @@ def _painted(path: Path, image: Mapping[str, Any], segments: list[Mapping[str, A
 
 
 def _pixels(encoded: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a segment, HW bool, from its run lengths as COCO stores them.
+    """Return the pixels of a segment, HW bool, from COCO's run lengths. Raises ValueError if they do not fit `size`.
 
-    pycocotools is not asked: where the runs end before the image does, it returns memory that nobody has written.
-
-    Raises:
-        ValueError: they are not of an image of `size`.
+    pycocotools is not used: where the runs end before the image does, it returns uninitialized memory.
     """
     if not isinstance(encoded, dict) or encoded.get("size") != list(size):
         raise ValueError(f"it is no RLE of its size, {size[0]}x{size[1]}")
@@ -202,13 +199,10 @@ def _pixels(encoded: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _decompressed(text: str) -> list[int]:
-    """Return run lengths from COCO's text: characters from 48 on hold five bits of a number each, the lowest first.
+    """Return run lengths from COCO's compressed text. Raises ValueError for other text.
 
-    32 is added where more bits follow, the highest bit of the last five is the sign. From the fourth number on each is
-    the difference to the one two before it.
-
-    Raises:
-        ValueError: it is no such text, or ends within a number.
+    Each character, minus 48, holds five bits of a number, the lowest first, plus 32 where more follow; the highest bit
+    of the last five is the sign. From the fourth number on, each is the difference to the one two before it.
     """
     groups = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     if not groups.size or groups.min() < 0 or groups.max() > 63:
@@ -233,8 +227,14 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         entries = content.get(section) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(f"{path}: no list {section!r} in it; expected trainval_merged.json of PASCAL in Detail")
-        for entry in entries:
-            _check_entry(path, section, fields, entry)
+        for entry, (key, kind) in product(entries, fields.items()):
+            if key not in entry:
+                raise DataError(f"{path}: an entry of {section!r} has no {key!r}")
+            value = entry[key]
+            if (kind == _WHOLE and type(value) is not int) or (
+                kind == _TEXT and not (isinstance(value, str) and value)
+            ):
+                raise DataError(f"{path}: an entry of {section!r} has {key} {str(value)[:40]!r}, expected {kind}")
     return content
 
 
@@ -261,15 +261,6 @@ def _check_segments(path: Path, content: Mapping[str, list[dict[str, Any]]]) -> 
         if (category := segment["category_id"]) not in known:
             file = files.get(segment["image_id"], f"image {segment['image_id']}")
             raise DataError(f"{path}: segment {segment.get('id', '?')} of {file}: no category {category} in the file")
-
-
-def _check_entry(path: Path, section: str, fields: Mapping[str, str], entry: Mapping[str, Any]) -> None:
-    for key, kind in fields.items():
-        if key not in entry:
-            raise DataError(f"{path}: an entry of {section!r} has no {key!r}")
-        value = entry[key]
-        if (kind == _WHOLE and type(value) is not int) or (kind == _TEXT and not (isinstance(value, str) and value)):
-            raise DataError(f"{path}: an entry of {section!r} has {key} {str(value)[:40]!r}, expected {kind}")
 
 
 def _check_categories(path: Path, categories: list[dict[str, Any]]) -> list[str]:

@@ -7,10 +7,7 @@ Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retros
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from data.files.listing import (
-    find_root,
-    inside,
-)
+from data.files.listing import find_root, inside
 from data.files.lists import read_lines
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
@@ -21,7 +18,7 @@ _VOC_THINGS = (
     "sofa train tvmonitor"
 )
 PASCAL_VOC = LabelMap("pascal_voc", ("background", *_VOC_THINGS.split()), values=tuple(range(21)))
-"""255 is the seam around objects and what is too hard to tell."""
+"""The 21 classes; 255 marks the borders of objects and what is too hard to tell."""
 
 
 class PascalVocConfig(SegmentedConfig):
@@ -34,7 +31,7 @@ class PascalVocConfig(SegmentedConfig):
     split: str = "train"
     """A list in ImageSets/Segmentation: train, val or trainval, or train_aug if you have it."""
     masks: str = "SegmentationClass"
-    """The folder of masks: SegmentationClassAug is that of the 10,582 images that SBD adds to."""
+    """The folder of masks; SegmentationClassAug is the usual name where SBD extends training to 10,582 images."""
 
     def label_map(self) -> LabelMap:
         """Return its 21 classes, background first."""
@@ -50,7 +47,7 @@ def read_voc_list(root: Path, lists: Path, split: str, masks: str) -> list[Segme
     """Return the files of a list in the layout of PASCAL VOC: a name per line, or the paths of an image and its mask.
 
     Raises:
-        DataError: there is no such list, or a line leads out of `root`.
+        DataError: the list is missing, or a line leads out of `root`.
     """
     path = lists / f"{split}.txt"
     if not path.is_file():

@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from data.files.images import read_image
-from data.files.listing import (
-    require_files,
-    require_size,
-    require_unique,
-)
+from data.files.listing import require_files, require_size, require_unique
 from data.files.masks import read_mask
 from data.segmentation.label_map import LabelMap
 from data.types import Labels
@@ -33,13 +29,13 @@ class SegmentedImages:
 
     Args:
         title: name of the data set in messages.
-        root: where it is.
-        images: the files; names unique.
-        label_map: what the values in the mask files mean.
+        root: its folder, for messages.
+        images: files with unique names.
+        label_map: meaning of the values in the mask files.
 
     Raises:
-        DataError: no image, a name twice, or files that are missing (the first ten and their number). When read: a
-            mask of RGB colors, of another size than its image, or with a value that the label map does not know.
+        DataError: there is no image, a name occurs twice, or files are missing (the message names the first ten). When
+            read: a mask has RGB colors, another size than its image, or a value that the label map does not know.
     """
 
     kind: Kind = "images"
@@ -62,8 +58,8 @@ class SegmentedImages:
     def __getitem__(self, index: int) -> Sample:
         image, labels = self._images[index], self.labels(index)
         sample = Sample(frame=read_image(image.frame), **labels)
-        if "mask" in sample:
-            require_size(image.frame, sample["frame"], image.mask, sample["mask"])
+        assert "mask" in sample
+        require_size(image.frame, sample["frame"], image.mask, sample["mask"])
         return sample
 
     def labels(self, index: int) -> Labels:
