@@ -24,9 +24,9 @@ MONKAA_VAL = frozenset({"a_rain_of_stones_x2", "family_x2", "top_view_x2"})
 DRIVING_VAL = frozenset({"35mm_focallength/scene_backwards/fast", "35mm_focallength/scene_backwards/slow"})
 """Sequences of Driving in val: one drive at both speeds, since the fast one is a part of the slow one."""
 
-_MONKAA_FAMILIES = tuple(
-    ["a_rain_of", "eating_", "family_", "flower_storm_", "funnyworld_", "lonetree_", "top_view_", "treeflight_"]
-)
+_MONKAA_FAMILIES = (
+    "a_rain_of", "eating_", "family_", "flower_storm_", "funnyworld_", "lonetree_", "top_view_", "treeflight_",
+)  # fmt: skip
 _FLOW = re.compile(r"OpticalFlowInto(?:Future|Past)_([0-9]+)_[LR]\.pfm")
 _UNUSED = re.compile(r"((?:TRAIN|TEST)/[ABC]/[0-9]+)/(?:left/|right/)?([0-9]+)")
 

@@ -19,7 +19,8 @@ _CITYSCAPES: tuple[tuple[int, str, tuple[int, int, int]], ...] = (
     (25, "rider", (255, 0, 0)), (26, "car", (0, 0, 142)), (27, "truck", (0, 0, 70)), (28, "bus", (0, 60, 100)),
     (31, "train", (0, 80, 100)), (32, "motorcycle", (0, 0, 230)), (33, "bicycle", (119, 11, 32)),
 )  # fmt: skip
-_IDS, _NAMES, _COLORS = zip(*_CITYSCAPES, strict=True)
+_NAMES, _COLORS = tuple(row[1] for row in _CITYSCAPES), tuple(row[2] for row in _CITYSCAPES)
+_IDS = tuple(row[0] for row in _CITYSCAPES)
 CITYSCAPES = LabelMap("cityscapes labelIds", _NAMES, _IDS, (*sorted({*range(34)} - {*_IDS}), 255), _COLORS)
 """The 19 scored classes in files of labelIds, 0 to 33; 255 is the license plate, -1 stored in a byte."""
 CITYSCAPES_TRAIN = LabelMap("cityscapes labelTrainIds", _NAMES, tuple(range(19)), (255,), _COLORS)

@@ -231,9 +231,8 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
             if key not in entry:
                 raise DataError(f"{path}: an entry of {section!r} has no {key!r}")
             value = entry[key]
-            if (kind == _WHOLE and type(value) is not int) or (
-                kind == _TEXT and not (isinstance(value, str) and value)
-            ):
+            fits = type(value) is int if kind == _WHOLE else kind != _TEXT or (isinstance(value, str) and value)
+            if not fits:
                 raise DataError(f"{path}: an entry of {section!r} has {key} {str(value)[:40]!r}, expected {kind}")
     return content
 
