@@ -5,6 +5,7 @@ Like `mtsp.regularizers`, this needs only PyTorch.
 
 import ctypes
 import hashlib
+import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -94,8 +95,11 @@ def output_groups(model: nn.Module) -> dict[str, int]:
     }
 
 
-def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def capture(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Return copies of the current values of those of `names` that regularizers act on.
+
+    Without `names`, of every convolution and linear weight, with a warning that says how many: a head that starts at
+    random would be held to its random start.
 
     Call it while the weights have their pretrained values: after loading them, before any training or resuming.
     Attaching to an optimizer that has trained them already is refused if the optimizer's state, such as momentum, shows
@@ -106,6 +110,13 @@ def capture(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         ValueError: one of `names` is not in the model, or none belongs to a convolution or linear layer.
     """
     weights, first = named_weights(model), dict(aliases(model))
+    if names is None:
+        names = penalized(model)
+        warnings.warn(
+            f"all {len(names)} convolution and linear weights are captured as anchors, the last {names[-1:]}; give the "
+            "names of the pretrained ones where some are new",
+            stacklevel=2,
+        )
     known = {*weights, *first, *(plain_name(name) for name in model.state_dict())}
     known |= {plain_name(name) for name, _ in model.named_buffers()}
     wanted = {found: name for name in names if (found := known_name(name, known))}
@@ -166,14 +177,16 @@ def _without_inside(name: str) -> str:
 
 
 def _without_base_layers(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """The name without the `base_layer` of LoRA's wrappers; a user's module may have that name, too."""
+    """The name without the `base_layer` of PEFT's adapters; a user's module may have that name, too."""
     parts = name.split(".")
     if "base_layer" not in parts:
         return name
     kept = []
     for i, part in enumerate(parts):
         parent = modules.get(".".join(parts[:i]))
-        adapted = parent is not None and any(child.startswith("lora_") for child, _ in parent.named_children())
+        adapted = hasattr(parent, "adapter_layer_names") or (
+            parent is not None and any(child.startswith("lora_") for child, _ in parent.named_children())
+        )
         if part != "base_layer" or not adapted:
             kept.append(part)
     return ".".join(kept)

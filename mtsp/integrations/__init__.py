@@ -1,16 +1,84 @@
 """Callbacks that use a regularizer in the training loops of other libraries; each module needs its library.
 
 `mtsp.integrations.transformers` is for the `Trainer` of transformers, `mtsp.integrations.lightning` for Lightning. Both
-take a regularizer that was built while the model had its pretrained weights, and attach it when the loop has made its
+take a strength, and build L2-SP themselves before training from the weights that `from_pretrained` loaded; or they take
+a regularizer that was built while the model had its pretrained weights. They attach it when the loop has made its
 optimizer. It acts exactly once per optimizer step, with any gradient accumulation, mixed precision and clipping; a term
 in the loss would be multiplied, scaled and clipped.
 """
 
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
-from mtsp.regularizers import Regularizer
+from torch import nn
+
+from mtsp.anchors import named_weights, penalized
+from mtsp.regularizers import L2SP, Regularizer
+from mtsp.regularizers.strength import Strength
 from mtsp.regularizers.targets import under
+
+
+def l2sp_of_loaded(
+    model: nn.Module, *, alpha: Strength, beta: Strength = 0.0, new: Sequence[str] | None = None, **options: Any
+) -> L2SP:
+    """Return L2-SP towards the weights that a model holds now, but for what was initialized anew.
+
+    `from_pretrained` of transformers 5 marks what it loads, so that a head without a mark is known to be new. For
+    models of other libraries, `new` must say which modules are.
+
+    Args:
+        model: as loaded, before any training.
+        alpha: strength on the loaded convolution and linear weights, as in :class:`mtsp.regularizers.L2SP`. A linear
+            layer that shares its weight with an embedding is one of them; other embeddings are pulled with `every`.
+        beta: strength that pulls new weights to zero.
+        new: names of modules that are new, besides those without a mark.
+        options: `mode`, `every`, `anchor_dtype` and `offload` of :class:`mtsp.regularizers.L2SP`.
+
+    Raises:
+        ValueError: there are no marks and `new` is None; a name in `new` has no weight; or nothing is left to anchor.
+    """
+    weights = named_weights(model)
+    new = (new,) if isinstance(new, str) else new
+    if unknown := [name for name in new or () if not any(under(weight, name) for weight in weights)]:
+        raise ValueError(f"new={unknown[0]!r}: no weight of {type(model).__name__} has a name that begins so")
+    marked = {name for name, weight in weights.items() if getattr(weight, "_is_hf_initialized", False)}
+    marked |= {name for name in weights if _original(name) in marked}  # a copy that PEFT trains in full
+    if not marked and new is None:
+        raise ValueError(
+            f"nothing in {type(model).__name__} is marked as loaded by from_pretrained (of transformers 5), so its "
+            "pretrained weights are unknown; name the modules that are new, as new=['head'] or new=[], or give a "
+            "regularizer"
+        )
+    chosen = penalized(model, every=options.get("every", False))
+    anchors = {
+        name: weights[name].detach()
+        for name in chosen
+        if (name in marked or not marked) and not any(under(name, module) for module in new or ())
+    }
+    if not anchors:
+        raise ValueError(f"no convolution or linear weight of {type(model).__name__} is pretrained")
+    return L2SP(model, anchors=anchors, alpha=alpha, beta=beta, **options)
+
+
+def _original(name: str) -> str:
+    return re.sub(r"\bmodules_to_save\.[^.]+", "original_module", name)
+
+
+def summary(regularizer: Regularizer) -> str:
+    """Return one line that says what is anchored, what is new, and what of the trained weights is free."""
+    weights, targets = named_weights(regularizer.model), regularizer.targets
+    kinds: dict[str, list[int]] = {"anchored": [], "new": [], "free": []}
+    for name, weight in weights.items():
+        if weight.requires_grad:
+            target = targets.get(name)
+            kinds["free" if target is None else "anchored" if target.shared else "new"].append(weight.numel())
+    counts = ", ".join(f"{len(sizes)} weights {kind} ({sum(sizes):,})" for kind, sizes in kinds.items())
+    embeddings = [name for name, module in regularizer.model.named_modules() if isinstance(module, nn.Embedding)]
+    held = [name for name in embeddings if any(under(target, name) for target in targets)]
+    told = f"; embeddings pulled: {', '.join(held) or 'none'}" if embeddings else ""
+    return f"{type(regularizer).__name__}: {counts}{told}"
 
 
 def measured(regularizer: Regularizer, branches: Sequence[str] = ()) -> dict[str, float]:

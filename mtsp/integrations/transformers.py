@@ -3,43 +3,81 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mtsp.integrations import known_branches, measured
+from mtsp.integrations import known_branches, l2sp_of_loaded, measured, summary
 from mtsp.regularizers import Regularizer
+from mtsp.regularizers.strength import Strength
 
 try:
     from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
 except ImportError as error:
     raise ImportError("mtsp.integrations.transformers needs transformers; pip install transformers") from error
 
 
-class L2SPCallback(TrainerCallback):
-    """Attaches a regularizer to the `Trainer`'s optimizer while it trains::
+class L2SPCallback(TrainerCallback, ExportableState):
+    """Pulls a model towards its pretrained weights while the `Trainer` trains it::
 
-        model = AutoModelForSequenceClassification.from_pretrained("...")
-        regularizer = L2SP(model, anchors=dict(model.base_model.named_parameters(prefix="bert")), alpha=0.1, beta=0.01)
-        Trainer(model, arguments, train_dataset=..., callbacks=[L2SPCallback(regularizer)]).train()
+        model = AutoModelForImageClassification.from_pretrained("...", num_labels=10)
+        Trainer(model, arguments, train_dataset=..., callbacks=[L2SPCallback(alpha=0.01)]).train()
 
-    Build the regularizer before `train`, from the model that the Trainer gets (not with `model_init`): on resuming,
-    the Trainer loads the checkpoint's weights into the model, and anchors captured then would be those. Whenever the
-    Trainer logs, `penalty` and `distance` (the relative distance from the anchors) are added to its log history;
-    loggers that ran before do not show them. Each of `branches` adds its `distance`, `pull_to_gradient` and
+    All convolution and linear weights that `from_pretrained` loaded are anchored, and those it initialized are new; the
+    callback prints how many. They are taken when the Trainer is made, before a checkpoint is loaded into the model; a
+    resumed training must have the same anchors, by their fingerprint. With a regularizer of your own, build it before
+    `train`, from the model that the Trainer gets (not with `model_init`).
+
+    Whenever the Trainer logs, `penalty` and `distance` (the relative distance from the anchors) are added to its log
+    history; loggers that ran before do not show them. Each of `branches` adds its `distance`, `pull_to_gradient` and
     `time_constant`, as `pull_to_gradient/bert`. Where the Trainer logs by steps, the pull is measured in the logged
     step (a last line between these repeats the earlier measurement); otherwise in the first step after the line before.
 
     Args:
-        regularizer: not attached yet.
+        regularizer: not attached yet; None builds L2-SP from what follows.
+        alpha, beta, new, options: see :func:`mtsp.integrations.l2sp_of_loaded`; `anchor_dtype` and `offload` keep the
+            anchors in less memory.
         branches: names of modules in the model.
 
     Raises:
-        ValueError: a branch has no regularized weight; when training begins: attaching is refused (see
-            :meth:`mtsp.regularizers.L2SP.attach`), for example because the training arguments set a `weight_decay`.
+        ValueError: neither or both of `regularizer` and `alpha` are given; a branch has no regularized weight; when
+            training begins: attaching is refused (see :meth:`mtsp.regularizers.L2SP.attach`), for example because the
+            training arguments set a `weight_decay`, or the checkpoint was trained with other anchors.
     """
 
-    def __init__(self, regularizer: Regularizer, *, branches: Sequence[str] = ()) -> None:
-        self.regularizer, self.branches = regularizer, known_branches(regularizer, branches)
+    def __init__(
+        self,
+        regularizer: Regularizer | None = None,
+        *,
+        alpha: Strength | None = None,
+        beta: Strength = 0.0,
+        new: Sequence[str] | None = None,
+        branches: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        if (regularizer is None) == (alpha is None):
+            raise ValueError("give a regularizer, or alpha to have L2-SP built from what from_pretrained loads")
+        self._regularizer, self._settings = regularizer, {"alpha": alpha, "beta": beta, "new": new, **options}
+        self.branches = branches if regularizer is None else known_branches(regularizer, branches)
+
+    @property
+    def regularizer(self) -> Regularizer:
+        """The regularizer, once the Trainer is made."""
+        if self._regularizer is None:
+            raise ValueError("the regularizer is built when the Trainer is made with this callback")
+        return self._regularizer
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Capture the anchors, before a checkpoint is loaded."""
+        if self._regularizer is None and parts.get("model") is not None:
+            self._build(parts["model"], told=state.is_world_process_zero)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Attach the regularizer; after a failed training, it may still be attached to an old optimizer."""
+        if self._regularizer is None:
+            if state.global_step:
+                raise ValueError("give this callback to the Trainer when it is made: its model is resumed already")
+            self._build(parts["model"], told=state.is_world_process_zero)
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if state.global_step and isinstance(saved, dict) and saved["attributes"]["anchors"]:
+            self.regularizer.load_state_dict(saved["attributes"]["anchors"])
         self.regularizer.detach()
         self.regularizer.attach(parts["optimizer"])
 
@@ -57,3 +95,13 @@ class L2SPCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Detach the regularizer."""
         self.regularizer.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer saves with a checkpoint: the fingerprint of the anchors."""
+        return {"args": {}, "attributes": {"anchors": self._regularizer.state_dict() if self._regularizer else {}}}
+
+    def _build(self, model: Any, *, told: bool) -> None:
+        self._regularizer = l2sp_of_loaded(model, **self._settings)
+        self.branches = known_branches(self._regularizer, self.branches)
+        if told:
+            print(summary(self._regularizer))

@@ -62,6 +62,12 @@ def check_optimizer(optimizer: Any, names: Mapping[int, str], targets: Mapping[s
     ]
     for _, group, _ in own:
         check_weight_decay(group)
+    others = [names[id(w)] for group in optimizer.param_groups for w in group["params"] if id(w) in names]
+    if targets and not own and others:
+        raise ValueError(
+            f"the optimizer trains {len(others)} weights of the model, the first {others[0]}, but none that is "
+            "regularized; an adapter (LoRA, IA3) trains beside frozen weights and needs no pull to keep those"
+        )
     if targets and not own:
         raise ValueError("the optimizer holds none of the model's weights; give it model.parameters()")
     unmoved = [

@@ -374,4 +374,4 @@ def test_the_lightning_example_runs() -> None:
 def test_no_example_hides_the_library_that_it_imports() -> None:
     # As a script its own folder comes first on the path: `import lightning` would find a lightning.py there.
     names = {path.stem for path in (ROOT / "tools/examples").glob("*.py")}
-    assert names == {"plain_loop", "with_trainer", "with_lightning"}
+    assert names == {"plain_loop", "three_lines", "with_trainer", "with_lightning"}
