@@ -36,13 +36,12 @@ def caffe_layout(encoder: nn.Module, tensors: dict[str, Tensor]) -> Layout:
         if f"{ours}.downsample.0.weight" in encoder.state_dict():
             layers[f"{ours}.downsample.0", f"{ours}.downsample.1"] = (f"res{theirs}_branch1", f"{theirs}_branch1")
     used: dict[str, Tensor] = {}
-    taken: set[str] = set()
+    rest = dict(tensors)
 
     def take(key: str) -> Tensor:
-        if key not in tensors:
+        if key not in rest:
             raise LayoutError(f"it looks like a Caffe ResNet, but blob {key} is missing; expected {len(blocks)} blocks")
-        taken.add(key)
-        return tensors[key]
+        return rest.pop(key)
 
     for (conv, norm), (layer, end) in layers.items():
         factor = take(f"bn{end}.2").flatten()[0]
@@ -53,9 +52,9 @@ def caffe_layout(encoder: nn.Module, tensors: dict[str, Tensor]) -> Layout:
         used[f"{norm}.weight"] = take(f"scale{end}.0").flatten()
         used[f"{norm}.bias"] = take(f"scale{end}.1").flatten()
     used["conv1.weight"] = used["conv1.weight"].flip(1)
-    left_out = [f"{key}: the classifier" for key in tensors if key.startswith("fc")]
-    if unknown := [key for key in tensors if key not in taken and not key.startswith("fc")]:
+    if unknown := [key for key in rest if not key.startswith("fc")]:
         raise LayoutError(f"it looks like a Caffe ResNet, but has a blob without a place here: {unknown[0]}")
+    left_out = [f"{key}: the classifier" for key in rest]
     buffers = {"mean": [value / 255 for value in CAFFE_MEAN], "std": (1 / 255,) * 3}
     return Layout(used, left_out, buffers, "blobs of a Caffe ResNet (BGR, turned into RGB)")
 

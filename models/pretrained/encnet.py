@@ -37,43 +37,33 @@ def split_encoder(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[s
 
 
 def encnet_layout(head: nn.Module, task_layers: tuple[str, ...], file: WeightsFile) -> Layout:
-    """Return how the head of a published EncNet fits a :class:`models.encnet.network.EncHead`.
+    """Return how the head in a file of a whole published EncNet fits a :class:`models.encnet.network.EncHead`.
 
     The encoder, which belongs to the other branch, is left out, and so are layers for other classes and an auxiliary or
     SE head that `head` does not have.
-
-    Args:
-        head: ours.
-        task_layers: see :mod:`models.pretrained.layouts`.
-        file: of the whole network.
     """
     tensors, own = file.tensors, head.state_dict()
-    seen = looks_like(tensors)
+    seen = f"it looks like {looks_like(tensors)}"
     if not any(key.startswith(_ENCODER) for key in tensors):
-        raise LayoutError(f"it looks like {seen}; expected weights that mtsp saved, or an EncNet of PyTorch-Encoding")
-    used, left_out = {}, []
+        raise LayoutError(f"{seen}; expected weights that mtsp saved, or an EncNet of PyTorch-Encoding")
+    used, left_out = {}, [f"{key}: of the encoder" for key in tensors if key.startswith(_ENCODER)]
     for key, value in tensors.items():
         if key.startswith(_ENCODER):
-            left_out.append(f"{key}: of the encoder")
             continue
         begins = next((begins for begins in _HEAD if key.startswith(begins)), None)
-        ours = key if begins is None else _HEAD[begins] + key.removeprefix(begins)
-        if begins is not None and ours in own and own[ours].shape == value.shape:
+        ours = "" if begins is None else _HEAD[begins] + key.removeprefix(begins)
+        if ours in own and own[ours].shape == value.shape:
             used[ours] = value
         elif ours.startswith(task_layers):
             left_out.append(f"{key}: for other classes, or not in this network")
-        elif begins is not None and ours in own:
+        elif ours in own:
             shapes = f"{tuple(value.shape)}, expected {tuple(own[ours].shape)}"
-            raise LayoutError(f"it looks like {seen}, but {key} has shape {shapes}")
+            raise LayoutError(f"{seen}, but {key} has shape {shapes}")
         else:
-            option = next((o for o, start in (("lateral", "lateral."), ("jpu", "jpu.")) if ours.startswith(start)), "")
+            option = next((option for option in ("lateral", "jpu") if ours.startswith(f"{option}.")), "")
             hint = f"; set {option}=true in the model's config" if option else ""
-            raise LayoutError(f"it looks like {seen}, but this head has no place for {key}{hint}")
-    missing = [
-        key
-        for key in own
-        if key not in used and not key.startswith(task_layers) and not key.endswith("num_batches_tracked")
-    ]
-    if missing:
-        raise LayoutError(f"it looks like {seen}, but it has nothing for {missing[0]} of this head")
+            raise LayoutError(f"{seen}, but this head has no place for {key}{hint}")
+    for key in own:
+        if key not in used and not key.startswith(task_layers) and not key.endswith("num_batches_tracked"):
+            raise LayoutError(f"{seen}, but it has nothing for {key} of this head")
     return Layout(used, left_out, {}, "an EncNet head of PyTorch-Encoding")

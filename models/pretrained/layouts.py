@@ -1,4 +1,4 @@
-"""What a branch offers so that published weights load into it, and how a file's tensors are matched to its names.
+"""Match the tensors of a file to the names of a branch: what a branch may define so that published weights load.
 
 A branch is any `nn.Module` that is an attribute of a network. A file whose keys are the branch's own parameter names
 (with or without the branch's name in front) loads without any code: see :mod:`models.pretrained.own`. A branch may
@@ -85,10 +85,10 @@ def looks_like(tensors: Mapping[str, Tensor]) -> str:
         "segmentation.encoder.conv1.weight": "an mtsp file",
         "flow.network.conv1.0.weight": "an mtsp file",
         "Mixed_7c.branch_pool.conv.weight": "Inception-V3",
-        "InceptionV3/Conv2d_1a_3x3/weights": "TF-slim's InceptionV3",
-        "InceptionV4/Conv2d_1a_3x3/weights": "TF-slim's InceptionV4",
-        "InceptionResnetV2/Conv2d_1a_3x3/weights": "TF-slim's InceptionResnetV2",
+        **{
+            f"{name}/Conv2d_1a_3x3/weights": f"TF-slim's {name}"
+            for name in ("InceptionV3", "InceptionV4", "InceptionResnetV2")
+        },
     }
-    sign = next((sign for key, sign in signs.items() if key in tensors), None)
-    first = next(iter(tensors), "nothing")
-    return f"{sign or 'an unknown network'} ({len(tensors)} tensors, the first {first!r})"
+    sign = next((sign for key, sign in signs.items() if key in tensors), "an unknown network")
+    return f"{sign} ({len(tensors)} tensors, the first {next(iter(tensors), 'nothing')!r})"

@@ -4,7 +4,6 @@ Loading is strict: shapes are equal, every tensor of the file is used or listed 
 of another network is an error that says what it looks like. How a branch takes part: :mod:`models.pretrained.layouts`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ class Loaded:
     """Result of :func:`load_branch`. Names are the network's, with the branch in front."""
 
     description: str
-    """One line: the source, and how much of it was used."""
+    """One line: source, kind of file, numbers of tensors."""
 
     names: list[str]
     """Parameters and buffers that now hold pretrained values."""
@@ -70,8 +69,8 @@ def load_branch(model: nn.Module, branch: str, source: str | Path) -> Loaded:
     with torch.no_grad():
         for key, value in (layout.tensors | buffers).items():
             own[key].copy_(value)
-    after_loading: Callable[[str], None] = getattr(model, "after_loading", lambda _: None)
-    after_loading(branch)
+    if hasattr(model, "after_loading"):
+        model.after_loading(branch)  # pyright: ignore[reportCallIssue]
     fresh = [f"{branch}.{key}" for key, _ in target.named_parameters() if key not in layout.tensors]
     counts = f"{len(layout.tensors)} tensors loaded, {len(fresh)} parameters new, {len(layout.left_out)} left out"
     names = [f"{branch}.{key}" for key in layout.tensors]
@@ -109,7 +108,5 @@ def _download(branch: str, target: nn.Module) -> Layout:
     except LayoutError:
         raise
     except Exception as error:  # which kind depends on the library and its version
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"the ImageNet weights of branch {branch!r} cannot be downloaded: {reason}; give a file"
-        ) from error
+        why = f"{' '.join(str(error).split())[:160]}; give a file"
+        raise ValueError(f"the ImageNet weights of branch {branch!r} cannot be downloaded: {why}") from error

@@ -48,13 +48,11 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
 
 def _difference(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Describe how many tensors do not fit, with an example of each kind; empty if all fit."""
-    missing = sorted(own.keys() - tensors.keys())
-    unknown = sorted(tensors.keys() - own.keys())
-    shapes = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     found = []
-    if shapes:
-        theirs, ours = (tuple(t[shapes[0]].shape) for t in (tensors, own))
-        found.append(f"{len(shapes)} of {len(own)} shapes differ, as {shapes[0]}: {theirs} in the file, {ours} here")
+    if other := sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape):
+        shapes = f"{tuple(tensors[other[0]].shape)} in the file, {tuple(own[other[0]].shape)} here"
+        found.append(f"{len(other)} of {len(own)} shapes differ, as {other[0]}: {shapes}")
     if missing:
         found.append(f"{len(missing)} of {len(own)} tensors are missing, as {missing[0]}")
     if unknown:

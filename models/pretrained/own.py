@@ -12,7 +12,7 @@ def own_layout(branch: str, target: nn.Module, file: WeightsFile) -> Layout | No
     (default: `head.`) may be missing or have other shapes; all others must be there.
 
     Raises:
-        LayoutError: other tensors are missing, unknown, or of another shape.
+        LayoutError: other tensors are missing or unknown.
     """
     own = target.state_dict()
     begins = f"{branch}."
@@ -25,17 +25,14 @@ def own_layout(branch: str, target: nn.Module, file: WeightsFile) -> Layout | No
     task_layers: tuple[str, ...] = getattr(target, "task_layers", ("head.",))
     used = {}
     for key, value in tensors.items():
-        if key in own and own[key].shape == value.shape:
+        optional = key.startswith(task_layers)
+        if key in own and (own[key].shape == value.shape or not optional):  # load_branch refuses other shapes
             used[key] = value
-        elif key.startswith(task_layers):
+        elif optional:
             left_out.append(f"{key}: this network's head is another")
-        elif key in own:
-            raise LayoutError(f"{key} has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}")
         else:
             raise LayoutError(f"it has weights of another network of this kind: nothing here is called {key}")
-    missing = [key for key in own if key not in used and not key.startswith(task_layers)]
-    if missing:
-        raise LayoutError(
-            f"it has weights of another network of this kind: {len(missing)} tensors are missing, as {missing[0]}"
-        )
+    if missing := [key for key in own if key not in used and not key.startswith(task_layers)]:
+        found = f"{len(missing)} tensors are missing, as {missing[0]}"
+        raise LayoutError(f"it has weights of another network of this kind: {found}")
     return Layout(used, left_out, {}, "weights in this network's own names")

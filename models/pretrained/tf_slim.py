@@ -37,52 +37,34 @@ _AVERAGE = "/ExponentialMovingAverage"
 _TABLE = bytes.fromhex("57fb808b247547db")  # last bytes of an index, and of a checkpoint in the older format
 
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
-_MIXED_5 = {
-    "Branch_0/Conv2d_0a_1x1": "branch1x1",
-    "Branch_1/Conv2d_0a_1x1": "branch5x5_1",
-    "Branch_1/Conv2d_0b_5x5": "branch5x5_2",
-    "Branch_2/Conv2d_0a_1x1": "branch3x3dbl_1",
-    "Branch_2/Conv2d_0b_3x3": "branch3x3dbl_2",
-    "Branch_2/Conv2d_0c_3x3": "branch3x3dbl_3",
-    "Branch_3/Conv2d_0b_1x1": "branch_pool",
-}
-_MIXED_6A = {  # the ones called 1a_1x1 are 3x3
-    "Branch_0/Conv2d_1a_1x1": "branch3x3",
-    "Branch_1/Conv2d_0a_1x1": "branch3x3dbl_1",
-    "Branch_1/Conv2d_0b_3x3": "branch3x3dbl_2",
-    "Branch_1/Conv2d_1a_1x1": "branch3x3dbl_3",
-}
-_MIXED_6 = {
-    "Branch_0/Conv2d_0a_1x1": "branch1x1",
-    "Branch_1/Conv2d_0a_1x1": "branch7x7_1",
-    "Branch_1/Conv2d_0b_1x7": "branch7x7_2",
-    "Branch_1/Conv2d_0c_7x1": "branch7x7_3",
-    "Branch_2/Conv2d_0a_1x1": "branch7x7dbl_1",
-    "Branch_2/Conv2d_0b_7x1": "branch7x7dbl_2",
-    "Branch_2/Conv2d_0c_1x7": "branch7x7dbl_3",
-    "Branch_2/Conv2d_0d_7x1": "branch7x7dbl_4",
-    "Branch_2/Conv2d_0e_1x7": "branch7x7dbl_5",
-    "Branch_3/Conv2d_0b_1x1": "branch_pool",
-}
-_MIXED_7A = {
-    "Branch_0/Conv2d_0a_1x1": "branch3x3_1",
-    "Branch_0/Conv2d_1a_3x3": "branch3x3_2",
-    "Branch_1/Conv2d_0a_1x1": "branch7x7x3_1",
-    "Branch_1/Conv2d_0b_1x7": "branch7x7x3_2",
-    "Branch_1/Conv2d_0c_7x1": "branch7x7x3_3",
-    "Branch_1/Conv2d_1a_3x3": "branch7x7x3_4",
-}
-_MIXED_7 = {
-    "Branch_0/Conv2d_0a_1x1": "branch1x1",
-    "Branch_1/Conv2d_0a_1x1": "branch3x3_1",
-    "Branch_1/Conv2d_0b_1x3": "branch3x3_2a",
-    "Branch_1/Conv2d_0c_3x1": "branch3x3_2b",
-    "Branch_2/Conv2d_0a_1x1": "branch3x3dbl_1",
-    "Branch_2/Conv2d_0b_3x3": "branch3x3dbl_2",
-    "Branch_2/Conv2d_0c_1x3": "branch3x3dbl_3a",
-    "Branch_2/Conv2d_0d_3x1": "branch3x3dbl_3b",
-    "Branch_3/Conv2d_0b_1x1": "branch_pool",
-}
+
+
+def _block(layers: str) -> dict[str, str]:
+    """Return slim's name and torchvision's of each layer; `1/0b_5x5` stands for `Branch_1/Conv2d_0b_5x5`."""
+    pairs = (pair.split() for pair in layers.split(","))
+    return {f"Branch_{theirs.replace('/', '/Conv2d_')}": ours for theirs, ours in pairs}
+
+
+_MIXED_5 = _block(
+    "0/0a_1x1 branch1x1, 1/0a_1x1 branch5x5_1, 1/0b_5x5 branch5x5_2, 2/0a_1x1 branch3x3dbl_1, "
+    "2/0b_3x3 branch3x3dbl_2, 2/0c_3x3 branch3x3dbl_3, 3/0b_1x1 branch_pool"
+)
+_MIXED_6A = _block(  # the ones called 1a_1x1 are 3x3
+    "0/1a_1x1 branch3x3, 1/0a_1x1 branch3x3dbl_1, 1/0b_3x3 branch3x3dbl_2, 1/1a_1x1 branch3x3dbl_3"
+)
+_MIXED_6 = _block(
+    "0/0a_1x1 branch1x1, 1/0a_1x1 branch7x7_1, 1/0b_1x7 branch7x7_2, 1/0c_7x1 branch7x7_3, 2/0a_1x1 branch7x7dbl_1, "
+    "2/0b_7x1 branch7x7dbl_2, 2/0c_1x7 branch7x7dbl_3, 2/0d_7x1 branch7x7dbl_4, 2/0e_1x7 branch7x7dbl_5, "
+    "3/0b_1x1 branch_pool"
+)
+_MIXED_7A = _block(
+    "0/0a_1x1 branch3x3_1, 0/1a_3x3 branch3x3_2, 1/0a_1x1 branch7x7x3_1, 1/0b_1x7 branch7x7x3_2, "
+    "1/0c_7x1 branch7x7x3_3, 1/1a_3x3 branch7x7x3_4"
+)
+_MIXED_7 = _block(
+    "0/0a_1x1 branch1x1, 1/0a_1x1 branch3x3_1, 1/0b_1x3 branch3x3_2a, 1/0c_3x1 branch3x3_2b, 2/0a_1x1 branch3x3dbl_1, "
+    "2/0b_3x3 branch3x3dbl_2, 2/0c_1x3 branch3x3dbl_3a, 2/0d_3x1 branch3x3dbl_3b, 3/0b_1x1 branch_pool"
+)
 _BLOCKS = {
     **dict.fromkeys(("Mixed_5b", "Mixed_5c", "Mixed_5d"), _MIXED_5),
     "Mixed_6a": _MIXED_6A,
@@ -110,15 +92,9 @@ _LINEAR = {"weights": "weight", "biases": "bias"}
 class Slim(NamedTuple):
     """Variables of slim's Inception-V3 as torchvision's tensors."""
 
-    tensors: dict[str, Tensor]
-    """With torchvision's names and layout."""
-
-    names: dict[str, str]
-    """Slim's name for each of torchvision's; a scale of 1 has none."""
-
-    left_out: list[str]
-    """`name: reason`."""
-
+    tensors: dict[str, Tensor]  # with torchvision's names and layout
+    names: dict[str, str]  # slim's name for each of torchvision's; a scale of 1 has none
+    left_out: list[str]  # `name: reason`
     description: str
 
 
