@@ -3,6 +3,9 @@
 The loss of a step is the sum of `total` over its micro-batches and processes, divided by the sum of `count`. A mean of
 means would give a pixel in a batch with few known pixels more weight than one in a batch with many. Counts depend on
 the labels alone (`mask_count` and others), so they are known before the network runs.
+
+Logits may be of any float type: losses are computed in float32, also inside autocast. On a CPU, a class outside [0, K)
+raises ValueError; on a GPU this check would be slow and is left out. Letters: B batch, K classes, H and W pixels.
 """
 
 import math
@@ -60,12 +63,12 @@ def cross_entropy(
     of 480x854 = 409 920 pixels, 1e-9 for "sum" is 1e-9 * 409 920 = 4.1e-4 for "mean".
 
     Args:
-        logits: BKHW, of any float type; the loss is computed in float32, also inside autocast.
+        logits: BKHW.
         mask: BHW of integers in [0, K), or IGNORE.
         reduction: "mean" divides by the number of known pixels, ignoring weights; "sum" by the number of frames.
 
     Raises:
-        ValueError: sizes differ; or, on a CPU, a class is not in [0, K) (not checked on a GPU: slow).
+        ValueError: sizes differ, or a class is unknown.
     """
     if logits.shape[:1] + logits.shape[2:] != mask.shape:
         raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit a mask of shape {tuple(mask.shape)}")
@@ -88,11 +91,11 @@ def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
     an image without any class).
 
     Args:
-        logits: BK, of any float type; the loss is computed in float32, also inside autocast.
+        logits: BK.
         mask: BHW of integers in [0, K), or IGNORE.
 
     Raises:
-        ValueError: the batch sizes differ; or, on a CPU, a class is not in [0, K) (not checked on a GPU: slow).
+        ValueError: the batch sizes differ, or a class is unknown.
     """
     if logits.ndim != 2 or len(logits) != len(mask):
         raise ValueError(f"se_logits of shape {tuple(logits.shape)} does not fit a mask of shape {tuple(mask.shape)}")
@@ -110,12 +113,12 @@ def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0
     """Return the cross-entropy of the images' classes. The count is of images.
 
     Args:
-        logits: BK, of any float type; the loss is computed in float32, also inside autocast.
+        logits: BK.
         label: B, integers in [0, K).
         smoothing: fraction of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
 
     Raises:
-        ValueError: sizes differ; or, on a CPU, a class is not in [0, K) (not checked on a GPU: slow).
+        ValueError: sizes differ, or a class is unknown.
     """
     if logits.ndim != 2 or logits.shape[:1] != label.shape:
         raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(label.shape)}")

@@ -4,7 +4,7 @@ A batch carries the labels it has; a task without its label contributes nothing.
 sums, divided by counts over all its micro-batches and all processes: never a mean of means.
 """
 
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -23,26 +23,52 @@ from mtsp.losses import (
 )
 from mtsp.types import Batch, Outputs
 
+_OUTPUTS = {
+    "segmentation": "mask_logits",
+    "segmentation_aux": "aux_mask_logits",
+    "segmentation_se": "se_logits",
+    "flow": "flow",
+    "flow_multiscale": "flow_pyramid",
+    "classification": "label_logits",
+    "classification_aux": "aux_label_logits",
+}
+"""Key of the network's output that each loss needs, by the loss's name."""
 
-class Task(Protocol):
+
+class Task(Config):
     """A kind of label and its losses."""
+
+    label: ClassVar[str]
+    """Key of the label in a batch."""
 
     @property
     def names(self) -> list[str]:
-        """Names of its losses."""
-        ...
+        """Names of the losses in use."""
+        raise NotImplementedError
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return the divisor of each loss of this batch; empty if the batch lacks the label."""
-        ...
+        return {name: self._count(name, batch) for name in self.names} if self.label in batch else {}
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted losses of this batch, before division."""
-        ...
+        """Return the weighted losses of this batch, before division; without those whose output is missing."""
+        if self.label not in batch:
+            return {}
+        given: Any = outputs
+        found = {name: given[key] for name in self.names if (key := _OUTPUTS[name]) in outputs}
+        return {name: self._loss(name, prediction, batch) for name, prediction in found.items()}
+
+    def _count(self, name: str, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _loss(self, name: str, prediction: Any, batch: Any) -> Tensor:
+        raise NotImplementedError
 
 
-class SegmentationConfig(Config):
+class SegmentationConfig(Task):
     """Losses of the mask."""
+
+    label = "mask"
 
     weight: float = Field(default=1.0, ge=0)
     class_balance: bool = True
@@ -56,42 +82,25 @@ class SegmentationConfig(Config):
 
     @property
     def names(self) -> list[str]:
-        """Names of its losses."""
+        """Names of the losses in use."""
         extra = ["segmentation_aux"] * bool(self.aux_loss) + ["segmentation_se"] * bool(self.se_loss)
         return ["segmentation", *extra]
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the divisor of each loss of this batch."""
-        if "mask" not in batch:
-            return {}
+    def _count(self, name: str, batch: Any) -> Tensor:
+        return se_count(batch["mask"]) if name == "segmentation_se" else mask_count(batch["mask"], self.reduction)
+
+    def _loss(self, name: str, prediction: Any, batch: Any) -> Tensor:
         mask = batch["mask"]
-        counts = {"segmentation": mask_count(mask, self.reduction)}
-        if self.aux_loss:
-            counts["segmentation_aux"] = counts["segmentation"]
-        if self.se_loss:
-            counts["segmentation_se"] = se_count(mask)
-        return counts
-
-    def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted losses of this batch, before division."""
-        if "mask" not in batch:
-            return {}
-        sums = {}
-        if "mask_logits" in outputs:
-            sums["segmentation"] = self.weight * self._pixels(outputs["mask_logits"], batch["mask"])
-        if self.aux_loss and "aux_mask_logits" in outputs:
-            total = self._pixels(outputs["aux_mask_logits"], batch["mask"])
-            sums["segmentation_aux"] = self.aux_loss * total
-        if self.se_loss and "se_logits" in outputs:
-            sums["segmentation_se"] = self.se_loss * se_loss(outputs["se_logits"], batch["mask"]).total
-        return sums
-
-    def _pixels(self, logits: Tensor, mask: Tensor) -> Tensor:
-        return cross_entropy(logits, mask, class_balance=self.class_balance, reduction=self.reduction).total
+        if name == "segmentation_se":
+            return self.se_loss * se_loss(prediction, mask).total
+        total = cross_entropy(prediction, mask, class_balance=self.class_balance, reduction=self.reduction).total
+        return (self.weight if name == "segmentation" else self.aux_loss) * total
 
 
-class FlowConfig(Config):
+class FlowConfig(Task):
     """Losses of the flow."""
+
+    label = "flow"
 
     weight: float = Field(default=1.0, ge=0)
     """Weight of the end-point error, in pixels."""
@@ -106,37 +115,24 @@ class FlowConfig(Config):
 
     @property
     def names(self) -> list[str]:
-        """Names of its losses."""
+        """Names of the losses in use."""
         return ["flow"] * bool(self.weight) + ["flow_multiscale"] * bool(self.multiscale)
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the divisor of each loss of this batch."""
-        if "flow" not in batch:
-            return {}
-        flow, frames = batch["flow"], image_count(batch["flow"])
-        counts = {}
-        if self.weight:
-            counts["flow"] = flow_count(flow, batch.get("flow_valid")) if self.reduction == "mean" else frames
-        if self.multiscale:
-            counts["flow_multiscale"] = frames
-        return counts
+    def _count(self, name: str, batch: Any) -> Tensor:
+        per_pixel = name == "flow" and self.reduction == "mean"
+        return flow_count(batch["flow"], batch.get("flow_valid")) if per_pixel else image_count(batch["flow"])
 
-    def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted losses of this batch, before division."""
-        if "flow" not in batch:
-            return {}
+    def _loss(self, name: str, prediction: Any, batch: Any) -> Tensor:
         truth, valid = batch["flow"], batch.get("flow_valid")
-        sums = {}
-        if self.weight and "flow" in outputs:
-            sums["flow"] = self.weight * end_point_error(outputs["flow"], truth, valid, eps=self.eps).total
-        if self.multiscale and "flow_pyramid" in outputs:
-            scales = multiscale_epe(outputs["flow_pyramid"], truth, valid, weights=self.multiscale_weights)
-            sums["flow_multiscale"] = self.multiscale * scales.total
-        return sums
+        if name == "flow":
+            return self.weight * end_point_error(prediction, truth, valid, eps=self.eps).total
+        return self.multiscale * multiscale_epe(prediction, truth, valid, weights=self.multiscale_weights).total
 
 
-class ClassificationConfig(Config):
+class ClassificationConfig(Task):
     """Losses of the class of the whole image."""
+
+    label = "label"
 
     weight: float = Field(default=1.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -146,29 +142,15 @@ class ClassificationConfig(Config):
 
     @property
     def names(self) -> list[str]:
-        """Names of its losses."""
+        """Names of the losses in use."""
         return ["classification"] + ["classification_aux"] * bool(self.aux_loss)
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the divisor of each loss of this batch."""
-        if "label" not in batch:
-            return {}
-        return dict.fromkeys(self.names, image_count(batch["label"]))
+    def _count(self, name: str, batch: Any) -> Tensor:
+        return image_count(batch["label"])
 
-    def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted losses of this batch, before division."""
-        if "label" not in batch:
-            return {}
-        sums = {}
-        if "label_logits" in outputs:
-            sums["classification"] = self.weight * self._images(outputs["label_logits"], batch["label"])
-        if self.aux_loss and "aux_label_logits" in outputs:
-            total = self._images(outputs["aux_label_logits"], batch["label"])
-            sums["classification_aux"] = self.aux_loss * total
-        return sums
-
-    def _images(self, logits: Tensor, label: Tensor) -> Tensor:
-        return label_cross_entropy(logits, label, smoothing=self.label_smoothing).total
+    def _loss(self, name: str, prediction: Any, batch: Any) -> Tensor:
+        weight = self.weight if name == "classification" else self.aux_loss
+        return weight * label_cross_entropy(prediction, batch["label"], smoothing=self.label_smoothing).total
 
 
 class Tasks(Config):
@@ -185,7 +167,7 @@ class Tasks(Config):
 
     @property
     def names(self) -> list[str]:
-        """Names of all losses, whatever labels a batch has."""
+        """Names of all losses in use, whatever labels a batch has."""
         return [name for task in self.wanted for name in task.names]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:

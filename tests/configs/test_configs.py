@@ -9,6 +9,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from torch import nn
 
+from data.video.davis import DavisConfig
 from mtsp.config import CONFIGS
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import L2SP, time_constant
@@ -88,7 +89,7 @@ def test_the_schema_is_that_of_the_code(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
 def test_davis_is_read_as_it_is_released_or_as_the_demo_writes_it(path: Path) -> None:
     entries = [entry.dataset for entry in read_experiment(path).data.values()]
-    assert {entry.resolution for entry in entries if entry.name == "davis"} <= {"480p"}
+    assert {entry.resolution for entry in entries if isinstance(entry, DavisConfig)} <= {"480p"}
 
 
 def test_the_weak_pull_of_the_large_example_is_told() -> None:
