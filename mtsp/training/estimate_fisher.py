@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from mtsp.anchors import fingerprint
 from mtsp.batches import collate, evaluating, to_device
@@ -62,14 +61,14 @@ def estimate(
     """Estimate and write `out`. Return True when done, False if a signal stopped it.
 
     Args:
-        experiment: gives the weights, the training data and the task.
+        experiment: the config that names the weights, the training data and the task.
         out: file to write. Until it is done, the sums are in a `.part` file beside it.
         settings: number of images, and how labels are chosen.
         build_network: returns the network with its pretrained weights; may download them.
         overwrite: replace an existing file.
 
     Raises:
-        ValueError, OSError: errors that the user can fix, in one line.
+        ValueError, OSError: with a message that says what to mend.
     """
     _require_place(out, overwrite)
     task = _task(experiment)
@@ -82,17 +81,18 @@ def estimate(
     examples = Concatenated(list(data.values()))
     pretrained.model.to(accelerator.device)
     settings = _settled(settings, task, len(examples), _passes(pretrained, examples, task, accelerator.device))
-    rounds = SinglePass(
-        examples, accelerator, settings.examples, settings.batch, settings.seed, workers=experiment.train.workers
-    )
+    workers = experiment.train.workers
+    rounds = SinglePass(examples, accelerator, settings.examples, settings.batch, settings.seed, workers)
     generator = torch.Generator(accelerator.device)
     sums = _sum(pretrained, task, settings, generator)
     described = _described(experiment, settings, pretrained, task, {name: len(one) for name, one in data.items()})
-    partial_estimate = PartialEstimate(_part(out, accelerator), described)
+    index, processes = accelerator.process_index, accelerator.num_processes
+    part = ".part" if processes == 1 else f"-{index + 1}-of-{processes}.part"  # added up at the end
+    partial_estimate = PartialEstimate(out.with_name(out.name + part), described)
     with StopSignals() as signals:
         if not _sum_up(sums, partial_estimate, rounds, generator, signals):
             return False
-    if accelerator.num_processes > 1:
+    if processes > 1:
         total: Any = accelerator.reduce({k: v.to(accelerator.device) for k, v in sums.state_dict().items()})
         sums.load_state_dict(total)
     if accelerator.is_main_process:
@@ -104,18 +104,15 @@ def estimate(
 
 
 def _sum_up(
-    sums: FisherSum,
-    partial_estimate: PartialEstimate,
-    rounds: SinglePass,
-    generator: torch.Generator,
+    sums: FisherSum, partial_estimate: PartialEstimate, rounds: SinglePass, generator: torch.Generator,
     signals: StopSignals,
-) -> bool:
+) -> bool:  # fmt: skip
     """Add all rounds that are not in the partial estimate; return whether it is done."""
     main, total = rounds.accelerator.is_main_process, rounds.images
     begun = partial_estimate.load(sums)
     with progress("Fisher information", total, "images") if main else nullcontext(lambda done: None) as advance:
-        advance(rounds.images_of(begun))
         rounds_done, saved = begun, time.monotonic()
+        advance(rounds.images_of(begun))
         try:
             for number, batch in rounds.batches(begun):
                 seed = np.random.SeedSequence([rounds.seed, number]).generate_state(1)[0]
@@ -153,7 +150,6 @@ def _require_place(out: Path, overwrite: bool) -> None:
 
 
 def _task(experiment: AnyExperiment) -> str:
-    """The one task whose predictions are used."""
     wanted = [name for name in _OUTPUT_AND_LABEL if getattr(experiment.tasks, name) is not None]
     if not wanted:
         raise ConfigError(
@@ -165,15 +161,10 @@ def _task(experiment: AnyExperiment) -> str:
 
 
 def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
-    """The data entries that the task is trained on."""
     names = dict.fromkeys(name for stage in experiment.train.stages for name in stage.batch_size)
     built = {name: experiment.data[name].build() for name in names}
     label = _OUTPUT_AND_LABEL[task][1]
-    found = {
-        name: examples
-        for name, examples in built.items()
-        if label in examples.train_sample(0, np.random.default_rng(0))
-    }
+    found = {name: one for name, one in built.items() if label in one.train_sample(0, np.random.default_rng(0))}
     if not found:
         raise ConfigError(f"data: none of {', '.join(names)} has a {label}, which {task} needs; add data with labels")
     require_classes(experiment, found)
@@ -182,11 +173,7 @@ def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
 
 @torch.no_grad()
 def _passes(pretrained: PretrainedNetwork, examples: Examples, task: str, device: torch.device) -> int:
-    """Backward passes per image with exact labels: classes times pixels.
-
-    Raises:
-        ConfigError: the network has no output for the task.
-    """
+    """Return the backward passes per image with exact labels: classes times pixels."""
     batch = to_device(collate([examples.train_sample(0, np.random.default_rng(0))]), device, channels_last=False)
     with evaluating(pretrained.model):
         outputs = pretrained.model(batch["frame"], batch.get("next_frame"))
@@ -199,7 +186,7 @@ def _passes(pretrained: PretrainedNetwork, examples: Examples, task: str, device
 
 
 def _settled(settings: Settings, task: str, examples: int, passes: int) -> Settings:
-    """The settings with defaults that depend on the experiment filled in."""
+    """Fill in the defaults that depend on the experiment."""
     if settings.mode == "exact" and passes > MOST_PASSES:
         raise ConfigError(
             f"--mode exact takes {passes:,} backward passes for each image, one for each class of each pixel; use "
@@ -228,17 +215,10 @@ def _sum(pretrained: PretrainedNetwork, task: str, settings: Settings, generator
     )
 
 
-def _part(out: Path, accelerator: Accelerator) -> Path:
-    """Each process has a file of its own; sums are added at the end."""
-    alone = accelerator.num_processes == 1
-    suffix = "" if alone else f"-{accelerator.process_index + 1}-of-{accelerator.num_processes}"
-    return out.with_name(f"{out.name}{suffix}.part")
-
-
 def _described(
     experiment: AnyExperiment, settings: Settings, pretrained: PretrainedNetwork, task: str, images: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Everything the sums depend on, also the order of the data: images are numbered over all of it."""
+    """Return everything the sums depend on, also the order of the data: images are numbered over all of it."""
     chosen = settings._asdict()
     del chosen["chunk"]
     sections = {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in images}
@@ -250,10 +230,9 @@ def _write(
     out: Path, sums: FisherSum, pretrained: PretrainedNetwork, task: str, data: Sequence[str], settings: Settings
 ) -> None:
     fisher = sums.fisher()
+    draws = f", {settings.draws} draw{'s' if settings.draws > 1 else ''}" if settings.mode == "sampled" else ""
     notes = {
-        "labels": f"{settings.mode}, {settings.draws} draw{'s' if settings.draws > 1 else ''}"
-        if settings.mode == "sampled"
-        else str(settings.mode),
+        "labels": f"{settings.mode}{draws}",
         "samples": str(sums.samples),
         "observations": str(sums.observations),
         "normalization": "divided by the mean over all entries",
@@ -264,10 +243,5 @@ def _write(
     save_fisher(out, fisher, anchors=pretrained.anchors, **notes)
     _LOG.info("%s: %s", out, "; ".join(f"{key} {value}" for key, value in notes.items()))
     if zeros := [name for name, value in fisher.items() if not bool(value.any())]:
-        _LOG.warning(
-            "%d of %d weights, the first %s, do not affect the predictions: their Fisher information is 0, they "
-            "would not be regularized",
-            len(zeros),
-            len(fisher),
-            zeros[0],
-        )
+        said = "%d of %d weights, the first %s, do not affect the predictions: with a Fisher information of 0 they "
+        _LOG.warning(said + "would not be regularized", len(zeros), len(fisher), zeros[0])

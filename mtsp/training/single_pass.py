@@ -1,46 +1,35 @@
 """One pass over training images, in the same batches on any number of processes."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
+from torch.utils.data import ConcatDataset
 
 from mtsp.batches import collate, to_device
 from mtsp.training.stream import Shard, micro_batches
 from mtsp.types import Batch, Examples, Kind
 
 
-class Concatenated:
+class Concatenated(ConcatDataset[Batch]):
     """Several data sets, one after the other."""
 
     def __init__(self, parts: Sequence[Examples]) -> None:
+        super().__init__(parts)  # pyright: ignore[reportArgumentType]
         self.parts = parts
         self.kind: Kind = parts[0].kind
 
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def __getitem__(self, index: int) -> Batch:
-        part, own = self._place(index)
-        return part[own]
-
     def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
         """Return sample `index`, augmented."""
-        part, own = self._place(index)
-        return part.train_sample(own, rng)
-
-    def _place(self, index: int) -> tuple[Examples, int]:
-        for part in self.parts:
-            if index < len(part):
-                return part, index
-            index -= len(part)
-        raise IndexError(index)
+        part = bisect_right(self.cumulative_sizes, index)
+        return self.parts[part].train_sample(index - (self.cumulative_sizes[part] - len(self.parts[part])), rng)
 
 
 class SinglePass(NamedTuple):
-    """A pass over images in rounds, each with one batch per process. The batches depend on no process count."""
+    """A pass over images in rounds of one batch per process; the batches are the same on any number of processes."""
 
     examples: Examples
     accelerator: Accelerator

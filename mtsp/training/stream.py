@@ -6,16 +6,18 @@ is seeded by (seed, epoch, index). Global batch t is samples t*B .. t*B + B - 1,
 state is t. Accelerate's own resume gives other samples or other augmentations (huggingface/accelerate#2016).
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from mtsp.batches import Failure
 from mtsp.types import Batch, Examples
@@ -29,21 +31,14 @@ class Shard(NamedTuple):
     accumulate: int = 1
 
 
-class _Positions(Sampler[list[int]]):
-    """Positions in the endless sequence of this process's micro-batches, from global batch `start` on."""
-
-    def __init__(self, batch_size: int, start: int, shard: Shard) -> None:
-        self.batch_size, self.start, self.shard = batch_size, start, shard
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rank, processes, accumulate = self.shard
-        size = self.batch_size // (processes * accumulate)
-        batch = self.start
-        while True:
-            for micro in range(accumulate):
-                first = batch * self.batch_size + (micro * processes + rank) * size
-                yield list(range(first, first + size))
-            batch += 1
+def _positions(batch_size: int, start: int, shard: Shard) -> Iterator[list[int]]:
+    """Yield positions in the endless sequence of this process's micro-batches, from global batch `start` on."""
+    rank, processes, accumulate = shard
+    size = batch_size // (processes * accumulate)
+    for batch in itertools.count(start):
+        for micro in range(accumulate):
+            first = batch * batch_size + (micro * processes + rank) * size
+            yield list(range(first, first + size))
 
 
 class _AugmentedSamples(Dataset[Batch | Failure]):
@@ -71,17 +66,16 @@ def _begin_worker(worker: int) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):  # the fork server may be older than `_start_fork_server`
         signal.signal(number, signal.SIG_IGN)
-
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _start_fork_server() -> None:
@@ -116,16 +110,15 @@ def micro_batches(
     Args:
         examples: the data set, not empty.
         batch_size: samples of a global batch, over all processes and micro-batches.
-        start: the first global batch, that is, the number of batches this stream has already yielded.
+        start: the number of global batches that this stream has already yielded.
         seed: seeds the order and every augmentation; must differ between streams.
         shard: this process's part.
-        collate: samples -> a batch.
+        collate: makes a batch of samples.
         workers: processes that decode and augment; 0 does it in this one.
         pin_memory: use pinned memory, for faster copies to a GPU.
 
     Raises:
-        ValueError: the batch cannot be divided evenly, or (while iterating) a sample cannot be read; the message names
-            the file.
+        ValueError: the batch cannot be divided evenly, or (while iterating) a sample cannot be read.
     """
     shares = shard.processes * shard.accumulate
     if batch_size % shares:
@@ -137,8 +130,8 @@ def micro_batches(
         _start_fork_server()
     loader = DataLoader(
         _AugmentedSamples(examples, seed),
-        batch_sampler=_Positions(batch_size, start, shard),
-        collate_fn=_Collate(collate),
+        batch_sampler=_positions(batch_size, start, shard),
+        collate_fn=partial(_collate, collate),
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker if workers else None,
@@ -151,17 +144,11 @@ def micro_batches(
         yield batch
 
 
-class _Collate:
-    """Samples -> a batch, or the first failure among them."""
-
-    def __init__(self, collate: Callable[[Sequence[Batch]], Batch]) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: list[Any]) -> Batch | Failure:
-        failures = [sample for sample in samples if isinstance(sample, Failure)]
-        if failures:
-            return failures[0]
-        try:
-            return self.collate(samples)
-        except ValueError as error:
-            return Failure(str(error))
+def _collate(collate: Callable[[Sequence[Batch]], Batch], samples: list[Any]) -> Batch | Failure:
+    """Return the samples as a batch, or the first failure among them."""
+    if failures := [sample for sample in samples if isinstance(sample, Failure)]:
+        return failures[0]
+    try:
+        return collate(samples)
+    except ValueError as error:
+        return Failure(str(error))
