@@ -16,6 +16,8 @@ class ExternalTracker:
 
     Args:
         modes: in the order in which they are tried.
+
+    A subclass reports to its own run or writer, the `sink`, and may raise anything there.
     """
 
     name: str
@@ -25,20 +27,30 @@ class ExternalTracker:
         self._sink: Any = None
         self._attempt(lambda sink: None)
 
-    def _open(self, mode: str) -> Any:
-        """Return the tracker's own run or writer."""
-        raise NotImplementedError
-
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Report numbers."""
-        raise NotImplementedError
+        self._attempt(lambda sink: self._log(sink, step, values))
 
     def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Report figures, HW3 uint8 by name."""
-        raise NotImplementedError
+        self._attempt(lambda sink: self._figures(sink, step, images))
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Finish uploads and files."""
+        if self._sink is not None:
+            self._modes = self._modes[:1]  # if it cannot finish, do not start another run
+            self._attempt(self._close)
+
+    def _open(self, mode: str) -> Any:
+        raise NotImplementedError
+
+    def _log(self, sink: Any, step: int, values: Mapping[str, float]) -> None:
+        raise NotImplementedError
+
+    def _figures(self, sink: Any, step: int, images: Mapping[str, np.ndarray]) -> None:
+        raise NotImplementedError
+
+    def _close(self, sink: Any) -> None:
         raise NotImplementedError
 
     def _attempt(self, action: Callable[[Any], object]) -> None:

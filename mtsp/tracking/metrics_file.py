@@ -1,13 +1,15 @@
 """`metrics.jsonl`: write it so that a kill loses nothing, cut it back on resume, and read it."""
 
+import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mtsp.files.atomic import write_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -65,9 +67,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; a run folder, as tools/train.py writes it, holds one")
-    lines = path.read_bytes().split(b"\n")
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         row = _parse(line)
         if row is None:
             raise ValueError(f"{path}, line {number}: not a JSON object of numbers with a `step`: {line[:60]!r}")
@@ -105,17 +106,11 @@ def _drop_after(path: Path, step: int) -> None:
     broken = sum(row is None for _, row in rows)
     later = len(lines) - broken - new.count(b"\n")
     _LOG.info("%s: dropped %d lines after step %d and %d broken ones", path, later, step, broken)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(new)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_atomically(path, new)
 
 
 def _move_aside(path: Path) -> None:
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
     path.rename(aside)
     _LOG.warning("%s holds the curves of an earlier run; moved to %s", path, aside.name)

@@ -37,27 +37,15 @@ class TensorBoardTracker(ExternalTracker):
             writer.add_text("experiment", "\n".join("    " + line for line in text.splitlines()))
         return writer
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Report numbers."""
+    def _log(self, sink: Any, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            sink.add_scalar(name, value, step)
+        sink.flush()
 
-        def send(writer: Any) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
+    def _figures(self, sink: Any, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            sink.add_image(name, image, step, dataformats="HWC")
+        sink.flush()
 
-        self._attempt(send)
-
-    def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Report figures, HW3 uint8 by name."""
-
-        def send(writer: Any) -> None:
-            for name, image in images.items():
-                writer.add_image(name, image, step, dataformats="HWC")
-            writer.flush()
-
-        self._attempt(send)
-
-    def close(self) -> None:
-        """Finish uploads and files."""
-        if self._sink is not None:
-            self._attempt(lambda writer: writer.close())
+    def _close(self, sink: Any) -> None:
+        sink.close()

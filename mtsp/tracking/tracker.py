@@ -49,10 +49,7 @@ class Tracker:
     def __init__(
         self, folder: Path | None, metrics: MetricsFile | None, others: Sequence[ExternalTracker], step: int
     ) -> None:
-        self._folder = folder
-        self._metrics = metrics
-        self._others = others
-        self._step = step
+        self._folder, self._metrics, self._others, self._step = folder, metrics, others, step
 
     @classmethod
     def silent(cls) -> Self:
@@ -70,9 +67,8 @@ class Tracker:
     ) -> Self:
         """Return the tracker of a new or resumed run. Call it on the main process.
 
-        A resumed run continues its curves: what was logged after the checkpoint is dropped, as is an incomplete last
-        line, and wandb continues the same run. A new run in a folder that already has curves moves them to
-        `metrics.1.jsonl`, `metrics.2.jsonl` and so on.
+        A resumed run continues its curves: lines logged after the checkpoint are dropped, and wandb continues the same
+        run. A new run moves the curves of an earlier one to `metrics.1.jsonl`, `metrics.2.jsonl` and so on.
 
         Args:
             config: which trackers to use.
@@ -95,9 +91,8 @@ class Tracker:
         mode = os.environ.get("WANDB_MODE", config.mode)
         if "wandb" in config.trackers and mode != "disabled":
             run_id = resume.get("wandb_id") or secrets.token_hex(4)
-            others.append(
-                WandbTracker(run_dir, mode, run_id, project=config.project, name=run_name, config=dict(experiment))
-            )
+            about = {"project": config.project, "name": run_name, "config": dict(experiment)}
+            others.append(WandbTracker(run_dir, mode, run_id, **about))
         if "tensorboard" in config.trackers:
             others.append(TensorBoardTracker(run_dir, resume_step, experiment))
         return cls(run_dir, metrics, others, resume_step or 0)

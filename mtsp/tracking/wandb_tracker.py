@@ -56,22 +56,13 @@ class WandbTracker(ExternalTracker):
         run.define_metric("*", step_metric="global_step")
         return run
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Report numbers."""
-        self._attempt(lambda run: run.log({**values, "global_step": step}))
+    def _log(self, sink: Any, step: int, values: Mapping[str, float]) -> None:
+        sink.log({**values, "global_step": step})
 
-    def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Report figures, HW3 uint8 by name."""
+    def _figures(self, sink: Any, step: int, images: Mapping[str, np.ndarray]) -> None:
+        import wandb
 
-        def send(run: Any) -> None:
-            import wandb
+        sink.log({**{name: wandb.Image(image) for name, image in images.items()}, "global_step": step})
 
-            run.log({**{name: wandb.Image(image) for name, image in images.items()}, "global_step": step})
-
-        self._attempt(send)
-
-    def close(self) -> None:
-        """Finish uploads and files."""
-        if self._sink is not None:
-            self._modes = self._modes[:1]  # if it cannot finish, do not start another run
-            self._attempt(lambda run: run.finish())
+    def _close(self, sink: Any) -> None:
+        sink.finish()

@@ -56,12 +56,12 @@ def save(
     """Write a checkpoint, delete all but the newest `keep_last`, and return its path.
 
     Args:
-        folder: the folder of the run's checkpoints.
+        folder: the folder of the run's checkpoints; made if it does not exist.
         step: optimizer steps done.
         model: tensors by name.
-        optimizer: state_dict of the optimizer.
+        optimizer: its state_dict.
         state: everything else, as plain data for JSON.
-        keep_last: number of checkpoints to keep, at least 1. Older ones are deleted once this one is complete.
+        keep_last: at least 1.
         ema: state_dict of the average of the weights, or None.
 
     Raises:
@@ -71,7 +71,8 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"the checkpoint of step {step} was not written to {folder}: {error.strerror}") from error
-    _sweep(folder)
+    for left in (*folder.glob(".tmp-step-*"), *folder.glob(".trash-step-*")):
+        shutil.rmtree(left, ignore_errors=True)
     final = folder / f"step-{step:08d}"
     stage = folder / f".tmp-{final.name}-{os.getpid()}"
     try:
@@ -97,9 +98,8 @@ def save(
         raise OSError(
             f"the checkpoint of step {step} was not written to {folder}: {error} ({free:,.0f} MiB free)"
         ) from error
-    others = [
-        path for path in checkpoints(folder) if path != final
-    ]  # some may be later: the run may have been resumed from an earlier one
+    # Some may be later: the run may have been resumed from an earlier one.
+    others = [path for path in checkpoints(folder) if path != final]
     for old in others[: max(0, len(others) + 1 - keep_last)]:
         _remove(old)
     return final
@@ -143,16 +143,12 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(
             path,
             load_file(path / "model.safetensors"),
-            _load_tensors(path / "optimizer.pt"),
+            torch.load(path / "optimizer.pt", "cpu", weights_only=True),
             json.loads((path / "state.json").read_text(encoding="utf-8")),
-            _load_tensors(path / _EMA) if _EMA in files else None,
+            torch.load(path / _EMA, "cpu", weights_only=True) if _EMA in files else None,
         )
     except Exception as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
-
-
-def _load_tensors(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _remove(path: Path) -> None:
@@ -160,11 +156,6 @@ def _remove(path: Path) -> None:
     trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
     path.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    for left in (*folder.glob(".tmp-step-*"), *folder.glob(".trash-step-*")):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _hash(path: Path) -> str:

@@ -23,10 +23,9 @@ class EmaConfig(Config):
 class Ema:
     """A running average of a network's weights.
 
-    The average a follows the weights w by a <- d a + (1 - d) w after each optimizer step. Floating-point
-    buffers, that is batch normalization's mean and variance, are averaged in the same way, as in slim: the statistics
-    then fit the averaged weights. Integer buffers are copied. Averages of 16-bit weights are float32, since (1 - d) w
-    would be rounded away.
+    After each optimizer step, the average a follows the weights w by a <- d a + (1 - d) w. Floating-point buffers
+    (batch normalization's mean and variance) are averaged too, as in slim, so that they fit the averaged weights;
+    integer buffers are copied. Averages of 16-bit weights are float32, since (1 - d) w would be rounded away.
 
     Args:
         model: the network without a wrapper, on the device where it trains.
@@ -36,7 +35,10 @@ class Ema:
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
         self.config = config
         self.updates = 0
-        self._averages = {name: _copy(value) for name, value in _tensors(model).items()}
+        self._averages = {}
+        for name, value in _tensors(model).items():
+            wide = torch.float32 if value.is_floating_point() and value.element_size() < 4 else value.dtype
+            self._averages[name] = value.detach().to(wide, copy=True)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -86,8 +88,8 @@ class Ema:
         if odd := self._averages.keys() ^ averages.keys():
             raise ValueError(f"the averaged weights are of another network: {len(odd)} names differ, as {min(odd)}")
         for name, value in self._averages.items():
-            if value.shape != averages[name].shape:
-                shapes = f"{tuple(averages[name].shape)}, expected {tuple(value.shape)}"
+            if (found := averages[name].shape) != value.shape:
+                shapes = f"{tuple(found)}, expected {tuple(value.shape)}"
                 raise ValueError(f"the averaged weights are of another network: {name} has shape {shapes}")
         _fill(self._averages, averages)
         self.updates = int(state["updates"])
@@ -96,11 +98,6 @@ class Ema:
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, shared ones once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _copy(value: Tensor) -> Tensor:
-    wide = torch.float32 if value.is_floating_point() and value.element_size() < 4 else value.dtype
-    return value.detach().to(wide, copy=True)
 
 
 @torch.no_grad()

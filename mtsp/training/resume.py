@@ -15,22 +15,10 @@ from mtsp.training import checkpoint
 from mtsp.training.experiment import Experiment
 from mtsp.training.state import Position, TrainingRun
 
-FREE_TO_CHANGE = (
-    "tracking",
-    "evaluation",
-    "train.workers",
-    "train.save_every",
-    "train.keep_last",
-    "train.steps",
-)
+FREE_TO_CHANGE = ("tracking", "evaluation", "train.workers", "train.save_every", "train.keep_last", "train.steps")
 """Settings that may change on resume, with everything below them."""
 
-FREE_TO_MOVE = (
-    "data.*.dataset.root",
-    "data.*.dataset.frames",
-    "branches.*.weights",
-    "regularizer.fisher",
-)
+FREE_TO_MOVE = ("data.*.dataset.root", "data.*.dataset.frames", "branches.*.weights", "regularizer.fisher")
 """Paths that may change on resume, but not become null. Fingerprints detect files with other contents."""
 
 FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*.dataset.classes")
@@ -97,9 +85,8 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if state["step"] > run.experiment.train.steps:
-        raise ConfigError(
-            f"{saved.path} is beyond train.steps={run.experiment.train.steps}; give more, or a new --run-dir"
-        )
+        steps = run.experiment.train.steps
+        raise ConfigError(f"{saved.path} is beyond train.steps={steps}; give more, or a new --run-dir")
     run.position = Position(state["step"], state["batches"])
     run.meter.values = state["meter"]
     run.validated_at = state["validated_at"]
@@ -138,10 +125,8 @@ def save(run: TrainingRun) -> None:
             "validated_at": run.validated_at,
             "tracker": run.tracker.state(),
         }
-        folder = run.folder / "checkpoints"
-        checkpoint.save(
-            folder, run.position.step, model, optimizer, state, keep_last=run.experiment.train.keep_last, ema=ema
-        )
+        folder, keep_last = run.folder / "checkpoints", run.experiment.train.keep_last
+        checkpoint.save(folder, run.position.step, model, optimizer, state, keep_last=keep_last, ema=ema)
     accelerator.wait_for_everyone()
 
 

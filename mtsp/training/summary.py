@@ -17,12 +17,8 @@ def print_summary(run: TrainingRun) -> None:
     For mars, the column `alpha` is its radius.
     """
     experiment, regularizer = run.experiment, run.regularizer
-    table = Table(
-        title=f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})",
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    title = f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})"
+    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     alpha_column = "radius" if experiment.regularizer.name == "mars" else "alpha"
     for column in ("branch", "pretrained", "new", "free", alpha_column, "beta", "lr", "steps to 1/e"):
         table.add_column(column, justify="left" if column == "branch" else "right", no_wrap=True)
