@@ -36,20 +36,21 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, `on` and `yes` are words, and a repeated key is an error."""
 
 
+_SCALARS = {
+    "bool": (r"true|false|True|False", "tfTF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN)",
+        "-+.0123456789",
+    ),
+}
+"""Spelling of each kind of value, and the characters that it may begin with."""
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
-    for _REPLACED in [{"tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool"}]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _SCALARS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN))$"
-    ),
-    list("-+.0123456789"),
-)
+for _kind, (_spelling, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_spelling})$"), list(_first))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -95,8 +96,8 @@ def find(name: str | Path) -> Path:
         return path
     if not path.is_absolute() and (CONFIGS / path).is_file():
         return CONFIGS / path
-    shipped = (found.relative_to(CONFIGS) for found in CONFIGS.rglob("*.yaml"))
-    known = sorted(name.as_posix() for name in shipped if name.parts[0] != "accelerate")
+    known = sorted(found.relative_to(CONFIGS).as_posix() for found in CONFIGS.rglob("*.yaml"))
+    known = [name for name in known if not name.startswith("accelerate/")]
     near = difflib.get_close_matches(path.as_posix(), known, n=3, cutoff=0.4)
     raise ConfigError(f"no config {path}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {known}"))
 
@@ -127,17 +128,14 @@ def load(kind: type[_ConfigT], path: str | Path, overrides: Sequence[str] = ()) 
 
 def parse(kind: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:
     """Return `values` as a `kind`, strictly: lists may become tuples and strings paths, but `true` not 1."""
-    try:
-        return kind.model_validate_json(_json(values), strict=True)
-    except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_sentences(kind, values, error))) from error
 
-
-def _json(values: Any) -> str:
-    def plain(value: Any) -> str:
+    def refuse(value: Any) -> str:
         raise ConfigError(f"{value!r} is not a value that a config can hold")
 
-    return json.dumps(values, default=plain)
+    try:
+        return kind.model_validate_json(json.dumps(values, default=refuse), strict=True)
+    except pydantic.ValidationError as error:
+        raise ConfigError("\n".join(_sentences(kind, values, error))) from error
 
 
 def _override(values: dict[str, Any], text: str) -> str | None:
@@ -176,13 +174,10 @@ def _sentences(kind: type[Config], values: Any, error: pydantic.ValidationError)
         if problem["type"] == "extra_forbidden":
             known = sorted(section.model_fields) if section else []
             near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            parent = key.rpartition(".")[0]
-            hint = (
-                f"did you mean {f'{parent}.' if parent else ''}{near[0]}?"
-                if near
-                else f"known here: {', '.join(known)}"
+            parent, dot, _ = key.rpartition(".")
+            yield f"{key}: unknown key; " + (
+                f"did you mean {parent}{dot}{near[0]}?" if near else f"known here: {', '.join(known)}"
             )
-            yield f"{key}: unknown key; {hint}"
         elif problem["type"] == "missing":
             yield f"{key}: missing; it must be given"
         elif problem["type"] in ("union_tag_invalid", "literal_error"):
@@ -211,10 +206,8 @@ def _walk(kind: type[Config], values: Any, location: Iterable[Any]) -> tuple[str
     owner: type[Config] | None = kind
     for part in location:
         members = _sections(section)
-        tagged = [m for m in members if _tag(m) == part]
-        if len(members) > 1 and tagged:
-            section = tagged[0]
-            owner = section
+        if len(members) > 1 and (tagged := [m for m in members if _tag(m) == part]):
+            section = owner = tagged[0]
             continue
         if not isinstance(part, int) and str(part).startswith(("function-", "tuple[", "list[", "dict[", "is-")):
             continue
@@ -236,7 +229,7 @@ def _walk(kind: type[Config], values: Any, location: Iterable[Any]) -> tuple[str
 
 
 def _sections(annotation: Any) -> list[type[Config]]:
-    """The Config classes that a value of this type may be."""
+    """Return the Config classes that a value of this type may be."""
     if get_origin(annotation) is Annotated:
         return _sections(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -245,7 +238,7 @@ def _sections(annotation: Any) -> list[type[Config]]:
 
 
 def _item(annotation: Any) -> Any:
-    """The type of what a container of this type holds."""
+    """Return the type of the items of a container of this type."""
     if get_origin(annotation) is Annotated:
         return _item(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

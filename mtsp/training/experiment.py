@@ -107,27 +107,21 @@ class Experiment(Config, Generic[ModelT, DataT]):
             self.strengths()
         except ValueError as error:
             wrong += str(error).splitlines()
+        data, branches = ", ".join(self.data), ", ".join(self.branches)
         for index, stage in enumerate(self.train.stages):
-            for name in stage.batch_size:
-                if name not in self.data:
-                    wrong.append(
-                        f"train.stages.{index}.batch_size.{name}: no such data; there is {', '.join(self.data)}"
-                    )
+            place = f"train.stages.{index}"
+            unknown = [name for name in stage.batch_size if name not in self.data]
+            wrong += [f"{place}.batch_size.{name}: no such data; there is {data}" for name in unknown]
             for branch in stage.learn or ():
                 if branch not in self.branches:
-                    wrong.append(
-                        f"train.stages.{index}.learn: no branch {branch!r}; there is {', '.join(self.branches)}"
-                    )
+                    wrong.append(f"{place}.learn: no branch {branch!r}; there is {branches}")
                 elif self.branches[branch].freeze:
-                    wrong.append(f"train.stages.{index}.learn: {branch} cannot learn, branches.{branch}.freeze is true")
-        for name in self.evaluation.data:
-            if name not in self.data:
-                wrong.append(f"evaluation.data: no such data {name!r}; there is {', '.join(self.data)}")
-        needs_anchors = self.regularizer.name not in ("l2", "none")
-        if needs_anchors and not any(branch.weights for branch in self.branches.values()):
-            wrong.append(
-                f"regularizer: {self.regularizer.name} needs a branch with pretrained `weights`; without any, use l2"
-            )
+                    wrong.append(f"{place}.learn: {branch} cannot learn, branches.{branch}.freeze is true")
+        unknown = [name for name in self.evaluation.data if name not in self.data]
+        wrong += [f"evaluation.data: no such data {name!r}; there is {data}" for name in unknown]
+        name = self.regularizer.name
+        if name not in ("l2", "none") and not any(branch.weights for branch in self.branches.values()):
+            wrong.append(f"regularizer: {name} needs a branch with pretrained `weights`; without any, use l2")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -176,13 +170,10 @@ class Experiment(Config, Generic[ModelT, DataT]):
         for key, numbers in found.items():
             for name, branch in self.branches.items():
                 own = getattr(branch, key)
-                place, strength = (
-                    (f"branches.{name}", own) if own is not None else ("regularizer", getattr(section, key))
-                )
                 try:
-                    numbers[name] = self._number(section, key, strength, name)
+                    numbers[name] = self._number(section, key, getattr(section, key) if own is None else own, name)
                 except ValueError as error:
-                    wrong.append(f"{place}.{key}: {error}")
+                    wrong.append(f"{'regularizer' if own is None else f'branches.{name}'}.{key}: {error}")
         if wrong:
             raise ValueError("\n".join(dict.fromkeys(wrong)))
         return found["alpha"], found["beta"]
@@ -196,7 +187,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return section.strength(key, strength.pace(steps), self.learning_rates()[branch], self.optimizer)
 
     def _full_rate_steps(self, branch: str) -> float:
-        """How long a branch learns, in steps at its full learning rate."""
+        """Return how long a branch learns, in steps at its full learning rate."""
         if self.branches[branch].freeze:
             return 0.0
         plan = self.train

@@ -77,9 +77,7 @@ def train(
                     stream = open_stream(name, size, position.batches.setdefault(key, 0))
                     streams[key] = opened.enter_context(contextlib.closing(stream))
                 micro_batches += [next(streams[key]) for _ in range(accumulate)]
-            seed_model(
-                seed, position.step, state.accelerator.process_index
-            )  # not before: opening a stream draws numbers
+            seed_model(seed, position.step, state.accelerator.process_index)  # now: opening a stream draws numbers
             before_step()
             result = optimizer_step(state, micro_batches, step=position.step + 1, clip=clip, stop=stop())
             position.step += 1

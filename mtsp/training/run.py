@@ -71,7 +71,8 @@ def run_experiment(
         saved = checkpoint_to_resume(accelerator, run_dir, resume)
         with accelerator.main_process_first():  # one process downloads, the others find the file
             pretrained = build_network(experiment)
-        data = {name: section.build() for name, section in experiment.data.items() if _is_used(experiment, name)}
+        used = {*experiment.evaluation.data}.union(*(stage.batch_size for stage in experiment.train.stages))
+        data = {name: section.build() for name, section in experiment.data.items() if name in used}
         require_classes(experiment, data)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
         state = _prepare(experiment, accelerator, pretrained.model)
@@ -95,10 +96,6 @@ def run_experiment(
         accelerator.wait_for_everyone()  # without it, gloo aborts some runs while the group is torn down
         accelerator.end_training()
     return results
-
-
-def _is_used(experiment: AnyExperiment, name: str) -> bool:
-    return name in experiment.evaluation.data or any(name in stage.batch_size for stage in experiment.train.stages)
 
 
 def _prepare(experiment: AnyExperiment, accelerator: Accelerator, model: nn.Module) -> TrainState:
@@ -125,10 +122,12 @@ def _prepare(experiment: AnyExperiment, accelerator: Accelerator, model: nn.Modu
 
 
 def _ema(experiment: AnyExperiment, state: TrainState) -> Ema | None:
+    if experiment.train.ema is None:
+        return None
     model = state.accelerator.unwrap_model(state.model)
-    if experiment.train.ema is not None and is_sharded(model):
+    if is_sharded(model):
         raise ConfigError("train.ema: weights sharded by FSDP cannot be averaged; leave it out, or use DDP")
-    return None if experiment.train.ema is None else Ema(model, experiment.train.ema)
+    return Ema(model, experiment.train.ema)
 
 
 def _attach_regularizer(run: TrainingRun) -> Regularizer | None:

@@ -31,7 +31,7 @@ def validate(run: TrainingRun) -> None:
         examples = run.data[name]
         count = min(run.experiment.tracking.images, len(examples))
         wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
-        shown: set[int] = {index - index % accelerator.num_processes for index in wanted}
+        shown = {index - index % accelerator.num_processes for index in wanted}
         figures: dict[str, np.ndarray] = {}
         with run.ema_weights():
             run.validation[name] = evaluate(
@@ -51,12 +51,7 @@ def validate(run: TrainingRun) -> None:
 
 
 def _draw(
-    figures: dict[str, np.ndarray],
-    shown: set[int],
-    examples: Examples,
-    index: int,
-    batch: Batch,
-    outputs: Outputs,
+    figures: dict[str, np.ndarray], shown: set[int], examples: Examples, index: int, batch: Batch, outputs: Outputs
 ) -> None:
     """Add a figure of sample `index` if it is one of `shown`."""
     if index in shown:
