@@ -53,9 +53,9 @@ class Regression:
         return Moments(mean, variance, float(((mean - self.truth) ** 2).sum() + variance.sum()))
 
     def largest_useful_alpha(self) -> float:
-        """Return the alpha below which L2-SP has a smaller error than least squares; inf if that holds for every alpha.
+        """Return the alpha below which L2-SP has a smaller error than least squares; inf: every alpha has.
 
-        2 p sigma^2 / (||eps||^2 - p sigma^2); every alpha is useful if ||eps||^2 <= p sigma^2. (The paper's text says
+        It is 2 p sigma^2 / (||eps||^2 - p sigma^2), or inf if ||eps||^2 <= p sigma^2. (The paper's text says
         ||eps|| < p sigma^2 here; its formula shows that the square is meant.)
         """
         noise = self.p * self.sigma**2
@@ -71,13 +71,9 @@ def closed_form(
 ) -> np.ndarray:
     """Return Table 7's estimate for an orthonormal design: p of n responses, Rp of Rn."""
     projected = responses @ design  # X'y
-    match estimator:
-        case "least squares":
-            return projected
-        case "L2":
-            return projected / (1 + alpha)
-        case "L2-SP":
-            return projected / (1 + alpha) + alpha / (1 + alpha) * start
+    if estimator == "least squares":
+        return projected
+    return projected / (1 + alpha) + (alpha / (1 + alpha) * start if estimator == "L2-SP" else 0)
 
 
 def minimizer(
@@ -106,14 +102,9 @@ def early_stopping_alpha(rate: float, steps: int) -> float:
 
 
 def simulate(
-    regression: Regression,
-    estimator: Estimator,
-    alpha: float,
-    *,
-    rows: int = 20,
-    repetitions: int = 20000,
+    regression: Regression, estimator: Estimator, alpha: float, *, rows: int = 20, repetitions: int = 20000,
     seed: int = 0,
-) -> Moments:
+) -> Moments:  # fmt: skip
     """Return the moments of `minimizer` over `repetitions` draws of the noise, without using Table 7.
 
     Raises:
@@ -172,22 +163,18 @@ HESSIAN = _AXES @ np.diag([0.35, 1.4]) @ _AXES.T
 def figure_panels(alpha: float = STRENGTH) -> list[Panel]:
     """Return the three plots of Figure 1, with the same problem and alpha."""
     origin = np.zeros(2)
-    settings = {
-        "(a) L2, from scratch": (origin, origin),
-        "(b) L2, fine-tuned": (PRETRAINED, origin),
-        "(c) L2-SP, fine-tuned": (PRETRAINED, PRETRAINED),
-    }
-    return [
-        Panel(title, start, reference, descent(HESSIAN, MINIMUM, start, reference, alpha))
-        for title, (start, reference) in settings.items()
+    settings = [
+        ("(a) L2, from scratch", origin, origin),
+        ("(b) L2, fine-tuned", PRETRAINED, origin),
+        ("(c) L2-SP, fine-tuned", PRETRAINED, PRETRAINED),
     ]
+    return [Panel(*one, descent(HESSIAN, MINIMUM, one[1], one[2], alpha)) for one in settings]
 
 
 def draw_figure1(panels: list[Panel], path: Path) -> None:
     """Write Figure 1 as a PNG, with the paper's symbols: star, cross, segment, point, ellipses and circle.
 
-    The paper draws a large circle in every plot. Here alpha is the same in all, so the circle of (c), around a start
-    near the minimum, is small.
+    The paper draws a large circle in every plot. Here alpha is the same in all, so the circle of (c) is small.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -220,22 +207,19 @@ def report_rows(regression: Regression = EXAMPLE) -> tuple[list[list[str]], list
 
     The first has a row per estimator, at the best alpha; the second a row per fraction of the largest useful alpha.
     """
-    alpha = regression.best_alpha()
-    moments = []
+    alpha, moments, sides = regression.best_alpha(), [], []
     for estimator in ESTIMATORS:
         theory, seen = regression.moments(estimator, alpha), simulate(regression, estimator, alpha)
         bias, seen_bias = (np.linalg.norm(m.mean - regression.truth) for m in (theory, seen))
         pairs = [(bias, seen_bias), (theory.variance.sum(), seen.variance.sum()), (theory.error, seen.error)]
         moments.append([estimator, *(f"{value:.4f}" for pair in pairs for value in pair)])
     limit, least = regression.largest_useful_alpha(), regression.moments("least squares", 0.0).error
-    sides = []
     for fraction in (0.5, 0.9, 1.0, 1.1, 2.0):
         theory = regression.moments("L2-SP", fraction * limit).error
         seen = simulate(regression, "L2-SP", fraction * limit).error
         better = "equal" if fraction == 1 else "L2-SP" if theory < least else "least squares"
-        sides.append(
-            [f"{fraction * limit:.3f}", f"{fraction:g}", f"{theory:.4f}", f"{seen:.4f}", f"{least:.4f}", better]
-        )
+        errors = [f"{error:.4f}" for error in (theory, seen, least)]
+        sides.append([f"{fraction * limit:.3f}", f"{fraction:g}", *errors, better])
     return moments, sides
 
 

@@ -57,7 +57,7 @@ class RunLog:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the logged metrics, in the order of their first appearance."""
+        """Names of the logged metrics, in the order in which they appear."""
         return list(dict.fromkeys(key for row in self.rows for key in row if key not in ("step", "time")))
 
     def curve(self, metric: str) -> dict[int, float]:
@@ -82,26 +82,20 @@ def grouped(runs: Iterable[RunLog]) -> dict[str, list[RunLog]]:
     groups: dict[str, list[RunLog]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)
-    for name, members in groups.items():
-        first = members[0]
+    for name, (first, *others) in groups.items():
         seeds = {first.seed: first}
-        for other in members[1:]:
+        for other in others:
+            both = f"{seeds.get(other.seed, first).path} and {other.path} are both {name!r}"
             if other.seed in seeds:
-                raise ValueError(
-                    f"{seeds[other.seed].path} and {other.path} are both {name!r} with seed {other.seed}; "
-                    "leave one out, or rename one with name=..."
-                )
+                raise ValueError(f"{both} with seed {other.seed}; leave one out, or rename one with name=...")
             seeds[other.seed] = other
             if difference := _difference(first.experiment, other.experiment):
-                raise ValueError(
-                    f"{first.path} and {other.path} are both {name!r} but differ in {difference}; "
-                    "runs of one name may differ in seed only"
-                )
+                raise ValueError(f"{both} but differ in {difference}; runs of one name may differ in seed only")
     return groups
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Return the first key in which two experiments differ, with both values; None if only in the seed."""
+    """Return the first key but the seed in which two experiments differ, with both values, or None."""
     left, right = dict(_leaves(one)), dict(_leaves(other))
     for key in [*left, *right]:
         a, b = left.get(key), right.get(key)
@@ -111,13 +105,12 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     return None
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield key, value
+def _leaves(value: Any, *key: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict | list):
+        yield ".".join(key), value
         return
-    for name, inner in items:
-        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, *key, str(name))
 
 
 def _path(text: str) -> str:
@@ -207,22 +200,20 @@ def table(
     groups = grouped(runs)
     metrics = matching(runs, patterns)
     numbers = paper or {}
-    astray = [f"{name}: {metric}" for name, row in numbers.items() for metric in row
-              if name not in groups or metric not in metrics]  # fmt: skip
-    if astray:
+    published = [(name, metric) for name, row in numbers.items() for metric in row]
+    if astray := [f"{name}: {metric}" for name, metric in published if name not in groups or metric not in metrics]:
         raise ValueError(f"published numbers without a run or metric in the table: {', '.join(astray)}")
     columns = ["run", "seeds"]
+    rows = {name: [name, str(len(members))] for name, members in groups.items()}
     for metric in metrics:
-        columns += [metric, "paper"] if any(metric in row for row in numbers.values()) else [metric]
-    rows = []
-    for name, members in groups.items():
-        row = [name, str(len(members))]
-        for metric in metrics:
-            row.append(_spread([last for run in members if (last := run.last(metric)) is not None], len(members)))
-            if any(metric in published for published in numbers.values()):
-                row.append(str(numbers.get(name, {}).get(metric, "-")))
-        rows.append(row)
-    return markdown_table(rows, columns)
+        compared = any(metric == other for _, other in published)
+        columns += [metric, "paper"] if compared else [metric]
+        for name, members in groups.items():
+            values = [last for run in members if (last := run.last(metric)) is not None]
+            rows[name].append(_spread(values, len(members)))
+            if compared:
+                rows[name].append(str(numbers.get(name, {}).get(metric, "-")))
+    return markdown_table(rows.values(), columns)
 
 
 def _spread(values: Sequence[float], runs: int) -> str:
@@ -247,12 +238,12 @@ def markdown_table(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> str
     """Return a Markdown table that is also aligned as text: the first column left, the others right."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(columns))]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(pairs)) + " |"
-        for pairs in (list(zip(row, widths, strict=True)) for row in cells)
-    ]
-    rule = "| " + " | ".join("-" * (width - 1) + ":" if i else "-" * width for i, width in enumerate(widths)) + " |"
-    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+    rule = ["-" * (width - 1) + ":" if i else "-" * width for i, width in enumerate(widths)]
+    lines = (
+        " | ".join(cell.rjust(widths[i]) if i else cell.ljust(widths[i]) for i, cell in enumerate(row))
+        for row in [cells[0], rule, *cells[1:]]
+    )
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def comparison(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str], title: str = "") -> Table:
@@ -274,9 +265,8 @@ def comparison(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, st
 
 def comparison_markdown(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
     """Return the table of :func:`comparison` as Markdown."""
-    lines = [
-        [label, *(f"**{text}**" if best else text for text, best in cells)] for label, cells in _compared(rows, columns)
-    ]
+    compared = _compared(rows, columns)
+    lines = [[label, *(f"**{text}**" if best else text for text, best in cells)] for label, cells in compared]
     return markdown_table(lines, ["", *_headings(columns)])
 
 
@@ -287,7 +277,7 @@ def _headings(columns: Mapping[str, str]) -> list[str]:
 def _compared(
     rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]
 ) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    """Yield label and cells of each row; a cell is a text and whether it is the best, as shown, of its column."""
+    """Yield label and cells of each row; a cell is a text, and whether it is the best of its column."""
     best = {}
     for metric in columns:
         values = [row[metric] for row in rows.values() if metric in row and math.isfinite(row[metric])]

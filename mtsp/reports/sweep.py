@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mtsp.config import ConfigError, parse
 from mtsp.files.atomic import write_atomically
 from mtsp.regularizers import Pace
-from mtsp.regularizers.configs import PaceConfig, PenaltyConfig, StrengthConfig
+from mtsp.regularizers.configs import PenaltyConfig
 from mtsp.reports.runs import HEADLINES, markdown_table
 from mtsp.training.experiment import Experiment
 from mtsp.training.resume import is_finished
@@ -21,7 +21,7 @@ from mtsp.training.resume import is_finished
 AnyExperiment = Experiment[Any, Any]
 
 LENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1)
-"""Default time constants as fractions of the run, weak to strong: 10 runs is hardly felt, 0.1 hardly lets go."""
+"""Default time constants as fractions of the run, from weak to strong."""
 
 _LOG = logging.getLogger("mtsp")
 
@@ -45,7 +45,7 @@ def sweep(
     train: Callable[[AnyExperiment, Path, str], object],
     seeds: int = 1,
     taus: Sequence[float] | None = None,
-    l2: StrengthConfig | None = None,
+    l2: float | None = None,
     metrics: Sequence[str] = HEADLINES,
 ) -> str | None:
     """Run every row with every seed unless it is finished; return a table of mean ± sample deviation over the seeds.
@@ -72,10 +72,14 @@ def sweep(
     if not experiment.evaluation.data:
         raise ConfigError("evaluation.data is empty, so there is nothing to compare; name entries of `data`")
     planned = rows(experiment, taus, l2)
-    runs = {(row.key, seed): _run_of(row, seed, folder) for seed in seeds_from(experiment, seeds) for row in planned}
-    for one, run_dir in runs.values():  # find all mistakes before any work
+    runs = [
+        (row.experiment.model_copy(update={"seed": seed}), folder / f"{row.key}-seed{seed}")
+        for seed in seeds_from(experiment, seeds)
+        for row in planned
+    ]
+    for one, run_dir in runs:  # find all mistakes before any work
         _finished(one, run_dir)
-    for number, (one, run_dir) in enumerate(runs.values(), start=1):
+    for number, (one, run_dir) in enumerate(runs, start=1):
         if not _finished(one, run_dir):
             _LOG.info("%d/%d %s", number, len(runs), run_dir)
             if train(one, run_dir, "auto") is None:
@@ -84,7 +88,7 @@ def sweep(
     return write_tables(folder, planned, seeds_from(experiment, seeds), metrics)
 
 
-def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: StrengthConfig | None = None) -> list[Row]:
+def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: float | None = None) -> list[Row]:
     """Return the rows to compare: none, L2, and L2-SP from weak to strong, with one time constant for all branches.
 
     Args:
@@ -109,11 +113,24 @@ def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: Str
         raise ConfigError(f"a time constant is a number of steps from 1 up, got {wrong[0]:g}")
     if len(set(constants)) < len(constants):
         raise ConfigError(f"two of the time constants are the same: {', '.join(f'{tau:g}' for tau in constants)}")
+    own = experiment.model_dump(mode="json")
+    is_l2 = settings.name == "l2"
+    l2_alphas = {name: branch["alpha"] for name, branch in own["branches"].items()} if is_l2 else {}
     if l2 is None:
-        l2 = settings.alpha if settings.name == "l2" else settings.beta
-    planned = [Row("none", "none", None, _none(experiment)), Row("l2", "L2", None, _l2(experiment, l2))]
+        l2 = own["regularizer"]["alpha" if is_l2 else "beta"]
+    planned = [
+        Row("none", "none", None, _regularized(experiment, "none", "none")),
+        Row("l2", "L2", None, _regularized(experiment, "l2", "l2", l2, l2_alphas)),
+    ]
     for tau in sorted(constants, reverse=True):
-        planned.append(Row(f"tau{tau:g}", "L2-SP", tau, _l2sp(experiment, tau)))
+        lr, rates = experiment.optimizer.lr, experiment.learning_rates()
+        alphas = {
+            name: _alpha(experiment, tau, rates[name])
+            for name, branch in experiment.branches.items()
+            if branch.weights and not branch.freeze
+        }
+        one = _regularized(experiment, f"tau{tau:g}", "l2sp", _alpha(experiment, tau, lr), alphas)
+        planned.append(Row(f"tau{tau:g}", "L2-SP", tau, one))
     return planned
 
 
@@ -126,87 +143,49 @@ def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], met
         if (values := _results(folder / f"{row.key}-seed{seed}")) is not None
     }
     known = list(dict.fromkeys(name for values in found.values() for name in values))
-    shown = [name for pattern in metrics for name in known if fnmatchcase(name, pattern)]
+    shown = list(dict.fromkeys(name for pattern in metrics for name in known if fnmatchcase(name, pattern)))
     if found and not shown:
         raise ConfigError(f"no metric {', '.join(metrics)}; there are: {', '.join(known)}")
     lines = []
     for row in planned:
         of_row = [found[row.key, seed] for seed in seeds if (row.key, seed) in found]
-        cells = [_spread([values[name] for values in of_row if name in values]) for name in dict.fromkeys(shown)]
+        cells = [_spread([values[name] for values in of_row if name in values]) for name in shown]
         lines.append([row.name, _tau(row), _alphas(row.experiment), f"{len(of_row)} of {len(seeds)}", *cells])
-    text = markdown_table(lines, ["regularizer", "tau (steps)", "alpha", "seeds", *dict.fromkeys(shown)])
+    text = markdown_table(lines, ["regularizer", "tau (steps)", "alpha", "seeds", *shown])
     written = io.StringIO()
-    table = csv.writer(written, lineterminator="\n")
-    table.writerow(["regularizer", "tau", "alpha", "seed", *known])
-    for row in planned:
-        for seed in seeds:
-            if (values := found.get((row.key, seed))) is not None:
-                cells = [values.get(name, "") for name in known]
-                table.writerow([row.name, _tau(row), _alphas(row.experiment), seed, *cells])
+    table = csv.DictWriter(written, ["regularizer", "tau", "alpha", "seed", *known], lineterminator="\n")
+    table.writeheader()
+    names = {row.key: {"regularizer": row.name, "tau": _tau(row), "alpha": _alphas(row.experiment)} for row in planned}
+    table.writerows({**names[key], "seed": seed, **values} for (key, seed), values in found.items())
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "runs.csv", written.getvalue().encode())
     write_atomically(folder / "table.md", text.encode())
     return text
 
 
-def _l2sp(experiment: AnyExperiment, tau: float) -> AnyExperiment:
-    own = _own(experiment)
-
-    def alpha(lr: float) -> float:
-        try:
-            return own.strength("alpha", Pace(tau), lr, experiment.optimizer, may_overshoot=True)
-        except ValueError as error:
-            raise ConfigError(f"regularizer: {error}") from error
-
-    def settings(branch: str) -> dict[str, StrengthConfig | None]:
-        section = experiment.branches[branch]
-        learns = section.weights is not None and not section.freeze
-        return {"alpha": alpha(experiment.learning_rates()[branch]) if learns else None, "beta": section.beta}
-
-    pull = {"name": "l2sp", "alpha": alpha(experiment.optimizer.lr), "beta": own.beta, "mode": own.mode}
-    return _changed(experiment, f"tau{tau:g}", pull, {name: settings(name) for name in experiment.branches})
-
-
-def _l2(experiment: AnyExperiment, alpha: StrengthConfig) -> AnyExperiment:
-    own, is_l2 = _own(experiment), experiment.regularizer.name == "l2"
-    branches = {
-        name: {"alpha": branch.alpha if is_l2 else None, "beta": branch.beta}
-        for name, branch in experiment.branches.items()
-    }
-    pull = {"name": "l2", "alpha": alpha, "beta": own.beta, "mode": own.mode}
-    return _changed(experiment, "l2", pull, branches)
-
-
-def _none(experiment: AnyExperiment) -> AnyExperiment:
-    nothing = {name: {"alpha": None, "beta": None} for name in experiment.branches}
-    return _changed(experiment, "none", {"name": "none"}, nothing)
-
-
-def _own(experiment: AnyExperiment) -> PenaltyConfig:
+def _alpha(experiment: AnyExperiment, tau: float, lr: float) -> float:
     assert isinstance(experiment.regularizer, PenaltyConfig)
-    return experiment.regularizer
+    try:
+        return experiment.regularizer.strength("alpha", Pace(tau), lr, experiment.optimizer, may_overshoot=True)
+    except ValueError as error:
+        raise ConfigError(f"regularizer: {error}") from error
 
 
-def _changed(
-    experiment: AnyExperiment,
-    key: str,
-    regularizer: Mapping[str, object],
-    branches: Mapping[str, Mapping[str, StrengthConfig | None]],
+def _regularized(
+    experiment: AnyExperiment, key: str, name: str, alpha: object = None, alphas: Mapping[str, object] | None = None
 ) -> AnyExperiment:
+    """Return the experiment with another regularizer and its `alphas` by branch; beta and mode stay."""
     values = experiment.model_dump(mode="json")
+    own = values["regularizer"]
     values["name"] = f"{experiment.name}-{key}"
-    values["regularizer"] = _plain(regularizer)
-    for name, changes in branches.items():
-        values["branches"][name] |= _plain(changes)
+    values["regularizer"] = {"name": name}
+    if name != "none":
+        values["regularizer"] |= {"alpha": alpha, "beta": own["beta"], "mode": own["mode"]}
+    for branch, section in values["branches"].items():
+        section["alpha"] = (alphas or {}).get(branch)
+        if name == "none":
+            section["beta"] = None
     return parse(type(experiment), values)
-
-
-def _plain(section: Mapping[str, object]) -> dict[str, object]:
-    return {key: value.model_dump() if isinstance(value, PaceConfig) else value for key, value in section.items()}
-
-
-def _run_of(row: Row, seed: int, folder: Path) -> tuple[AnyExperiment, Path]:
-    return row.experiment.model_copy(update={"seed": seed}), folder / f"{row.key}-seed{seed}"
 
 
 def seeds_from(experiment: AnyExperiment, count: int) -> range:
@@ -215,13 +194,13 @@ def seeds_from(experiment: AnyExperiment, count: int) -> range:
 
 
 def _finished(experiment: AnyExperiment, run_dir: Path) -> bool:
-    """Whether this run is done; an error if another one is, whose metrics do not belong in the table."""
+    """Return whether this run is done. Raises ConfigError if `run_dir` holds a run with other settings."""
     may_differ = ("tracking", "train.workers", "train.keep_last")
     return is_finished(experiment, run_dir, may_differ=may_differ, otherwise="give another --run-dir")
 
 
 def _results(run_dir: Path) -> dict[str, float] | None:
-    """Metrics of a finished run, by `data/metric`."""
+    """Return the metrics of a finished run, by `data/metric`."""
     file = run_dir / "results.json"
     if not file.exists():
         return None
@@ -240,7 +219,7 @@ def _tau(row: Row) -> str:
 
 
 def _alphas(experiment: AnyExperiment) -> str:
-    """The alphas of the trained pretrained branches; one number if they are equal."""
+    """Return the alphas of the trained pretrained branches, as one number if they are equal."""
     alphas, _ = experiment.strengths()
     learning = [name for name, branch in experiment.branches.items() if branch.weights and not branch.freeze]
     used = {name: f"{alphas[name]:.3g}" for name in learning if name in alphas}
