@@ -16,10 +16,10 @@ from typing import Any
 
 
 def program(main: Callable[..., int]) -> Callable[..., int]:
-    """Wrap a program's main: set up logging, and turn what a person can mend into one `error:` line and exit code 1.
+    """Wrap a program's main: set up logging, and turn errors that a person can mend into one line and exit code 1.
 
-    That is ValueError, OSError, FloatingPointError and MemoryError, wherever it comes from. Any other exception is a
-    fault of ours and keeps its traceback. Ctrl-C gives exit code 130.
+    Those are ValueError, OSError, FloatingPointError and MemoryError. Any other exception is a fault of ours and keeps
+    its traceback. Ctrl-C gives exit code 130.
     """
 
     @functools.wraps(main)
@@ -39,8 +39,20 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
     return wrapped
 
 
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add `--config` and the `overrides` of its values."""
+    parser.add_argument("--config", required=required, help="a YAML file, looked for in configs/ if no folder is named")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, as in train.steps=100")
+
+
+def stopped() -> int:
+    """Tell a person whose signal stopped the program how to go on; return the exit code."""
+    print("stopped; the same command continues from here", file=sys.stderr, flush=True)
+    return 130
+
+
 def above_zero(text: str) -> float:
-    """Return an argument as a finite number above 0, or let argparse show what was written instead."""
+    """Return an argument as a finite number above 0. Raises argparse.ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
@@ -51,14 +63,14 @@ def above_zero(text: str) -> float:
 
 
 def at_least_one(text: str) -> int:
-    """Return an argument as a whole number, 1 or more, or let argparse show what was written instead."""
+    """Return an argument as a whole number above 0. Raises argparse.ArgumentTypeError."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def height_width(text: str) -> tuple[int, int]:
-    """Return an argument as height and width, or let argparse show what was written instead."""
+    """Return an argument as height and width. Raises argparse.ArgumentTypeError."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, as in 240x432")

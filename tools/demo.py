@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import program
+from tools.command_line import program, stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs/demo")
 RUNS = {"source": "demo_source.yaml", "l2": "demo_l2.yaml", "l2sp": "demo_l2sp.yaml"}
+STORIES = {
+    "source": "train both branches from random weights on the source domain",
+    "l2": "fine-tune both branches on a few target examples, with weights pulled to zero (L2)",
+    "l2sp": "the same, with weights pulled to where they started (L2-SP)",
+}
 COLUMNS = {"J_mean": "J", "F_mean": "F", "iou": "IoU", "epe": "EPE"}
 THREADS = 4  # more only slow a network this small down
 EXAMPLES = 3  # validation examples of each task in the figure
@@ -58,8 +63,7 @@ def main(arguments: Sequence[str] | None = None, **settings: Any) -> int:
     os.chdir(ROOT)
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     if demo(fresh=options.fresh, **settings) is None:
-        _say("stopped; the same command continues from here")
-        return 130
+        return stopped()
     return 0
 
 
@@ -96,16 +100,9 @@ def demo(
     experiments = {name: _experiment(name, folder, overrides) for name in RUNS}
     _say(f"1/4 data: synthetic clips of two domains, in {folder / 'data'}")
     synthesize(folder / "data", data_sets() if data is None else data)
-    for number, (name, story) in enumerate(
-        {
-            "source": "train both branches from random weights on the source domain",
-            "l2": "fine-tune both branches on a few target examples, with weights pulled to zero (L2)",
-            "l2sp": "the same, with weights pulled to where they started (L2-SP)",
-        }.items(),
-        start=2,
-    ):
-        _say(f"{number}/4 {name}: {story}")
-        if not _train(experiments[name], folder / name):
+    for number, (name, experiment) in enumerate(experiments.items(), start=2):
+        _say(f"{number}/4 {name}: {STORIES[name]}")
+        if not _train(experiment, folder / name):
             return None
     rows = table(folder, experiments["l2sp"])
     write_atomically(folder / "table.md", comparison_markdown(rows, COLUMNS).encode())
@@ -121,19 +118,11 @@ def data_sets() -> dict[str, DataSet]:
     from data.synthetic.clips import SyntheticConfig
     from data.synthetic.writers import write_davis, write_flying_chairs
 
-    look = SyntheticConfig(
-        height=96,
-        width=128,
-        objects=(1, 3),
-        distractors=(0, 2),
-        object_size=(0.15, 0.4),
-        motion=5.0,
-        nonrigid=0.1,
-        cue=0.8,
-    )
+    look: dict[str, Any] = {"height": 96, "width": 128, "motion": 5.0, "nonrigid": 0.1, "cue": 0.8}
+    look |= {"objects": (1, 3), "distractors": (0, 2), "object_size": (0.15, 0.4)}
 
     def clips(domain: str, seed: int, clips: int, frames: int) -> SyntheticConfig:
-        return look.model_copy(update={"domain": domain, "seed": seed, "clips": clips, "frames": frames})
+        return SyntheticConfig(domain=domain, seed=seed, clips=clips, frames=frames, **look)
 
     return {
         "source/DAVIS": DataSet(write_davis, clips("source", 1, 120, 4), 0.05),
@@ -151,7 +140,7 @@ def synthesize(root: Path, data: Mapping[str, DataSet]) -> None:
     """
     from mtsp.config import ConfigError
     from mtsp.files.atomic import write_atomically
-    from mtsp.files.progress import clips_progress
+    from mtsp.files.progress import progress
 
     made_from = {name: [one.config.model_dump(mode="json"), one.validation] for name, one in data.items()}
     note = root / "made_from.json"
@@ -161,14 +150,14 @@ def synthesize(root: Path, data: Mapping[str, DataSet]) -> None:
     write_atomically(note, json.dumps(made_from, indent=1).encode())
     for name, one in data.items():
         if not (root / name).exists():  # it appears under its name when it is complete
-            with clips_progress(name) as progress:
-                one.write(one.config, root / name, validation=one.validation, progress=progress)
+            with progress(name, one.config.clips, "clips") as advance:
+                one.write(one.config, root / name, validation=one.validation, progress=lambda done, _: advance(done))
 
 
 def table(folder: Path, experiment: "AnyExperiment") -> dict[str, dict[str, float]]:
-    """Return metrics on the target's validation set by row. "start" is what fine-tuning measured before its first step.
+    """Return metrics on the target's validation set by row.
 
-    "zero flow" is the error of predicting no motion.
+    "zero flow" is the error of predicting no motion; "start" was measured before the first step of fine-tuning.
     """
     import torch
 
@@ -177,7 +166,7 @@ def table(folder: Path, experiment: "AnyExperiment") -> dict[str, dict[str, floa
 
     masks, flows = experiment.evaluation.data
     names = {metric: f"{flows if metric == 'epe' else masks}/{metric}" for metric in COLUMNS}
-    l2, l2sp = RunLog.read(folder / "l2"), RunLog.read(folder / "l2sp")
+    l2, l2sp = ({m: RunLog.read(folder / run).curve(n) for m, n in names.items()} for run in ("l2", "l2sp"))
     zero_flow = FlowErrors()
     for sample in _examples(experiment, flows):
         assert "flow" in sample
@@ -185,9 +174,9 @@ def table(folder: Path, experiment: "AnyExperiment") -> dict[str, dict[str, floa
         zero_flow.update(torch.zeros_like(truth), truth, None, sample["name"][0])
     return {
         "zero flow": {"epe": float(zero_flow.compute()["epe"])},
-        "start": {metric: l2sp.curve(name)[0] for metric, name in names.items()},
-        "L2": {metric: l2.curve(name)[max(l2.curve(name))] for metric, name in names.items()},
-        "L2-SP": {metric: l2sp.curve(name)[max(l2sp.curve(name))] for metric, name in names.items()},
+        "start": {metric: curve[0] for metric, curve in l2sp.items()},
+        "L2": {metric: curve[max(curve)] for metric, curve in l2.items()},
+        "L2-SP": {metric: curve[max(curve)] for metric, curve in l2sp.items()},
     }
 
 
@@ -209,7 +198,7 @@ def figure(networks: Mapping[str, "nn.Module"], experiment: "AnyExperiment") -> 
 
 
 def _experiment(name: str, folder: Path, overrides: Sequence[str]) -> "AnyExperiment":
-    """The shipped config; its paths, which begin with runs/demo, are moved to `folder`."""
+    """Return the shipped config, with its paths moved from runs/demo to `folder`."""
     from tools.build import read_experiment
 
     file = ROOT / "configs" / RUNS[name]
@@ -247,7 +236,7 @@ def _network(experiment: "AnyExperiment", run_dir: Path) -> "nn.Module":
 
 
 def _evenly_spaced(examples: "Examples", count: int) -> Iterator["Batch"]:
-    """Batches of one, from the middle of each of `count` equal parts: not picked for how they look."""
+    """Yield batches of one, from the middle of each of `count` equal parts: not picked for how they look."""
     from mtsp.batches import collate
 
     count = min(count, len(examples))
@@ -280,7 +269,7 @@ def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _command(name: str) -> str:
-    """How to call a program that is installed beside this Python."""
+    """Return how to call a program that is installed beside this Python."""
     path = Path(sys.executable).with_name(name)
     return os.path.relpath(path) if path.exists() else name
 

@@ -16,51 +16,33 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import at_least_one, program
+from tools.command_line import add_config, at_least_one, program, stopped
 
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and estimate; return 130 if a signal stopped it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config", required=True, help="experiment config; names without a folder are looked up in configs/"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
-    parser.add_argument(
+    add_config(parser)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
+    add(
         "--mode",
         choices=("exact", "sampled", "empirical"),
         help="labels: exact (expectation over all classes), sampled (drawn from the predictions, an estimate of "
         "exact) or empirical (the data's own, a different quantity); default: exact for images, sampled for pixels",
     )
-    parser.add_argument(
-        "--examples",
-        type=at_least_one,
-        default=1000,
-        metavar="N",
-        help="number of images (default: 1000, or all if there are fewer)",
-    )
-    parser.add_argument(
-        "--draws", type=at_least_one, default=1, metavar="N", help="sampled labels per image (default: 1)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images and labels (default: 0)")
-    parser.add_argument(
-        "--batch-size",
-        type=at_least_one,
-        default=8,
-        metavar="N",
-        help="images per batch and process; they need one size (default: 8)",
-    )
-    parser.add_argument(
-        "--chunk", type=at_least_one, default=16, metavar="N", help="gradients in memory at once (default: 16)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="config values to change, such as data.cub.dataset.root=DIR"
-    )
+    number: dict[str, Any] = {"type": at_least_one, "metavar": "N"}
+    add("--examples", **number, default=1000, help="number of images, at most all of them (default: 1000)")
+    add("--draws", **number, default=1, help="sampled labels per image (default: 1)")
+    add("--seed", type=int, default=0, help="seed of the choice of images and labels (default: 0)")
+    add("--batch-size", **number, default=8, help="images per batch and process, all of one size (default: 8)")
+    add("--chunk", **number, default=16, help="gradients in memory at once (default: 16)")
+    add("--overwrite", action="store_true", help="replace an existing file")
     options = parser.parse_intermixed_args(arguments)
 
     from mtsp.training.estimate_fisher import Settings, estimate
@@ -70,10 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--seed must be from 0 up, got {options.seed}")
     settings = Settings(options.mode, options.examples, options.draws, options.seed, options.batch_size, options.chunk)
     experiment = read_experiment(options.config, options.overrides)
-    if estimate(experiment, options.out, settings, build_network=build_network, overwrite=options.overwrite):
-        return 0
-    print("stopped; the same command continues from here", file=sys.stderr)
-    return 130
+    done = estimate(experiment, options.out, settings, build_network=build_network, overwrite=options.overwrite)
+    return 0 if done else stopped()
 
 
 if __name__ == "__main__":

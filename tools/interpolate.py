@@ -2,8 +2,8 @@
 
     python tools/interpolate.py --start A --end B --fraction 0.5 --out FILE
 
-A and B are .safetensors files or run folders. Without --start, B must be a run folder, and A is what that run started
-from.
+A and B are .safetensors files or run folders. Without --start, B must be a run folder, and A the weights that it
+started from.
 """
 
 import argparse
@@ -24,14 +24,10 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, interpolate and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument(
-        "--start", type=Path, metavar="A", help="weights or run folder (default: what the run B started from)"
-    )
+    parser.add_argument("--start", type=Path, metavar="A", help="weights or run folder (default: the start of run B)")
     parser.add_argument("--end", type=Path, required=True, metavar="B", help="weights or run folder after fine-tuning")
     parser.add_argument("--fraction", type=float, default=0.5, help="weight of B, 0 to 1 (default: 0.5)")
-    parser.add_argument(
-        "--only", nargs="+", metavar="PREFIX", help="interpolate only these branches; the rest is taken from B"
-    )
+    parser.add_argument("--only", nargs="+", metavar="PREFIX", help="interpolate these branches, take the rest from B")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     options = parser.parse_args(arguments)
 

@@ -20,7 +20,7 @@ from tools.command_line import program
 
 @program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code."""
+    """Parse the command line, and draw, tabulate or analyze."""
     arguments = _parser().parse_args(argv)
     if arguments.command == "paper-analysis":
         _paper_analysis(arguments.out)
@@ -95,15 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", parents=[runs], help="show the last values as a Markdown table")
     table.add_argument("--out", type=Path, metavar="FILE", help="write the table to this file, too")
     table.add_argument(
-        "--paper",
-        type=Path,
-        metavar="FILE",
-        help="published numbers to compare with, YAML: {run name: {metric: value}}",
+        "--paper", type=Path, metavar="FILE", help="published numbers, YAML: {run name: {metric: value}}"
     )
     analysis = commands.add_parser("paper-analysis", help="compute the paper's Table 7 and Figure 1")
-    analysis.add_argument(
-        "--out", type=Path, default=Path("paper-analysis"), metavar="DIR", help="default: paper-analysis"
-    )
+    default = "paper-analysis"
+    analysis.add_argument("--out", type=Path, default=Path(default), metavar="DIR", help=f"default: {default}")
     return parser
 
 

@@ -1,8 +1,8 @@
 """Try L2-SP at five strengths, L2, and nothing: `python tools/sweep.py --config F.yaml [--seeds 3] [key=value ...]`.
 
 Strengths are given as time constants: the number of steps after which the pull alone would reduce a weight's distance
-from the start to 1/e, at the full learning rate. Every run has a folder as tools/train.py writes it. The same command
-continues a stopped sweep, skips finished runs, and writes `table.md` and `runs.csv` after each run.
+from the start to 1/e, at the full learning rate. Each run has a folder, as tools/train.py writes it. The same command
+continues a stopped sweep and skips finished runs. `table.md` and `runs.csv` are written after each run.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import program
+from tools.command_line import add_config, program, stopped
 
 if TYPE_CHECKING:
     from mtsp.reports.sweep import Row
@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and sweep; return 130 if a signal stopped it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--config", required=True, help="a YAML file, looked for in configs/ if no folder is named")
+    add_config(parser)
     parser.add_argument("--run-dir", type=Path, help="folder for all runs and the table (default: runs/NAME-sweep)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds, from the config's upwards")
     parser.add_argument("--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 runs)")
     parser.add_argument("--l2", type=float, metavar="ALPHA", help="strength of the L2 row (default: beta)")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="columns of the table; * matches anything")
     parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, as in train.steps=100")
     options = parser.parse_intermixed_args(arguments)
 
     from mtsp.config import ConfigError
@@ -43,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     experiment = read_experiment(options.config, options.overrides)
     folder = options.run_dir or Path("runs") / f"{experiment.name}-sweep"
-    taus = _numbers(options.taus) if options.taus else None
+    try:
+        taus = [float(word) for word in options.taus.split(",")] if options.taus else None
+    except ValueError as error:
+        raise ValueError(f"--taus {options.taus}: give numbers of steps with commas between them") from error
     if options.print_commands:
         for line in _commands(folder, rows(experiment, taus, options.l2), seeds_from(experiment, options.seeds)):
             print(line)
@@ -53,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     metrics = options.metrics or HEADLINES
     text = sweep(experiment, folder, train=train, seeds=options.seeds, taus=taus, l2=options.l2, metrics=metrics)
     if text is None:
-        print("stopped; the same command continues from here", file=sys.stderr)
-        return 130
+        return stopped()
     print(text, end="")
     return 0
 
@@ -72,13 +73,6 @@ def _commands(folder: Path, planned: "Sequence[Row]", seeds: Sequence[int]) -> I
             run_dir = folder / f"{row.key}-seed{seed}"
             words = ["accelerate", "launch", "tools/train.py", "--config", str(config), "--run-dir", str(run_dir)]
             yield shlex.join([*words, "--resume", "auto", f"seed={seed}"])
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--taus {text}: give numbers of steps with commas between them") from error
 
 
 if __name__ == "__main__":

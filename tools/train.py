@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import program
+from tools.command_line import add_config, program
 
 if TYPE_CHECKING:
     from tools.build import AnyExperiment
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--config", help="a YAML file, looked for in configs/ if no folder is named")
+    add_config(parser, required=False)
     parser.add_argument("--run-dir", type=Path, help="where to write the results (default: runs/NAME)")
     parser.add_argument("--resume", metavar="auto|PATH", help="continue from the newest checkpoint, or from this one")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     parser.add_argument("--print-schema", action="store_true", help="show the JSON schema of configs and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, as in train.steps=100")
     options = parser.parse_intermixed_args(arguments)
     if options.print_schema:
         from tools.build import AnyExperiment

@@ -95,18 +95,3 @@ def training_progress(shown: bool, steps: int, start: int) -> Iterator[Callable[
             print(f"step {step}/{steps}  {losses}  {left:,.0f} s left", file=sys.stderr, flush=True)
 
     yield line
-
-
-@contextmanager
-def clips_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback(done, clips) that moves a bar in a terminal; elsewhere it prints a line at each quarter."""
-    if sys.stderr.isatty():
-        with bar(f"{name:28}", stays=True) as advance:
-            yield advance
-        return
-
-    def line(done: int, clips: int) -> None:
-        if done % max(1, clips // 4) == 0 or done == clips:
-            print(f"{name}: {done}/{clips} clips", file=sys.stderr, flush=True)
-
-    yield line
