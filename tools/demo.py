@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
@@ -121,7 +121,7 @@ def data_sets() -> dict[str, DataSet]:
     look: dict[str, Any] = {"height": 96, "width": 128, "motion": 5.0, "nonrigid": 0.1, "cue": 0.8}
     look |= {"objects": (1, 3), "distractors": (0, 2), "object_size": (0.15, 0.4)}
 
-    def clips(domain: str, seed: int, clips: int, frames: int) -> SyntheticConfig:
+    def clips(domain: Literal["source", "target"], seed: int, clips: int, frames: int) -> SyntheticConfig:
         return SyntheticConfig(domain=domain, seed=seed, clips=clips, frames=frames, **look)
 
     return {
