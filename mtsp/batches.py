@@ -1,15 +1,13 @@
-"""Collate samples to batches, decode them ahead, move them to a device; put a network in evaluation mode."""
+"""Collate samples to batches and move them to a device; put a network in evaluation mode."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtsp.types import Batch
-
-ReadT = TypeVar("ReadT")
 
 
 class Failure(NamedTuple):
@@ -25,25 +23,17 @@ def collate(samples: Sequence[Batch]) -> Batch:
         ValueError: the samples have different labels or sizes; the message names two of them.
     """
     first = samples[0]
+    keys = [key for key in first if key != "name"]
     batch: dict[str, Any] = {"name": [name for sample in samples for name in sample["name"]]}
     for other in samples[1:]:
-        if other.keys() != first.keys():
-            odd = ", ".join(sorted(other.keys() ^ first.keys()))
-            raise ValueError(
-                f"{first['name'][0]} and {other['name'][0]} cannot share a batch: only one of them has {odd}"
-            )
-    for key in first:
-        if key == "name":
-            continue
-        values: list[torch.Tensor] = [sample[key] for sample in samples]
-        odd = next((sample for sample in samples if sample[key].shape != first[key].shape), None)
-        if odd is not None:
-            raise ValueError(
-                f"{first['name'][0]} and {odd['name'][0]} cannot share a batch: their {key} has sizes "
-                f"{tuple(first[key].shape)} and {tuple(odd[key].shape)}; crop or resize to one size"
-            )
-        batch[key] = torch.stack(values)
-    return batch  # pyright: ignore[reportReturnType]
+        refusal = f"{first['name'][0]} and {other['name'][0]} cannot share a batch"
+        if odd := other.keys() ^ first.keys():
+            raise ValueError(f"{refusal}: only one of them has {', '.join(sorted(odd))}")
+        for key in keys:
+            ours, theirs = tuple(first[key].shape), tuple(other[key].shape)
+            if ours != theirs:
+                raise ValueError(f"{refusal}: their {key} has sizes {ours} and {theirs}; crop or resize to one size")
+    return batch | {key: torch.stack([s[key] for s in samples]) for key in keys}  # pyright: ignore[reportReturnType]
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:

@@ -55,9 +55,8 @@ def cross_entropy(
     """Return the cross-entropy over the known pixels of a mask.
 
     With `class_balance`, a pixel of class c has weight 1 - n_c / N, where N pixels of its frame are known and n_c of
-    them are of class c: of two classes, the rare and the common one then have equal total weight. SegFlow's authors
-    apply the weights to the gradient and report the unweighted loss; here the loss itself is weighted. The weights are
-    not renormalized: in a frame of a single class they are all 0.
+    them are of class c: two classes then have equal total weight. The weights are not renormalized: in a frame of one
+    class they are all 0. SegFlow's authors weight the gradient, but report the unweighted loss.
 
     A learning rate published for "sum" belongs to a loss that is larger by the number of pixels of a frame. With frames
     of 480x854 = 409 920 pixels, 1e-9 for "sum" is 1e-9 * 409 920 = 4.1e-4 for "mean".

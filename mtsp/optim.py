@@ -55,14 +55,7 @@ class RMSPropConfig(Config):
 
 OptimizerConfig = Annotated[SGDConfig | AdamConfig | RMSPropConfig, Field(discriminator="name")]
 
-
-_USERS = {
-    "power": ("poly",),
-    "every": ("step",),
-    "milestones": ("step",),
-    "factor": ("step",),
-    "final": ("poly", "cosine"),
-}
+_USERS = {"power": ["poly"], "every": ["step"], "milestones": ["step"], "factor": ["step"], "final": ["poly", "cosine"]}
 """The schedules that use each field; `warmup` belongs to all."""
 
 
@@ -83,16 +76,12 @@ class ScheduleConfig(Config):
     """poly, cosine: the factor at the end of the run."""
 
     @model_validator(mode="after")
-    def _every_field_counts(self) -> "ScheduleConfig":
+    def _check_fields(self) -> "ScheduleConfig":
         """Refuse a field that the schedule ignores, unless it has its default: resolved configs contain all fields."""
         for key, users in _USERS.items():
             if self.name not in users and getattr(self, key) != type(self).model_fields[key].default:
                 names = " or ".join(f"`name: {user}`" for user in users)
                 raise ValueError(f"`{key}` does nothing in a {self.name} schedule; leave it out, or set {names}")
-        return self
-
-    @model_validator(mode="after")
-    def _step_says_when(self) -> "ScheduleConfig":
         if self.name == "step" and (self.every is None) == (not self.milestones):
             raise ValueError("a step schedule needs one of `every` and `milestones`")
         return self
@@ -134,7 +123,7 @@ def parameter_groups(model: nn.Module, branches: Mapping[str, float]) -> list[di
 
 
 def set_learning_rates(optimizer: Any, factor: float) -> dict[str, float]:
-    """Multiply each group's full learning rate by `factor`; return the rates by branch."""
+    """Set each group's learning rate to `factor` times its full one; return the rates by branch."""
     for group in optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

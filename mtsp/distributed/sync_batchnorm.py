@@ -15,11 +15,7 @@ def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model` with batch-norm statistics computed over all processes; weights and names stay the same.
 
     Layers with a built-in activation, like timm's `BatchNormAct2d`, keep it (PyTorch's `convert_sync_batchnorm` drops
-    it silently). Weights and buffers stay the same objects.
-
-    Args:
-        model: the network without a wrapper.
-        device: where it will train. On a GPU, PyTorch's implementation is used.
+    it silently). Weights and buffers stay the same objects. On a GPU `device`, PyTorch's implementation is used.
 
     Raises:
         ValueError: a subclass of batch normalization with behavior that would be lost.
@@ -46,7 +42,7 @@ class SyncBatchNorm(_BatchNorm):
     combined as Chan et al. (1979) do, without cancellation.
 
     Args:
-        layer: the layer to replace. Its weights, buffers and settings are used, and its `drop` and `act` afterwards.
+        layer: the layer to replace; it gives its weights, buffers, settings, and its `drop` and `act`.
     """
 
     def __init__(self, layer: _BatchNorm) -> None:
@@ -55,21 +51,11 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize B C *, over all axes but the second."""
-        if self.training and self.num_batches_tracked is not None:
+        if not (self.training and dist.is_initialized()):
+            return self.after(super().forward(input))
+        if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        if self.training and dist.is_initialized():
-            return self.after(cast(Tensor, _Shared.apply(input, self.weight, self.bias, self)))
-        moving = self.training or self.running_mean is None
-        arguments = (
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            moving,
-            self.update_factor(),
-            self.eps,
-        )
-        return self.after(F.batch_norm(input, *arguments))
+        return self.after(cast(Tensor, _Shared.apply(input, self.weight, self.bias, self)))
 
     def update_factor(self) -> float:
         """Return the weight of the newest batch in the running statistics."""
@@ -110,8 +96,10 @@ class _Shared(torch.autograd.Function):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         variance, mean = torch.var_mean(x, axes, correction=0)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        gathered = _gathered(torch.cat([mean, variance, count]).double())
-        means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
+        own = torch.cat([mean, variance, count]).double()
+        rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, own)
+        means, variances, counts = torch.stack(rows).split([len(mean), len(mean), 1], dim=1)
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         variance = ((variances + (means - mean).square()) * counts).sum(0) / total
@@ -138,10 +126,3 @@ class _Shared(torch.autograd.Function):
         scale = scale if weight is None else scale * weight
         learned = (None, None) if weight is None else (own[1], own[0])
         return (change * scale.view(shape)).to(input.dtype), *learned, None
-
-
-def _gathered(values: Tensor) -> Tensor:
-    """Return the values of all processes, stacked."""
-    rows = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, values)
-    return torch.stack(rows)
