@@ -30,13 +30,10 @@ def load_full_states(
         model.load_state_dict(weights)
         optimizer.load_state_dict(dict(state))
         return
-    from torch.distributed.checkpoint.state_dict import (
-        StateDictOptions,
-        set_model_state_dict,
-        set_optimizer_state_dict,
-    )
+    from torch.distributed.checkpoint import state_dict
 
-    set_model_state_dict(model, dict(weights), options=StateDictOptions(full_state_dict=True))
+    options = state_dict.StateDictOptions
+    state_dict.set_model_state_dict(model, dict(weights), options=options(full_state_dict=True))
     # A branch that has not been trained yet has no optimizer state.
-    loose = StateDictOptions(full_state_dict=True, strict=False)
-    set_optimizer_state_dict(model, optimizer, dict(state), options=loose)
+    loose = options(full_state_dict=True, strict=False)
+    state_dict.set_optimizer_state_dict(model, optimizer, dict(state), options=loose)

@@ -101,12 +101,11 @@ def _drop_after(path: Path, step: int) -> None:
     lines = [line for line in old.split(b"\n") if line]
     rows = [(line, _parse(line)) for line in lines]
     new = b"".join(line + b"\n" for line, row in rows if row is not None and row["step"] <= step)
-    if new == old:
-        return
-    broken = sum(row is None for _, row in rows)
-    later = len(lines) - broken - new.count(b"\n")
-    _LOG.info("%s: dropped %d lines after step %d and %d broken ones", path, later, step, broken)
-    write_atomically(path, new)
+    if new != old:
+        broken = sum(row is None for _, row in rows)
+        later = len(lines) - broken - new.count(b"\n")
+        _LOG.info("%s: dropped %d lines after step %d and %d broken ones", path, later, step, broken)
+        write_atomically(path, new)
 
 
 def _move_aside(path: Path) -> None:

@@ -21,9 +21,8 @@ def require_classes(experiment: Experiment[Any, Any], data: Mapping[str, Example
             f"{wanted}; set model.classes=2, or score each class with data.{videos[0]}.dataset.kind=images"
         )
     named = {name: classes for name, examples in data.items() if (classes := getattr(examples, "classes", ()))}
-    for name, classes in named.items():
-        if wanted is not None and len(classes) != wanted:
-            count = len(classes)
+    for name, count in ((name, len(classes)) for name, classes in named.items()):
+        if wanted not in (None, count):
             raise ConfigError(f"model.classes is {wanted}, but data.{name} has {count} classes; set {count}")
     first = next(iter(named), "")
     for name, classes in named.items():
@@ -42,9 +41,9 @@ def require_whole_images(experiment: Experiment[Any, Any], entries: Mapping[str,
     Raises:
         ConfigError: an entry is resized. Ten crops of a crop are not the ten crops that papers report.
     """
-    for name, entry in entries.items():
-        if experiment.evaluation.tta.name == "multi_crop" and entry.size is not None:
-            raise ConfigError(
-                f"evaluation.tta: crops are cut from whole images, but data.{name} is resized first; set "
-                f"data.{name}.size=null data.{name}.crop_pct=null"
-            )
+    resized = [name for name, entry in entries.items() if entry.size is not None]
+    if experiment.evaluation.tta.name == "multi_crop" and resized:
+        raise ConfigError(
+            f"evaluation.tta: crops are cut from whole images, but data.{resized[0]} is resized first; set "
+            f"data.{resized[0]}.size=null data.{resized[0]}.crop_pct=null"
+        )

@@ -1,5 +1,7 @@
 """The schema of a config file: all settings of an experiment, in sections."""
 
+import itertools
+from bisect import bisect_right
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
@@ -102,7 +104,11 @@ class Experiment(Config, Generic[ModelT, DataT]):
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Experiment[ModelT, DataT]":
-        wrong = [*self._ignored(), *self._nothing_learns()]
+        wrong = self._ignored()
+        if not self.tasks.wanted:
+            wrong.append(f"tasks: there is nothing to learn; give one of {', '.join(type(self.tasks).model_fields)}")
+        if self.branches and all(branch.freeze for branch in self.branches.values()):
+            wrong.append("branches: all of them are frozen, so nothing would be trained; set `freeze: false` for one")
         try:
             self.strengths()
         except ValueError as error:
@@ -110,6 +116,8 @@ class Experiment(Config, Generic[ModelT, DataT]):
         data, branches = ", ".join(self.data), ", ".join(self.branches)
         for index, stage in enumerate(self.train.stages):
             place = f"train.stages.{index}"
+            if stage.learn == ():
+                wrong.append(f"{place}.learn: names no branch, so nothing would be trained; null trains all of them")
             unknown = [name for name in stage.batch_size if name not in self.data]
             wrong += [f"{place}.batch_size.{name}: no such data; there is {data}" for name in unknown]
             for branch in stage.learn or ():
@@ -127,7 +135,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return self
 
     def _ignored(self) -> list[str]:
-        """Branch settings that this regularizer ignores."""
+        """Return an error for each branch setting that this regularizer ignores."""
         unused = {
             "none": (("alpha", "beta"), "ignored by regularizer none; leave it out, or use l2 or l2sp"),
             "mars": (("alpha",), "ignored by regularizer mars, whose radius is that of all branches; leave it out"),
@@ -139,19 +147,6 @@ class Experiment(Config, Generic[ModelT, DataT]):
             for key in keys
             if getattr(branch, key) is not None
         ]
-
-    def _nothing_learns(self) -> list[str]:
-        wrong = []
-        if not self.tasks.wanted:
-            wrong.append(f"tasks: there is nothing to learn; give one of {', '.join(type(self.tasks).model_fields)}")
-        if self.branches and all(branch.freeze for branch in self.branches.values()):
-            wrong.append("branches: all of them are frozen, so nothing would be trained; set `freeze: false` for one")
-        wrong += [
-            f"train.stages.{index}.learn: names no branch, so nothing would be trained; null trains all of them"
-            for index, stage in enumerate(self.train.stages)
-            if stage.learn == ()
-        ]
-        return wrong
 
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return alpha and beta of each branch as numbers; for mars, alpha is the radius.
@@ -206,9 +201,5 @@ def as_yaml(experiment: Experiment[Any, Any]) -> str:
 
 def stage_at(stages: tuple[StageConfig, ...], step: int) -> StageConfig:
     """Return the stage of optimizer step `step` (from 0): the stages follow each other and begin again."""
-    place = step % sum(stage.steps for stage in stages)
-    for stage in stages:
-        if place < stage.steps:
-            return stage
-        place -= stage.steps
-    raise AssertionError
+    ends = list(itertools.accumulate(stage.steps for stage in stages))
+    return stages[bisect_right(ends, step % ends[-1])]

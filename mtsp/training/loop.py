@@ -49,12 +49,12 @@ def train(
         position: where to start; updated after every step.
         steps: length of the whole run, over which the schedule extends.
         stages: branches and data of each stage, repeated in turn.
-        schedule: factor of the learning rates at each step.
+        schedule: gives the factor of the learning rates at each step.
         open_stream: (data entry, global batch size, first global batch) -> this process's micro-batches.
         seed: with step and process, seeds the network's own randomness (dropout).
         accumulate: micro-batches that each process splits its part of a batch into.
         clip: largest gradient norm, or None.
-        stop: returns whether this process should stop; called once per step, then agreed on by all processes.
+        stop: returns whether this process should stop; called once per step. If one should, all do.
         before_step: called before every step.
         after_step: called after every step with its losses and learning rates; may save or validate.
 
@@ -131,9 +131,7 @@ def optimizer_step(
         ]
         culprits = gather_object(culprits) if accelerator.num_processes > 1 else culprits
         raise NonFiniteLoss(f"the loss is not finite at step {step}: {listed}; in a batch of {', '.join(culprits[:8])}")
-    norm = None
-    if clip is not None:
-        norm = float(cast(Tensor, accelerator.clip_grad_norm_(model.parameters(), clip)))
+    norm = None if clip is None else float(cast(Tensor, accelerator.clip_grad_norm_(model.parameters(), clip)))
     optimizer.step()
     optimizer.zero_grad()
     return StepResult({"loss": sum(losses.values()), **losses}, norm, int(samples), stops > 0)

@@ -25,7 +25,7 @@ class LoadedWeights(Protocol):
 
     @property
     def description(self) -> str:
-        """Source of the weights and the number of loaded tensors, as a phrase."""
+        """Source of the weights and number of loaded tensors."""
         ...
 
     @property
@@ -89,14 +89,12 @@ class Meter:
     def add(self, result: StepResult) -> None:
         """Add the losses of one step."""
         self.samples += result.samples
-        measured = dict(result.losses)
-        if result.gradient_norm is not None:
-            measured["gradient_norm"] = result.gradient_norm
-        for name, value in measured.items():
-            self.values.setdefault(name, []).append(value)
+        for name, value in {**result.losses, "gradient_norm": result.gradient_norm}.items():
+            if value is not None:
+                self.values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
-        """Return the averages, samples per second and, on a GPU, the peak memory; then reset."""
+        """Return the averages, samples per second and, on a GPU, the peak memory; then begin again."""
         values = {name: sum(found) / len(found) for name, found in self.values.items()}
         seconds = time.perf_counter() - self.since
         values["samples_per_second"] = self.samples / max(seconds, 1e-9)
