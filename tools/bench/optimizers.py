@@ -11,6 +11,7 @@ import argparse
 import importlib
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
@@ -195,8 +196,11 @@ def table(library: str) -> str:
 
 
 def _short(cell: str) -> str:
+    """What is said, without the name of the optimizer and the advice."""
     cell = cell.replace("|", "/")
-    for ending in (", in a trial", "; if you know", " (AliG", ", which a pull"):
+    if found := re.search(r"refused: .* as it should: (\S+) times what was asked for", cell):
+        return f"refused: {max(0.0, round(float(found[1]), 2)):g} of the pull arrives"
+    for ending in ("; ", " (AliG", ", which a pull", " (Unrehearsed", " (KeyError"):
         cell = cell.partition(ending)[0]
     return cell
 

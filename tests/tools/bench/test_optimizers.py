@@ -3,7 +3,10 @@
 What a step moves is measured on the optimizers themselves, not on the twins on which attaching measures.
 """
 
+import functools
 import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +15,13 @@ from torch import nn
 from mtsp.regularizers import L2SP
 from tools.bench.optimizers import LIBRARIES, Row, rows
 
+PAGE = Path(__file__).resolve().parents[3] / "docs/optimizers.md"
 SOUND = re.compile(
     r"(coupled|decoupled), (exact|within [\d.e-]+ %)|refused: .{20,}|does not run here \(.+\)", re.DOTALL
 )
 
 
+@functools.cache
 def survey(library: str) -> list[Row]:
     try:
         return rows(library)
@@ -55,6 +60,34 @@ def test_what_is_exact_and_what_is_refused(library: str, exact: str, refused: st
     for name in refused.split():
         assert found[name].chosen.startswith("refused: "), found[name]
         assert found[name].coupled == "coupled, exact", found[name]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_page_says_what_is_seen(library: str) -> None:
+    """Of the version that the page is of: each optimizer is as exact, or refused, as it says."""
+    lines = PAGE.read_text().splitlines()
+    told = next(i for i, line in enumerate(lines) if line.startswith(f"| {library} "))
+    if (here := installed(library)) != lines[told].split()[2]:
+        pytest.skip(f"{library} {here}, the page is of {lines[told].split()[2]}")
+    said = {}
+    for line in lines[told + 2 : lines.index("", told)]:
+        names, *cells = line.strip("| ").split(" | ")
+        said |= {name: [kind_of(cell) for cell in cells] for name in names.split(", ")}
+    assert said == {row.name: [kind_of(row.chosen), kind_of(row.coupled)] for row in survey(library)}
+
+
+def kind_of(cell: str) -> str:
+    """exact, within some percent, refused, or not run: numbers may differ between machines."""
+    kind = re.search(r"exact|within|refused|does not run", cell)
+    assert kind is not None, cell
+    return kind[0].replace("within", "exact")
+
+
+def installed(library: str) -> str:
+    try:
+        return version(LIBRARIES[library])
+    except PackageNotFoundError:
+        pytest.skip(f"needs {LIBRARIES[library]}")
 
 
 def two_from_anchor_one() -> tuple[nn.Module, L2SP]:
