@@ -29,46 +29,26 @@ def diagonal_fisher(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    labels: Labels = "exact",
-    draws: int = 1,
     normalize: bool = True,
-    names: Iterable[str] | None = None,
-    inputs: Callable[[Any], Any] | None = None,
-    logits: Callable[[Any], Tensor] | None = None,
-    targets: Callable[[Any], Tensor] | None = None,
-    ignore: int = 255,
-    chunk: int = 16,
-    vectorize: bool = True,
-    generator: torch.Generator | None = None,
     progress: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> Fisher:
     """Return the diagonal Fisher information of each penalized weight, by name, in float32 or finer.
 
     Args:
-        model, labels, draws, names, inputs, logits, targets, ignore, chunk, vectorize, generator: see
-            :class:`FisherSum`, which also has the definition.
+        model: see :class:`FisherSum`, which also has the definition.
         batches: any loader; its batches are read once.
         normalize: divide by the mean over all entries of all returned tensors, so that their mean is 1 and a strength
             compares with that of L2-SP. The paper does not; without it the scale depends on K and on f's confidence.
         progress: called with the number of samples done, after each batch.
+        options: labels, draws, names, inputs, logits, targets, ignore, chunk, vectorize, generator: see
+            :class:`FisherSum`.
 
     Raises:
         ValueError: see :class:`FisherSum` and its methods; or there is no observation, or gradients were all zero or
             not finite.
     """
-    sums = FisherSum(
-        model,
-        labels=labels,
-        draws=draws,
-        names=names,
-        inputs=inputs,
-        logits=logits,
-        targets=targets,
-        ignore=ignore,
-        chunk=chunk,
-        vectorize=vectorize,
-        generator=generator,
-    )
+    sums = FisherSum(model, **options)
     for batch in batches:
         sums.add(batch)
         if progress is not None:
@@ -193,9 +173,8 @@ class FisherSum:
         """
         given = {name.removeprefix("total."): value for name, value in state.items() if name.startswith("total.")}
         for name in {**self._total, **given}:
-            ours, theirs = (
-                f"of shape {tuple(sums[name].shape)}" if name in sums else "not there" for sums in (self._total, given)
-            )
+            pair = (self._total.get(name), given.get(name))
+            ours, theirs = ("not there" if value is None else f"of shape {tuple(value.shape)}" for value in pair)
             if ours != theirs:
                 raise ValueError(
                     f"these sums belong to other weights: {name} is {theirs} in them, {ours} in this model"
@@ -211,9 +190,8 @@ class FisherSum:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError) as error:
-                _LOG.info(
-                    "computing the Fisher information sample by sample, which is slower: %s", str(error).splitlines()[0]
-                )
+                reason = str(error).splitlines()[0]
+                _LOG.info("computing the Fisher information sample by sample, which is slower: %s", reason)
                 self._vectorize = False
         return looped(self.model, held, observed)
 
@@ -271,29 +249,26 @@ def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
     if "anchors" not in notes:
         raise ValueError(f"{path} does not say at which weights it was estimated; tools/fisher.py writes one that does")
     estimated = json.loads(notes["anchors"])
-    if missing := [name for name in anchors if name not in values or name not in estimated]:
+    wrong = [name for name in anchors if name not in values or name not in estimated]
+    problem = "has no Fisher information of some pretrained weights"
+    if not wrong:
+        wrong = [name for name, value in anchors.items() if estimated[name] != _hash(value)]
+        problem = "was estimated at other weights than the branches start from"
+    if wrong:
         raise ValueError(
-            f"{path} has no Fisher information of {len(missing)} of {len(anchors)} pretrained weights, the first "
-            f"{missing[0]}; estimate it with tools/fisher.py and this config"
-        )
-    if others := [name for name, value in anchors.items() if estimated[name] != _hash(value)]:
-        raise ValueError(
-            f"{path} was estimated at other weights than the branches start from, {len(others)} of {len(anchors)} "
-            f"differ, the first {others[0]}; estimate it with tools/fisher.py and this config"
+            f"{path} {problem}: {len(wrong)} of {len(anchors)}, the first {wrong[0]}; estimate it with tools/fisher.py "
+            "and this config"
         )
     return mean_one({name: values[name] for name in anchors})
 
 
 def _read(path: Path) -> tuple[Fisher, Mapping[str, str]]:
+    instead = "estimate it with tools/fisher.py, or write it with save_fisher"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no file {path}; estimate it with tools/fisher.py, or write it with save_fisher"
-        )
+        raise FileNotFoundError(f"there is no file {path}; {instead}")
     values, notes = read_tensors(path)
     if notes.get("mtsp") != "fisher":
-        raise ValueError(
-            f"{path} does not hold Fisher information; estimate it with tools/fisher.py, or write it with save_fisher"
-        )
+        raise ValueError(f"{path} does not hold Fisher information; {instead}")
     return values, notes
 
 

@@ -73,9 +73,8 @@ def looped(model: nn.Module, weights: Mapping[str, Tensor], observed: Observed) 
             scores = _flat(observed.logits(functional_call(model, leaves, *one.arguments)))
         labels = None if one.labels is None else one.labels[0]
         for directions in _directions(scores.detach(), one.valid[0], labels, 1):
-            grads = torch.autograd.grad(
-                scores, list(leaves.values()), directions[0], retain_graph=True, allow_unused=True
-            )
+            inputs = list(leaves.values())
+            grads = torch.autograd.grad(scores, inputs, directions[0], retain_graph=True, allow_unused=True)
             for name, grad in zip(leaves, grads, strict=True):
                 if grad is not None:
                     total[name] += _squared(grad)

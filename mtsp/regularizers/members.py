@@ -104,7 +104,7 @@ class _Selective(Attachment):
 
     def act_before(self, buckets: list[Bucket]) -> None:
         """Measure slopes and distances."""
-        for bucket in _with_anchors(buckets):
+        for bucket in (bucket for bucket in buckets if bucket.shared):
             bucket.pre_step = []
             for block in blocks(bucket, whole=True):
                 displacements = block.values.displacements()
@@ -115,7 +115,7 @@ class _Selective(Attachment):
     def act_after(self, buckets: list[Bucket]) -> None:
         """Compare with the measurements before the step, and move."""
         self.move([bucket for bucket in buckets if not bucket.shared], proximal=False)
-        for bucket in _with_anchors(buckets):
+        for bucket in (bucket for bucket in buckets if bucket.shared):
             for block, (slopes, before) in zip(blocks(bucket, whole=True), bucket.pre_step, strict=True):
                 weights, displacements = block.values.weights, block.values.displacements()
                 after = summed(_squares(displacements), block.parameters[0])
@@ -157,14 +157,8 @@ class _Cautious(Attachment):
             fraction = self.applied_fraction(bucket)
             sign = -1 if self.optimizer.param_groups[bucket.group].get("maximize") else 1
             for block in blocks(bucket, whole=True):
-                entries = zip(
-                    block.values.weights,
-                    block.values.displacements(),
-                    block.parameters,
-                    block.gradients,
-                    strict=True,
-                )
-                for weight, d, parameter, gradient in entries:
+                pairs = zip(block.values.weights, block.values.displacements(), strict=True)
+                for (weight, d), parameter, gradient in zip(pairs, block.parameters, block.gradients, strict=True):
                     update = _update(self.optimizer, parameter, gradient, sign)
                     weight.sub_((torch.where(update * d > 0, d, 0.0) * fraction).to(weight.dtype))
 
@@ -238,10 +232,6 @@ class MARS(Regularizer):
             anchor_dtype=anchor_dtype,
             offload=offload,
         )
-
-
-def _with_anchors(buckets: list[Bucket]) -> list[Bucket]:
-    return [bucket for bucket in buckets if bucket.shared]
 
 
 def _squares(tensors: list[Tensor]) -> Tensor:

@@ -89,13 +89,11 @@ class SquaredDistance(Penalty):
         """Move by this fraction of the distance; proximal: by fraction / (1 + fraction) of it."""
         if proximal:
             fraction = fraction / (1 + fraction)
-        dtype = block.weights[0].dtype
         if block.anchors is None:
-            torch._foreach_mul_(
-                block.weights, (1 - fraction).to(dtype) if isinstance(fraction, Tensor) else 1 - fraction
-            )
+            _scaled(block.weights, 1 - fraction)
         elif isinstance(fraction, Tensor):
-            torch._foreach_lerp_(block.weights, block.anchors, [fraction.to(dtype)] * len(block.weights))
+            fractions = [fraction.to(block.weights[0].dtype)] * len(block.weights)
+            torch._foreach_lerp_(block.weights, block.anchors, fractions)
         else:
             torch._foreach_lerp_(block.weights, block.anchors, fraction)
 
@@ -190,11 +188,9 @@ class FisherRowDistance(Penalty):
 
     def value(self, block: WeightBlock) -> Tensor:
         """Return sum sqrt(p) sqrt(sum F d^2)."""
-        rows = [
-            (by_row(d, block.rows), by_row(f, block.rows))
-            for d, f in zip(block.displacements(), _fisher(block), strict=True)
-        ]
-        return _total([d.shape[1] ** 0.5 * (f * d.square()).sum(1).sqrt().sum() for d, f in rows])
+        pairs = zip(block.displacements(), _fisher(block), strict=True)
+        squares = [by_row(f * d.square(), block.rows) for d, f in pairs]
+        return _total([square.shape[1] ** 0.5 * square.sum(1).sqrt().sum() for square in squares])
 
     def gradients(self, block: WeightBlock) -> list[Tensor]:
         """Return sqrt(p) F d / sqrt(sum F d^2), 0 where that is 0 / 0."""

@@ -90,17 +90,16 @@ def measured(bucket: Bucket, scale: Tensor | None) -> dict[str, Tensor]:
 
 def table(weights: Weights, targets: Mapping[str, Target]) -> str:
     """Return a table with one weight per line: anchored, pulled to zero, new or free; the sums follow."""
-    rows = [
-        (name, weight.numel(), _kind(weight, targets.get(name)), _strength(targets.get(name)))
-        for name, weight in weights.items()
-    ]
+    rows = []
+    for name, weight in weights.items():
+        target = targets.get(name)
+        rows.append((name, weight.numel(), _kind(weight, target), _strength(target)))
     for kind in dict.fromkeys(row[2] for row in rows):
         sizes = [row[1] for row in rows if row[2] == kind]
         rows.append((f"{len(sizes)} tensors", sum(sizes), kind, ""))
     width = max((len(row[0]) for row in rows), default=0)
-    return "\n".join(
-        f"{name:<{width}}  {size:>13,}  {kind:<16}  {strength}".rstrip() for name, size, kind, strength in rows
-    )
+    lines = [f"{name:<{width}}  {size:>13,}  {kind:<16}  {strength}" for name, size, kind, strength in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _kind(weight: Tensor, target: Target | None) -> str:

@@ -340,9 +340,9 @@ def no_file(folder: Path, begun: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (another_start, "was estimated at other weights than the branches start from, 1 of "),
+        (another_start, "was estimated at other weights than the branches start from: 1 of "),
         (no_hashes, "does not say at which weights it was estimated; tools/fisher.py writes one that does"),
-        (some_weights, "has no Fisher information of 1 of "),
+        (some_weights, "has no Fisher information of some pretrained weights: 1 of "),
         (another_file, "fisher.safetensors does not hold Fisher information"),
         (no_file, "fisher.safetensors; estimate it with tools/fisher.py, or write it with save_fisher"),
     ],

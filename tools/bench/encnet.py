@@ -11,10 +11,10 @@ Each variant runs in its own process, so that its memory is measured apart. They
 median is shown. Memory is the growth of the process's largest resident set (on a GPU: of allocated memory).
 """
 
-import argparse
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,19 +22,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
+
 from models.encnet.encoding import Encoding
 from models.encnet.network import EncNet, EncNetConfig
 from mtsp.distributed.accelerator import computes_bf16
 from mtsp.evaluation.tta import MultiScaleConfig
 from mtsp.tasks import SegmentationConfig, Tasks
 from mtsp.types import Batch, Outputs
-from tools.bench.timing import machine
-from tools.bench.workers import Worker, take_turns, wait_for_gpu
+from tools.bench.timing import machine, parser, table
+from tools.bench.train import CUDA, GIB, training_step
+from tools.bench.train import Variant as Format
+from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
+from tools.command_line import program
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-LIMIT = 1200.0
-"""Seconds for one table."""
+LIMIT = 1200.0  # seconds for one table
 FASTER, INPUTS = 50, 5
 """Targets for the layer: times faster than the broadcast formula, extra memory in units of its input."""
 
@@ -67,51 +69,55 @@ class Sizes(NamedTuple):
     layer: tuple[int, int, int, int] = (4, 512, 60, 32)  # maps, channels, side, codewords
     batch: int = 16 if CUDA else 1
     side: int = 480
-    base: int = 520 if CUDA else 260  # longer side in the evaluation; its windows are 12/13 of it
+    base: int = 520 if CUDA else 260  # longer side in the evaluation
     width: int = 512  # channels in the network's head
+
+    @property
+    def crop(self) -> int:
+        """Side of the evaluation's windows."""
+        return self.base * 12 // 13
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Height and width of an image of PASCAL's shape, 375x500 at full size."""
+        return 375 * self.base // 520, 500 * self.base // 520
 
 
 QUICK = Sizes(layer=(1, 64, 30, 8), batch=2, side=48, base=52, width=32)
 
 
-class Variant(NamedTuple):
-    """A way to compute a training step."""
-
-    name: str
-    layer: type[Encoding] = Encoding
-    bf16: bool = False
-    channels_last: bool = False
-
-
-VARIANTS = (
-    Variant("fp32"),
-    Variant("fp32, broadcast layer", layer=BroadcastEncoding),
-    Variant("fp32, channels_last", channels_last=True),
-    Variant("bf16", bf16=True),
-    Variant("bf16, channels_last", bf16=True, channels_last=True),
-    Variant("bf16, channels_last, broadcast layer", layer=BroadcastEncoding, bf16=True, channels_last=True),
+BF16_LAST = Format("bf16, channels_last", bf16=True, channels_last=True)
+STEPS: tuple[tuple[Format, type[Encoding]], ...] = (
+    (Format("fp32"), Encoding),
+    (Format("fp32, broadcast layer"), BroadcastEncoding),
+    (Format("fp32, channels_last", channels_last=True), Encoding),
+    (Format("bf16", bf16=True), Encoding),
+    (BF16_LAST, Encoding),
+    (BF16_LAST._replace(name="bf16, channels_last, broadcast layer"), BroadcastEncoding),
 )
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    options = _parser().parse_args(arguments)
+    command_line = parser(__doc__, rounds=5, quick="small sizes, one round, to see whether it runs")
+    command_line.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)"
+    )
+    command_line.add_argument("--encoder", help="encoder of the network (default: tu-resnet50s)")
+    options = command_line.parse_args(arguments)
     sizes = QUICK if options.quick else Sizes()
     encoder = options.encoder or ("tu-resnet18" if options.quick else "tu-resnet50s")
     rounds = 1 if options.quick else options.rounds
     multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.encnet.network"])
     console = Console(width=120)
-    console.print(f"{machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}", highlight=False)
-    if "layer" in options.only:
-        console.print(_layers(sizes, rounds))
-    if "step" in options.only:
-        console.print(_steps(sizes, encoder, rounds))
-    if "evaluation" in options.only:
-        console.print(_evaluations(sizes, encoder, rounds))
+    console.print(machine(), highlight=False)
+    for part in options.only:
+        console.print(PARTS[part](sizes, encoder, rounds))
     return 0
 
 
-def _layers(sizes: Sizes, rounds: int) -> Table:
+def _layers(sizes: Sizes, _: str, rounds: int) -> Table:
     idle = Worker(_layer, sizes, None, False)
     workers = {
         "this project, channels_last": Worker(_layer, sizes, Encoding, True),
@@ -121,48 +127,33 @@ def _layers(sizes: Sizes, rounds: int) -> Table:
     }
     take_turns([idle, *workers.values()], rounds, steps=3, limit=LIMIT)
     images, channels, side, codewords = sizes.layer
-    table = Table(
-        title=f"Encoding layer, forward and backward: {images}x{channels}x{side}x{side}, {codewords} codewords"
-    )
-    _columns(table, "formula", "ms", "broadcast / this", "target", "extra MB", "in inputs", "target")
+    title = f"Encoding layer, forward and backward: {images}x{channels}x{side}x{side}, {codewords} codewords"
+    drawn = table(title, "formula", "ms", "broadcast / this", "target", "extra MB", "in inputs", "target")
     slowest = workers["broadcast, autograd"].median
     input_bytes = 4 * images * channels * side * side
     for name, worker in workers.items():
         extra = worker.peak - idle.peak
-        ours = name.startswith("this")
-        table.add_row(
-            name,
-            f"{1e3 * worker.median:.1f}",
-            f"{slowest / worker.median:.0f}",
-            f">= {FASTER}" if ours else "",
-            f"{extra / 1e6:.0f}",
-            f"{extra / input_bytes:.1f}",
-            f"<= {INPUTS}" if ours else "",
-        )
-    return table
+        faster, inputs = (f">= {FASTER}", f"<= {INPUTS}") if name.startswith("this") else ("", "")
+        times = (f"{1e3 * worker.median:.1f}", f"{slowest / worker.median:.0f}", faster)
+        drawn.add_row(name, *times, f"{extra / 1e6:.0f}", f"{extra / input_bytes:.1f}", inputs)
+    return drawn
 
 
 def _steps(sizes: Sizes, encoder: str, rounds: int) -> Table:
-    workers = {variant: Worker(_step, sizes, encoder, variant) for variant in VARIANTS}
+    workers = {variant: Worker(_step, sizes, encoder, variant, layer) for variant, layer in STEPS}
     take_turns(list(workers.values()), rounds, steps=5 if CUDA else 1, limit=LIMIT)
-    table = Table(title=f"EncNet on {encoder}, a training step: {sizes.batch} x {sizes.side}x{sizes.side}")
-    _columns(table, "variant", "s/step", "images/s", "fp32 / this", "target", "memory GiB")
+    title = f"EncNet on {encoder}, a training step: {sizes.batch} x {sizes.side}x{sizes.side}"
+    drawn = table(title, "variant", "s/step", "images/s", "fp32 / this", "target", "memory GiB")
+    slowest = workers[STEPS[0][0]].median
     for variant, worker in workers.items():
         if worker.problem:
-            table.add_row(variant.name, worker.problem)
+            drawn.add_row(variant.name, worker.problem)
             continue
-        seconds = worker.median
-        target = ">= 2.5" if variant == VARIANTS[4] else ""
-        table.add_row(
-            variant.name,
-            f"{seconds:.3f}",
-            f"{sizes.batch / seconds:.2f}",
-            f"{workers[VARIANTS[0]].median / seconds:.2f}",
-            target,
-            f"{worker.peak / 2**30:.2f}",
-        )
-    table.caption = "the target is for processors that compute bf16 (AMX) and for GPUs"
-    return table
+        seconds, target = worker.median, ">= 2.5" if variant == BF16_LAST else ""
+        speeds = (f"{seconds:.3f}", f"{sizes.batch / seconds:.2f}", f"{slowest / seconds:.2f}")
+        drawn.add_row(variant.name, *speeds, target, f"{worker.peak / GIB:.2f}")
+    drawn.caption = "the target is for processors that compute bf16 (AMX) and for GPUs"
+    return drawn
 
 
 def _evaluations(sizes: Sizes, encoder: str, rounds: int) -> Table:
@@ -174,22 +165,19 @@ def _evaluations(sizes: Sizes, encoder: str, rounds: int) -> Table:
     if computes_bf16():
         workers["8 at once, bf16"] = Worker(_evaluation, sizes, encoder, 8, True)
     take_turns(list(workers.values()), rounds, steps=1, limit=LIMIT)
-    height, width = _image(sizes)
-    windows = _counted(sizes)
-    table = Table(title=f"EncNet on {encoder}, six scales and mirror images of {height}x{width}: {windows} forwards")
-    _columns(table, "images in a forward pass", "s/image", "images/s", "one at a time / this", "memory GiB")
+    height, width = sizes.image
+    title = f"EncNet on {encoder}, six scales and mirror images of {height}x{width}"
+    drawn = table(title, "images in a forward pass", "s/image", "images/s", "one at a time / this", "memory GiB")
     slowest = workers["one image at a time, fp32"].median
     for name, worker in workers.items():
         seconds = worker.median
-        table.add_row(
-            name,
-            f"{seconds:.2f}",
-            f"{1 / seconds:.3f}",
-            f"{slowest / seconds:.2f}",
-            f"{worker.peak / 2**30:.2f}",
-        )
-    table.caption = f"windows of {_crop(sizes)} pixels, longer side {sizes.base} at scale 1"
-    return table
+        speeds = (f"{seconds:.2f}", f"{1 / seconds:.3f}", f"{slowest / seconds:.2f}")
+        drawn.add_row(name, *speeds, f"{worker.peak / GIB:.2f}")
+    drawn.caption = f"windows of {sizes.crop} pixels, longer side {sizes.base} at scale 1"
+    return drawn
+
+
+PARTS = {"layer": _layers, "step": _steps, "evaluation": _evaluations}
 
 
 def _layer(sizes: Sizes, kind: type[Encoding] | None, channels_last: bool) -> Callable[[], object]:
@@ -210,40 +198,28 @@ def _layer(sizes: Sizes, kind: type[Encoding] | None, channels_last: bool) -> Ca
     return both
 
 
-def _network(sizes: Sizes, encoder: str, layer: type[Encoding], *, channels_last: bool) -> EncNet:
+def _network(sizes: Sizes, encoder: str, layer: type[Encoding], layout: torch.memory_format) -> EncNet:
     torch.manual_seed(0)
     network = EncNetConfig(name="encnet", encoder=encoder, width=sizes.width).build()
     context = network.head.context
     context.encoding = layer(*reversed(context.encoding.codewords.shape))
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     return network.to(DEVICE, memory_format=layout)  # pyright: ignore[reportCallIssue]
 
 
-def _step(sizes: Sizes, encoder: str, variant: Variant) -> Callable[[], object]:
-    network = _network(sizes, encoder, variant.layer, channels_last=variant.channels_last).train()
+def _step(sizes: Sizes, encoder: str, variant: Format, layer: type[Encoding]) -> Callable[[], object]:
+    network = _network(sizes, encoder, layer, variant.layout).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
     tasks = Tasks(segmentation=SegmentationConfig(class_balance=False, aux_loss=0.2, se_loss=0.2))
-    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-    frame = torch.rand(sizes.batch, 3, sizes.side, sizes.side, device=DEVICE).contiguous(memory_format=layout)
+    frame = torch.rand(sizes.batch, 3, sizes.side, sizes.side, device=DEVICE).contiguous(memory_format=variant.layout)
     mask = torch.randint(0, 59, (sizes.batch, sizes.side, sizes.side), device=DEVICE)
     batch = Batch(name=["noise"] * sizes.batch, frame=frame, mask=mask)
-    counts = tasks.counts(batch)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=variant.bf16):
-            outputs = network(frame)
-        torch.stack([total / counts[name] for name, total in tasks.sums(outputs, batch).items()]).sum().backward()
-        optimizer.step()
-        wait_for_gpu()
-
-    return step
+    return training_step(network, optimizer, tasks, batch, bf16=variant.bf16)
 
 
 def _evaluation(sizes: Sizes, encoder: str, at_once: int, bf16: bool) -> Callable[[], object]:
-    network = _network(sizes, encoder, Encoding, channels_last=True).eval()
-    tta = MultiScaleConfig(name="multi_scale", base=sizes.base, crop=_crop(sizes), batch=at_once).build()
-    batch = Batch(name=["noise"], frame=torch.rand(1, 3, *_image(sizes), device=DEVICE))
+    network = _network(sizes, encoder, Encoding, torch.channels_last).eval()
+    tta = MultiScaleConfig(name="multi_scale", base=sizes.base, crop=sizes.crop, batch=at_once).build()
+    batch = Batch(name=["noise"], frame=torch.rand(1, 3, *sizes.image, device=DEVICE))
 
     def alone(frame: Tensor, next_frame: Tensor | None) -> Outputs:
         return Outputs(mask_logits=torch.cat([network(one)["mask_logits"] for one in frame.split(1)]))
@@ -254,44 +230,6 @@ def _evaluation(sizes: Sizes, encoder: str, at_once: int, bf16: bool) -> Callabl
         wait_for_gpu()
 
     return evaluate
-
-
-def _crop(sizes: Sizes) -> int:
-    return sizes.base * 12 // 13
-
-
-def _image(sizes: Sizes) -> tuple[int, int]:
-    """Return height and width of an image of PASCAL's shape, 375x500 at full size."""
-    return 375 * sizes.base // 520, 500 * sizes.base // 520
-
-
-def _counted(sizes: Sizes) -> int:
-    """Return the number of images that go through the network."""
-    seen = 0
-
-    def count(frame: Tensor, next_frame: Tensor | None) -> Outputs:
-        nonlocal seen
-        seen += len(frame)
-        return Outputs(mask_logits=frame[:, :2])
-
-    tta = MultiScaleConfig(name="multi_scale", base=sizes.base, crop=_crop(sizes)).build()
-    tta(count, Batch(name=["noise"], frame=torch.rand(1, 3, *_image(sizes))))
-    return seen
-
-
-def _columns(table: Table, *names: str) -> None:
-    for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number else "left")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("layer", "step", "evaluation")
-    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="what to measure (default: all)")
-    parser.add_argument("--encoder", help="encoder of the network (default: tu-resnet50s)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each variant (default: 5)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, one round, to see whether it runs")
-    return parser
 
 
 if __name__ == "__main__":

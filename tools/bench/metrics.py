@@ -1,57 +1,59 @@
-"""How long metrics take beside what others compute, and beside one read of the same arrays.
+"""Measure how long metrics take: ours, those of others, and one read of the same arrays.
 
     python tools/bench/metrics.py [--rounds 9] [--threads 2] [--quick]
 
 The programs take turns, and the median round is shown. "One read" adds up the arrays in as many threads as mtsp uses:
-nothing that looks at every number can be faster. What others compute is written anew after their published code, or
-imported where it is installed. Tables of masks and labels are in `metrics_masks.py`.
+nothing that looks at every number can be faster. The code of others is imported where it is installed, and otherwise
+rewritten from what they published.
 """
 
-import argparse
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
+
 from mtsp.metrics import ClassificationScores, FlowErrors
-from mtsp.metrics.kernels.jit import compiled, frozen, in_threads, threads
+from mtsp.metrics.kernels.jit import threads
 from tools.bench import metrics_masks
-from tools.bench.timing import Program, machine, medians
+from tools.bench.timing import Program, compared, machine, medians, parser
+from tools.command_line import at_least_one, program
 
 Numbers = dict[str, float]
 
 
 class Flows(NamedTuple):
-    """What flow is measured on."""
+    """Input of the flow metrics."""
 
     prediction: np.ndarray  # B2HW float32
     truth: np.ndarray  # B2HW float32
     valid: np.ndarray  # BHW bool; mmflow has it as float32
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Milliseconds of metrics, ours and others'.")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=threads())
-    parser.add_argument("--quick", action="store_true", help="small arrays, which say little: some seconds")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.threads < 1:
-        parser.error("--rounds and --threads must be 1 or more")
+    command_line = parser(__doc__, rounds=9, quick="small arrays, to see whether it runs")
+    command_line.add_argument("--threads", type=at_least_one, default=threads())
+    options = command_line.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     torch.set_num_threads(options.threads)
     console = Console(width=120)
-    console.print(f"{machine()}; {options.threads} threads; numpy {np.__version__}, torch {torch.__version__}")
+    console.print(f"{machine()}, numpy {np.__version__}")
     console.print(flow_table(options.rounds, made_up_flows(options.quick)))
     console.print(classification_table(options.rounds, *made_up_logits(options.quick)))
     for table in metrics_masks.tables(options.rounds, options.quick, options.threads):
         console.print(table)
+    return 0
 
 
 def flow_table(rounds: int, flows: Flows) -> Table:
@@ -66,14 +68,14 @@ def flow_table(rounds: int, flows: Flows) -> Table:
     as_read = laid._replace(valid=laid.valid.astype(np.float32))
     ways["mmflow: EPE and Fl"] = functools.partial(mmflow_formulation, as_read)
     targets = {
-        "one read of the arrays": "<= 1.3 of it",
-        "numpy idiom": ">= 25",
-        "mmflow: EPE and Fl": ">= 70",
-        "ptlflow: FlowMetrics": ">= 500",
+        "one read of the arrays": "1/1.3",
+        "numpy idiom": "25x",
+        "mmflow: EPE and Fl": "70x",
+        "ptlflow: FlowMetrics": "500x",
     }
     shape = "x".join(map(str, flows.valid.shape))
     title = f"Flow errors, {shape}: EPE, three speed bins, 1/3/5 px, Fl-all"
-    return _table(title, medians(ways, rounds), "mtsp, all eight", targets)
+    return compared(title, medians(ways, rounds), "mtsp, all eight", targets)
 
 
 def made_up_logits(quick: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -87,24 +89,11 @@ def classification_table(rounds: int, logits: np.ndarray, labels: np.ndarray) ->
     """Return the times of all ways to top 1, top 5 and calibration error."""
     ways: dict[str, Program] = {"one read of the arrays": lambda: one_read(logits)}
     ways |= {name: functools.partial(way, logits, labels) for name, way in CLASSIFICATION_WAYS.items()}
-    if importlib.util.find_spec("torchmetrics") is not None:
+    installed = importlib.util.find_spec("torchmetrics") is not None
+    if installed:
         ways["torchmetrics: the same"] = functools.partial(torchmetrics_scores, logits, labels)
     title = f"Classification, {logits.shape[0]}x{logits.shape[1]}: top 1, top 5, class accuracy, ECE, NLL"
-    table = _table(title, medians(ways, rounds), "mtsp", {})
-    if "torchmetrics: the same" not in ways:
-        table.add_row("torchmetrics", "not installed", "", "")
-    return table
-
-
-def _table(title: str, seconds: Mapping[str, float], ours: str, targets: Mapping[str, str]) -> Table:
-    table = Table(title=title)
-    for column in ("way", "ms", f'"{ours}" is faster by', "target"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for name, spent in seconds.items():
-        ratio = f"{spent / seconds[ours]:.2f}" if name != "one read of the arrays" else ""
-        ratio = ratio or f"takes {seconds[ours] / spent:.2f} of it"
-        table.add_row(name, f"{1e3 * spent:.2f}", "" if name == ours else ratio, targets.get(name, ""))
-    return table
+    return compared(title, medians(ways, rounds), "mtsp", {}, missing=() if installed else ["torchmetrics"])
 
 
 def made_up_flows(quick: bool) -> Flows:
@@ -119,23 +108,8 @@ def made_up_flows(quick: bool) -> Flows:
 
 def one_read(*arrays: np.ndarray) -> float:
     """Add up all items of contiguous arrays, as words of four bytes."""
-    code, step = _reader(), 1 << 20
-    words = [frozen(array.reshape(-1).view(np.uint8)[: array.nbytes // 4 * 4].view(np.float32)) for array in arrays]
-    parts = [part[start : start + step] for part in words for start in range(0, part.size, step)]
-    return float(sum(in_threads(code, parts)))
-
-
-@functools.cache
-def _reader() -> Callable[[np.ndarray], float]:
-    code = compiled(_sum, fastmath=True)
-    return code or (lambda part: float(part.sum()))
-
-
-def _sum(part: np.ndarray) -> float:  # pragma: no cover, runs as machine code
-    total = part.dtype.type(0)
-    for i in range(part.size):
-        total += part[i]
-    return total
+    words = [array.reshape(-1).view(np.uint8)[: array.nbytes // 4 * 4].view(np.float32) for array in arrays]
+    return sum(float(torch.from_numpy(part).sum()) for part in words)
 
 
 def ours_flow(flows: Flows, angular: bool = False) -> Numbers:
@@ -157,15 +131,7 @@ def numpy_idiom(flows: Flows) -> Numbers:
     chosen = valid.reshape(-1)
     error = np.sqrt(np.sum((prediction - truth) ** 2, axis=1)).reshape(-1)[chosen]
     speed = np.sqrt(np.sum(truth**2, axis=1)).reshape(-1)[chosen]
-    middle = (speed >= 10) & (speed < 40)
-    return {
-        "epe": float(error.mean()),
-        "epe_0_10": float(error[speed < 10].mean()),
-        "epe_10_40": float(error[middle].mean()),
-        "epe_40_plus": float(error[speed >= 40].mean()),
-        **{f"out_{limit}px": float((error > limit).mean()) for limit in (1, 3, 5)},
-        "fl_all": float(((error > 3) & (error / speed > 0.05)).mean()),
-    }
+    return _all_eight(error, speed, np.mean)
 
 
 def torch_idiom(flows: Flows) -> Numbers:
@@ -173,41 +139,44 @@ def torch_idiom(flows: Flows) -> Numbers:
     prediction, truth, valid = map(torch.from_numpy, flows)
     error = (prediction - truth).square().sum(dim=1).sqrt()[valid]
     speed = truth.square().sum(dim=1).sqrt()[valid]
+    return _all_eight(error, speed, lambda chosen: chosen.float().mean())
+
+
+def _all_eight(error: Any, speed: Any, fraction: Callable[[Any], Any]) -> Numbers:
     middle = (speed >= 10) & (speed < 40)
     return {
-        "epe": error.mean().item(),
-        "epe_0_10": error[speed < 10].mean().item(),
-        "epe_10_40": error[middle].mean().item(),
-        "epe_40_plus": error[speed >= 40].mean().item(),
-        **{f"out_{limit}px": (error > limit).float().mean().item() for limit in (1, 3, 5)},
-        "fl_all": ((error > 3) & (error / speed > 0.05)).float().mean().item(),
+        "epe": float(error.mean()),
+        "epe_0_10": float(error[speed < 10].mean()),
+        "epe_10_40": float(error[middle].mean()),
+        "epe_40_plus": float(error[speed >= 40].mean()),
+        **{f"out_{limit}px": float(fraction(error > limit)) for limit in (1, 3, 5)},
+        "fl_all": float(fraction((error > 3) & (error / speed > 0.05))),
     }
 
 
 def mmflow_formulation(flows: Flows) -> Numbers:
-    """EPE and Fl as mmflow's `eval_metrics`: image after image as HW2, each measure with error maps of its own.
+    """EPE and Fl as mmflow's `eval_metrics` does it: image by image, with new error maps for each measure.
 
-    Its data sets hand it the truth as flow files have it, and its networks the prediction as resizing leaves it: both
-    lie in memory as HW2, see :func:`paired`, and the sum over the last axis of two takes most of the time.
+    It gets both flows as HW2 in memory, see :func:`paired`; the sum over the last axis takes most of the time.
     """
     images = [(p.transpose(1, 2, 0), t.transpose(1, 2, 0), v) for p, t, v in zip(*flows, strict=True)]
-
-    def error_map(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        return np.sqrt(np.sum((prediction - truth) ** 2, axis=-1))
-
     errors, outliers = [], []
     for prediction, truth, valid in images:
-        errors.append(error_map(prediction, truth).reshape(-1)[valid.reshape(-1) >= 0.5])
+        errors.append(_lengths(prediction - truth)[valid.reshape(-1) >= 0.5])
     for prediction, truth, valid in images:
-        error, speed = error_map(prediction, truth).reshape(-1), np.sqrt(np.sum(truth**2, axis=-1)).reshape(-1) + 1e-6
+        error, speed = _lengths(prediction - truth), _lengths(truth) + 1e-6
         outlier = ((error > 3) & (error / speed > 0.05)).astype(float)
         outliers.append(outlier[valid.reshape(-1) >= 0.5])
     return {"epe": float(np.concatenate(errors).mean()), "fl_all": float(np.concatenate(outliers).mean())}
 
 
+def _lengths(flow: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.sum(flow**2, axis=-1)).reshape(-1)
+
+
 def ptlflow_formulation(flows: Flows) -> Numbers:
-    """EPE, 1/3/5 px, Fl and WAUC as ptlflow's `FlowMetrics`: lengths by `torch.norm` over the channels, an average
-    of each image, and 100 thresholds for the area under the curve. Its averages are means of the images' own.
+    """EPE, 1/3/5 px, Fl and WAUC as ptlflow's `FlowMetrics` does it: `torch.norm` over the channels, 100 thresholds for
+    the area under the curve, and means over images of each image's mean.
     """
     prediction, truth, valid = map(torch.from_numpy, flows)
     error = torch.norm(prediction - truth, p=2, dim=1)
@@ -285,4 +254,4 @@ CLASSIFICATION_WAYS: dict[str, Callable[[np.ndarray, np.ndarray], Numbers]] = {
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

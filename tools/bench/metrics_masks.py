@@ -1,45 +1,29 @@
-"""Confusion counts and DAVIS's J and F beside what others compute them with.
+"""Tables of :mod:`tools.bench.metrics` for masks: confusion counts and DAVIS's J and F.
 
-    python tools/bench/metrics_masks.py [--rounds 7] [--threads 2] [--quick]
-
-Every result is compared with ours before anything is timed. A ratio is how many times as long the other form takes;
-the target is what it is to be at least, for the read of the arrays, which nothing can be faster than, at most.
-Class maps are of cells with borders, predictions of the same with a tenth of the pixels wrong, 5 % are ignored.
+Every result is compared with ours before anything is timed. Class maps show cells with borders; a tenth of the
+predicted pixels is wrong, and 5 % are ignored.
 """
 
-import argparse
 import math
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 from unittest import mock
 
+import cv2
 import numpy as np
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
+from segmentation_models_pytorch.metrics import get_stats
 
 from mtsp.metrics import ConfusionMatrix, boundary, confusion, region_and_boundary
-from tools.bench.timing import Program, machine, medians
+from tools.bench.timing import Program, compared, medians
 
 CLASSES, IGNORE = 60, 255
 
-Targets = Mapping[str, str]
-
 
 def tables(rounds: int, quick: bool, threads: int) -> list[Table]:
-    """Return the measured tables: counts from labels and from scores, J and F of one object and of ragged masks.
-
-    Args:
-        rounds: how often each program is timed; the median counts.
-        quick: small arrays, a few seconds in all.
-        threads: of torch and OpenCV; mtsp's are those of OMP_NUM_THREADS.
-    """
-    import cv2
-
-    torch.set_num_threads(threads)
+    """Measure counts from labels and from scores, J and F of one object and of ragged masks; `quick`: small arrays."""
     cv2.setNumThreads(threads)
     rng = np.random.default_rng(0)
     side, images = (96, 4) if quick else (480, 16)
@@ -58,6 +42,7 @@ def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) 
     small, small_truth = prediction.astype(np.uint8), truth.astype(np.uint8)
     ours, theirs = torch.from_numpy(prediction), torch.from_numpy(truth)
     whole = ConfusionMatrix(CLASSES)
+    stats = partial(get_stats, mode="multiclass", ignore_index=IGNORE, num_classes=CLASSES)
     programs: dict[str, Program] = {
         "mtsp, int64": lambda: confusion(prediction, truth, CLASSES),
         "mtsp, uint8": lambda: confusion(small, small_truth, CLASSES),
@@ -66,6 +51,7 @@ def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) 
         "numpy bincount, int64": lambda: by_bincount(prediction, truth),
         "numpy bincount, uint8": lambda: by_bincount(small, small_truth),
         "torch bincount, int64": lambda: by_torch_bincount(ours, theirs),
+        "smp get_stats, int64": lambda: stats(cast(Any, ours), cast(Any, theirs)),
     }
     targets = {"numpy bincount, int64": "5x", "numpy bincount, uint8": "10x"}
     against = {name: "mtsp, uint8" for name in programs if name.endswith("uint8")}
@@ -80,20 +66,12 @@ def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) 
         targets["torchmetrics, defaults, int64"] = "30x"
     except ImportError:
         missing.append("torchmetrics")
-    try:
-        from segmentation_models_pytorch.metrics import get_stats
-
-        programs["smp get_stats, int64"] = lambda: get_stats(
-            cast(Any, ours), cast(Any, theirs), mode="multiclass", ignore_index=IGNORE, num_classes=CLASSES
-        )
-    except ImportError:
-        missing.append("segmentation_models_pytorch")
     expected = confusion(prediction, truth, CLASSES)[:, :CLASSES]
     for name, program in programs.items():
         if "bincount" in name or "torchmetrics" in name:
             np.testing.assert_array_equal(np.asarray(program()), expected, err_msg=name)
     title = f"Confusion counts of {images} x {side} x {side} labels, {CLASSES} classes"
-    return table(title, medians(programs, rounds), "mtsp, int64", targets, against, missing)
+    return compared(title, medians(programs, rounds), "mtsp, int64", targets, against, missing)
 
 
 def scores_table(rng: np.random.Generator, images: int, side: int, rounds: int) -> Table:
@@ -116,7 +94,7 @@ def scores_table(rng: np.random.Generator, images: int, side: int, rounds: int) 
     targets = {"argmax, numpy bincount": "10x", "one read": "1/1.7"}
     against = {"one read, bfloat16": "mtsp, bfloat16", "max, numpy bincount, channels_last": "mtsp, channels_last"}
     title = f"Confusion counts of {images} x {CLASSES} x {side} x {side} class scores"
-    return table(title, medians(programs, rounds), "mtsp", targets, against)
+    return compared(title, medians(programs, rounds), "mtsp", targets, against)
 
 
 def davis_table(
@@ -137,29 +115,9 @@ def davis_table(
     named = {"official 2017 formulation": f"{targets[0]} ({targets[1]} without numba)"}
     frames, height, width = masks[0].shape
     title = f"J and F of {frames} frames of {height} x {width}, {what}"
-    drawn = table(title, seconds, "mtsp", named)
+    drawn = compared(title, seconds, "mtsp", named)
     ratio = seconds["official 2017 formulation"] / seconds["mtsp without numba"]
     drawn.caption = f"official over mtsp without numba: {ratio:.1f}x, target {targets[1]}"
-    return drawn
-
-
-def table(
-    title: str,
-    seconds: Mapping[str, float],
-    ours: str,
-    targets: Targets,
-    against: Mapping[str, str] | None = None,
-    missing: Sequence[str] = (),
-) -> Table:
-    """Return the rows: milliseconds, and over those of our form of the same input."""
-    drawn = Table(title=title, box=SIMPLE, title_justify="left")
-    for heading, side in (("form", "left"), ("ms", "right"), ("over ours", "right"), ("target", "right")):
-        drawn.add_column(heading, justify=side)  # pyright: ignore[reportArgumentType]
-    for name, spent in seconds.items():
-        base = seconds[(against or {}).get(name, ours)]
-        drawn.add_row(name, f"{spent * 1e3:.2f}", f"{spent / base:.2f}", targets.get(name, ""))
-    for name in missing:
-        drawn.add_row(name, "-", "not installed", "")
     return drawn
 
 
@@ -178,8 +136,6 @@ def by_torch_bincount(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Te
 
 def official(prediction: np.ndarray, truth: np.ndarray, bound: float) -> tuple[float, float]:
     """Return J and F of HW bool masks by the operations of the official 2017 code: whole images, `cv2.dilate`."""
-    import cv2
-
     shared, either = np.sum(prediction & truth), np.sum(prediction | truth)
     region = float(shared / either) if either else 1.0
     radius = math.ceil(bound * np.linalg.norm(truth.shape))
@@ -235,27 +191,6 @@ def moving_object(frames: int, height: int, width: int) -> tuple[np.ndarray, np.
 
 def ragged(rng: np.random.Generator, frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return predictions and truths, NHW bool: smooth noise cut in half, with boundaries all over the image."""
-    import cv2
-
     noise = rng.normal(size=(frames, height, width)).astype(np.float32)
     truths = np.stack([cv2.GaussianBlur(image, (0, 0), 4) > 0 for image in noise])
     return np.roll(truths, (3, -4), (1, 2)), truths
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="small arrays, seconds")
-    arguments = parser.parse_args(argv)
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    console = Console()
-    console.print(f"{machine()}; {arguments.threads} threads")
-    for one in tables(arguments.rounds, arguments.quick, arguments.threads):
-        console.print(one)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

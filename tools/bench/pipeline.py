@@ -1,16 +1,16 @@
-"""Images and flow files per second of one core: ours beside torchvision's and albumentations'.
+"""Measure images per second of one core, and the reading of flow files: ours, torchvision and albumentations.
 
-    python -m tools.bench.pipeline [--root DAVIS] [--images 16] [--repeats 7]
+    python tools/bench/pipeline.py [--images 16] [--rounds 7] [--quick]
 
 Decode, scale 0.5-2, rotate 10 degrees, crop 400x400, flip, brightness, contrast and saturation of 480x854 frames with
 masks, to tensors in [0, 1]; then .flo and .pfm against a plain read of the file. Every program has one thread. They
-take turns, repeat after repeat, and the median is shown: seconds of CPU time, which other programs on the machine slow
-down less than they do the clock. albumentations is not needed to use mtsp; the table says so where it is absent.
+take turns, and the median is shown: CPU seconds, which other programs on the machine disturb less than the clock.
+albumentations is measured where it is installed.
 """
 
-import argparse
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +24,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
+
 from data.augment.augment import AugmentConfig
 from data.augment.color import ColorConfig
 from data.files.flow_formats import read_flo, read_pfm, write_flo, write_pfm
@@ -31,7 +33,8 @@ from data.files.images import read_image, write_image
 from data.files.masks import read_mask, write_mask
 from data.prepared import to_tensors
 from mtsp.types import Sample
-from tools.bench.timing import Program, machine, medians
+from tools.bench.timing import Program, machine, medians, parser, table
+from tools.command_line import at_least_one, program
 
 CROP = 400
 JITTER = (0.6, 1.4)
@@ -39,60 +42,56 @@ TARGETS = {"torchvision": ">= 5", "albumentations": ">= 1.5"}
 Files = list[tuple[Path, Path]]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Images per second of one core, ours and others'.")
-    parser.add_argument("--root", type=Path, help="a DAVIS folder whose 480p frames to use; else made up on the fly")
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args(arguments)
-    if options.images < 1 or options.repeats < 1:
-        parser.error("--images and --repeats must be 1 or more")
+    command_line = parser(__doc__, rounds=7, quick="two images, one round, to see whether it runs")
+    command_line.add_argument(
+        "--root", type=Path, help="DAVIS folder whose 480p frames to use (default: made-up frames)"
+    )
+    command_line.add_argument("--images", type=at_least_one, default=16, help="(default: %(default)s)")
+    options = command_line.parse_args(arguments)
+    images, rounds = (2, 1) if options.quick else (options.images, options.rounds)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     console = Console(width=110)
-    console.print(f"{machine()}; OpenCV {cv2.__version__}, torch {torch.__version__}")
+    console.print(f"{machine()}, OpenCV {cv2.__version__}")
     with tempfile.TemporaryDirectory() as folder:
-        files = _davis(options.root, options.images) if options.root else _made_up(Path(folder), options.images)
-        console.print(_pipelines(files, options.repeats))
-        console.print(_readers(Path(folder), options.repeats))
+        files = _made_up(Path(folder), images)
+        console.print(_pipelines(files, rounds))
+        console.print(_readers(Path(folder), rounds))
+    return 0
 
 
-def _pipelines(files: Files, repeats: int) -> Table:
-    programs = {"mtsp": _ours(), "torchvision v2, PIL": _torchvision_pil(), "torchvision v2, tensors": _torchvision()}
+def _pipelines(files: Files, rounds: int) -> Table:
+    programs = {"mtsp": _ours()}
+    programs |= {"torchvision v2, PIL": _torchvision(pil=True), "torchvision v2, tensors": _torchvision(pil=False)}
     installed = importlib.util.find_spec("albumentations") is not None
     if installed:
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for its newest version
-        programs["albumentations, one Affine"] = _albumentations(one_warp=True)
-        programs["albumentations, step by step"] = _albumentations(one_warp=False)
-    seconds = medians({name: _over(program, files) for name, program in programs.items()}, repeats, clock=process_time)
+        programs["albumentations, one Affine"] = _albumentations()
+    seconds = medians({name: _over(program, files) for name, program in programs.items()}, rounds, clock=process_time)
 
-    table = Table(title=f"{len(files)} frames with masks, to 3x{CROP}x{CROP} and {CROP}x{CROP}")
-    table.add_column("pipeline")
-    table.add_column("images/s/core", justify="right")
-    table.add_column("mtsp is faster by", justify="right")
-    table.add_column("target", justify="right")
+    title = f"{len(files)} frames with masks, to 3x{CROP}x{CROP} and {CROP}x{CROP}"
+    drawn = table(title, "pipeline", "images/s/core", "mtsp is faster by", "target")
     for name, spent in seconds.items():
         target = next((goal for library, goal in TARGETS.items() if name.startswith(library)), "")
         ratio = "" if name == "mtsp" else f"{spent / seconds['mtsp']:.2f}"
-        table.add_row(name, f"{len(files) / spent:.0f}", ratio, target)
+        drawn.add_row(name, f"{len(files) / spent:.0f}", ratio, target)
     if not installed:
-        table.add_row("albumentations", "not installed", "", TARGETS["albumentations"])
-    return table
+        drawn.add_row("albumentations", "not installed", "", TARGETS["albumentations"])
+    return drawn
 
 
-def _readers(folder: Path, repeats: int) -> Table:
+def _readers(folder: Path, rounds: int) -> Table:
     from torchvision.datasets._optical_flow import _read_flo, _read_pfm
 
     rng = np.random.default_rng(0)
     flo, pfm = folder / "a.flo", folder / "a.pfm"
     write_flo(flo, rng.normal(size=(436, 1024, 2)).astype(np.float32))
     write_pfm(pfm, rng.normal(size=(540, 960, 3)).astype(np.float32))
-    table = Table(title="Flow files from the page cache: .flo 436x1024, .pfm 540x960x3")
-    table.add_column("reader")
-    table.add_column("ms", justify="right")
-    table.add_column("of a plain read()", justify="right")
-    table.add_column("target", justify="right")
+    title = "Flow files from the page cache: .flo 436x1024, .pfm 540x960x3"
+    drawn = table(title, "reader", "ms", "of a plain read()", "target")
     by_path: dict[Path, dict[str, Program]] = {
         flo: {
             "mtsp": lambda: read_flo(flo),
@@ -106,11 +105,11 @@ def _readers(folder: Path, repeats: int) -> Table:
         },
     }
     for path, programs in by_path.items():
-        seconds = medians({"read()": path.read_bytes, **programs}, 5 * repeats, clock=process_time)
+        seconds = medians({"read()": path.read_bytes, **programs}, 5 * rounds, clock=process_time)
         for name, spent in seconds.items():
             target = "<= 2" if name == "mtsp" else ""
-            table.add_row(f"{path.suffix} {name}", f"{1e3 * spent:.2f}", f"{spent / seconds['read()']:.2f}", target)
-    return table
+            drawn.add_row(f"{path.suffix} {name}", f"{1e3 * spent:.2f}", f"{spent / seconds['read()']:.2f}", target)
+    return drawn
 
 
 def _over(load: Callable[[Path, Path], object], files: Files) -> Program:
@@ -132,10 +131,11 @@ def _ours() -> Callable[[Path, Path], object]:
     return load
 
 
-def _torchvision_steps() -> Any:
+def _torchvision(*, pil: bool) -> Callable[[Path, Path], object]:
+    from torchvision import io, tv_tensors
     from torchvision.transforms import v2
 
-    return v2.Compose(
+    steps = v2.Compose(
         [
             v2.ScaleJitter((480, 854), scale_range=(0.5, 2.0)),
             v2.RandomRotation([-10, 10], interpolation=v2.InterpolationMode.BILINEAR),
@@ -147,39 +147,21 @@ def _torchvision_steps() -> Any:
         ]
     )
 
+    def decode(frame: Path) -> Any:
+        if pil:
+            return Image.open(frame).convert("RGB")
+        return tv_tensors.Image(io.decode_jpeg(io.read_file(str(frame))))
 
-def _torchvision_pil() -> Callable[[Path, Path], object]:
-    from torchvision import tv_tensors
-
-    steps = _torchvision_steps()
-
-    def load(frame: Path, mask: Path) -> object:
-        return steps(Image.open(frame).convert("RGB"), tv_tensors.Mask(np.array(Image.open(mask))))
-
-    return load
+    return lambda frame, mask: steps(decode(frame), tv_tensors.Mask(np.array(Image.open(mask))))
 
 
-def _torchvision() -> Callable[[Path, Path], object]:
-    from torchvision import io, tv_tensors
-
-    steps = _torchvision_steps()
-
-    def load(frame: Path, mask: Path) -> object:
-        image = tv_tensors.Image(io.decode_jpeg(io.read_file(str(frame))))
-        return steps(image, tv_tensors.Mask(np.array(Image.open(mask))))
-
-    return load
-
-
-def _albumentations(one_warp: bool) -> Callable[[Path, Path], object]:
+def _albumentations() -> Callable[[Path, Path], object]:
     import albumentations as A  # pyright: ignore[reportMissingImports]
 
-    moves = [A.Affine(scale=(0.5, 2.0), rotate=(-10, 10))] if one_warp else [A.RandomScale((-0.5, 1.0)), A.Rotate(10)]
+    warp = A.Affine(scale=(0.5, 2.0), rotate=(-10, 10), p=1)
     crop = A.RandomCrop(CROP, CROP, pad_if_needed=True)
     jitter = A.ColorJitter(JITTER, JITTER, JITTER, hue=(0, 0), p=1)
-    for move in moves:
-        move.p = 1
-    steps = A.Compose([*moves, crop, A.HorizontalFlip(p=0.5), jitter])
+    steps = A.Compose([warp, crop, A.HorizontalFlip(p=0.5), jitter])
 
     def load(frame: Path, mask: Path) -> object:
         image = cv2.imread(str(frame), cv2.IMREAD_COLOR_RGB)
@@ -188,14 +170,6 @@ def _albumentations(one_warp: bool) -> Callable[[Path, Path], object]:
         return pixels, torch.from_numpy(out["mask"])
 
     return load
-
-
-def _davis(root: Path, count: int) -> Files:
-    frames = sorted((root / "JPEGImages" / "480p").glob("*/*.jpg"))
-    if not frames:
-        raise SystemExit(f"error: no JPEGImages/480p/<sequence>/<frame>.jpg in {root}")
-    picked = [frames[i * len(frames) // count] for i in range(min(count, len(frames)))]
-    return [(f, root / "Annotations" / "480p" / f.parent.name / f"{f.stem}.png") for f in picked]
 
 
 def _made_up(folder: Path, count: int) -> Files:
@@ -214,4 +188,4 @@ def _made_up(folder: Path, count: int) -> Files:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,21 +9,23 @@ process, minus that of the optimizer with native weight decay. On a GPU, the tim
 training step of that network (batch 64, bfloat16 autocast).
 """
 
-import argparse
-import multiprocessing
 import sys
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
 from mtsp.anchors import capture
 from mtsp.regularizers import L2SP
-from tools.bench.timing import forget_peak, machine, medians, peak_memory
+from tools.bench.timing import machine, medians, parser, table
+from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
+from tools.command_line import program
 
 ALPHA, LR, MIB = 0.01, 1e-6, 2**20
 NATIVE, OURS, TLLIB = "native weight decay, fused", "L2SP, fused", "as tllib, fused"
@@ -31,12 +33,12 @@ WITHIN, FASTER = 1.6, 5.0
 """Targets for ResNet-50: at most so many times the native decay's time; so many times as fast as tllib."""
 
 
-def network(name: str, device: str) -> nn.Module:
+def network(name: str) -> nn.Module:
     """Return a network of torchvision with random weights and random gradients."""
     import torchvision
 
     torch.manual_seed(0)
-    model = getattr(torchvision.models, name)(weights=None).to(device)
+    model = getattr(torchvision.models, name)(weights=None).to(DEVICE)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
     return model
@@ -62,20 +64,19 @@ def ours(model: nn.Module, **options: Any) -> Callable[[], object]:
     return optimizer.step
 
 
-def in_the_loss(penalty: Callable[[nn.Module, Mapping[str, Tensor]], Any]) -> Callable[..., Callable[[], object]]:
-    """Return a builder of steps that add a penalty's gradient by autograd."""
+Penalty = Callable[[nn.Module, Mapping[str, Tensor]], Any]
 
-    def build(model: nn.Module, **options: Any) -> Callable[[], object]:
-        optimizer = sgd(model, **options)
-        start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
-        def run() -> None:
-            (ALPHA * penalty(model, start)).backward()
-            optimizer.step()
+def in_the_loss(penalty: Penalty, model: nn.Module, **options: Any) -> Callable[[], object]:
+    """Return a step that adds the penalty's gradient by autograd."""
+    optimizer = sgd(model, **options)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
-        return run
+    def run() -> None:
+        (ALPHA * penalty(model, start)).backward()
+        optimizer.step()
 
-    return build
+    return run
 
 
 def as_tllib(model: nn.Module, start: Mapping[str, Tensor]) -> Any:
@@ -94,8 +95,8 @@ def squares(model: nn.Module, start: Mapping[str, Tensor]) -> Any:
 PROGRAMS: dict[str, tuple[Callable[..., Callable[[], object]], dict[str, Any]]] = {
     NATIVE: (native, {"fused": True}),
     OURS: (ours, {"fused": True}),
-    TLLIB: (in_the_loss(as_tllib), {"fused": True}),
-    "sum of squares in the loss, fused": (in_the_loss(squares), {"fused": True}),
+    TLLIB: (partial(in_the_loss, as_tllib), {"fused": True}),
+    "sum of squares in the loss, fused": (partial(in_the_loss, squares), {"fused": True}),
     "native weight decay, foreach": (native, {"foreach": True}),
     "L2SP, foreach": (ours, {"foreach": True}),
     "native weight decay, loop": (native, {"foreach": False}),
@@ -103,105 +104,77 @@ PROGRAMS: dict[str, tuple[Callable[..., Callable[[], object]], dict[str, Any]]] 
 }
 
 
-def memory(name: str, program: str, device: str, answers: Connection) -> None:
-    """Send the peak of this process, in bytes, after three steps."""
-    torch.manual_seed(0)
+def step_of(name: str, program: str) -> Callable[[], object]:
+    """Return a step of a program, on a network of its own."""
     build, options = PROGRAMS[program]
-    step = build(network(name, device), **options)
-    forget_peak()
-    for _ in range(3):
+    return finished(build(network(name), **options))
+
+
+def finished(step: Callable[[], object]) -> Callable[[], object]:
+    """Return the step with a wait for the GPU at its end."""
+
+    def run() -> None:
         step()
-    answers.send(peak_memory())
-
-
-def peak(name: str, program: str, device: str) -> int:
-    """Return the peak of a new process that runs only this program."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=memory, args=(name, program, device, there))
-    process.start()
-    answer = here.recv()
-    process.join()
-    return answer
-
-
-def seconds(name: str, rounds: int, device: str) -> dict[str, float]:
-    """Return the median seconds of every program, each on a network of its own."""
-    steps = {}
-    for program, (build, options) in PROGRAMS.items():
-        steps[program] = _finished(build(network(name, device), **options), device)
-    return medians(steps, rounds)
-
-
-def training_step(name: str, device: str) -> Callable[[], object]:
-    """Return a whole step of that network with native weight decay."""
-    model = network(name, device)
-    optimizer = sgd(model, weight_decay=ALPHA, fused=True)
-    images = torch.randn(64, 3, 224, 224, device=device)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16):
-            loss = model(images).square().mean()
-        loss.backward()
-        optimizer.step()
-
-    return _finished(run, device)
-
-
-def _finished(program: Callable[[], object], device: str) -> Callable[[], object]:
-    """On a GPU, wait until the program is done."""
-    if device == "cpu":
-        return program
-
-    def run() -> None:
-        program()
-        torch.cuda.synchronize()
+        wait_for_gpu()
 
     return run
 
 
-def report(name: str, rounds: int, device: str, *, measure_memory: bool, console: Console) -> None:
+def peak(name: str, program: str) -> float:
+    """Return the peak memory in bytes of a new process that runs only this program."""
+    worker = Worker(step_of, name, program)
+    take_turns([worker], 1, steps=2, limit=600)
+    return worker.peak
+
+
+def training_step(name: str) -> Callable[[], object]:
+    """Return a whole step of that network with native weight decay."""
+    model = network(name)
+    optimizer = sgd(model, weight_decay=ALPHA, fused=True)
+    images = torch.randn(64, 3, 224, 224, device=DEVICE)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = model(images).square().mean()
+        loss.backward()
+        optimizer.step()
+
+    return finished(run)
+
+
+def report(name: str, rounds: int, console: Console, *, measure_memory: bool) -> None:
     """Print one network's table."""
-    spent = seconds(name, rounds, device)
-    weights = sum(p.numel() * p.element_size() for p in network(name, "cpu").parameters())
-    table = Table(title=f"{name}: {weights / MIB:.0f} MiB of weights; regularizer and SGD with momentum")
-    for column in ("program", "ms", "of native, fused", "target", "memory over native", "target"):
-        table.add_column(column, justify="left" if column == "program" else "right")
-    peaks = {program: peak(name, program, device) for program in PROGRAMS} if measure_memory else {}
-    for program, value in spent.items():
-        extra = f"{(peaks[program] - peaks[NATIVE]) / MIB:+.0f} MiB" if peaks else "-"
-        is_ours = program == OURS
-        table.add_row(
-            program,
-            f"{value * 1e3:.1f}",
-            f"{value / spent[NATIVE]:.2f}x",
-            f"{WITHIN:g}x" if is_ours and name == "resnet50" else "",
-            extra,
-            f"{weights / MIB:.0f} MiB, the anchors" if is_ours else "",
-        )
-    console.print(table)
+    spent = medians({key: step_of(name, key) for key in PROGRAMS}, rounds)
+    weights = sum(p.numel() * p.element_size() for p in network(name).parameters())
+    title = f"{name}: {weights / MIB:.0f} MiB of weights; regularizer and SGD with momentum"
+    drawn = table(title, "program", "ms", "of native, fused", "target", "memory over native", "target")
+    peaks = {key: peak(name, key) for key in PROGRAMS} if measure_memory else {}
+    targets = (f"{WITHIN:g}x" if name == "resnet50" else "", f"{weights / MIB:.0f} MiB, the anchors")
+    for key, value in spent.items():
+        extra = f"{(peaks[key] - peaks[NATIVE]) / MIB:+.0f} MiB" if peaks else "-"
+        time_target, memory_target = targets if key == OURS else ("", "")
+        drawn.add_row(key, f"{value * 1e3:.1f}", f"{value / spent[NATIVE]:.2f}x", time_target, extra, memory_target)
+    console.print(drawn)
     target = f" (target for ResNet-50: {FASTER:g})" if name == "resnet50" else ""
     console.print(f"{OURS} is {spent[TLLIB] / spent[OURS]:.1f} times as fast as {TLLIB}{target}")
-    if device == "cuda":
-        whole = medians({"step": training_step(name, device)}, rounds)["step"]
+    if DEVICE == "cuda":
+        whole = medians({"step": training_step(name)}, rounds)["step"]
         share = (spent[OURS] - spent[NATIVE]) / whole
         console.print(f"it adds {share:.2%} to a training step of {whole * 1e3:.1f} ms (target for ResNet-50: 1 %)")
 
 
-def main() -> int:
-    """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--networks", nargs="+", default=["resnet50", "resnet101", "vit_b_16"])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--quick", action="store_true", help="ResNet-18, five rounds, no memory")
-    options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    command_line = parser(__doc__, rounds=30, quick="ResNet-18, five rounds, no memory")
+    command_line.add_argument("--networks", nargs="+", default=["resnet50", "resnet101", "vit_b_16"])
+    options = command_line.parse_args(arguments)
     console = Console(width=120)
-    console.print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    console.print(machine())
     networks, rounds = (["resnet18"], 5) if options.quick else (options.networks, options.rounds)
     for name in networks:
-        report(name, rounds, device, measure_memory=not options.quick, console=console)
+        report(name, rounds, console, measure_memory=not options.quick)
     return 0
 
 

@@ -1,17 +1,37 @@
-"""Helpers of the benchmarks: medians of programs that take turns, peak memory, and a description of the machine."""
+"""Helpers of the benchmarks: command lines, medians of programs that take turns, peak memory, the machine, tables."""
 
+import argparse
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import torch
+from rich.box import SIMPLE
+from rich.table import Table
+
+from tools.command_line import at_least_one
 
 Program = Callable[[], object]
 Clock = Callable[[], float]
 
 _SHORT = 0.5  # seconds
+
+
+def parser(description: str | None, *, rounds: int, quick: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark: --rounds, with this default, and --quick, with this help."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--rounds",
+        type=at_least_one,
+        default=rounds,
+        help="turns of each program; the median counts (default: %(default)s)",
+    )
+    made.add_argument("--quick", action="store_true", help=quick)
+    return made
 
 
 def medians(programs: Mapping[str, Program], rounds: int, *, clock: Clock = time.perf_counter) -> dict[str, float]:
@@ -35,8 +55,6 @@ def medians(programs: Mapping[str, Program], rounds: int, *, clock: Clock = time
 
 def forget_peak() -> None:
     """Restart the measurement of :func:`peak_memory`."""
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif (file := Path("/proc/self/clear_refs")).exists():
@@ -45,8 +63,6 @@ def forget_peak() -> None:
 
 def peak_memory() -> int:
     """Return the peak of this process's memory in bytes, on the GPU if there is one."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -58,14 +74,45 @@ def peak_memory() -> int:
 
 
 def machine() -> str:
-    """Describe the processor, the cores that this process may use, and the GPU, if any, in one line."""
+    """Describe the processor, the cores that this process may use, the GPU, if any, and torch in one line."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name or platform.processor() or platform.machine()}, {cores} cores{_gpu()}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    threads = f"{torch.get_num_threads()} threads; torch {torch.__version__}"
+    return f"{name or platform.processor() or platform.machine()}, {cores} cores{gpu}, {threads}"
 
 
-def _gpu() -> str:
-    import torch
+def table(title: str, *columns: str) -> Table:
+    """Return an empty table: the first column is text, the others are numbers."""
+    drawn = Table(title=title, box=SIMPLE, title_justify="left")
+    for place, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if place else "left")
+    return drawn
 
-    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+
+def compared(
+    title: str,
+    seconds: Mapping[str, float],
+    ours: str,
+    targets: Mapping[str, str],
+    against: Mapping[str, str] | None = None,
+    missing: Sequence[str] = (),
+) -> Table:
+    """Return a table of milliseconds, and how many times as long as ours each program takes.
+
+    Args:
+        title: above the table.
+        seconds: by program.
+        ours: the program that the others are divided by.
+        targets: by program: what the ratio should be at least.
+        against: another form of ours for some programs, one that gets the same input.
+        missing: peers that are not installed.
+    """
+    drawn = table(title, "program", "ms", "over ours", "target")
+    for name, spent in seconds.items():
+        base = seconds[(against or {}).get(name, ours)]
+        drawn.add_row(name, f"{spent * 1e3:.2f}", f"{spent / base:.2f}", targets.get(name, ""))
+    for name in missing:
+        drawn.add_row(name, "-", "not installed", targets.get(name, ""))
+    return drawn

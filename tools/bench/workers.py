@@ -5,32 +5,33 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from tools.bench.timing import forget_peak, peak_memory
 
-
-class Turn(NamedTuple):
-    """Measurements of one turn."""
-
-    seconds: list[float]
-    peak: int  # bytes
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Worker:
-    """A process that builds a program, warms it up, and runs it on request."""
+    """A process that builds a program, warms it up, and runs it on request.
+
+    Attributes:
+        problem: why the program is not available; empty if it is.
+        seconds: of all measured runs; empty if the program is not available.
+    """
 
     def __init__(self, build: Callable[..., Callable[[], object]], *arguments: Any) -> None:
         context = multiprocessing.get_context("forkserver")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
         self.problem = ""
-        self.turns: list[Turn] = []
+        self.seconds: list[float] = []
+        self._peaks: list[int] = []  # bytes
 
     def warm_up(self, limit: float) -> None:
-        """Build and run the program once. `problem` says if that fails or takes more than `limit` seconds."""
+        """Build the program and run it once; give up after `limit` seconds."""
         self.process.start()
         self.problem = self._received(limit, f"not available: no step within {limit:.0f} s")
         if self.problem:
@@ -42,22 +43,18 @@ class Worker:
             return
         self.pipe.send(steps)
         found = self._received(limit, "time ran out")
-        if isinstance(found, Turn):
-            self.turns.append(found)
-        else:
+        if isinstance(found, str):
             self.problem = found
             self.end()
+        else:
+            self.seconds += found[0]
+            self._peaks.append(found[1])
 
     def _received(self, limit: float, late: str) -> Any:
         try:
             return self.pipe.recv() if self.pipe.poll(max(0.0, limit)) else late
         except EOFError:
             return "not available: the process died, perhaps out of memory"
-
-    @property
-    def seconds(self) -> list[float]:
-        """Seconds of all measured runs; empty if the program is not available."""
-        return [seconds for turn in self.turns for seconds in turn.seconds]
 
     @property
     def median(self) -> float:
@@ -67,7 +64,7 @@ class Worker:
     @property
     def peak(self) -> float:
         """Largest peak memory of a turn in bytes, NaN without turns."""
-        return max((turn.peak for turn in self.turns), default=float("nan"))
+        return max(self._peaks, default=float("nan"))
 
     def end(self) -> None:
         """Stop the process."""
@@ -128,6 +125,6 @@ def _serve(pipe: Connection, build: Callable[..., Callable[[], object]], argumen
             start = time.perf_counter()
             program()
             seconds.append(time.perf_counter() - start)
-        pipe.send(Turn(seconds, peak_memory()))
+        pipe.send((seconds, peak_memory()))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # for the other workers
