@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -50,19 +51,19 @@ def evaluate(
 ) -> Evaluation:
     """Measure the network on every example once, at the labels' own resolution; the same on any number of processes.
 
-    What is measured follows from the kind of data set, see :data:`~mtsp.evaluation.metrics.METRICS`. Each of n
-    processes takes every n-th example, without padding and without a collective inside the loop; all return the same.
+    The kind of data set decides on the metrics, see :data:`~mtsp.evaluation.metrics.METRICS`. Each of n processes takes
+    every n-th example, without padding and without a collective inside the loop; all return the same.
 
     Args:
-        accelerator: the run's own.
+        accelerator: gives device and processes.
         model: wrapped or not; left in the mode it was in.
         examples: frames may be smaller than their labels; predictions are scaled to the labels.
         tta: test-time augmentation; by default the network sees each whole frame once.
-        batch_size: how many examples of the same size, one after the other, make a batch at most. Networks round
-            differently in batches of different sizes, in the last digits.
+        batch_size: most examples of a batch, which are neighbors of the same size. Networks round differently in
+            batches of different sizes, in the last digits.
         workers: threads that decode examples ahead; 0 decodes each when it is needed.
         channels_last: memory format of the images, which should be the network's.
-        after_example: called on every process with its own examples: index, batch of one, outputs.
+        after_example: called on every process with each of its examples: index, batch of one, outputs.
     """
     bare = accelerator.unwrap_model(model)
     if accelerator.num_processes > 1 and not is_sharded(bare):
@@ -76,7 +77,10 @@ def evaluate(
     with closing(samples), evaluating(bare):
         for indices, batch in _batches(zip(mine, samples, strict=True), 1 if is_sharded(bare) else batch_size):
             outputs = at_resolution(tta(bare, on_device(batch)), batch)
-            _update(measured, examples.kind, batch, outputs)
+            for metric in METRICS[examples.kind]:
+                if metric.label in batch and metric.output in outputs:
+                    prediction: Tensor = outputs[metric.output]
+                    measured.setdefault(metric, metric(prediction.shape[1])).update(batch["name"], prediction, batch)
             for place, index in enumerate(indices):
                 after_example(index, _one_of(batch, place), _one_of(outputs, place))
             groups += 1
@@ -86,51 +90,32 @@ def evaluate(
     return _merged(accelerator, examples.kind, measured)
 
 
-def _update(measured: dict[type[Metric], Metric], kind: Kind, batch: Batch, outputs: Outputs) -> None:
-    """Add a batch to the metrics of its kind of data, which begin with their first batch."""
-    for metric in METRICS[kind]:
-        if metric.label in batch and metric.output in outputs:
-            prediction: Tensor = outputs[metric.output]
-            if metric not in measured:
-                measured[metric] = metric(prediction.shape[1])
-            measured[metric].update(batch["name"], prediction, batch)
-
-
 def at_resolution(outputs: Outputs, batch: Batch) -> Outputs:
     """Return the predictions at the resolution of the batch's labels; flow vectors grow with their image."""
     scaled: Outputs = {}
     if "mask_logits" in outputs:
-        logits = outputs["mask_logits"].float()
-        size = tuple(batch["mask"].shape[-2:]) if "mask" in batch else tuple(logits.shape[-2:])
-        scaled["mask_logits"] = _resized(logits, size)
+        scaled["mask_logits"] = _resized(outputs["mask_logits"].float(), batch.get("mask"))
     if "flow" in outputs:
         flow = outputs["flow"].float()
-        size = tuple(batch["flow"].shape[-2:]) if "flow" in batch else tuple(flow.shape[-2:])
-        factor = flow.new_tensor([size[1] / flow.shape[-1], size[0] / flow.shape[-2]])
-        scaled["flow"] = _resized(flow, size) * factor.view(1, 2, 1, 1)
+        resized = _resized(flow, batch.get("flow"))
+        factors = [resized.shape[-1] / flow.shape[-1], resized.shape[-2] / flow.shape[-2]]
+        scaled["flow"] = resized * flow.new_tensor(factors).view(1, 2, 1, 1)
     if "label_logits" in outputs:
         scaled["label_logits"] = outputs["label_logits"].float()
     return scaled
 
 
-def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(values.shape[-2:]) == size:
+def _resized(values: Tensor, label: Tensor | None) -> Tensor:
+    if label is None or values.shape[-2:] == label.shape[-2:]:
         return values
-    return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(values, size=label.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _batches(decoded: Iterable[tuple[int, Batch]], size: int) -> Iterator[tuple[list[int], Batch]]:
     """Yield batches of up to `size` examples that follow each other and have the same labels and sizes."""
-    indices: list[int] = []
-    samples: list[Batch] = []
-    for index, sample in decoded:
-        if samples and (len(samples) == size or _shapes(sample) != _shapes(samples[0])):
-            yield indices, collate(samples)
-            indices, samples = [], []
-        indices.append(index)
-        samples.append(sample)
-    if samples:
-        yield indices, collate(samples)
+    for _, alike in groupby(decoded, key=lambda one: _shapes(one[1])):
+        while some := list(islice(alike, size)):
+            yield [index for index, _ in some], collate([sample for _, sample in some])
 
 
 def _shapes(sample: Batch) -> dict[str, tuple[int, ...]]:

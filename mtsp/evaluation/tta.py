@@ -1,13 +1,10 @@
-"""Test-time augmentation: the network sees the image whole, or in many crops at several sizes, whose scores add up.
-
-It calls `network(frame, next_frame)` on several crops at once, and returns outputs for
-the whole image: `mask_logits` at the frame's resolution, or `label_logits`.
-"""
+"""Test-time augmentation: the network sees the whole image, or many crops at several sizes, and their scores add up."""
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +26,8 @@ Scale = Annotated[float, Field(gt=0)]
 _LARGEST = 80.0  # a thousand scores of e^80 still fit into float32, which ends at e^88.7
 
 
-class Tta(Protocol):
-    """A form of test-time augmentation."""
-
-    def __call__(self, network: Network, batch: Batch) -> Outputs:
-        """Return what `network` predicts for the batch, both on one device."""
-        ...
+Tta = Callable[[Network, Batch], Outputs]
+"""`tta(network, batch)` returns predictions for whole images: masks at the frame's resolution, or labels."""
 
 
 class NoTtaConfig(Config):
@@ -56,8 +49,12 @@ class MultiScaleConfig(Config):
     """EncNet's multi-scale evaluation: several sizes, overlapping square windows, mirror images.
 
     The logits of a window's mirror image, mirrored back, are added to the window's own, and the exponential of the sum
-    is its score, not normalized over classes. Windows average where they overlap, sizes add up. One size without
-    mirror images, `scales: [1.0], flip: false`, is what is called single-scale evaluation.
+    is its score, not normalized over classes. Windows are averaged where they overlap, sizes are added. One size
+    without mirror images, `scales: [1.0], flip: false`, is single-scale evaluation.
+
+    Sizes, places, padding (black, right and below) and interpolation (bilinear, corners aligned) are those of the
+    authors' PyTorch-Encoding (release 0.5). Departures: all windows have one shape, so that they go through the network
+    in batches; and all scores are divided by the same number, which keeps the largest within float32.
     """
 
     name: Literal["multi_scale"]
@@ -80,7 +77,12 @@ class MultiScaleConfig(Config):
 
     def build(self) -> Tta:
         """Return the augmentation."""
-        return Scales(self)
+        return partial(_multi_scale, self)
+
+    def starts(self, side: int) -> range:
+        """Return where windows begin along a side: every stride, until one reaches the end."""
+        stride = int(self.crop * self.stride)
+        return range(0, max(0, math.ceil((side - self.crop) / stride)) * stride + 1, stride)
 
 
 class _Window(NamedTuple):
@@ -91,71 +93,46 @@ class _Window(NamedTuple):
     left: int
 
 
-class Scales:
-    """Multi-scale evaluation, see :class:`MultiScaleConfig`.
+def _multi_scale(config: MultiScaleConfig, network: Network, batch: Batch) -> Outputs:
+    """Return `mask_logits`, BKHW: the logarithm of the summed scores. The next frame is cut like the frame."""
+    images = torch.cat([batch["frame"], *([batch["next_frame"]] if "next_frame" in batch else [])], dim=1)
+    size = (images.shape[-2], images.shape[-1])
+    sizes = [_scaled(size, math.ceil(config.base * scale)) for scale in config.scales]
+    enlarged = [_enlarged(config, images, scaled) for scaled in sizes]
+    windows = [
+        _Window(scale, top, left)
+        for scale, (height, width) in enumerate(sizes)
+        for top, left in product(config.starts(height), config.starts(width))
+    ]
+    scores = _Scores(size, sizes)
+    at_once, crop = max(1, config.batch // (len(images) * (2 if config.flip else 1))), config.crop
+    for start in range(0, len(windows), at_once):
+        seen = windows[start : start + at_once]
+        cut = [enlarged[scale][..., top : top + crop, left : left + crop] for scale, top, left in seen]
+        logits = _window_logits(network, torch.cat(cut), config.flip)
+        scores.add(seen, logits.unflatten(0, (len(seen), len(images))))
+    return Outputs(mask_logits=scores.logarithm())
 
-    After the evaluation in the authors' PyTorch-Encoding (release 0.5), which sees one window at a time. Sizes,
-    places, padding (black, right and below) and interpolation (bilinear, corners aligned) are the same, but all windows
-    and mirror images have one shape and go through the network in batches. Departure: all scores of a batch are divided
-    by the same number, which keeps the largest within float32 whatever the level of the logits; one that is e^167 times
-    smaller counts as that much smaller.
-    """
 
-    def __init__(self, config: MultiScaleConfig) -> None:
-        self.config = config
+def _enlarged(config: MultiScaleConfig, images: Tensor, size: Size) -> Tensor:
+    """Return `images` at `size`, padded with black right and below as far as the last windows reach."""
+    scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
+    below, right = (config.starts(side)[-1] + config.crop - side for side in size)
+    return F.pad(scaled, (0, max(0, right), 0, max(0, below)))
 
-    def __call__(self, network: Network, batch: Batch) -> Outputs:
-        """Return `mask_logits`, BKHW at the frames' size: the logarithm of the summed scores.
 
-        The next frame is cut like the frame. Outputs other than the mask are left out.
-
-        Raises:
-            ValueError: the network predicts no mask.
-        """
-        images = torch.cat([batch["frame"], *([batch["next_frame"]] if "next_frame" in batch else [])], dim=1)
-        size = (images.shape[-2], images.shape[-1])
-        sizes = [_scaled(size, math.ceil(self.config.base * scale)) for scale in self.config.scales]
-        enlarged = [self._enlarged(images, scaled) for scaled in sizes]
-        windows = [
-            _Window(scale, top, left)
-            for scale, (height, width) in enumerate(sizes)
-            for top, left in product(self._starts(height), self._starts(width))
-        ]
-        scores = _Scores(size, sizes)
-        at_once = max(1, self.config.batch // (len(images) * (2 if self.config.flip else 1)))
-        for start in range(0, len(windows), at_once):
-            seen = windows[start : start + at_once]
-            logits = self._logits(network, torch.cat([self._cut(enlarged[w.scale], w) for w in seen]))
-            scores.add(seen, logits.unflatten(0, (len(seen), len(images))))
-        return Outputs(mask_logits=scores.logarithm())
-
-    def _starts(self, side: int) -> range:
-        """Where windows begin along a side: every stride, until one reaches the end."""
-        stride = int(self.config.crop * self.config.stride)
-        return range(0, max(0, math.ceil((side - self.config.crop) / stride)) * stride + 1, stride)
-
-    def _enlarged(self, images: Tensor, size: Size) -> Tensor:
-        """Return `images` at `size`, padded with black right and below as far as the last windows reach."""
-        scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
-        below, right = (self._starts(side)[-1] + self.config.crop - side for side in size)
-        return F.pad(scaled, (0, max(0, right), 0, max(0, below)))
-
-    def _cut(self, image: Tensor, window: _Window) -> Tensor:
-        crop = self.config.crop
-        return image[..., window.top : window.top + crop, window.left : window.left + crop]
-
-    def _logits(self, network: Network, images: Tensor) -> Tensor:
-        """Return each window's logits plus those of its mirror image, NKHW float32."""
-        count = len(images)
-        if self.config.flip:
-            images = torch.cat([images, images.flip(-1)])
-        frames = images[:, :3].contiguous(memory_format=torch.channels_last)
-        following = images[:, 3:].contiguous(memory_format=torch.channels_last) if images.shape[1] > 3 else None
-        outputs = network(frames, following)
-        if "mask_logits" not in outputs:
-            raise ValueError("tta `multi_scale` needs a network that predicts masks; use tta `none`")
-        logits = outputs["mask_logits"].float()
-        return logits[:count] + logits[count:].flip(-1) if self.config.flip else logits
+def _window_logits(network: Network, images: Tensor, flip: bool) -> Tensor:
+    """Return each window's logits, NKHW float32; with `flip` those of its mirror image are added."""
+    count = len(images)
+    if flip:
+        images = torch.cat([images, images.flip(-1)])
+    frames = images[:, :3].contiguous(memory_format=torch.channels_last)
+    following = images[:, 3:].contiguous(memory_format=torch.channels_last) if images.shape[1] > 3 else None
+    outputs = network(frames, following)
+    if "mask_logits" not in outputs:
+        raise ValueError("tta `multi_scale` needs masks, and this network predicts none; use tta `none`")
+    logits = outputs["mask_logits"].float()
+    return logits[:count] + logits[count:].flip(-1) if flip else logits
 
 
 class _Scores:
@@ -175,25 +152,18 @@ class _Scores:
 
     def add(self, windows: Sequence[_Window], logits: Tensor) -> None:
         """Add the windows' logits, NBKHW."""
-        self._make_room(logits.max())
-        assert self.offset is not None
-        for window, score in zip(windows, (logits - self.offset).exp_(), strict=True):
+        offset = self._make_room(logits.max())
+        for window, score in zip(windows, (logits - offset).exp_(), strict=True):
             if window.scale != self.scale:
                 self._finish_scale()
-                self.scale = window.scale
-                height, width = self.sizes[window.scale]
-                self.scores = score.new_zeros(*score.shape[:2], height, width)
-                self.windows = score.new_zeros(1, 1, height, width)
+                self.scale, size = window.scale, self.sizes[window.scale]
+                self.scores, self.windows = score.new_zeros(*score.shape[:2], *size), score.new_zeros(1, 1, *size)
             assert self.scores is not None
             assert self.windows is not None
-            place = (
-                ...,
-                slice(window.top, window.top + score.shape[-2]),
-                slice(window.left, window.left + score.shape[-1]),
-            )
-            part = self.scores[place]
+            rows, columns = (slice(at, at + score.shape[-1]) for at in (window.top, window.left))
+            part = self.scores[..., rows, columns]
             part += score[..., : part.shape[-2], : part.shape[-1]]
-            self.windows[place] += 1
+            self.windows[..., rows, columns] += 1
 
     def logarithm(self) -> Tensor:
         """Return the logarithm of the sum over all scales, BKHW; what is stored as 0 counts as the smallest normal."""
@@ -203,20 +173,19 @@ class _Scores:
         return self.total.clamp_min(torch.finfo(self.total.dtype).tiny).log() + self.offset
 
     def _finish_scale(self) -> None:
-        if self.scores is None or self.windows is None:
-            return
-        mean = F.interpolate(self.scores.div_(self.windows), size=self.size, mode="bilinear", align_corners=True)
-        self.total = mean if self.total is None else self.total + mean
-        self.scores = self.windows = None
+        if self.scores is not None and self.windows is not None:
+            mean = F.interpolate(self.scores.div_(self.windows), size=self.size, mode="bilinear", align_corners=True)
+            self.total = mean if self.total is None else self.total + mean
+            self.scores = self.windows = None
 
-    def _make_room(self, largest: Tensor) -> None:
-        """Raise the offset to fit the largest logit, without waiting for the device."""
-        offset = self.offset if self.offset is not None else largest - _LARGEST
-        self.offset = torch.maximum(offset, largest - _LARGEST)
-        factor = (offset - self.offset).exp()
+    def _make_room(self, largest: Tensor) -> Tensor:
+        """Raise the offset to fit the largest logit, without waiting for the device, and return it."""
+        before = self.offset if self.offset is not None else largest - _LARGEST
+        self.offset = torch.maximum(before, largest - _LARGEST)
         for kept in (self.total, self.scores):
             if kept is not None:
-                kept *= factor
+                kept *= (before - self.offset).exp()
+        return self.offset
 
 
 class MultiCropConfig(Config):
@@ -246,41 +215,31 @@ class MultiCropConfig(Config):
 
     def build(self) -> Tta:
         """Return the augmentation."""
-        return Crops(self)
+        return partial(_multi_crop, self)
 
 
-class Crops:
-    """Multi-crop evaluation, see :class:`MultiCropConfig`."""
+def _multi_crop(config: MultiCropConfig, network: Network, batch: Batch) -> Outputs:
+    """Return `label_logits`, BK: the logarithm of the mean probability of each class."""
+    images = batch["frame"]
+    crops = torch.cat([crop for size in config.sizes for crop in _cut_crops(config, _at_short_side(images, size))])
+    if config.flip:
+        crops = torch.cat([crops, crops.flip(-1)])
+    logits = []
+    for part in crops.contiguous(memory_format=torch.channels_last).split(config.batch):
+        outputs = network(part, None)
+        if "label_logits" not in outputs:
+            raise ValueError("tta `multi_crop` needs labels, and this network predicts none; use tta `none`")
+        logits.append(outputs["label_logits"].float())
+    chances = torch.cat(logits).log_softmax(1).view(-1, len(images), logits[0].shape[1])
+    return Outputs(label_logits=chances.logsumexp(0) - math.log(len(chances)))
 
-    def __init__(self, config: MultiCropConfig) -> None:
-        self.config = config
 
-    def __call__(self, network: Network, batch: Batch) -> Outputs:
-        """Return `label_logits`, BK: the logarithm of the mean probability of each class.
-
-        Raises:
-            ValueError: the network predicts no label.
-        """
-        images = batch["frame"]
-        crops = torch.cat([crop for size in self.config.sizes for crop in self._cut(_at_short_side(images, size))])
-        if self.config.flip:
-            crops = torch.cat([crops, crops.flip(-1)])
-        crops = crops.contiguous(memory_format=torch.channels_last)
-        logits = []
-        for part in crops.split(self.config.batch):
-            outputs = network(part, None)
-            if "label_logits" not in outputs:
-                raise ValueError("tta `multi_crop` needs a network that predicts labels; use tta `none`")
-            logits.append(outputs["label_logits"].float())
-        chances = torch.cat(logits).log_softmax(1).view(-1, len(images), logits[0].shape[1])
-        return Outputs(label_logits=chances.logsumexp(0) - math.log(len(chances)))
-
-    def _cut(self, images: Tensor) -> list[Tensor]:
-        crop = self.config.crop
-        bottom, right = images.shape[-2] - crop, images.shape[-1] - crop
-        corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if self.config.places == "corners" else []
-        middle = (round(bottom / 2), round(right / 2))
-        return [images[..., top : top + crop, left : left + crop] for top, left in (*corners, middle)]
+def _cut_crops(config: MultiCropConfig, images: Tensor) -> list[Tensor]:
+    crop = config.crop
+    bottom, right = images.shape[-2] - crop, images.shape[-1] - crop
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if config.places == "corners" else []
+    middle = (round(bottom / 2), round(right / 2))
+    return [images[..., top : top + crop, left : left + crop] for top, left in (*corners, middle)]
 
 
 AnyTta = Annotated[NoTtaConfig | MultiScaleConfig | MultiCropConfig, Field(discriminator="name")]
