@@ -18,29 +18,26 @@ _FORMAT = "mtsp centroids 1"
 class Centroids:
     """Class means of a domain: C classes with D features each.
 
+    Attributes:
+        names: unique class names.
+        means: C x D float32, the mean feature of each class's images.
+        counts: C int64, the number of images of each class, which is its weight.
+        features: description of the features: network, weights, image size. Only domains with the same can be compared.
+
     Raises:
         ValueError: shapes or names that do not fit each other, a class without images, or non-finite means.
     """
 
     names: tuple[str, ...]
-    """Class names, unique."""
-
     means: np.ndarray
-    """C x D float32: the mean feature of each class's images."""
-
     counts: np.ndarray
-    """C int64: the number of images of each class, which is its weight."""
-
     features: str
-    """Description of the features: network, weights, image size. Only domains with equal ones can be compared."""
 
     def __post_init__(self) -> None:
         classes = len(self.names)
         if not classes or self.means.ndim != 2 or self.means.shape[0] != classes or self.counts.shape != (classes,):
-            raise ValueError(
-                f"{classes} class names do not fit means of shape {self.means.shape} and counts of shape "
-                f"{self.counts.shape}"
-            )
+            shapes = f"means of shape {self.means.shape} and counts of shape {self.counts.shape}"
+            raise ValueError(f"{classes} class names do not fit {shapes}")
         if len(set(self.names)) < classes:
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise ValueError(f"two classes have the name {twice!r}")
@@ -54,7 +51,7 @@ class Centroids:
         return len(self.names)
 
     def taken(self, classes: Sequence[int]) -> "Centroids":
-        """Return these classes only, in this order."""
+        """Return the domain with these classes only, in this order."""
         rows = list(classes)
         return Centroids(tuple(self.names[i] for i in rows), self.means[rows], self.counts[rows], self.features)
 
@@ -66,9 +63,8 @@ class Centroids:
         """
         rows = np.flatnonzero(self.counts >= images).tolist()
         if not rows:
-            raise ValueError(
-                f"none of {len(self)} classes has {images} images or more; the largest has {self.counts.max()}"
-            )
+            largest = self.counts.max()
+            raise ValueError(f"none of {len(self)} classes has {images} images or more; the largest has {largest}")
         return self if len(rows) == len(self) else self.taken(rows)
 
     def save(self, path: Path) -> None:

@@ -21,28 +21,26 @@ _GAP = 1e-9  # of the largest distance: the duality gap that a solution may have
 
 
 class Transport(NamedTuple):
-    """The cheapest way to move a source domain onto a target domain."""
+    """The cheapest way to move a source domain onto a target domain.
+
+    Attributes:
+        distance: the Earth Mover's Distance, in the unit of the distances between classes.
+        plan: n x m float64, sum 1: fraction of all mass that goes from each source class to each target class.
+        prices: m float64: solution v of the dual problem. With u_i = min over j of (d_ij - v_j), the distance is
+            u.a + v.b.
+    """
 
     distance: float
-    """The Earth Mover's Distance, in the unit of the distances between classes."""
-
     plan: np.ndarray
-    """n x m float64, sum 1: fraction of all mass that goes from each source class to each target class."""
-
     prices: np.ndarray
-    """m float64: solution v of the dual problem. With u_i = min over j of (d_ij - v_j), the distance is u.a + v.b."""
 
 
 def distances(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the Euclidean distances between class means, n x m float64.
+    """Return the Euclidean distances, n x m float64, between the class means `source`, n x D, and `target`, m x D.
 
     Computed as |x|^2 + |y|^2 - 2xy, a matrix product, after subtracting the target's center. Pairs so near that the
     difference would cancel are computed directly, so equal means have distance 0. The relative error is below 1e-11 for
     distances from about 1e-150 to 1e150, whose squares are finite.
-
-    Args:
-        source: n x D.
-        target: m x D.
 
     Raises:
         ValueError: the numbers of features differ.
@@ -57,34 +55,25 @@ def distances(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     lengths = np.vecdot(y, y)
     y *= -2
     squared = np.empty((len(source), len(target)))
-    x = np.empty((min(len(source), _ROWS), source.shape[1]))
+    buffer = np.empty((min(len(source), _ROWS), source.shape[1]))
     for first in range(0, len(source), _ROWS):
-        rows = slice(first, min(first + _ROWS, len(source)))
-        _squared(source[rows], target, center, x[: rows.stop - first], y, lengths, squared[rows])
+        rows, out = source[first : first + _ROWS], squared[first : first + _ROWS]
+        x = np.subtract(rows, center, out=buffer[: len(rows)])
+        np.matmul(x, y.T, out=out)
+        own = np.vecdot(x, x)
+        out += own[:, None]
+        out += lengths
+        if out.min(initial=np.inf) <= _NEAR * (own.max() + lengths.max(initial=0)):  # false for most domains
+            _replace_near(out, own, lengths, rows, target)
     return np.sqrt(squared, out=squared)
 
 
-def _squared(
-    source: np.ndarray,
-    target: np.ndarray,
-    center: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    lengths: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    """Write squared distances of some rows to `out`; `x` is a buffer, `y` holds -2 times the centered targets."""
-    np.subtract(source, center, out=x)
-    np.matmul(x, y.T, out=out)
-    own = np.vecdot(x, x)
-    out += own[:, None]
-    out += lengths
-    if not out.min(initial=np.inf) <= _NEAR * (own.max() + lengths.max(initial=0)):
-        return  # no near pair, as in most domains: one cheap pass shows it
+def _replace_near(out: np.ndarray, own: np.ndarray, lengths: np.ndarray, rows: np.ndarray, target: np.ndarray) -> None:
+    """Compute squared distances of near pairs directly."""
     near, to = np.nonzero(out <= _NEAR * (own[:, None] + lengths))
     for first in range(0, len(near), _ROWS):
         i, j = near[first : first + _ROWS], to[first : first + _ROWS]
-        difference = np.subtract(source[i], target[j], dtype=np.float64)
+        difference = np.subtract(rows[i], target[j], dtype=np.float64)
         out[i, j] = np.vecdot(difference, difference)
 
 
@@ -107,8 +96,8 @@ def transport(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -
 
     Args:
         cost_matrix: n x m distances between classes.
-        source: n numbers, the images of each source class.
-        target: m numbers, the images of each target class. Both are scaled to sum 1.
+        source: n numbers of images, one for each source class.
+        target: m numbers of images. Both are scaled to sum 1.
 
     Raises:
         ValueError: shapes that do not fit, numbers that are not finite or negative, a domain without images; or POT is
@@ -124,17 +113,12 @@ def transport(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -
         return Transport(float(a @ cost_matrix[:, 0]), a[:, None].copy(), np.zeros(1))
     plan, prices = _solve(cost_matrix, a, b)
     distance = float(np.vdot(plan, cost_matrix))
-    gap = distance - lower_bound(cost_matrix, a, b, prices)
+    gap = distance - float((cost_matrix - prices).min(axis=1) @ a + prices @ b)
     if not abs(gap) <= _GAP * float(cost_matrix.max()):
         raise FloatingPointError(
             f"the solution for {cost_matrix.shape} classes is not optimal: distance {distance}, duality gap {gap:g}"
         )
     return Transport(distance, plan, prices)
-
-
-def lower_bound(cost_matrix: np.ndarray, a: np.ndarray, b: np.ndarray, prices: np.ndarray) -> float:
-    """Return a lower bound on the cost of moving mass `a` to mass `b`, valid for any `prices` (m numbers)."""
-    return float((cost_matrix - prices).min(axis=1) @ a + prices @ b)
 
 
 def single_class(cost_matrix: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Mean features of each class, summed up as the images stream by."""
+"""Compute the mean features of each class in one pass over the images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -35,11 +35,10 @@ def extract(
         examples: images of one size, with their labels.
         classes: names of the classes, by label.
         kind: description of the features, see :class:`mtsp.transfer.centroids.Centroids`.
-        batch_size: number of images that go through `features` at once.
-        workers: number of threads that decode images (decoding releases Python's lock).
+        batch_size: number of images in a call of `features`.
+        workers: number of threads that decode images.
         progress: called with the number of examples done.
-        skipped: called with the reason for each image that cannot be read, which is then left out; None: it is an
-            error.
+        skipped: called with the reason for each image that is skipped because it cannot be read. None: raise.
 
     Raises:
         ValueError: an image cannot be read or has no label, features that are not B x D, or a class without images.

@@ -1,6 +1,6 @@
-"""Which classes of a source domain to pre-train on for a target domain.
+"""Select the classes of a source domain to pre-train on for a target domain.
 
-Two ways, both on the distances between n source and m target classes:
+There are two ways, both on the distances between n source and m target classes:
 
 - :func:`ranking`, DSTL's: rank each class as a domain of its own, the nearest first. It favors classes near the target
   as a whole over those very near to a few of its classes.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtsp.transfer.distances import class_weights, single_class, transport
+from mtsp.transfer.distances import class_weights, emd, single_class, transport
 
 _EQUAL = 1e-12  # of the largest distance: two sets closer than this are equally good
 
@@ -20,28 +20,15 @@ _EQUAL = 1e-12  # of the largest distance: two sets closer than this are equally
 class SelectionPath(NamedTuple):
     """A selected set and its distance at each size."""
 
-    classes: list[int]
-    """Rows of the cost matrix, in the order chosen."""
-
-    distances: list[float]
-    """Earth Mover's Distance of the first 1, 2, ... of `classes`, their weights scaled to sum 1."""
-
-    solved: int
-    """Number of transport problems solved."""
+    classes: list[int]  # rows of the cost matrix, in the order chosen
+    distances: list[float]  # Earth Mover's Distances of the first 1, 2, ... of `classes`, their weights scaled to sum 1
+    solved: int  # number of transport problems solved
 
 
 def ranking(cost_matrix: np.ndarray, target: np.ndarray, k: int) -> list[int]:
     """Return the `k` source classes nearest to the target, each as a domain of its own, the nearest first.
 
-    As DSTL describes it; its released code has no selection step.
-
-    Args:
-        cost_matrix: n x m distances.
-        target: m numbers of images.
-        k: from 1 to n.
-
-    Raises:
-        ValueError: there are no `k` classes.
+    As DSTL describes it; its released code has no selection step. Arguments and errors as for :func:`greedy`.
     """
     if not 1 <= k <= len(cost_matrix):
         raise ValueError(f"{k} classes cannot be chosen from {len(cost_matrix)}; choose from 1 to {len(cost_matrix)}")
@@ -53,9 +40,8 @@ def selection_path(
 ) -> SelectionPath:
     """Return the Earth Mover's Distances of the first 1, 2, ... classes of `order`."""
     order = list(order)
-    prefixes = (order[:size] for size in range(1, len(order) + 1))
-    curve = [transport(cost_matrix[chosen], source[chosen], target).distance for chosen in prefixes]
-    return SelectionPath(order, curve, len(order))
+    prefixes = (order[: size + 1] for size in range(len(order)))
+    return SelectionPath(order, [emd(cost_matrix[p], source[p], target) for p in prefixes], len(order))
 
 
 def greedy(
@@ -67,15 +53,15 @@ def greedy(
 ) -> SelectionPath:
     """Return `k` source classes, each the one that brings the set of those before it nearest to the target.
 
-    Nearest means the smallest Earth Mover's Distance between set and target, the set's classes weighted by their images
-    and scaled to sum 1. Greedy steps alone may at some size end farther away than the ranking of that size. The set
-    then becomes the ranking's and continues from there, so the first 1, 2, ..., k classes returned are never farther
-    than the first 1, 2, ..., k of the ranking. A smaller `k` need not give the first classes of a larger one.
+    Nearest means the smallest Earth Mover's Distance between set and target, with the set's classes weighted by their
+    images. Greedy steps alone may at some size end farther away than the ranking of that size. The set then becomes the
+    ranking's and continues from there, so the first 1, 2, ..., k classes returned are never farther than the first 1,
+    2, ..., k of the ranking. A smaller `k` need not give the first classes of a larger one.
 
-    The choice is the same as when every candidate is solved at every step, up to 1e-12 of the largest distance, for a
-    small part of the work: the dual prices of one transport problem bound all others from below, so candidates are
-    solved in the order of their bounds, each solution sharpens the bounds, and a candidate whose bound is above the
-    best distance found is never solved.
+    The choice is the same as when every candidate is solved at every step, up to 1e-12 of the largest distance, with
+    less work: the dual prices of one transport problem bound all others from below, so candidates are solved in the
+    order of their bounds, each solution sharpens the bounds, and a candidate whose bound is above the best distance
+    found is never solved.
 
     Args:
         cost_matrix: n x m distances.
@@ -138,9 +124,8 @@ def _bounds(
 ) -> np.ndarray:
     """Return a lower bound on the distance of `chosen` plus each class; infinity for those already in `chosen`."""
     rest = (cost_matrix - prices).min(axis=1)  # the largest u with u_i + v_j <= d_ij for these prices v
-    bounds = (source[chosen] @ rest[chosen] + source * rest) / (source[chosen].sum() + source) + prices @ class_weights(
-        target
-    )
+    means = (source[chosen] @ rest[chosen] + source * rest) / (source[chosen].sum() + source)
+    bounds = means + prices @ class_weights(target)
     bounds[chosen] = np.inf
     return bounds
 

@@ -30,11 +30,9 @@ class Selection(NamedTuple):
 
     name: str
     target: Centroids
-    cost_matrix: np.ndarray
-    """n x m distances from all source classes to the target's."""
+    cost_matrix: np.ndarray  # n x m distances from all source classes to the target's
     path: SelectionPath
-    ranked: list[float]
-    """Distances of the first 1, 2, ... classes of the ranking."""
+    ranked: list[float]  # distances of the first 1, 2, ... classes of the ranking
 
 
 def select(name: str, source: Centroids, target: Centroids, method: Literal["greedy", "ranking"], k: int) -> Selection:
@@ -51,14 +49,10 @@ def select(name: str, source: Centroids, target: Centroids, method: Literal["gre
 def write_selection(
     out: Path, source: Centroids, selection: Selection, method: str, gamma: float
 ) -> dict[str, dict[str, float]]:
-    """Write the files of one target, show its tables, and return its distances.
+    """Write the files of one target to the folder `out`, show its tables, and return its distances.
 
-    Args:
-        out: a folder.
-        source: all source classes.
-        selection: for the target.
-        method: name of the method, for the tables.
-        gamma: see :func:`mtsp.transfer.distances.similarity`.
+    `source` holds all source classes; `method` is named in the tables; `gamma` is that of
+    :func:`mtsp.transfer.distances.similarity`.
     """
     name, target, cost_matrix, path, ranked = selection
     chosen = source.taken(path.classes)
@@ -73,16 +67,12 @@ def write_selection(
     emds[f"lowest, at k = {best}"] = float(curve[best - 1])
     median = float(np.median(cost_matrix))
     summary = {
-        row: {
-            "emd": distance,
-            "emd_per_median_distance": distance / median,
-            "similarity": similarity(distance, gamma),
-        }
-        for row, distance in emds.items()
+        row: {"emd": far, "emd_per_median_distance": far / median, "similarity": similarity(far, gamma)}
+        for row, far in emds.items()
     }
     rows = _rows(source, selection, moved.plan)
     _write_csv(out / f"{name}.csv", _HEADER, rows)
-    _write_plan(out / f"{name}_plan", chosen.names, target.names, moved.plan, costs)
+    _write_plan(out, name, chosen.names, target.names, moved.plan, costs)
     title = (
         f"Transport plan from {len(chosen)} selected source classes to {name}. Earth Mover's Distance: "
         f"{moved.distance:.4g} from these, {whole:.4g} from all {len(source)}"
@@ -110,19 +100,16 @@ def _rows(source: Centroids, selection: Selection, plan: np.ndarray) -> list[tup
 
 
 def _write_plan(
-    path: Path, sources: tuple[str, ...], targets: tuple[str, ...], plan: np.ndarray, costs: np.ndarray
+    out: Path, name: str, sources: Sequence[str], targets: Sequence[str], plan: np.ndarray, costs: np.ndarray
 ) -> None:
-    """Write the whole plan as `path`.safetensors and its non-zero entries as `path`.csv."""
     from safetensors.numpy import save
 
     tensors = {"plan": np.ascontiguousarray(plan), "distances": np.ascontiguousarray(costs)}
     metadata = {"sources": json.dumps(sources), "targets": json.dumps(targets)}
-    write_atomically(path.with_name(f"{path.name}.safetensors"), save(tensors, metadata))
-    cells = [
-        (sources[i], targets[j], f"{plan[i, j]:.9g}", f"{costs[i, j]:.9g}")
-        for i, j in zip(*np.nonzero(plan > 1e-12), strict=True)
-    ]
-    _write_csv(path.with_name(f"{path.name}.csv"), ("source", "target", "share", "distance"), cells)
+    write_atomically(out / f"{name}_plan.safetensors", save(tensors, metadata))
+    moved = zip(*np.nonzero(plan > 1e-12), strict=True)
+    cells = [(sources[i], targets[j], f"{plan[i, j]:.9g}", f"{costs[i, j]:.9g}") for i, j in moved]
+    _write_csv(out / f"{name}_plan.csv", ("source", "target", "share", "distance"), cells)
 
 
 def _show(
