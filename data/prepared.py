@@ -1,5 +1,6 @@
-"""Prepare the examples of a data set for training and evaluation: augment, resize, turn into tensors."""
+"""Prepare the examples of a data set for training and evaluation: augment, resize, convert to tensors."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import cv2
@@ -31,57 +32,54 @@ class DataConfig(Config):
     """Height and width that frames are resized to at evaluation; labels keep their size. Training without `augment`
     resizes frames and labels to it."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Center crop of labeled images at evaluation, as in timm: this fraction of the shorter side becomes `size`, aspect
-    kept. 0.875 is usual. Null: the whole image, stretched to `size`."""
+    """Center crop of labeled images at evaluation, as in timm: this fraction of the shorter side becomes `size`, with
+    the same aspect. 0.875 is usual. Null: stretch the whole image to `size`."""
     limit: int | None = Field(default=None, gt=0)
     """Use only this many examples, evenly spaced. Not for videos with masks: their frames are scored together."""
 
     @model_validator(mode="after")
     def _videos_stay_whole(self) -> "DataConfig":
-        """Refuse `limit` for videos: J and F leave out the first and last frame, which only whole videos have."""
+        # J and F leave out the first and last frame of each video.
         if self.limit is None or self.dataset.kind != "video" or getattr(self.dataset, "masks", "") is None:
             return self
         fewer = "set `dataset.sequences`"
         if not isinstance(self.dataset, DavisConfig):
             fewer = "let `dataset.frames` and `dataset.masks` name a folder of fewer sequences"
-        raise ValueError(f"`limit` would tear sequences apart, which are scored whole; {fewer}")
+        raise ValueError(f"`limit` would split sequences, which are scored as a whole; {fewer}")
 
     @model_validator(mode="after")
     def _only_a_class_survives_a_crop(self) -> "DataConfig":
         if self.crop_pct is None:
             return self
         if self.dataset.kind != "labeled":
-            raise ValueError(f"`crop_pct` is of labeled images; {self.dataset.name} is scored whole, set `size` alone")
+            name = self.dataset.name
+            raise ValueError(f"`crop_pct` needs labeled images; {name} is scored on whole images, set `size` alone")
         if self.size is None:
-            raise ValueError("`crop_pct` needs `size`, which the middle of each image becomes")
+            raise ValueError("`crop_pct` needs `size`, the size of the center crop")
         return self
 
     def build(self) -> Examples:
-        """Return the examples; their files are checked to exist.
-
-        Raises:
-            DataError: files of the data set are missing or wrong.
-        """
+        """Return the examples, their files checked to be there. Raises DataError."""
         augmentation = None if self.augment is None else self.augment.build()
         return PreparedExamples(self.build_dataset(), augmentation, self.size, self.crop_pct)
 
     def build_dataset(self) -> SampleDataset:
-        """Return the examples as decoded, neither resized nor augmented. Raises as :meth:`build`."""
+        """Return the examples as decoded, neither resized nor augmented. Raises DataError."""
         dataset = self.dataset.build()
         if self.limit is None or self.limit >= len(dataset):
             return dataset
         indices = [i * len(dataset) // self.limit for i in range(self.limit)]
-        return dataset.subset(indices) if isinstance(dataset, LabeledImages) else EvenlySpaced(dataset, self.limit)
+        return dataset.subset(indices) if isinstance(dataset, LabeledImages) else Subset(dataset, indices)
 
 
-class EvenlySpaced:
-    """`count` examples of `dataset`, evenly spaced from the first. Each keeps its next frame."""
+class Subset:
+    """The examples of `dataset` at `indices`. Each keeps its next frame."""
 
-    def __init__(self, dataset: SampleDataset, count: int) -> None:
+    def __init__(self, dataset: SampleDataset, indices: Sequence[int]) -> None:
         self._dataset = dataset
         self.kind: Kind = dataset.kind
-        self._indices = [i * len(dataset) // count for i in range(count)]
-        self.ids = [dataset.ids[i] for i in self._indices]
+        self._indices = indices
+        self.ids = [dataset.ids[i] for i in indices]
         self.classes: tuple[str, ...] = getattr(dataset, "classes", ())
 
     def __len__(self) -> int:
@@ -96,15 +94,15 @@ class EvenlySpaced:
 
 
 class PreparedExamples:
-    """A dataset with its augmentation: implements `mtsp.types.Examples`.
+    """A data set with its augmentation: implements `mtsp.types.Examples`.
 
-    Examples have no batch dimension; `name` is a list of one. Bytes become floats last, after the crop.
+    Examples have no batch dimension; `name` is a list of one.
 
     Args:
         dataset: source of the examples.
-        augmentation: applied by :meth:`train_sample`; None only resizes.
-        size: height and width of frames at evaluation, and in training without augmentation; None keeps each image's.
-        crop_pct: fraction of the shorter side that a center crop keeps, for labeled images; None stretches the image.
+        augmentation: applied by :meth:`train_sample`; None: only resize.
+        size: height and width of frames at evaluation, and in training without augmentation; None: each image's own.
+        crop_pct: see :attr:`DataConfig.crop_pct`.
     """
 
     def __init__(
@@ -121,7 +119,7 @@ class PreparedExamples:
 
     @property
     def kind(self) -> Kind:
-        """What the data set holds: decides which metrics apply."""
+        """Kind of data, which decides which metrics apply."""
         return self.dataset.kind
 
     @property
@@ -141,12 +139,10 @@ class PreparedExamples:
         """Return example `index` for evaluation: frames of `size`, labels at native resolution."""
         sample = self.dataset[index]
         check_sizes(sample)
-        if self.size is not None:
-            sample = (
-                self._seen(sample)
-                if self.crop_pct is not None
-                else Sample(**{**sample, **_resized_frames(sample, self.size)})
-            )
+        if self.crop_pct is not None:
+            sample = self._cropped(sample)
+        elif self.size is not None:
+            sample = Sample(**{**sample, **_resized_frames(sample, self.size)})
         return to_tensors(sample)
 
     def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
@@ -155,22 +151,17 @@ class PreparedExamples:
         if self.augmentation is not None:
             return to_tensors(self.augmentation(sample, rng))
         if self.crop_pct is not None:
-            return to_tensors(self._seen(sample))
+            return to_tensors(self._cropped(sample))
         return to_tensors(resized(sample, self.size or check_sizes(sample)))
 
-    def _seen(self, sample: Sample) -> Sample:
-        """Return the sample with its center crop."""
+    def _cropped(self, sample: Sample) -> Sample:
         assert self.size is not None
         assert self.crop_pct is not None
         return Sample(**{**sample, "frame": center_crop(sample["frame"], self.size, self.crop_pct)})
 
 
 def resized(sample: Sample, size: Size) -> Sample:
-    """Return `sample` with frames and labels stretched to `size`, flow in the new pixels.
-
-    Raises:
-        ValueError: the arrays of `sample` differ in height or width.
-    """
+    """Return `sample` stretched to `size`, flow in the new pixels. Raises ValueError if its arrays differ in size."""
     source = check_sizes(sample)
     if size == source:
         return sample
@@ -181,9 +172,8 @@ def resized(sample: Sample, size: Size) -> Sample:
     if "mask" in sample:
         out["mask"] = geometry.warp_mask(sample["mask"], stretch, size, IGNORE)
     if "flow" in sample:
-        out["flow"], out["flow_valid"] = geometry.warp_flow(
-            sample["flow"], sample.get("flow_valid"), stretch, stretch, size
-        )
+        flow, valid = sample["flow"], sample.get("flow_valid")
+        out["flow"], out["flow_valid"] = geometry.warp_flow(flow, valid, stretch, stretch, size)
     return out
 
 

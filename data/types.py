@@ -1,4 +1,4 @@
-"""Types of the data sets: their configs, their examples as decoded, and the errors they raise."""
+"""Types of the data sets: configs, decoded examples, errors."""
 
 from collections.abc import Sequence
 from typing import NotRequired, Protocol, TypedDict
@@ -10,7 +10,7 @@ from mtsp.types import Kind, Sample
 
 
 class DataError(ValueError):
-    """A file or folder of data cannot be used. The message names it and says what is wrong with it."""
+    """A file or folder of data cannot be used. The message says which and why."""
 
 
 class MissingDataError(DataError, FileNotFoundError):
@@ -18,7 +18,7 @@ class MissingDataError(DataError, FileNotFoundError):
 
 
 class Labels(TypedDict):
-    """The labels of one example without its frames, with the keys of :class:`mtsp.types.Sample`."""
+    """Labels of one example without its frames, with the keys of :class:`mtsp.types.Sample`."""
 
     name: str
     mask: NotRequired[np.ndarray]  # HW uint8
@@ -28,16 +28,16 @@ class Labels(TypedDict):
 
 
 class SampleDataset(Protocol):
-    """A data set as decoded from disk: nothing augmented, native resolution."""
+    """A data set as decoded from disk, at native resolution and without augmentation."""
 
     @property
     def kind(self) -> Kind:
-        """What the data set holds: decides which metrics apply."""
+        """Kind of data, which decides which metrics apply."""
         ...
 
     @property
     def ids(self) -> Sequence[str]:
-        """Name of each example: unique, a relative path without suffix, known without decoding."""
+        """Unique name of each example: a relative path without suffix, known without decoding."""
         ...
 
     def __len__(self) -> int: ...
@@ -45,18 +45,18 @@ class SampleDataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
     def labels(self, index: int) -> Labels:
-        """Return the labels of example `index`. Its frames are not decoded."""
+        """Return the labels of example `index` without decoding its frames."""
         ...
 
 
 class DatasetConfig(Config):
-    """Interface of the configs of data sets: what type checkers know of any entry under `dataset`."""
+    """Interface of the configs of data sets, for type checkers."""
 
     name: str
 
     @property
     def kind(self) -> Kind:
-        """What the data set holds: decides which metrics apply."""
+        """Kind of data, which decides which metrics apply."""
         raise NotImplementedError
 
     def build(self) -> SampleDataset:

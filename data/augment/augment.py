@@ -1,4 +1,4 @@
-"""Augmentation that moves both frames, their mask and their flow together, and keeps the flow exact."""
+"""Augment both frames, their mask and their flow together; the flow stays exact."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -15,7 +15,7 @@ from mtsp.config import Config
 from mtsp.types import IGNORE, Sample
 
 TRIES = 50
-"""Number of draws before `keep_inside` falls back to the center of the image, as in FlowNet2."""
+"""Draws of `keep_inside` before it falls back to the center of the image, as in FlowNet2."""
 
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -38,36 +38,35 @@ class RelativeConfig(Config):
 class AugmentConfig(Config):
     """Config of the augmentation. The defaults change nothing; `preset` sets other defaults.
 
-    The image, stretched to `resize` if given, is scaled, squeezed, rotated and flipped about its center, its center
-    is put on the output's center and moved by `translate`, and `crop` cuts out the output. This is a single affine map:
+    The image, stretched to `resize` if given, is scaled, squeezed, rotated and flipped about its center. Its center is
+    put on the output's center and moved by `translate`, and `crop` cuts out the output. All this is one affine map, so
     each image is interpolated once. Presets:
 
     - `none`.
     - `segflow`: SegFlow's own (`SegFlow_davis_fgbg_data_layer.py` of the release), at 480x854. Departures: one
       bilinear warp instead of several nearest ones in whole-pixel steps; a shrunken image stays small inside a border,
-      where the release stretches it back, which only blurs it; the one sample in 1001 that the release leaves alone is
-      augmented too.
-    - `flownet`: Dosovitskiy et al., "FlowNet" (ICCV 2015), for 384x512 pairs. How large the second frame's own motion
-      is, and what happens to a crop that leaves the image, is not known: both as in `flownet2`.
-    - `flownet2`: the training template of the FlowNet2 generation, in Caffe. Geometry as there. Its chain of powers,
-      factors and additions in a space of color eigenvectors becomes factors in RGB with about the same spread, a
-      rotation of hue and a gamma. The second frame's spreads are the final ones, where the template lets them grow from
-      half of that. Where 50 draws fail, ours takes the middle of both frames.
-    - `segmentation`: as segmentation is trained today: scale 0.5-2, rotation 10 degrees, random crop, flip, color.
-    - `encnet`: what EncNet's published checkpoints were trained with (release 0.5 of its authors' code): the short side
-      520 pixels times 0.5-2, flip, a crop of 480x480, black below and to the right of images that are smaller, blur in
-      half of the cases. Departures: the short side is not rounded to whole pixels before the crop; images that grow or
-      shrink to between half and full size are sampled without a filter, as everywhere here.
-    - `inception`: of whole-image classes, as DSTL's code trains Inception-V3 (slim's `inception_preprocessing`, fast
-      mode): a rectangle of 5 to 100 % of the area stretched to 299x299, flip, brightness and saturation. Slim adds up
-      to 32/255 of brightness, evenly; here it is normal with the same deviation.
+      where the release stretches it back, which only blurs it; the release leaves one sample in 1001 as it is.
+    - `flownet`: Dosovitskiy et al., "FlowNet" (ICCV 2015), for 384x512 pairs. The paper does not state the second
+      frame's own motion, nor what happens to a crop that leaves the image: both as in `flownet2`.
+    - `flownet2`: FlowNet2's training template in Caffe, with the same geometry. Its chain of powers, factors and
+      additions on color eigenvectors becomes factors in RGB with about the same spread, a rotation of hue and a gamma.
+      The second frame's spreads are the template's final ones, which start at half of that there. If 50 draws fail,
+      both frames are cropped at the center.
+    - `segmentation`: as is usual for segmentation: scale 0.5-2, rotation 10 degrees, random crop, flip, color.
+    - `encnet`: as EncNet's published checkpoints were trained (release 0.5 of its authors' code): short side of 520
+      pixels times 0.5-2, flip, a crop of 480x480, black below and to the right of smaller images, blur in half of the
+      cases. Departures: the short side is not rounded to whole pixels before the crop; images that grow, or shrink to
+      no less than half, are sampled without a filter, as everywhere here.
+    - `inception`: for classification, as DSTL's code trains Inception-V3 (slim's `inception_preprocessing`, fast
+      mode): a rectangle of 5 to 100 % of the area stretched to 299x299, flip, brightness and saturation. Slim draws the
+      added brightness uniformly up to 32/255; here it is normal with the same deviation.
     """
 
     preset: Literal["none", "segflow", "flownet", "flownet2", "segmentation", "encnet", "inception"] = "none"
     resize: tuple[Side, Side] | None = None
-    """Height and width that every image is stretched to first, in the same warp; null keeps its own."""
+    """Height and width that every image is stretched to first, in the same warp; null: its own size."""
     short_side: Side | None = None
-    """Instead of `resize`: length that the shorter side is scaled to first, aspect kept."""
+    """Instead of `resize`: scale the shorter side to this length first and keep the aspect."""
     crop: tuple[Side, Side] | None = None
     """Height and width of the output; null: those of the (resized) image."""
     position: Literal["center", "random"] = "center"
@@ -92,7 +91,7 @@ class AugmentConfig(Config):
     aspect: Factor = (3 / 4, 4 / 3)
     """Width over height of that rectangle, uniform in the logarithm."""
     keep_inside: bool = False
-    """Draw again until neither frame shows anything outside of the image; after 50 draws take the center crop."""
+    """Draw again until both frames show only the image; after 50 draws take the center crop."""
     relative: RelativeConfig | None = None
     """The second frame's own motion and color."""
     color: ColorConfig = ColorConfig()
@@ -109,7 +108,7 @@ class AugmentConfig(Config):
         # After, not before: a before-validator would no longer let pydantic read JSON lists as tuples.
         given = self.model_fields_set
         if self.resize is not None and self.short_side is not None:
-            raise ValueError("resize and short_side both say how large an image is; give one of them")
+            raise ValueError("resize and short_side both set the size of the image; give one of them")
         for key, value in PRESETS[self.preset].items():
             replaced = {"resize", "short_side"} & given if key in ("resize", "short_side") else {key} & given
             if not replaced:
@@ -121,10 +120,10 @@ class AugmentConfig(Config):
         if self.area is None:
             return self
         if self.crop is None or self.area[1] > 1:
-            raise ValueError("`area` is a share, at most 1, of the image and is stretched to `crop`; give both")
+            raise ValueError("`area` is a fraction of the image, at most 1, and is stretched to `crop`; give both")
         still = {"scale": (1.0, 1.0), "squeeze": 0.0, "translate": (0.0, 0.0), "position": "center"}
         if ignored := [key for key, value in still.items() if getattr(self, key) != value]:
-            raise ValueError(f"`area` draws size and place itself; leave out {', '.join(ignored)}")
+            raise ValueError(f"`area` draws the size and position itself; leave out {', '.join(ignored)}")
         return self
 
     def build(self) -> "Augmentation":
@@ -148,70 +147,40 @@ _FLOWNET_RELATIVE = RelativeConfig(
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "segflow": {
-        "resize": (480, 854),
-        "scale": (0.95, 1.05),
-        "rotate": 5.0,
-        "translate": (0.05, 0.05),
-        "flip": 0.5,
-        "frame_border": (0, 0, 0),
-        "mask_border": 0,
+        "resize": (480, 854), "scale": (0.95, 1.05), "rotate": 5.0, "translate": (0.05, 0.05), "flip": 0.5,
+        "frame_border": (0, 0, 0), "mask_border": 0,
     },
     "flownet": {
-        "crop": (320, 448),
-        "scale": (0.9, 2.0),
-        "rotate": 17.0,
+        "crop": (320, 448), "keep_inside": True, "frame_border": (0, 0, 0),
+        "scale": (0.9, 2.0), "rotate": 17.0,
         "translate": (0.2 * 512 / 448, 0.2 * 512 / 320),  # a fifth of the image's width, in x and in y
-        "keep_inside": True,
         "relative": _FLOWNET_RELATIVE,
         "color": ColorConfig(shift=0.2, contrast=(0.2, 1.4), channels=(0.5, 2.0), gamma=(0.7, 1.5), noise=(0.0, 0.04)),
-        "frame_border": (0, 0, 0),
     },
     "flownet2": {
-        "crop": (320, 448),
-        "scale": (math.exp(-0.2), math.exp(0.6)),
-        "squeeze": 0.3,
-        "rotate": math.degrees(0.4),
-        "translate": (0.4, 0.4),
-        "draw": "log-uniform",
-        "keep_inside": True,
+        "crop": (320, 448), "keep_inside": True, "frame_border": (0, 0, 0), "draw": "log-uniform",
+        "scale": (math.exp(-0.2), math.exp(0.6)), "squeeze": 0.3, "rotate": math.degrees(0.4), "translate": (0.4, 0.4),
         "relative": _FLOWNET_RELATIVE,
         "color": ColorConfig(
-            brightness=(math.exp(-0.4), math.exp(0.4)),
-            gamma=(math.exp(-0.6), math.exp(0.2)),
-            saturation=(math.exp(-0.8), math.exp(0.2)),
+            brightness=(math.exp(-0.4), math.exp(0.4)), gamma=(math.exp(-0.6), math.exp(0.2)),
+            saturation=(math.exp(-0.8), math.exp(0.2)), hue=math.degrees(1.0), shift=0.04, noise=(0.0, 0.06),
             channels=(math.exp(-0.35), math.exp(0.35)),  # normal with 0.2 in the template, times sqrt(3)
-            hue=math.degrees(1.0),
-            shift=0.04,
-            noise=(0.0, 0.06),
             draw="log-uniform",
         ),
-        "frame_border": (0, 0, 0),
     },
     "segmentation": {
-        "crop": (480, 480),
-        "position": "random",
-        "scale": (0.5, 2.0),
-        "rotate": 10.0,
-        "flip": 0.5,
+        "crop": (480, 480), "position": "random", "scale": (0.5, 2.0), "rotate": 10.0, "flip": 0.5,
         "color": ColorConfig(brightness=(0.75, 1.25), contrast=(0.75, 1.25), saturation=(0.75, 1.25), hue=10.0),
     },
     "encnet": {
-        "short_side": 520,
-        "crop": (480, 480),
-        "position": "random",
-        "border": "after",
-        "scale": (0.5, 2.0),
-        "flip": 0.5,
-        "blur": 1.0,
-        "frame_border": (0, 0, 0),
+        "short_side": 520, "crop": (480, 480), "position": "random", "border": "after", "scale": (0.5, 2.0),
+        "flip": 0.5, "blur": 1.0, "frame_border": (0, 0, 0),
     },
     "inception": {
-        "crop": (299, 299),
-        "area": (0.05, 1.0),
-        "flip": 0.5,
+        "crop": (299, 299), "area": (0.05, 1.0), "flip": 0.5,
         "color": ColorConfig(shift=32 / 255 / math.sqrt(3), saturation=(0.5, 1.5)),
     },
-}
+}  # fmt: skip
 """Defaults of each preset; keys given beside `preset` replace them."""
 
 
@@ -224,8 +193,7 @@ class Augmentation:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return `sample` augmented; `sample` is not changed.
 
-        The same state of `rng` gives the same result. Labels that are missing stay missing, except that
-        `flow_valid` comes with every `flow`.
+        The same state of `rng` gives the same result. No labels are added, except `flow_valid` to every `flow`.
 
         Raises:
             ValueError: the arrays of `sample` differ in height or width.
@@ -252,16 +220,14 @@ class Augmentation:
         if "mask" in sample:
             out["mask"] = geometry.warp_mask(sample["mask"], first, size, config.mask_border)
         if "flow" in sample:
-            out["flow"], out["flow_valid"] = geometry.warp_flow(
-                sample["flow"], sample.get("flow_valid"), first, second, size
-            )
+            flow, valid = sample["flow"], sample.get("flow_valid")
+            out["flow"], out["flow_valid"] = geometry.warp_flow(flow, valid, first, second, size)
         return out
 
     def maps(self, source: Size, rng: np.random.Generator) -> tuple[Size, np.ndarray, np.ndarray]:
-        """Return the output's size and one draw of the two frames' maps (see `data.augment.geometry`) from images of
-        `source`.
+        """Return the output's size and a draw of both frames' maps from images of `source` to the output.
 
-        Without `relative` the second map is the first, the same object.
+        See `data.augment.geometry`. Without `relative` both maps are the same object.
         """
         config = self.config
         base = config.resize or source
@@ -271,9 +237,9 @@ class Augmentation:
         size = config.crop or base
         for _ in range(TRIES if config.keep_inside else 1):
             first = self._shared(base, size, rng) @ geometry.resize(source, base)
-            second = (
-                first if config.relative is None else _about_center(_relative(config.relative, size, rng), size) @ first
-            )
+            second = first
+            if config.relative is not None:
+                second = _about_center(_relative(config.relative, size, rng), size) @ first
             if not config.keep_inside or all(geometry.covers(m, source, size) for m in (first, second)):
                 return size, first, second
         middle = _place(np.eye(3), base, size, (0.0, 0.0)) @ geometry.resize(source, base)
@@ -315,7 +281,7 @@ def _blurred(image: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def check_sizes(sample: Sample) -> Size:
-    """Return the height and width that all arrays of `sample` share, or raise a ValueError that names the odd one."""
+    """Return the height and width of all arrays of `sample`. Raises ValueError if they differ."""
     height, width = sample["frame"].shape[:2]
     for key, array in sample.items():
         if isinstance(array, np.ndarray) and array.shape[:2] != (height, width):

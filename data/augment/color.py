@@ -26,11 +26,11 @@ Factor = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(g
 """Lower and upper end of a factor, both above zero."""
 
 Draw = Literal["uniform", "log-uniform", "log-normal"]
-"""How a section draws its numbers.
+"""Distribution of a section's numbers.
 
-Factors, (lo, hi): evenly between the ends; evenly in their logarithms, so that halving is as likely as doubling; or
-normally in their logarithms, with the ends one standard deviation either side of the mean. Spreads, +-s: evenly between
--s and s, with log-normal normally with standard deviation s.
+Factors (lo, hi): uniform; uniform in the logarithm, so that halving is as likely as doubling; or normal in the
+logarithm, with the ends one standard deviation from the mean. Spreads s: uniform in -s to s; with log-normal, normal
+with standard deviation s.
 """
 
 
@@ -53,31 +53,31 @@ def draw_spread(rng: np.random.Generator, spread: float, draw: Draw) -> float:
 class ColorConfig(Config):
     """Config of the color changes. The defaults change nothing.
 
-    Linear changes are multiplied into one matrix and clamped once at the end, where torchvision's and FlowNet's
-    sequences round and clamp after each step: they differ where a step in the middle leaves [0, 1]. Contrast turns
-    about middle gray, not about each image's mean, so that both frames of a pair change alike.
+    Linear changes become one matrix and are clamped once at the end. torchvision and FlowNet round and clamp after each
+    step, which differs where a step leaves [0, 1]. Contrast turns about middle gray, not about each image's mean, so
+    that both frames of a pair change alike.
     """
 
     brightness: Factor = (1.0, 1.0)
     """Factor on all channels."""
     contrast: Interval = (1.0, 1.0)
-    """Factor on the distance from middle gray, 0.5; 0 is flat. Always drawn uniformly, for it may reach zero."""
+    """Factor on the distance from middle gray, 0.5; 0: all gray. Always drawn uniformly, as it may be zero."""
     saturation: Interval = (1.0, 1.0)
-    """Factor on the distance from each pixel's own gray; 0 is black and white. Always drawn uniformly."""
+    """Factor on the distance from each pixel's own gray; 0: black and white. Always drawn uniformly."""
     hue: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Degrees, either way, about the axis of grays in RGB: linear, unlike a shift of HSV's hue."""
+    """Spread in degrees of a rotation about the axis of grays in RGB: linear, unlike a shift of HSV's hue."""
     channels: Factor = (1.0, 1.0)
-    """Factor on each channel, drawn for each."""
+    """Factor on each channel, drawn for each channel."""
     shift: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of what is added to all channels, of a range of 1; normal whatever `draw` says."""
+    """Standard deviation of a number added to all channels, for values in [0, 1]; normal for every `draw`."""
     gamma: Factor = (1.0, 1.0)
-    """Exponent after the linear changes, of values in [0, 1]: above 1 darkens."""
+    """Exponent of values in [0, 1] after the linear changes: above 1 darkens."""
     noise: Interval = (0.0, 0.0)
-    """Standard deviation, of a range of 1, of normal noise added to every value at the end, anew for each frame."""
+    """Standard deviation, for values in [0, 1], of normal noise added at the end, independent for each frame."""
     draw: Draw = "uniform"
 
     def sample(self, rng: np.random.Generator) -> "Color":
-        """Return one change. It takes the same number of draws from `rng` whatever the settings."""
+        """Return one change. Takes the same number of draws from `rng` for all settings."""
         brightness = draw_factor(rng, self.brightness, self.draw)
         contrast = draw_factor(rng, self.contrast, "uniform")
         saturation = draw_factor(rng, self.saturation, "uniform")
@@ -102,7 +102,7 @@ class Color(NamedTuple):
     noise: float = 0.0  # standard deviation
 
     def after(self, other: "Color") -> "Color":
-        """Return one change that does `other`'s matrix, then this one's; gammas multiply, variances of noise add."""
+        """Return the change `other`, then this one: matrices and gammas multiply, variances of noise add."""
         linear = self.matrix[:, :3] @ other.matrix[:, :3]
         offset = self.matrix[:, :3] @ other.matrix[:, 3] + self.matrix[:, 3]
         noise = math.hypot(self.noise, other.noise)
@@ -111,8 +111,7 @@ class Color(NamedTuple):
     def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return `image` (HW3 uint8) changed; `rng` is used for noise only."""
         if not np.array_equal(self.matrix, np.eye(3, 4)):
-            scaled = self.matrix * [1, 1, 1, 255]
-            image = cv2.transform(image, scaled)  # rounds and clamps once
+            image = cv2.transform(image, self.matrix * [1, 1, 1, 255])  # rounds and clamps once
         if self.gamma != 1:
             table = 255 * (np.arange(256) / 255) ** self.gamma
             image = cv2.LUT(image, np.round(table).astype(np.uint8))
@@ -123,7 +122,7 @@ class Color(NamedTuple):
 
 
 def _hue(degrees: float) -> np.ndarray:
-    """The 3x3 rotation about (1, 1, 1): grays stay, a positive third of a turn takes red to green (Rodrigues)."""
+    """Return the 3x3 rotation about (1, 1, 1): grays stay, 120 degrees turn red to green (Rodrigues)."""
     if degrees == 0:
         return np.eye(3)
     axis = 1 / math.sqrt(3)

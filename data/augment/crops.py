@@ -8,7 +8,7 @@ import numpy as np
 from data.augment.geometry import Size
 
 TRIES = 10
-"""Number of draws until a rectangle must fit the image, as in Inception and torchvision."""
+"""Draws of a rectangle that fits the image before falling back to the center, as in Inception and torchvision."""
 
 
 def random_box(
@@ -16,9 +16,9 @@ def random_box(
 ) -> tuple[float, float, float, float]:
     """Return left, top, width and height of a random rectangle in an image of `source`, in pixels, not rounded.
 
-    Its share of the area is drawn evenly between the ends of `area`, its width over height evenly in the logarithm
-    between those of `aspect`, its place evenly. If none of ten fits, it is the largest in the middle whose aspect is
-    allowed. After Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), section 6, as torchvision draws it.
+    Its fraction of the area is uniform in `area`, its width over height uniform in the logarithm in `aspect`, its
+    position uniform. If none of ten draws fits, it is the largest centered rectangle with an allowed aspect. After
+    Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), section 6, as torchvision draws it.
     """
     height, width = source
     for _ in range(TRIES):
@@ -32,14 +32,14 @@ def random_box(
     return (width - w) / 2, (height - h) / 2, w, h
 
 
-def center_crop(image: np.ndarray, size: Size, share: float) -> np.ndarray:
-    """Return the middle of `image` (HW3 uint8) as `size`: the largest part of that shape, its sides times `share`.
+def center_crop(image: np.ndarray, size: Size, crop_pct: float) -> np.ndarray:
+    """Return the center of `image` (HW3 uint8) as `size`: the largest part of that shape, its sides times `crop_pct`.
 
-    The same as scaling the shorter side to size / share and cutting the middle, but resampled once. It keeps the
-    aspect; slim's evaluation, which DSTL used, stretches the middle `share` of both sides to the square instead.
+    The same as scaling the shorter side to size / crop_pct and cutting out the center, but resampled once. It keeps the
+    aspect; slim's evaluation, which DSTL used, stretches the center `crop_pct` of both sides to the square instead.
     """
     height, width = image.shape[:2]
-    step = share * min(height / size[0], width / size[1])  # pixels of the image per pixel of the result
+    step = crop_pct * min(height / size[0], width / size[1])  # pixels of the image per pixel of the result
     h, w = max(1, round(step * size[0])), max(1, round(step * size[1]))
     top, left = (height - h) // 2, (width - w) // 2
     return scaled(image[top : top + h, left : left + w], size)

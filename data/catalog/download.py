@@ -1,7 +1,7 @@
 """Download archives, continuing where an interrupted download ended; check them and unpack them safely.
 
-pooch and `torchvision.datasets.utils` start a broken download again from zero, which for 31 GB is not a download; so
-this is urllib with a Range header, and the standard library's zip and tar readers.
+pooch and `torchvision.datasets.utils` start a broken download of 31 GB again from zero. This is urllib with a Range
+header, and the standard library's zip and tar readers.
 """
 
 import hashlib
@@ -15,26 +15,17 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 Progress = Callable[[int, int | None], None]
-"""Called with (bytes so far, bytes in all or None where that is not known)."""
+"""Called with the bytes so far and the bytes in all, None if unknown."""
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0  # seconds without a byte
-# RuntimeError: the zip is encrypted. NotImplementedError: packed by a method that Python does not know.
-_DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-)
+# RuntimeError: the zip is encrypted; its subclass NotImplementedError: packed by a method that Python does not know.
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 class DownloadError(ValueError):
@@ -44,36 +35,36 @@ class DownloadError(ValueError):
 def download(
     url: str, path: Path, *, checksum: str | None = None, progress: Progress | None = None, attempts: int = 5
 ) -> None:
-    """Fetch `url` to `path`, which appears only when it is whole and has the right checksum.
+    """Fetch `url` to `path`, which appears only when it is complete and has the right checksum.
 
     Until then the bytes are in `<path>.part`; a later call continues where it ends, if the server still has the same
-    file (its ETag or date is kept in `<path>.part.version`), else starts again.
+    file (its ETag or date is kept in `<path>.part.version`), and starts again otherwise.
 
     Args:
         url: http or https.
-        path: the file to make; its folder is made too. If it is there, it is only checked.
+        path: the file to write, in a folder that is created. An existing file is only checked.
         checksum: "md5:...", "sha1:..." or "sha256:..."; None: only the length is checked.
         progress: called for each megabyte or less.
-        attempts: connections in a row that may bring nothing, before giving up.
+        attempts: give up after this many connections in a row without a byte.
 
     Raises:
-        DownloadError: the server refuses or keeps silent, the disk is too small, or the checksum is another.
+        DownloadError: the server refuses or does not answer, the disk is too small, or the checksum is wrong.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DownloadError(f"{url} is not an http or https address")
-    part = path.with_name(f"{path.name}.part")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, part, progress, attempts)
-        _check(part, checksum, url)
-        os.replace(part, path)
-        _version(part).unlink(missing_ok=True)
-    else:
+    if path.exists():
         _check(path, checksum, url)
+        return
+    part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _fetch(url, part, progress, attempts)
+    _check(part, checksum, url)
+    os.replace(part, path)
+    _version(part).unlink(missing_ok=True)
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise DownloadError unless the disk of `folder` (which exists) has `needed` bytes free."""
+    """Raise DownloadError unless the disk of the existing `folder` has `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DownloadError(f"{folder}: {needed / 1e9:.1f} GB are needed on this disk, {free / 1e9:.1f} GB are free")
@@ -84,13 +75,13 @@ def unpack(archive: Path, folder: Path, *, strip: str | None = None, progress: P
 
     Args:
         archive: recognized by its content, not its name.
-        folder: replaced if it is there: an earlier call that was interrupted.
-        strip: leave this top folder of the archive out of the paths.
+        folder: replaced if it exists, as after an interrupted call.
+        strip: top folder of the archive to leave out of the paths.
         progress: called for each megabyte or less, in bytes of the archive.
 
     Raises:
-        DownloadError: not an archive, a damaged one, one that the disk has no room for, or one with a member that is a
-            link or device or would land outside `folder`. What was unpacked before the bad member stays in `folder`.
+        DownloadError: the file is not an archive, is damaged, or needs more space than there is; or a member is a link
+            or device, or would land outside `folder`. Members before it stay in `folder`.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -125,7 +116,7 @@ def _fetch(url: str, part: Path, progress: Progress | None, attempts: int) -> No
 
 
 def _continue(url: str, part: Path, progress: Progress | None) -> bool:
-    """Ask for what `part` lacks and append it; return whether it is whole now."""
+    """Request the missing rest of `part` and append it; return whether `part` is complete now."""
     start = _size(part)
     headers = {"User-Agent": "mtsp", "Accept-Encoding": "identity"}
     if start and _version(part).exists():
@@ -134,7 +125,7 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        # 416: nothing follows `start`. Either the part is whole, or it is longer than the file has become.
+        # 416: nothing follows `start`. Either the part is complete, or the file has become shorter.
         if error.code != 416:
             raise
         if error.headers.get("Content-Range", "").rpartition("/")[2] == str(start):
@@ -148,19 +139,21 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
         total = None if length is None else start + int(length)
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if version is None or version.startswith("W/"):
-            _version(part).unlink(missing_ok=True)  # without a strong name for the version it cannot be continued
+            _version(part).unlink(missing_ok=True)  # without a strong ETag or a date it cannot be continued
         else:
             _version(part).write_text(version, encoding="utf-8")
         require_space(part.parent, 0 if total is None else total - start)
         with part.open("ab" if start else "wb") as file:
-            for end in _copy(response, file):
+            while chunk := response.read1(_CHUNK):
+                file.write(chunk)
+                start += len(chunk)
                 if progress is not None:
-                    progress(start + end, total)
+                    progress(start, total)
     return total is None or _size(part) == total
 
 
 def _check(path: Path, checksum: str | None, url: str) -> None:
-    """Raise, and remove the file, unless it has this checksum."""
+    """Raise DownloadError and remove the file unless it has this checksum."""
     if checksum is None:
         return
     kind, _, expected = checksum.partition(":")
@@ -183,8 +176,8 @@ def _unzip(archive: Path, folder: Path, strip: str | None, progress: Progress | 
         done, total = 0, sum(member.compress_size for member in members)
         for member, target in zip(members, targets, strict=True):
             if not member.is_dir():
-                with opened.open(member) as source, _new_file(target) as file:
-                    shutil.copyfileobj(source, file, _CHUNK)
+                with opened.open(member) as source:
+                    _write(source, target)
             done += member.compress_size
             if progress is not None:
                 progress(done, total)
@@ -199,8 +192,8 @@ def _untar(archive: Path, folder: Path, strip: str | None, progress: Progress | 
             if member.isfile():
                 source = opened.extractfile(member)
                 assert source is not None
-                with source, _new_file(target) as file:
-                    shutil.copyfileobj(source, file, _CHUNK)
+                with source:
+                    _write(source, target)
             elif not member.isdir():
                 raise DownloadError(f"{archive}: {member.name!r} is a link or a device, only files are unpacked")
             if progress is not None:
@@ -208,7 +201,7 @@ def _untar(archive: Path, folder: Path, strip: str | None, progress: Progress | 
 
 
 def _target(archive: Path, folder: Path, name: str, strip: str | None) -> Path:
-    """Return where a member goes, refusing whatever is not plainly below `folder`."""
+    """Return the path of a member. Raises DownloadError unless it is plainly below `folder`."""
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or any(bad in name for bad in "\\\0") or (parts and ":" in parts[0]):
         raise DownloadError(f"{archive}: {name!r} would be unpacked outside {folder}; refused, nothing is published")
@@ -217,20 +210,10 @@ def _target(archive: Path, folder: Path, name: str, strip: str | None) -> Path:
     return folder.joinpath(*parts)
 
 
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
+def _write(source: IO[bytes], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        yield file
-
-
-def _copy(source: http.client.HTTPResponse, file: BinaryIO) -> Iterator[int]:
-    """Copy until the source ends, yielding how many bytes were copied so far."""
-    done = 0
-    while chunk := source.read1(_CHUNK):
-        file.write(chunk)
-        done += len(chunk)
-        yield done
+        shutil.copyfileobj(source, file, _CHUNK)
 
 
 def _version(part: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Verify a data set: read every file and list what is missing, damaged, odd in size or value, or miscounted."""
+"""Verify a data set: read every file and report missing or damaged ones, wrong sizes, values and counts."""
 
 import multiprocessing
 from collections import Counter
@@ -34,13 +34,13 @@ def verify(
 ) -> Report:
     """Read all of a data set through its own class, and return its counts and problems.
 
-    A split with missing files is one problem, which names the first ten of them; it is not read.
+    A split with missing files is not read, and is one problem that names the first ten of them.
 
     Args:
         name: a key of :data:`data.catalog.datasets.DATASETS` that has `splits`.
         root: the `root` of its config.
-        published: compare the counts with the published ones; turn it off for a part of a data set.
-        workers: processes that read; 1 reads in this one.
+        published: compare the counts with the published ones; False for a part of a data set.
+        workers: number of reading processes; 1: this process reads.
         progress: called with (examples read, examples in all).
         settings: other values of its config, for example `resolution` of DAVIS.
 
@@ -54,9 +54,12 @@ def verify(
     problems: list[str] = []
     tasks: list[tuple[DatasetConfig, int]] = []
     for split in row.splits:
-        config = _config(row, {"name": name, "root": root, "split": split, **row.settings, **settings})
         try:
+            config = row.config(**{"name": name, "root": root, "split": split, **row.settings, **settings})
             dataset = config.build()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         except DataError as error:
             counts[split] = 0
             problems.append(f"{split}: {error}")
@@ -73,12 +76,7 @@ def verify(
 
 
 def find_faults(sample: Sample, classes: int | None = None) -> list[str]:
-    """Return what is wrong with one decoded example, an empty list if nothing is.
-
-    Args:
-        sample: the example.
-        classes: number of classes in its mask, beside IGNORE; None: unknown.
-    """
+    """Return what is wrong with one decoded example; `classes` of its mask, beside IGNORE, are None if unknown."""
     size = sample["frame"].shape[:2]
     faults = [
         f"{key} is {'x'.join(map(str, value.shape[:2]))}, the frame {'x'.join(map(str, size))}"
@@ -97,16 +95,8 @@ def find_faults(sample: Sample, classes: int | None = None) -> list[str]:
     return faults
 
 
-def _config(row: Row, values: dict[str, Any]) -> DatasetConfig:
-    try:
-        return row.config(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{values['name']}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
 def _miscounted(row: Row, split: str, dataset: SampleDataset) -> Iterator[str]:
-    """Yield a line for each count of a split that is not the published one."""
+    """Yield a line for each count of a split that differs from the published one."""
     expected, sequences = row.splits[split], row.sequences.get(split)
     if sequences is not None:
         found = Counter(example.rpartition("/")[0] for example in dataset.ids)
@@ -120,7 +110,7 @@ def _miscounted(row: Row, split: str, dataset: SampleDataset) -> Iterator[str]:
         yield f"{split}: {classes:,} classes, published are {row.classes:,}"
 
 
-_datasets: dict[DatasetConfig, SampleDataset] = {}  # of this process, each listed from disk once
+_datasets: dict[DatasetConfig, SampleDataset] = {}  # built in this process, so that each lists its files once
 
 
 def _read(task: tuple[DatasetConfig, int]) -> list[str]:
@@ -128,13 +118,11 @@ def _read(task: tuple[DatasetConfig, int]) -> list[str]:
     config, index = task
     if config not in _datasets:
         _datasets[config] = config.build()
-    dataset = _datasets[config]
     try:
-        sample = dataset[index]
+        sample = _datasets[config][index]
     except DataError as error:
         return [str(error)]
-    classes = 2 if config.kind == "video" else None
-    return [f"{sample['name']}: {fault}" for fault in find_faults(sample, classes)]
+    return [f"{sample['name']}: {fault}" for fault in find_faults(sample, 2 if config.kind == "video" else None)]
 
 
 def _read_all(tasks: list[tuple[DatasetConfig, int]], workers: int) -> Iterator[list[str]]:

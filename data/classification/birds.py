@@ -19,7 +19,7 @@ _FLAGS = {"1": "train", "0": "test"}
 
 
 class CubConfig(LabeledConfig):
-    """Which images of CUB-200-2011 to read. A part of the data set is read too, if its lists fit its files."""
+    """Which images of CUB-200-2011 to read. A part of the data set will do if its lists fit its files."""
 
     name: Literal["cub"]
     split: Literal["train", "test"] = "train"
@@ -29,12 +29,11 @@ class CubConfig(LabeledConfig):
         """Return the images of the split. Classes are named as their folders, "001.Black_footed_Albatross"."""
         root = find_root("CUB-200-2011", self.root, "images.txt", ("CUB_200_2011",))
         annotations = _read("CUB-200-2011", root, self.split)
+        where = root / "image_class_labels.txt"
         for image in annotations.images:
             folder, name = image.path.parent.name, annotations.classes[image.label]
             if folder != name:
-                raise DataError(
-                    f"{root / 'image_class_labels.txt'}: {image.name} is labeled {name!r}, but lies in {folder!r}"
-                )
+                raise DataError(f"{where}: {image.name} is labeled {name!r}, but lies in {folder!r}")
         return annotations
 
 
@@ -54,19 +53,18 @@ class NabirdsConfig(LabeledConfig):
 def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Annotations:
     """Read the four lists; with `groups`, classes.txt may name groups without images."""
     files = _table(root / "images.txt")
-    labels = _numbers(root / "image_class_labels.txt")
+    where = root / "image_class_labels.txt"
+    labels = {key: _number(where, value) for key, value in _table(where).items()}
     flags = _table(root / "train_test_split.txt")
     names = {_number(root / "classes.txt", key): name for key, name in _table(root / "classes.txt").items()}
-    for where, found in (("image_class_labels.txt", labels), ("train_test_split.txt", flags)):
+    for file, found in (("image_class_labels.txt", labels), ("train_test_split.txt", flags)):
         if odd := files.keys() ^ found.keys():
             first = min(odd)
-            absent = "images.txt" if first in found else where
-            raise DataError(
-                f"{root / where}: {len(odd)} ids disagree with images.txt, the first {first!r}, not in {absent}"
-            )
+            absent = "images.txt" if first in found else file
+            raise DataError(f"{root / file}: {len(odd)} ids disagree with images.txt: {first!r} is not in {absent}")
     for key, number in labels.items():
         if number not in names:
-            raise DataError(f"{root / 'image_class_labels.txt'}: image {key} has class {number}, not in classes.txt")
+            raise DataError(f"{where}: image {key} has class {number}, not in classes.txt")
         if flags[key] not in _FLAGS:
             raise DataError(f"{root / 'train_test_split.txt'}: image {key} has {flags[key]!r}, expected 0 or 1")
     label_of = contiguous(labels.values() if groups else names)
@@ -78,19 +76,15 @@ def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Annotat
 
 
 def _table(path: Path) -> dict[str, str]:
-    """Return the lines of a list: the first word, which is unique, and the rest."""
+    """Return the first word of each line, which is unique, and the rest."""
     table: dict[str, str] = {}
     for words in read_lines(path):
         if len(words) < 2:
             raise DataError(f"{path}: {words[0]!r} has no value; expected an id and a value on each line")
         if words[0] in table:
-            raise DataError(f"{path}: the id {words[0]} is there twice")
+            raise DataError(f"{path}: the id {words[0]} occurs twice")
         table[words[0]] = " ".join(words[1:])
     return table
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    return {key: _number(path, value) for key, value in _table(path).items()}
 
 
 def _number(path: Path, text: str) -> int:

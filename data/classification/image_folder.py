@@ -1,4 +1,4 @@
-"""Your own labeled images: a folder for each class, or a list of files and labels as DSTL's."""
+"""Your own labeled images: a folder for each class, or a list of files and labels as in DSTL."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,19 +14,19 @@ from data.types import DataError, MissingDataError
 class ImageFolderConfig(LabeledConfig):
     """Any tree `root/class/image`; labels follow the sorted class names, as in torchvision's ImageFolder.
 
-    A test folder needs the same classes; a list in `classes` makes sure that labels agree.
+    A test folder needs the same classes; a list in `classes` ensures that the labels agree.
     """
 
     name: Literal["image_folder"]
     list: Path | None = None
-    """Only the images of this file, with lines `class/image.jpg: 17`: the form of DSTL's train.txt and val.txt."""
+    """Use only the images in this file, with lines `class/image.jpg: 17` as in DSTL's train.txt and val.txt."""
     one_class_per_image: bool = False
-    """Take each image in `root` itself as a class named like its file: one photo per class, for domain similarity."""
+    """Make each image in `root` itself a class named like its file: one photo per class, for domain similarity."""
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "ImageFolderConfig":
         if self.one_class_per_image and self.list is not None:
-            raise ValueError("`list` and `one_class_per_image` both say what the classes are; give one of them")
+            raise ValueError("`list` and `one_class_per_image` both define the classes; give one of them")
         return self
 
     def annotations(self) -> Annotations:
@@ -43,7 +43,7 @@ class ImageFolderConfig(LabeledConfig):
 
 
 def read_tree(kind: str, root: Path) -> Annotations:
-    """Return the images in the folders of `root`, of any depth; each folder right in it is a class.
+    """Return the images below `root`; each folder directly in it is a class.
 
     Raises:
         DataError: there are no folders, or images beside them.
@@ -64,7 +64,7 @@ def read_tree(kind: str, root: Path) -> Annotations:
 
 
 def _listed(root: Path, where: Path) -> Annotations:
-    """Read a list of `path: label`. Classes are named like their folders, or in a flat folder by number."""
+    """Read a list of `path: label`. Classes are named like their folders, or by their number in a flat folder."""
     rows: list[tuple[str, int]] = []
     for line in read_names(where):
         file, colon, label = line.rpartition(":")

@@ -1,8 +1,8 @@
 """iNaturalist's competitions of 2017, 2018, 2019 and 2021.
 
 Van Horn et al., "The iNaturalist Species Classification and Detection Dataset" (CVPR 2018). DSTL trains on 665473
-images of 2017's train and val sets (5089 classes) and validates on 9697 others of val, by lists of its own: for those
-use `image_folder` with `list`.
+images of 2017's train and val sets (5089 classes) and validates on 9697 other images of val; to read its lists, use
+`image_folder` with `list`.
 """
 
 from pathlib import Path
@@ -23,10 +23,9 @@ _FOLDERS = {
 
 
 class INaturalistConfig(LabeledConfig):
-    """iNaturalist: of 2017 to 2019 the images and `train2017.json`, `val2017.json`; of 2021 the folders alone.
+    """iNaturalist: images with `train2017.json` and `val2017.json` for 2017 to 2019, only folders of images for 2021.
 
-    Images lie where the archive puts them (`train_val_images`, `train`) or where torchvision does (`2017`,
-    `2021_train`).
+    Images are in the folders of the archive (`train_val_images`, `train`) or of torchvision (`2017`, `2021_train`).
     """
 
     name: Literal["inaturalist"]
@@ -40,15 +39,13 @@ class INaturalistConfig(LabeledConfig):
         return self
 
     def annotations(self) -> Annotations:
-        """Return the images of the split. Classes are "Aves/Acanthis cannabina", of 2021 named as their folders."""
+        """Return the images of the split. Classes are named "Aves/Acanthis cannabina", for 2021 as their folders."""
         kind = f"iNaturalist {self.version}"
         if self.version == "2021":
-            folders = [self.root / name for name in _FOLDERS[self.split]]
-            folder = next((folder for folder in folders if folder.is_dir()), None)
+            names = _FOLDERS[self.split]
+            folder = next((folder for name in names if (folder := self.root / name).is_dir()), None)
             if folder is None:
-                raise MissingDataError(
-                    f"no {kind} at {self.root}: expected {' or '.join(_FOLDERS[self.split])} inside it"
-                )
+                raise MissingDataError(f"no {kind} at {self.root}: expected {' or '.join(names)} inside it")
             return read_tree(kind, folder)
         where = self.root / f"{self.split}{self.version}.json"
         if not where.is_file():
@@ -57,18 +54,18 @@ class INaturalistConfig(LabeledConfig):
 
 
 def _annotated(kind: str, root: Path, where: Path, version: str, *, every_class: bool) -> Annotations:
-    """Read annotations in COCO's form."""
+    """Read annotations in COCO's format."""
     found: Any = read_json(where)
     try:
         files = {row["id"]: row["file_name"] for row in found["images"]}
         numbers = {row["image_id"]: row["category_id"] for row in found["annotations"]}
         names = {row["id"]: f"{row.get('supercategory', '')}/{row['name']}".lstrip("/") for row in found["categories"]}
     except (TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{where}: expected images, annotations and categories in COCO's form: {error!r}") from error
+        raise DataError(f"{where}: expected images, annotations and categories in COCO's format: {error!r}") from error
     if odd := files.keys() ^ numbers.keys():
-        raise DataError(f"{where}: {len(odd)} images have no annotation, or the reverse, the first id {min(odd)}")
+        raise DataError(f"{where}: {len(odd)} images have no annotation, or the reverse; the first id is {min(odd)}")
     if unknown := set(numbers.values()) - names.keys():
-        raise DataError(f"{where}: category {min(unknown)} of an annotation is not among the categories")
+        raise DataError(f"{where}: category {min(unknown)} of an annotation is not in the list of categories")
     label_of = contiguous(names)
     members = Members(root, where)
     moved = (root / version).is_dir()

@@ -1,9 +1,9 @@
-"""Images with one class each: the base of the classification data sets, and subsets of their classes and images."""
+"""Images with one class each: base of the classification data sets, and subsets of their classes and images."""
 
 import difflib
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -18,7 +18,7 @@ from mtsp.text import first_names
 from mtsp.types import Kind, Sample
 
 HELD_OUT = ("val", "test")
-"""Splits for evaluation: they are used whole, and may lack a class."""
+"""Splits for evaluation: never reduced, and classes may be missing."""
 
 
 class LabeledImage(NamedTuple):
@@ -31,7 +31,7 @@ class LabeledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """The classes of a data set in order, and the labeled images of one split."""
+    """Classes of a data set in the order of their labels, and the labeled images of one split."""
 
     kind: str
     root: Path
@@ -51,10 +51,10 @@ class LabeledConfig(Config):
     """A file with a class name per line, as `tools/select_source.py` writes it: use only these classes, labeled 0, 1,
     ... in the data set's order. A name ends at a tab; blank lines and lines that begin with # are skipped."""
     label_percent: float = Field(default=100.0, gt=0, le=100)
-    """Use this percentage of each class's training images, at least one. With one seed, the 15 percent are among the
-    30 percent, and the choice within a class does not depend on the other classes."""
+    """Use this percentage of each class's training images, at least one. For one seed, 15 percent are a subset of 30
+    percent, and the choice within a class does not depend on the other classes."""
     label_seed: int = Field(default=0, ge=0)
-    """Seed of the choice that `label_percent` and `per_class` make."""
+    """Seed of the choice for `label_percent` and `per_class`."""
     per_class: int | None = Field(default=None, gt=0)
     """Use exactly this many training examples of each class, to balance a long-tailed source. Large classes are
     subsampled; small classes repeat their images, freshly augmented."""
@@ -63,7 +63,7 @@ class LabeledConfig(Config):
     def _held_out_splits_stay_whole(self) -> Self:
         split = getattr(self, "split", "")
         if split in HELD_OUT and (self.label_percent != 100 or self.per_class is not None):
-            raise ValueError(f"`label_percent` and `per_class` are of a training set; leave them out of split {split}")
+            raise ValueError(f"`label_percent` and `per_class` are for training; leave them out of split {split}")
         return self
 
     @abstractmethod
@@ -79,28 +79,31 @@ class LabeledConfig(Config):
         annotations = self.annotations()
         if self.classes is not None:
             annotations = with_classes(annotations, read_classes(self.classes), self.classes)
-        require_unique(annotations.kind, annotations.root, [image.name for image in annotations.images])
-        if annotations.every_class:
-            _require_images(annotations)
-        require_files(annotations.kind, annotations.root, (image.path for image in annotations.images))
+        kind, root, classes = annotations.kind, annotations.root, annotations.classes
+        require_unique(kind, root, [image.name for image in annotations.images])
+        present = {image.label for image in annotations.images}
+        empty = [name for label, name in enumerate(classes) if label not in present]
+        if annotations.every_class and empty:
+            raise DataError(
+                f"{kind} at {root}: {len(empty)} of {len(classes)} classes have no images ({first_names(empty)}); "
+                "leave them out with a list of `classes`"
+            )
+        require_files(kind, root, (image.path for image in annotations.images))
         images = label_subset(annotations, self.label_percent, self.label_seed)
         if self.per_class is not None:
-            images = repeat_per_class(annotations.classes, images, self.per_class, self.label_seed)
-        return LabeledImages(annotations.classes, images)
+            images = repeat_per_class(classes, images, self.per_class, self.label_seed)
+        return LabeledImages(classes, images)
 
 
 class Members:
-    """Paths inside `root` that the file `where` names; each folder is resolved once, for there may be a million files.
-
-    An image itself may be a link to anywhere.
-    """
+    """Images inside `root` that the file `where` lists. An image itself may be a link to anywhere."""
 
     def __init__(self, root: Path, where: Path) -> None:
         self.root, self.where = root, where
-        self._folders: dict[str, Path] = {}
+        self._folders: dict[str, Path] = {}  # resolved once each, since there may be a million images
 
     def image(self, entry: str, label: int) -> LabeledImage:
-        """Return the image that `entry` names. Raises DataError if it is not inside `root`."""
+        """Return the image at the path `entry`. Raises DataError if it is not inside `root`."""
         folder, _, name = entry.rpartition("/")
         if folder not in self._folders:
             self._folders[folder] = inside(self.root, folder, self.where) if folder else self.root
@@ -113,8 +116,8 @@ class LabeledImages:
     """Images with a class each, as :class:`data.types.SampleDataset`.
 
     Args:
-        classes: names by label.
-        images: names unique.
+        classes: names in the order of their labels.
+        images: images with unique names.
     """
 
     kind: Kind = "labeled"
@@ -133,7 +136,7 @@ class LabeledImages:
         return Sample(name=image.name, frame=read_image(image.path, any_format=True), label=image.label)
 
     def labels(self, index: int) -> Labels:
-        """Return the class of example `index`. Its image is not decoded."""
+        """Return the class of example `index` without decoding its image."""
         image = self.images[index]
         return Labels(name=image.name, label=image.label)
 
@@ -143,10 +146,10 @@ class LabeledImages:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Read the class names in a file, see :attr:`LabeledConfig.classes`.
+    """Return the class names in a file, see :attr:`LabeledConfig.classes`.
 
     Raises:
-        DataError: no such file, not text, empty, or a name twice.
+        DataError: the file is missing, not text or empty, or lists a name twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -166,7 +169,7 @@ def with_classes(annotations: Annotations, wanted: Sequence[str], where: Path) -
     """Return the annotations of the `wanted` classes only, with contiguous labels in the data set's order.
 
     Raises:
-        DataError: a wanted class is not the data set's; `where` is the file that wants it.
+        DataError: the data set has no such class; the message names `where`, the file that lists it.
     """
     if unknown := [name for name in wanted if name not in set(annotations.classes)]:
         near = difflib.get_close_matches(unknown[0], annotations.classes, n=1, cutoff=0.6)
@@ -178,12 +181,11 @@ def with_classes(annotations: Annotations, wanted: Sequence[str], where: Path) -
     kept = [label for label, name in enumerate(annotations.classes) if name in set(wanted)]
     labels = {old: new for new, old in enumerate(kept)}
     images = [image._replace(label=labels[image.label]) for image in annotations.images if image.label in labels]
-    names = [annotations.classes[label] for label in kept]
-    return Annotations(annotations.kind, annotations.root, names, images, annotations.every_class)
+    return replace(annotations, classes=[annotations.classes[label] for label in kept], images=images)
 
 
 def label_subset(annotations: Annotations, percent: float, seed: int) -> list[LabeledImage]:
-    """Return `percent` of each class's images, at least one, in the annotations's order."""
+    """Return `percent` of each class's images, at least one, in the order of the annotations."""
     if percent == 100:
         return list(annotations.images)
     chosen: set[str] = set()
@@ -197,7 +199,7 @@ def label_subset(annotations: Annotations, percent: float, seed: int) -> list[La
 def repeat_per_class(
     classes: Sequence[str], images: Sequence[LabeledImage], per_class: int, seed: int
 ) -> list[LabeledImage]:
-    """Return `per_class` examples of each class, by class; repeated ones have #2, #3, ... after their name."""
+    """Return `per_class` examples of each class, class by class; repeated ones have #2, #3, ... after their name."""
     out = []
     for label, members in sorted(_by_class(images).items()):
         order = _order(members, classes[label], seed)
@@ -208,7 +210,7 @@ def repeat_per_class(
 
 
 def contiguous(ids: Iterable[int]) -> dict[int, int]:
-    """Return labels 0, 1, ... for the ids that occur, in their order; ids may have gaps, as in NABirds."""
+    """Return the labels 0, 1, ... of `ids` in ascending order; ids may have gaps, as in NABirds."""
     return {id_: label for label, id_ in enumerate(sorted(set(ids)))}
 
 
@@ -224,13 +226,3 @@ def _order(members: Sequence[LabeledImage], class_name: str, seed: int) -> list[
     by_name = sorted(members, key=lambda image: image.name)
     permutation = np.random.default_rng([seed, *class_name.encode()]).permutation(len(by_name))
     return [by_name[place] for place in permutation]
-
-
-def _require_images(annotations: Annotations) -> None:
-    present = {image.label for image in annotations.images}
-    empty = [name for label, name in enumerate(annotations.classes) if label not in present]
-    if empty:
-        raise DataError(
-            f"{annotations.kind} at {annotations.root}: {len(empty)} of {len(annotations.classes)} classes have no "
-            f"images ({first_names(empty)}); leave them out by a list of `classes`"
-        )

@@ -1,8 +1,8 @@
 """Oxford's Flowers-102 and FGVC-Aircraft, laid out as torchvision does.
 
 Nilsback and Zisserman, "Automated Flower Classification over a Large Number of Classes" (2008): 102 classes, 1020
-images to train on, 1020 to validate, 6149 to test. Maji et al., "Fine-Grained Visual Classification of Aircraft"
-(arXiv:1306.5151): 100 variants, 3334, 3333 and 3333. DSTL trains on train and val together: `trainval`, the default.
+training, 1020 validation and 6149 test images. Maji et al., "Fine-Grained Visual Classification of Aircraft"
+(arXiv:1306.5151): 100 variants, 3334, 3333 and 3333 images. DSTL trains on train and val: `trainval`, the default.
 """
 
 from typing import Literal
@@ -47,7 +47,7 @@ class AircraftConfig(LabeledConfig):
     name: Literal["aircraft"]
     split: Literal["train", "val", "trainval", "test"] = "trainval"
     level: Literal["variant", "family", "manufacturer"] = "variant"
-    """What a class is: 100 variants, 70 families or 30 manufacturers."""
+    """Level of the classes: 100 variants, 70 families or 30 manufacturers."""
 
     def annotations(self) -> Annotations:
         """Return the images of the split. Classes are named as in variants.txt, "707-320"."""

@@ -1,8 +1,8 @@
 """Stanford Dogs and Stanford Cars, whose labels are MATLAB files.
 
-Khosla et al., "Novel Dataset for Fine-Grained Image Categorization" (2011): 120 classes, 12000 images to train on and
-8580 to test on, all of them from ImageNet, whose training set they overlap. Krause et al., "3D Object Representations
-for Fine-Grained Categorization" (2013): 196 classes, 8144 and 8041.
+Khosla et al., "Novel Dataset for Fine-Grained Image Categorization" (2011): 120 classes, 12000 training and 8580 test
+images, all from ImageNet, partly from its training set. Krause et al., "3D Object Representations for Fine-Grained
+Categorization" (2013): 196 classes, 8144 and 8041 images.
 """
 
 from collections.abc import Iterable
@@ -34,9 +34,8 @@ class StanfordDogsConfig(LabeledConfig):
             for file, number in pairs:
                 folder = file.partition("/")[0]
                 if folders.setdefault(number, folder) != folder:
-                    raise DataError(
-                        f"{lists / f'{split}_list.mat'}: {file} has label {number}, which is that of {folders[number]}"
-                    )
+                    where = lists / f"{split}_list.mat"
+                    raise DataError(f"{where}: {file} has label {number}, which is that of {folders[number]}")
         label_of = contiguous(folders)
         members = Members(root / "Images", lists / f"{self.split}_list.mat")
         images = [members.image(file, label_of[number]) for file, number in rows[self.split]]
@@ -45,8 +44,9 @@ class StanfordDogsConfig(LabeledConfig):
 
 
 class StanfordCarsConfig(LabeledConfig):
-    """Stanford Cars as torchvision lays it out: `cars_train`, `cars_test`, `devkit`, and beside them (or in `devkit`)
-    `cars_test_annos_withlabels.mat`.
+    """Stanford Cars in torchvision's layout: `cars_train`, `cars_test`, `devkit`.
+
+    `cars_test_annos_withlabels.mat` is beside them or in `devkit`.
     """
 
     name: Literal["stanford_cars"]

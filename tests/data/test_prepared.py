@@ -147,7 +147,7 @@ OWN = {"name": "folder", "frames": "frames"}
     [(VIDEO, "set `dataset.sequences`$"), (OWN | {"masks": "masks"}, "a folder of fewer sequences$")],
 )
 def test_videos_with_masks_are_not_limited_to_some_of_their_frames(dataset: dict[str, str], instead: str) -> None:
-    with pytest.raises(ConfigError, match=rf"`limit` would tear sequences apart, .*{instead}"):
+    with pytest.raises(ConfigError, match=rf"`limit` would split sequences, .*{instead}"):
         parse(DataConfig, {"dataset": dataset, "limit": 10})
     assert parse(DataConfig, {"dataset": dataset}).limit is None
 

@@ -208,13 +208,13 @@ def test_inaturalist_annotations_that_disagree(species: Path) -> None:
     path = species / "train2017.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps({**found, "annotations": found["annotations"][1:]}))
-    with pytest.raises(DataError, match="1 images have no annotation, or the reverse, the first id 11"):
+    with pytest.raises(DataError, match="1 images have no annotation, or the reverse; the first id is 11"):
         read("inaturalist", species)
     path.write_text(json.dumps({**found, "categories": found["categories"][:1]}))
-    with pytest.raises(DataError, match="category 3 of an annotation is not among the categories"):
+    with pytest.raises(DataError, match="category 3 of an annotation is not in the list of categories"):
         read("inaturalist", species)
     path.write_text(json.dumps({"images": []}))
-    with pytest.raises(DataError, match="expected images, annotations and categories in COCO's form"):
+    with pytest.raises(DataError, match="expected images, annotations and categories in COCO's format"):
         read("inaturalist", species)
 
 

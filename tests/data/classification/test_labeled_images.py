@@ -130,11 +130,11 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (lambda root: (root / "train_test_split.txt").unlink(), r"train_test_split.txt: no such split file"),
     (
         lambda root: edit(root / "image_class_labels.txt", "0 1\n", ""),
-        r"image_class_labels.txt: 1 ids disagree with images.txt, the first '0', not in image_class_labels.txt",
+        r"image_class_labels.txt: 1 ids disagree with images.txt: '0' is not in image_class_labels.txt",
     ),
     (
         lambda root: edit(root / "train_test_split.txt", "0 1\n", "0 1\n77 1\n"),
-        r"train_test_split.txt: 1 ids disagree with images.txt, the first '77', not in images.txt",
+        r"train_test_split.txt: 1 ids disagree with images.txt: '77' is not in images.txt",
     ),
     (lambda root: edit(root / "train_test_split.txt", "0 1\n", "0 2\n"), r"image 0 has '2', expected 0 or 1"),
     (
@@ -148,7 +148,7 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda root: edit(root / "classes.txt", "1 001.Auk", "1 001.Auk\n3 003.Bat"),
-        r"1 of 4 classes have no images \(003.Bat\); leave them out by a list of `classes`",
+        r"1 of 4 classes have no images \(003.Bat\); leave them out with a list of `classes`",
     ),
     (lambda root: edit(root / "images.txt", "1 001.Auk/1", "1 001.Auk/0"), r"1 examples are listed twice"),
     (lambda root: edit(root / "images.txt", "0 001.Auk/0.png", "0 ../0.png"), r"'\.\.' is not a path inside"),
@@ -187,7 +187,7 @@ def test_an_unknown_class_of_a_list_is_named_with_the_nearest(cub: Path, tmp_pat
 
 def test_a_test_set_is_not_shared_out(cub: Path) -> None:
     with pytest.raises(
-        ConfigError, match="`label_percent` and `per_class` are of a training set; leave them out of split test"
+        ConfigError, match="`label_percent` and `per_class` are for training; leave them out of split test"
     ):
         dataset(name="cub", root=cub, split="test", label_percent=15)
 
@@ -266,7 +266,7 @@ def test_links_to_nothing_and_folders_are_no_images(tmp_path: Path) -> None:
         dataset(name="image_folder", root=tmp_path)
 
 
-def test_a_image_from_the_web_may_be_of_another_format_than_its_name_says(tmp_path: Path) -> None:
+def test_an_image_from_the_web_may_be_of_another_format_than_its_name_says(tmp_path: Path) -> None:
     """As n02105855_2933.jpg of Stanford Dogs, a PNG with transparency."""
     image = np.arange(4 * 6 * 4, dtype=np.uint8).reshape(4, 6, 4)
     (tmp_path / "a").mkdir()
@@ -319,7 +319,7 @@ def test_a_list_of_a_flat_folder_calls_classes_by_number(tmp_path: Path) -> None
     assert (flat.classes, flat.targets) == (("5", "12"), [1, 0])
 
 
-def test_the_middle_of_a_image_becomes_the_size() -> None:
+def test_the_center_of_an_image_becomes_the_size() -> None:
     image = np.zeros((8, 20, 3), np.uint8)
     image[2:6, 8:12] = 200  # the middle half of the shorter side, as a square
     assert center_crop(image, (4, 4), 0.5).tolist() == np.full((4, 4, 3), 200).tolist()
@@ -378,8 +378,8 @@ def test_a_rectangle_shows_all_of_the_image_at_full_area(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"augment": {"area": [0.1, 1.0]}}, "`area` is a share, at most 1"),
-        ({"augment": {"area": [0.1, 2.0], "crop": [4, 4]}}, "`area` is a share, at most 1"),
+        ({"augment": {"area": [0.1, 1.0]}}, "`area` is a fraction of the image, at most 1"),
+        ({"augment": {"area": [0.1, 2.0], "crop": [4, 4]}}, "`area` is a fraction of the image, at most 1"),
         ({"augment": {"area": [0.1, 1.0], "crop": [4, 4], "scale": [0.5, 1.0]}}, "leave out scale"),
         ({"crop_pct": 0.875}, "`crop_pct` needs `size`"),
     ],
@@ -391,11 +391,11 @@ def test_settings_that_do_nothing_are_refused(cub: Path, values: dict[str, Any],
 
 def test_only_labeled_images_have_a_middle(tmp_path: Path) -> None:
     values = {"dataset": {"name": "folder", "frames": str(tmp_path)}, "size": [4, 4], "crop_pct": 1.0}
-    with pytest.raises(ConfigError, match="`crop_pct` is of labeled images; folder is scored whole"):
+    with pytest.raises(ConfigError, match="`crop_pct` needs labeled images; folder is scored on whole images"):
         parse(DataConfig, values)
 
 
-def test_a_image_keeps_its_place_when_taken() -> None:
+def test_an_image_of_a_subset_keeps_its_label() -> None:
     images = [LabeledImage(str(i), Path(f"{i}.png"), i % 2) for i in range(4)]
     taken = LabeledImages(["even", "odd"], images).subset([3, 0])
     assert (taken.ids, taken.targets) == (["3", "0"], [1, 0])

@@ -159,7 +159,7 @@ def test_a_mask_of_colors_is_refused_with_the_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".ppm", ".bmp"])
-def test_a_image_comes_back_as_written_in_rgb(tmp_path: Path, suffix: str) -> None:
+def test_an_image_comes_back_as_written_in_rgb(tmp_path: Path, suffix: str) -> None:
     image = smooth(20, 30)
     write_image(tmp_path / f"a{suffix}", image)
     np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), image)
@@ -271,7 +271,7 @@ def test_a_flipped_bit_in_a_header_or_a_png_is_an_error_or_harmless(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "progressive.jpg", "a.ppm"])
-def test_a_flipped_bit_in_a_image_without_checksums_is_an_error_or_a_image(tmp_path: Path, name: str) -> None:
+def test_a_flipped_bit_in_an_image_without_checksums_is_an_error_or_an_image(tmp_path: Path, name: str) -> None:
     write, read = READERS[name]
     path = tmp_path / name
     write(path)

@@ -289,7 +289,7 @@ def test_colors_are_the_published_ones_and_all_different() -> None:
         assert len(np.unique(label_map.palette(), axis=0)) == len(label_map.classes)
 
 
-def test_a_label_map_is_a_image_of_its_colors() -> None:
+def test_the_legend_of_a_label_map_shows_its_colors() -> None:
     image = legend(CAMVID)
     assert image.shape == (22 * (11 + 1 + 1), 230, 3)  # a title, eleven classes, unknown
     for row, color in enumerate(CAMVID.palette().tolist(), start=1):
