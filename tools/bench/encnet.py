@@ -84,8 +84,6 @@ class Sizes(NamedTuple):
 
 
 QUICK = Sizes(layer=(1, 64, 30, 8), batch=2, side=48, base=52, width=32)
-
-
 BF16_LAST = Format("bf16, channels_last", bf16=True, channels_last=True)
 STEPS: tuple[tuple[Format, type[Encoding]], ...] = (
     (Format("fp32"), Encoding),
@@ -101,9 +99,7 @@ STEPS: tuple[tuple[Format, type[Encoding]], ...] = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     command_line = parser(__doc__, rounds=5, quick="small sizes, one round, to see whether it runs")
-    command_line.add_argument(
-        "--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)"
-    )
+    command_line.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
     command_line.add_argument("--encoder", help="encoder of the network (default: tu-resnet50s)")
     options = command_line.parse_args(arguments)
     sizes = QUICK if options.quick else Sizes()

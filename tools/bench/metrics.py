@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def flow_table(rounds: int, flows: Flows) -> Table:
-    """Return the times of all ways to flow errors."""
+    """Time all programs that compute flow errors."""
     ways: dict[str, Program] = {"one read of the arrays": lambda: one_read(*flows)}
     ways |= {name: functools.partial(way, flows) for name, way in FLOW_WAYS.items()}
     laid = paired(flows)
@@ -67,26 +67,22 @@ def flow_table(rounds: int, flows: Flows) -> Table:
     ways["mtsp, all eight, with NaN in every block"] = functools.partial(ours_flow, rough)
     as_read = laid._replace(valid=laid.valid.astype(np.float32))
     ways["mmflow: EPE and Fl"] = functools.partial(mmflow_formulation, as_read)
-    targets = {
-        "one read of the arrays": "1/1.3",
-        "numpy idiom": "25x",
-        "mmflow: EPE and Fl": "70x",
-        "ptlflow: FlowMetrics": "500x",
-    }
+    targets = {"one read of the arrays": "1/1.3", "numpy idiom": "25x"}
+    targets |= {"mmflow: EPE and Fl": "70x", "ptlflow: FlowMetrics": "500x"}
     shape = "x".join(map(str, flows.valid.shape))
     title = f"Flow errors, {shape}: EPE, three speed bins, 1/3/5 px, Fl-all"
     return compared(title, medians(ways, rounds), "mtsp, all eight", targets)
 
 
 def made_up_logits(quick: bool) -> tuple[np.ndarray, np.ndarray]:
-    """BK logits, and labels of which the highest logit is right for seven in ten."""
+    """Return BK logits, and labels that are the highest logit for seven in ten images."""
     rng, (images, classes) = np.random.default_rng(0), (200, 20) if quick else (4096, 1000)
     logits = rng.normal(0, 3, (images, classes)).astype(np.float32)
     return logits, np.where(rng.random(images) < 0.7, logits.argmax(axis=1), rng.integers(0, classes, images))
 
 
 def classification_table(rounds: int, logits: np.ndarray, labels: np.ndarray) -> Table:
-    """Return the times of all ways to top 1, top 5 and calibration error."""
+    """Time all programs that compute top 1, top 5 and calibration error."""
     ways: dict[str, Program] = {"one read of the arrays": lambda: one_read(logits)}
     ways |= {name: functools.partial(way, logits, labels) for name, way in CLASSIFICATION_WAYS.items()}
     installed = importlib.util.find_spec("torchmetrics") is not None
@@ -97,7 +93,7 @@ def classification_table(rounds: int, logits: np.ndarray, labels: np.ndarray) ->
 
 
 def made_up_flows(quick: bool) -> Flows:
-    """Smooth flow up to about 60 px with noise in the prediction and a tenth of the pixels unknown."""
+    """Return smooth flow up to about 60 px, with noise in the prediction and a tenth of the pixels unknown."""
     rng, (images, height, width) = np.random.default_rng(0), (2, 48, 64) if quick else (8, 436, 1024)
     y, x = np.mgrid[:height, :width] / height
     waves = [np.stack([np.sin(3 * x + k) * 40, np.cos(2 * y - k) * 20]) for k in range(images)]

@@ -7,6 +7,7 @@ predicted pixels is wrong, and 5 % are ignored.
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, cast
 from unittest import mock
 
@@ -27,11 +28,13 @@ def tables(rounds: int, quick: bool, threads: int) -> list[Table]:
     cv2.setNumThreads(threads)
     rng = np.random.default_rng(0)
     side, images = (96, 4) if quick else (480, 16)
-    measured = [labels_table(rng, images, side, rounds), scores_table(rng, 2 if quick else 4, side, rounds)]
     frames, height, width = (4, 120, 214) if quick else (80, 480, 854)
-    measured.append(davis_table("one object", moving_object(frames, height, width), rounds, ("20x", "8x")))
-    measured.append(davis_table("ragged masks", ragged(rng, frames // 2, height, width), rounds, ("15x", "5x")))
-    return measured
+    return [
+        labels_table(rng, images, side, rounds),
+        scores_table(rng, 2 if quick else 4, side, rounds),
+        davis_table("one object", moving_object(frames, height, width), rounds, ("20x", "8x")),
+        davis_table("ragged masks", ragged(rng, frames // 2, height, width), rounds, ("15x", "5x")),
+    ]
 
 
 def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) -> Table:
@@ -55,8 +58,8 @@ def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) 
     }
     targets = {"numpy bincount, int64": "5x", "numpy bincount, uint8": "10x"}
     against = {name: "mtsp, uint8" for name in programs if name.endswith("uint8")}
-    missing = []
-    try:
+    installed = find_spec("torchmetrics") is not None
+    if installed:
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
         for name, check in (("defaults", True), ("validate_args=False", False)):
@@ -64,13 +67,12 @@ def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) 
                 ours, theirs, CLASSES, ignore_index=IGNORE, validate_args=check
             )
         targets["torchmetrics, defaults, int64"] = "30x"
-    except ImportError:
-        missing.append("torchmetrics")
     expected = confusion(prediction, truth, CLASSES)[:, :CLASSES]
     for name, program in programs.items():
         if "bincount" in name or "torchmetrics" in name:
             np.testing.assert_array_equal(np.asarray(program()), expected, err_msg=name)
     title = f"Confusion counts of {images} x {side} x {side} labels, {CLASSES} classes"
+    missing = [] if installed else ["torchmetrics"]
     return compared(title, medians(programs, rounds), "mtsp, int64", targets, against, missing)
 
 
@@ -102,22 +104,20 @@ def davis_table(
 ) -> Table:
     """Time J and F of the frames of a video, NHW bool."""
     pairs = list(zip(*masks, strict=True))
+    peer, plain = "official 2017 formulation", "mtsp without numba"
     programs: dict[str, Program] = {
         "mtsp": lambda: [region_and_boundary(*pair, bound) for pair in pairs],
-        "mtsp without numba": lambda: without_numba(lambda: [region_and_boundary(*pair, bound) for pair in pairs]),
-        "official 2017 formulation": lambda: [official(*pair, bound) for pair in pairs],
+        plain: lambda: without_numba(programs["mtsp"]),
+        peer: lambda: [official(*pair, bound) for pair in pairs],
         "one read": lambda: [mask.any() for mask in (masks[0].view(np.uint8) == 2, masks[1].view(np.uint8) == 2)],
     }
     expected = programs["mtsp"]()
-    for name in ("mtsp without numba", "official 2017 formulation"):
+    for name in (plain, peer):
         assert programs[name]() == expected, name
     seconds = medians(programs, rounds)
-    named = {"official 2017 formulation": f"{targets[0]} ({targets[1]} without numba)"}
-    frames, height, width = masks[0].shape
-    title = f"J and F of {frames} frames of {height} x {width}, {what}"
-    drawn = compared(title, seconds, "mtsp", named)
-    ratio = seconds["official 2017 formulation"] / seconds["mtsp without numba"]
-    drawn.caption = f"official over mtsp without numba: {ratio:.1f}x, target {targets[1]}"
+    title = "J and F of {} frames of {} x {}, ".format(*masks[0].shape) + what
+    drawn = compared(title, seconds, "mtsp", {peer: f"{targets[0]} ({targets[1]} without numba)"})
+    drawn.caption = f"official over mtsp without numba: {seconds[peer] / seconds[plain]:.1f}x, target {targets[1]}"
     return drawn
 
 

@@ -92,7 +92,7 @@ def _readers(folder: Path, rounds: int) -> Table:
     write_pfm(pfm, rng.normal(size=(540, 960, 3)).astype(np.float32))
     title = "Flow files from the page cache: .flo 436x1024, .pfm 540x960x3"
     drawn = table(title, "reader", "ms", "of a plain read()", "target")
-    by_path: dict[Path, dict[str, Program]] = {
+    readers: dict[Path, dict[str, Program]] = {
         flo: {
             "mtsp": lambda: read_flo(flo),
             "torchvision": lambda: np.ascontiguousarray(_read_flo(str(flo))),
@@ -104,7 +104,7 @@ def _readers(folder: Path, rounds: int) -> Table:
             "cv2": lambda: cv2.imread(str(pfm), cv2.IMREAD_UNCHANGED),
         },
     }
-    for path, programs in by_path.items():
+    for path, programs in readers.items():
         seconds = medians({"read()": path.read_bytes, **programs}, 5 * rounds, clock=process_time)
         for name, spent in seconds.items():
             target = "<= 2" if name == "mtsp" else ""

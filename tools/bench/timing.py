@@ -24,12 +24,8 @@ _SHORT = 0.5  # seconds
 def parser(description: str | None, *, rounds: int, quick: str) -> argparse.ArgumentParser:
     """Return a parser with the options of every benchmark: --rounds, with this default, and --quick, with this help."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "--rounds",
-        type=at_least_one,
-        default=rounds,
-        help="turns of each program; the median counts (default: %(default)s)",
-    )
+    help_of_rounds = "turns of each program; the median counts (default: %(default)s)"
+    made.add_argument("--rounds", type=at_least_one, default=rounds, help=help_of_rounds)
     made.add_argument("--quick", action="store_true", help=quick)
     return made
 
@@ -99,15 +95,10 @@ def compared(
     against: Mapping[str, str] | None = None,
     missing: Sequence[str] = (),
 ) -> Table:
-    """Return a table of milliseconds, and how many times as long as ours each program takes.
+    """Return a table of milliseconds, and how many times as long as `ours` each program takes.
 
-    Args:
-        title: above the table.
-        seconds: by program.
-        ours: the program that the others are divided by.
-        targets: by program: what the ratio should be at least.
-        against: another form of ours for some programs, one that gets the same input.
-        missing: peers that are not installed.
+    `targets` are what that ratio should be at least. `against` names another form of ours for programs that get another
+    input. `missing` are peers that are not installed.
     """
     drawn = table(title, "program", "ms", "over ours", "target")
     for name, spent in seconds.items():

@@ -88,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--size", type=height_width, metavar="HxW", help="size of frames (default: 480x854 on a GPU, else 128x224)")
     add("--batch-size", type=at_least_one, help="frame pairs in a step (default: 4 on a GPU, else 1)")
     add("--encoder", default="resnet101", help="encoder of the segmentation branch (default: resnet101)")
-    limits = "seconds for everything, two thirds of it for warming up (default: 1200 on a GPU, else 170)"
-    add("--limit", type=float, help=limits)
+    add("--limit", type=float, help="seconds for everything, two thirds to warm up (default: 1200 on a GPU, else 170)")
     options = command_line.parse_args(arguments)
     size = options.size or ((480, 854) if CUDA else (64, 96) if options.quick else (128, 224))
     work = Workload(options.encoder, *size, options.batch_size or (4 if CUDA else 1))
@@ -102,9 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flop = work.flop()
     peaks = {bf16: Worker(_product, bf16) for bf16 in (False, True)}
     workers = {variant: Worker(_step, work, variant) for variant in VARIANTS}
-    everyone = [*peaks.values(), *workers.values()]
-    with console.status(f"{len(everyone)} processes warm up and take {rounds} turns each"):
-        take_turns(everyone, rounds, steps=steps, limit=limit, warm_up_fraction=2 / 3)
+    take_turns([*peaks.values(), *workers.values()], rounds, steps=steps, limit=limit, warm_up_fraction=2 / 3)
     console.print(_table(work, flop, peaks, workers))
     return 0
 
@@ -112,23 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _table(work: Workload, flop: int, peaks: dict[bool, Worker], workers: dict[Variant, Worker]) -> Table:
     size = f"{work.batch_size} x {work.height}x{work.width}"
     title = f"SegFlow, {work.encoder}, {size}: {flop / 1e9:,.0f} GFLOP a step"
-    columns = ("variant", "s/step", "images/s", "GFLOP/s", "peak GFLOP/s", "of peak", "memory GiB")
-    drawn = table(title, *columns)
+    drawn = table(title, "variant", "s/step", "images/s", "GFLOP/s", "peak GFLOP/s", "of peak", "memory GiB")
     for variant, worker in workers.items():
         if not worker.seconds:
             drawn.add_row(variant.name, worker.problem)
             continue
         seconds, products = worker.median, peaks[variant.bf16].seconds
         peak = 2 * SIDE**3 / min(products) if products else float("nan")
-        drawn.add_row(
-            variant.name,
-            f"{seconds:.3f}",
-            f"{work.batch_size / seconds:.2f}",
-            f"{flop / seconds / 1e9:,.0f}",
-            f"{peak / 1e9:,.0f}",
-            f"{100 * flop / seconds / peak:.0f} %",
-            f"{worker.peak / GIB:.2f}",
-        )
+        speeds = (f"{seconds:.3f}", f"{work.batch_size / seconds:.2f}", f"{flop / seconds / 1e9:,.0f}")
+        peaks_of_this = (f"{peak / 1e9:,.0f}", f"{100 * flop / seconds / peak:.0f} %", f"{worker.peak / GIB:.2f}")
+        drawn.add_row(variant.name, *speeds, *peaks_of_this)
     drawn.caption = "memory: on the GPU" if CUDA else "memory: the process's largest resident set (VmHWM)"
     return drawn
 

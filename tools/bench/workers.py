@@ -75,14 +75,10 @@ class Worker:
 def take_turns(
     workers: Sequence[Worker], rounds: int, *, steps: int, limit: float, warm_up_fraction: float = 1.0
 ) -> None:
-    """Warm up all workers, then let them take turns, and end them.
+    """Start and warm up all workers, let each take `rounds` turns of `steps` runs, and end them.
 
-    Args:
-        workers: not yet started.
-        rounds: number of turns of each.
-        steps: number of runs in a turn.
-        limit: seconds for everything.
-        warm_up_fraction: fraction of `limit` for warming up; a worker that is not ready by then is not measured.
+    Everything together may take `limit` seconds. A worker that is not ready after `warm_up_fraction` of it is not
+    measured.
     """
     end = time.monotonic() + limit
     try:
