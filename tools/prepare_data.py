@@ -6,8 +6,8 @@
     python tools/prepare_data.py convert pascal_context --root datasets/PASCAL-Context
     python tools/prepare_data.py labels camvid --out camvid.png [--root datasets/CamVid] [--example 3] [split=val]
 
-ROOT is the data set's own folder, which `root` names in a config. Run an interrupted download again to continue it.
-Exit code 0: all is well; 1: an error, or problems that verify prints; 130: stopped by Ctrl-C.
+ROOT is the data set's own folder, the `root` of a config. Run an interrupted download again to continue it.
+Exit code 0: no problems; 1: an error, or problems that verify prints; 130: stopped by Ctrl-C.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _SHOWN_PROBLEMS = 20
 
 
 def run_download(name: str, root: Path, archives: "Sequence[Archive]", *, keep: bool = False) -> None:
-    """Fetch, check and unpack archives into `root`; those unpacked before are skipped.
+    """Download, check and unpack archives into `root`, except those that were unpacked before.
 
     Raises:
         DownloadError: see :mod:`data.catalog.download`; `root` then holds complete archives only.
@@ -65,7 +65,7 @@ def run_download(name: str, root: Path, archives: "Sequence[Archive]", *, keep: 
 
 
 def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **settings: Any) -> int:
-    """Check a data set and print what is wrong; return the exit code."""
+    """Check a data set and print its problems; return the exit code."""
     from data.catalog.verify import verify
     from mtsp.files.progress import bar
 
@@ -108,10 +108,9 @@ def run_convert(name: str, root: Path, annotations: Path | None, *, partial_copy
 
     _known(name, ["pascal_context"], "be converted")
     folder = find_pascal_context(root)
+    file = annotations or root / "trainval_merged.json"
     with bar("rendering masks", stays=True) as progress:
-        rendered = render_masks(
-            annotations or root / "trainval_merged.json", folder, published=not partial_copy, progress=progress
-        )
+        rendered = render_masks(file, folder, published=not partial_copy, progress=progress)
     for note in rendered.notes:
         print(f"note: {note}")
     print(f"{folder}: masks of " + ", ".join(f"{count} {split}" for split, count in rendered.counts.items()))
@@ -121,7 +120,7 @@ def run_labels(name: str, root: Path | None, example: int, out: Path, values: di
     """Draw the label map of a data set, or with `root` one of its examples with its labels.
 
     Raises:
-        ConfigError, DataError: settings, files or an example that do not exist.
+        ConfigError, DataError: the settings are wrong, or files or the example do not exist.
     """
     from data.catalog.datasets import DATASETS
     from data.files.images import write_image
@@ -142,7 +141,7 @@ def run_labels(name: str, root: Path | None, example: int, out: Path, values: di
         sample = dataset[example]
         assert "mask" in sample
         write_image(out, labeled_example(sample["frame"], sample["mask"], config.label_map()))
-        print(f"{sample['name']}")
+        print(sample["name"])
     print(f"{out}: {len(config.label_map().classes)} classes of {name}")
 
 
@@ -158,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        print("stopped; the same command continues a download, and starts a synthesis again", file=sys.stderr)
+        print("stopped; run again: a download continues, other commands start anew", file=sys.stderr)
         return 130
 
 
@@ -175,7 +174,7 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.command == "labels":
         run_labels(name, root, arguments.example, arguments.out, _settings(arguments))
     elif arguments.command == "synthesize":
-        run_synthesize(name, root, _values(arguments))
+        run_synthesize(name, root, _synthesis(arguments))
     else:
         _known(name, [key for key, row in DATASETS.items() if row.splits], "be verified")
         settings = _settings(arguments) | ({"resolution": arguments.resolution} if arguments.resolution else {})
@@ -185,7 +184,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _known(name: str, names: Iterable[str], verb: str) -> str:
-    """Return `name` if it is one of `names`. Raises ConfigError, which lists them."""
+    """Return `name`. Raises ConfigError, which lists `names`, if it is none of them."""
     from mtsp.config import ConfigError
 
     if name not in names:
@@ -194,7 +193,7 @@ def _known(name: str, names: Iterable[str], verb: str) -> str:
 
 
 def _archives(arguments: argparse.Namespace, row: "Row") -> "list[Archive]":
-    """Return the archives to fetch, as the command line changes them."""
+    """Return the archives to download, changed by the command line."""
     from data.catalog.datasets import Archive
     from mtsp.config import ConfigError
 
@@ -207,7 +206,7 @@ def _archives(arguments: argparse.Namespace, row: "Row") -> "list[Archive]":
     chosen = [a for a in row.archives if not arguments.only or any(word in a.url for word in arguments.only)]
     if not chosen:
         names = ", ".join(archive.url.rpartition("/")[2] for archive in row.archives)
-        raise ConfigError(f"--only {' '.join(arguments.only)} fits no archive of {row.name}; there are {names}")
+        raise ConfigError(f"--only {' '.join(arguments.only)} matches no archive of {row.name}; there are {names}")
     if checksum is not None:
         if len(chosen) > 1:
             raise ConfigError(f"one checksum for {len(chosen)} archives; choose one of them with --only or --url")
@@ -228,17 +227,12 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _values(arguments: argparse.Namespace) -> dict[str, Any]:
+def _synthesis(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of a synthesis, from options and key=value words, unchecked."""
-    values = _settings(arguments)
-    for key in ("seed", "clips", "frames", "domain"):
-        if getattr(arguments, key) is not None:
-            values[key] = getattr(arguments, key)
-    if arguments.textures is not None:
-        values["textures"] = str(arguments.textures)
-    if arguments.size is not None:
-        values["height"], values["width"] = arguments.size
-    return values
+    height, width = arguments.size or (None, None)
+    options = {key: getattr(arguments, key) for key in ("seed", "clips", "frames", "domain", "textures")}
+    options |= {"height": height, "width": width}
+    return _settings(arguments) | {key: value for key, value in options.items() if value is not None}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -247,34 +241,33 @@ def _parser() -> argparse.ArgumentParser:
         prog="prepare_data.py", description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    get = commands.add_parser("download", help="fetch, check and unpack the published archives")
-    check = commands.add_parser("verify", help="read every file, compare the counts, print what is wrong")
+    get = commands.add_parser("download", help="download, check and unpack the published archives")
+    check = commands.add_parser("verify", help="read every file, compare the counts, print the problems")
     make = commands.add_parser("synthesize", help="render clips with exact masks and flow in the data set's layout")
     convert = commands.add_parser("convert", help="render the masks of pascal_context from its annotation file")
     labels = commands.add_parser("labels", help="draw a label map, or with --root an example and its labels")
     for command in (get, check, make, convert, labels):
-        command.add_argument("name", help="data set; an unknown name prints the known ones")
+        command.add_argument("name", help="name of the data set; an unknown name lists the known ones")
         command.add_argument("--root", type=Path, required=command is not labels, help="the data set's own folder")
-    get.add_argument("--url", help="fetch this archive instead, for example from a mirror")
+    get.add_argument("--url", help="download this archive instead, for example from a mirror")
     checksum = get.add_mutually_exclusive_group()
     for kind in ("md5", "sha1", "sha256"):
         checksum.add_argument(f"--{kind}", help="expected checksum of the archive")
-    get.add_argument(
-        "--only", action="append", metavar="WORD", help="fetch only archives with WORD in their address; repeatable"
-    )
+    only = "download only archives with WORD in their address; may be repeated"
+    get.add_argument("--only", action="append", metavar="WORD", help=only)
     get.add_argument("--keep-archives", action="store_true", help="keep the archives in ROOT/.downloads")
-    check.add_argument("--partial", action="store_true", help="do not compare the counts: ROOT holds only a part")
+    check.add_argument("--partial", action="store_true", help="ROOT holds only a part: do not compare the counts")
     check.add_argument("--resolution", help="davis only: 480p (default), 1080p or your own folder")
     check.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per CPU)")
     make.add_argument("--seed", type=int)
     make.add_argument("--clips", type=int, help="number of sequences (flying_chairs: pairs)")
     make.add_argument("--frames", type=int, help="number of frames per clip")
     make.add_argument("--size", type=height_width, metavar="HxW", help="size of the frames in pixels")
-    make.add_argument("--textures", type=Path, metavar="DIR", help="folder of photos that objects are cut from")
+    make.add_argument("--textures", metavar="DIR", help="folder of photos for the background and objects")
     make.add_argument("--domain", help="source or target: two domains with different shapes and colors")
     make.epilog = "Give any other key of SyntheticConfig or ScenesConfig as key=value, for example objects=[1,3]."
     convert.add_argument("--annotations", type=Path, help="annotation file (default: ROOT/trainval_merged.json)")
-    convert.add_argument("--partial", action="store_true", help="do not compare the counts: the file holds only a part")
+    convert.add_argument("--partial", action="store_true", help="the file holds only a part: do not compare the counts")
     labels.add_argument("--out", type=Path, required=True, help="image file to write")
     labels.add_argument("--example", type=int, default=0, help="index of the example in the split (default: 0)")
     check.epilog = labels.epilog = "Give any key of the data set's config as key=value, for example split=val."
@@ -282,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move everything in `source` into `target`, also into folders that exist already."""
+    """Move everything in `source` into `target`, merging folders that exist in both."""
     for path in sorted(source.iterdir()):
         place = target / path.name
         if path.is_dir() and place.is_dir():
@@ -292,7 +285,7 @@ def _merge(source: Path, target: Path) -> None:
 
 
 def _bytes_bar(title: str) -> "AbstractContextManager[Advance]":
-    """A progress bar of bytes, with their rate."""
+    """Draw a progress bar of bytes, with their rate."""
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
     from mtsp.files.progress import bar

@@ -1,13 +1,12 @@
-"""Synthetic clips with exact masks and flow: textured objects that move and bend over a background that moves too.
+"""Synthetic clips with exact masks and flow: textured objects that move and bend over a moving background.
 
-The scene: a background and some *distractors* that stand still in the world, and *objects* that move in it by
-themselves; a camera looks on and moves as well. The mask is the union of the visible parts of the objects, as in DAVIS.
-It can be learned in two ways. From motion, always: objects move against the background, distractors do not. And from
-appearance, as often as `cue` says: such an object wears colors and patterns that nothing else in the scene has.
+In the scene, a background and some *distractors* stand still, *objects* move by themselves, and the camera moves too.
+The mask is the union of the visible parts of the objects, as in DAVIS. It can be learned from motion: objects move
+against the background, distractors do not. A fraction `cue` of the objects is recognized by appearance too: by colors
+and patterns that nothing else in the scene has.
 
-Displacements follow a heavy-tailed (Weibull, shape 0.7) law, as most of a FlyingChairs pair moves by a few pixels and
-some of it by many; they scale with the image. `data/synthetic/writers.py` writes clips in the layouts of real data
-sets.
+Displacements follow a heavy-tailed Weibull distribution (shape 0.7), as most of a FlyingChairs pair moves by a few
+pixels and some of it by many; they scale with the image.
 """
 
 from functools import lru_cache
@@ -24,7 +23,7 @@ from data.synthetic.textures import Contour, Palette, Pattern, draw_contour, dra
 from mtsp.config import Config
 
 _TAIL = 0.7  # Weibull shape: 1 is exponential, smaller is heavier
-_REACH = 0.35  # of the shorter side: as far as an object wanders from the middle of its path
+_REACH = 0.35  # largest distance of an object from the middle of its path, as a fraction of the shorter side
 _BEND_PROBABILITY = 0.5
 
 
@@ -41,27 +40,28 @@ class SyntheticConfig(Config):
     objects: tuple[int, int] = (3, 10)
     """Objects that move by themselves: the foreground."""
     distractors: tuple[int, int] = (0, 3)
-    """Objects that only the camera moves: part of the background, though they may hide an object."""
+    """Objects that only the camera moves: part of the background, but they may hide an object."""
     object_size: tuple[float, float] = (0.06, 0.35)
-    """Radius as a fraction of the shorter side, drawn evenly in its logarithm: small ones are as frequent as large."""
+    """Radius as a fraction of the shorter side, uniform in the logarithm."""
 
     motion: float = Field(default=8.0, ge=0)
     """Mean displacement of an object per frame, in pixels of a 384x512 image; grows with the image's diagonal."""
     camera: float = Field(default=0.5, ge=0)
-    """Motion of the camera as a fraction of that of an object: translation, rotation and zoom."""
+    """Translation, rotation and zoom of the camera, as a fraction of an object's."""
     rotation: float = Field(default=4.0, ge=0)
     """Standard deviation of an object's rotation per frame, degrees."""
     zoom: float = Field(default=0.03, ge=0)
     """Standard deviation of an object's change of scale per frame, as a fraction."""
     nonrigid: float = Field(default=0.3, ge=0, le=1)
-    """How much things bend: the steepest slope of the wave through half of the layers, and how fast all stretch."""
+    """Strength of bending: steepest slope of the wave through half of the layers, and the pace of stretching."""
 
     domain: Literal["source", "target"] = "source"
-    """Two domains, to pre-train in one and fine-tune in the other: straight-edged and colorful, or rounded and dim."""
+    """Domain, to pre-train in one and fine-tune in the other. source: straight edges, colorful. target: round, dim."""
     cue: float = Field(default=0.5, ge=0, le=1)
-    """Fraction of the objects that are recognized by their looks; at 0, only motion tells object from background."""
+    """Fraction of the objects that are recognized by their looks; at 0, only motion separates objects from background.
+    """
     textures: Path | None = None
-    """A folder of photos for the background and everything that is not recognized by its looks."""
+    """A folder of photos for the background and all things that are not recognized by their looks."""
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of independent noise in every frame, gray levels. The flow stays exact, the colors do not."""
 
@@ -79,7 +79,7 @@ class SyntheticConfig(Config):
 
 
 class _World(NamedTuple):
-    """Looks of a domain: of the scene (background, distractors) and of objects recognized by their looks."""
+    """Looks of the scene (background, distractors) and of objects recognized by their looks, in one domain."""
 
     scene: Palette
     scene_patterns: tuple[Pattern, ...]
@@ -107,12 +107,9 @@ _WORLDS = {
 
 
 def render_clip(config: SyntheticConfig, index: int, view: Literal["left", "right"] = "left") -> Clip:
-    """Return clip `index`: always the same for the same config and index, whatever was rendered before.
+    """Return clip `index`, which depends on the config (except `clips`) and the index alone.
 
-    Args:
-        config: as written; `config.clips` is not looked at.
-        index: at least 0.
-        view: "right" is the same scene from a second camera beside the first, where nearer layers lie further left.
+    The "right" view shows the same scene from a second camera beside the first, with nearer layers further left.
 
     Raises:
         FileNotFoundError, ValueError: there is no usable photo in `config.textures`.
@@ -120,7 +117,8 @@ def render_clip(config: SyntheticConfig, index: int, view: Literal["left", "righ
     rng = np.random.default_rng([config.seed, index])
     layers = _draw_scene(config, rng)
     if view == "right":
-        layers = [_seen_from_the_right(layer, rank, config.width) for rank, layer in enumerate(layers)]
+        for rank, layer in enumerate(layers):
+            layer.to_image[:, 0, 2] -= config.width * (0.01 + 0.005 * rank)
     clip = render(layers, config.height, config.width)
     if config.noise:
         grain = config.noise * rng.standard_normal(clip.frames.shape, dtype=np.float32)
@@ -185,21 +183,18 @@ def _draw_object(config: SyntheticConfig, rng: np.random.Generator, camera: np.n
 def _draw_looks(
     config: SyntheticConfig, rng: np.random.Generator, height: int, width: int, *, recognized: bool
 ) -> np.ndarray:
-    world = _WORLDS[config.domain]
-    if recognized:
-        pattern = world.thing_patterns[rng.integers(len(world.thing_patterns))]
-        return draw_texture(rng, height, width, pattern, world.things)
-    if config.textures is not None:
+    if config.textures is not None and not recognized:
         return draw_photo(rng, height, width, _photos(config.textures))
-    pattern = world.scene_patterns[rng.integers(len(world.scene_patterns))]
-    return draw_texture(rng, height, width, pattern, world.scene)
+    world = _WORLDS[config.domain]
+    palette, patterns = (world.things, world.thing_patterns) if recognized else (world.scene, world.scene_patterns)
+    return draw_texture(rng, height, width, patterns[rng.integers(len(patterns))], palette)
 
 
 _photos = lru_cache(maxsize=8)(find_photos)
 
 
 def _draw_path(config: SyntheticConfig, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Return shifts in pixels for every frame, T2: straight and even for as long as the frame is wide enough."""
+    """Return shifts in pixels for every frame, T2, along a straight line: at even speed far from its ends."""
     mean = strength * config.motion * np.hypot(config.height, config.width) / 640  # 640: the diagonal of 384x512
     speed = mean * rng.weibull(_TAIL) / gamma(1 + 1 / _TAIL)
     direction = rng.uniform(0, 2 * np.pi)
@@ -218,14 +213,8 @@ def _draw_wave(
     return amplitude * bends, frequency, phase
 
 
-def _seen_from_the_right(layer: Layer, rank: int, width: int) -> Layer:
-    to_image = layer.to_image.copy()
-    to_image[:, 0, 2] -= width * (0.01 + 0.005 * rank)
-    return Layer(**{**vars(layer), "to_image": to_image})
-
-
 def _fill(contour: np.ndarray, radius: float) -> np.ndarray:
-    """Return the inside of the contour, antialiased, uint8; the middle of the image is the origin."""
+    """Return the antialiased inside of the contour, uint8, with the origin in the middle."""
     half = int(np.ceil(radius)) + 3
     coverage = np.zeros((2 * half + 1, 2 * half + 1), np.uint8)
     points = np.rint(16 * (contour + half)).astype(np.int32)

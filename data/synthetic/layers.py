@@ -1,8 +1,7 @@
-"""Flat layers that move and bend, painted over each other: exact frames, masks, flow and occlusion.
+"""Render flat layers that move and bend: exact frames, masks, flow and occlusion.
 
-Every layer carries a map from its own coordinates to the image for each frame, and the exact inverse of that map. The
-flow at a pixel is then the image position of the layer's point in the other frame minus the pixel itself: nothing is
-estimated, and the backward flow is as exact as the forward one.
+Every layer has a map from its own coordinates to each frame, with an exact inverse. The flow at a pixel is the position
+of the layer's point in the other frame minus the pixel: it is exact, forward and backward.
 
 Letters: T frames, H and W image height and width; positions are (x, y), integers at pixel centers.
 """
@@ -29,11 +28,11 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its looks, and the place of its points in every frame.
+    """One layer: its looks, and the positions of its points in every frame.
 
-    A point p of the layer, in pixels around its center, first goes through a wave: x moves by
-    `amplitude[0] * sin(frequency[0] * y + phase[t, 0])`, then y by the same of the *moved* x. Each step is undone by
-    subtracting it again, which makes the inverse exact at any amplitude. Then an affine map brings it to the image.
+    A wave first moves a point p, in pixels around the layer's center: x by `amplitude[0] * sin(frequency[0] * y +
+    phase[t, 0])`, then y likewise by the *moved* x. Subtracting each step again is the exact inverse at any amplitude.
+    Then an affine map leads to the image.
     """
 
     texture: np.ndarray  # hxwx3 uint8, RGB; the layer's center is the texture's center
@@ -58,7 +57,7 @@ class Layer:
         return _affine(self.to_image[t], x, y)
 
     def unproject(self, x: np.ndarray, y: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the layer points that are at these image positions in frame t: the inverse of :meth:`project`."""
+        """Return the layer points at these image positions in frame t: the inverse of :meth:`project`."""
         x, y = _affine(cv2.invertAffineTransform(self.to_image[t]), x, y)
         if not self.rigid:
             y = y - _sine(self.amplitude[1], self.frequency[1], x, self.phase[t, 1])
@@ -66,22 +65,22 @@ class Layer:
         return x, y
 
     def window(self, t: int, height: int, width: int) -> tuple[slice, slice]:
-        """Return the rows and columns of the image that the layer can touch in frame t; may be empty."""
+        """Return the rows and columns of frame t that the layer may cover; they may be empty."""
         if self.coverage is None:
             return slice(0, height), slice(0, width)
         x, y = self.project(self.contour[:, 0], self.contour[:, 1], t)
-        pad = 3  # antialiasing, and the bend between two points of the contour
+        pad = 3  # for antialiasing, and the bend between two points of the contour
         top, bottom = np.clip([np.floor(y.min()) - pad, np.ceil(y.max()) + pad + 1], 0, height).astype(int)
         left, right = np.clip([np.floor(x.min()) - pad, np.ceil(x.max()) + pad + 1], 0, width).astype(int)
         return slice(top, bottom), slice(left, right)
 
 
 def render(layers: Sequence[Layer], height: int, width: int) -> Clip:
-    """Paint `layers`, the background first and the nearest last, and return the clip with masks, flow and occlusion.
+    """Return the clip of `layers`, the background first and the nearest last.
 
     A pixel belongs to the nearest layer that covers more than half of it; colors blend at edges, flow does not.
-    A pixel is occluded when its point's new position, rounded to a pixel, is outside the image or belongs to a nearer
-    layer. Everything else comes from closed formulas in float32: errors are about 1e-4 pixels.
+    A pixel is occluded if its point's new position, rounded to a pixel, is outside the image or belongs to a nearer
+    layer. Everything else comes from closed formulas in float32, with errors of about 1e-4 pixels.
     """
     steps = len(layers[0].to_image)
     painted = [_paint(layers, t, height, width) for t in range(steps)]
@@ -108,18 +107,17 @@ def _paint(layers: Sequence[Layer], t: int, height: int, width: int) -> tuple[np
             continue
         color, alpha = _sample(layer, t, rows, columns)
         if alpha is None:
-            frame[rows, columns] = color
-            owner[rows, columns] = index
-        else:
-            weight = cv2.merge([alpha] * 3)
-            below = cv2.multiply(frame[rows, columns], 255 - weight, scale=1 / 255)
-            frame[rows, columns] = cv2.add(below, cv2.multiply(color, weight, scale=1 / 255))
-            owner[rows, columns][alpha > 127] = index
+            frame[rows, columns], owner[rows, columns] = color, index
+            continue
+        weight = cv2.merge([alpha] * 3)
+        below = cv2.multiply(frame[rows, columns], 255 - weight, scale=1 / 255)
+        frame[rows, columns] = cv2.add(below, cv2.multiply(color, weight, scale=1 / 255))
+        owner[rows, columns][alpha > 127] = index
     return frame, owner
 
 
 def _sample(layer: Layer, t: int, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return color (hw3 uint8) and coverage (hw uint8, or None: all) of `layer` in this part of frame t."""
+    """Return the color (hw3 uint8) and coverage (hw uint8; None: all) of `layer` in this part of frame t."""
     size = (columns.stop - columns.start, rows.stop - rows.start)
     center_x, center_y = (layer.texture.shape[1] - 1) / 2, (layer.texture.shape[0] - 1) / 2
     if layer.rigid:
@@ -127,10 +125,10 @@ def _sample(layer: Layer, t: int, rows: slice, columns: slice) -> tuple[np.ndarr
         inverse = cv2.invertAffineTransform(layer.to_image[t])
         inverse[:, 2] += inverse[:, :2] @ [columns.start, rows.start] + [center_x, center_y]
 
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+
         def warp(image: np.ndarray, border: int) -> np.ndarray:
-            return cv2.warpAffine(
-                image, inverse, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border
-            )
+            return cv2.warpAffine(image, inverse, size, flags=flags, borderMode=border)
     else:
         x, y = layer.unproject(*_grid(rows, columns), t)
         x, y = x + np.float32(center_x), y + np.float32(center_y)
@@ -152,8 +150,8 @@ def _flow(layers: Sequence[Layer], owner: np.ndarray, start: int, end: int) -> n
         if not x.size:
             continue
         if layer.rigid:
-            # The motion itself as one matrix: a pure translation gives one and the same number everywhere.
-            step = _compose(layer.to_image[end], cv2.invertAffineTransform(layer.to_image[start]))
+            # The motion as one matrix: a pure translation gives the same number everywhere.
+            step = layer.to_image[end] @ np.vstack([cv2.invertAffineTransform(layer.to_image[start]), [0, 0, 1]])
             step[:, :2] -= np.eye(2)
             step[np.abs(step) < 1e-12] = 0
             moved = _affine(step, x, y)
@@ -187,11 +185,6 @@ def _grid(rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
 def _affine(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     (a, b, c), (d, e, f) = matrix.astype(x.dtype)
     return a * x + (b * y + c), d * x + (e * y + f)
-
-
-def _compose(second: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Return the 2x3 map that applies `first`, then `second`."""
-    return second @ np.vstack([first, [0, 0, 1]])
 
 
 def _sine(amplitude: float, frequency: float, along: np.ndarray, phase: float) -> np.ndarray:

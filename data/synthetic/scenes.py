@@ -1,9 +1,9 @@
-"""Synthetic scenes in which what is elsewhere in the image decides what a thing is: the cue that EncNet is made for.
+"""Synthetic scenes in which the rest of the image decides the class of a thing: the cue that EncNet is made for.
 
-Sky over ground, with things on it. *Landmarks* are told by their looks: trees, houses ("building"), ponds ("water").
-*Twins* are not: cows, cars and boats are drawn from one and the same family of shapes, patterns and colors. A twin is a
-cow where trees are, a car where houses are, a boat where a pond is, and an image never has two kinds of landmarks. So a
-pixel of a twin cannot be told from its neighborhood, and at once from the list of classes that are in the image.
+Sky over ground, with things on it. *Landmarks* are recognized by their looks: trees, houses ("building"), ponds
+("water"). *Twins* are not: cows, cars and boats have the same shapes, patterns and colors. A twin is a cow beside
+trees, a car beside houses, a boat beside a pond, and an image never has two kinds of landmarks. So the class of a twin
+does not follow from its neighborhood, but from the list of classes in the image.
 
 Images are written in the layout of PASCAL-Context, with its numbers for these eight classes.
 """
@@ -66,7 +66,7 @@ _LANDMARKS = {
 }
 _TWIN_LOOKS = _Looks(("cells", "confetti"), Palette((0.6, 1.0), (0.6, 1.0), (0.12, 0.2)), ("ellipse", "blob"))
 PARTNERS = {"tree": "cow", "building": "car", "water": "boat"}
-"""Which twin occurs with which landmark."""
+"""The twin that occurs with each landmark."""
 
 
 class Scene(NamedTuple):
@@ -77,9 +77,9 @@ class Scene(NamedTuple):
 
 
 def render_scene(config: ScenesConfig, index: int) -> Scene:
-    """Return scene `index`: always the same for the same config and index, whatever was rendered before.
+    """Return scene `index`, which depends on the config and the index alone.
 
-    The kinds of landmarks take turns, so that any few scenes in a row have all of them.
+    The kinds of landmarks alternate: any three scenes in a row have all of them.
     """
     rng = np.random.default_rng([config.seed, index])
     height, width = config.height, config.width
@@ -93,7 +93,7 @@ def render_scene(config: ScenesConfig, index: int) -> Scene:
     things += [PARTNERS[landmark]] * int(rng.integers(config.twins[0], config.twins[1] + 1))
     for place in rng.permutation(len(things)).tolist():
         looks = _LANDMARKS.get(things[place], _TWIN_LOOKS)
-        _paint(rng, frame, mask, looks, _number(things[place]), config, horizon)
+        _paint(rng, Scene(frame, mask), looks, _number(things[place]), config.size, horizon)
     if config.noise:
         grain = config.noise * rng.standard_normal(frame.shape, dtype=np.float32)
         frame = np.clip(frame + grain, 0, 255).astype(np.uint8)
@@ -109,16 +109,10 @@ def write_scenes(
 ) -> None:
     """Write scenes in the layout of PASCAL-Context in the new folder `root`.
 
-    `JPEGImages/scene-0000.jpg`, `SegmentationClassContext/scene-0000.png` and `ImageSets/SegmentationContext/`
-    `{train,val}.txt`.
-
-    Args:
-        config: of the scenes.
-        root: must be missing or empty.
-        validation: share of the scenes, the last ones, that are listed in val.txt; at least one.
+    The last scenes, a fraction of `validation` and at least one, are listed in val.txt.
 
     Raises:
-        FileExistsError: `root` holds something.
+        FileExistsError: `root` exists and is not empty.
     """
     train = config.images - min(config.images - 1, max(1, round(validation * config.images)))
     with published_folder(root) as folder:
@@ -137,17 +131,12 @@ def write_scenes(
 
 
 def _paint(
-    rng: np.random.Generator,
-    frame: np.ndarray,
-    mask: np.ndarray,
-    looks: _Looks,
-    number: int,
-    config: ScenesConfig,
-    horizon: int,
+    rng: np.random.Generator, scene: Scene, looks: _Looks, number: int, size: tuple[float, float], horizon: int
 ) -> None:
-    """Draw one thing over what is there, its middle on the ground."""
+    """Draw one thing over the image, its center on the ground."""
+    frame, mask = scene
     height, width = mask.shape
-    radius = min(height, width) * rng.uniform(*config.size)
+    radius = min(height, width) * rng.uniform(*size)
     contour = draw_contour(rng, looks.contours[rng.integers(len(looks.contours))], radius)
     middle = np.array([rng.uniform(0, width), rng.uniform(horizon, height)])
     coverage = np.zeros((height, width), np.uint8)

@@ -1,8 +1,7 @@
 """Textures and contours of synthetic objects and backgrounds: procedural, or crops of photos.
 
-A procedural texture is a gray pattern looked up in a random palette: the pattern gives the structure (clouds, stripes,
-cells, ...), the palette gives the colors and, where it has steps, sharp edges. Fine grain is laid over all of it, since
-optical flow is only defined where there is something to see.
+A procedural texture is a gray pattern (clouds, stripes, cells, ...) looked up in a random palette, whose steps make
+sharp edges. Fine grain is added everywhere, since optical flow is only defined where there is structure.
 """
 
 from collections.abc import Callable
@@ -38,7 +37,7 @@ def draw_texture(rng: np.random.Generator, height: int, width: int, pattern: Pat
 def draw_photo(rng: np.random.Generator, height: int, width: int, photos: tuple[Path, ...]) -> np.ndarray:
     """Return a random crop of a random photo, mirrored and recolored at random, HW3 uint8 RGB.
 
-    The crop is between half and all of what fits into the photo, so that small objects show parts of things.
+    The crop has between half and all of the size that fits into the photo, so that small objects show parts of things.
     """
     photo = read_photo(photos[rng.integers(len(photos))])
     fit = min(photo.shape[0] / height, photo.shape[1] / width)
@@ -56,11 +55,7 @@ def draw_photo(rng: np.random.Generator, height: int, width: int, photos: tuple[
 
 
 def find_photos(folder: Path) -> tuple[Path, ...]:
-    """Return the images in `folder` and below, sorted.
-
-    Raises:
-        FileNotFoundError: the folder is missing or holds no image.
-    """
+    """Return the images in `folder` and below, sorted. Raises FileNotFoundError if there are none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} to take textures from")
     photos = sorted(path for place in folders_below(folder) for path in place.iterdir() if is_image(path))
@@ -73,7 +68,7 @@ def find_photos(folder: Path) -> tuple[Path, ...]:
 def read_photo(path: Path) -> np.ndarray:
     """Return the photo at `path`, HW3 uint8 RGB, at most 640 pixels on its longer side. Raises DataError."""
     photo = read_image(path)
-    shrink = 640 / max(photo.shape[:2])  # 256 photos in the cache then take at most 240 MB
+    shrink = 640 / max(photo.shape[:2])  # the 256 photos in the cache take at most 240 MB
     if shrink < 1:
         photo = cv2.resize(photo, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     return photo
@@ -106,7 +101,7 @@ def draw_contour(rng: np.random.Generator, kind: Contour, radius: float, points:
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, coarsest: int = 64, decay: float = 0.6) -> np.ndarray:
-    """Octaves of smooth noise; `decay` is the weight of each octave against the coarser one before it."""
+    """Return octaves of smooth noise; `decay` is the weight of each octave relative to the coarser one before it."""
     field = np.zeros((height, width), np.float32)
     weight, step = 1.0, coarsest
     while step >= 2:
@@ -130,7 +125,7 @@ def _checks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _cells(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Stained glass: every pixel takes the random value of the nearest of some random points."""
+    """Return stained glass: every pixel has the random value of the nearest of some random points."""
     count = max(4, int(height * width / rng.uniform(8, 32) ** 2))
     empty = np.ones((height, width), np.uint8)
     empty[rng.integers(height, size=count), rng.integers(width, size=count)] = 0
@@ -145,15 +140,14 @@ def _speckles(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _confetti(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Random ellipses and bars over clouds."""
+    """Return random ellipses and bars over clouds."""
     field = _to_bytes(_clouds(rng, height, width, decay=0.4))
     count = int(np.clip(height * width / rng.uniform(300, 1200), 4, 150))
     places = np.stack([rng.integers(width, size=count), rng.integers(height, size=count)], axis=1)
     sizes = rng.integers(2, max(4, min(height, width) // 8), size=(count, 2))
     angles, values = rng.uniform(0, 180, count), rng.integers(256, size=count)
-    for place, size, angle, value in zip(
-        places.tolist(), sizes.tolist(), angles.tolist(), values.tolist(), strict=True
-    ):
+    drawn = (array.tolist() for array in (places, sizes, angles, values))
+    for place, size, angle, value in zip(*drawn, strict=True):
         cv2.ellipse(field, place, size, angle, 0, 360, value, thickness=-1, lineType=cv2.LINE_AA)
     return field.astype(np.float32)
 
@@ -180,13 +174,11 @@ def _to_bytes(field: np.ndarray) -> np.ndarray:
 
 
 def _lookup(rng: np.random.Generator, palette: Palette) -> np.ndarray:
-    """Return 256 colors, 256x3 uint8: between three to six anchors, in steps for half of the draws."""
+    """Return 256 colors, 256x3 uint8, between three to six anchors, with steps in half of the draws."""
     anchors = int(rng.integers(3, 7))
     hue = rng.uniform(*palette.hue) + rng.normal(0, 0.12, anchors)
-    hsv = np.stack(
-        [360 * (hue % 1.0), rng.uniform(*palette.saturation, anchors), rng.uniform(*palette.brightness, anchors)],
-        axis=1,
-    )
+    saturation, brightness = rng.uniform(*palette.saturation, anchors), rng.uniform(*palette.brightness, anchors)
+    hsv = np.stack([360 * (hue % 1.0), saturation, brightness], axis=1)
     colors = 255 * cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0]
     position = np.linspace(0, anchors - 1, 256)
     if rng.random() < 0.5:
@@ -197,7 +189,7 @@ def _lookup(rng: np.random.Generator, palette: Palette) -> np.ndarray:
 
 
 def _with_grain(rng: np.random.Generator, color: np.ndarray, strength: float) -> np.ndarray:
-    """Add gray grain of `strength` gray levels at two to eight pixels, and a slow change of light."""
+    """Add gray grain of `strength` gray levels at scales of two to eight pixels, and a smooth change of light."""
     height, width = color.shape[:2]
     grain = strength * (_clouds(rng, height, width, coarsest=8, decay=0.9) - 1.3)
     light = rng.uniform(0.7, 1.15, (2, 2)).astype(np.float32)

@@ -1,7 +1,8 @@
 """Write synthetic clips in the layouts of DAVIS 2016, FlyingChairs and the Scene Flow data sets.
 
 The readers of the real data read these too, so that a first run needs no download and still runs everything. A data set
-appears under its name only when it is complete: it is written beside it first, to `NAME.partial`, and then renamed.
+is written to `NAME.partial` first and renamed when it is complete. `root` must be missing or empty, else writers raise
+FileExistsError. The last clips, a fraction of `validation` and at least one of two, become the validation split.
 """
 
 import os
@@ -22,34 +23,15 @@ from data.synthetic.clips import SyntheticConfig, render_clip
 from data.synthetic.layers import Clip
 
 Progress = Callable[[int, int], None]
-"""Called with (clips written, clips in all) after each clip."""
+"""Called after each clip with the clips written and the clips in all."""
 
-MONKAA_SCENES = (
-    "a_rain_of_stones_x2",
-    "eating_camera2_x2",
-    "eating_naked_camera2_x2",
-    "eating_x2",
-    "family_x2",
-    "flower_storm_augmented0_x2",
-    "flower_storm_augmented1_x2",
-    "flower_storm_x2",
-    "funnyworld_augmented0_x2",
-    "funnyworld_augmented1_x2",
-    "funnyworld_camera2_augmented0_x2",
-    "funnyworld_camera2_augmented1_x2",
-    "funnyworld_camera2_x2",
-    "funnyworld_x2",
-    "lonetree_augmented0_x2",
-    "lonetree_augmented1_x2",
-    "lonetree_difftex2_x2",
-    "lonetree_difftex_x2",
-    "lonetree_winter_x2",
-    "lonetree_x2",
-    "top_view_x2",
-    "treeflight_augmented0_x2",
-    "treeflight_augmented1_x2",
-    "treeflight_x2",
-)
+_MONKAA = """
+a_rain_of_stones eating_camera2 eating_naked_camera2 eating family flower_storm_augmented0 flower_storm_augmented1
+flower_storm funnyworld_augmented0 funnyworld_augmented1 funnyworld_camera2_augmented0 funnyworld_camera2_augmented1
+funnyworld_camera2 funnyworld lonetree_augmented0 lonetree_augmented1 lonetree_difftex2 lonetree_difftex lonetree_winter
+lonetree top_view treeflight_augmented0 treeflight_augmented1 treeflight
+"""
+MONKAA_SCENES = tuple(f"{scene}_x2" for scene in _MONKAA.split())
 DRIVING_SCENES = tuple(
     f"{focal}_focallength/scene_{drive}/{speed}"
     for drive, speed, focal in product(("backwards", "forwards"), ("fast", "slow"), ("15mm", "35mm"))
@@ -67,27 +49,17 @@ def write_davis(
     """Write clips as sequences `clip-0000` ... of DAVIS 2016 in the new folder `root`.
 
     `JPEGImages/480p/<sequence>/00000.jpg`, `Annotations/480p/<sequence>/00000.png` (0 and 255), and
-    `ImageSets/480p/{train,val}.txt`, one line per frame with both paths from the root. The folder is called
-    `resolution` whatever the size of the frames is, since that is where readers look.
-
-    Args:
-        config: one sequence per clip.
-        root: must be missing or empty.
-        validation: share of the clips, the last ones, that are listed in val.txt; at least one where there are two.
-
-    Raises:
-        FileExistsError: `root` holds something.
+    `ImageSets/480p/{train,val}.txt`, one line per frame with both paths from the root. The folders are called
+    `resolution` for any size of the frames, since readers look there.
     """
-    train = config.clips - _count(validation, config.clips)
+    train = config.clips - _validation_clips(validation, config.clips)
     with published_folder(root) as folder:
         lists: dict[str, list[str]] = {"train": [], "val": []}
         for index, clip in _render(config, progress):
             sequence = f"{resolution}/clip-{index:04d}"
             for number, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
-                image, annotation = (
-                    f"JPEGImages/{sequence}/{number:05d}.jpg",
-                    f"Annotations/{sequence}/{number:05d}.png",
-                )
+                stem = f"{sequence}/{number:05d}"
+                image, annotation = f"JPEGImages/{stem}.jpg", f"Annotations/{stem}.png"
                 write_image(_made(folder / image), frame)
                 write_mask(_made(folder / annotation), 255 * mask)
                 lists["train" if index < train else "val"].append(f"/{image} /{annotation}\n")
@@ -98,20 +70,12 @@ def write_davis(
 def write_flying_chairs(
     config: SyntheticConfig, root: Path, *, validation: float = 0.1, progress: Progress | None = None
 ) -> None:
-    """Write each pair of consecutive frames as a pair of FlyingChairs in the new folder `root`.
+    """Write each pair of consecutive frames, `frames - 1` per clip, as a pair of FlyingChairs in the new folder `root`.
 
     `data/00001_{img1,img2}.ppm`, `data/00001_flow.flo` and `FlyingChairs_train_val.txt` (a line per pair, 1 = train,
-    2 = validation): what the folder `FlyingChairs_release` holds, with the list in it.
-
-    Args:
-        config: `frames - 1` pairs per clip.
-        root: must be missing or empty.
-        validation: share of the clips, the last ones, whose pairs are listed with a 2; at least one if there are two.
-
-    Raises:
-        FileExistsError: `root` holds something.
+    2 = validation), as in the folder `FlyingChairs_release`.
     """
-    train = config.clips - _count(validation, config.clips)
+    train = config.clips - _validation_clips(validation, config.clips)
     steps = config.frames - 1
     with published_folder(root) as folder:
         for index, clip in _render(config, progress):
@@ -131,25 +95,20 @@ def write_scene_flow(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Write clips as scenes of Monkaa or Driving, both views and both directions, in the new folder `root`.
+    """Write clips as the published scenes of Monkaa or Driving, both views and directions, in the new folder `root`.
 
     `frames_{clean,final}pass/<scene>/{left,right}/0001.png` and
     `optical_flow/<scene>/into_{future,past}/{left,right}/OpticalFlowInto{Future,Past}_0001_{L,R}.pfm`, rows bottom-up,
-    a third channel of zeros. As in the originals, every frame has both flows, the first and the last frame too. The
-    final pass is the clean one with a little blur and noise; the originals add motion blur and depth of field.
-
-    Args:
-        config: one scene per clip: the published names, of which Monkaa has 24 and Driving 8.
-        root: must be missing or empty.
+    a third channel of zeros. As in the originals, every frame has both flows, also the first and the last one. The
+    final pass is the clean pass with a little blur and noise; the originals add motion blur and depth of field.
 
     Raises:
-        ValueError: more clips than scenes.
-        FileExistsError: `root` holds something.
+        ValueError: there are more clips than scenes: 24 in Monkaa, 8 in Driving.
     """
     scenes = MONKAA_SCENES if name == "Monkaa" else DRIVING_SCENES
     if config.clips > len(scenes):
         raise ValueError(f"{name} has {len(scenes)} scenes, got clips={config.clips}; ask for more frames per clip")
-    # One frame before the first and one after the last, so that the first has a past and the last a future.
+    # One frame more at both ends, so that the first frame has a past and the last frame has a future.
     longer = config.model_copy(update={"frames": config.frames + 2})
     with published_folder(root) as folder:
         for index, scene in enumerate(scenes[: config.clips]):
@@ -180,9 +139,8 @@ def _render(config: SyntheticConfig, progress: Progress | None) -> Iterator[tupl
             progress(index + 1, config.clips)
 
 
-def _count(share: float, clips: int) -> int:
-    """Return how many of the clips are for validation."""
-    return 0 if clips < 2 or share <= 0 else min(clips - 1, max(1, round(share * clips)))
+def _validation_clips(fraction: float, clips: int) -> int:
+    return 0 if clips < 2 or fraction <= 0 else min(clips - 1, max(1, round(fraction * clips)))
 
 
 def _made(path: Path) -> Path:
@@ -192,9 +150,9 @@ def _made(path: Path) -> Path:
 
 @contextmanager
 def published_folder(root: Path) -> Iterator[Path]:
-    """Yield a folder to write to, which becomes `root` if all goes well, and is left for inspection if not."""
+    """Yield a folder to write to. It becomes `root` at the end, and stays for inspection after an error."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} is there and not empty; give another folder or remove it first")
+        raise FileExistsError(f"{root} exists and is not empty; give another folder or remove it first")
     partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

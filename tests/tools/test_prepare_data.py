@@ -248,7 +248,7 @@ def test_the_published_checksum_is_used_unless_another_is_given(
         (["download", "davis", "--url", "ftp://x/y.zip"], "ftp://x/y.zip is not an http or https address"),
         (["download", "monkaa", "--only", "finalpas", "--only", "nothing", "--md5", "0"], None),
         (["download", "monkaa", "--md5", "0"], "one checksum for 3 archives"),
-        (["download", "monkaa", "--only", "stereo"], "--only stereo fits no archive of monkaa"),
+        (["download", "monkaa", "--only", "stereo"], "--only stereo matches no archive of monkaa"),
         (["verify", "davis"], None),
         (["verify", "folder"], "'folder' cannot be verified; the data sets that can: ade20k, aircraft, "),
         (["synthesize", "davis", "clip=2"], "clip: unknown key; did you mean clips?"),
@@ -300,7 +300,7 @@ def test_ctrl_c_ends_with_130_and_keeps_what_was_fetched(
     monkeypatch.setattr("data.catalog.download.download", interrupted)
     assert main(["download", "davis", "--root", str(tmp_path), "--url", f"{site}/a.zip"]) == 130
     assert (tmp_path / ".downloads/a.zip.part").stat().st_size > 0
-    assert "the same command continues" in capsys.readouterr().err
+    assert "run again: a download continues" in capsys.readouterr().err
 
 
 SIZE = ["--size", "48x64", "--seed", "3", "objects=[1,2]"]

@@ -85,7 +85,7 @@ def test_the_command_writes_scenes_and_refuses_a_folder_that_holds_something(
     assert main(command) == 0
     assert capsys.readouterr().out == f"{root}: 4 scenes, 32x48\n"
     assert main(command) == 1
-    assert "is there and not empty" in capsys.readouterr().err
+    assert "exists and is not empty" in capsys.readouterr().err
     assert main(["synthesize", "pascal_context", "--root", str(tmp_path / "b"), "--clips", "4"]) == 1
     assert "clips: unknown key" in capsys.readouterr().err
 
