@@ -46,10 +46,11 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
     """Measure a checkpoint; return the values of the JSON and scores by entry, on the main process only."""
     import torch
 
-    from models.pretrained.load_trained import load_trained
+    from models.pretrained.load_trained import load_trained, trained_classes
     from mtsp.distributed.accelerator import make_accelerator
+    from mtsp.evaluation.classes import align
     from mtsp.evaluation.scores import joined
-    from mtsp.training.checks import require_classes, require_whole_images
+    from mtsp.training.checks import align_classes, require_whole_images
     from tools.build import read_experiment
 
     names = [name for name in arguments.entry or () if "=" not in name]
@@ -60,9 +61,12 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
     if saved is not None and saved.exists() and (not saved.is_dir() or any(saved.iterdir())):
         raise ValueError(f"{saved} holds something already; predictions are saved in an empty folder")
     examples = {name: entry.build() for name, entry in entries.items()}
-    require_classes(experiment, examples)
     require_whole_images(experiment, entries)
     model = load_trained(experiment, arguments.checkpoint)
+    if classes := trained_classes(arguments.checkpoint):
+        whose = f"the weights in {arguments.checkpoint}"
+        examples = {name: align(f"data.{name}", found, classes, whose) for name, found in examples.items()}
+    examples = align_classes(experiment, examples)
     accelerator = make_accelerator(experiment.train.precision)
     if experiment.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

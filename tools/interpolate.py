@@ -7,6 +7,7 @@ started from.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     options = parser.parse_args(arguments)
 
+    from models.pretrained.load_trained import trained_classes
     from mtsp.files.tensors import write_tensors
     from mtsp.methods.wise_ft import interpolated
 
     begun = _weights(options.start) if options.start is not None else _started_from(options.end)
     mixed = interpolated(begun, _weights(options.end), options.fraction, only=options.only)
-    write_tensors(options.out, mixed)
+    classes = trained_classes(_file(options.end))
+    write_tensors(options.out, mixed, {"classes": json.dumps(classes)} if classes else None)
     print(options.out)
     return 0
 
@@ -44,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _weights(path: Path) -> "Mapping[str, Tensor]":
     from models.pretrained.files import read
 
-    return read(path / "weights.safetensors" if path.is_dir() else path).tensors
+    return read(_file(path)).tensors
+
+
+def _file(path: Path) -> Path:
+    return path / "weights.safetensors" if path.is_dir() else path
 
 
 def _started_from(run_dir: Path) -> "Mapping[str, Tensor]":

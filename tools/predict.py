@@ -114,6 +114,7 @@ def _write_all(
 ) -> int:
     """Write the predictions of all frames; return the number of files."""
     from data.predictions.labels_csv import LabelPrediction, label_prediction, save_predictions
+    from models.pretrained.load_trained import trained_classes
 
     what = arguments.what or tuple(SUFFIXES)
     written, background = 0, _background(experiment) if "overlay" in what else 0
@@ -126,7 +127,9 @@ def _write_all(
                 labels.append(label_prediction(len(labels), raw["name"], None, prediction.label_logits))
     finally:  # an unreadable image must not lose the predictions before it
         if labels:
-            save_predictions(arguments.out / "labels.csv", class_names(experiment), labels)
+            save_predictions(
+                arguments.out / "labels.csv", trained_classes(arguments.checkpoint) or class_names(experiment), labels
+            )
             written += 1
     return written
 

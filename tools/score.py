@@ -9,7 +9,7 @@ DIR has the files that `tools/evaluate.py --save-predictions` writes, named as t
 
 With `--objects` masks number several objects and each is scored by the rules of DAVIS 2017 (semi-supervised): the
 objects are those of a sequence's first true mask, the first and the last frame do not count and need no prediction, and
-the totals are means over objects.
+the totals are means over objects. `--objects all` scores every object, in the frames from its first true mask on.
 
 The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and rates of outliers are fractions
 in [0, 1]; what was not measured is null (empty in the CSV), not 0.
@@ -35,9 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtsp.evaluation.scores import joined, require_writable, show
 
     require_writable(arguments.json, arguments.csv)
+    if arguments.objects is not None and "=" in arguments.objects:  # a setting that follows a bare --objects
+        arguments.settings, arguments.objects = [arguments.objects, *arguments.settings], "first"
+    if arguments.objects not in (None, "first", "all"):
+        raise ValueError(f"--objects {arguments.objects}: expected first or all")
     kind, objects, every_frame = arguments.dataset, arguments.objects, arguments.every_frame
     split, settings = arguments.split, arguments.settings
-    dataset = truth_of(kind, arguments.root, split, arguments.resolution, settings, objects=objects)
+    dataset = truth_of(kind, arguments.root, split, arguments.resolution, settings, objects=objects is not None)
     scores = score(dataset, arguments.predictions, arguments.workers, objects=objects, every_frame=every_frame)
     if not objects and isinstance(dataset, Davis) and (several := dataset.several_objects()):
         which = f"{len(several)} of {len(scores[0].values['per_sequence'])} sequences, as {several[0]}"
@@ -57,7 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--predictions", type=Path, required=True, help="folder of the predictions, or a labels.csv")
     parser.add_argument("--split", help="part of the data set (default: val or test)")
     parser.add_argument("--resolution", help="folder of DAVIS below Annotations (default: 480p)")
-    parser.add_argument("--objects", action="store_true", help="score each object separately (DAVIS 2017)")
+    parser.add_argument(
+        "--objects",
+        nargs="?",
+        const="first",
+        metavar="first|all",
+        help="score each object: those of the first true mask (DAVIS 2017), or all from their first frame on",
+    )
     parser.add_argument("--every-frame", action="store_true", help="count the first and the last frame of a video, too")
     parser.add_argument("--workers", type=at_least_one, help="threads that read files (default: one per processor)")
     parser.add_argument("--json", type=Path, help="write every number, of every sequence, to this file")

@@ -6,9 +6,11 @@ from typing import Literal
 from pydantic import model_validator
 
 from data.classification.labeled_images import Annotations, LabeledConfig, LabeledImage, Members, contiguous
-from data.files.listing import folders_below, images_by_stem, subfolders
+from data.files.listing import folders_below, images_by_stem, subfolders, tell_skipped
 from data.files.lists import read_names
 from data.types import DataError, MissingDataError
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 
 class ImageFolderConfig(LabeledConfig):
@@ -39,7 +41,20 @@ class ImageFolderConfig(LabeledConfig):
             found = sorted(images_by_stem(self.root).items())
             images = [LabeledImage(stem, path, label) for label, (stem, path) in enumerate(found)]
             return Annotations("images", self.root, [stem for stem, _ in found], images)
-        return read_tree("images", self.root)
+        _require_classes(self.root)
+        found = read_tree("images", self.root)
+        tell_skipped(self.root, folders_below(self.root))
+        return found
+
+
+def _require_classes(root: Path) -> None:
+    """Raise DataError if the folders are the splits of a data set, which would be learned as its classes."""
+    splits = [folder.name for folder in subfolders(root) if folder.name.lower() in _SPLITS]
+    if splits and (len(splits) > 1 or len(subfolders(root)) == 1) and any(subfolders(root / name) for name in splits):
+        raise DataError(
+            f"{root}: its folders {', '.join(splits)} are splits, and would be learned as classes; let root be one of "
+            f"them, as {root / splits[0]}"
+        )
 
 
 def read_tree(kind: str, root: Path) -> Annotations:

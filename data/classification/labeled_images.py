@@ -1,22 +1,24 @@
 """Images with one class each: base of the classification data sets, and subsets of their classes and images."""
 
 import difflib
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.files.images import read_image
+from data.files.images import orientation, read_image
 from data.files.listing import inside, require_files, require_unique
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
 from mtsp.text import first_names
 from mtsp.types import Kind, Sample
 
+_LOG = logging.getLogger("mtsp")
 HELD_OUT = ("val", "test")
 """Splits for evaluation: never reduced, and classes may be missing."""
 
@@ -59,6 +61,10 @@ class LabeledConfig(Config):
     """Use exactly this many training examples of each class, to balance a long-tailed source. Large classes are
     subsampled; small classes repeat their images, freshly augmented."""
 
+    exif: Literal["apply", "ignore"] | None = None
+    """What an EXIF note to turn an image does: `apply` turns it, `ignore` leaves it as stored, as torchvision does.
+    Null: as stored, and a warning tells how many images have such a note."""
+
     @model_validator(mode="after")
     def _held_out_splits_stay_whole(self) -> Self:
         split = getattr(self, "split", "")
@@ -92,7 +98,30 @@ class LabeledConfig(Config):
         images = label_subset(annotations, self.label_percent, self.label_seed)
         if self.per_class is not None:
             images = repeat_per_class(classes, images, self.per_class, self.label_seed)
-        return LabeledImages(classes, images)
+        if self.exif is None:
+            _tell_turned(annotations.root, images)
+        return LabeledImages(classes, images, exif=self.exif or "ignore")
+
+
+_LOOKED_AT = 200
+
+
+def _tell_turned(root: Path, images: Sequence[LabeledImage]) -> None:
+    """Warn if some of the images, of a sample of them, have an EXIF note to turn them."""
+    count = min(len(images), _LOOKED_AT)
+    looked = [images[i * len(images) // count].path for i in range(count)]
+    if turned := [path for path in looked if _is_turned(path)]:
+        _LOG.warning(
+            "images at %s: %d of %d looked at have an EXIF note to turn them, as %s; they are read as stored. Say "
+            "`exif: apply` (turn images) or `exif: ignore`", root, len(turned), count, turned[0],
+        )  # fmt: skip
+
+
+def _is_turned(path: Path) -> bool:
+    try:
+        return orientation(path) != 1
+    except DataError:  # told with its reason when it is read
+        return False
 
 
 class Members:
@@ -118,12 +147,16 @@ class LabeledImages:
     Args:
         classes: names in the order of their labels.
         images: images with unique names.
+        exif: "apply" turns images by their EXIF notes.
     """
 
     kind: Kind = "labeled"
 
-    def __init__(self, classes: Sequence[str], images: Sequence[LabeledImage]) -> None:
+    def __init__(
+        self, classes: Sequence[str], images: Sequence[LabeledImage], *, exif: Literal["apply", "ignore"] = "ignore"
+    ) -> None:
         self.classes = tuple(classes)
+        self._exif: Literal["apply", "ignore"] = exif
         self.images = list(images)
         self.ids = [image.name for image in images]
         self.targets = [image.label for image in images]
@@ -133,7 +166,9 @@ class LabeledImages:
 
     def __getitem__(self, index: int) -> Sample:
         image = self.images[index]
-        return Sample(name=image.name, frame=read_image(image.path, any_format=True), label=image.label)
+        return Sample(
+            name=image.name, frame=read_image(image.path, any_format=True, exif=self._exif), label=image.label
+        )
 
     def labels(self, index: int) -> Labels:
         """Return the class of example `index` without decoding its image."""
@@ -142,7 +177,7 @@ class LabeledImages:
 
     def subset(self, indices: Iterable[int]) -> "LabeledImages":
         """Return a data set of these examples with the same classes."""
-        return LabeledImages(self.classes, [self.images[index] for index in indices])
+        return LabeledImages(self.classes, [self.images[index] for index in indices], exif=self._exif)
 
 
 def read_classes(path: Path) -> list[str]:

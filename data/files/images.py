@@ -6,62 +6,107 @@ verified; the pixels of a JPEG have no checksum.
 """
 
 import io
+import logging
 import os
-import struct
-import zlib
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from data.files.jpeg import decode_jpeg
+from data.files.orientation import orientation_in, turned, unturned
+from data.files.png import MAGIC, PngHeader, png_header
 from data.types import DataError, MissingDataError
 
 MAX_PIXELS = 1 << 26
 """Largest image that is decoded, 8192 x 8192 pixels; a PNG of 261 kB can claim 16384 x 16384."""
 
 MAX_BYTES = 1 << 29
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_LOG = logging.getLogger("mtsp")
 _FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".ppm": "PPM",
     ".pgm": "PPM",
     ".bmp": "BMP",
     ".webp": "WEBP",
+    ".avif": "AVIF",
+    ".gif": "GIF",
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
 IMAGE_SUFFIXES = frozenset(_FORMATS)
 
 
-def read_image(path: Path, *, any_format: bool = False) -> np.ndarray:
-    """Return an image, HW3 uint8 RGB. The EXIF orientation is ignored, since labels do not have it.
+Exif = Literal["ignore", "warn", "apply"]
+"""What is done about a camera's note that an image is to be turned."""
+
+
+def read_image(path: Path, *, any_format: bool = False, exif: Exif = "ignore") -> np.ndarray:
+    """Return an image, HW3 uint8, RGB as stored: a camera's note to turn it (EXIF) is ignored, as labels ignore it.
 
     Gray, CMYK and indexed images become RGB, transparency is dropped, 16 bits become 8.
 
     Args:
-        path: the image.
-        any_format: accept a suffix that names another format, as images from the web have (n02105855_2933.jpg of
-            Stanford Dogs is a PNG). Of a GIF the first image is read.
+        path: of the image.
+        any_format: read it also if its suffix names another format than it has, as happens to images from the web:
+            n02105855_2933.jpg of Stanford Dogs is a PNG.
+        exif: "apply" turns the image as its note says; "warn" logs a warning, once for each file, that there is one.
 
     Raises:
-        DataError: damaged, not of the suffix's format, or larger than :data:`MAX_PIXELS`.
+        DataError: not a whole image of the suffix's format, several images in one file, or more than
+            :data:`MAX_PIXELS`.
     """
     data = read_file(path)
-    image = open_image(path, data, any_format=any_format)
-    # OpenCV decodes a JPEG in 1.6 ms where PIL takes 2.3, to the same pixels. Its imread fills what a truncated one
-    # lacks with gray and says nothing; that its imdecode refuses it, as 5.0 does, is promised nowhere. A whole file
-    # ends with the end marker, which compressed data cannot contain; any other goes to PIL, which counts the rows.
+    found = open_image(path, data, any_format=any_format)
+    if found.orientation == 1 or exif == "ignore":
+        return _decoded(path, data, found)
+    if exif == "warn":
+        _warn_of_orientation(path, found.orientation)
+        return _decoded(path, data, found)
+    return turned(_decoded(path, data, found), found.orientation)
+
+
+def orientation(path: Path) -> int:
+    """Return how an image is to be turned by its EXIF note, 1 (as stored) to 8. Raises DataError."""
+    return open_image(path, read_file(path), any_format=True).orientation
+
+
+def _decoded(path: Path, data: bytes, found: "OpenedImage") -> np.ndarray:
+    image = found.image
+    if image.format in ("JPEG", "MPO") and (pixels := decode_jpeg(path, data)) is not None:
+        return _of_size(path, image, pixels)
+    # OpenCV decodes a PNG faster than PIL, to the same pixels, and refuses one that lacks rows. It fills what a
+    # truncated JPEG lacks with gray; so does PIL, unless the file does not end with the end marker.
     if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")):
         pixels = decode(path, data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        if pixels.shape != (image.height, image.width, 3):
-            raise DataError(f"{path}: the header says {image.height}x{image.width}, decoded {pixels.shape}")
-        return pixels
+        return _of_size(path, image, pixels)
     if image.mode.startswith(("I", "F")):
         return _deep_gray(path, image)
     return pixels_of(path, image, mode="RGB")
+
+
+def _of_size(path: Path, image: Image.Image, pixels: np.ndarray) -> np.ndarray:
+    if pixels.shape != (image.height, image.width, 3):
+        raise DataError(f"{path}: the header says {image.height}x{image.width}, decoded {pixels.shape}")
+    return pixels
+
+
+_warned: set[Path] = set()
+
+
+def _warn_of_orientation(path: Path, tag: int) -> None:
+    if path not in _warned:
+        _warned.add(path)
+        _LOG.warning(
+            "%s: its EXIF note says to turn it (orientation %d), and its labels may be drawn on the turned one; it is "
+            "read as stored. Say `exif: apply` (turn images) or `exif: ignore` where the data set has it", path, tag
+        )  # fmt: skip
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -111,11 +156,22 @@ def _format(path: Path) -> str:
         raise DataError(f"{path}: an image's name ends with one of {', '.join(sorted(_FORMATS))}") from None
 
 
-def open_image(path: Path, data: bytes, *, any_format: bool = False) -> Image.Image:
-    """Return the image in `data`, not yet decoded, after checks of its format and size."""
+class OpenedImage(NamedTuple):
+    """An image that is not decoded yet."""
+
+    image: Image.Image
+    depth: int = 8
+    """Bits of a stored gray value or index."""
+    orientation: int = 1
+    png: PngHeader | None = None
+
+
+def open_image(path: Path, data: bytes, *, any_format: bool = False) -> OpenedImage:
+    """Return the image in `data`, not decoded yet: of the format that its name says, one image and not too large."""
     expected = _format(path)
-    if data[:8] == _PNG_MAGIC or (expected == "PNG" and not any_format):
-        check_png(path, data)
+    png = None
+    if data[:8] == MAGIC or (expected == "PNG" and not any_format):
+        png = check_png(path, data)
     try:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
@@ -123,19 +179,33 @@ def open_image(path: Path, data: bytes, *, any_format: bool = False) -> Image.Im
     except Exception as error:  # PIL's plugins raise many types: SyntaxError, struct.error, KeyError, ...
         start = f"it starts with {data[:8]!r}" if data else "it is empty"
         raise DataError(f"{path}: not a {expected} image, {start}") from error
-    allowed = {*_FORMATS.values(), "GIF"} if any_format else {expected}
-    if image.format not in allowed and not (image.format == "MPO" and "JPEG" in allowed):  # MPO: several JPEGs
+    allowed = {*_FORMATS.values()} if any_format else {expected}
+    if image.format not in allowed and not (image.format == "MPO" and "JPEG" in allowed):  # MPO: several JPEGs in one
         raise DataError(f"{path}: named as a {expected} image, but it is a {image.format}")
     check_size(path, image.width, image.height)
-    return image
+    try:
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except Exception as error:
+        raise DataError(f"{path}: truncated or damaged: {error}") from error
+    if count > 1:
+        raise DataError(f"{path}: {count} images in one file, animated or in pages; store the one that is meant alone")
+    depth = 8
+    if png is not None:
+        depth = png.depth
+    elif image.format == "TIFF":
+        bits: Any = image.tag_v2.get(258, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        depth = bits[0] if isinstance(bits, tuple) else bits
+    return OpenedImage(image, depth, orientation_in(png.exif if png is not None else image.getexif()), png)
 
 
 def pixels_of(path: Path, image: Image.Image, mode: str | None = None) -> np.ndarray:
-    """Return the decoded pixels, as stored or in another mode of PIL; DataError if the file is not whole."""
+    """Return the pixels as they are stored: Pillow turns a TIFF by its orientation, and no other format."""
+    tag = orientation_in(image.getexif()) if image.format == "TIFF" else 1
     try:
-        return np.array(image if mode is None else image.convert(mode))
-    except Exception as error:  # as in `open_image`
+        pixels = np.array(image if mode is None else image.convert(mode))
+    except Exception as error:  # as in `_header`
         raise DataError(f"{path}: truncated or damaged: {error}") from error
+    return unturned(pixels, tag)
 
 
 def _deep_gray(path: Path, image: Image.Image) -> np.ndarray:
@@ -156,23 +226,8 @@ def decode(path: Path, data: bytes, flags: int) -> np.ndarray:
     return pixels
 
 
-def check_png(path: Path, data: bytes) -> None:
-    """Raise DataError unless `data` is a PNG of allowed size with the right checksum in each chunk."""
-    if data[:8] != _PNG_MAGIC:
-        raise DataError(f"{path}: not a PNG image, {f'it starts with {data[:8]!r}' if data else 'it is empty'}")
-    position, kind, view = 8, b"", memoryview(data)
-    while kind != b"IEND":
-        if position + 12 > len(data):
-            raise DataError(f"{path}: truncated, the PNG has no end")
-        length = int.from_bytes(view[position : position + 4], "big")
-        kind = bytes(view[position + 4 : position + 8])
-        end = position + 8 + length
-        if end + 4 > len(data):
-            raise DataError(f"{path}: truncated, the PNG's {kind!r} part takes {length:,} bytes")
-        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise DataError(f"{path}: damaged, the PNG's {kind!r} part does not have the checksum it was written with")
-        if position == 8:
-            if kind != b"IHDR" or length != 13:
-                raise DataError(f"{path}: not a PNG image, it has no header")
-            check_size(path, *struct.unpack(">II", view[16:24]))
-        position = end + 4
+def check_png(path: Path, data: bytes) -> PngHeader:
+    """Return the header of a PNG of allowed size whose parts all have their checksums; DataError for any other."""
+    header = png_header(path, data)
+    check_size(path, header.width, header.height)
+    return header

@@ -4,17 +4,24 @@ A data set lists its files when it is built and is refused if one is missing: no
 """
 
 import errno
+import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import numpy as np
 
-from data.files.images import IMAGE_SUFFIXES
+from data.files.images import IMAGE_SUFFIXES, orientation
 from data.types import DataError, MissingDataError
-from mtsp.text import first_names
+from mtsp.text import ambiguous_order, first_names, natural_order
 
+_LOG = logging.getLogger("mtsp")
+_NO_IMAGES = {
+    "", ".csv", ".db", ".flo", ".html", ".ini", ".json", ".log", ".mat", ".md", ".pfm", ".tsv", ".txt", ".xml",
+    ".yaml", ".yml",
+}  # fmt: skip
+_told: set[Path] = set()
 _LEFT_BEHIND = ("__MACOSX", "@eaDir")  # written by macOS into zip files, by Synology disks for thumbnails
 
 
@@ -34,6 +41,8 @@ def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> 
 def images_by_stem(folder: Path) -> dict[str, Path]:
     """Return the images in `folder` by stem, in natural order; none if there is no such folder.
 
+    Letters with accents are composed in the names (NFC), however the file's own name has them.
+
     Raises:
         DataError: two images differ in their suffix only.
     """
@@ -41,10 +50,54 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     entries = folder.iterdir() if folder.is_dir() else ()
     for path in sorted(entries, key=lambda path: (natural_order(path.stem), path.suffix)):
         if is_image(path):
-            if path.stem in found:
-                raise DataError(f"{folder}: both {found[path.stem].name} and {path.name}; keep one of them")
-            found[path.stem] = path
+            stem = normalize("NFC", path.stem)
+            if stem in found:
+                raise DataError(f"{folder}: both {found[stem].name} and {path.name}; keep one of them")
+            found[stem] = path
     return found
+
+
+def tell_skipped(root: Path, folders: Iterable[Path]) -> None:
+    """Warn, once for each `root`, of files in these folders that are no images: how many, and the first of them."""
+    if root in _told:
+        return
+    skipped = []
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if _leads_to(entry.is_file))
+        skipped += [folder / name for name in names if not name.startswith(".") and _may_be_image(Path(name))]
+    if skipped:
+        _told.add(root)
+        _LOG.warning(
+            "images at %s: %s passed over, which are of no format that is read", root, first_ten(skipped, root)
+        )
+
+
+def _may_be_image(path: Path) -> bool:
+    return path.suffix.lower() not in IMAGE_SUFFIXES | _NO_IMAGES
+
+
+def named(path: Path) -> Path:
+    """Return the file that is called so, its letters composed or not (NFC, NFD); `path` itself if there is none."""
+    if path.name.isascii() and path.parent.as_posix().isascii():
+        return path
+    if path.exists() or path == path.parent:
+        return path
+    folder = named(path.parent)
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    same = [name for name in names if normalize("NFC", name) == normalize("NFC", path.name)]
+    return folder / (same[0] if same else path.name)
+
+
+def similar(name: str, others: Iterable[str]) -> str:
+    """Return "; there is 'b'" where another name differs only in blanks or capitals, else nothing."""
+    wanted = _look(name)
+    found = next((other for other in others if _look(other) == wanted), None)
+    return "" if found is None else f"; for {name!r} there is {found!r}"
+
+
+def _look(name: str) -> str:
+    return "".join(normalize("NFKC", name).casefold().split())
 
 
 def is_image(path: Path) -> bool:
@@ -87,10 +140,15 @@ def _itself_and_above(folder: Path) -> frozenset[Path]:
     return frozenset((real, *real.parents))
 
 
-def natural_order(name: str) -> tuple[list[int | str], str]:
-    """Return a sort key that orders names by the numbers in them: frame2 before frame10."""
-    pieces = re.split(r"([0-9]+)", name)  # words and numbers alternate, a word first
-    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
+def require_order(kind: str, root: Path, ids: Iterable[str]) -> None:
+    """Raise DataError if names of frames do not tell their order within a folder."""
+    folders: dict[str, list[str]] = {}
+    for name in ids:
+        folder, _, frame = name.rpartition("/")
+        folders.setdefault(folder, []).append(frame)
+    for folder, frames in folders.items():
+        if why := ambiguous_order(frames):
+            raise DataError(f"{kind} at {root / folder}: the order of the frames cannot be told: {why}")
 
 
 def inside(root: Path, entry: str, where: Path) -> Path:
@@ -100,7 +158,7 @@ def inside(root: Path, entry: str, where: Path) -> Path:
         DataError: it leads out of `root`, directly or by a symbolic link.
     """
     parts = PurePosixPath(entry.lstrip("/")).parts
-    path = root.joinpath(*parts)
+    path = named(root.joinpath(*parts))
     if not parts or ".." in parts or "\\" in entry or "\0" in entry:
         raise DataError(f"{where}: {entry!r} is not a path inside {root}")
     if not path.resolve().is_relative_to(root.resolve()):
@@ -125,7 +183,10 @@ def require_files(kind: str, root: Path, files: Iterable[Path]) -> None:
         if not is_file:
             (missing if is_file is None else no_files)[file] = None
     if missing:
-        raise MissingDataError(f"{kind} at {root}: {first_ten(missing, root)} missing")
+        first = next(iter(missing))
+        raise MissingDataError(
+            f"{kind} at {root}: {first_ten(missing, root)} missing{similar(first.name, listed[first.parent])}"
+        )
     if no_files:
         what = f"expected {first_ten(no_files, root)}, found links to none, or folders"
         raise MissingDataError(f"{kind} at {root}: {what}")
@@ -168,4 +229,6 @@ def require_size(frame: Path, pixels: np.ndarray, other: Path, labels: np.ndarra
     """Raise DataError unless both arrays have the same height and width."""
     if pixels.shape[:2] != labels.shape[:2]:
         sizes = ("x".join(map(str, array.shape[:2])) for array in (labels, pixels))
-        raise DataError(f"{other} has {next(sizes)} pixels, but {frame} has {next(sizes)}")
+        tag = orientation(frame) if frame.suffix.lower() in IMAGE_SUFFIXES else 1
+        hint = f" and an EXIF note to turn it, orientation {tag}; `exif: apply` turns it" if tag != 1 else ""
+        raise DataError(f"{other} has {next(sizes)} pixels, but {frame} has {next(sizes)}{hint}")

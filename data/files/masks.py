@@ -1,43 +1,99 @@
-"""Read and write masks as numpy arrays: indexed, gray or color images; never JPEG, which does not keep values."""
+"""Read and write masks as numpy arrays of the values that are stored: indexed, gray or color images without loss."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from data.files.images import open_image, pixels_of, read_file
+from data.files import mask_colors
+from data.files.images import OpenedImage, open_image, pixels_of, read_file
+from data.files.pgm import read_pgm
+from data.files.png import require_all_rows
 from data.types import DataError
 from mtsp.files.palettes import palette
+from mtsp.types import IGNORE
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Return a mask, HW uint8: the palette index of an indexed image, the value of a gray one.
+def read_mask(
+    path: Path, *, colors: Literal["voc"] | None = None, same: mask_colors.SameColors | None = None
+) -> np.ndarray:
+    """Return a mask, HW uint8, of the stored values: the indices of an indexed image, the values of a gray one.
+
+    Args:
+        path: of the mask.
+        colors: "voc": ids are known to have the colors of PASCAL VOC and DAVIS; a file in which these colors contradict
+            the indices is read by color.
+        same: of a folder of masks; a file is refused that has a color at another index than the others.
 
     Raises:
-        DataError: damaged, not of the suffix's format, with RGB or 16-bit pixels, which are no ids, or a JPEG, which
-            does not keep ids.
+        DataError: not a whole image of the suffix's format, one of RGB or 16-bit pixels, which hold no ids, or one of
+            a format that does not keep them, as JPEG.
     """
-    image = _open_mask(path)
+    data = read_file(path)
+    found = _open_mask(path, data)
+    image = found.image
+    if image.format == "PPM":
+        return read_pgm(path, data)
     if image.mode not in ("P", "L", "1"):
         raise DataError(
-            f"{path}: the mask has pixels of kind {image.mode}, which are colors and no class ids; store it as an "
-            "indexed PNG (each pixel an id, the palette only says how it is shown) or as 8-bit gray"
+            f"{path}: the mask has pixels of kind {image.mode}, which are colors and no class ids; store it "
+            "as an indexed PNG (each pixel an id, the palette only says how it is shown) or as 8-bit gray"
         )
-    return pixels_of(path, image).astype(np.uint8, copy=False)
+    pixels = pixels_of(path, image).astype(np.uint8, copy=False)
+    if image.mode == "L" and found.depth < 8:
+        pixels = pixels // (255 // (2**found.depth - 1))  # Pillow spreads few bits over 0 to 255
+    if image.mode == "P":
+        return _by_color(path, image, pixels, colors, same)
+    return pixels
 
 
 def read_foreground(path: Path) -> np.ndarray:
-    """Return where a mask is not zero, HW bool. It may be indexed, gray, RGB or RGBA; alpha does not count.
+    """Return where a mask is not zero, HW bool: gray, RGB or RGBA, whose alpha does not count; indexed where not black.
 
     Raises:
-        DataError: damaged, not of the suffix's format, or a JPEG, whose zeros near an object are not zero.
+        DataError: not a whole image of the suffix's format, one whose colors and indices do not tell the background,
+            or one of a format that does not keep values: zeros around an object of a JPEG are not zero.
     """
-    image = _open_mask(path)
+    image = _open_mask(path, read_file(path)).image
     pixels = pixels_of(path, image)
+    if image.mode == "P":
+        used = np.flatnonzero(np.bincount(pixels.reshape(-1), minlength=256))
+        return mask_colors.foreground_table(path, _palette_of(image), used)[pixels]
     if pixels.ndim == 2:
         return pixels > 0
     colors = pixels[..., :-1] if image.mode in ("RGBA", "LA", "PA") else pixels
     return np.logical_or.reduce(colors > 0, axis=2)
+
+
+class ObjectOrUnknown:
+    """Tells whether 255 means "unknown" in a folder of masks, or the object, as in masks of 0 and 255.
+
+    Where no mask has an id between, 255 may be either. Read as unknown, an object is no class at all, and a network
+    that predicts nothing scores 1: the masks are refused.
+
+    Args:
+        masks: all of them; they are looked at until one has an id.
+    """
+
+    def __init__(self, masks: Sequence[Path]) -> None:
+        self._masks = masks
+        self._settled = False
+
+    def check(self, path: Path, mask: np.ndarray) -> None:
+        """Raise DataError if this mask has 255, and no mask of the folder has an id from 1 to 254."""
+        if not self._settled and not _has_ids(mask) and (mask == IGNORE).any():
+            if not any(_has_ids(read_mask(other)) for other in self._masks):
+                raise DataError(
+                    f"{path}: this mask and all others hold only 0 and 255. If 255 is the object, set "
+                    "`foreground: true`; if it is unknown, set `unknown: [255]`"
+                )
+            self._settled = True
+
+
+def _has_ids(mask: np.ndarray) -> bool:
+    return bool(((mask > 0) & (mask < IGNORE)).any())
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
@@ -53,10 +109,45 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     image.save(path, format="PNG")
 
 
-def _open_mask(path: Path) -> Image.Image:
-    image = open_image(path, read_file(path))
-    if image.format in ("JPEG", "MPO"):
+def _palette_of(image: Image.Image) -> np.ndarray:
+    return np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+
+
+def _by_color(
+    path: Path, image: Image.Image, pixels: np.ndarray, colors: str | None, same: mask_colors.SameColors | None
+) -> np.ndarray:
+    """Return the ids of an indexed mask: its indices, or what its palette says where it is known to say more."""
+    used = np.flatnonzero(np.bincount(pixels.reshape(-1), minlength=256))
+    stored = _palette_of(image)
+    if colors == "voc" and (table := mask_colors.id_table(path, stored, used)) is not None:
+        return table[pixels]
+    if same is not None:
+        same.check(path, stored, used)
+    return pixels
+
+
+_LOSSLESS_TIFF = {None, 1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
+"""Values of the tag Compression that keep values as they are."""
+
+
+def _open_mask(path: Path, data: bytes) -> OpenedImage:
+    """Return a mask, not decoded yet, of a format that keeps the values that were written."""
+    found = open_image(path, data)
+    image = found.image
+    lossy = image.format
+    if image.format == "TIFF":
+        tags: Any = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
+        if tags.get(262) == 0 and found.depth > 1:
+            raise DataError(f"{path}: a TIFF in which 0 is white; its values may be meant either way, store a PNG")
+        lossy = None if tags.get(259) in _LOSSLESS_TIFF else "TIFF with lossy pixels (JPEG or alike)"
+    elif image.format == "WEBP":
+        lossy = None if data[12:16] in (b"VP8L", b"VP8X") and b"VP8L" in data[12:4096] else "lossy WebP"
+    elif image.format not in ("JPEG", "MPO", "AVIF"):
+        lossy = None
+    if lossy is not None:
         raise DataError(
-            f"{path}: the mask is a JPEG, which changes values a little where they meet; make it anew as a PNG"
+            f"{path}: the mask is a {lossy}, which changes values a little where they meet; make it anew as a PNG"
         )
-    return image
+    if found.png is not None:
+        require_all_rows(path, found.png, data)
+    return found

@@ -53,7 +53,7 @@ class FlowPairs:
     def __getitem__(self, index: int) -> Sample:
         pair = self._pairs[index]
         labels = self.labels(index)
-        frame, next_frame = read_image(pair.frame), read_image(pair.next_frame)
+        frame, next_frame = (read_image(file, exif="warn") for file in (pair.frame, pair.next_frame))
         require_size(pair.frame, frame, pair.next_frame, next_frame)
         if "flow" in labels and pair.flow is not None:
             require_size(pair.frame, frame, pair.flow, labels["flow"])

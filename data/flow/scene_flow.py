@@ -13,10 +13,11 @@ from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from data.files.listing import find_root, images_by_stem, natural_order, subfolders
+from data.files.listing import find_root, images_by_stem, subfolders
 from data.files.lists import read_lines
 from data.flow.pairs import FlowConfig, FlowPair
 from data.types import DataError, MissingDataError
+from mtsp.text import natural_order
 
 MONKAA_VAL = frozenset({"a_rain_of_stones_x2", "family_x2", "top_view_x2"})
 """Scenes of Monkaa in val: the 3 of 24 that have no variants among the others."""

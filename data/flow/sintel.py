@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from data.files.listing import find_root, images_by_stem, natural_order, subfolders
+from data.files.listing import find_root, images_by_stem, subfolders
 from data.flow.pairs import FlowConfig, FlowPair
+from mtsp.text import natural_order
 
 _FRAME = re.compile(r"frame_([0-9]{4})")
 VAL_SCENES = frozenset({"alley_2", "ambush_6", "bandage_2", "cave_4", "market_6", "temple_2"})

@@ -2,7 +2,7 @@
 
 The columns are `name`, `truth` (if it is known), `prediction`, `probability` (of the prediction, six digits), and
 `prediction_2` to `prediction_5`, the next best classes. Classes are named as the data set names them, or numbered from
-0 ("3" or "class 3"). Scoring needs `name` and `prediction` only.
+0 ("class 3"; a bare "3" may be counted from 0 or 1 and is refused). Scoring needs `name` and `prediction` only.
 """
 
 import csv
@@ -92,7 +92,7 @@ def score_predictions(file: Path, dataset: SampleDataset) -> ClassificationScore
     file = file / "labels.csv" if file.is_dir() else file
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
     known = {name: label for label, name in enumerate(classes)}
-    numbers = {form.format(label): label for form in ("{}", "class {}") for label in range(len(classes))} | known
+    numbers = {f"class {label}": label for label in range(len(classes))} | known
     labels = [dataset.labels(i) for i in range(len(dataset))]
     truths = {one["name"]: one["label"] for one in labels if "label" in one}
     best: dict[str, dict[int, int]] = {}  # name -> rank -> label
@@ -127,6 +127,10 @@ def _label(called: str, numbers: Mapping[str, int], classes: Sequence[str], wher
     """Return the number of the class `called` in the row `where`."""
     if called in numbers:
         return numbers[called]
+    if called.strip().isdecimal():
+        same = next((name for name in classes if name.isdecimal() and int(name) == int(called)), None)
+        hint = f"a spreadsheet may have made it of {same!r}" if same else f"write 'class {called}' if it counts from 0"
+        raise DataError(f"{where}: no class is called {called!r}; {hint}")
     near = difflib.get_close_matches(called, classes, n=1, cutoff=0.5)
     raise DataError(f"{where}: no class is called {called!r}" + (f"; did you mean {near[0]}?" if near else ""))
 

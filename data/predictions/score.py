@@ -1,10 +1,11 @@
 """Score predictions saved in files against the labels of a data set. Nothing here needs torch."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,11 +22,12 @@ from mtsp.evaluation.metrics import METRICS, ImageLabels, Metric, VideoMasks, Vi
 from mtsp.evaluation.scores import Scores, scores_of
 from mtsp.files.progress import bar
 from mtsp.files.read_ahead import read_ahead
-from mtsp.metrics.davis import frame_order
+from mtsp.metrics import DavisMeasure
 from mtsp.metrics.kernels.jit import threads
-from mtsp.text import first_names
+from mtsp.text import first_names, natural_order
 from mtsp.types import IGNORE
 
+_LOG = logging.getLogger("mtsp")
 _Pair = tuple[np.ndarray, dict[str, np.ndarray]]  # prediction and labels of one example
 _Reader = Callable[[int, Path], _Pair]
 
@@ -98,7 +100,7 @@ def score(
     predictions: Path,
     workers: int | None = None,
     *,
-    objects: bool = False,
+    objects: Literal["first", "all"] | None = None,
     every_frame: bool = False,
 ) -> list[Scores]:
     """Return the scores of the predictions in the folder `predictions`, one entry for each metric.
@@ -111,8 +113,9 @@ def score(
         predictions: folder with a .png or .flo for each name; for labeled images the table of
             :mod:`data.predictions.labels_csv`, or the folder that has it as labels.csv.
         workers: threads; None: one per processor.
-        objects: masks number several objects, which are scored separately. Predictions of frames that do not count
-            may be missing, as in the official evaluation of DAVIS 2017.
+        objects: masks number several objects, which are scored separately: those of each sequence's first true mask, as
+            in the official evaluation of DAVIS 2017, or `all`, from the first true frame of each. Predictions of frames
+            that do not count may be missing. None: masks are object or background.
         every_frame: count the first and the last frame of a video, too.
 
     Raises:
@@ -141,24 +144,36 @@ def score(
 
     def metrics() -> list[Metric]:
         if dataset.kind == "video" and objects:
-            return [VideoObjects(every_frame=every_frame)]
+            return [VideoObjects(every_frame=every_frame, objects=objects)]
         return [
             VideoMasks(every_frame=every_frame) if metric is VideoMasks else metric(len(classes))
             for metric in wanted
             if metric.label == label
         ]
 
-    def measured(i: int) -> list[Metric]:
+    def measured(i: int) -> tuple[list[Metric], bool]:
         found = metrics()
         prediction, truth = read(i, files[i])
         for metric in found:
             metric.update([dataset.ids[i]], prediction[None], {key: value[None] for key, value in truth.items()})
-        return found
+        return found, _is_known(truth)
 
     total = metrics()
-    for some in _each(measured, len(files), workers):
+    unknown: list[str] = []
+    for i, (some, known) in enumerate(_each(measured, len(files), workers)):
         for metric, one in zip(total, some, strict=True):
             metric.merge(one)
+        unknown += [] if known else [dataset.ids[i]]
+    if len(unknown) == len(files):
+        raise DataError(f"no true {label} is known anywhere, as {unknown[0]}: there is nothing to compare with")
+    if unknown:
+        _LOG.warning(
+            "%d of %d true labels are unknown everywhere and count for nothing: %s",
+            len(unknown), len(files), first_names(unknown),
+        )  # fmt: skip
+    for metric in total:
+        if isinstance(metric, VideoObjects):
+            _check_objects(metric.davis, predictions)
     return scores_of(total, classes)
 
 
@@ -171,37 +186,70 @@ def _labels(predictions: Path, dataset: SampleDataset) -> ImageLabels:
 def _object_reader(dataset: SampleDataset, folder: Path, files: Sequence[Path], every_frame: bool) -> _Reader:
     """Return the reader of masks that number several objects; frames that do not count need no prediction."""
     frames: dict[str, list[int]] = {}
-    for i in sorted(range(len(files)), key=lambda i: frame_order(dataset.ids[i].rpartition("/")[2])):
+    for i in sorted(range(len(files)), key=lambda i: natural_order(dataset.ids[i].rpartition("/")[2])):
         frames.setdefault(dataset.ids[i].rpartition("/")[0], []).append(i)
     spared = set() if every_frame else {i for order in frames.values() for i in (order[0], order[-1])}
     _require(folder, [file for i, file in enumerate(files) if i not in spared])
-    highest = {sequence: _highest(dataset, order[0]) for sequence, order in frames.items()}
+    for order in frames.values():
+        _require_numbers(dataset, order[0])
 
     def read(i: int, file: Path) -> _Pair:
         truth = _true_mask(dataset, i)
         predicted = np.zeros_like(truth)
         if i not in spared:
-            predicted = read_mask(file)
+            predicted = read_mask(file, colors="voc")
             _same_size(file, predicted, truth)
-            _require_objects(file, predicted, highest[dataset.ids[i].rpartition("/")[0]])
+            if (predicted == IGNORE).any():
+                raise DataError(f"{file}: an object 255; --objects needs the number of each object")
         return predicted, {"mask": truth}
 
     return read
 
 
-def _highest(dataset: SampleDataset, index: int) -> int:
-    """Return the highest number of an object in a sequence's first true mask, which says what its objects are."""
+def _require_numbers(dataset: SampleDataset, index: int) -> None:
+    """Raise DataError if a sequence's first true mask has pixels of 255 alone."""
     truth = _true_mask(dataset, index)
-    if not (highest := int(truth[truth != IGNORE].max(initial=0))):
-        only = "contains only 0 and 255 (unknown); leave out --objects" if truth.any() else "has no object"
-        raise DataError(f"{dataset.ids[index]}: the first true mask of its sequence {only}")
-    return highest
+    if truth.any() and not truth[truth != IGNORE].any():
+        raise DataError(
+            f"{dataset.ids[index]}: the first true mask of its sequence contains only 0 and 255 (unknown); leave out "
+            "--objects"
+        )
 
 
-def _require_objects(file: Path, predicted: np.ndarray, highest: int) -> None:
-    if (most := int(predicted.max(initial=0))) > highest:
-        hint = "; --objects needs the number of each object" if most == IGNORE else ""
-        raise DataError(f"{file}: an object {most}, but its sequence has the objects 1 to {highest}{hint}")
+def _check_objects(davis: DavisMeasure, folder: Path) -> None:
+    """Warn of objects and sequences that are not scored.
+
+    Raises:
+        DataError: a predicted object that no true mask of its sequence has, or no sequence has an object.
+    """
+    for sequence, frames in davis.frames.items():
+        true = sorted({number for frame in frames.values() for number in frame.true})
+        for name, frame in frames.items():
+            if odd := sorted(frame.scores.keys() - set(true)):
+                has = f"the objects {', '.join(map(str, true))}" if true else "no object"
+                file = folder / f"{name if sequence == '.' else f'{sequence}/{name}'}.png"
+                raise DataError(f"{file}: an object {odd[-1]}, but the true masks of its sequence have {has}")
+    empty = davis.without_objects()
+    if len(empty) == len(davis.frames):
+        raise DataError(f"{empty[0]}: the first true mask of its sequence has no object, and so in all sequences")
+    if empty:
+        _LOG.warning(
+            "%d sequences without an object in their first true mask are not scored: %s",
+            len(empty),
+            first_names(empty),
+        )
+    if davis.objects == "first" and (late := davis.late_objects()):
+        listed = [f"{sequence} ({', '.join(map(str, numbers))})" for sequence, numbers in late.items()]
+        _LOG.warning(
+            "objects that are not in the first true mask are not scored, as by DAVIS 2017's rules: %s; --objects all "
+            "scores them from their first frame on", first_names(listed),
+        )  # fmt: skip
+
+
+def _is_known(truth: dict[str, np.ndarray]) -> bool:
+    if "mask" in truth:
+        return bool((truth["mask"] != IGNORE).any())
+    return "flow_valid" not in truth or bool(truth["flow_valid"].any())
 
 
 def _true_mask(dataset: SampleDataset, index: int) -> np.ndarray:
@@ -223,7 +271,8 @@ def _object_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
 
 
 def _class_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
-    truth, predicted, classes = _true_mask(dataset, index), read_mask(file), len(getattr(dataset, "classes", ()))
+    truth, classes = _true_mask(dataset, index), len(getattr(dataset, "classes", ()))
+    predicted = read_mask(file, colors=getattr(dataset, "colors", None))
     _same_size(file, predicted, truth)
     if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
         raise DataError(f"{file}: a pixel of class {highest}; {classes} classes have the ids 0 to {classes - 1}")

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from data.files.listing import find_root, inside
 from data.files.lists import read_lines
 from data.segmentation.label_map import LabelMap
-from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
+from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage, SegmentedImages
 from data.types import MissingDataError
 
 _VOC_THINGS = (
@@ -36,6 +36,11 @@ class PascalVocConfig(SegmentedConfig):
     def label_map(self) -> LabelMap:
         """Return its 21 classes, background first."""
         return PASCAL_VOC
+
+    def build(self) -> SegmentedImages:
+        """Return the data set, its files checked to be there. Raises DataError."""
+        root, images = self.files()
+        return SegmentedImages(self.title, root, images, self.label_map(), colors="voc")
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
         """Return the root folder and the files of each example."""

@@ -1,11 +1,14 @@
 """Images with a mask of class ids each: the base of the segmentation data sets."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-from data.files.images import read_image
+import numpy as np
+
+from data.files.images import Exif, read_image
 from data.files.listing import require_files, require_size, require_unique
 from data.files.masks import read_mask
 from data.segmentation.label_map import LabelMap
@@ -32,6 +35,9 @@ class SegmentedImages:
         root: its folder, for messages.
         images: files with unique names.
         label_map: meaning of the values in the mask files.
+        read: reads a mask file; None: :func:`data.files.masks.read_mask`.
+        colors: the palette that ids are known to have in indexed masks, also in predicted ones.
+        exif: whether images are turned by their EXIF notes; "warn": they are not, and a note is told once.
 
     Raises:
         DataError: there is no image, a name occurs twice, or files are missing (the message names the first ten). When
@@ -40,10 +46,22 @@ class SegmentedImages:
 
     kind: Kind = "images"
 
-    def __init__(self, title: str, root: Path, images: Sequence[SegmentedImage], label_map: LabelMap) -> None:
+    def __init__(
+        self,
+        title: str,
+        root: Path,
+        images: Sequence[SegmentedImage],
+        label_map: LabelMap,
+        *,
+        read: Callable[[Path], np.ndarray] | None = None,
+        colors: Literal["voc"] | None = None,
+        exif: Exif = "warn",
+    ) -> None:
         self.ids = [image.name for image in images]
         self.label_map = label_map
         self._images = images
+        self._exif: Exif = exif
+        self.read_mask, self.colors = read or partial(read_mask, colors=colors), colors
         require_unique(title, root, self.ids)
         require_files(title, root, (file for image in images for file in (image.frame, image.mask)))
 
@@ -57,7 +75,7 @@ class SegmentedImages:
 
     def __getitem__(self, index: int) -> Sample:
         image, labels = self._images[index], self.labels(index)
-        sample = Sample(frame=read_image(image.frame), **labels)
+        sample = Sample(frame=read_image(image.frame, exif=self._exif), **labels)
         assert "mask" in sample
         require_size(image.frame, sample["frame"], image.mask, sample["mask"])
         return sample
@@ -65,7 +83,7 @@ class SegmentedImages:
     def labels(self, index: int) -> Labels:
         """Return the mask of example `index`. Its frame is not decoded."""
         image = self._images[index]
-        return Labels(name=image.name, mask=self.label_map(read_mask(image.mask), image.mask))
+        return Labels(name=image.name, mask=self.label_map(self.read_mask(image.mask), image.mask))
 
 
 class SegmentedConfig(Config):

@@ -9,6 +9,7 @@ Segmentation", arXiv:1704.00675.
 
 from pathlib import Path
 from typing import ClassVar, Literal
+from unicodedata import normalize
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from data.files.listing import (
     find_root,
     images_by_stem,
     inside,
-    natural_order,
     require_files,
+    require_order,
     require_size,
     require_unique,
 )
@@ -26,6 +27,7 @@ from data.files.lists import read_lines
 from data.files.masks import read_foreground, read_mask
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
+from mtsp.text import natural_order
 from mtsp.types import Kind, Sample
 
 
@@ -57,8 +59,11 @@ class Davis:
     form is read from either place. A trainval that has no file is train and val. The next frame is the next one of
     the same sequence in the split; a sequence's last frame is paired with itself.
 
-    A mask's pixel is on the object if it is not zero: the release has gray masks of 0 and 255, an RGBA one
-    (bear/00077) and empty ones, and 2017 and other copies have indexed masks of several objects, which become one.
+    Sequences may lie in folders: "aeroplane/0001" of YouTube-Objects is named by its whole path.
+
+    A mask's pixel is on the object if it is not zero (in an indexed file: not black): the release has gray masks of 0
+    and 255, an RGBA one (bear/00077) and empty ones, and 2017 and other copies have indexed masks of several objects,
+    which become one.
 
     Args:
         config: which frames.
@@ -91,6 +96,7 @@ class Davis:
             files = {name: pair for name, pair in files.items() if name.rpartition("/")[0] in config.sequences}
         self.ids = sorted(files, key=natural_order)
         require_unique("DAVIS", config.root, self.ids)
+        require_order("DAVIS", config.root, self.ids)
         require_files("DAVIS", config.root, (file for name in self.ids for file in files[name]))
         self._frames, self._masks = zip(*(files[name] for name in self.ids), strict=True)
 
@@ -99,12 +105,14 @@ class Davis:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        frame, mask = read_image(self._frames[index]), self._mask(index)
+        frame, mask = read_image(self._frames[index], exif="warn"), self._mask(index)
         require_size(self._frames[index], frame, self._masks[index], mask)
         sample = Sample(name=self.ids[index], frame=frame, mask=mask)
         if self._config.next_frame:
             following = self._following(index)
-            sample["next_frame"] = next_frame = frame if following == index else read_image(self._frames[following])
+            sample["next_frame"] = next_frame = (
+                frame if following == index else read_image(self._frames[following], exif="warn")
+            )
             require_size(self._frames[index], frame, self._frames[following], next_frame)
         return sample
 
@@ -121,7 +129,7 @@ class Davis:
 
     def _mask(self, index: int) -> np.ndarray:
         path = self._masks[index]
-        return read_mask(path) if self._objects else read_foreground(path).astype(np.uint8)
+        return read_mask(path, colors="voc") if self._objects else read_foreground(path).astype(np.uint8)
 
     def _following(self, index: int) -> int:
         following = index + 1
@@ -140,7 +148,9 @@ class Davis:
                 places = f"ImageSets/{self._config.resolution}, ImageSets/2016 or ImageSets/2017"
                 raise DataError(f"DAVIS at {self._config.root}: no {split}.txt in {places}")
             for words in read_lines(path):
-                files |= self._sequence(path, words[0]) if len(words) == 1 else self._frame(path, words)
+                for name, pair in self._sequence(path, words[0]) if len(words) == 1 else self._frame(path, words):
+                    if files.setdefault(name, pair) != pair:
+                        raise DataError(f"{path}: {name} is listed twice, as {files[name][0]} and {pair[0]}")
         return files
 
     def _list(self, split: str) -> Path | None:
@@ -149,25 +159,29 @@ class Davis:
         folders = (self._root / "ImageSets" / name for name in names)
         return next((path for folder in folders if (path := folder / f"{split}.txt").is_file()), None)
 
-    def _frame(self, path: Path, words: list[str]) -> dict[str, tuple[Path, Path]]:
+    def _frame(self, path: Path, words: list[str]) -> list[tuple[str, tuple[Path, Path]]]:
         frame, mask = (inside(self._root, word, path) for word in words[:2])
-        if (frame.parent.name, frame.stem) != (mask.parent.name, mask.stem):
+        name, same = (self._name(file) for file in (frame, mask))
+        if name != same:
             raise DataError(f"{path}: {words[0]} and {words[1]} are not a frame and its mask")
-        return {f"{frame.parent.name}/{frame.stem}": (frame, mask)}
+        return [(name, (frame, mask))]
 
-    def _sequence(self, path: Path, sequence: str) -> dict[str, tuple[Path, Path]]:
+    def _name(self, file: Path) -> str:
+        """Return the id of a frame or mask: its path below JPEGImages/480p or Annotations/480p."""
+        parts = file.relative_to(self._root).with_suffix("").parts
+        return normalize("NFC", "/".join(parts[2:] if len(parts) > 3 else parts[-2:]))
+
+    def _sequence(self, path: Path, sequence: str) -> list[tuple[str, tuple[Path, Path]]]:
         folders = [inside(self._root, f"{kind}/{self._config.resolution}/{sequence}", path) for kind in _KINDS]
         frames, masks = (images_by_stem(folder) for folder in folders)
         stems = frames.keys() | masks.keys()
         if not stems:
             raise DataError(f"{path}: {sequence!r} names no sequence, {folders[0]} has no frames")
-        return {
-            f"{folders[0].name}/{stem}": (
-                frames.get(stem, folders[0] / f"{stem}.jpg"),
-                masks.get(stem, folders[1] / f"{stem}.png"),
-            )
+        files = (
+            (frames.get(stem, folders[0] / f"{stem}.jpg"), masks.get(stem, folders[1] / f"{stem}.png"))
             for stem in stems
-        }
+        )
+        return [(self._name(frame), (frame, mask)) for frame, mask in files]
 
 
 def _count(mask: Path) -> int:

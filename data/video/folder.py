@@ -2,23 +2,28 @@
 
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.files.images import read_image
+from data.files.images import Exif, read_image
 from data.files.listing import (
     first_ten,
     folders_below,
     images_by_stem,
-    natural_order,
     require_files,
+    require_order,
     require_size,
     require_unique,
+    similar,
+    tell_skipped,
 )
-from data.files.masks import read_foreground, read_mask
+from data.files.mask_colors import SameColors
+from data.files.masks import ObjectOrUnknown, read_foreground, read_mask
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
+from mtsp.text import natural_order
 from mtsp.types import IGNORE, Kind, Sample
 
 
@@ -37,6 +42,11 @@ class FolderConfig(Config):
     """Masks hold the ids 0 to classes - 1, and 255 where the class is unknown; any other id is an error."""
     foreground: bool = False
     """Any value above 0 is class 1, as in masks of 0 and 255. False: a mask's values are class ids."""
+    unknown: tuple[Literal[255], ...] | None = None
+    """`[255]`: 255 means unknown. Null: so it does, unless no mask has anything but 0 and 255."""
+    exif: Literal["apply", "ignore"] | None = None
+    """What an EXIF note to turn an image does: `apply` turns the image to its mask, `ignore` leaves it as stored.
+    Null: as stored, and the file is named in a warning where there are masks."""
     next_frame: bool = True
     """Also read the following frame, which only a network with a flow branch needs."""
 
@@ -75,7 +85,10 @@ class Folder:
         self.classes = tuple(map(str, range(count)))
         frames = _tree(config.frames)
         self.ids = list(frames)
+        tell_skipped(config.frames, folders_below(config.frames))
         require_unique("images", config.frames, self.ids)
+        if config.next_frame or config.kind == "video":
+            require_order("images", config.frames, self.ids)
         self._frames = list(frames.values())
         require_files("images", config.frames, self._frames)
         self._masks: list[Path] | None = None
@@ -84,11 +97,16 @@ class Folder:
             without_mask = [path for name, path in frames.items() if name not in masks]
             without_frame = [path for name, path in masks.items() if name not in frames]
             if without_mask:
-                raise MissingDataError(f"no mask in {config.masks} for {first_ten(without_mask, config.frames)}")
+                names = [name for name in frames if name not in masks]
+                raise MissingDataError(
+                    f"no mask in {config.masks} for {first_ten(without_mask, config.frames)}{similar(names[0], masks)}"
+                )
             if without_frame:
                 raise MissingDataError(f"no frame in {config.frames} for {first_ten(without_frame, config.masks)}")
             self._masks = [masks[name] for name in self.ids]
             require_files("masks", config.masks, self._masks)
+        self._exif: Exif = config.exif or ("warn" if config.masks is not None else "ignore")
+        self._same, self._doubt = SameColors(), ObjectOrUnknown(self._masks or ())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,12 +114,14 @@ class Folder:
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         path = self._frames[index]
-        sample = Sample(frame=read_image(path), **self.labels(index))
+        sample = Sample(frame=read_image(path, exif=self._exif), **self.labels(index))
         if "mask" in sample and self._masks is not None:
             require_size(path, sample["frame"], self._masks[index], sample["mask"])
         if self._config.next_frame:
             following = self._following(index)
-            sample["next_frame"] = next_frame = sample["frame"] if following == path else read_image(following)
+            sample["next_frame"] = next_frame = (
+                sample["frame"] if following == path else read_image(following, exif=self._exif)
+            )
             require_size(path, sample["frame"], following, next_frame)
         return sample
 
@@ -119,14 +139,13 @@ class Folder:
     def _mask(self, path: Path) -> np.ndarray:
         if self._config.foreground:
             return read_foreground(path).astype(np.uint8)
-        mask = read_mask(path)
+        mask = read_mask(path, same=self._same)
         ids = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
         classes = self._config.classes
         if classes is not None and (wrong := [i for i in ids if classes <= i < IGNORE]):
             raise DataError(f"{path}: ids {wrong} are no classes; {classes} classes have the ids 0 to {classes - 1}")
-        if (classes is None or classes == 2) and ids == [0, IGNORE]:
-            # Read as ids, every object would be "unknown", and a network that predicts nothing would be perfect.
-            raise DataError(f"{path}: only 0 and 255, where 255 means unknown; if it means the object, set foreground")
+        if self._config.unknown is None:
+            self._doubt.check(path, mask)
         return mask
 
 
@@ -135,7 +154,7 @@ def _tree(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise MissingDataError(f"no folder {folder}")
     return {
-        (place / stem).relative_to(folder).as_posix(): path
+        normalize("NFC", (place / stem).relative_to(folder).as_posix()): path
         for place in sorted(folders_below(folder), key=lambda place: natural_order(place.as_posix()))
         for stem, path in images_by_stem(place).items()
     }

@@ -1,9 +1,11 @@
 """Load a trained network: the start of evaluation and prediction."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models.pretrained.files import read
@@ -30,6 +32,23 @@ def load_trained(experiment: Experiment[Any, Any], path: Path) -> nn.Module:
         raise ValueError(f"{path} holds another network than the config's {experiment.model.name}: {odd}")
     model.load_state_dict(tensors)
     return model
+
+
+def trained_classes(path: Path) -> tuple[str, ...]:
+    """Return the names of the classes that the weights at `path` were trained on; none where they do not tell.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if path.is_dir():
+        return tuple(checkpoint.load(path).state.get("classes", ()))
+    if path.suffix != ".safetensors":
+        return ()
+    try:
+        with safe_open(path, "pt") as file:
+            return tuple(json.loads((file.metadata() or {}).get("classes", "[]")))
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:

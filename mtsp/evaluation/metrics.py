@@ -6,7 +6,7 @@ tools/score.py have its `columns`, their JSON has everything.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 
@@ -78,7 +78,7 @@ class VideoMasks(Metric):
         known = truth != IGNORE
         predicted = as_numpy(prediction if prediction.ndim == 3 else prediction.argmax(1)) == 1
         for place, name in enumerate(ids):
-            self.davis.update(name, predicted[place] & known[place], (truth[place] == 1) & known[place])
+            self.davis.update(name, predicted[place], truth[place] == 1, known[place])
 
     def compute(self) -> dict[str, float]:
         """Return J, F and IoU as means over sequences, and accuracy and mIoU of all pixels."""
@@ -98,8 +98,10 @@ class VideoObjects(Metric):
     headlines = ("JF_mean", "J_mean", "F_mean")
     total = "mean over objects"
 
-    def __init__(self, classes: int = IGNORE, *, every_frame: bool = False) -> None:
-        self.davis = DavisMeasure(every_frame=every_frame)
+    def __init__(
+        self, classes: int = IGNORE, *, every_frame: bool = False, objects: Literal["first", "all"] = "first"
+    ) -> None:
+        self.davis = DavisMeasure(every_frame=every_frame, objects=objects)
 
     def update(self, ids: Sequence[str], prediction: Array, labels: Mapping[str, Any]) -> None:
         """Add masks that hold the number of each object."""

@@ -114,11 +114,11 @@ def as_csv(entries: Mapping[str, Sequence[Scores]]) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["data", "sequence", *keys])
     for data, scores in entries.items():
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[tuple[str, int], dict[str, Any]] = {}  # an object a_1 is not the sequence a_1
         for one in scores:
-            for name, values, _ in _rows(one, "all"):
-                found.setdefault(name, {}).update({key: values.get(key) for key in one.columns})
-        for name, values in found.items():
+            for name, values, depth in _rows(one, "all"):
+                found.setdefault((name, depth), {}).update({key: values.get(key) for key in one.columns})
+        for (name, _), values in found.items():
             rows.writerow([data, name, *(plain(values.get(key)) for key in keys)])
     return text.getvalue()
 

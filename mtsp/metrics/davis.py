@@ -13,12 +13,13 @@ does not give, and no numbers of it were at hand to tell an exact form by.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mtsp.metrics.boundary import BOUND, as_pair, region_and_boundary
-from mtsp.metrics.kernels.jit import Array
+from mtsp.metrics.kernels.jit import Array, as_numpy
+from mtsp.text import natural_order
 
 
 def statistics(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
@@ -42,6 +43,8 @@ class Frame(NamedTuple):
     """Numbers of the objects in the true mask."""
     scores: dict[int, tuple[float, float]]
     """J and F of the objects in the true or the predicted mask; in neither, both are 1."""
+    known: bool = True
+    """Whether the true mask is known anywhere; if it is not, the frame does not count."""
 
 
 class DavisMeasure:
@@ -55,19 +58,25 @@ class DavisMeasure:
     Args:
         bound: the tolerance of F, see :func:`mtsp.metrics.boundary.boundary_measure`.
         every_frame: count the first and the last frame, too, as the unsupervised task of 2017 does.
+        objects: those of a sequence's first true mask, or `all`, each in the frames from its first true mask on.
     """
 
-    def __init__(self, bound: float = BOUND, *, every_frame: bool = False) -> None:
-        self.bound, self.every_frame = bound, every_frame
+    def __init__(
+        self, bound: float = BOUND, *, every_frame: bool = False, objects: Literal["first", "all"] = "first"
+    ) -> None:
+        self.bound, self.every_frame, self.objects = bound, every_frame, objects
         self.frames: dict[str, dict[str, Frame]] = {}  # sequence -> frame -> measured
 
-    def update(self, name: str, prediction: Array, truth: Array) -> None:
+    def update(self, name: str, prediction: Array, truth: Array, known: Array | None = None) -> None:
         """Add the frame `name`, "sequence/frame" or "frame" of a sequence called "."; HW masks, not 0 = the object.
+
+        Where `known` (HW) is false, a pixel counts neither for nor against it; if it is false everywhere, the frame
+        does not count.
 
         Raises:
             ValueError: the masks differ in size or are not HW, or the name was added before.
         """
-        self._measure(name, lambda: Frame((1,), {1: region_and_boundary(prediction, truth, self.bound)}))
+        self._measure(name, lambda: _object(prediction, truth, known, self.bound))
 
     def update_objects(self, name: str, prediction: Array, truth: Array, void: int | None = 255) -> None:
         """Add a frame with several objects; name and errors as for :meth:`update`.
@@ -83,8 +92,9 @@ class DavisMeasure:
 
     def merge(self, other: "DavisMeasure") -> None:
         """Add the frames of `other`, from another process. Raises ValueError when both saw the same frame."""
-        if (self.bound, self.every_frame) != (other.bound, other.every_frame):
-            raise ValueError("measures with different `bound` or `every_frame` cannot be merged")
+        ours, theirs = ((one.bound, one.every_frame, one.objects) for one in (self, other))
+        if ours != theirs:
+            raise ValueError("measures with different `bound`, `every_frame` or `objects` cannot be merged")
         for sequence, frames in other.frames.items():
             self._require_new(sequence, frames)
         for sequence, frames in other.frames.items():
@@ -111,7 +121,7 @@ class DavisMeasure:
         result: dict[str, dict[str, Any]] = {}
         for sequence, objects in self.per_object().items():
             names, rows = self._counted(sequence), list(objects.values())
-            lists = {key: np.mean([row[key] for row in rows], axis=0).tolist() if rows else [] for key in ("J", "F")}
+            lists = {key: _means(names, rows, key) if rows else [] for key in ("J", "F")}
             result[sequence] = {**_mean(rows), "frames": names, **lists}
         return result
 
@@ -122,17 +132,34 @@ class DavisMeasure:
     def _of_objects(self, sequence: str) -> dict[int, dict[str, Any]]:
         frames, names = self.frames[sequence], self._counted(sequence)
         result: dict[int, dict[str, Any]] = {}
-        for number in frames[min(frames, key=frame_order)].true:
-            pairs = [frames[name].scores.get(number, (1.0, 1.0)) for name in names]
+        for number, begin in self._begins(sequence).items():
+            since = [name for name in names if natural_order(name) >= natural_order(begin)]
+            pairs = [frames[name].scores.get(number, (1.0, 1.0)) for name in since]
             region, boundary = ([pair[side] for pair in pairs] for side in (0, 1))
             numbers = (*statistics(region), *statistics(boundary))
             row = dict(zip(_KEYS, (*numbers, (numbers[0] + numbers[3]) / 2, numbers[0]), strict=True))
-            result[number] = {**row, "frames": names, "J": region, "F": boundary}
+            result[number] = {**row, "frames": since, "J": region, "F": boundary}
         return result
 
+    def late_objects(self) -> dict[str, list[int]]:
+        """Return, by sequence, the objects that are in a true mask but not in the first one."""
+        late = {name: sorted(set(_begins(frames)) - set(_first(frames).true)) for name, frames in self.frames.items()}
+        return {name: numbers for name, numbers in sorted(late.items()) if numbers}
+
+    def without_objects(self) -> list[str]:
+        """Return the sequences that have no object to score."""
+        return sorted(sequence for sequence in self.frames if not self._begins(sequence))
+
+    def _begins(self, sequence: str) -> dict[int, str]:
+        """Return the objects that are scored, and the frame that each is scored from."""
+        frames = self.frames[sequence]
+        begins = _begins(frames)
+        return begins if self.objects == "all" else {number: begins[number] for number in _first(frames).true}
+
     def _counted(self, sequence: str) -> list[str]:
-        names = sorted(self.frames[sequence], key=frame_order)
-        return names if self.every_frame else names[1:-1]
+        frames = self.frames[sequence]
+        names = sorted(frames, key=natural_order)
+        return [name for name in (names if self.every_frame else names[1:-1]) if frames[name].known]
 
     def _measure(self, name: str, measure: Callable[[], Frame]) -> None:
         sequence, _, frame = name.rpartition("/")
@@ -153,14 +180,40 @@ class DavisMeasure:
 _KEYS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "JF_mean", "iou")
 
 
-def frame_order(frame: str) -> tuple[int, str]:
-    """Return a sort key for the frames of a sequence: frame 9 comes before frame 10, padded or not."""
-    return len(frame), frame
-
-
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     rows = [row for row in rows if not math.isnan(row["J_mean"])]
     return {key: float(np.mean([row[key] for row in rows])) if rows else math.nan for key in _KEYS}
+
+
+def _means(names: Sequence[str], rows: Sequence[dict[str, Any]], key: str) -> list[float]:
+    """Return the mean over the objects that are scored on each frame; NaN if there is none yet."""
+    values: dict[str, list[float]] = {name: [] for name in names}
+    for row in rows:
+        for name, value in zip(row["frames"], row[key], strict=True):
+            values[name].append(value)
+    return [float(np.mean(found)) if found else math.nan for found in values.values()]
+
+
+def _first(frames: dict[str, Frame]) -> Frame:
+    return frames[min(frames, key=natural_order)]
+
+
+def _begins(frames: dict[str, Frame]) -> dict[int, str]:
+    """Return the numbers of all true objects, and the first frame of each."""
+    begins: dict[int, str] = {}
+    for name in sorted(frames, key=natural_order):
+        for number in frames[name].true:
+            begins.setdefault(number, name)
+    return dict(sorted(begins.items()))
+
+
+def _object(prediction: Array, truth: Array, known: Array | None, bound: float) -> Frame:
+    if known is None:
+        return Frame((1,), {1: region_and_boundary(prediction, truth, bound)})
+    ours, theirs = as_pair(prediction, truth)
+    counts = as_numpy(known) != 0
+    pair = region_and_boundary((ours != 0) & counts, (theirs != 0) & counts, bound)
+    return Frame((1,), {1: pair}, bool(counts.any()))
 
 
 def _objects(prediction: Array, truth: Array, void: int | None, bound: float) -> Frame:
@@ -168,7 +221,7 @@ def _objects(prediction: Array, truth: Array, void: int | None, bound: float) ->
     ours = np.where(theirs == void, 0, ours) if void is not None else ours
     true, predicted = (_numbers(mask) - {0, void} for mask in (theirs, ours))
     scores = {number: region_and_boundary(ours == number, theirs == number, bound) for number in true | predicted}
-    return Frame(tuple(sorted(true)), scores)
+    return Frame(tuple(sorted(true)), scores, void is None or bool((theirs != void).any()))
 
 
 def _numbers(mask: np.ndarray) -> set[int]:

@@ -1,18 +1,26 @@
 """Checks made before a run starts."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from mtsp.config import ConfigError
+from mtsp.evaluation.classes import align, class_names
+from mtsp.text import first_names
 from mtsp.training.experiment import Experiment
 from mtsp.types import Examples
 
+_LOG = logging.getLogger("mtsp")
 
-def require_classes(experiment: Experiment[Any, Any], data: Mapping[str, Examples]) -> None:
-    """Check that the data entries in use name the same classes, and as many as the network predicts.
+
+def align_classes(experiment: Experiment[Any, Any], data: Mapping[str, Examples]) -> dict[str, Examples]:
+    """Return the data entries with labels in the order of the classes that are learned, matched by name.
+
+    Those are the classes of the first entry that is trained on. Others may lack some of them, or list them in another
+    order.
 
     Raises:
-        ConfigError: they differ, so that the same label would mean different classes.
+        ConfigError: an entry has a class that is not learned, or the network predicts another number of classes.
     """
     wanted = getattr(experiment.model, "classes", None)
     if videos := [name for name, examples in data.items() if examples.kind == "video" and wanted not in (None, 2)]:
@@ -20,19 +28,20 @@ def require_classes(experiment: Experiment[Any, Any], data: Mapping[str, Example
             f"data.{videos[0]} is a data set of videos, whose masks are object or background, but model.classes is "
             f"{wanted}; set model.classes=2, or score each class with data.{videos[0]}.dataset.kind=images"
         )
-    named = {name: classes for name, examples in data.items() if (classes := getattr(examples, "classes", ()))}
-    for name, count in ((name, len(classes)) for name, classes in named.items()):
-        if wanted not in (None, count):
-            raise ConfigError(f"model.classes is {wanted}, but data.{name} has {count} classes; set {count}")
-    first = next(iter(named), "")
-    for name, classes in named.items():
-        odd = [(i, *pair) for i, pair in enumerate(zip(named[first], classes, strict=True)) if pair[0] != pair[1]]
-        if odd:
-            place, ours, theirs = odd[0]
-            raise ConfigError(
-                f"data.{first} and data.{name} differ in {len(odd)} classes: class {place} is {ours!r} in one and "
-                f"{theirs!r} in the other; give both the same classes"
-            )
+    trained = [name for stage in experiment.train.stages for name in stage.batch_size if name in data]
+    first = next((name for name in [*trained, *data] if class_names(data[name])), None)
+    if first is None:
+        return dict(data)
+    classes = class_names(data[first])
+    if wanted is not None and len(classes) != wanted:
+        raise ConfigError(
+            f"model.classes is {wanted}, but data.{first} has {len(classes)} classes: {first_names(classes)}; set "
+            f"model.classes={len(classes)}, or see whether its folder lacks classes"
+        )
+    for name, examples in data.items():
+        if lacking := [other for other in classes if other not in class_names(examples) and class_names(examples)]:
+            _LOG.info("data.%s lacks %d of %d classes: %s", name, len(lacking), len(classes), first_names(lacking))
+    return {name: align(f"data.{name}", examples, classes, f"data.{first}") for name, examples in data.items()}
 
 
 def require_whole_images(experiment: Experiment[Any, Any], entries: Mapping[str, Any]) -> None:

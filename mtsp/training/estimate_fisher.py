@@ -19,7 +19,7 @@ from mtsp.files.progress import progress
 from mtsp.fisher.estimate import FisherSum, save_fisher
 from mtsp.fisher.inputs import Labels
 from mtsp.fisher.partial import PartialEstimate
-from mtsp.training.checks import require_classes
+from mtsp.training.checks import align_classes
 from mtsp.training.experiment import Experiment
 from mtsp.training.signals import StopSignals
 from mtsp.training.single_pass import Concatenated, SinglePass
@@ -167,8 +167,7 @@ def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
     found = {name: one for name, one in built.items() if label in one.train_sample(0, np.random.default_rng(0))}
     if not found:
         raise ConfigError(f"data: none of {', '.join(names)} has a {label}, which {task} needs; add data with labels")
-    require_classes(experiment, found)
-    return found
+    return align_classes(experiment, found)
 
 
 @torch.no_grad()

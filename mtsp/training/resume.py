@@ -13,6 +13,7 @@ from mtsp.config import ConfigError, parse_yaml
 from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
 from mtsp.training import checkpoint
 from mtsp.training.experiment import Experiment
+from mtsp.training.first_look import other_data
 from mtsp.training.state import Position, TrainingRun
 
 FREE_TO_CHANGE = ("tracking", "evaluation", "train.workers", "train.save_every", "train.keep_last", "train.steps")
@@ -60,7 +61,7 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
 
     Raises:
         ConfigError: a setting changed that must not, or the checkpoint is beyond the last step.
-        CheckpointError: the network, the anchors, or the use of FSDP differ.
+        CheckpointError: the network, the anchors, the data, or the use of FSDP differ.
     """
     state, accelerator = saved.state, run.state.accelerator
     for difference in require_resumable(run.experiment.model_dump(mode="json"), state["experiment"]):
@@ -70,6 +71,10 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
     if state["anchors"] != fingerprint(run.pretrained.anchors):
         raise checkpoint.CheckpointError(
             f"{saved.path} was trained towards other anchors than the branches' `weights` give now; restore those files"
+        )
+    if other := other_data(run.fingerprints, state["data"]):
+        raise checkpoint.CheckpointError(
+            f"{saved.path} was trained on other data: {'; '.join(other)}; restore the files, or start a new run"
         )
     if state["sharded"] != (sharded := is_sharded(run.network)):
         here, there = ("with", "without") if sharded else ("without", "with")
@@ -117,6 +122,8 @@ def save(run: TrainingRun) -> None:
             "batches": run.position.batches,
             "experiment": run.experiment.model_dump(mode="json"),
             "anchors": fingerprint(run.pretrained.anchors),
+            "data": run.fingerprints,
+            "classes": run.classes,
             "fisher": _fisher(run),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "processes": accelerator.num_processes,

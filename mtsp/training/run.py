@@ -27,9 +27,10 @@ from mtsp.files.tensors import write_tensors
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
-from mtsp.training.checks import require_classes, require_whole_images
+from mtsp.training.checks import align_classes, require_whole_images
 from mtsp.training.ema import Ema
 from mtsp.training.experiment import Experiment, as_yaml
+from mtsp.training.first_look import look
 from mtsp.training.loop import train
 from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
 from mtsp.training.signals import StopSignals
@@ -73,10 +74,11 @@ def run_experiment(
             pretrained = build_network(experiment)
         used = {*experiment.evaluation.data}.union(*(stage.batch_size for stage in experiment.train.stages))
         data = {name: section.build() for name, section in experiment.data.items() if name in used}
-        require_classes(experiment, data)
+        data = align_classes(experiment, data)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
         state = _prepare(experiment, accelerator, pretrained.model)
         run = TrainingRun(experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state))
+        run.fingerprints = look(experiment, data)
         if saved is not None:
             restore(run, saved)
         run.regularizer = _attach_regularizer(run)
@@ -238,7 +240,8 @@ def _write_results(run: TrainingRun, validation: Mapping[str, Evaluation]) -> di
     with run.ema_weights():
         weights, _ = full_states(run.network, run.state.optimizer.optimizer)
         if accelerator.is_main_process:
-            write_tensors(run.folder / "weights.safetensors", weights)
+            notes = {"classes": json.dumps(run.classes)} if run.classes else None
+            write_tensors(run.folder / "weights.safetensors", weights, notes)
     if accelerator.is_main_process:
         write_atomically(run.folder / "results.json", json.dumps(results, indent=1).encode())
         _LOG.info("done: %d steps; weights, curves and figures are in %s", run.position.step, run.folder)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mtsp.evaluation.classes import class_names
 from mtsp.evaluation.evaluate import Evaluation
 from mtsp.regularizers import Regularizer
 from mtsp.tasks import Tasks
@@ -122,12 +123,19 @@ class TrainingRun:
     regularizer: Regularizer | None = None
     ema: Ema | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
+    fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What each data entry holds, see :func:`mtsp.training.first_look.fingerprint`."""
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
     validation: dict[str, Evaluation] | None = None
     """The last validation, by data entry; None: none since the start or the resume."""
     validated_at: int = -1
     """Step of the last validation, also one before a resume."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that the network learns; none if the data do not name them."""
+        return next(filter(None, map(class_names, self.data.values())), ())
 
     @property
     def network(self) -> nn.Module:

@@ -70,7 +70,7 @@ def scored(arguments: list[str], folder: Path) -> dict:
 
 
 def test_each_object_has_its_own_numbers_and_all_weigh_the_same(
-    videos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    videos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = scored([*videos, "--objects", "--csv", str(tmp_path / "scores.csv")], tmp_path)
     assert found["objects"] == 3
@@ -88,7 +88,8 @@ def test_each_object_has_its_own_numbers_and_all_weigh_the_same(
     printed = capsys.readouterr()
     assert "mean over objects" in printed.out
     assert "a_2" in printed.out
-    assert printed.err == ""
+    assert "objects that are not in the first true mask are not scored" in caplog.text
+    assert "a (3); --objects all scores them" in caplog.text
 
 
 def test_a_long_table_leaves_out_the_objects_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +121,50 @@ def test_every_frame_counts_when_asked_for(videos: list[str], tmp_path: Path) ->
     assert scored([*videos, "--every-frame"], tmp_path)["per_sequence"]["b"]["J"] == [1.0, 0.2, 1.0]
 
 
+def test_an_object_that_appears_later_is_scored_from_then_on_when_all_are_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Object 2 is there from frame 2 of 0 to 5. It is predicted by half in frame 2, not at all in frame 3, whole in 4.
+    truth = [mask(10, 0), mask(10, 0), mask(10, 10), mask(10, 10), mask(10, 10), mask(10, 10)]
+    predicted = [None, mask(10, 0), mask(10, 5), mask(10, 0), mask(10, 10), None]
+    arguments = davis(tmp_path, {"a": list(zip(truth, predicted, strict=True))}, "2017")
+    found = scored([*arguments, "--objects", "all"], tmp_path)
+    assert found["per_object"]["a_2"]["frames"] == ["00002", "00003", "00004"]
+    assert found["per_object"]["a_2"]["J"] == [0.5, 0.0, 1.0]
+    assert found["per_object"]["a_1"]["J"] == [1.0] * 4
+    assert found["J_mean"] == pytest.approx((1 + 0.5) / 2)
+    assert found["per_sequence"]["a"]["J"] == [1.0, 0.75, 0.5, 1.0]  # one object in frame 1, then two
+    assert caplog.text == ""
+    by_the_rules = scored([*arguments, "--objects"], tmp_path)  # object 2 is allowed in predictions, and not scored
+    assert by_the_rules["per_object"].keys() == {"a_1"}
+    assert by_the_rules["J_mean"] == 1
+    assert "a (2); --objects all" in caplog.text
+
+
+def test_a_sequence_without_an_object_in_its_first_mask_is_skipped_with_its_name(
+    videos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_mask(tmp_path / "DAVIS/Annotations/480p/b/00000.png", mask(0))
+    found = scored([*videos, "--objects"], tmp_path)
+    assert found["J_mean"] == pytest.approx((0.75 + 0.5) / 2)  # of a, as before
+    assert "1 sequences without an object in their first true mask are not scored: b\n" in caplog.text
+    for i in range(4):
+        write_mask(tmp_path / f"DAVIS/Annotations/480p/a/{i:05d}.png", mask(0, 0, 0))
+        write_mask(tmp_path / f"predictions/a/{i:05d}.png", mask(0, 0, 0))
+    assert run([*videos, "--objects"]) == 1
+    assert "a: the first true mask of its sequence has no object, and so in all sequences" in capsys.readouterr().err
+
+
+def test_a_frame_that_is_unknown_everywhere_does_not_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    void = np.full_like(mask(10), 255)
+    frames = [(mask(10), None), (void, mask(10)), (mask(10), mask(5)), (mask(10), None)]
+    arguments = davis(tmp_path, {"a": frames}, "2017")
+    found = scored([*arguments, "--objects"], tmp_path)
+    assert found["per_object"]["a_1"]["frames"] == ["00002"]
+    assert found["J_mean"] == 0.5  # with the unknown frame it would be 0.75
+    assert "1 of 4 true labels are unknown everywhere and count for nothing: a/00001" in caplog.text
+
+
 def test_unknown_pixels_count_for_nothing(tmp_path: Path) -> None:
     truth, predicted = mask(10), mask(10)
     truth[1, 5:15] = 255  # five of the object and five beside it
@@ -136,6 +181,7 @@ def test_the_lists_of_2017_are_looked_for_first_with_objects_and_last_without(
     assert list(scored([*videos, "--objects"], tmp_path)["per_sequence"]) == ["a", "b"]
     for i in (0, 2):
         write_mask(tmp_path / f"predictions/b/{i:05d}.png", mask(10))
+    capsys.readouterr()
     assert list(scored(videos, tmp_path)["per_sequence"]) == ["b"]
     assert capsys.readouterr().err == ""  # b has one object
 
@@ -170,24 +216,19 @@ def binary_truth(root: Path) -> None:
     ("change", "extra", "message"),
     [
         (
-            lambda p: write_mask(p / "predictions/a/00001.png", mask(5, 0, 1)),
+            lambda p: write_mask(p / "predictions/a/00001.png", np.vstack([mask(5, 0, 1)[:-1], 4 * mask(1)[1:2]])),
             [],
-            "a/00001.png: an object 3, but its sequence has the objects 1 to 2\n",
+            "a/00001.png: an object 4, but the true masks of its sequence have the objects 1, 2, 3\n",
         ),
         (
             lambda p: write_mask(p / "predictions/b/00001.png", 255 * mask(5)),
             [],
-            "b/00001.png: an object 255, but its sequence has the objects 1 to 1; --objects needs the number of each",
+            "b/00001.png: an object 255; --objects needs the number of each object",
         ),
         (
             binary_truth,
             [],
             "a/00000: the first true mask of its sequence contains only 0 and 255 (unknown); leave out --objects",
-        ),
-        (
-            lambda p: write_mask(p / "DAVIS/Annotations/480p/b/00000.png", mask(0)),
-            [],
-            "b/00000: the first true mask of its sequence has no object",
         ),
         (lambda p: (p / "predictions/a/00002.png").unlink(), [], "1 of 3 predictions are missing: a/00002.png"),
         (lambda p: None, ["--every-frame"], "4 of 7 predictions are missing: a/00000.png, a/00003.png, b/00000.png"),

@@ -80,7 +80,7 @@ def test_a_name_and_a_prediction_are_enough(arguments: list[str], tmp_path: Path
 
 
 def test_classes_may_be_numbers_and_other_images_have_rows_too(arguments: list[str], tmp_path: Path) -> None:
-    numbers = {"auk": "0", "bunting": "1", "emu": "2"}
+    numbers = {"auk": "class 0", "bunting": "class 1", "emu": "class 2"}
     rows = [row.split(",") for row in ROWS[1:]]
     write(tmp_path, ["name,prediction", *(f"{row[0]},{numbers[row[2]]}" for row in rows), "train/7,dodo"])
     assert scored(arguments, tmp_path)["top1"] == 4 / 6

@@ -95,11 +95,15 @@ def test_ids_that_are_no_classes_are_named_with_their_file(tmp_path: Path) -> No
 
 def test_masks_of_0_and_255_are_not_taken_for_background_and_unknown(tmp_path: Path) -> None:
     add(tmp_path, "1", 10, [0, 255, 255])
-    for classes in (None, 2):
-        with pytest.raises(DataError, match=r"1\.png: only 0 and 255, .* set foreground"):
-            folder(tmp_path, classes=classes)[0]
+    settings: dict[str, Any]
+    for settings in ({}, {"classes": 2}, {"classes": 21, "kind": "images"}):
+        with pytest.raises(DataError, match=r"1\.png: .* only 0 and 255.* set `foreground: true`"):
+            folder(tmp_path, **settings)[0]
+        known = folder(tmp_path, **settings, unknown=(255,))[0].get("mask", NONE)
+        assert known.tolist() == [[0, 255, 255]] * 2
     assert folder(tmp_path, foreground=True)[0].get("mask", NONE).tolist() == [[0, 1, 1]] * 2
-    assert folder(tmp_path, classes=21, kind="images")[0].get("mask", NONE).tolist() == [[0, 255, 255]] * 2
+    add(tmp_path, "2", 10, [0, 1, 255])  # a mask with an id shows that 255 is none
+    assert folder(tmp_path)[0].get("mask", NONE).tolist() == [[0, 255, 255]] * 2
 
 
 def test_a_mask_of_colors_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""What an indexed mask says by its colors, where an image tool has put its palette into another order."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from data.types import DataError
+from mtsp.files.palettes import palette
+
+Color = tuple[int, int, int]
+
+
+def foreground_table(path: Path, colors: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Return which indices are the object, 256 bool: those that are not black. Black is background, by color.
+
+    Args:
+        path: of the mask.
+        colors: of each index, N3 uint8.
+        used: indices that the mask has.
+
+    Raises:
+        DataError: colors do not tell: nothing is black although index 0 is there, or everything is.
+    """
+    bright = np.zeros(256, bool)
+    bright[: len(colors)] = colors.any(axis=1)
+    table = np.arange(256) > 0
+    if (bright[used] == table[used]).all():
+        return table
+    if not bright[used].any():
+        raise DataError(
+            f"{path}: its palette shows index {used[used > 0][0]} in black, as background; write the colors, too"
+        )
+    known = {(255, 255, 255), *map(tuple, palette().tolist())}
+    if bright[used].all() and tuple(colors[0].tolist()) not in known:
+        raise DataError(
+            f"{path}: its palette shows index 0, the background, as {tuple(colors[0].tolist())}, and nothing in black; "
+            "store 0 in black, or a gray mask"
+        )
+    return bright
+
+
+def id_table(path: Path, colors: np.ndarray, used: np.ndarray) -> np.ndarray | None:
+    """Return the id of each index, 256 uint8, by the colors of PASCAL VOC and DAVIS; None: the ids are the indices.
+
+    Colors of no id contradict nothing.
+
+    Raises:
+        DataError: some indices have colors of other ids, and not all colors are known.
+    """
+    ids = _voc_ids()
+    known = [ids.get(tuple(colors[i].tolist())) if i < len(colors) else None for i in used.tolist()]
+    wrong = [(int(i), id_) for i, id_ in zip(used, known, strict=True) if id_ not in (None, i)]
+    if not wrong:
+        return None
+    if None in known:
+        index, id_ = wrong[0]
+        raise DataError(
+            f"{path}: its palette is in part another: index {index} has the color of id {id_}, "
+            f"index {used[known.index(None)]} one of no id; store the ids as indices"
+        )
+    table = np.zeros(256, np.uint8)
+    table[used] = [ids[tuple(colors[i].tolist())] for i in used.tolist()]
+    return table
+
+
+@lru_cache(maxsize=1)
+def _voc_ids() -> dict[Color, int]:
+    return {(int(r), int(g), int(b)): i for i, (r, g, b) in enumerate(palette().tolist())}
+
+
+class SameColors:
+    """Notices files of one folder that give the same color to different indices.
+
+    A palette says which index is which color; an image tool that sorts it anew does so for each file in another way,
+    and indices are ids no more.
+    """
+
+    def __init__(self) -> None:
+        self._index: dict[Color, tuple[int, Path]] = {}
+        self._seen: set[bytes] = set()
+
+    def check(self, path: Path, colors: np.ndarray, used: np.ndarray) -> None:
+        """Take the colors of one file. Raises DataError if another file had one of them at another index."""
+        key = colors.tobytes() + used.tobytes()
+        if key in self._seen:
+            return
+        pairs = [(tuple(colors[i].tolist()), int(i)) for i in used if i < len(colors)]
+        if len({color for color, _ in pairs}) == len(pairs):
+            for color, index in pairs:
+                other, where = self._index.setdefault(color, (index, path))
+                if other != index:
+                    raise DataError(
+                        f"{path}: its palette has the color {color} at index {index}, which is {other} in {where}; an "
+                        "image tool has sorted the colors anew: store ids as gray values, or one palette for all masks"
+                    )
+        self._seen.add(key)

@@ -1,0 +1,40 @@
+"""Read gray PGM files with the values that they store: Pillow spreads them over 0 to 255."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from data.types import DataError
+
+_SPACE = rb"(?:\s|#[^\n\r]*[\n\r])+"
+_HEADER = re.compile(rb"(P[25])%s(\d{1,6})%s(\d{1,6})%s(\d{1,6})\s" % ((_SPACE,) * 3))
+
+
+def read_pgm(path: Path, data: bytes) -> np.ndarray:
+    """Return the stored values, HW uint8, of a PGM of up to 8 bits, as bytes (P5) or as text (P2).
+
+    Raises:
+        DataError: another kind of file, one of 16 bits, values above its maxval, or too few of them.
+    """
+    found = _HEADER.match(data)
+    if found is None:
+        kind = data[:2].decode("ascii", "replace")
+        raise DataError(f"{path}: no gray PGM of ids: the header starts with {kind}, expected P2 or P5, sizes, maxval")
+    width, height, maxval = (int(number) for number in found.groups()[1:])
+    if not 0 < maxval < 256:
+        what = "the header says maxval 0" if not maxval else "it has 16 bits a value"
+        raise DataError(f"{path}: a PGM whose ids cannot be read: {what}, 8 are expected")
+    count, body = width * height, data[found.end() :]
+    if found[1] == b"P5":
+        values = np.frombuffer(body, np.uint8, count=min(count, len(body)))
+    else:
+        words = re.sub(rb"#[^\n\r]*", b" ", body).split()[:count]
+        if wrong := next((word for word in words if not word.isdigit() or len(word) > 5), None):
+            raise DataError(f"{path}: {wrong[:20]!r} is no number of a PGM")
+        values = np.array([int(word) for word in words], np.int64)
+    if len(values) < count:
+        raise DataError(f"{path}: truncated, {len(values):,} values where {height}x{width} take {count:,}")
+    if values.max(initial=0) > maxval:
+        raise DataError(f"{path}: damaged, the PGM holds a value {values.max()}, above its maxval {maxval}")
+    return values.astype(np.uint8).reshape(height, width)

@@ -1,0 +1,113 @@
+"""Indexed masks whose palette an image tool has put into another order: read by color, or refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import DataConfig
+from data.files.images import write_image
+from data.files.masks import read_foreground, read_mask
+from data.types import DataError
+from mtsp.config import parse
+from tests.data.files.encoded import png
+
+BLACK, WHITE, RED, GREEN, SEAM = (0, 0, 0), (255, 255, 255), (128, 0, 0), (0, 128, 0), (224, 224, 192)
+"""Colors 0, none, 1, 2 and 255 of PASCAL VOC and DAVIS."""
+
+
+def written(path: Path, indices: list[list[int]], palette: list[tuple[int, int, int]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(np.array(indices, np.uint8), 8, 3, palette=palette))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("palette", "indices"),
+    [
+        ([BLACK, WHITE], [[0, 1], [0, 0]]),
+        ([WHITE, BLACK], [[1, 0], [1, 1]]),  # sorted by brightness, or by how often they occur
+        ([RED, BLACK], [[1, 0], [1, 1]]),
+        ([GREEN, RED, BLACK], [[2, 1], [2, 2]]),
+        ([BLACK, RED, BLACK], [[2, 1], [0, 0]]),  # black twice
+    ],
+)
+def test_black_is_background_wherever_the_palette_has_it(
+    tmp_path: Path, palette: list[tuple[int, int, int]], indices: list[list[int]]
+) -> None:
+    path = written(tmp_path / "a.png", indices, palette)
+    assert read_foreground(path).tolist() == [[False, True], [False, False]]
+
+
+def test_a_file_that_is_all_object_need_not_name_black(tmp_path: Path) -> None:
+    assert read_foreground(written(tmp_path / "a.png", [[0, 0]], [WHITE])).tolist() == [[True, True]]
+
+
+def test_a_file_that_says_neither_by_color_nor_by_index_is_refused(tmp_path: Path) -> None:
+    purple_and_yellow = written(tmp_path / "a.png", [[0, 1]], [(68, 1, 84), (253, 231, 37)])
+    with pytest.raises(DataError, match=r"a\.png: .*palette.*index 0.*\(68, 1, 84\).*black"):
+        read_foreground(purple_and_yellow)
+    no_colors = written(tmp_path / "b.png", [[0, 1]], [BLACK, BLACK])
+    with pytest.raises(DataError, match=r"b\.png: .*palette.*black"):
+        read_foreground(no_colors)
+
+
+@pytest.mark.parametrize(
+    ("palette", "indices"),
+    [
+        ([BLACK, RED, GREEN], [[0, 1, 2]]),
+        ([GREEN, RED, BLACK], [[2, 1, 0]]),
+        ([SEAM, BLACK, GREEN, RED], [[1, 3, 2]]),
+    ],
+)
+def test_colors_of_voc_are_ids_wherever_the_palette_has_them(
+    tmp_path: Path, palette: list[tuple[int, int, int]], indices: list[list[int]]
+) -> None:
+    assert read_mask(written(tmp_path / "a.png", indices, palette), colors="voc").tolist() == [[0, 1, 2]]
+
+
+def test_the_seam_is_255_by_its_color(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.png", [[0, 1, 2]], [BLACK, SEAM, RED])
+    assert read_mask(path, colors="voc").tolist() == [[0, 255, 1]]
+
+
+def test_other_colors_do_not_contradict(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.png", [[0, 1, 2]], [BLACK, (1, 2, 3), (4, 5, 6)])
+    assert read_mask(path, colors="voc").tolist() == [[0, 1, 2]]
+    gray = written(tmp_path / "b.png", [[0, 1, 2]], [(0, 0, 0), (1, 1, 1), (2, 2, 2)])
+    assert read_mask(gray, colors="voc").tolist() == [[0, 1, 2]]
+
+
+def test_a_palette_half_of_voc_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.png", [[0, 1, 2]], [BLACK, GREEN, (1, 2, 3)])
+    with pytest.raises(DataError, match=r"a\.png: .*index 1 .*color of id 2"):
+        read_mask(path, colors="voc")
+
+
+def voc(root: Path, palette: list[tuple[int, int, int]], indices: list[list[int]]) -> Path:
+    written(root / "SegmentationClass" / "a.png", indices, palette)
+    (root / "JPEGImages").mkdir()
+    write_image(root / "JPEGImages" / "a.jpg", np.zeros((*np.shape(indices), 3), np.uint8))
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    return root
+
+
+def test_pascal_voc_is_read_by_color(tmp_path: Path) -> None:
+    root = voc(tmp_path, [GREEN, RED, BLACK], [[2, 1, 0], [2, 2, 2]])
+    dataset = parse(DataConfig, {"dataset": {"name": "pascal_voc", "root": str(root)}}).build_dataset()
+    assert np.asarray(dataset.labels(0).get("mask")).tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_masks_of_one_folder_agree_on_what_a_color_means(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        write_image(tmp_path / "frames" / f"{name}.png", np.zeros((1, 3, 3), np.uint8))
+    sky, road = (70, 130, 180), (128, 64, 128)
+    written(tmp_path / "masks" / "a.png", [[0, 1, 1]], [sky, road])
+    written(tmp_path / "masks" / "b.png", [[0, 1, 1]], [road, sky])
+    values = {"name": "mask_folder", "frames": str(tmp_path / "frames"), "masks": str(tmp_path / "masks")}
+    dataset = parse(DataConfig, {"dataset": {**values, "classes": ["sky", "road"]}}).build_dataset()
+    dataset.labels(0)
+    with pytest.raises(DataError, match=r"b\.png: .*color \(128, 64, 128\).*0.*1 in .*a\.png"):
+        dataset.labels(1)
