@@ -23,9 +23,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
@@ -66,15 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         select(_name(group), source, merge(group), arguments.method, k) for group, k in zip(targets, ks, strict=True)
     ]
     names = [source.names[index] for index in union(selection.path.classes for selection in selections)]
-    own = [places[text][0] for text in arguments.source]
-    write_lists(arguments.out, own, names, f"for {', '.join(selection.name for selection in selections)}")
+    called = [selection.name for selection in selections]
+    write_lists(arguments.out, [places[text][0] for text in arguments.source], names, f"for {', '.join(called)}")
     settings = {
         "sources": arguments.source,
-        "targets": {selection.name: group for selection, group in zip(selections, arguments.target, strict=True)},
-        "k": {selection.name: k for selection, k in zip(selections, ks, strict=True)},
-        "method": arguments.method,
-        "min_images": arguments.min_images,
-        "gamma": arguments.gamma,
+        "targets": dict(zip(called, arguments.target, strict=True)),
+        "k": dict(zip(called, ks, strict=True)),
+        **{key: getattr(arguments, key) for key in ("method", "min_images", "gamma")},
         "features": source.features,
     }
     summaries = {
@@ -96,12 +94,9 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def images_at(place: str) -> "LabeledImages":
-    """Return the labeled images at a place.
+    """Return the labeled images at a place (see --help); of a published data set, the training images.
 
-    Args:
-        place: `cub:ROOT`, a kind of data set and its root, of which the training images are taken; a .yaml file with
-            the keys of an experiment's `dataset`; a folder with one folder per class; or a folder of images, each of
-            which is a class of its own. A folder that holds CUB-200-2011 or NABirds is read as such.
+    A folder that holds CUB-200-2011 or NABirds is read as such.
 
     Raises:
         DataError: there is nothing of that kind.
@@ -149,24 +144,18 @@ def _kinds() -> list[str]:
     return [name for name, row in DATASETS.items() if row.kind == "labeled"]
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """A pretrained network without its last layer."""
 
     features: "Callable[[Tensor], Tensor]"
-    kind: str
-    """Description with a hash of the weights: equal for features that can be compared."""
-    size: int
-    """Side of the square that it sees, in pixels."""
+    kind: str  # description with a hash of the weights: equal for features that can be compared
+    size: int  # side of the square that it sees, in pixels
 
 
 def pretrained(backbone: str, weights: str, size: int | None) -> Network:
     """Return a pretrained network, on the GPU if there is one, in bf16 where the hardware has it.
 
-    Args:
-        backbone: a network of timm, or `torchvision:` and one of torchvision's.
-        weights: as for :func:`models.pretrained.load.load_branch`.
-        size: side of the square that the network sees; None: 299 for Inception-V3, else timm's, else 224.
+    The `size` None stands for 299 for Inception-V3, else timm's, else 224.
 
     Raises:
         ValueError: there is no such network, or the weights do not fit it.
@@ -224,9 +213,8 @@ def class_means(name: str, images: "LabeledImages", network: Network, arguments:
         )
     if skipped:
         print(f"{name}: {len(skipped)} images cannot be read: {first_names(skipped)}", file=sys.stderr)
-    file = arguments.out / "class_means" / f"{name}{SUFFIX}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    means.save(file)
+    (arguments.out / "class_means").mkdir(parents=True, exist_ok=True)
+    means.save(arguments.out / "class_means" / f"{name}{SUFFIX}")
     return means
 
 
@@ -261,12 +249,20 @@ def _domains(
     ks: Sequence[int],
 ) -> "list[Domain]":
     """Return the class means of all places. Mistakes are found before the first image is decoded."""
+    import numpy as np
+
     from mtsp.transfer.centroids import Centroids
 
     network = None
     if not all(isinstance(content, Centroids) for _, content in places.values()):
         network = pretrained(arguments.backbone, arguments.weights, arguments.size)
-    outlines = {text: (name, _outline(content, network)) for text, (name, content) in places.items()}
+    outlines: dict[str, tuple[str, Centroids]] = {}  # classes and numbers of images, without means
+    for text, (name, content) in places.items():
+        if isinstance(content, Centroids):
+            outlines[text] = name, replace(content, means=content.means[:, :0])
+        elif network is not None:
+            counts = np.bincount(content.targets, minlength=len(content.classes))
+            outlines[text] = name, Centroids(content.classes, np.zeros((len(counts), 0)), counts, network.kind)
     sources, *targets = [[outlines[text] for text in group] for group in groups]
     _candidates(sources, targets, arguments.min_images, ks)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -277,19 +273,6 @@ def _domains(
             content = class_means(name, content, network, arguments)
         means[text] = name, content
     return [[means[text] for text in group] for group in groups]
-
-
-def _outline(content: "LabeledImages | Centroids", network: Network | None) -> "Centroids":
-    """Return classes and numbers of images without the means, which need not be known yet."""
-    import numpy as np
-
-    from mtsp.transfer.centroids import Centroids
-
-    if isinstance(content, Centroids):
-        return replace(content, means=content.means[:, :0])
-    assert network is not None
-    counts = np.bincount(content.targets, minlength=len(content.classes))
-    return Centroids(content.classes, np.zeros((len(counts), 0), np.float32), counts, network.kind)
 
 
 def _candidates(sources: "Domain", targets: "Sequence[Domain]", min_images: int, ks: Sequence[int]) -> "Centroids":
@@ -342,43 +325,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="select_source.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
     place = "[NAME=]PLACE: a folder of class folders, or of one image per class; cub:ROOT or another kind of data set; "
     place += "a .yaml file with the keys of an experiment's `dataset`; a .safetensors file of class means"
-    parser.add_argument("--source", nargs="+", required=True, metavar="PLACE", help=place)
-    parser.add_argument("--target", nargs="+", required=True, action="append", metavar="PLACE", help="as --source")
-    parser.add_argument(
-        "--k", type=at_least_one, nargs="+", help="number of classes to select (required): one, or one per --target"
-    )
-    parser.add_argument("--method", choices=METHODS, default="greedy", help="how to select (default: %(default)s)")
-    parser.add_argument(
-        "--min-images",
-        type=at_least_one,
-        default=1,
-        help="leave out source classes with fewer images (DSTL: 200; default: %(default)s)",
-    )
-    parser.add_argument(
-        "--gamma", type=above_zero, default=0.01, help="similarity is exp(-gamma EMD) (default: %(default)s, as DSTL)"
-    )
-    parser.add_argument(
-        "--backbone",
-        default="tf_efficientnet_lite0",
-        help="network of timm, or torchvision:NAME, that gives the features (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--weights",
-        default="package:efficientnet-lite0",
-        help="its weights: a file, `imagenet` for a download, or package:NAME (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--size", type=at_least_one, metavar="PX", help="side of the square that it sees (default: the network's own)"
-    )
-    parser.add_argument("--batch-size", type=at_least_one, default=64, help="images at once (default: %(default)s)")
-    parser.add_argument(
-        "--workers", type=at_least_one, default=2, help="threads that decode images (default: %(default)s)"
-    )
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
+    add("--source", nargs="+", required=True, metavar="PLACE", help=place)
+    add("--target", nargs="+", required=True, action="append", metavar="PLACE", help="as --source")
+    add("--k", type=at_least_one, nargs="+", help="number of classes to select (required): one, or one per --target")
+    add("--method", choices=METHODS, default="greedy", help="how to select (default: %(default)s)")
+    fewest = "leave out source classes with fewer images (DSTL: 200; default: %(default)s)"
+    add("--min-images", type=at_least_one, default=1, help=fewest)
+    add("--gamma", type=above_zero, default=0.01, help="similarity is exp(-gamma EMD) (default: %(default)s, as DSTL)")
+    network = "network of timm, or torchvision:NAME, that computes the features (default: %(default)s)"
+    add("--backbone", default="tf_efficientnet_lite0", help=network)
+    weights = "its weights: a file, `imagenet` for a download, or package:NAME (default: %(default)s)"
+    add("--weights", default="package:efficientnet-lite0", help=weights)
+    add("--size", type=at_least_one, metavar="PX", help="side of its square input (default: the network's own)")
+    add("--batch-size", type=at_least_one, default=64, help="images per forward pass (default: %(default)s)")
+    add("--workers", type=at_least_one, default=2, help="threads that decode images (default: %(default)s)")
+    add("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    add("--out", type=Path, required=True, help="folder for the results")
+    add("--overwrite", action="store_true", help="replace the results in --out")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""A figure of a transport plan: which source classes feed which target classes."""
+"""Draw a transport plan: which source classes feed which target classes."""
 
 import re
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Seq
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     plan, left = _gathered(plan, [plain(name) for name in sources])
     transposed, right = _gathered(plan.T, [plain(name) for name in targets])
-    plan = transposed.T
-    rows, columns = untangled(plan)
+    rows, columns = untangled(transposed.T)
     rows, columns = _last(rows, len(sources) > SHOWN), _last(columns, len(targets) > SHOWN)
-    plan, left, right = plan[np.ix_(rows, columns)], [left[i] for i in rows], [right[j] for j in columns]
+    plan, left, right = transposed.T[np.ix_(rows, columns)], [left[i] for i in rows], [right[j] for j in columns]
 
     lines = max(len(left), len(right))
     height = 1.0 + 0.27 * lines
@@ -48,18 +48,16 @@ def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Seq
     tops, floors = _stacked(plan.sum(axis=1)), _stacked(plan.sum(axis=0))
     colors = colormaps["turbo"](np.linspace(0.05, 0.95, len(right)))
     _bands(axes, plan, tops, floors, colors)
-    for x, side, align, names, places in ((0, -0.02, "right", left, tops), (1, 1.02, "left", right, floors)):
-        for index, name in enumerate(names):
-            low, high = places[index]
-            shade = colors[index] if x else (0.25, 0.25, 0.25)
-            axes.add_patch(_rectangle(x - 0.012, low, 0.024, high - low, shade))
-            axes.text(side, (low + high) / 2, f"{name}  {high - low:.1%}" if x else f"{high - low:.1%}  {name}",
-                      ha=align, va="center", fontsize=8)  # fmt: skip
-    for side, align, heading in (
-        (-0.02, "right", "fraction of the source, class"),
-        (1.02, "left", "target class, fraction"),
+    for x, side, align, heading, names, places in (
+        (0, -0.02, "right", "fraction of the source, class", left, tops),
+        (1, 1.02, "left", "target class, fraction", right, floors),
     ):
         axes.text(side, -0.02, heading, ha=align, va="bottom", fontsize=8, style="italic", color=(0.35, 0.35, 0.35))
+        for index, (name, (low, high)) in enumerate(zip(names, places, strict=True)):
+            shade = colors[index] if x else (0.25, 0.25, 0.25)
+            axes.add_patch(Rectangle((x - 0.012, low), 0.024, high - low, facecolor=shade, linewidth=0, clip_on=False))
+            text = f"{name}  {high - low:.1%}" if x else f"{high - low:.1%}  {name}"
+            axes.text(side, (low + high) / 2, text, ha=align, va="center", fontsize=8)
     axes.set_xlim(-0.012, 1.012)
     axes.set_ylim(max(tops[-1][1], floors[-1][1]) + 0.005, -0.005)
     axes.axis("off")
@@ -108,7 +106,7 @@ def _last(order: np.ndarray, gathered: bool) -> np.ndarray:
 
 def _stacked(mass: np.ndarray) -> list[tuple[float, float]]:
     """Return low and high end of each class; both sides get the same height for any number of classes."""
-    gap = _GAP / max(1, len(mass) - 1) if len(mass) > 1 else 0.0
+    gap = _GAP / max(1, len(mass) - 1)
     ends = np.cumsum(mass) + gap * np.arange(len(mass))
     return [(float(end - m), float(end)) for end, m in zip(ends, mass, strict=True)]
 
@@ -128,9 +126,3 @@ def _bands(axes: Any, plan: np.ndarray, tops: Any, floors: Any, colors: np.ndarr
         corners = [(0, a), (0.5, a), (0.5, b), (1, b), (1, b + share), (0.5, b + share), (0.5, a + share),
                    (0, a + share), (0, a)]  # fmt: skip
         axes.add_patch(PathPatch(Curve(corners, codes), facecolor=colors[j], alpha=0.55, linewidth=0))
-
-
-def _rectangle(x: float, y: float, width: float, height: float, color: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, height, facecolor=color, linewidth=0, clip_on=False)
