@@ -25,7 +25,7 @@ _STEPS = 12
 _SHARE = 0.1
 """Of the distance, which each step of the rehearsal is to take away where the pull moves the weight itself."""
 _LR = 1e-4
-"""Learning rate at most: an optimizer whose steps grow with its weights (LAMB) is to respond little to the pull."""
+"""Learning rate: small, so that an optimizer whose steps grow with its weights (LAMB) responds little to the pull."""
 _PATIENCE = 4
 """Moves of a weight that are accepted before the first step: loading and perturbing weights are some."""
 _KINDS = 4
@@ -239,6 +239,7 @@ class _Twin:
         self, chain: Sequence[Any], group: dict[str, Any], dtype: torch.dtype, *, new: bool, closed: bool
     ) -> None:
         original, device = chain[-1], group["params"][0].device
+        device = torch.device("cpu") if device.type == "meta" else device
         self.model = nn.Linear(6, 8, bias=False, device=device, dtype=dtype)
         self.weight, self._closed = self.model.weight, closed
         with torch.no_grad():
@@ -248,8 +249,7 @@ class _Twin:
         for key in own.keys() & {"step", "k"}:  # of a run before this
             own[key] = original.defaults.get(key, 0)
         if own.get("lr") is not None and not estimates_lr(own):
-            lr = min(float(own["lr"]) or _LR, _LR)
-            own["lr"] = torch.full_like(own["lr"], lr) if isinstance(own["lr"], Tensor) else lr
+            own["lr"] = torch.full_like(own["lr"], _LR) if isinstance(own["lr"], Tensor) else _LR
         if new:
             self.optimizer = type(original)([{**own, "params": [self.weight]}])
         else:

@@ -191,3 +191,19 @@ def test_timms_own_groups_with_layer_decay_leave_what_was_asked_for() -> None:
     }
     assert len({group["lr"] for group in optimizer.param_groups}) == 5
     assert list(left.values()) == pytest.approx([0.95**20] * len(left), rel=1e-4)
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e-10, 1e3])
+def test_the_trial_does_not_depend_on_the_learning_rate(lr: float) -> None:
+    """A warm-up begins at 0, and SegFlow's rates are tiny."""
+    for kind, mode in ((torch.optim.SGD, "coupled"), (torch.optim.AdamW, "decoupled")):
+        model = one_weight()
+        regularizer = L2SP(model, anchors=ONE, alpha=1e-6, beta=0.0, mode=mode)  # pyright: ignore[reportArgumentType]
+        regularizer.attach(kind(model.parameters(), lr=lr, weight_decay=0.0))
+
+
+def test_a_model_without_memory_can_be_attached_to() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(2, 2)
+    regularizer = L2SP(model, anchors={"weight": torch.empty(2, 2, device="meta")}, alpha=0.1, beta=0.0)
+    regularizer.attach(torch.optim.AdamW(model.parameters(), weight_decay=0.0))
