@@ -1,6 +1,6 @@
-"""What L2-SP does under every optimizer that is installed: exact, exact when coupled, or refused, and why.
+"""Survey what L2-SP does under every installed optimizer: exact, exact when coupled, or refused, and why.
 
-    python tools/bench/optimizers.py [--libraries torch timm ...]
+    python tools/bench/optimizers.py [--libraries torch timm]
 
 Each optimizer trains a small network twice, with L2SP attached in the mode it chooses itself and without, on the same
 gradients. What the pull adds in each step is compared with learning rate times strength times distance; where it is
@@ -12,15 +12,20 @@ import importlib
 import inspect
 import math
 import re
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
+
 from mtsp.regularizers import L2SP
+from tools.command_line import program
 
 STEPS, ALPHA = 4, 0.5
 Make = Callable[[list[nn.Parameter]], Any]
@@ -40,13 +45,11 @@ LIBRARIES = {
 
 
 class Row(NamedTuple):
-    """What is seen of one optimizer."""
+    """Result for one optimizer: for each mode, how exact the pull is, or why it is refused."""
 
     name: str
-    chosen: str
-    """The mode that was chosen and how exact it is, or why it is refused."""
-    coupled: str
-    """The same of mode="coupled"."""
+    chosen: str  # with the mode that L2SP chooses
+    coupled: str  # with mode="coupled"
 
 
 def rows(library: str) -> list[Row]:
@@ -75,7 +78,7 @@ def makers(library: str) -> Iterator[tuple[str, Make]]:
         where["transformers"] = "transformers.optimization"
         classes = vars(importlib.import_module(where.get(library, module.__name__)))
     chosen = {name: kind for name, kind in classes.items() if _is_optimizer(kind) and not name.startswith("_")}
-    # Its steps are many: tests/mtsp/regularizers/test_hook.py minimizes with it. The other makes none.
+    # LBFGS takes many steps in one; tests/mtsp/regularizers/test_hook.py covers it. The other takes none.
     for left_out in ("LBFGS", "lbfgs", "LayerWiseDummyOptimizer"):
         chosen.pop(left_out, None)
     for name in sorted(chosen):
@@ -152,7 +155,7 @@ def _added(plain: _Run, pulled: _Run) -> Iterator[float]:
 
 
 def _by_hand(make: Make, pulled: _Run, dtype: torch.dtype) -> Iterator[float]:
-    """How far the run is from one whose gradients hold the pull already, in units of the moves."""
+    """Yield 1 + the distance from a run with the pull added to its gradients, over the length of the step."""
     other = _run(make, None, dtype, by_hand=True)
     for one, two, start in zip(pulled.points[1:], other.points[1:], pulled.points, strict=False):
         move = float((two - start).norm())
@@ -196,7 +199,7 @@ def table(library: str) -> str:
 
 
 def _short(cell: str) -> str:
-    """What is said, without the name of the optimizer and the advice."""
+    """The cell without the optimizer's name and the advice."""
     cell = cell.replace("|", "/")
     if found := re.search(r"refused: .* as it should: (\S+) times what was asked for", cell):
         return f"refused: {max(0.0, round(float(found[1]), 2)):g} of the pull arrives"
@@ -205,16 +208,18 @@ def _short(cell: str) -> str:
     return cell
 
 
-def main() -> None:
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--libraries", nargs="+", default=list(LIBRARIES), choices=list(LIBRARIES), help="which")
-    for library in parser.parse_args().libraries:
+    parser.add_argument("--libraries", nargs="+", default=list(LIBRARIES), choices=LIBRARIES, help="(default: all)")
+    for library in parser.parse_args(arguments).libraries:
         try:
             print(table(library), end="\n\n")
         except ImportError as error:
             print(f"{library}: {error}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,9 +46,6 @@ Files = list[tuple[Path, Path]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     command_line = parser(__doc__, rounds=7, quick="two images, one round, to see whether it runs")
-    command_line.add_argument(
-        "--root", type=Path, help="DAVIS folder whose 480p frames to use (default: made-up frames)"
-    )
     command_line.add_argument("--images", type=at_least_one, default=16, help="(default: %(default)s)")
     options = command_line.parse_args(arguments)
     images, rounds = (2, 1) if options.quick else (options.images, options.rounds)
@@ -91,7 +88,7 @@ def _readers(folder: Path, rounds: int) -> Table:
     write_flo(flo, rng.normal(size=(436, 1024, 2)).astype(np.float32))
     write_pfm(pfm, rng.normal(size=(540, 960, 3)).astype(np.float32))
     title = "Flow files from the page cache: .flo 436x1024, .pfm 540x960x3"
-    drawn = table(title, "reader", "ms", "of a plain read()", "target")
+    drawn = table(title, "reader", "ms", "times a plain read()", "target")
     readers: dict[Path, dict[str, Program]] = {
         flo: {
             "mtsp": lambda: read_flo(flo),
@@ -173,7 +170,7 @@ def _albumentations() -> Callable[[Path, Path], object]:
 
 
 def _made_up(folder: Path, count: int) -> Files:
-    """Frames of smooth noise at several scales, about as large on disk as DAVIS's, with masks of ellipses."""
+    """Write frames of smooth noise, about as large on disk as those of DAVIS, and masks of ellipses."""
     rng, files = np.random.default_rng(0), []
     for index in range(count):
         layers = [cv2.resize(rng.normal(size=(480 // s, 854 // s, 3)), (854, 480)) * s**0.5 for s in (2, 8, 32, 128)]

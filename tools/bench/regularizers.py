@@ -148,7 +148,7 @@ def report(name: str, rounds: int, console: Console, *, measure_memory: bool) ->
     spent = medians({key: step_of(name, key) for key in PROGRAMS}, rounds)
     weights = sum(p.numel() * p.element_size() for p in network(name).parameters())
     title = f"{name}: {weights / MIB:.0f} MiB of weights; regularizer and SGD with momentum"
-    drawn = table(title, "program", "ms", "of native, fused", "target", "memory over native", "target")
+    drawn = table(title, "program", "ms", "times native, fused", "target", "memory over native", "target")
     peaks = {key: peak(name, key) for key in PROGRAMS} if measure_memory else {}
     targets = (f"{WITHIN:g}x" if name == "resnet50" else "", f"{weights / MIB:.0f} MiB, the anchors")
     for key, value in spent.items():
