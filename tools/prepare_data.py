@@ -34,8 +34,7 @@ _SHOWN_PROBLEMS = 20
 def run_download(name: str, root: Path, archives: "Sequence[Archive]", *, keep: bool = False) -> None:
     """Download, check and unpack archives into `root`, except those that were unpacked before.
 
-    Raises:
-        DownloadError: see :mod:`data.catalog.download`; `root` then holds complete archives only.
+    After a DownloadError `root` holds complete archives only.
     """
     from data.catalog.download import download, require_space, unpack
 
@@ -117,11 +116,7 @@ def run_convert(name: str, root: Path, annotations: Path | None, *, partial_copy
 
 
 def run_labels(name: str, root: Path | None, example: int, out: Path, values: dict[str, Any]) -> None:
-    """Draw the label map of a data set, or with `root` one of its examples with its labels.
-
-    Raises:
-        ConfigError, DataError: the settings are wrong, or files or the example do not exist.
-    """
+    """Draw the label map of a data set, or with `root` one of its examples. Raises ConfigError or DataError."""
     from data.catalog.datasets import DATASETS
     from data.files.images import write_image
     from data.segmentation.legend import labeled_example, legend

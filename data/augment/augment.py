@@ -135,14 +135,12 @@ _FLOWNET_RELATIVE = RelativeConfig(
     translate=(0.03, 0.03),
     rotate=math.degrees(0.03),
     scale=(math.exp(-0.03), math.exp(0.03)),
-    color=ColorConfig(  # contrast is drawn uniformly: sqrt(3) times the spread has the same deviation
-        gamma=(math.exp(-0.02), math.exp(0.02)),
-        channels=(math.exp(-0.02), math.exp(0.02)),
-        contrast=(1 - 0.02 * math.sqrt(3), 1 + 0.02 * math.sqrt(3)),
-        shift=0.02,
+    color=ColorConfig(
+        gamma=(math.exp(-0.02), math.exp(0.02)), channels=(math.exp(-0.02), math.exp(0.02)), shift=0.02,
+        contrast=(1 - 0.02 * math.sqrt(3), 1 + 0.02 * math.sqrt(3)),  # uniform, with the same deviation
         draw="log-normal",
     ),
-)
+)  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -194,9 +192,7 @@ class Augmentation:
         """Return `sample` augmented; `sample` is not changed.
 
         The same state of `rng` gives the same result. No labels are added, except `flow_valid` to every `flow`.
-
-        Raises:
-            ValueError: the arrays of `sample` differ in height or width.
+        Raises ValueError if the arrays of `sample` differ in height or width.
         """
         source = check_sizes(sample)
         config = self.config

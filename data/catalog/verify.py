@@ -34,7 +34,8 @@ def verify(
 ) -> Report:
     """Read all of a data set through its own class, and return its counts and problems.
 
-    A split with missing files is not read, and is one problem that names the first ten of them.
+    A split with missing files is not read, and is one problem that names the first ten of them. Raises ValueError if
+    `settings` do not fit the config, or `workers` is below 1.
 
     Args:
         name: a key of :data:`data.catalog.datasets.DATASETS` that has `splits`.
@@ -43,9 +44,6 @@ def verify(
         workers: number of reading processes; 1: this process reads.
         progress: called with (examples read, examples in all).
         settings: other values of its config, for example `resolution` of DAVIS.
-
-    Raises:
-        ValueError: `settings` do not fit its config, or `workers` is below 1.
     """
     if workers < 1:
         raise ValueError(f"at least one process must read, got workers={workers}")

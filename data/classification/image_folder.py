@@ -58,11 +58,7 @@ def _require_classes(root: Path) -> None:
 
 
 def read_tree(kind: str, root: Path) -> Annotations:
-    """Return the images below `root`; each folder directly in it is a class.
-
-    Raises:
-        DataError: there are no folders, or images beside them.
-    """
+    """Return the images below `root`; each folder directly in it is a class. Raises DataError."""
     if loose := images_by_stem(root):
         first = next(iter(loose.values())).name
         raise DataError(f"{root}: {len(loose)} images lie outside of the classes' folders, the first {first}")

@@ -77,11 +77,7 @@ class LabeledConfig(Config):
         """Return the classes and images of the split. Raises DataError."""
 
     def build(self) -> "LabeledImages":
-        """Return the data set, its files checked to be there.
-
-        Raises:
-            DataError: files are missing, or disagree with each other or with the class list.
-        """
+        """Return the data set, its files checked to be there and to agree with the class list. Raises DataError."""
         annotations = self.annotations()
         if self.classes is not None:
             annotations = with_classes(annotations, read_classes(self.classes), self.classes)
@@ -181,11 +177,7 @@ class LabeledImages:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Return the class names in a file, see :attr:`LabeledConfig.classes`.
-
-    Raises:
-        DataError: the file is missing, not text or empty, or lists a name twice.
-    """
+    """Return the class names in a file, see :attr:`LabeledConfig.classes`. Raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
@@ -203,8 +195,7 @@ def read_classes(path: Path) -> list[str]:
 def with_classes(annotations: Annotations, wanted: Sequence[str], where: Path) -> Annotations:
     """Return the annotations of the `wanted` classes only, with contiguous labels in the data set's order.
 
-    Raises:
-        DataError: the data set has no such class; the message names `where`, the file that lists it.
+    Raises DataError if the data set has no such class, and names `where`, the file that lists it.
     """
     if unknown := [name for name in wanted if name not in set(annotations.classes)]:
         near = difflib.get_close_matches(unknown[0], annotations.classes, n=1, cutoff=0.6)

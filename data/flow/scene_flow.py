@@ -8,6 +8,7 @@ Scene Flow Estimation", CVPR 2016.
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -33,14 +34,33 @@ _UNUSED = re.compile(r"((?:TRAIN|TEST)/[ABC]/[0-9]+)/(?:left/|right/)?([0-9]+)")
 
 
 class _SceneFlowConfig(FlowConfig):
+    depth: ClassVar[int] = 3  # folders between optical_flow (or frames_cleanpass) and the folders of a sequence
     split: Literal["train", "val", "all"] = "train"
     passes: tuple[Literal["clean", "final"], ...] = ("clean", "final")
     directions: tuple[Literal["into_future", "into_past"], ...] = ("into_future", "into_past")
     """into_future: flow to the following frame. into_past: flow to the preceding frame, which is then `next_frame`."""
     cameras: tuple[Literal["left", "right"], ...] = ("left",)
 
-    def _root(self) -> Path:
-        return find_root(self.title, self.root, "optical_flow", below=[self.title, self.title.lower()])
+    @abstractmethod
+    def sequences(self, found: list[str]) -> list[str]:
+        """Return the sequences of the split."""
+
+    def unused(self, root: Path) -> frozenset[tuple[str, int]]:
+        """Return the sequence and number of each frame to leave out."""
+        return frozenset()
+
+    def pairs(self) -> list[FlowPair]:
+        """Return the files of each pair, pass by pass, in each direction by direction and camera by camera."""
+        root = find_root(self.title, self.root, "optical_flow", below=[self.title, self.title.lower()])
+        found: set[str] = set()
+        for top in (root / "optical_flow", *(root / f"frames_{which}pass" for which in self.passes)):
+            places = [top]
+            for _ in range(self.depth):
+                places = [inner for place in places for inner in subfolders(place)]
+            found |= {place.relative_to(top).as_posix() for place in places}
+        sequences, unused = self.sequences(sorted(found, key=natural_order)), self.unused(root)
+        films = product(*map(dict.fromkeys, (self.passes, self.directions, self.cameras)), sequences)
+        return [pair for film in films for pair in _film(root, *film, unused)]
 
 
 class MonkaaConfig(_SceneFlowConfig):
@@ -50,14 +70,13 @@ class MonkaaConfig(_SceneFlowConfig):
     Of other scenes, the last eighth is val, at least one of two.
     """
 
+    depth: ClassVar[int] = 1
     title: ClassVar[str] = "Monkaa"
     name: Literal["monkaa"]
 
-    def pairs(self) -> list[FlowPair]:
-        """Return the files of each pair."""
-        root = self._root()
-        scenes = _split(_sequences(root, depth=1, config=self), self.split, MONKAA_VAL, _MONKAA_FAMILIES)
-        return list(_pairs(root, scenes, self))
+    def sequences(self, found: list[str]) -> list[str]:
+        """Return the scenes of the split."""
+        return _split(found, self.split, MONKAA_VAL, _MONKAA_FAMILIES)
 
 
 class DrivingConfig(_SceneFlowConfig):
@@ -71,11 +90,9 @@ class DrivingConfig(_SceneFlowConfig):
     title: ClassVar[str] = "Driving"
     name: Literal["driving"]
 
-    def pairs(self) -> list[FlowPair]:
-        """Return the files of each pair."""
-        root = self._root()
-        sequences = _split(_sequences(root, depth=3, config=self), self.split, DRIVING_VAL, ("15mm_", "35mm_"))
-        return list(_pairs(root, sequences, self))
+    def sequences(self, found: list[str]) -> list[str]:
+        """Return the sequences of the split."""
+        return _split(found, self.split, DRIVING_VAL, ("15mm_", "35mm_"))
 
 
 class FlyingThingsConfig(_SceneFlowConfig):
@@ -88,38 +105,27 @@ class FlyingThingsConfig(_SceneFlowConfig):
     skip_unused: bool = False
     """Leave out the pairs with a frame in Freiburg's all_unused_files.txt, put beside optical_flow."""
 
-    def pairs(self) -> list[FlowPair]:
-        """Return the files of each pair."""
-        root = self._root()
+    def sequences(self, found: list[str]) -> list[str]:
+        """Return the sequences of the split."""
         parts = {"train": ("TRAIN/",), "val": ("TEST/",), "all": ("TRAIN/", "TEST/")}[self.split]
-        sequences = [s for s in _sequences(root, depth=3, config=self) if s.startswith(parts)]
-        return list(_pairs(root, sequences, self, _unused(root) if self.skip_unused else frozenset()))
+        return [name for name in found if name.startswith(parts)]
 
-
-def _sequences(root: Path, depth: int, config: _SceneFlowConfig) -> list[str]:
-    """Return the sequences of frames or flow, as paths `depth` folders long, in natural order."""
-    found: set[str] = set()
-    for top in ("optical_flow", *(f"frames_{which}pass" for which in config.passes)):
-        places = [root / top]
-        for _ in range(depth):
-            places = [inner for place in places for inner in subfolders(place)]
-        found |= {place.relative_to(root / top).as_posix() for place in places}
-    return sorted(found, key=natural_order)
+    def unused(self, root: Path) -> frozenset[tuple[str, int]]:
+        """Return the frames in the list of unused files, with lines "TRAIN/A/0024/left/0006.png"."""
+        if not self.skip_unused:
+            return frozenset()
+        path = root / "all_unused_files.txt"
+        lines = [" ".join(words) for words in read_lines(path)]
+        matches = [_UNUSED.search(line) for line in lines]
+        if None in matches:
+            raise DataError(f"{path}: {lines[matches.index(None)]!r} is not like TRAIN/A/0024/left/0006.png")
+        return frozenset((match[1], int(match[2])) for match in matches if match)
 
 
 def _split(sequences: list[str], split: str, val: frozenset[str], published: tuple[str, ...]) -> list[str]:
     own = [name for name in sequences if not name.startswith(published)]
     held_out = val | set(own[len(own) - (len(own) + 7) // 8 :] if len(own) > 1 else [])
     return [name for name in sequences if split == "all" or (name in held_out) == (split == "val")]
-
-
-def _pairs(
-    root: Path, sequences: list[str], config: _SceneFlowConfig, unused: frozenset[tuple[str, int]] = frozenset()
-) -> Iterator[FlowPair]:
-    """Yield the pairs of `sequences`, pass by pass, in each direction by direction and camera by camera."""
-    passes, directions, cameras = (dict.fromkeys(each) for each in (config.passes, config.directions, config.cameras))
-    for which, direction, camera, sequence in product(passes, directions, cameras, sequences):
-        yield from _film(root, which, direction, camera, sequence, unused)
 
 
 def _film(
@@ -145,13 +151,3 @@ def _film(
         first, second = (frames.get(n, folder / f"{n:04d}.png") for n in (number, number + step))
         file = f"OpticalFlowInto{'Future' if step == 1 else 'Past'}_{number:04d}_{camera[0].upper()}.pfm"
         yield FlowPair(f"{which}/{direction}/{camera}/{sequence}/{number:04d}", first, second, flows / file)
-
-
-def _unused(root: Path) -> frozenset[tuple[str, int]]:
-    """Return the (sequence, number) of each frame in the list of unused files: lines "TRAIN/A/0024/left/0006.png"."""
-    path = root / "all_unused_files.txt"
-    lines = [" ".join(words) for words in read_lines(path)]
-    matches = [_UNUSED.search(line) for line in lines]
-    if None in matches:
-        raise DataError(f"{path}: {lines[matches.index(None)]!r} is not like TRAIN/A/0024/left/0006.png")
-    return frozenset((match[1], int(match[2])) for match in matches if match)

@@ -26,10 +26,9 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The classes of a data set, with ids 0, 1, ..., and the values that stand for them in mask files.
+    """Classes of a data set, with ids 0, 1, ..., and their values in mask files.
 
-    Raises:
-        ValueError: names and values do not match one to one, or a value is outside a byte or has two meanings.
+    Raises ValueError if names and values do not match one to one, or a value is outside a byte or has two meanings.
     """
 
     name: str
@@ -54,10 +53,9 @@ class LabelMap:
             raise ValueError(f"{self.name}: the values {twice} have two meanings each")
 
     def __call__(self, stored: np.ndarray, path: Path) -> np.ndarray:
-        """Convert the values `stored` in the file `path` to class ids, HW uint8 with IGNORE where unknown.
+        """Return the class ids of the values `stored` in the file `path`, HW uint8 with IGNORE where unknown.
 
-        Raises:
-            DataError: a value is neither a class nor unknown: the file has another encoding.
+        Raises DataError if a value is neither a class nor unknown, as in a file with another encoding.
         """
         table = np.full(256, _FOREIGN, np.uint8)
         table[list(self.values)] = np.arange(len(self.values))

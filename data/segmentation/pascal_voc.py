@@ -51,8 +51,7 @@ class PascalVocConfig(SegmentedConfig):
 def read_voc_list(root: Path, lists: Path, split: str, masks: str) -> list[SegmentedImage]:
     """Return the files of a list in the layout of PASCAL VOC: a name per line, or the paths of an image and its mask.
 
-    Raises:
-        DataError: the list is missing, or a line leads out of `root`.
+    Raises DataError if the list is missing or a line leads out of `root`.
     """
     path = lists / f"{split}.txt"
     if not path.is_file():

@@ -109,10 +109,8 @@ _WORLDS = {
 def render_clip(config: SyntheticConfig, index: int, view: Literal["left", "right"] = "left") -> Clip:
     """Return clip `index`, which depends on the config (except `clips`) and the index alone.
 
-    The "right" view shows the same scene from a second camera beside the first, with nearer layers further left.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no usable photo in `config.textures`.
+    The "right" view shows the same scene from a second camera beside the first, with nearer layers further left. Raises
+    FileNotFoundError or ValueError if there is no usable photo in `config.textures`.
     """
     rng = np.random.default_rng([config.seed, index])
     layers = _draw_scene(config, rng)

@@ -109,10 +109,8 @@ def write_scenes(
 ) -> None:
     """Write scenes in the layout of PASCAL-Context in the new folder `root`.
 
-    The last scenes, a fraction of `validation` and at least one, are listed in val.txt.
-
-    Raises:
-        FileExistsError: `root` exists and is not empty.
+    The last scenes, a fraction of `validation` and at least one, are listed in val.txt. Raises FileExistsError if
+    `root` exists and is not empty.
     """
     train = config.images - min(config.images - 1, max(1, round(validation * config.images)))
     with published_folder(root) as folder:

@@ -100,10 +100,8 @@ def write_scene_flow(
     `frames_{clean,final}pass/<scene>/{left,right}/0001.png` and
     `optical_flow/<scene>/into_{future,past}/{left,right}/OpticalFlowInto{Future,Past}_0001_{L,R}.pfm`, rows bottom-up,
     a third channel of zeros. As in the originals, every frame has both flows, also the first and the last one. The
-    final pass is the clean pass with a little blur and noise; the originals add motion blur and depth of field.
-
-    Raises:
-        ValueError: there are more clips than scenes: 24 in Monkaa, 8 in Driving.
+    final pass is the clean pass with a little blur and noise; the originals add motion blur and depth of field. Raises
+    ValueError if there are more clips than scenes: 24 in Monkaa, 8 in Driving.
     """
     scenes = MONKAA_SCENES if name == "Monkaa" else DRIVING_SCENES
     if config.clips > len(scenes):
