@@ -37,7 +37,7 @@ def build_network(experiment: AnyExperiment) -> PretrainedNetwork:
             f"the config describes {', '.join(experiment.branches) or 'none'}"
         )
     loaded = {
-        name: load_branch(model, name, branch.weights)
+        name: load_branch(model, name, branch.weights, mean=branch.mean, std=branch.std)
         for name, branch in experiment.branches.items()
         if branch.weights is not None
     }

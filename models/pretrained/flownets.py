@@ -13,6 +13,7 @@ PINARD_MEAN = (0.411, 0.432, 0.45)
 right for these weights only."""
 
 _EXPECTED = "FlowNetS of 33 (FlowNetPytorch), 42 (NVIDIA), 63 (FlowNetPytorch with batch norm) tensors"
+_OF_LIGHTNING = ("pytorch-lightning_version", "hyper_parameters")
 _DECODER = ("deconv", "predict_flow", "upsampled_flow")
 
 
@@ -21,7 +22,10 @@ def flownets_layout(network: nn.Module, file: WeightsFile) -> Layout:
 
     33: FlowNetPytorch, no biases in the decoder; trained on RGB, except the one converted from Caffe (BGR), which is
     recognized by "caffe" in its name or by a container without an epoch. 63: the same with batch normalization. 42:
-    NVIDIA's FlowNet2-S, RGB, minus each pair's own mean. Biases that a file does not have are zero, which is exact. The
+    NVIDIA's FlowNet2-S, RGB, minus each pair's own mean. ptlflow has the same names and subtracts each frame's own
+    mean: a checkpoint of Lightning, as it saves, is refused. FlowNetPytorch's published networks have the mean
+    :data:`PINARD_MEAN`; what its present code trains has that of FlyingChairs, which nothing in the file shows: the
+    branch's `mean` says so. Biases that a file does not have are zero, which is exact. The
     input channels of BGR weights are reversed, so that frames are always RGB.
     """
     tensors, own = file.tensors, network.state_dict()
@@ -42,6 +46,12 @@ def flownets_layout(network: nn.Module, file: WeightsFile) -> Layout:
     used = tensors | {key: torch.zeros_like(own[key]) for key in missing}
     values: dict[str, Any] = {"own_mean": False, "div_flow": float(file.fields.get("div_flow", 20.0))}
     if "predict_flow6.bias" in tensors:
+        lightning = file.name.endswith(".ckpt") or any(key in file.fields for key in _OF_LIGHTNING)
+        if lightning:
+            raise LayoutError(
+                f"its {len(tensors)} tensors are named as those of NVIDIA and of ptlflow; a checkpoint of Lightning is "
+                "ptlflow's, whose frames are each normalized by their own mean, which is not supported"
+            )
         values["own_mean"] = True
         name = f"FlowNetS of NVIDIA ({len(tensors)} tensors; RGB minus each pair's mean)"
     elif "caffe" in file.name.lower() or ("arch" in file.fields and "epoch" not in file.fields):
@@ -50,5 +60,8 @@ def flownets_layout(network: nn.Module, file: WeightsFile) -> Layout:
         name = f"FlowNetS converted from Caffe ({len(tensors)} tensors; BGR, turned into RGB)"
     else:
         values["mean"] = PINARD_MEAN * 2
-        name = f"FlowNetS of FlowNetPytorch ({len(tensors)} tensors; RGB)"
+        name = (
+            f"FlowNetS of FlowNetPytorch ({len(tensors)} tensors; RGB minus {PINARD_MEAN} as its published networks; "
+            "what its present code trains wants the branch's mean: [0.45, 0.432, 0.411])"
+        )
     return Layout(used, [], values, name)

@@ -4,8 +4,10 @@ Loading is strict: shapes are equal, every tensor of the file is used or listed 
 of another network is an error that says what it looks like. How a branch takes part: :mod:`models.pretrained.layouts`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +34,14 @@ class Loaded:
     """Tensors of the source that were not used: `key: reason`."""
 
 
-def load_branch(model: nn.Module, branch: str, source: str | Path) -> Loaded:
+def load_branch(
+    model: nn.Module,
+    branch: str,
+    source: str | Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Loaded:
     """Load pretrained weights into one branch of `model`, and set the branch's normalization to what they expect.
 
     A network may define `after_loading(branch)`, which is called in the end.
@@ -46,10 +55,12 @@ def load_branch(model: nn.Module, branch: str, source: str | Path) -> Loaded:
             `published_layout`: for an encoder, weights of torchvision, timm, EfficientNet-PyTorch, or Caffe's ResNets;
             for FlowNetS, FlowNetPytorch and flownet2-pytorch; for EncNet, PyTorch-Encoding and FastFCN; for
             Inception-V3, torchvision and TF-slim.
+        mean: of R, G and B in [0, 1], what the weights were trained with, if it is not what such files are known for.
+        std: likewise.
 
     Raises:
         FileNotFoundError: there is no such file or package.
-        ValueError: the file cannot be read, would execute code, or holds another network.
+        ValueError: the file cannot be read, would execute code, or holds another network; or the branch takes no mean.
     """
     target = getattr(model, branch, None)
     if not isinstance(target, nn.Module):
@@ -65,7 +76,8 @@ def load_branch(model: nn.Module, branch: str, source: str | Path) -> Loaded:
         except LayoutError as error:
             raise ValueError(f"{path} does not fit branch {branch!r}: {error}") from error
     own = target.state_dict()
-    buffers = {key: torch.as_tensor(value) for key, value in layout.buffers.items()}
+    chosen = layout.buffers | _normalization(branch, target, mean=mean, std=std)
+    buffers = {key: torch.as_tensor(value) for key, value in chosen.items()}
     with torch.no_grad():
         for key, value in (layout.tensors | buffers).items():
             own[key].copy_(value)
@@ -74,7 +86,24 @@ def load_branch(model: nn.Module, branch: str, source: str | Path) -> Loaded:
     fresh = [f"{branch}.{key}" for key, _ in target.named_parameters() if key not in layout.tensors]
     counts = f"{len(layout.tensors)} tensors loaded, {len(fresh)} parameters new, {len(layout.left_out)} left out"
     names = [f"{branch}.{key}" for key in layout.tensors]
-    return Loaded(f"{source}: {layout.description}; {counts}", names, fresh, layout.left_out)
+    told = "".join(f"; {key} {tuple(v)} as the config says" for key, v in (("mean", mean), ("std", std)) if v)
+    return Loaded(f"{source}: {layout.description}{told}; {counts}", names, fresh, layout.left_out)
+
+
+def _normalization(branch: str, target: nn.Module, **given: Sequence[float] | None) -> dict[str, Any]:
+    """The branch's buffers of a mean and a standard deviation that are given: of one frame, or alike of several."""
+    own, result = target.state_dict(), {}
+    for kind, value in given.items():
+        if value is None:
+            continue
+        keys = [key for key in own if key in (kind, f"network.{kind}")]
+        if not keys:
+            raise ValueError(f"branch {branch!r} does not normalize frames by a {kind}; leave it out")
+        for key in keys:
+            result[key] = list(value) * (own[key].numel() // len(value))
+            if (own_mean := key.removesuffix("mean") + "own_mean") in own:
+                result[own_mean] = False
+    return result
 
 
 def _layout(branch: str, target: nn.Module, path: Path) -> Layout:

@@ -25,6 +25,10 @@ class BranchConfig(Config):
 
     weights: str | None = None
     """Pretrained weights: `imagenet`, `package:efficientnet-lite0`, or a file. Null: random (new) weights."""
+    mean: tuple[float, float, float] | None = None
+    """Mean that is subtracted from frames (RGB, of values in [0, 1]); null: what the weights' kind was trained with."""
+    std: tuple[float, float, float] | None = None
+    """What frames are divided by then; null: likewise."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of the branch; null: the optimizer's."""
     alpha: StrengthConfig | None = None
@@ -35,6 +39,12 @@ class BranchConfig(Config):
     """Never train the branch; its normalization layers keep their statistics."""
     freeze_norm: bool = False
     """Train the branch, but keep the statistics of its batch normalization."""
+
+    @model_validator(mode="after")
+    def _mean_of_weights(self) -> "BranchConfig":
+        if self.weights is None and (self.mean or self.std):
+            raise ValueError("mean and std are those of pretrained weights, and `weights` is null; leave them out")
+        return self
 
 
 class StageConfig(Config):

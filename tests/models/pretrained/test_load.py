@@ -86,6 +86,36 @@ def test_each_flownets_layout_loads_whole_with_its_own_normalization(
     if not own_mean:
         torch.testing.assert_close(network.flow.network.mean, torch.tensor(PINARD * 2))
     assert f"{tensors} tensors" in loaded.description
+    assert ("[0.45, 0.432, 0.411]" in loaded.description) is not own_mean  # what it may be as well
+
+
+def test_a_mean_that_is_given_is_of_both_frames_and_told(tmp_path: Path) -> None:
+    """FlowNetPytorch's present code trains with the mean of FlyingChairs; nothing in its files shows it."""
+    network = flow_network()
+    chairs = (0.45, 0.432, 0.411)
+    file = saved(tmp_path / "checkpoint.pth.tar", {"epoch": 3, "arch": "flownets", "state_dict": flownets_file(33)})
+    loaded = load_branch(network, "flow", file, mean=chairs)
+    torch.testing.assert_close(network.flow.network.mean, torch.tensor(chairs * 2))
+    assert "; mean (0.45, 0.432, 0.411) as the config says; " in loaded.description
+    nvidia = saved(tmp_path / "nvidia.pth.tar", {"state_dict": flownets_file(42)})
+    load_branch(network, "flow", nvidia)
+    assert network.flow.network.own_mean.item()
+    load_branch(network, "flow", nvidia, mean=chairs)
+    assert not network.flow.network.own_mean.item()
+    with pytest.raises(ValueError, match="branch 'flow' does not normalize frames by a std; leave it out"):
+        load_branch(network, "flow", file, std=(1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("flownets-things.ckpt", {}), ("renamed.pth", {"pytorch-lightning_version": "2.0"})]
+)
+def test_flownets_of_ptlflow_is_not_taken_for_nvidias(tmp_path: Path, name: str, fields: dict[str, str]) -> None:
+    """The names are the same, but each frame is normalized by its own mean."""
+    file = saved(tmp_path / name, {"state_dict": flownets_file(42), **fields})
+    with pytest.raises(
+        ValueError, match=r"its 42 tensors are named as those of NVIDIA and of ptlflow; a checkpoint of"
+    ):
+        load_branch(flow_network(), "flow", file)
 
 
 @pytest.mark.parametrize("name", ["flownets_from_caffe.pth", "renamed.pth"])
