@@ -221,10 +221,8 @@ def _walk(kind: type[Config], values: Any, location: Iterable[Any]) -> tuple[str
         elif isinstance(values, list) and isinstance(part, int) and part < len(values):
             values = values[part]
         owner = members[0] if len(members) == 1 else owner
-        if owner is not None and len(members) == 1 and part in owner.model_fields:
-            section = owner.model_fields[part].annotation
-        else:
-            section = _item(section)
+        known = owner.model_fields if owner is not None and len(members) == 1 else {}
+        section = known[part].annotation if part in known else _item(section)
     return ".".join(key), owner, values
 
 
@@ -242,13 +240,10 @@ def _item(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _item(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        items = [_item(member) for member in get_args(annotation)]
-        return next((item for item in items if item is not None), None)
-    arguments = [a for a in get_args(annotation) if a is not Ellipsis]
-    return arguments[-1] if arguments else None
+        return next((item for member in get_args(annotation) if (item := _item(member)) is not None), None)
+    return next((member for member in reversed(get_args(annotation)) if member is not Ellipsis), None)
 
 
 def _tag(section: type[Config]) -> str | None:
     field = section.model_fields.get("name")
-    arguments = get_args(field.annotation) if field else ()
-    return arguments[0] if arguments else None
+    return next(iter(get_args(field.annotation)), None) if field else None

@@ -168,7 +168,7 @@ def table(folder: Path, experiment: "AnyExperiment") -> dict[str, dict[str, floa
     names = {metric: f"{flows if metric == 'epe' else masks}/{metric}" for metric in COLUMNS}
     l2, l2sp = ({m: RunLog.read(folder / run).curve(n) for m, n in names.items()} for run in ("l2", "l2sp"))
     zero_flow = FlowErrors()
-    for sample in _examples(experiment, flows):
+    for sample in experiment.data[flows].build():
         assert "flow" in sample
         truth = sample["flow"][None]
         zero_flow.update(torch.zeros_like(truth), truth, None, sample["name"][0])
@@ -191,10 +191,9 @@ def figure(networks: Mapping[str, "nn.Module"], experiment: "AnyExperiment") -> 
         frames = batch["frame"], batch.get("next_frame")
         return {name: at_resolution(network(*frames), batch) for name, network in networks.items()}
 
+    data = [experiment.data[name].build() for name in experiment.evaluation.data]
     with torch.no_grad():
-        entries = experiment.evaluation.data
-        batches = [batch for name in entries for batch in _evenly_spaced(_examples(experiment, name), EXAMPLES)]
-        return comparison([(batch, predictions(batch)) for batch in batches])
+        return comparison([(batch, predictions(batch)) for examples in data for batch in _evenly_spaced(examples)])
 
 
 def _experiment(name: str, folder: Path, overrides: Sequence[str]) -> "AnyExperiment":
@@ -223,10 +222,6 @@ def _train(experiment: "AnyExperiment", run_dir: Path) -> bool:
     return train(experiment, run_dir, resume="auto") is not None
 
 
-def _examples(experiment: "AnyExperiment", name: str) -> "Examples":
-    return experiment.data[name].build()
-
-
 def _network(experiment: "AnyExperiment", run_dir: Path) -> "nn.Module":
     from safetensors.torch import load_file
 
@@ -235,11 +230,11 @@ def _network(experiment: "AnyExperiment", run_dir: Path) -> "nn.Module":
     return model
 
 
-def _evenly_spaced(examples: "Examples", count: int) -> Iterator["Batch"]:
-    """Yield batches of one, from the middle of each of `count` equal parts: not picked for how they look."""
+def _evenly_spaced(examples: "Examples") -> Iterator["Batch"]:
+    """Yield batches of one, from the middle of each of a few equal parts: not picked for how they look."""
     from mtsp.batches import collate
 
-    count = min(count, len(examples))
+    count = min(EXAMPLES, len(examples))
     for part in range(count):
         yield collate([examples[int((part + 0.5) * len(examples) / count)]])
 
@@ -251,6 +246,8 @@ def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
 
     Console().print(comparison(rows, COLUMNS, "Target domain, clips that no run was trained on"))
     start, l2, l2sp = (rows[name] for name in ("start", "L2", "L2-SP"))
+    beside = Path(sys.executable).with_name("accelerate")
+    accelerate = os.path.relpath(beside) if beside.exists() else "accelerate"
     lines = [
         "J, F, IoU: how well the masks of moving objects match, 1 is perfect. EPE: mean error of the flow in pixels.",
         f"Fine-tuning with L2-SP took J from {start['J_mean']:.3f} to {l2sp['J_mean']:.3f} (L2: {l2['J_mean']:.3f}) "
@@ -262,16 +259,10 @@ def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
         f"curves  {sys.executable} tools/report.py curves {folder / 'l2'} {folder / 'l2sp'} --out curves.png",
         "",
         "Next: try another alpha, or your own data in place of the synthetic clips (docs/your_own_data.md):",
-        f"  {_command('accelerate')} launch tools/train.py --config demo_l2sp.yaml --run-dir runs/demo_weaker \\",
+        f"  {accelerate} launch tools/train.py --config demo_l2sp.yaml --run-dir runs/demo_weaker \\",
         "    regularizer.alpha=0.3",
     ]
     print("\n".join(lines))
-
-
-def _command(name: str) -> str:
-    """Return how to call a program that is installed beside this Python."""
-    path = Path(sys.executable).with_name(name)
-    return os.path.relpath(path) if path.exists() else name
 
 
 def _say(text: str) -> None:

@@ -11,13 +11,10 @@ ReadT = TypeVar("ReadT")
 def read_ahead(
     read: Callable[[int], ReadT], indices: Iterable[int], *, threads: int, ahead: int
 ) -> Generator[ReadT, None, None]:
-    """Yield `read(index)` of each index, in order, while threads read the next ones: decoders release the interpreter.
+    """Yield `read(index)` of each index, in order, while `threads` read up to `ahead` more of them.
 
-    Args:
-        read: called with each index; its error is raised at that index's turn.
-        indices: in the order in which they are yielded.
-        threads: how many read at a time; 0 reads each index when it is needed.
-        ahead: how many are read, or wait to be read, beyond the one that is yielded.
+    Decoders release the interpreter, so threads do read at the same time. An error is raised at its index's turn. With
+    0 threads, each index is read when it is needed.
     """
     if not threads:
         yield from map(read, indices)

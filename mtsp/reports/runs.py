@@ -124,9 +124,8 @@ def matching(runs: Iterable[RunLog], patterns: Sequence[str]) -> list[str]:
         ValueError: a pattern without `*` matches none, or no pattern does; the message lists the metrics.
     """
     known = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
-    matches = {pattern: [metric for metric in known if fnmatchcase(metric, pattern)] for pattern in patterns}
-    missing = [pattern for pattern, found in matches.items() if not found and "*" not in pattern]
-    found = list(dict.fromkeys(metric for pattern in patterns for metric in matches[pattern]))
+    found = list(dict.fromkeys(name for pattern in patterns for name in known if fnmatchcase(name, pattern)))
+    missing = [pattern for pattern in patterns if "*" not in pattern and pattern not in found]
     if missing or not found:
         raise ValueError(f"no metric {', '.join(missing or patterns)}; there are: {', '.join(known) or 'none'}")
     return found
@@ -280,9 +279,9 @@ def _compared(
     """Yield label and cells of each row; a cell is a text, and whether it is the best of its column."""
     best = {}
     for metric in columns:
-        values = [row[metric] for row in rows.values() if metric in row and math.isfinite(row[metric])]
+        values = [row[metric] for row in rows.values() if math.isfinite(row.get(metric, math.nan))]
         if len(values) > 1:
             best[metric] = _number(min(values) if _LOWER.search(metric) else max(values))
     for label, row in rows.items():
-        texts = [(metric, _number(row[metric]) if metric in row else "-") for metric in columns]
-        yield label, [(text, best.get(metric) == text) for metric, text in texts]
+        texts = {metric: _number(row[metric]) if metric in row else "-" for metric in columns}
+        yield label, [(text, best.get(metric) == text) for metric, text in texts.items()]

@@ -111,8 +111,8 @@ def _sum_up(
     main, total = rounds.accelerator.is_main_process, rounds.images
     begun = partial_estimate.load(sums)
     with progress("Fisher information", total, "images") if main else nullcontext(lambda done: None) as advance:
-        rounds_done, saved = begun, time.monotonic()
-        advance(rounds.images_of(begun))
+        rounds_done, images, saved = begun, rounds.images_of(begun), time.monotonic()
+        advance(images)
         try:
             for number, batch in rounds.batches(begun):
                 seed = np.random.SeedSequence([rounds.seed, number]).generate_state(1)[0]
@@ -122,16 +122,14 @@ def _sum_up(
                 images = rounds.images_of(rounds_done)
                 advance(images)
                 if signals.received() and images < total:
-                    partial_estimate.save(sums, rounds_done)
                     _LOG.warning("stopped after %d of %d images", images, total)
                     return False
                 if time.monotonic() - saved > _SAVE_EVERY:
                     partial_estimate.save(sums, rounds_done)
                     saved = time.monotonic()
-        except Exception:
-            if rounds_done > begun:
+        finally:  # stopped, or a sample cannot be read
+            if rounds_done > begun and images < total:
                 partial_estimate.save(sums, rounds_done)
-            raise
     return True
 
 
@@ -152,9 +150,8 @@ def _require_place(out: Path, overwrite: bool) -> None:
 def _task(experiment: AnyExperiment) -> str:
     wanted = [name for name in _OUTPUT_AND_LABEL if getattr(experiment.tasks, name) is not None]
     if not wanted:
-        raise ConfigError(
-            "tasks: Fisher information needs a task that predicts classes; add segmentation or classification"
-        )
+        said = "tasks: Fisher information needs a task that predicts classes"
+        raise ConfigError(f"{said}; add segmentation or classification")
     if len(wanted) > 1:
         raise ConfigError(f"tasks: Fisher information is estimated for one task; set tasks.{wanted[1]}=null")
     return wanted[0]
@@ -176,12 +173,10 @@ def _passes(pretrained: PretrainedNetwork, examples: Examples, task: str, device
     batch = to_device(collate([examples.train_sample(0, np.random.default_rng(0))]), device, channels_last=False)
     with evaluating(pretrained.model):
         outputs = pretrained.model(batch["frame"], batch.get("next_frame"))
-    output = _OUTPUT_AND_LABEL[task][0]
-    if output not in outputs:
-        raise ConfigError(
-            f"tasks.{task}: this network returns {', '.join(outputs)}, but not {output}; choose another task or model"
-        )
-    return outputs[output][0].numel()
+    if (output := _OUTPUT_AND_LABEL[task][0]) in outputs:
+        return outputs[output][0].numel()
+    found = ", ".join(outputs)
+    raise ConfigError(f"tasks.{task}: this network returns {found}, but not {output}; choose another task or model")
 
 
 def _settled(settings: Settings, task: str, examples: int, passes: int) -> Settings:
@@ -218,11 +213,10 @@ def _described(
     experiment: AnyExperiment, settings: Settings, pretrained: PretrainedNetwork, task: str, images: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return everything the sums depend on, also the order of the data: images are numbered over all of it."""
-    chosen = settings._asdict()
-    del chosen["chunk"]
-    sections = {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in images}
     read = {"task": task, "data": list(images), "images": list(images.values())}
-    return {**read, **sections, **chosen, "network": fingerprint(pretrained.model.state_dict())}
+    read |= {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in images}
+    chosen = {name: value for name, value in settings._asdict().items() if name != "chunk"}
+    return {**read, **chosen, "network": fingerprint(pretrained.model.state_dict())}
 
 
 def _write(

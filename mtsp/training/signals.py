@@ -36,7 +36,7 @@ class StopSignals:
 
 
 def _follow_launcher() -> None:
-    """Get SIGTERM when `accelerate launch` ends: it does not pass it on to a single process, which would go on alone.
+    """Get SIGTERM when `accelerate launch` ends: it passes no signal on to a single process, which would go on alone.
 
     Not under other parents: a shell that closes must not stop what `nohup` started.
     """
