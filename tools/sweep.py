@@ -29,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, help="folder for all runs and the table (default: runs/NAME-sweep)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds, from the config's upwards")
     parser.add_argument("--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 runs)")
-    parser.add_argument("--l2", type=float, metavar="ALPHA", help="strength of the L2 row (default: beta)")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="columns of the table; * matches anything")
     parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
     options = parser.parse_intermixed_args(arguments)
@@ -47,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         raise ValueError(f"--taus {options.taus}: give numbers of steps with commas between them") from error
     if options.print_commands:
-        for line in _commands(folder, rows(experiment, taus, options.l2), seeds_from(experiment, options.seeds)):
+        for line in _commands(folder, rows(experiment, taus), seeds_from(experiment, options.seeds)):
             print(line)
         return 0
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a sweep is one process; launch the lines of --print-commands, then sweep to get the table")
     metrics = options.metrics or HEADLINES
-    text = sweep(experiment, folder, train=train, seeds=options.seeds, taus=taus, l2=options.l2, metrics=metrics)
+    text = sweep(experiment, folder, train=train, seeds=options.seeds, taus=taus, metrics=metrics)
     if text is None:
         return stopped()
     print(text, end="")

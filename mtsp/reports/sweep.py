@@ -45,7 +45,6 @@ def sweep(
     train: Callable[[AnyExperiment, Path, str], object],
     seeds: int = 1,
     taus: Sequence[float] | None = None,
-    l2: float | None = None,
     metrics: Sequence[str] = HEADLINES,
 ) -> str | None:
     """Run every row with every seed unless it is finished; return a table of mean ± sample deviation over the seeds.
@@ -58,7 +57,6 @@ def sweep(
         train: trains one experiment in a folder, with `resume="auto"`; returns None if a signal stopped it.
         seeds: number of seeds, from the experiment's own upwards.
         taus: see :func:`rows`.
-        l2: see :func:`rows`.
         metrics: columns of the table, as `data/metric`; `*` matches anything.
 
     Returns:
@@ -71,7 +69,7 @@ def sweep(
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
     if not experiment.evaluation.data:
         raise ConfigError("evaluation.data is empty, so there is nothing to compare; name entries of `data`")
-    planned = rows(experiment, taus, l2)
+    planned = rows(experiment, taus)
     runs = [
         (row.experiment.model_copy(update={"seed": seed}), folder / f"{row.key}-seed{seed}")
         for seed in seeds_from(experiment, seeds)
@@ -88,13 +86,13 @@ def sweep(
     return write_tables(folder, planned, seeds_from(experiment, seeds), metrics)
 
 
-def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: float | None = None) -> list[Row]:
+def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None) -> list[Row]:
     """Return the rows to compare: none, L2, and L2-SP from weak to strong, with one time constant for all branches.
 
     Args:
-        experiment: as in :func:`sweep`. Its own alpha, and those of its branches, are replaced; betas stay.
+        experiment: as in :func:`sweep`. Its own alphas are replaced; betas stay. The alpha of the L2 row is its alpha
+            if its regularizer is l2, else its beta.
         taus: time constants in steps; default: 10, 3, 1, 0.3 and 0.1 times the run's steps.
-        l2: alpha of the L2 row; default: the experiment's alpha if its regularizer is l2, else its beta.
 
     Raises:
         ConfigError: there is no beta, no pretrained branch, or no time constant. A coupled pull has one only through
@@ -105,7 +103,7 @@ def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: flo
         raise ConfigError("regularizer: none has no beta for the new weights; set l2sp, whose alpha is swept")
     if settings.name not in ("l2", "l2sp"):
         raise ConfigError(f"regularizer: {settings.name} has no time constants to sweep; set l2sp or l2")
-    if not any(branch.weights and not branch.freeze for branch in experiment.branches.values()):
+    if not _pulled(experiment):
         raise ConfigError("branches: no trained branch has pretrained `weights` to be pulled to")
     steps = experiment.train.steps
     constants = [max(1.0, round(steps * length)) for length in LENGTHS] if taus is None else list(taus)
@@ -114,22 +112,19 @@ def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None, l2: flo
     if len(set(constants)) < len(constants):
         raise ConfigError(f"two of the time constants are the same: {', '.join(f'{tau:g}' for tau in constants)}")
     own = experiment.model_dump(mode="json")
-    is_l2 = settings.name == "l2"
-    l2_alphas = {name: branch["alpha"] for name, branch in own["branches"].items()} if is_l2 else {}
-    if l2 is None:
-        l2 = own["regularizer"]["alpha" if is_l2 else "beta"]
+    if settings.name == "l2":
+        alpha, alphas = own["regularizer"]["alpha"], {name: one["alpha"] for name, one in own["branches"].items()}
+    else:
+        alpha, alphas = own["regularizer"]["beta"], {}
     planned = [
         Row("none", "none", None, _regularized(experiment, "none", "none")),
-        Row("l2", "L2", None, _regularized(experiment, "l2", "l2", l2, l2_alphas)),
+        Row("l2", "L2", None, _regularized(experiment, "l2", "l2", alpha, alphas)),
     ]
+    rates = experiment.learning_rates()
     for tau in sorted(constants, reverse=True):
-        lr, rates = experiment.optimizer.lr, experiment.learning_rates()
-        alphas = {
-            name: _alpha(experiment, tau, rates[name])
-            for name, branch in experiment.branches.items()
-            if branch.weights and not branch.freeze
-        }
-        one = _regularized(experiment, f"tau{tau:g}", "l2sp", _alpha(experiment, tau, lr), alphas)
+        alphas = {name: _alpha(experiment, tau, rates[name]) for name in _pulled(experiment)}
+        alpha = _alpha(experiment, tau, experiment.optimizer.lr)
+        one = _regularized(experiment, f"tau{tau:g}", "l2sp", alpha, alphas)
         planned.append(Row(f"tau{tau:g}", "L2-SP", tau, one))
     return planned
 
@@ -161,6 +156,11 @@ def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], met
     write_atomically(folder / "runs.csv", written.getvalue().encode())
     write_atomically(folder / "table.md", text.encode())
     return text
+
+
+def _pulled(experiment: AnyExperiment) -> list[str]:
+    """Return the branches that are trained and have pretrained weights."""
+    return [name for name, branch in experiment.branches.items() if branch.weights and not branch.freeze]
 
 
 def _alpha(experiment: AnyExperiment, tau: float, lr: float) -> float:
@@ -209,9 +209,8 @@ def _results(run_dir: Path) -> dict[str, float] | None:
 
 
 def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+    deviation = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{mean(values):.4g}{deviation}" if values else "-"
 
 
 def _tau(row: Row) -> str:
@@ -221,8 +220,7 @@ def _tau(row: Row) -> str:
 def _alphas(experiment: AnyExperiment) -> str:
     """Return the alphas of the trained pretrained branches, as one number if they are equal."""
     alphas, _ = experiment.strengths()
-    learning = [name for name, branch in experiment.branches.items() if branch.weights and not branch.freeze]
-    used = {name: f"{alphas[name]:.3g}" for name in learning if name in alphas}
+    used = {name: f"{alphas[name]:.3g}" for name in _pulled(experiment) if name in alphas}
     if len(set(used.values())) <= 1:
         return next(iter(used.values()), "-")
     return ", ".join(f"{name} {alpha}" for name, alpha in used.items())

@@ -1,4 +1,4 @@
-"""L2-SP where `from_pretrained` is used: one more argument of the trainer, and nothing else to say.
+"""L2-SP for models that `from_pretrained` loads: one more argument of the trainer.
 
     pip install transformers lightning trl peft datasets
     python tools/examples/three_lines.py
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 STEPS, LR = 3, 1e-2
+TINY: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2}
 
 
 def arguments(folder: str, kind: Any = None, **options: Any) -> Any:
@@ -30,9 +31,7 @@ def vit(**options: Any) -> nn.Module:
     from transformers import Trainer, ViTConfig, ViTForImageClassification, ViTModel
 
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
-    )
+    config = ViTConfig(num_hidden_layers=2, intermediate_size=32, image_size=16, patch_size=8, **TINY)
     images = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 3} for i in range(12)]
     with tempfile.TemporaryDirectory() as folder:
         ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
@@ -70,9 +69,7 @@ def lora_and_head(**options: Any) -> nn.Module:
     from transformers import Trainer, ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
-    )
+    config = ViTConfig(num_hidden_layers=1, intermediate_size=32, image_size=16, patch_size=8, **TINY)
     images = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 2} for i in range(12)]
     with tempfile.TemporaryDirectory() as folder:
         ViTForImageClassification(config).save_pretrained(folder)
@@ -103,29 +100,20 @@ def backbone_in_lightning(**options: Any) -> nn.Module:
             return _optimizer(self, options)
 
     torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=14, patch_size=7, mlp_ratio=2
-    )
+    config = Dinov2Config(num_hidden_layers=1, mlp_ratio=2, image_size=14, patch_size=7, **TINY)
     pairs = torch.utils.data.TensorDataset(torch.randn(12, 3, 14, 14), torch.arange(12) % 2)
     with tempfile.TemporaryDirectory() as folder:
         Dinov2Model(config).save_pretrained(folder)
         module = Classifier(Dinov2Model.from_pretrained(folder))
-        trainer = Trainer(
-            max_steps=STEPS,
-            accelerator="cpu",
-            callbacks=options.get("callbacks", []),
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        quiet = {"logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"}
+        settings = {"max_steps": STEPS, "accelerator": "cpu", "default_root_dir": folder, **dict.fromkeys(quiet, False)}
+        trainer = Trainer(callbacks=options.get("callbacks", []), **settings)
         trainer.fit(module, torch.utils.data.DataLoader(pairs, batch_size=4))
     return module
 
 
 def _made(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a trainer: with an optimizer of one's own, where `make` is given."""
+    """Return the options of a trainer: the callbacks, and the optimizer that `make` returns, if it is given."""
     chosen = {"callbacks": options.get("callbacks", [])}
     return chosen | ({"optimizers": (_optimizer(model, options), None)} if "make" in options else {})
 

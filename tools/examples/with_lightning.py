@@ -1,7 +1,5 @@
 """L2-SP in Lightning: `pip install lightning`, `python tools/examples/with_lightning.py`."""
 
-from typing import Any
-
 import lightning
 import torch
 from torch import Tensor, nn
@@ -30,8 +28,8 @@ class Classifier(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-def main(epochs: int = 4, **options: Any) -> dict[str, float]:
-    """Train and return the last logged values; `options` are passed to the Trainer."""
+def main(epochs: int = 4) -> dict[str, float]:
+    """Train and return the last logged values."""
     torch.manual_seed(0)
     module = Classifier()
     loader = DataLoader(TensorDataset(torch.randn(64, 8), torch.randint(0, 3, (64,))), batch_size=16)
@@ -46,7 +44,6 @@ def main(epochs: int = 4, **options: Any) -> dict[str, float]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
     )
     trainer.fit(module, loader)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -77,7 +77,6 @@ def test_a_frozen_or_new_branch_gets_no_alpha(values: dict[str, Any]) -> None:
 
 def test_the_l2_row_has_beta_unless_it_is_said_otherwise(values: dict[str, Any]) -> None:
     assert rows(experiment(values))[1].experiment.strengths()[0] == {"segmentation": 0.001, "flow": 0.001}
-    assert rows(experiment(values), l2=0.02)[1].experiment.strengths()[0] == {"segmentation": 0.02, "flow": 0.02}
     own = {"name": "l2", "alpha": 0.3, "beta": 0.001}
     assert rows(experiment(values, regularizer=own))[1].experiment.strengths()[0]["flow"] == 0.3
 
