@@ -361,10 +361,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=_size, metavar="HxW", help="size that frames are resized to (default: as in evaluation)"
     )
     parser.add_argument(
-        "--flow-radius",
-        type=above_zero,
-        metavar="PX",
-        help="length of flow with full color (default: the longest)",
+        "--flow-radius", type=above_zero, metavar="PX", help="length of flow with full color (default: the longest)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config")

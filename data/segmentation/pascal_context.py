@@ -103,11 +103,7 @@ class Rendered(NamedTuple):
 
 
 def render_masks(
-    annotations: Path,
-    root: Path,
-    *,
-    published: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    annotations: Path, root: Path, *, published: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Rendered:
     """Write the masks and lists that :class:`PascalContextConfig` reads, 0 for background and 1 to 59.
 

@@ -101,11 +101,7 @@ def render_scene(config: ScenesConfig, index: int) -> Scene:
 
 
 def write_scenes(
-    config: ScenesConfig,
-    root: Path,
-    *,
-    validation: float = 0.2,
-    progress: Callable[[int, int], None] | None = None,
+    config: ScenesConfig, root: Path, *, validation: float = 0.2, progress: Callable[[int, int], None] | None = None
 ) -> None:
     """Write scenes in the layout of PASCAL-Context in the new folder `root`.
 
