@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtsp.config import Config
 from mtsp.losses import (
+    SCALE_WEIGHTS,
     cross_entropy,
     end_point_error,
     flow_count,
@@ -108,7 +109,7 @@ class FlowConfig(Task):
     """Reduction of that error: `mean` over known pixels, or `sum` over them and mean over images, as in Caffe."""
     multiscale: float = Field(default=0.0, ge=0)
     """Weight of FlowNetS's multi-scale loss, a sum over pixels and a mean over images, as its authors train it."""
-    multiscale_weights: tuple[float, ...] = (0.005, 0.01, 0.02, 0.08, 0.32)
+    multiscale_weights: tuple[float, ...] = SCALE_WEIGHTS
     """Weights of the scales, finest first."""
     eps: float = Field(default=1e-6, gt=0)
     """Added under the root of the end-point error, in squared pixels, so that the gradient is finite at zero."""

@@ -54,17 +54,8 @@ def _runs(arguments: argparse.Namespace) -> None:
 def _paper_analysis(folder: Path) -> None:
     """Print Table 7 with its simulation; write it and Figure 1 to `folder`."""
     from mtsp.reports import bias_variance
-    from mtsp.reports.runs import markdown_table
 
-    moments, sides = bias_variance.report_rows()
-    case = bias_variance.EXAMPLE
-    noise, distance = case.p * case.sigma**2, case.distance
-    text = (
-        f"p = {case.p}, p sigma^2 = {noise:g}, ||eps||^2 = {distance:g}; alpha = {case.best_alpha():g}, the best\n\n"
-        + markdown_table(moments, bias_variance.MOMENT_COLUMNS)
-        + f"\nL2-SP is better than least squares for alpha < 2 p sigma^2 / (||eps||^2 - p sigma^2) = "
-        f"{case.largest_useful_alpha():.3f}\n\n" + markdown_table(sides, bias_variance.SIDE_COLUMNS)
-    )
+    text = bias_variance.report()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table7.md").write_text(text, encoding="utf-8")
     bias_variance.draw_figure1(bias_variance.figure_panels(), folder / "figure1.png")

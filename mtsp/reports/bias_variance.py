@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mtsp.reports.runs import markdown_table
+
 Estimator = Literal["least squares", "L2", "L2-SP"]
 ESTIMATORS: tuple[Estimator, ...] = ("least squares", "L2", "L2-SP")
 
@@ -35,7 +37,7 @@ class Regression:
 
     @property
     def p(self) -> int:
-        """The number of weights."""
+        """Number of weights."""
         return len(self.truth)
 
     @property
@@ -202,26 +204,31 @@ EXAMPLE = Regression(truth=np.linspace(-2, 2, 8), start=np.linspace(-2, 2, 8) + 
 """p sigma^2 = 1.28 and ||eps||^2 = 2: the limit is alpha < 2.56 / 0.72 = 3.56; ||eps|| is small beside ||w*||."""
 
 
-def report_rows(regression: Regression = EXAMPLE) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the cells of two tables: Table 7 beside its simulation, and L2-SP's error around the limit of alpha.
+def report(regression: Regression = EXAMPLE) -> str:
+    """Return two Markdown tables: Table 7 beside its simulation, and L2-SP's error around the limit of alpha.
 
     The first has a row per estimator, at the best alpha; the second a row per fraction of the largest useful alpha.
     """
-    alpha, moments, sides = regression.best_alpha(), [], []
+    alpha, limit = regression.best_alpha(), regression.largest_useful_alpha()
+    moments = []
     for estimator in ESTIMATORS:
         theory, seen = regression.moments(estimator, alpha), simulate(regression, estimator, alpha)
         bias, seen_bias = (np.linalg.norm(m.mean - regression.truth) for m in (theory, seen))
-        pairs = [(bias, seen_bias), (theory.variance.sum(), seen.variance.sum()), (theory.error, seen.error)]
-        moments.append([estimator, *(f"{value:.4f}" for pair in pairs for value in pair)])
-    limit, least = regression.largest_useful_alpha(), regression.moments("least squares", 0.0).error
+        values = [bias, seen_bias, theory.variance.sum(), seen.variance.sum(), theory.error, seen.error]
+        moments.append([estimator, *(f"{value:.4f}" for value in values)])
+    least, sides = regression.moments("least squares", 0.0).error, []
     for fraction in (0.5, 0.9, 1.0, 1.1, 2.0):
         theory = regression.moments("L2-SP", fraction * limit).error
         seen = simulate(regression, "L2-SP", fraction * limit).error
         better = "equal" if fraction == 1 else "L2-SP" if theory < least else "least squares"
         errors = [f"{error:.4f}" for error in (theory, seen, least)]
         sides.append([f"{fraction * limit:.3f}", f"{fraction:g}", *errors, better])
-    return moments, sides
-
-
-MOMENT_COLUMNS = ["estimator", "bias", "simulated", "variance", "simulated", "error", "simulated"]
-SIDE_COLUMNS = ["alpha", "fraction of limit", "error of L2-SP", "simulated", "error of least squares", "better"]
+    seen_beside = [name for moment in ("bias", "variance", "error") for name in (moment, "simulated")]
+    columns = ["alpha", "fraction of limit", "error of L2-SP", "simulated", "error of least squares", "better"]
+    noise = regression.p * regression.sigma**2
+    return (
+        f"p = {regression.p}, p sigma^2 = {noise:g}, ||eps||^2 = {regression.distance:g}; alpha = {alpha:g}, the best\n"
+        f"\n{markdown_table(moments, ['estimator', *seen_beside])}\n"
+        "L2-SP is better than least squares for alpha < 2 p sigma^2 / (||eps||^2 - p sigma^2) = "
+        f"{limit:.3f}\n\n{markdown_table(sides, columns)}"
+    )

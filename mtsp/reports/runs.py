@@ -96,25 +96,13 @@ def grouped(runs: Iterable[RunLog]) -> dict[str, list[RunLog]]:
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     """Return the first key but the seed in which two experiments differ, with both values, or None."""
-    left, right = dict(_leaves(one)), dict(_leaves(other))
-    for key in [*left, *right]:
-        a, b = left.get(key), right.get(key)
-        same = _path(a) == _path(b) if isinstance(a, str) and isinstance(b, str) else a == b
-        if not same and key != "seed":
-            return f"{key} ({a}, {b})"
+    from mtsp.training.resume import differences
+
+    for key, a, b in differences(one, other):
+        paths = [re.sub(r"\d+", "#", text) for text in (a, b) if isinstance(text, str) and "/" in text]
+        if key != ("seed",) and (len(paths) < 2 or paths[0] != paths[1]):
+            return f"{'.'.join(key)} ({a}, {b})"
     return None
-
-
-def _leaves(value: Any, *key: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict | list):
-        yield ".".join(key), value
-        return
-    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(inner, *key, str(name))
-
-
-def _path(text: str) -> str:
-    return re.sub(r"\d+", "#", text) if "/" in text else text
 
 
 def matching(runs: Iterable[RunLog], patterns: Sequence[str]) -> list[str]:

@@ -173,8 +173,8 @@ def test_a_stopped_sweep_goes_on_with_what_is_not_finished(values: dict[str, Any
 
 def test_finished_runs_of_other_settings_are_not_put_into_the_table(values: dict[str, Any], tmp_path: Path) -> None:
     sweep(experiment(values), tmp_path, train=Runs(), taus=[10])
+    other = experiment(values, regularizer={"name": "l2sp", "alpha": 7.0, "beta": 0.5})
     with pytest.raises(ConfigError, match=r"l2-seed3 is finished, but with other settings \(regularizer\.alpha"):
-        other = experiment(values, regularizer={"name": "l2sp", "alpha": 7.0, "beta": 0.5})
         sweep(other, tmp_path, train=Runs(), taus=[10])
     with pytest.raises(ConfigError, match=r"none-seed3 is finished, but with other settings \(train\.steps"):
         sweep(experiment(values, train=values["train"] | {"steps": 20}), tmp_path, train=Runs(), taus=[10])
