@@ -86,12 +86,8 @@ def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
     """Return EncNet's semantic encoding loss (SE-loss): does the image contain each class? The count is of images.
 
     Binary cross-entropy of each class, averaged over the classes, as in Zhang et al., "Context Encoding for Semantic
-    Segmentation" (CVPR 2018), section 3.1. An image without a known pixel is ignored (the authors' code takes it as
-    an image without any class).
-
-    Args:
-        logits: BK.
-        mask: BHW of integers in [0, K), or IGNORE.
+    Segmentation" (CVPR 2018), section 3.1. Logits are BK; the mask is BHW, in [0, K) or IGNORE. An image without a
+    known pixel is ignored (the authors' code takes it as an image without any class).
 
     Raises:
         ValueError: the batch sizes differ, or a class is unknown.
@@ -109,12 +105,9 @@ def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
 
 
 def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> LossSum:
-    """Return the cross-entropy of the images' classes. The count is of images.
+    """Return the cross-entropy of the images' classes, with BK logits and B labels in [0, K). The count is of images.
 
-    Args:
-        logits: BK.
-        label: B, integers in [0, K).
-        smoothing: fraction of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
+    `smoothing` is the fraction of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016).
 
     Raises:
         ValueError: sizes differ, or a class is unknown.

@@ -106,9 +106,7 @@ class ScheduleConfig(Config):
 def parameter_groups(model: nn.Module, branches: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return one parameter group per branch: its name, its parameters, its learning rate (also as `full_lr`).
 
-    Args:
-        model: every parameter's name begins with the name of one of `branches`, followed by a dot.
-        branches: learning rate by branch.
+    `branches` has the learning rates; the name of each parameter begins with its branch and a dot.
 
     Raises:
         ValueError: a parameter belongs to no branch and would never be trained.

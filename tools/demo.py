@@ -83,8 +83,7 @@ def demo(
         fresh: remove an earlier demo first.
 
     Returns:
-        Metrics on the target's validation set by row: "zero flow" (EPE only), "start", "L2", "L2-SP". None if Ctrl-C
-        stopped a run.
+        The metrics of :func:`table`, or None if Ctrl-C stopped a run.
 
     Raises:
         ValueError, OSError: with a message that says what to mend.

@@ -9,10 +9,7 @@ from mtsp.config import ConfigError
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Return the Accelerator of this process.
-
-    Args:
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
+    """Return the Accelerator of this process; `precision` is `auto`, `fp32`, `bf16` or `fp16`.
 
     Raises:
         ConfigError: fewer processes found each other than the launcher started, or fp16 was requested on a CPU.

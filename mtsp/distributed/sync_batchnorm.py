@@ -36,13 +36,10 @@ def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch normalization on CPUs, with statistics over the batches of all processes.
+    """Batch normalization on CPUs, with statistics over the batches of all processes, after Ioffe and Szegedy (2015).
 
-    After Ioffe and Szegedy (2015). The processes' batches may differ in size. Means and variances are gathered and
-    combined as Chan et al. (1979) do, without cancellation.
-
-    Args:
-        layer: the layer to replace; it gives its weights, buffers, settings, and its `drop` and `act`.
+    It takes over weights, buffers, settings, `drop` and `act` of the layer that it replaces. The processes' batches may
+    differ in size. Means and variances are combined as Chan et al. (1979) do, without cancellation.
     """
 
     def __init__(self, layer: _BatchNorm) -> None:

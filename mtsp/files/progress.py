@@ -37,8 +37,7 @@ def bar(
         total: the number of steps; None: not known yet.
         done: steps that are done already.
         shown: False draws nothing, as in all processes but the main one.
-        stays: True leaves the finished bar, and prints it once where there is no terminal. False removes it, and draws
-            nothing where there is no terminal.
+        stays: leave the finished bar, and print it once where there is no terminal, instead of nothing.
         counters: columns between the bar and the remaining time; default: "done/total".
     """
     console = Console(stderr=True)

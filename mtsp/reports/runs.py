@@ -37,12 +37,7 @@ class RunLog:
 
     @classmethod
     def read(cls, path: Path) -> "RunLog":
-        """Read the run folder `path`.
-
-        Raises:
-            FileNotFoundError: it lacks `metrics.jsonl` or `experiment.yaml`.
-            ValueError: one of them is damaged or of another kind.
-        """
+        """Read a run folder. Raises FileNotFoundError, or ValueError if a file is damaged or of another kind."""
         rows = read_metrics(path / METRICS)
         file = path / EXPERIMENT
         if not file.is_file():
@@ -72,12 +67,10 @@ class RunLog:
 
 
 def grouped(runs: Iterable[RunLog]) -> dict[str, list[RunLog]]:
-    """Group runs by name. Within a group only the seed differs, so means over a group are means over seeds.
-
-    Paths may differ in a number, as when each seed starts from other weights.
+    """Group runs by name, so that means over a group are means over seeds.
 
     Raises:
-        ValueError: two runs of one name have the same seed, or differ in another key.
+        ValueError: two runs of one name have the same seed, or differ in more than the seed and numbers in paths.
     """
     groups: dict[str, list[RunLog]] = {}
     for run in runs:
@@ -174,12 +167,8 @@ def table(
 ) -> str:
     """Return a Markdown table of the metrics at each run's last step, a row per run name.
 
-    Several seeds are shown as mean ± sample standard deviation (n - 1).
-
-    Args:
-        runs: in any order.
-        patterns: metrics to show; `*` stands for anything.
-        paper: published numbers by run name and metric, in the metric's unit, shown beside the measured ones.
+    Several seeds are shown as mean ± sample standard deviation (n - 1). Published numbers, given as `paper` by run
+    name and metric, are shown beside the measured ones.
 
     Raises:
         ValueError: see :func:`grouped` and :func:`matching`; or a published number has no run or metric here.
@@ -238,7 +227,7 @@ def comparison(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, st
 
     Args:
         rows: metrics by row label, such as "start", "L2", "L2-SP". A missing metric is shown as "-".
-        columns: heading by metric name, as {"J_mean": "J", "epe": "EPE"}; an arrow shows which direction is better.
+        columns: heading by metric, as {"J_mean": "J", "epe": "EPE"}; an arrow shows which direction is better.
         title: shown above the table.
     """
     view = Table(title=title or None, title_justify="left")

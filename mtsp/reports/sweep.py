@@ -49,7 +49,8 @@ def sweep(
 ) -> str | None:
     """Run every row with every seed unless it is finished; return a table of mean ± sample deviation over the seeds.
 
-    All rows of one seed come before the next seed, so the first comparison is complete early.
+    All rows of one seed come before the next seed, so the first comparison is complete early. Returns None if a signal
+    stopped a run, which is then saved.
 
     Args:
         experiment: has the regularizer l2sp or l2, whose beta is used, and a branch with pretrained weights.
@@ -58,9 +59,6 @@ def sweep(
         seeds: number of seeds, from the experiment's own upwards.
         taus: see :func:`rows`.
         metrics: columns of the table, as `data/metric`; `*` matches anything.
-
-    Returns:
-        The table, or None if a signal stopped a run, which is then saved.
 
     Raises:
         ValueError, OSError, FloatingPointError: with a message that says what to mend.
@@ -89,10 +87,8 @@ def sweep(
 def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None) -> list[Row]:
     """Return the rows to compare: none, L2, and L2-SP from weak to strong, with one time constant for all branches.
 
-    Args:
-        experiment: as in :func:`sweep`. Its own alphas are replaced; betas stay. The alpha of the L2 row is its alpha
-            if its regularizer is l2, else its beta.
-        taus: time constants in steps; default: 10, 3, 1, 0.3 and 0.1 times the run's steps.
+    The experiment's alphas are replaced, its betas stay. The L2 row has its alpha if its regularizer is l2, else its
+    beta. `taus` are time constants in steps; default: 10, 3, 1, 0.3 and 0.1 times the run's steps.
 
     Raises:
         ConfigError: there is no beta, no pretrained branch, or no time constant. A coupled pull has one only through

@@ -12,10 +12,7 @@ _LOG = logging.getLogger("mtsp")
 
 
 class ExternalTracker:
-    """A tracker that never stops a run: after a failure it tries its next mode, and after the last mode it is silent.
-
-    Args:
-        modes: in the order in which they are tried.
+    """A tracker that never stops a run: after a failure it tries the next of its `modes`; after the last it is silent.
 
     A subclass reports to its own run or writer, the `sink`, and may raise anything there.
     """

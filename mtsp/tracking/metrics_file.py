@@ -17,14 +17,10 @@ _LOG = logging.getLogger("mtsp")
 
 
 class MetricsFile:
-    """`metrics.jsonl`, open for appending.
+    """`metrics.jsonl`, open for appending. Raises OSError if it cannot be written.
 
-    Args:
-        path: the file. If it already has lines, a new run renames it to `metrics.1.jsonl` or the next free number.
-        resume_step: lines after this step are dropped; None for a new run.
-
-    Raises:
-        OSError: the file cannot be written.
+    A resumed run drops the lines after `resume_step`. A new run (None) moves a file that has lines to
+    `metrics.1.jsonl` or the next free number.
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:

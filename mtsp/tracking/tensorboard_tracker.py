@@ -10,12 +10,9 @@ from mtsp.tracking.external import ExternalTracker
 
 
 class TensorBoardTracker(ExternalTracker):
-    """Writes event files to `run_dir/tensorboard`.
+    """Writes event files to `run_dir/tensorboard`, with the resolved config as text.
 
-    Args:
-        run_dir: the run's folder.
-        resume_step: what was written after this step is replaced; None for a new run.
-        experiment: the resolved config, shown as text.
+    A resumed run replaces what was written after `resume_step`.
     """
 
     name = "tensorboard"

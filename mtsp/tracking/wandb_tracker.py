@@ -17,10 +17,10 @@ FINISH_SECONDS = 120.0
 
 
 class WandbTracker(ExternalTracker):
-    """Reports to wandb; without a key or a server it goes on offline.
+    """Reports to wandb, which writes to `run_dir/wandb`; without a key or a server it goes on offline.
 
     Args:
-        run_dir: the run's folder; wandb writes to `run_dir/wandb`.
+        run_dir: the run's folder.
         mode: `online` or `offline`.
         run_id: wandb's id of the run; a resumed run keeps it.
         about: project, name and config, as in `wandb.init`.

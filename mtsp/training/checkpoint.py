@@ -53,16 +53,9 @@ def save(
     keep_last: int,
     ema: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint, delete all but the newest `keep_last`, and return its path.
+    """Write a checkpoint, delete all but the newest `keep_last` (at least 1), and return its path.
 
-    Args:
-        folder: the folder of the run's checkpoints; made if it does not exist.
-        step: optimizer steps done.
-        model: tensors by name.
-        optimizer: its state_dict.
-        state: everything else, as plain data for JSON.
-        keep_last: at least 1.
-        ema: state_dict of the average of the weights, or None.
+    `model` has tensors by name, `optimizer` and `ema` are state dicts, and `state` is everything else, as plain data.
 
     Raises:
         OSError: it could not be written (no space, no permission). Earlier checkpoints are intact.

@@ -21,15 +21,11 @@ class EmaConfig(Config):
 
 
 class Ema:
-    """A running average of a network's weights.
+    """A running average of a network's weights, given without a wrapper, on the device where it trains.
 
     After each optimizer step, the average a follows the weights w by a <- d a + (1 - d) w. Floating-point buffers
     (batch normalization's mean and variance) are averaged too, as in slim, so that they fit the averaged weights;
     integer buffers are copied. Averages of 16-bit weights are float32, since (1 - d) w would be rounded away.
-
-    Args:
-        model: the network without a wrapper, on the device where it trains.
-        config: decay and warmup.
     """
 
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:

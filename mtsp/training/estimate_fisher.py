@@ -58,7 +58,7 @@ def estimate(
     build_network: Callable[[AnyExperiment], PretrainedNetwork],
     overwrite: bool = False,
 ) -> bool:
-    """Estimate and write `out`. Return True when done, False if a signal stopped it.
+    """Estimate the Fisher information and write it. Return True when done, False if a signal stopped it.
 
     Args:
         experiment: the config that names the weights, the training data and the task.

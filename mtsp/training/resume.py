@@ -31,10 +31,7 @@ _LOG = logging.getLogger("mtsp")
 def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> checkpoint.Checkpoint | None:
     """Return the verified checkpoint to continue from, or None for a new run.
 
-    Args:
-        accelerator: the run's; all processes must find the same checkpoint.
-        run_dir: the run's folder.
-        resume: see :func:`mtsp.training.run.run_experiment`.
+    `resume` is as in :func:`mtsp.training.run.run_experiment`. All processes must find the same checkpoint.
 
     Raises:
         ConfigError: `run_dir` already holds a run, and `resume` is None.
@@ -185,11 +182,7 @@ def require_resumable(now: Mapping[str, Any], saved: Mapping[str, Any]) -> list[
 def is_finished(experiment: Experiment[Any, Any], run_dir: Path, *, may_differ: Sequence[str], otherwise: str) -> bool:
     """Return whether `run_dir` holds the finished run of this experiment.
 
-    Args:
-        experiment: the resolved config.
-        run_dir: the run's folder; need not exist.
-        may_differ: settings that may differ, with everything below them.
-        otherwise: what to do if others differ, for the message.
+    Settings in `may_differ`, and all below them, may differ. If others do, the message says what to do: `otherwise`.
 
     Raises:
         ConfigError: the run in `run_dir` is finished, but had other settings.
