@@ -11,7 +11,7 @@ from mtsp.types import Batch
 
 
 class Failure(NamedTuple):
-    """A sample that could not be read, passed on from a worker process as one line instead of a traceback."""
+    """Error message of a sample that could not be read; a worker process returns it instead of raising."""
 
     message: str
 
@@ -37,7 +37,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:
-    """Return the batch with its tensors on `device`, images in channels_last memory unless told otherwise."""
+    """Return the batch with its tensors on `device`, images in channels_last memory by default."""
     moved = {}
     for key, value in batch.items():
         if isinstance(value, Tensor):

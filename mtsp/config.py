@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 
 
 class Config(pydantic.BaseModel):
-    """A section of an experiment. Unknown keys are errors, values are not converted, and sections are immutable."""
+    """A section of an experiment: immutable, without unknown keys, and without conversion of values."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -127,7 +127,7 @@ def load(kind: type[_ConfigT], path: str | Path, overrides: Sequence[str] = ()) 
 
 
 def parse(kind: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:
-    """Return `values` as a `kind`, strictly: lists may become tuples and strings paths, but `true` not 1."""
+    """Return `values` as a `kind`. Lists may become tuples and strings paths; nothing else is converted."""
 
     def refuse(value: Any) -> str:
         raise ConfigError(f"{value!r} is not a value that a config can hold")

@@ -68,7 +68,7 @@ class Outputs(TypedDict):
 
 
 class Examples(Protocol):
-    """A dataset as the framework sees it: keys as in `Batch`, tensors without the batch dimension, a list of a name."""
+    """A dataset. Its samples have the keys of `Batch`, tensors without the batch dimension, and a list of one name."""
 
     @property
     def kind(self) -> Kind:

@@ -17,7 +17,7 @@ AnyExperiment = Experiment[AnyModel, DataConfig]  # pyright: ignore[reportInvali
 
 
 def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
-    """Return the experiment in a config file. Raises ConfigError with everything that is wrong with it."""
+    """Return the experiment in a config file. Raises ConfigError with all of its mistakes."""
     return load(AnyExperiment, path, overrides)
 
 

@@ -40,13 +40,13 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--config` and the `overrides` of its values."""
+    """Add `--config` and `key=value` arguments, `overrides`, that change it."""
     parser.add_argument("--config", required=required, help="a YAML file, looked for in configs/ if no folder is named")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, as in train.steps=100")
 
 
 def stopped() -> int:
-    """Tell a person whose signal stopped the program how to go on; return the exit code."""
+    """Print that a signal stopped the program and how to continue; return the exit code."""
     print("stopped; the same command continues from here", file=sys.stderr, flush=True)
     return 130
 

@@ -216,7 +216,7 @@ def _train(experiment: "AnyExperiment", run_dir: Path) -> bool:
 
     may_differ = ("tracking", "evaluation")
     if is_finished(experiment, run_dir, may_differ=may_differ, otherwise="start over with --fresh"):
-        _say("done before; --fresh starts over")
+        _say("done already; --fresh starts over")
         return True
     return train(experiment, run_dir, resume="auto") is not None
 

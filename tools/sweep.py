@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config(parser)
     parser.add_argument("--run-dir", type=Path, help="folder for all runs and the table (default: runs/NAME-sweep)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds, from the config's upwards")
-    parser.add_argument("--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 runs)")
+    parser.add_argument("--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 times the run)")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="columns of the table; * matches anything")
     parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
     options = parser.parse_intermixed_args(arguments)

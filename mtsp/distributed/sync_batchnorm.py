@@ -47,7 +47,7 @@ class SyncBatchNorm(_BatchNorm):
         self.after = _taken_over(self, layer)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize B C *, over all axes but the second."""
+        """Normalize a tensor B C * over all axes but the second."""
         if not (self.training and dist.is_initialized()):
             return self.after(super().forward(input))
         if self.num_batches_tracked is not None:

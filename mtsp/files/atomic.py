@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
+    """Write a file. A reader sees the old content or the new, never a part, even if the process is killed."""
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -55,7 +55,7 @@ class Regression:
         return Moments(mean, variance, float(((mean - self.truth) ** 2).sum() + variance.sum()))
 
     def largest_useful_alpha(self) -> float:
-        """Return the alpha below which L2-SP has a smaller error than least squares; inf: every alpha has.
+        """Return the alpha below which L2-SP has a smaller error than least squares; inf if every alpha does.
 
         It is 2 p sigma^2 / (||eps||^2 - p sigma^2), or inf if ||eps||^2 <= p sigma^2. (The paper's text says
         ||eps|| < p sigma^2 here; its formula shows that the square is meant.)
@@ -71,7 +71,7 @@ class Regression:
 def closed_form(
     estimator: Estimator, design: np.ndarray, responses: np.ndarray, start: np.ndarray, alpha: float
 ) -> np.ndarray:
-    """Return Table 7's estimate for an orthonormal design: p of n responses, Rp of Rn."""
+    """Return Table 7's estimate for an orthonormal design: p weights for n responses, Rp for Rn."""
     projected = responses @ design  # X'y
     if estimator == "least squares":
         return projected

@@ -8,17 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mtsp.config import ConfigError, parse
 from mtsp.files.atomic import write_atomically
 from mtsp.regularizers import Pace
 from mtsp.regularizers.configs import PenaltyConfig
 from mtsp.reports.runs import HEADLINES, markdown_table
-from mtsp.training.experiment import Experiment
+from mtsp.training.experiment import AnyExperiment
 from mtsp.training.resume import is_finished
-
-AnyExperiment = Experiment[Any, Any]
 
 LENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1)
 """Default time constants as fractions of the run, from weak to strong."""

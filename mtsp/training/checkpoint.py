@@ -33,7 +33,7 @@ class CheckpointError(ValueError):
 
 
 class Checkpoint(NamedTuple):
-    """Verified contents of a checkpoint, as given to :func:`save`."""
+    """Contents of a checkpoint, verified; see :func:`save`."""
 
     path: Path
     model: dict[str, Tensor]
@@ -105,7 +105,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint, or None; log which were skipped and why."""
+    """Return the newest complete checkpoint, or None; log a warning for each that is skipped."""
     for path in reversed(checkpoints(folder)):
         try:
             return load(path)

@@ -7,13 +7,13 @@ from typing import Any
 from mtsp.config import ConfigError
 from mtsp.evaluation.classes import align, class_names
 from mtsp.text import first_names
-from mtsp.training.experiment import Experiment
+from mtsp.training.experiment import AnyExperiment
 from mtsp.types import Examples
 
 _LOG = logging.getLogger("mtsp")
 
 
-def align_classes(experiment: Experiment[Any, Any], data: Mapping[str, Examples]) -> dict[str, Examples]:
+def align_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, Examples]:
     """Return the data entries with labels in the order of the classes that are learned, matched by name.
 
     Those are the classes of the first entry that is trained on. Others may lack some of them, or list them in another
@@ -44,7 +44,7 @@ def align_classes(experiment: Experiment[Any, Any], data: Mapping[str, Examples]
     return {name: align(f"data.{name}", examples, classes, f"data.{first}") for name, examples in data.items()}
 
 
-def require_whole_images(experiment: Experiment[Any, Any], entries: Mapping[str, Any]) -> None:
+def require_whole_images(experiment: AnyExperiment, entries: Mapping[str, Any]) -> None:
     """Check that tta `multi_crop` gets whole images, not cropped or resized ones.
 
     Raises:

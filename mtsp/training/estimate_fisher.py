@@ -20,7 +20,7 @@ from mtsp.fisher.estimate import FisherSum, save_fisher
 from mtsp.fisher.inputs import Labels
 from mtsp.fisher.partial import PartialEstimate
 from mtsp.training.checks import align_classes
-from mtsp.training.experiment import Experiment
+from mtsp.training.experiment import AnyExperiment
 from mtsp.training.signals import StopSignals
 from mtsp.training.single_pass import Concatenated, SinglePass
 from mtsp.training.state import PretrainedNetwork
@@ -33,7 +33,6 @@ _SAVE_EVERY = 30.0  # seconds
 _OUTPUT_AND_LABEL = {"segmentation": ("mask_logits", "mask"), "classification": ("label_logits", "label")}
 """Output and label key of each task that predicts classes."""
 _LOG = logging.getLogger("mtsp")
-AnyExperiment = Experiment[Any, Any]
 
 
 class Settings(NamedTuple):

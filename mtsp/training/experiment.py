@@ -21,7 +21,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class BranchConfig(Config):
-    """One named part of the network, with its own pretrained origin."""
+    """A named part of the network, with its own pretrained weights."""
 
     weights: str | None = None
     """Pretrained weights: `imagenet`, `package:efficientnet-lite0`, or a file. Null: random (new) weights."""
@@ -204,7 +204,10 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return {n: self.optimizer.lr if b.lr is None else b.lr for n, b in self.branches.items()}
 
 
-def as_yaml(experiment: Experiment[Any, Any]) -> str:
+AnyExperiment = Experiment[Any, Any]
+
+
+def as_yaml(experiment: AnyExperiment) -> str:
     """Return the resolved experiment as a config file that gives the same one."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)
 

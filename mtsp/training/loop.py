@@ -24,7 +24,7 @@ from mtsp.types import LABELS, Batch, Outputs
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss is NaN or infinite. The message names the step and the loss; the weights are as before the step."""
+    """A loss is NaN or infinite. The message names step and loss; the weights have not been changed."""
 
 
 def train(
@@ -42,7 +42,7 @@ def train(
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[StepResult, dict[str, float]], None] = lambda result, rates: None,
 ) -> bool:
-    """Train until `steps` optimizer steps are done or a process is asked to stop; return whether one was.
+    """Train until `steps` optimizer steps are done, or until a process should stop; return True for the latter.
 
     Args:
         state: network, optimizer and tasks.

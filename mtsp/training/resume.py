@@ -12,7 +12,7 @@ from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError, parse_yaml
 from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
 from mtsp.training import checkpoint
-from mtsp.training.experiment import Experiment
+from mtsp.training.experiment import AnyExperiment
 from mtsp.training.first_look import other_data
 from mtsp.training.state import Position, TrainingRun
 
@@ -77,7 +77,9 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
         here, there = ("with", "without") if sharded else ("without", "with")
         raise checkpoint.CheckpointError(f"{saved.path} was saved {there} FSDP and cannot be resumed {here} it")
     if run.ema is not None and saved.ema is None:
-        raise checkpoint.CheckpointError(f"{saved.path} has no averaged weights, which this run would go on from")
+        raise checkpoint.CheckpointError(
+            f"{saved.path} has no averaged weights; start a new run, or leave out train.ema"
+        )
     try:
         load_full_states(run.network, run.state.optimizer.optimizer, saved.model, saved.optimizer)
         if run.ema is not None and saved.ema is not None:
@@ -109,7 +111,7 @@ def _fisher(run: TrainingRun) -> str | None:
 
 
 def save(run: TrainingRun) -> None:
-    """Save a checkpoint from the main process; the others wait, so that none gets ahead of the disk."""
+    """Save a checkpoint from the main process; the others wait until it is on the disk."""
     accelerator = run.state.accelerator
     model, optimizer = full_states(run.network, run.state.optimizer.optimizer)
     ema = None if run.ema is None else run.ema.state_dict()
@@ -135,7 +137,7 @@ def save(run: TrainingRun) -> None:
 
 
 class Difference(NamedTuple):
-    """A setting that two resolved experiments have with different values."""
+    """A setting with different values in two resolved experiments."""
 
     key: tuple[str, ...]
     """With its sections: ("train", "steps")."""
@@ -175,11 +177,13 @@ def require_resumable(now: Mapping[str, Any], saved: Mapping[str, Any]) -> list[
     found = differences(now, saved)
     if forbidden := [difference for difference in found if not difference.resumable()]:
         lines = "\n".join(f"  {difference}" for difference in forbidden)
-        raise ConfigError(f"this checkpoint belongs to another experiment; start a new run, or set back:\n{lines}")
+        raise ConfigError(
+            f"this checkpoint belongs to another experiment; start a new run, or restore these settings:\n{lines}"
+        )
     return found
 
 
-def is_finished(experiment: Experiment[Any, Any], run_dir: Path, *, may_differ: Sequence[str], otherwise: str) -> bool:
+def is_finished(experiment: AnyExperiment, run_dir: Path, *, may_differ: Sequence[str], otherwise: str) -> bool:
     """Return whether `run_dir` holds the finished run of this experiment.
 
     Settings in `may_differ`, and all below them, may differ. If others do, the message says what to do: `otherwise`.

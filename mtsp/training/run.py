@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +28,7 @@ from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.checks import align_classes, require_whole_images
 from mtsp.training.ema import Ema
-from mtsp.training.experiment import Experiment, as_yaml
+from mtsp.training.experiment import AnyExperiment, as_yaml
 from mtsp.training.first_look import look
 from mtsp.training.loop import train
 from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
@@ -41,7 +40,6 @@ from mtsp.training.validate import validate, validation_due
 from mtsp.types import Batch
 
 _LOG = logging.getLogger("mtsp")
-AnyExperiment = Experiment[Any, Any]
 
 
 def run_experiment(

@@ -17,7 +17,7 @@ from mtsp.regularizers import Regularizer
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.ema import Ema
-from mtsp.training.experiment import Experiment
+from mtsp.training.experiment import AnyExperiment
 from mtsp.types import Examples
 
 
@@ -45,7 +45,7 @@ class PretrainedNetwork(NamedTuple):
 
 @dataclass
 class Position:
-    """Position of a run in its schedule and its data: with the tensors, all that resuming needs."""
+    """Position of a run in its schedule and its data."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -106,7 +106,7 @@ class Meter:
         return values
 
     def restart(self) -> None:
-        """Restart the clock: the time since the last step was not spent training."""
+        """Restart the clock, as after a validation: that time was not spent training."""
         self.since = time.perf_counter()
         self.samples = 0
 
@@ -115,7 +115,7 @@ class Meter:
 class TrainingRun:
     """A run in progress."""
 
-    experiment: Experiment[Any, Any]
+    experiment: AnyExperiment
     folder: Path
     state: TrainState
     pretrained: PretrainedNetwork

@@ -17,7 +17,7 @@ def print_summary(run: TrainingRun) -> None:
     For mars, the column `alpha` is its radius.
     """
     experiment, regularizer = run.experiment, run.regularizer
-    title = f"{experiment.name}: what pulls which weights ({experiment.regularizer.name})"
+    title = f"{experiment.name}: regularization of each branch ({experiment.regularizer.name})"
     table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     alpha_column = "radius" if experiment.regularizer.name == "mars" else "alpha"
     for column in ("branch", "pretrained", "new", "free", alpha_column, "beta", "lr", "steps to 1/e"):

@@ -214,5 +214,5 @@ def test_a_checkpoint_without_an_average_is_not_resumed_by_a_run_that_needs_it(
     assert found is not None
     folder, step = run_dir / "checkpoints", found.state["step"]
     checkpoint.save(folder, step, found.model, found.optimizer, found.state, keep_last=1)
-    with pytest.raises(ValueError, match="has no averaged weights, which this run would go on from"):
+    with pytest.raises(ValueError, match="has no averaged weights; start a new run"):
         train(classifying, run_dir, "auto")

@@ -97,7 +97,7 @@ def test_a_second_call_repeats_nothing(finished: Path, capsys: pytest.CaptureFix
     assert demo(finished, DATA, TINY) is not None
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert (finished / "table.md").read_text() == table
-    assert capsys.readouterr().err.count("done before") == 3
+    assert capsys.readouterr().err.count("done already") == 3
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_numbers(folder: Path) -> None:
