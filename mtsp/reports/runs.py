@@ -106,7 +106,9 @@ def matching(runs: Iterable[RunLog], patterns: Sequence[str]) -> list[str]:
     """
     known = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
     found = list(dict.fromkeys(name for pattern in patterns for name in known if fnmatchcase(name, pattern)))
-    missing = [pattern for pattern in patterns if "*" not in pattern and pattern not in found]
+    missing = [
+        pattern for pattern in patterns if "*" not in pattern and not any(fnmatchcase(m, pattern) for m in known)
+    ]
     if missing or not found:
         raise ValueError(f"no metric {', '.join(missing or patterns)}; there are: {', '.join(known) or 'none'}")
     return found

@@ -71,10 +71,11 @@ def sweep(
         for seed in seeds_from(experiment, seeds)
         for row in planned
     ]
-    for one, run_dir in runs:  # find all mistakes before any work
-        _finished(one, run_dir)
+    may_differ, otherwise = ("tracking", "train.workers", "train.keep_last"), "give another --run-dir"
+    # All of them before any work: a folder with another run is an error.
+    done = [is_finished(one, run_dir, may_differ=may_differ, otherwise=otherwise) for one, run_dir in runs]
     for number, (one, run_dir) in enumerate(runs, start=1):
-        if not _finished(one, run_dir):
+        if not done[number - 1]:
             _LOG.info("%d/%d %s", number, len(runs), run_dir)
             if train(one, run_dir, "auto") is None:
                 return None
@@ -185,12 +186,6 @@ def _regularized(
 def seeds_from(experiment: AnyExperiment, count: int) -> range:
     """Return the seeds of a sweep, from the experiment's own upwards."""
     return range(experiment.seed, experiment.seed + count)
-
-
-def _finished(experiment: AnyExperiment, run_dir: Path) -> bool:
-    """Return whether this run is done. Raises ConfigError if `run_dir` holds a run with other settings."""
-    may_differ = ("tracking", "train.workers", "train.keep_last")
-    return is_finished(experiment, run_dir, may_differ=may_differ, otherwise="give another --run-dir")
 
 
 def _results(run_dir: Path) -> dict[str, float] | None:
