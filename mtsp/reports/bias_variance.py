@@ -170,7 +170,7 @@ def figure_panels(alpha: float = STRENGTH) -> list[Panel]:
         ("(b) L2, fine-tuned", PRETRAINED, origin),
         ("(c) L2-SP, fine-tuned", PRETRAINED, PRETRAINED),
     ]
-    return [Panel(*one, descent(HESSIAN, MINIMUM, one[1], one[2], alpha)) for one in settings]
+    return [Panel(name, w0, center, descent(HESSIAN, MINIMUM, w0, center, alpha)) for name, w0, center in settings]
 
 
 def draw_figure1(panels: list[Panel], path: Path) -> None:

@@ -77,7 +77,7 @@ def estimate(
     if not pretrained.anchors:
         raise ConfigError("branches: none has pretrained `weights`, so there is nothing to estimate")
     data = _data(experiment, task)
-    examples = Concatenated(list(data.values()))
+    examples: Any = Concatenated(list(data.values()))
     pretrained.model.to(accelerator.device)
     settings = _settled(settings, task, len(examples), _passes(pretrained, examples, task, accelerator.device))
     workers = experiment.train.workers

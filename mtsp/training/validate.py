@@ -31,7 +31,7 @@ def validate(run: TrainingRun) -> None:
         examples = run.data[name]
         count = min(run.experiment.tracking.images, len(examples))
         wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
-        shown = {index - index % accelerator.num_processes for index in wanted}
+        shown: set[int] = {index - index % accelerator.num_processes for index in wanted}
         figures: dict[str, np.ndarray] = {}
         with run.ema_weights():
             run.validation[name] = evaluate(
