@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from mtsp.config import ConfigError
-from mtsp.training.experiment import Experiment
+from mtsp.training.experiment import AnyExperiment
 from mtsp.types import IGNORE, Batch, Examples
 
 SAMPLES = 12
 _LOG = logging.getLogger("mtsp")
 
 
-def look(experiment: Experiment[Any, Any], data: Mapping[str, Examples]) -> dict[str, dict[str, Any]]:
+def look(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, dict[str, Any]]:
     """Look at the data entries of a run; warn once of each thing that is odd, and return their fingerprints.
 
     Returns:
@@ -85,7 +85,7 @@ def oddities(samples: list[Batch]) -> list[str]:
     return lines
 
 
-def settings_to_doubt(experiment: Experiment[Any, Any], data: Mapping[str, Examples]) -> list[str]:
+def settings_to_doubt(experiment: AnyExperiment, data: Mapping[str, Examples]) -> list[str]:
     """Return settings that a run can be started with and that hardly anybody means, a line each."""
     lines = []
     sizes: dict[str, int] = {}
