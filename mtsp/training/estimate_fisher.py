@@ -22,8 +22,8 @@ from mtsp.fisher.partial import PartialEstimate
 from mtsp.training.checks import align_classes
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.signals import StopSignals
-from mtsp.training.single_pass import Concatenated, SinglePass
 from mtsp.training.state import PretrainedNetwork
+from mtsp.training.stream import Concatenated, SinglePass
 from mtsp.types import IGNORE, Examples
 
 MOST_PASSES = 100_000
