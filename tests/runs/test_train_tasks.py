@@ -192,7 +192,9 @@ def test_data_of_other_classes_than_the_networks_or_each_others_is_refused(
     (images / "others/gray").rename(images / "others/green")
     classifying["data"]["others"] = {"dataset": {"name": "image_folder", "root": str(images / "others")}}
     classifying["evaluation"]["data"] = ["others"]
-    with pytest.raises(ConfigError, match=r"differ in 1 classes: class 2 is 'gray' in one and 'green'"):
+    with pytest.raises(
+        ConfigError, match=r"data.others: 1 of its 3 classes \(green\) are not .* data.colors \(bright, dark, gray\)"
+    ):
         train(classifying, tmp_path / "green")
 
 
