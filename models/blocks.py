@@ -13,11 +13,16 @@ def conv_norm_relu(channels_in: int, channels_out: int, kernel: int) -> nn.Seque
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
 
 
-def resized(x: Tensor, like: Tensor) -> Tensor:
-    """Return `x` with the height and width of `like`, bilinear between the centers of the corner pixels."""
+def resized(x: Tensor, like: Tensor, *, align_corners: bool = True) -> Tensor:
+    """Return `x` resized bilinearly to the height and width of `like`, by default with aligned corner pixels."""
     if x.shape[-2:] == like.shape[-2:]:
         return x
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=True)
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+
+def on_grid(x: Tensor, like: Tensor) -> Tensor:
+    """Return `x` resized bilinearly to the height and width of `like`; both maps span the same image."""
+    return resized(x, like, align_corners=False)
 
 
 class Normalized(nn.Module):

@@ -84,20 +84,15 @@ class FlowNetS(nn.Module):
         for name, (channels_in, channels_out, kernel, stride) in _CONVS.items():
             channels_in = 6 if name == "conv1" else wide(channels_in)
             self.add_module(name, _conv(channels_in, wide(channels_out), kernel, stride, config.batch_norm))
-        self.decoder_channels = {  # channels of each concatenation
-            5: wide(512) + wide(512) + 2,
-            4: wide(512) + wide(256) + 2,
-            3: wide(256) + wide(128) + 2,
-            2: wide(128) + wide(64) + 2,
-        }
-        self.exchanged_channels = tuple(self.decoder_channels[level] for level in (2, 3, 4))
         below = wide(1024)
-        for level, channels in {5: 512, 4: 256, 3: 128, 2: 64}.items():
+        self.decoder_channels: dict[int, int] = {}  # channels of each concatenation
+        for level, skip, channels in ((5, 512, 512), (4, 512, 256), (3, 256, 128), (2, 128, 64)):
             self.add_module(f"predict_flow{level + 1}", nn.Conv2d(below, 2, 3, padding=1))
             self.add_module(f"upsampled_flow{level + 1}_to_{level}", nn.ConvTranspose2d(2, 2, 4, 2, 1))
             deconv = nn.ConvTranspose2d(below, wide(channels), 4, 2, 1)
             self.add_module(f"deconv{level}", nn.Sequential(deconv, nn.LeakyReLU(SLOPE)))
-            below = self.decoder_channels[level]
+            below = self.decoder_channels[level] = wide(skip) + wide(channels) + 2
+        self.exchanged_channels = tuple(self.decoder_channels[level] for level in (2, 3, 4))
         self.predict_flow2 = nn.Conv2d(below, 2, 3, padding=1)
 
         self.register_buffer("mean", torch.tensor(CHAIRS_MEAN * 2))
@@ -110,20 +105,14 @@ class FlowNetS(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, frame: Tensor, next_frame: Tensor) -> Motion:
-        """Predict the flow from `frame` to `next_frame`.
-
-        Args:
-            frame: B3HW, RGB in [0, 1], of any size.
-            next_frame: as `frame`.
-        """
+        """Predict the flow from `frame` to `next_frame`: B3HW each, RGB in [0, 1], of any size."""
         height, width = frame.shape[-2:]
         x = self._normalized(frame, next_frame)
-        unit = self.div_flow.view(
-            1, 1, 1, 1
-        )  # a 4-d tensor promotes bfloat16 to float32, in which 100 px are not 100.5
+        unit = self.div_flow.view(1, 1, 1, 1)  # 4-d promotes bfloat16 to float32, in which 100 px are not 100.5
         if self.sizes == "resize" and (height % 64 or width % 64):
-            x = F.interpolate(x, (_up(height), _up(width)), mode="bilinear", align_corners=False)
-            unit = unit * unit.new_tensor([width / _up(width), height / _up(height)]).view(1, 2, 1, 1)
+            rows, columns = (64 * math.ceil(side / 64) for side in (height, width))
+            x = F.interpolate(x, (rows, columns), mode="bilinear", align_corners=False)
+            unit = unit * unit.new_tensor([width / columns, height / rows]).view(1, 2, 1, 1)
 
         skips = {}
         for name in _CONVS:
@@ -210,10 +199,6 @@ def _conv(channels_in: int, channels_out: int, kernel: int, stride: int, batch_n
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=not batch_norm)
     norm = [nn.BatchNorm2d(channels_out)] if batch_norm else []
     return nn.Sequential(conv, *norm, nn.LeakyReLU(SLOPE))
-
-
-def _up(side: int) -> int:
-    return 64 * math.ceil(side / 64)
 
 
 def _joined(skip: Tensor, deconv: Tensor, flow: Tensor) -> Tensor:

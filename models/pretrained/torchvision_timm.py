@@ -1,4 +1,4 @@
-"""Classifiers of torchvision, timm and EfficientNet-PyTorch: as an encoder, as a backbone, and their last layer."""
+"""Fit classifiers of torchvision, timm and EfficientNet-PyTorch into an encoder, a backbone or a last layer."""
 
 import re
 from collections.abc import Mapping
@@ -37,10 +37,8 @@ def encoder_layout(encoder: nn.Module, name: str, tensors: dict[str, Tensor]) ->
     if "_conv_stem.weight" in tensors:
         if "_conv_stem.weight" not in own:
             renamed = _efficientnet_names(tensors, own)
-        if not any("_se_reduce" in key for key in tensors):
-            mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-        else:
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        squeezes = any("_se_reduce" in key for key in tensors)
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if squeezes else ((127 / 255,) * 3, (128 / 255,) * 3)
         if name.startswith("tu-") and "tf_" not in name:
             kind += f", which fits tu-tf_{name.removeprefix('tu-')} better,"
     ours = {_plain(key.removeprefix("model.")): key for key in own}
@@ -73,8 +71,8 @@ def backbone_layout(
 
     Args:
         network: the backbone, without its last layer.
-        name: of the network, for messages.
-        tensors: of the whole classifier.
+        name: its name, for messages.
+        tensors: the whole classifier.
         classifiers: names of the layers that classify; the auxiliary one may be among them.
         aux_head: whether the backbone has Inception-V3's auxiliary head.
         normalization: mean and std that the backbone's own weights expect.
@@ -106,7 +104,7 @@ def head_layout(label: nn.Linear, last: str, tensors: dict[str, Tensor], *, aux_
     Args:
         label: the head's last layer, with as many classes as the file's.
         last: name of the last layer in files of the backbone's own library.
-        tensors: of the whole classifier.
+        tensors: the whole classifier.
         aux_head: whether the head has a last layer for Inception-V3's auxiliary head.
     """
     names = (last, *_LAST_LAYERS)
@@ -130,30 +128,24 @@ def _efficientnet_names(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
     places = {match[1] for key in own if (match := re.search(r"blocks[._](\d+[._]\d+)\.", key))}
     stages = [tuple(int(n) for n in re.split(r"[._]", place)) for place in places]
     blocks = [f"blocks.{stage}.{block}" for stage, block in sorted(stages)]
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    expanding |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    squeeze = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
     names = {}
     for key in tensors:
-        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-        if match is None:
-            stem = key.replace("_conv_stem.", "conv_stem.").replace("_bn0.", "bn1.")
-            names[key] = stem.replace("_conv_head.", "conv_head.").replace("_bn1.", "bn2.")
-            continue
-        number, layer, kind = int(match[1]), match[2], match[3]
-        expands = f"_blocks.{number}._expand_conv.weight" in tensors
-        plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-        expanding = {
-            "_expand_conv": "conv_pw",
-            "_bn0": "bn1",
-            "_depthwise_conv": "conv_dw",
-            "_bn1": "bn2",
-            "_project_conv": "conv_pwl",
-            "_bn2": "bn3",
-        }
-        squeeze = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-        layer = {**squeeze, **(expanding if expands else plain)}.get(layer, layer)
-        names[key] = f"{blocks[number]}.{layer}.{kind}" if number < len(blocks) else key
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            number, layer, kind = int(match[1]), match[2], match[3]
+            expands = f"_blocks.{number}._expand_conv.weight" in tensors
+            layer = (squeeze | (expanding if expands else plain)).get(layer, layer)
+            names[key] = f"{blocks[number]}.{layer}.{kind}" if number < len(blocks) else key
+        else:
+            layer, dot, kind = key.partition(".")
+            names[key] = outside.get(layer, layer) + dot + kind
     return names
 
 
 def _plain(key: str) -> str:
-    """Undo the renaming of timm's feature extractors, of `stages.0` to `stages_0`."""
+    """Return the key with dots only: timm's feature extractors rename `stages.0` to `stages_0`."""
     return key.replace("_", ".")

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.blocks import on_grid
+
 SCALES = (1e-4, 1e-2, 1.0)
 """Factors on encoder maps at strides 8, 16, 32, before they are joined with the flow features."""
 
@@ -59,15 +61,11 @@ class ScoreHead(nn.Module):
             for level, score in enumerate((self.score3, self.score4, self.score5))
         )
         if self.crops is None:
-            score4 = score4 + _resized(score5, score4)
-            return score3 + _resized(score4, score3)
-        channels = score5.shape[1]
-        up = F.conv_transpose2d(score5, self.up2.to(score5.dtype), stride=2, groups=channels)
-        score4 = score4 + _cut(up, score4, 2)
-        up = F.conv_transpose2d(score4, self.up2.to(score4.dtype), stride=2, groups=channels)
-        score3 = score3 + _cut(up, score3, 2)
-        up = F.conv_transpose2d(score3, self.up8.to(score3.dtype), stride=8, groups=channels)
-        return up[..., 8:, 8:]
+            score4 = score4 + on_grid(score5, score4)
+            return score3 + on_grid(score4, score3)
+        score4 = score4 + _cut(_enlarged(score5, self.up2), score4, 2)
+        score3 = score3 + _cut(_enlarged(score4, self.up2), score3, 2)
+        return _enlarged(score3, self.up8)[..., 8:, 8:]
 
     def _joined(self, level: int, encoder: Tensor, motion: Sequence[Tensor]) -> Tensor:
         encoder = encoder * self.scales[level]
@@ -107,18 +105,13 @@ class PyramidHead(nn.Module):
             _zero(self.predict)
 
     def forward(self, encoder: Sequence[Tensor], motion: Sequence[Tensor]) -> Tensor:
-        """Return BChw at stride 4.
-
-        Args:
-            encoder: BChw at strides 4, 8, 16, 32.
-            motion: BChw at strides 8, 16, 32, on the encoder's grid; empty without a flow branch.
-        """
+        """Return BChw at stride 4, of `encoder`, BChw at strides 4 to 32, and `motion`, on its grid at 8, 16, 32."""
         levels = [lateral(features) for lateral, features in zip(self.lateral, encoder, strict=True)]
         for level, (exchange, features) in enumerate(zip(self.exchange, motion, strict=True), start=1):
             levels[level] = torch.cat([levels[level], exchange(features)], dim=1)
         x = self.merge[3](levels[3]) + self.context(levels[3].mean((2, 3), keepdim=True))
         for level in (2, 1, 0):
-            x = self.merge[level](torch.cat([_resized(x, levels[level]), levels[level]], dim=1))
+            x = self.merge[level](torch.cat([on_grid(x, levels[level]), levels[level]], dim=1))
         return self.predict(x)
 
 
@@ -127,6 +120,10 @@ def bilinear_kernel(channels: int, factor: int) -> Tensor:
     place = torch.arange(2 * factor, dtype=torch.float32)
     tent = 1 - (place - (factor - 0.5)).abs() / factor
     return torch.outer(tent, tent).expand(channels, 1, -1, -1).contiguous()
+
+
+def _enlarged(x: Tensor, kernel: Tensor) -> Tensor:
+    return F.conv_transpose2d(x, kernel.to(x.dtype), stride=kernel.shape[-1] // 2, groups=x.shape[1])
 
 
 def _zero(conv: nn.Conv2d) -> None:
@@ -138,10 +135,6 @@ def _block(channels_in: int, channels_out: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return nn.Sequential(conv, nn.GroupNorm(math.gcd(8, channels_out), channels_out), nn.ReLU(inplace=True))
-
-
-def _resized(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _cut(x: Tensor, like: Tensor, offset: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from models.blocks import on_grid
 from models.encoders.build import Encoded
 from models.flow.flownets import FlowBranch, FlowNetS, FlowNetSConfig, Motion, enlarged
 from models.segflow.decoders import PyramidHead, ScoreHead, bilinear_kernel
@@ -57,6 +58,11 @@ class SegFlowConfig(Config):
             raise ValueError(f"mode {self.mode} has decoder scores, not fpn; leave decoder out, or use mode modern")
         return self
 
+    @property
+    def uses_fpn(self) -> bool:
+        """Return whether the heads are feature pyramids."""
+        return self.mode == "modern" and self.decoder != "scores"
+
     def build(self) -> "SegFlow":
         """Return the network, with fresh weights."""
         return SegFlow(self)
@@ -68,7 +74,7 @@ class Segmentation(Encoded):
     def __init__(self, encoder: str, config: SegFlowConfig, motion: tuple[int, ...]) -> None:
         super().__init__(encoder)
         channels = self.encoder_channels
-        if config.mode == "modern" and config.decoder != "scores":
+        if config.uses_fpn:
             self.head = PyramidHead(channels, motion, config.classes, width=config.width, zero=False)
         else:
             self.head = _score_head(config, channels, motion, config.classes, crops=(4, 2, 1))
@@ -81,7 +87,7 @@ class Flow(FlowBranch):
         super().__init__(network)
         motion = network.exchanged_channels
         self.head = None
-        if config.mode == "modern" and config.decoder != "scores":
+        if config.uses_fpn:
             self.head = PyramidHead(encoder, motion, 2, width=config.flow_width, zero=True)
         elif config.mode != "released":
             self.head = _score_head(config, encoder, motion, 2, crops=(0, 0, 1))
@@ -149,14 +155,12 @@ class SegFlow(nn.Module):
         `released` sets the layers that enlarge the flow between FlowNetS's scales to bilinear interpolation, as the
         authors' training script does (by accident: it selects layers by "up" in their names).
         """
-        if self.mode != "released" or branch != "flow" or self.flow is None:
-            return
-        for level in (5, 4, 3, 2):
-            name = f"upsampled_flow{level + 1}_to_{level}"
+        if self.mode == "released" and branch == "flow" and self.flow is not None:
             kernel = bilinear_kernel(1, 2)[0, 0]
-            weight = self.flow.network.get_parameter(f"{name}.weight").data  # in, out, 4, 4 with 2 channels each
-            weight[0, 0].copy_(kernel)
-            weight[1, 1].copy_(kernel)
+            for level in (5, 4, 3, 2):
+                weight = self.flow.network.get_parameter(f"upsampled_flow{level + 1}_to_{level}.weight").data
+                weight[0, 0].copy_(kernel)  # in, out, 4, 4 with 2 channels each
+                weight[1, 1].copy_(kernel)
 
     def _modern(self, frame: Tensor, next_frame: Tensor) -> Outputs:
         height, width = frame.shape[-2:]
@@ -167,19 +171,19 @@ class SegFlow(nn.Module):
         if self.flow is not None:
             motion: Motion = self.flow.network(frame, next_frame)
             pooled = [
-                _on_grid(F.max_pool2d(x, 3, stride=2, padding=1), like)
+                on_grid(F.max_pool2d(x, 3, stride=2, padding=1), like)
                 for x, like in zip(motion[1:], features[1:], strict=True)
             ]
             assert self.flow.head is not None
             residual = self.flow.head(features, pooled) * RESIDUAL_UNIT
-            flow = motion.pyramid[0] + _on_grid(residual, motion.pyramid[0])
-            outputs["flow"] = _on_grid(flow, frame)[..., :height, :width]
+            flow = motion.pyramid[0] + on_grid(residual, motion.pyramid[0])
+            outputs["flow"] = on_grid(flow, frame)[..., :height, :width]
             outputs["flow_pyramid"] = [
                 x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
                 for x, stride in zip(motion.pyramid, STRIDES, strict=True)
             ]
         logits = self.segmentation.head(features, pooled)
-        outputs["mask_logits"] = _on_grid(logits, frame)[..., :height, :width]
+        outputs["mask_logits"] = on_grid(logits, frame)[..., :height, :width]
         return outputs
 
     def _faithful(self, frame: Tensor, next_frame: Tensor) -> Outputs:
@@ -209,10 +213,3 @@ def _padded(frame: Tensor) -> Tensor:
     """Return the frame with its last rows and columns repeated until 32 divides both sides."""
     pad = [0, -frame.shape[-1] % 32, 0, -frame.shape[-2] % 32]
     return F.pad(frame, pad, mode="replicate") if any(pad) else frame
-
-
-def _on_grid(x: Tensor, like: Tensor) -> Tensor:
-    """Return `x` resized to the height and width of `like`."""
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,9 +1,8 @@
-"""Losses that keep features near the pretrained network's, or out of spectral directions that do not transfer.
+"""Losses on features: DELTA keeps them near the pretrained network's, BSS suppresses small singular values.
 
-Add them to the task's loss, times a strength: they depend on the data, not on the weights alone, so they cannot act in
-the optimizer's hook as the regularizers do. An experiment has no section for them: BSS is computed on a whole batch,
-while every loss of a run is a sum over examples that does not depend on processes and micro-batches, and DELTA needs
-the pretrained network beside the trained one.
+Multiply them by a strength and add them to the task's loss: they depend on the data, so they cannot act in the
+optimizer's hook as the regularizers do. An experiment has no section for them: BSS needs a whole batch at once, while
+the losses of a run are sums over examples, and DELTA needs the pretrained network beside the trained one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,14 +22,14 @@ class Delta:
         delta = Delta(model, reference=pretrained, layers=["backbone.layer4"])
         loss = task_loss(model(images), labels) + 0.01 * delta(images)
 
-    The reference runs in eval mode, without gradients. After Li, Xiong, Wang, Rao, Liu and Huan, "DELTA: deep learning
+    After Li, Xiong, Wang, Rao, Liu and Huan, "DELTA: deep learning
     transfer using feature map with attention for convolutional networks", ICLR 2019, section 3.2; see
     :func:`feature_distance` for the formula and what differs. The paper also pulls the new head to zero, as beta
     of a regularizer does.
 
     Args:
         model: the network to train.
-        reference: a separate copy with the pretrained weights, on the same device. It is frozen.
+        reference: a separate copy with the pretrained weights, on the same device; frozen and put in eval mode.
         layers: names of modules, in both networks, whose output is a tensor with channels second.
         attention: weights of the channels of each layer, from :func:`channel_attention`; None: all equal.
 
@@ -118,9 +117,8 @@ def feature_distance(
         channels = found.shape[1]
         weights = None if attention is None else attention[layer].to(squares)
         if weights is not None and weights.shape != (channels,):
-            raise ValueError(
-                f"the attention of {layer} has shape {tuple(weights.shape)}, the layer {channels} channels"
-            )
+            shape = tuple(weights.shape)
+            raise ValueError(f"the attention of {layer} has shape {shape}, the layer {channels} channels")
         by_example = squares.sum(1) if weights is None else channels * (squares @ weights)
         total = total.to(squares.device) + 0.5 * by_example.mean()
     return total
@@ -156,20 +154,20 @@ def channel_attention(
     if not batches:
         raise ValueError("batches is empty; give a list of a few batches, which are read several times")
     kept: dict[str, Tensor] = {}
+    attention = {}
     with evaluating(model):
         handles = _keep_outputs(model, list(layers), kept, only_with_gradients=False)
         try:
             base = _mean_loss(model, batches, loss)
-            channels = {layer: output.shape[1] for layer, output in kept.items()}
-            attention = {}
-            for layer, count in channels.items():
-                rises = torch.stack([_without(model, layer, c, batches, loss) - base for c in range(count)])
-                spread = rises.std(correction=0)
-                standard = (rises - rises.mean()) / spread if spread > 0 else torch.zeros_like(rises)
-                attention[layer] = (standard / temperature).softmax(0)
         finally:
             for handle in handles:
                 handle.remove()
+        for layer, output in kept.items():
+            losses = [_without(model, layer, channel, batches, loss) for channel in range(output.shape[1])]
+            rises = torch.stack(losses) - base
+            spread = rises.std(correction=0)
+            standard = (rises - rises.mean()) / spread if spread > 0 else torch.zeros_like(rises)
+            attention[layer] = (standard / temperature).softmax(0)
     return attention
 
 
@@ -192,10 +190,8 @@ def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
     """
     if features.ndim != 2:
         raise ValueError(f"expected features of shape BD, got {tuple(features.shape)}; pool feature maps first")
-    if not 1 <= k <= min(features.shape):
-        raise ValueError(
-            f"k={k}, but features of shape {tuple(features.shape)} have {min(features.shape)} singular values"
-        )
+    if not 1 <= k <= (count := min(features.shape)):
+        raise ValueError(f"k={k}, but features of shape {tuple(features.shape)} have {count} singular values")
     exact = features.double()
     gram = exact @ exact.T if features.shape[0] <= features.shape[1] else exact.T @ exact
     smallest = torch.linalg.eigvalsh(gram)[:k]
@@ -224,7 +220,7 @@ def _keep_outputs(
 def _without(
     model: nn.Module, layer: str, channel: int, batches: Sequence[Any], loss: Callable[[nn.Module, Any], Tensor]
 ) -> Tensor:
-    """The mean loss with one channel of a layer's output at zero."""
+    """Return the mean loss with one channel of a layer's output at zero."""
 
     def switch_off(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         output = output.clone()

@@ -70,7 +70,7 @@ def along(
 def _checked(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], fractions: Sequence[float], only: Sequence[str] | None
 ) -> set[str]:
-    """The names to interpolate; both have them with equal shapes."""
+    """Return the names to interpolate."""
     for fraction in fractions:
         if not 0 <= fraction <= 1:
             raise ValueError(f"the fraction of the end must lie between 0 and 1, got {fraction}")
