@@ -190,7 +190,8 @@ def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
     """
     if features.ndim != 2:
         raise ValueError(f"expected features of shape BD, got {tuple(features.shape)}; pool feature maps first")
-    if not 1 <= k <= (count := min(features.shape)):
+    count = min(features.shape)
+    if not 1 <= k <= count:
         raise ValueError(f"k={k}, but features of shape {tuple(features.shape)} have {count} singular values")
     exact = features.double()
     gram = exact @ exact.T if features.shape[0] <= features.shape[1] else exact.T @ exact
