@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtsp.evaluation.scores import require_writable, show
 
     require_writable(arguments.json, arguments.csv)
-    measured = _measure(arguments)
-    if measured is not None:
+    if (measured := _measure(arguments)) is not None:
         show(*measured, arguments.json, arguments.csv)
     return 0
 
@@ -79,15 +78,13 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
     main_process = accelerator.is_main_process
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    about = {"config": str(arguments.config), "checkpoint": str(arguments.checkpoint)}
-    tta = experiment.evaluation.tta.model_dump(mode="json")
-    results = {
-        name: {"dataset": entry.dataset.name, "split": getattr(entry.dataset, "split", None), "size": entry.size}
-        | {"tta": tta}
-        | joined(scores[name])
-        for name, entry in entries.items()
-    }
-    return (about | {"entries": results}, scores) if main_process else None
+    if not main_process:
+        return None
+    tta, results = experiment.evaluation.tta.model_dump(mode="json"), {}
+    for name, entry in entries.items():
+        about = {"dataset": entry.dataset.name, "split": getattr(entry.dataset, "split", None), "size": entry.size}
+        results[name] = about | {"tta": tta} | joined(scores[name])
+    return {"config": str(arguments.config), "checkpoint": str(arguments.checkpoint), "entries": results}, scores
 
 
 def chosen_entries(experiment: "AnyExperiment", names: Sequence[str], split: str | None) -> dict[str, "DataConfig"]:
@@ -101,28 +98,24 @@ def chosen_entries(experiment: "AnyExperiment", names: Sequence[str], split: str
     Raises:
         ConfigError: an unknown entry, an entry without this split, or nothing to measure.
     """
-    from mtsp.config import ConfigError
+    from mtsp.config import ConfigError, parse
 
     names = names or experiment.evaluation.data
     if not names:
         raise ConfigError(f"evaluation.data is empty; name entries with --entry: {', '.join(experiment.data)}")
     if unknown := [name for name in names if name not in experiment.data]:
         raise ConfigError(f"there is no data entry {unknown[0]!r}; the config has {', '.join(experiment.data)}")
-    return {name: _with_split(name, experiment.data[name], split) for name in names}
-
-
-def _with_split(name: str, entry: "DataConfig", split: str | None) -> "DataConfig":
-    from mtsp.config import ConfigError, parse
-
-    if split is None:
-        return entry
-    if "split" not in type(entry.dataset).model_fields:
-        raise ConfigError(f"data.{name}: {entry.dataset.name} has no splits; leave out --split")
-    try:
-        dataset = parse(type(entry.dataset), entry.dataset.model_dump(mode="json") | {"split": split})
-    except ConfigError as error:
-        raise ConfigError(f"data.{name}: {error}") from error
-    return entry.model_copy(update={"dataset": dataset})
+    entries = {name: experiment.data[name] for name in names}
+    for name, entry in entries.items() if split is not None else ():
+        dataset = entry.dataset
+        if "split" not in type(dataset).model_fields:
+            raise ConfigError(f"data.{name}: {dataset.name} has no splits; leave out --split")
+        try:
+            dataset = parse(type(dataset), dataset.model_dump(mode="json") | {"split": split})
+        except ConfigError as error:
+            raise ConfigError(f"data.{name}: {error}") from error
+        entries[name] = entry.model_copy(update={"dataset": dataset})
+    return entries
 
 
 def _measure_entry(
@@ -186,12 +179,12 @@ def _save(folder: Path, batch: "Batch", outputs: "Outputs") -> None:
     from data.files.masks import write_mask
 
     path = folder / batch["name"][0]
-    if "mask" in batch and "mask_logits" in outputs:
+    if {"mask_logits", "flow"} & outputs.keys():
         path.parent.mkdir(parents=True, exist_ok=True)
+    if "mask" in batch and "mask_logits" in outputs:
         mask = outputs["mask_logits"][0].argmax(0).to(torch.uint8).cpu().numpy()
         write_mask(path.with_name(f"{path.name}.png"), mask)
     if "flow" in batch and "flow" in outputs:
-        path.parent.mkdir(parents=True, exist_ok=True)
         flow = outputs["flow"][0].float().cpu().permute(1, 2, 0).numpy()
         write_flo(path.with_name(f"{path.name}.flo"), flow)
 

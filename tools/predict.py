@@ -1,16 +1,16 @@
 """Predict: `python tools/predict.py --config RUN/experiment.yaml --checkpoint RUN/... --frames DIR --out DIR`.
 
-Frames are images in a folder, or in one subfolder per video, one image, or a video file (needs PyAV). The network
-looks at them as `evaluation` of the config says. Under `--out` each has
+Frames are images in a folder, or in one subfolder per video, one image, or a video file (needs PyAV). Size and
+test-time augmentation are those of the config's `evaluation`. Each frame has these files under `--out`:
 
     masks/<video>/<frame>.png       class of each pixel, an indexed PNG
     flow/<video>/<frame>.flo        (dx, dy) to the next frame, in pixels of the frame
     overlay/<video>/<frame>.png     the mask over the frame
     flow_color/<video>/<frame>.png  the flow in the usual color wheel
 
-at the frame's own resolution. The last frame of a video has no next frame, and so no flow. A network without flow takes
-each image by itself, and their sizes may differ. A classifier's five best classes of each image are in `labels.csv`, by
-name if the data of `evaluation` can be read.
+They have the frame's own resolution. The last frame of a video has no flow. For a network without flow, images may
+differ in size. A classifier's five best classes of each image are in `labels.csv`, by name if the data of `evaluation`
+can be read.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _NEEDS = {
 
 
 class Look(NamedTuple):
-    """Size and test-time augmentation with which a network sees a frame."""
+    """How a network sees a frame."""
 
     tta: "Tta"
     size: tuple[int, int] | None = None  # height and width that frames are resized to; None: their own
@@ -52,9 +52,9 @@ class Look(NamedTuple):
 class Frames(NamedTuple):
     """Frames and the frames that follow them, to be read once."""
 
-    names: Sequence[str] | None  # None for a video, where only reading tells
+    names: Sequence[str] | None  # None for a video: not known before it is read
     total: int | None
-    folder: str  # below which their names are; "" for any
+    folder: str  # first part of the names of a video's frames; else ""
     pairs: "Iterator[Sample]"  # a frame without a following one has no next_frame
 
 
@@ -206,7 +206,7 @@ def predict(model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.
 
     from data.augment.crops import center_crop
     from data.prepared import resized, to_tensors
-    from mtsp.batches import to_device
+    from mtsp.batches import collate, to_device
     from mtsp.figures.panels import resize_flow
     from mtsp.types import Sample
 
@@ -214,7 +214,7 @@ def predict(model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.
     if look.crop_pct is not None and look.size is not None:
         raw = Sample(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.crop_pct))
     small = to_tensors(resized(raw, look.size) if look.size is not None else raw)
-    batch = to_device(_of_one(small), device, channels_last=look.channels_last)
+    batch = to_device(collate([small]), device, channels_last=look.channels_last)
     with torch.no_grad():
         outputs = look.tta(model, batch)
     mask = flow = label_logits = None
@@ -238,15 +238,10 @@ def write(
     radius: float | None,
     background: int | None = 0,
 ) -> int:
-    """Write the files of one frame that were asked for, labels aside; return how many.
+    """Write the files of one frame below `out`, labels aside; return how many.
 
-    Args:
-        out: folder of all files.
-        what: keys of `SUFFIXES`.
-        raw: the frame.
-        prediction: what the network predicts of it.
-        radius: pixels of flow with full color; None: each frame's longest vector.
-        background: the class that an overlay leaves uncolored.
+    Kinds in `what` are keys of `SUFFIXES`. The flow's full color is at `radius` pixels, or at the longest vector;
+    overlays leave the class `background` uncolored.
     """
     from data.files.flow_formats import write_flo
     from data.files.images import write_image
@@ -298,9 +293,8 @@ def _video(path: Path, paired: bool) -> Frames:
     def pairs() -> "Iterator[Sample]":
         with container:
             images = (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
-            last: list[Any] = [None]
             try:
-                for number, (image, following) in enumerate(pairwise(chain(images, last))):
+                for number, (image, following) in enumerate(pairwise(chain(images, [None]))):
                     raw = Sample(name=f"{path.stem}/{number:05d}", frame=image)
                     if following is not None and paired:
                         raw["next_frame"] = following
@@ -315,19 +309,14 @@ def _refuse_to_overwrite(out: Path, what: Sequence[str], frames: Frames) -> None
     found = []
     for kind in what:
         if kind == "labels":
-            found += [p for p in [out / "labels.csv"] if p.exists()]
+            files = [out / "labels.csv"]
         elif frames.names is not None:
-            found += [p for name in frames.names if (p := out / kind / f"{name}{SUFFIXES[kind]}").exists()]
+            files = [out / kind / f"{name}{SUFFIXES[kind]}" for name in frames.names]
         else:
-            found += sorted((out / kind / frames.folder).glob(f"*{SUFFIXES[kind]}"))
+            files = sorted((out / kind / frames.folder).glob(f"*{SUFFIXES[kind]}"))
+        found += [file for file in files if file.exists()]
     if found:
         raise ValueError(f"{len(found)} of the files exist, such as {found[0]}; add --overwrite to replace them")
-
-
-def _of_one(sample: Any) -> Any:
-    import torch
-
-    return {key: value[None] if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -354,12 +343,8 @@ def _parser() -> argparse.ArgumentParser:
         "--frames", type=Path, required=True, help="an image, a video, a folder of images, or a folder of such folders"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
-    parser.add_argument(
-        "--what", type=_kinds, help=f"what to write: {','.join(SUFFIXES)} (default: all that the network predicts)"
-    )
-    parser.add_argument(
-        "--size", type=_size, metavar="HxW", help="size that frames are resized to (default: as in evaluation)"
-    )
+    parser.add_argument("--what", type=_kinds, help=f"files to write: {','.join(SUFFIXES)} (default: all possible)")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="resize frames to this (default: as in evaluation)")
     parser.add_argument(
         "--flow-radius", type=above_zero, metavar="PX", help="length of flow with full color (default: the longest)"
     )

@@ -11,9 +11,9 @@ from mtsp.types import Batch, Outputs
 
 
 def comparison(examples: Sequence[tuple[Batch, Mapping[str, Outputs]]]) -> np.ndarray:
-    """Return a figure with a row per example: frame, true mask or flow, and the one that each network predicts.
+    """Return a figure with a row per example: frame, true mask or flow, and each network's prediction.
 
-    Masks lie over the frame. Flow is drawn with the color wheel, at one scale within a row; the wheel is shown below.
+    Masks lie over the frame. Flow has the colors of the wheel below, at one scale within a row.
 
     Args:
         examples: a batch of one sample with a mask or a flow, and the outputs for it by the network's name, at the

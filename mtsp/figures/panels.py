@@ -1,6 +1,6 @@
-"""Figures of samples and predictions: masks over frames, flow in colors, errors, and labeled panels of them all.
+"""Figures of samples and predictions: masks over frames, flow in colors, errors, and panels with titles.
 
-Images are HW3 uint8, RGB, in and out. Nothing here opens a window or needs matplotlib.
+Images are HW3 uint8, RGB. Nothing here opens a window or needs matplotlib.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,6 +20,7 @@ TILE = 320
 
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _GAP, _TITLE, _FONT = 8, 20, 14
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Tile(NamedTuple):
@@ -27,22 +28,6 @@ class Tile(NamedTuple):
 
     title: str
     image: np.ndarray
-
-
-def panels(
-    batch: Batch,
-    outputs: Outputs,
-    limit: int,
-    *,
-    background: int | None = 0,
-    flow_radius: float | None = None,
-    classes: Sequence[str] = (),
-) -> list[np.ndarray]:
-    """Return :func:`panel` of the first `limit` examples of the batch."""
-    count = min(limit, len(batch["frame"]))
-    return [
-        panel(batch, outputs, i, background=background, flow_radius=flow_radius, classes=classes) for i in range(count)
-    ]
 
 
 def panel(
@@ -54,19 +39,19 @@ def panel(
     flow_radius: float | None = None,
     classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Return one figure of example `index`: the labels, and below them the predictions.
+    """Return one figure of an example: its labels, and below them the predictions.
 
     Columns: frame and next frame; the image's most probable classes, the true one green; true and predicted mask; true
-    and predicted flow; flow error and legend. Labels and predictions that are missing are left out. A prediction of
-    another size is resized to the frame's, flow vectors with it.
+    and predicted flow; flow error and legend. Missing labels and predictions are left out. Predictions, and with them
+    flow vectors, are resized to the frame.
 
     Args:
         batch: tensors on any device.
         outputs: predictions for the same examples.
         index: the example's place in the batch.
         background: the class left uncolored, see :func:`overlay`.
-        flow_radius: pixels of flow with full color. None takes the longest true vector, or, without truth, the longest
-            predicted one: the same for both flows of a panel.
+        flow_radius: pixels of flow with full color; None: the longest true vector, or without truth the longest
+            predicted one.
         classes: names of the classes; without, they are shown as numbers.
     """
     frame = to_image(batch["frame"][index])
@@ -88,9 +73,7 @@ def _labels(batch: Batch, outputs: Outputs, index: int, size: tuple[int, int], c
     chances = outputs["label_logits"][index].float().softmax(0).cpu().numpy()
     truth = int(batch["label"][index]) if "label" in batch else None
     rows = max(1, min(5, len(chances), size[0] // _TITLE))
-    canvas = Image.new("RGB", (size[1], size[0]), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=_FONT)
+    canvas, draw, font = _canvas(size[1], size[0])
     for row, label in enumerate(np.argsort(-chances, kind="stable")[:rows].tolist()):
         top = row * _TITLE
         color = (190, 225, 190) if label == truth else (225, 225, 225)
@@ -106,15 +89,16 @@ def _class(label: int, classes: Sequence[str]) -> str:
 
 
 def _masks(batch: Batch, outputs: Outputs, index: int, frame: np.ndarray, background: int | None) -> list[Tile]:
-    small = fit(frame)
-    tiles = []
+    small, masks = fit(frame), {}
+    size = (small.shape[1], small.shape[0])
     if "mask" in batch:
-        truth = batch["mask"][index].cpu().numpy().astype(np.uint8)
-        tiles.append(Tile("true mask", overlay(small, _nearest(truth, small), background=background)))
+        masks["true mask"] = batch["mask"][index]
     if "mask_logits" in outputs:
-        logits = _resize(outputs["mask_logits"][index], frame.shape[:2])
-        predicted = logits.argmax(dim=0).numpy().astype(np.uint8)
-        tiles.append(Tile("predicted mask", overlay(small, _nearest(predicted, small), background=background)))
+        masks["predicted mask"] = _resize(outputs["mask_logits"][index], frame.shape[:2]).argmax(dim=0)
+    tiles = []
+    for title, mask in masks.items():
+        drawn = cv2.resize(mask.cpu().numpy().astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        tiles.append(Tile(title, overlay(small, drawn, background=background)))
     return tiles
 
 
@@ -174,16 +158,10 @@ def fit(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, (TILE, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
 
 
-def _nearest(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
-    return cv2.resize(mask, (like.shape[1], like.shape[0]), interpolation=cv2.INTER_NEAREST)
-
-
 def _legend(size: tuple[int, int], with_errors: bool) -> np.ndarray:
     """Return the color wheel, and beside it the shades of the error."""
     height, width = size
-    canvas = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=_FONT)
+    canvas, draw, font = _canvas(width, height)
     side = max(8, min(height, width // 2) - 8)
     left = 0 if with_errors else (width - side) // 2
     canvas.paste(Image.fromarray(color_wheel(side)), (left, (height - side) // 2))
@@ -204,9 +182,7 @@ def compose(columns: Sequence[Sequence[Tile]]) -> np.ndarray:
     rows = max(len(column) for column in columns)
     cell = max(tile.image.shape[0] for column in columns for tile in column) + _TITLE
     width = len(columns) * (TILE + _GAP) + _GAP
-    canvas = Image.new("RGB", (width, rows * (cell + _GAP) + _GAP), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=_FONT)
+    canvas, draw, font = _canvas(width, rows * (cell + _GAP) + _GAP)
     for i, column in enumerate(columns):
         for j, (title, image) in enumerate(column):
             x, y = _GAP + i * (TILE + _GAP), _GAP + j * (cell + _GAP)
@@ -215,10 +191,15 @@ def compose(columns: Sequence[Sequence[Tile]]) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def _shortened(title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw, _Font]:
+    canvas = Image.new("RGB", (width, height), _PAPER)
+    return canvas, ImageDraw.Draw(canvas), ImageFont.load_default(size=_FONT)
+
+
+def _shortened(title: str, font: _Font) -> str:
     """Return the title, or its end if it is too long: paths differ in their ends."""
-    if font.getlength(title) <= TILE:
-        return title
-    while font.getlength("..." + title) > TILE:
+    short = title
+    while font.getlength(short) > TILE:
         title = title[1:]
-    return "..." + title
+        short = "..." + title
+    return short

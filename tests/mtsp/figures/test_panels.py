@@ -5,7 +5,7 @@ from torchvision.utils import flow_to_image
 
 from mtsp.figures.flow_colors import color_wheel, error_map, flow_to_color
 from mtsp.figures.masks import overlay
-from mtsp.figures.panels import TILE, panel, panels, resize_flow
+from mtsp.figures.panels import TILE, panel, resize_flow
 from mtsp.files.palettes import palette
 from mtsp.types import Batch, Outputs
 
@@ -165,11 +165,6 @@ def test_flow_that_is_not_valid_is_black_whatever_is_stored_there() -> None:
     flow = torch.ones(2, 2, 40, 64)
     image = panel(example(flow=flow, flow_valid=torch.zeros(2, 40, 64, dtype=torch.bool)), {"flow": flow})
     assert not image[8 + 20 : 8 + 220, 8 + TILE + 8 : 8 + TILE + 8 + TILE].any()
-
-
-def test_no_more_panels_are_drawn_than_asked_for_or_there() -> None:
-    assert len(panels(example(), {}, 1)) == 1
-    assert len(panels(example(), {}, 9)) == 2
 
 
 def test_a_long_name_does_not_run_into_the_next_column() -> None:
