@@ -1,4 +1,4 @@
-"""Predicted classes of labeled images: a row for each image in `labels.csv`, and a report of how each class fares.
+"""Predicted classes of labeled images: a row for each image in `labels.csv`, and a report on each class.
 
 The columns are `name`, `truth` (if it is known), `prediction`, `probability` (of the prediction, six digits), and
 `prediction_2` to `prediction_5`, the next best classes. Classes are named as the data set names them, or numbered from
@@ -76,9 +76,9 @@ def _name(label: int, classes: Sequence[str]) -> str:
 def score_predictions(file: Path, dataset: SampleDataset) -> ClassificationScores:
     """Return the scores of the predictions in a table; rows of images that are not in `dataset` are skipped.
 
-    The likelihood is NaN, which a table does not tell; so is top-5 accuracy where one of an image's five best classes
-    is missing, and so are the calibration errors where a probability is missing. A prediction with the probability
-    "nan", from logits that were not finite, counts as wrong.
+    NaN are the likelihood, which needs all classes; top-5 accuracy if one of an image's five best classes is missing;
+    and the calibration errors if a probability is missing. A prediction with the probability "nan", from logits that
+    were not finite, counts as wrong.
 
     Args:
         file: the table, or the folder that has it as labels.csv.
@@ -124,7 +124,6 @@ def score_predictions(file: Path, dataset: SampleDataset) -> ClassificationScore
 
 
 def _label(called: str, numbers: Mapping[str, int], classes: Sequence[str], where: str) -> int:
-    """Return the number of the class `called` in the row `where`."""
     if called in numbers:
         return numbers[called]
     if called.strip().isdecimal():
@@ -138,18 +137,18 @@ def _label(called: str, numbers: Mapping[str, int], classes: Sequence[str], wher
 def _scored(
     best: dict[str, dict[int, int]], chances: dict[str, float | None], truths: dict[str, int], classes: int
 ) -> ClassificationScores:
-    """Return the scores of each image's classes by rank, as deep as all have them, and probability of the best.
+    """Return the scores of each image's classes by rank, down to the last rank that all have.
 
-    A probability is None where it is unknown, and NaN where the logits were not finite.
+    The best one's probability is None where it is unknown, and NaN where the logits were not finite.
     """
     depth = next(
         rank for rank in range(BEST, 0, -1) if all(best[name].keys() >= {*range(1, rank + 1)} for name in truths)
     )
     predictions = np.array([[best[name][rank] for rank in range(1, depth + 1)] for name in truths])
-    predictions[[chance is not None and math.isnan(chance) for chance in (chances[name] for name in truths)]] = classes
-    known = [math.nan if (chance := chances[name]) is None else chance for name in truths]
+    probabilities = [chances[name] for name in truths]
+    predictions[[chance is not None and math.isnan(chance) for chance in probabilities]] = classes
     scores = ClassificationScores(classes)
-    scores.update_predictions(predictions, np.array([*truths.values()]), np.array(known))
+    scores.update_predictions(predictions, np.array([*truths.values()]), np.array(probabilities, dtype=np.float64))
     return scores
 
 
@@ -199,7 +198,7 @@ def _probability(text: str, where: str) -> float | None:
 def report_classes(
     folder: Path, name: str, data: Examples, labels: ClassificationScores, predictions: Sequence[LabelPrediction]
 ) -> None:
-    """Write a table of how each class fares, and a figure of the pairs that are confused most."""
+    """Write a table of each class's accuracy, and a figure of the pairs that are confused most."""
     from mtsp.figures.panels import to_image
 
     names = getattr(data, "classes", ()) or [f"class {label}" for label in range(labels.classes)]

@@ -1,7 +1,7 @@
 """Score predictions saved in files against the labels of a data set. Nothing here needs torch."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -48,8 +48,8 @@ def truth_of(
         root: the data set's folder.
         split: which part; None: :func:`held_out`.
         resolution: folder of DAVIS below Annotations; None: 480p.
-        settings: other settings of the data set, `key=value`, as `passes=[clean]`.
-        objects: masks must hold the number of each object.
+        settings: other settings of the data set, `key=value`, such as `passes=[clean]`.
+        objects: require masks that hold the number of each object.
 
     Raises:
         ConfigError: an unknown name, settings that this data set does not have, or masks that number no objects.
@@ -58,15 +58,10 @@ def truth_of(
     if name not in DATASETS:
         raise ConfigError(f"there is no data set called {name!r}; choose one of {', '.join(sorted(DATASETS))}")
     kind = DATASETS[name].config
-    values: dict[str, Any] = {"name": name}
-    if root is not None:
-        values["root"] = str(root)
     if split is not None and "split" not in kind.model_fields:
         raise ConfigError(f"{name} has no splits; leave out --split")
-    if (split := split or held_out(name)) is not None:
-        values["split"] = split
-    if resolution is not None:
-        values["resolution"] = resolution
+    given = {"root": root and str(root), "split": split or held_out(name), "resolution": resolution}
+    values: dict[str, Any] = {"name": name} | {key: value for key, value in given.items() if value is not None}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -105,8 +100,8 @@ def score(
 ) -> list[Scores]:
     """Return the scores of the predictions in the folder `predictions`, one entry for each metric.
 
-    The metrics are those of the data set's kind, see :data:`~mtsp.evaluation.metrics.METRICS`, as far as it has their
-    labels. Files are read in threads and added up in the data set's order: the numbers do not depend on the threads.
+    The metrics are those of the data set's kind, see :data:`~mtsp.evaluation.metrics.METRICS`, for the first label that
+    it has. Files are read in threads and added up in the data set's order: the numbers do not depend on the threads.
 
     Args:
         dataset: names and labels.
@@ -128,7 +123,9 @@ def score(
     if (objects or every_frame) and (dataset.kind != "video" or "mask" not in labels):
         raise DataError("--objects and --every-frame need videos with masks; leave them out")
     if "label" in labels:
-        return scores_of([_labels(predictions, dataset)], classes)
+        metric = ImageLabels(len(classes))
+        metric.scores = score_predictions(predictions, dataset)
+        return scores_of([metric], classes)
     wanted = tuple(metric for metric in METRICS[dataset.kind] if metric.label in labels)
     if not wanted:
         raise DataError(f"{labels['name']} has no mask, flow or class to compare a prediction with")
@@ -138,9 +135,7 @@ def score(
         read = _object_reader(dataset, predictions, files, every_frame)
     else:
         _require(predictions, files)
-        read = partial(
-            {"mask": _object_mask if dataset.kind == "video" else _class_mask, "flow": _flow}[label], dataset
-        )
+        read = partial(_flow if label == "flow" else _object_mask if dataset.kind == "video" else _class_mask, dataset)
 
     def metrics() -> list[Metric]:
         if dataset.kind == "video" and objects:
@@ -160,10 +155,14 @@ def score(
 
     total = metrics()
     unknown: list[str] = []
-    for i, (some, known) in enumerate(_each(measured, len(files), workers)):
-        for metric, one in zip(total, some, strict=True):
-            metric.merge(one)
-        unknown += [] if known else [dataset.ids[i]]
+    workers = workers or threads()
+    results = read_ahead(measured, range(len(files)), threads=workers, ahead=2 * workers)
+    with closing(results), bar("scoring", len(files)) as advance:
+        for name, (some, known) in zip(dataset.ids, results, strict=True):
+            for metric, one in zip(total, some, strict=True):
+                metric.merge(one)
+            unknown += [] if known else [name]
+            advance()
     if len(unknown) == len(files):
         raise DataError(f"no true {label} is known anywhere, as {unknown[0]}: there is nothing to compare with")
     if unknown:
@@ -175,12 +174,6 @@ def score(
         if isinstance(metric, VideoObjects):
             _check_objects(metric.davis, predictions)
     return scores_of(total, classes)
-
-
-def _labels(predictions: Path, dataset: SampleDataset) -> ImageLabels:
-    metric = ImageLabels(len(getattr(dataset, "classes", ())))
-    metric.scores = score_predictions(predictions, dataset)
-    return metric
 
 
 def _object_reader(dataset: SampleDataset, folder: Path, files: Sequence[Path], every_frame: bool) -> _Reader:
@@ -306,13 +299,3 @@ def _require(folder: Path, files: Sequence[Path]) -> None:
         raise MissingDataError(
             f"{folder}: {len(missing)} of {len(files)} predictions are missing: {first_names(missing)}"
         )
-
-
-def _each(work: Callable[[int], Any], count: int, workers: int | None) -> Iterator[Any]:
-    """Yield `work` of 0, 1, ..., in order, done in threads, with a progress bar where somebody sees it."""
-    workers = workers or threads()
-    results = read_ahead(work, range(count), threads=workers, ahead=2 * workers)
-    with closing(results), bar("scoring", count) as advance:
-        for result in results:
-            yield result
-            advance()

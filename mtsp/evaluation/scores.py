@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_ROWS = 60
-"""A table of more rows leaves out the objects; with more sequences, as FlyingChairs' 640 pairs, all of them."""
+"""Rows a table may have. Beyond, it leaves out the objects, and if need be the sequences, too."""
 
 _DEPTHS = ("totals", "sequences", "objects")
 """Kind of row at each depth of the table."""
@@ -49,14 +49,12 @@ def without_frames(scores: Scores) -> list[str]:
 def joined(scores: Sequence[Scores]) -> dict[str, Any]:
     """Return the numbers of all metrics as one dict; a sequence has those of each metric."""
     values: dict[str, Any] = {}
+    sequences: dict[str, dict[str, Any]] = {}
     for one in scores:
-        sequences = {name: dict(part) for name, part in values.get("per_sequence", {}).items()}
+        values |= one.values
         for name, part in one.values.get("per_sequence", {}).items():
             sequences[name] = sequences.get(name, {}) | part
-        values |= one.values
-        if sequences:
-            values["per_sequence"] = sequences
-    return values
+    return values | ({"per_sequence": sequences} if sequences else {})
 
 
 def plain(value: Any) -> Any:
@@ -69,7 +67,7 @@ def plain(value: Any) -> Any:
 
 
 def require_writable(json_file: Path | None, csv_file: Path | None) -> None:
-    """Check before anything is measured that the files can be written. Raises ValueError."""
+    """Raise ValueError if one of the files cannot be written, before anything is measured."""
     if json_file is not None and json_file == csv_file:
         raise ValueError(f"{json_file}: --json and --csv cannot be the same file")
     for file in (json_file, csv_file):
@@ -82,14 +80,7 @@ def require_writable(json_file: Path | None, csv_file: Path | None) -> None:
 def show(
     values: Mapping[str, Any], entries: Mapping[str, Sequence[Scores]], json_file: Path | None, csv_file: Path | None
 ) -> None:
-    """Write the JSON and the CSV, if asked for, and print the tables.
-
-    Args:
-        values: contents of the JSON.
-        entries: scores by data entry, for the CSV and the tables.
-        json_file: None: not written.
-        csv_file: None: not written.
-    """
+    """Print the tables, and write the JSON with `values` and the CSV with the tables unless their file is None."""
     from rich.console import Console
 
     if json_file is not None:
@@ -136,7 +127,7 @@ def table(scores: Scores, title: str) -> "Table":
         drawn.add_column(heading, justify="right", no_wrap=True, min_width=5)
     rows = list(_rows(scores, scores.total))
     depths = Counter(depth for _, _, depth in rows)
-    # The totals always; beyond them as deep as there is room for all rows of a depth and of those above it.
+    # The totals always; beyond them all depths that fit as a whole.
     shown = max(depth for depth in depths if not depth or sum(depths[d] for d in range(1, depth + 1)) <= MOST_ROWS)
     for name, part, depth in rows:
         if depth <= shown:
@@ -149,13 +140,10 @@ def table(scores: Scores, title: str) -> "Table":
 
 def _rows(scores: Scores, last: str) -> Iterator[tuple[str, Mapping[str, Any], int]]:
     """Yield name, numbers, and depth: 2 for an object, 1 for a sequence, 0 for more than one sequence."""
-    objects: dict[str, dict[str, Any]] = {}
-    for name, part in scores.values.get("per_object", {}).items():  # a number has no "_": the last one ends the name
-        objects.setdefault(name.rpartition("_")[0], {})[name] = part
+    objects = scores.values.get("per_object", {})
     for name, part in scores.values.get("per_sequence", {}).items():
         yield name, part, 1
-        for one, of_object in objects.get(name, {}).items():
-            yield one, of_object, 2
+        yield from ((one, objects[one], 2) for one in objects if one.rpartition("_")[0] == name)
     for name, part in scores.values.get("per_pass", {}).items():
         yield name, part, 0
     yield last, scores.values, 0

@@ -4,8 +4,7 @@ After Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video 
 section 4, with the definitions of the official 2016 and 2017 evaluation code, whose numbers these are to the last
 digit. Masks are binary: whatever is not 0 is the object.
 
-The compiled loop packs masks to bits, 64 pixels of a row in a word, so that finding edges, growing them by the
-tolerance and counting them is vector code. Without numba a plain numpy form gives the same counts.
+The compiled loop packs 64 pixels of a row into a word. Without numba a plain numpy form gives the same counts.
 """
 
 import functools
@@ -100,7 +99,7 @@ def _object(mask: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache
 def _disk(radius: int, rows: int) -> np.ndarray:
-    """Return how far a disk reaches sideways, 0..rows rows from its center: x*x + y*y <= radius**2."""
+    """Return how far a disk reaches sideways at 0..rows rows from its center: x*x + y*y <= radius**2."""
     disk = np.array([math.isqrt(radius * radius - y * y) for y in range(rows + 1)], dtype=np.int64)
     disk.flags.writeable = False
     return disk
@@ -170,9 +169,9 @@ def _pack(mask: np.ndarray, words: np.ndarray) -> None:  # pragma: no cover, run
 def _find_edges(  # pragma: no cover, runs as machine code
     words: np.ndarray, width: int, edges: np.ndarray, rows: np.ndarray, seen: np.ndarray
 ) -> int:
-    """Fill in the boundary and return its pixels; mark the rows and the columns of words that have some.
+    """Fill in the boundary and return its number of pixels; mark the rows and columns of words that have some.
 
-    Beyond the last row and column the mask is taken to go on, so `words` receives a pixel more in each row.
+    The last row and column go on beyond the mask, so `words` receives one more pixel in each row.
     """
     height, last, spare = words.shape[1], (width - 1) // 64 + 1, width // 64 + 1
     one, top, end = np.uint64(1), np.uint64(63), np.uint64((width - 1) % 64)
@@ -212,8 +211,8 @@ def _near(  # pragma: no cover, runs as machine code
 ) -> int:
     """Return how many of `others` lie within the disk around one of `edges`; neither has any outside of the box.
 
-    Edges are widened step by step; at every width they are added to the rows at which the disk is that wide. A step is
-    at most one more than the width so far: what leaves the box is lost, and a longer one would leave a gap beside it.
+    Edges are widened step by step and added to the rows at which the disk is that wide. A step is at most one more than
+    the width so far: a longer one would leave a gap at the side of the box.
     """
     height, distance, reach = bottom - top, disk.size - 1, 0
     wide, wider, grown = work[0], work[1], work[2]
@@ -251,7 +250,7 @@ def _near(  # pragma: no cover, runs as machine code
 
 
 def _bits(word: Any) -> Any:  # pragma: no cover, runs as machine code
-    """Return how many bits of a uint64 are set, in the form that LLVM knows for the processor's own instruction."""
+    """Return how many bits of a uint64 are set, in a form that LLVM compiles to one instruction."""
     word -= word >> np.uint64(1) & np.uint64(0x5555555555555555)
     word = (word & np.uint64(0x3333333333333333)) + (word >> np.uint64(2) & np.uint64(0x3333333333333333))
     word = word + (word >> np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -268,13 +267,13 @@ def _numpy_counts(ours: np.ndarray, theirs: np.ndarray, disk: np.ndarray) -> lis
 
 
 def _numpy_edge(mask: np.ndarray) -> np.ndarray:
-    """Return the boundary; beyond the last row and column the mask is taken to go on."""
+    """Return the boundary; the last row and column go on beyond the mask."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
 
 
 def _numpy_grown(edge: np.ndarray, disk: np.ndarray) -> np.ndarray:
-    """Return where the disk around an edge pixel reaches: at each distance in rows, edges widened as the disk is."""
+    """Return the pixels in the disk around any edge pixel: for each distance in rows, edges widened as the disk is."""
     height, width = edge.shape
     sums, column = np.zeros((height, width + 1), np.int64), np.arange(width)
     np.cumsum(edge, axis=1, out=sums[:, 1:])

@@ -1,4 +1,4 @@
-"""Checks of the arrays that metrics are given, so that a mistake is named plainly and not by a library's error."""
+"""Checks of the arrays that metrics are given."""
 
 import sys
 from collections.abc import Collection, Iterable
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 _NUMBERS = "biufc"
-"""Kinds of numpy types that are numbers. Strings and objects would be read as some, and dates compared as some."""
+"""Kinds of numpy types that are numbers; others might be read as numbers or compare with them."""
 
 
 def require_numbers(**arrays: Any) -> None:
@@ -15,8 +15,8 @@ def require_numbers(**arrays: Any) -> None:
 
     Raises:
         TypeError: one is neither a numpy array nor a torch tensor.
-        ValueError: one has entries that are no numbers, or of a type that nothing computes with (float8, quantized); is
-            sparse; has masked entries, whose mask no metric would see; or is on the device "meta", without entries.
+        ValueError: one has entries that are no numbers or of a type that nothing computes with (float8, quantized), is
+            sparse, has masked entries, or is on the device "meta".
     """
     torch = sys.modules.get("torch")  # who has a tensor has imported it
     for what, array in arrays.items():
@@ -44,9 +44,9 @@ def keep_rows(kept: dict[str, np.ndarray], names: str | Collection[str], rows: I
 
 
 def for_device(array: Any) -> Any:
-    """Return `array` so that torch can copy it to a device: numpy's without steps backward, in its own byte order.
+    """Return `array` so that torch can copy it to a device: numpy's in native byte order, without negative steps.
 
-    Long doubles become float64; what torch takes as it is, tensors among it, is returned itself.
+    Long doubles become float64. What torch takes as it is, such as a tensor, is returned unchanged.
     """
     if not isinstance(array, np.ndarray):
         return array
@@ -59,7 +59,7 @@ def _of_numpy(array: np.ndarray) -> str:
     if array.dtype.kind not in _NUMBERS:
         return f"of type {array.dtype}; expected numbers, as astype(np.float32) or astype(np.int64) makes them"
     if np.ma.is_masked(array):
-        return "has masked entries, which would count; give the array without a mask, and what is unknown as unknown"
+        return "has masked entries, which would count; give the array without a mask, its unknown values as unknown"
     return ""
 
 

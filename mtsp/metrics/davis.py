@@ -2,13 +2,12 @@
 
 After Perazzi et al., CVPR 2016, section 4, for one object (see :mod:`mtsp.metrics.boundary`), and Pont-Tuset et al.,
 "The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675), section 3, for several: the numbers are
-those of the official evaluation code, 2016 and 2017 semi-supervised. Three departures: the decay of more than 256
-frames, where that code's 8-bit frame indices wrap around; the objects of a sequence, which are those in the true mask
-of its first frame: that code takes every number up to the highest one for an object, so that a number left out scores
-1; and void pixels, which do not count: that code takes them for background, save in its unsupervised task.
+those of the official evaluation code, 2016 and 2017 semi-supervised, with three departures. Decay is right beyond 256
+frames, where that code's 8-bit frame indices wrap around. The objects of a sequence are those in the true mask of its
+first frame; that code takes every number up to the highest one, so that a number left out scores 1. Void pixels do not
+count; that code takes them for background, except in its unsupervised task.
 
-T, the temporal stability of 2016, is not here: it rests on a matching of shape contexts in C++ whose details the paper
-does not give, and no numbers of it were at hand to tell an exact form by.
+T, the temporal stability of 2016, is left out: the paper does not give the details of its matching of shape contexts.
 """
 
 import math
@@ -51,9 +50,8 @@ class DavisMeasure:
     """J and F of every frame seen, and their statistics by the benchmark's rules.
 
     The first and the last frame of a sequence, in the order of their names, do not count: the first is given to
-    semi-supervised methods, and some compared methods left out the last. So every frame of a sequence is to be added.
-    The value of a data set is the mean over its objects, however long their sequences; where each sequence has one
-    object, that is the mean over sequences. Frames of all processes are merged first.
+    semi-supervised methods, and some compared methods left out the last. So every frame of a sequence must be added.
+    The value of a data set is the mean over its objects, whatever the length of their sequences.
 
     Args:
         bound: the tolerance of F, see :func:`mtsp.metrics.boundary.boundary_measure`.

@@ -17,7 +17,7 @@ from mtsp.metrics.kernels.jit import Array, on_host, plain
 def confusion(prediction: Array, truth: Array, classes: int, ignore: int | None = 255) -> np.ndarray:
     """Return how often each true class (row) was predicted as each class (column): int64, classes x (classes + 1).
 
-    The last column counts predictions that are no class: another label, or scores with a NaN among them.
+    The last column counts predictions of no class: another label, or scores with a NaN among them.
 
     Args:
         prediction: labels of the shape of `truth`, or class scores: BKHW for BHW (KHW for HW), the highest one wins
@@ -38,13 +38,13 @@ class ConfusionMatrix:
     """Confusion matrix of all pixels seen, and the accuracies that follow from it.
 
     `miou` is the mean over classes of the IoU of all images' pixels together. Classes that occur neither in the truth
-    nor in the predictions are absent: no mean counts them, and :meth:`absent` lists them. (The evaluation of the
-    EncNet papers counts them as 0, that of others as 1.)
+    nor in the predictions are absent: no mean counts them, and :meth:`absent` lists them. (EncNet's evaluation counts
+    them as 0, others as 1.)
 
-    Data sets with pixels of no class of interest have two conventions. PASCAL-Context's 59 classes: the background is
-    `ignore` in the truth, and no network predicts it. Its 60 classes: the background is one more class, for a network
-    that predicts it with `ConfusionMatrix(60)`; some papers, EncNet's among them, count it as one that is never right,
-    which :meth:`miou_with_missed` does. :meth:`without` scores 60 predicted classes on the pixels of the 59.
+    PASCAL-Context has two conventions for pixels of no class of interest. With 59 classes, background is `ignore` in
+    the truth, and no network predicts it. With 60, it is one more class, and a network predicts it
+    (`ConfusionMatrix(60)`), or it is counted as never right, as by EncNet's paper (:meth:`miou_with_missed`).
+    :meth:`without` scores 60 predicted classes on the pixels of the 59.
 
     Args:
         classes: labels are 0..classes-1.
@@ -95,10 +95,10 @@ class ConfusionMatrix:
         """Return the accuracies as fractions in [0, 1], NaN where nothing was seen.
 
         Returns:
-            `pixel_accuracy`: correct pixels of all; `mean_accuracy`: mean over the classes in the truth of their own;
-            `miou`: mean of :meth:`class_iou` over the classes that are not absent; `fw_iou`: mean over the classes in
-            the truth, weighted by their true pixels; `image_iou`: mean over images of the mean over the image's own
-            classes, those in its truth or its prediction; the counts `pixels`, and `images` with a known pixel.
+            `pixel_accuracy`: correct pixels of all; `mean_accuracy`: mean accuracy of the classes in the truth; `miou`:
+            mean of :meth:`class_iou` over the classes that are not absent; `fw_iou`: its mean over the classes in the
+            truth, weighted by their true pixels; `image_iou`: mean over images of the mean IoU of the classes in the
+            image's truth or prediction; the counts `pixels`, and `images` with a known pixel.
         """
         right, true = np.diagonal(self.counts), self.counts.sum(axis=1)
         pixels, iou = int(true.sum()), self.class_iou()
@@ -132,16 +132,15 @@ class ConfusionMatrix:
         return result
 
     def miou_with_missed(self, missed: int = 1) -> float:
-        """Return `miou` with `missed` more classes whose IoU is 0: of 59 present classes and one, miou * 59 / 60."""
+        """Return `miou` with `missed` more classes whose IoU is 0: with 59 classes and one missed, miou * 59 / 60."""
         iou = self.class_iou()
         present = np.count_nonzero(~np.isnan(iou))
         return float(np.nansum(iou) / (present + missed)) if present else math.nan
 
     def without(self, label: int) -> "ConfusionMatrix":
-        """Return the matrix as if pixels of the class `label` were unknown; labels above it are one lower in it.
+        """Return the matrix as if pixels of the class `label` were unknown; higher labels are one lower in it.
 
-        Where it was predicted in place of another class stays wrong: a prediction that is no class. Images' own
-        numbers cannot be told from the pooled counts, and are not in it.
+        Other pixels for which it was predicted stay wrong. The numbers of single images are not in the result.
 
         Raises:
             ValueError: there is no such class, or no other.
@@ -196,9 +195,9 @@ def _whole(labels: Array) -> bool:
 
 
 def _iou(true: np.ndarray, predicted: np.ndarray, right: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Return the IoU of the classes by their pixels, ... x classes; NaN for absent ones and for `ignore`."""
+    """Return each class's IoU, ... x classes; NaN for absent classes and for `ignore`."""
     union = true + predicted - right
     iou = np.divide(right, union, out=np.full(union.shape, np.nan), where=union > 0)
     if ignore is not None and 0 <= ignore < union.shape[-1]:
-        iou[..., ignore] = np.nan  # it never counts as true: predicted once, it would cost a whole class
+        iou[..., ignore] = np.nan  # never true: a single prediction of it would add a class with IoU 0
     return iou

@@ -1,12 +1,11 @@
 """Count pixels by true and predicted class, in one pass over labels or class scores.
 
-The result is a table of all images, and the margins of each image: its true, predicted and right pixels by class.
-The table is int64, (classes + 2) x (classes + 1). Its rows are the true classes, then the ignored pixels, then true
-labels that are neither; its columns are the predicted classes, then whatever is no class.
+The rows of a table of counts are the true classes, then the ignored pixels, then other true labels; its columns are the
+predicted classes, then all other predictions.
 
-Of few classes each image is counted in a table of its own first, which costs nothing beside its pixels. Of many, a
-table with more cells than the image has pixels would cost more than all the rest. The loops are in
-`confusion_loops.py`. Scores of 16 bits are compared as whole numbers, without a float32 copy.
+With few classes, each image is first counted in a table of its own, which costs little beside its pixels. With many,
+that table would have more cells than the image has pixels. Scores of 16 bits are compared as whole numbers, without a
+float32 copy. The loops are in `confusion_loops.py`.
 """
 
 import math
@@ -18,12 +17,12 @@ import numpy as np
 from mtsp.metrics.kernels.confusion_loops import BLOCK, LANES, Special, label_kernel, pixel_kernel, plane_kernel
 from mtsp.metrics.kernels.jit import Array, as_numpy, frozen, in_threads, memory, on_host, threads
 
-_CELLS_AT_ONCE = 1 << 22  # of threads' tables, or of images' on a device: 32 MB; in lanes 128 MB at most
-_DEVICE_LANES, _CELLS_IN_LANES = 64, 1 << 18  # tables of each image on a device, and of how many cells in all
-_CELLS_OF_ONE = 1 << 14  # of an image's table: four lanes of it in the second-level cache
-_PIXELS_A_CELL = 16  # at least, where each image has a table
-_PIXELS_A_THREAD = 1 << 16  # at least
-_NOTHING = -(1 << 62)  # is ignored: a label that no image has
+_CELLS_AT_ONCE = 1 << 22  # most cells of all threads' tables, or of all images' on a device: 32 MB; in lanes 128 MB
+_DEVICE_LANES, _CELLS_IN_LANES = 64, 1 << 18  # tables of each image on a device, if all have fewer cells than this
+_CELLS_OF_ONE = 1 << 14  # most cells of an image's own table: four lanes fit into the second-level cache
+_PIXELS_A_CELL = 16  # fewest pixels per cell for an image to have its own table
+_PIXELS_A_THREAD = 1 << 16  # fewest
+_NOTHING = -(1 << 62)  # ignored label that no image has
 _HALF, _BFLOAT = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
 
 
@@ -31,10 +30,10 @@ class Counts(NamedTuple):
     """Pixels of some images, counted by true and predicted class."""
 
     table: np.ndarray
-    """Pixels of all images, rows x columns."""
+    """Pixels of all images, int64, (classes + 2) x (classes + 1)."""
     images: np.ndarray
-    """Margins of each image, int64, N x 3 x classes: true, predicted and right pixels among the known ones. While they
-    are counted, there is one more place for predictions that are no class."""
+    """Margins of each image, int64, N x 3 x classes: true, predicted and right pixels among the known ones. During the
+    count there is one more place, for predictions that are no class."""
 
 
 def count_classes(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Counts:
@@ -44,7 +43,7 @@ def count_classes(prediction: Array, truth: Array, classes: int, ignore: int | N
         prediction: labels of the shape of `truth`, or class scores, B x classes x H x W.
         truth: whole numbers, B x pixels in any shape, with scores BHW.
         classes: labels are 0..classes-1.
-        ignore: true label of pixels that are not to be counted as a class, also when it is below `classes`.
+        ignore: true label that is not counted as a class, even if it is below `classes`.
         scores: whether `prediction` is scores: the highest wins, of equal ones the first; NaN among them is no class.
     """
     unknown = _NOTHING if ignore is None else ignore
@@ -106,14 +105,9 @@ def _in_slabs(
     classes: int,
     few: bool,
 ) -> Counts:
-    """Return the counts of all images, parts of which are counted in threads.
+    """Return the counts of ...HW predictions and BHW truth, `count` being called on parts of both in threads.
 
-    Args:
-        count: given a part of prediction and truth, adds to the counts that are its last argument.
-        prediction: ...HW.
-        truth: BHW.
-        classes: of the table.
-        few: whether these are so few that an image is counted in lanes.
+    `few`: whether the classes are so few that an image is counted in lanes.
     """
     shape = (classes + 2, classes + 1)
     images = np.zeros((len(truth), 3, classes + 1), np.int64)
@@ -129,35 +123,26 @@ def _in_slabs(
         return found
 
     parts = in_threads(counted, slabs)
-    table = parts[0].table
-    for other in parts[1:]:
-        table += other.table
     for slab, part in zip(slabs, parts, strict=True):
         images[slab[0]] += part.images
-    return Counts(table, images[:, :, :classes])
+    return Counts(np.sum([part.table for part in parts], axis=0), images[:, :, :classes])
 
 
 def _slabs(shape: tuple[int, ...], cells: int, few: bool) -> list[tuple[slice, slice, slice]]:
-    """Return parts of BHW for threads: whole images where there are enough of them, or else a part of each image.
+    """Return parts of BHW for threads: whole images if there are enough, else a part of each image.
 
-    Every part has a table of so many cells; if these are few, a thread may have several parts.
+    Each part has a table of `cells`; if these are few, a thread may have several parts.
     """
-    images, height, width = shape
-    worth = images * height * width // max(_PIXELS_A_THREAD, cells)
-    parts = min(threads(), worth, max(1, _CELLS_AT_ONCE // cells))
+    images, height, _ = shape
+    every = slice(None)
+    parts = min(threads(), math.prod(shape) // max(_PIXELS_A_THREAD, cells), max(1, _CELLS_AT_ONCE // cells))
     if parts <= 1:
-        return [(slice(None), slice(None), slice(None))]
+        return [(every, every, every)]
     of_images = 4 * parts if few else parts
-    if images >= of_images:
-        return [(some, slice(None), slice(None)) for some in _cut(images, of_images)]
-    if height == 1:
-        return [(slice(None), slice(None), some) for some in _cut(width, parts)]
-    return [(slice(None), some, slice(None)) for some in _cut(height, parts)]
-
-
-def _cut(length: int, parts: int) -> list[slice]:
-    step = -(-length // parts)
-    return [slice(start, start + step) for start in range(0, length, step)]
+    axis, parts = (0, of_images) if images >= of_images else (2 if height == 1 else 1, parts)
+    step = -(-shape[axis] // parts)
+    cuts = [slice(start, start + step) for start in range(0, shape[axis], step)]
+    return [(cut if axis == 0 else every, cut if axis == 1 else every, cut if axis == 2 else every) for cut in cuts]
 
 
 def _rows_join(array: np.ndarray) -> bool:
@@ -170,10 +155,7 @@ def _dense(array: np.ndarray) -> np.ndarray:
 
 
 def _lane_cells(truth: np.ndarray, classes: int) -> int:
-    """Return the cells of the tables which an image is counted in first: none if there would be too many.
-
-    Nor if it has more pixels than their 32 bits count.
-    """
+    """Return the cells of an image's own table: 0 if they are too many, or its pixels more than 32 bits count."""
     cells, pixels = (classes + 2) * (classes + 1), math.prod(truth.shape[1:])
     return cells if cells <= min(_CELLS_OF_ONE, pixels // _PIXELS_A_CELL) and pixels < 1 << 32 else 0
 
@@ -188,7 +170,7 @@ def _labels(labels: np.ndarray, what: str) -> np.ndarray:
 
 
 def _unsigned(ignore: int, *labels: np.ndarray) -> Any:
-    """Return `ignore` as the unsigned number that these labels are compared as: 64 bits are too slow for small ones."""
+    """Return `ignore` as an unsigned number to compare these labels with; 64 bits would be slow for small ones."""
     if any(some.itemsize > 2 for some in labels):
         return np.uint64(ignore % (1 << 64))
     possible = -(1 << 15) <= ignore < 1 << 16
@@ -196,7 +178,7 @@ def _unsigned(ignore: int, *labels: np.ndarray) -> Any:
 
 
 def _comparable(scores: Array) -> tuple[np.ndarray, Special]:
-    """Return scores as numpy: of 16-bit floats, which numba does not have, the bits as int16, and which are special."""
+    """Return scores as numpy; 16-bit floats, which numba does not have, as int16 bits with their special values."""
     if isinstance(scores, np.ndarray):
         if np.iscomplexobj(scores):
             raise ValueError(f"scores of type {scores.dtype}; scores are real numbers")
@@ -239,10 +221,10 @@ def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, found: Co
 
 
 def _torch_counts(prediction: Any, truth: Any, classes: int, ignore: int, scores: bool) -> Counts:
-    """Return the counts of tensors, counted where the prediction lies; one wait for the device, at the end.
+    """Return the counts of tensors, computed where the prediction lies; waits for the device once, at the end.
 
-    Cells are added to without `bincount`, which waits for the largest one; in turn, since all the threads of a device
-    would wait for the few cells of an image of few classes.
+    `bincount` would wait to learn the largest cell. Neighbors are counted in different tables ("lanes"): with few
+    classes, all threads would otherwise wait for the same few cells.
     """
     import torch
 

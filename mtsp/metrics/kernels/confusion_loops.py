@@ -1,13 +1,13 @@
-"""The compiled loops that count classes: of labels, of scores whose pixels are neighbors in memory, and of any others.
+"""Compiled loops that count classes: of labels, of scores whose pixels are neighbors in memory, and of other scores.
 
-They work on blocks of pixels that stay in the first-level cache: cells of the table as vector code, then the counting,
-in tables that a whole image is counted in before they are added to the table of all images and to its own margins;
-where such a table would have too many cells, at once in the latter. They make no view of an array, whose references
-numba would count: arrays are given as memory and steps, see :func:`~mtsp.metrics.kernels.jit.memory`.
+They work on blocks of pixels that stay in the first-level cache: vector code finds each pixel's cell of the table, then
+the cells are counted in the image's own tables ("lanes"), which are added to the table of all images and to the image's
+margins when the image is done. If a table would have too many cells, the latter are counted in directly. Arrays are
+given as memory and steps (:func:`~mtsp.metrics.kernels.jit.memory`), since numba counts references to views.
 
-Where the pixels of a plane are neighbors, the block's best classes come first, four planes at a time, so that every
-score is read once and no image of labels exists. Otherwise each pixel's best class is found among its own scores, which
-a tensor in the order channels_last has side by side.
+Where the pixels of a plane are neighbors, the best classes of a block are found first, four planes at a time, so that
+every score is read once and no image of labels exists. Otherwise each pixel's best class is found among its own scores,
+which are neighbors in a channels_last tensor.
 """
 
 import functools
@@ -19,13 +19,13 @@ import numpy as np
 from mtsp.metrics.kernels.jit import Steps, compiled
 
 BLOCK = 2048
-"""Pixels that are counted at a time: their cells, and their best classes, stay in the first-level cache."""
+"""Pixels that are counted at a time."""
 
 LANES = 4
-"""Tables counted in turn: neighbors have the same label, and one counter would wait for itself."""
+"""Tables that neighbors are counted in by turns: they often have one label, and a counter would wait for itself."""
 
 Special = tuple[Any, Any] | None
-"""Of scores given as the bits of floats: infinity's bits, and a number that stands for every NaN: all but the sign."""
+"""For scores given as bits of floats: infinity's bits, and all bits but the sign, which stand for every NaN."""
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def _count_labels(  # pragma: no cover, runs as machine code
 ) -> None:  # fmt: skip
     """Add BHW labels to the table of all images and to the margins of each.
 
-    Labels of 64 bits have no cells: it is memory that they wait for, and a pass over cells would leave it idle.
+    Labels of 64 bits have no cells: a pass over cells would leave the memory idle, which is what they wait for.
     """
     images, height, width = shape
     wide = prediction.itemsize == 8 and truth.itemsize == 8
@@ -74,8 +74,7 @@ def _count_planes(  # pragma: no cover, runs as machine code
 ) -> None:  # fmt: skip
     """Add BKHW scores, of which the pixels of a row are neighbors, and BHW labels; `best` and `guess` hold a block.
 
-    Four planes at a time. The last ones of a number of classes that four does not divide are compared once more, which
-    changes nothing.
+    If four does not divide the classes, the last plane is compared more than once, which changes nothing.
     """
     images, height, width = shape
     classes = table.shape[1] - 1
@@ -144,8 +143,7 @@ def _highest(  # pragma: no cover, runs as machine code
 ) -> Any:
     """Return the class of the highest of the scores from `place` on, of equal ones the first; `count` if one is NaN.
 
-    The scores are whole numbers, whose greatest a vector finds lane by lane; that of floats depends on the order where
-    NaN is.
+    The scores are whole numbers: of floats, vector code would not find the greatest where NaN is among them.
     """
     first, classes = np.uint64(place), np.int32(count)
     top = _ordered(scores[first], special)
@@ -162,7 +160,7 @@ def _highest(  # pragma: no cover, runs as machine code
 
 
 def _ordered(score: Any, special: Special) -> Any:  # pragma: no cover, runs as machine code
-    """Return a number that compares as the score does; of the bits of any NaN, one that nothing is greater than."""
+    """Return a number that compares as the score does; for the bits of a NaN, the greatest one."""
     if special is None:
         return score
     infinity, nan = special
@@ -173,7 +171,7 @@ def _ordered(score: Any, special: Special) -> Any:  # pragma: no cover, runs as 
 
 
 def _better(held: tuple[Any, Any], score: Any, k: Any) -> tuple[Any, Any]:  # pragma: no cover, runs as machine code
-    """Return the best score and its class. A NaN takes the place of any score, and keeps it: nothing is greater."""
+    """Return the better score and its class; NaN is better than any number."""
     take = (score > held[0]) | (score != score)
     return score if take else held[0], k if take else held[1]
 
@@ -182,18 +180,18 @@ def _count_block(  # pragma: no cover, runs as machine code
     prediction: np.ndarray, truth: np.ndarray, pixels: tuple[int, int, int], ignore: Any,
     cells: np.ndarray, lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, image: int,
 ) -> None:  # fmt: skip
-    """Count a block: in the lanes, or of many classes in the table of all images and the margins of the image.
+    """Count a block: in the lanes, or with many classes in the table of all images and the margins of the image.
 
     Args:
         prediction: memory of predicted labels.
-        truth: memory of true ones.
-        pixels: where the block begins in the former, where in the latter, and its length.
-        ignore: the true label that is not counted as a class, of the unsigned type that labels are compared in.
+        truth: memory of true labels.
+        pixels: where the block begins in `prediction`, where in `truth`, and its length.
+        ignore: true label that is not counted as a class, of the unsigned type that labels are compared in.
         cells: room for a block; none for 64-bit labels.
-        lanes: tables of the image, LANES x cells; without cells if there are too many.
-        table: of all images.
-        margins: of each.
-        image: the block's.
+        lanes: tables of the image, LANES x cells; no cells if there would be too many.
+        table: counts of all images.
+        margins: of each image.
+        image: index of the block's image.
     """
     unsigned = np.uint64(pixels[0]), np.uint64(pixels[1]), np.uint64(pixels[2])
     if lanes.size == 0:
@@ -256,7 +254,7 @@ def _count_cells(  # pragma: no cover, runs as machine code
 
 
 def _cell(label: Any, guess: Any, ignore: Any, classes: Any) -> tuple[Any, Any]:  # pragma: no cover, machine code
-    """Return row and column in numbers of the type of `ignore`: unsigned, where a label below 0 is a large one."""
+    """Return row and column in the unsigned type of `ignore`, in which a label below 0 is a large one."""
     kind = type(ignore)
     label, other = kind(label), kind(classes + kind(1))
     row = other if label == classes else min(label, other)  # row `classes` is of the ignored
@@ -266,7 +264,7 @@ def _cell(label: Any, guess: Any, ignore: Any, classes: Any) -> tuple[Any, Any]:
 def _empty_lanes(  # pragma: no cover, runs as machine code
     lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, image: int
 ) -> None:
-    """Move the counts of an image from the lanes to the table of all and to the image's margins."""
+    """Move the counts of an image from the lanes to the table of all images and to its margins."""
     if lanes.size == 0:
         return
     rows, columns = np.uint64(table.shape[0]), np.uint64(table.shape[1])

@@ -1,11 +1,8 @@
-"""The compiled loop that adds up flow errors.
+"""Compiled loop that adds up flow errors, for the accuracy that :func:`mtsp.metrics.flow.flow_sums` states.
 
-It takes every array from memory once, where it lies; a block with NaN or unknown flow, and angles, read it again from
-the cache. It adds up the errors of `_BLOCK` neighbors in the precision of the flow, and the sums of these in float64.
-Errors are not negative, so an addition of float32 is off by 2^-24 of the sum of the block at most, and a sum by
-512 x 2^-24 = 3.1e-5 of itself at the very worst (rounding always the same way, on a machine without vector registers);
-of an image as a rule by 1e-8 (angles, whose arctangent is a series, by 1e-7). This does not depend on how many images
-there are. Counts are exact.
+Every array is read from memory once; angles, and blocks with NaN or unknown flow, read it again from the cache. Errors
+of `_BLOCK` neighbors are added in the precision of the flow, the sums of blocks in float64. Errors are not negative, so
+a float32 addition is off by at most 2^-24 of the block's sum, and that sum by 512 x 2^-24 of itself at worst.
 """
 
 import functools
@@ -18,36 +15,33 @@ import numpy as np
 from mtsp.metrics.kernels.jit import Steps, compiled, frozen, memory
 
 KNOWN_FLOW = 1e6
-"""A flow component of more pixels than this stands for "unknown" (this many is still known). Middlebury's code says
-1e9 and its files 1.7e9; no true vector is near either."""
+"""Flow with a component of more pixels than this is unknown. Middlebury's code says 1e9, and its files have 1.7e9."""
 
 SUMS = (
     *("pixels", "lost", "slow", "fast", "error_slow", "error_mid", "error_fast"),
     *("over_1", "over_3", "over_5", "fl", "angle"),
 )
-"""What is summed: known pixels with a finite prediction; known pixels without one; pixels with a true length below
-10 px, and of 40 px or more; the errors of the three speed bins, in px; pixels with an error above 1, 3, 5 px; Fl;
-angular errors, in degrees."""
+"""Sums of an image: known pixels with a finite prediction, and without one; pixels with a true length below 10 px, and
+of 40 px or more; errors in the three speed bins, in px; pixels with an error above 1, 3, 5 px; Fl; degrees."""
 
 _PIXELS, _LOST, _SLOW, _FAST, _ERROR_SLOW, _ERROR_MID, _ERROR_FAST, _OVER_1, _OVER_3, _OVER_5, _FL, _ANGLE = range(
     len(SUMS)
 )
 
 BAND = 32
-"""Rows added up before anything else: the same whatever the batch and the threads, and so the numbers."""
+"""Rows that are added up first, whatever the batch and the threads, so that the numbers do not depend on these."""
 
-_BLOCK = 512  # pixels of a row added up in the precision of the flow: float64 would halve the width of the vectors
-_FAR = 1e9  # px; the compiled loop leaves the angles of a block to numpy if its errors add up to more: floats overflow
+_BLOCK = 512  # pixels of a row added up in the precision of the flow; float64 would halve the width of the vectors
+_FAR = 1e9  # px; numpy computes the angles of a block whose errors add up to more: in the loop, floats would overflow
 
 _Block = tuple[Any, Any, Any, Any, Any, Any]
-"""Pixels of a row: the first one, the one after the last, and where in memory the row begins: our u and v, their u and
-v."""
+"""Pixels of a row: the first, the one after the last, and where in memory our u, our v, their u and their v begin."""
 
 
 @functools.cache
 def _kernel() -> Callable[..., Any] | None:
-    # Sums may be reordered, which is what makes the loop vector code; NaN and infinity must keep their meaning, and
-    # products be rounded before they are added, as numpy does it and whatever the order in memory.
+    # Sums may be reordered, which vector code needs. NaN and infinity must keep their meaning, and products must be
+    # rounded before they are added, as in numpy and in any order in memory.
     calls = (_is_near, _begin, _copy_row, _vector, _unsigned, _add_block, _drop_lost, _angles_of_block)
     return compiled(_add_bands, calls=calls, fastmath={"reassoc", "nsz"})
 
@@ -61,8 +55,8 @@ def adder(
         prediction: B2HW.
         truth: B2HW, of the same type.
         valid: BHW, of bytes.
-        angular: whether to add up angles. The sum of a band is NaN without, and where floats would overflow.
-        bands: the sums of `BAND` rows at a time, image after image, N x len(SUMS) float64, which are added to.
+        angular: whether to add up angles. Without, and where floats would overflow, the sum of a band is NaN.
+        bands: receives the sums of `BAND` rows at a time, image after image, N x len(SUMS) float64.
     """
     code = _kernel()
     if code is None:
@@ -79,17 +73,14 @@ def adder(
 
 
 def _memory(array: np.ndarray) -> tuple[np.ndarray, Steps]:
-    """Return memory and steps of flow; if it lies as pairs, there is no step from u to v.
-
-    How many steps there are is known when a loop is compiled.
-    """
+    """Return memory and steps of flow, without the step from u to v if they are pairs: loops are compiled for both."""
     run, at = memory(array)
     return run, (at[0], at[1], at[3], 2) if array.ndim == 4 and (at[2], at[4]) == (1, 2) else at
 
 
 @functools.cache
 def _arctangent(kind: type) -> tuple[Any, ...]:
-    """Return the coefficients of arctan(t) / t in powers of t * t, right to 6 roundings for t <= tan(pi / 8)."""
+    """Return coefficients of arctan(t) / t in powers of t * t, off by 6 roundings at most for t <= tan(pi / 8)."""
     degree, edge = 5 if kind is np.float32 else 12, math.tan(math.pi / 8) ** 2
     squares = (np.polynomial.chebyshev.chebpts1(degree + 1) + 1) / 2 * edge
     series = np.polynomial.Chebyshev.fit(squares, np.arctan(np.sqrt(squares)) / np.sqrt(squares), degree, [0, edge])
@@ -102,12 +93,12 @@ def _add_bands(  # pragma: no cover, runs as machine code
     rows: np.ndarray, frozen_rows: np.ndarray, mask: np.ndarray, frozen_mask: np.ndarray,
     first: int, last: int, bands: np.ndarray,
 ) -> None:  # fmt: skip
-    """Add to `bands` the sums of the bands `first` to `last` (without it); flow and validity as :func:`adder` has them.
+    """Add to `bands` the sums of the bands from `first` to before `last`.
 
-    Rows of flow of which neither the items nor pairs of them are neighbors are copied to `rows` first (of validity, to
-    `mask`); `frozen_...` are read-only views of both, so that all arrays that are read have one type. So all layouts,
-    and sums with and without angles, are added up by the same loop, and agree to the last bit. Nothing in here makes a
-    view of an array: numba would count the references to it, which took a third of the time.
+    Rows of flow in which neither items nor pairs are neighbors are first copied to `rows`, such rows of validity to
+    `mask`; `frozen_...` are read-only views of both, so that all arrays that are read have one type. So the same loop
+    adds up all layouts, with and without angles, and they agree to the last bit. Nothing in here makes a view of an
+    array: numba's counting of references took a third of the time.
     """
     ours_near, theirs_near, flags_near = _is_near(ours_at), _is_near(theirs_at), valid_at[3] == 1
     ours, theirs = prediction if ours_near else frozen_rows, truth if theirs_near else frozen_rows
@@ -171,7 +162,7 @@ def _vector(  # pragma: no cover, runs as machine code
 
 
 def _unsigned(block: _Block) -> _Block:  # pragma: no cover, runs as machine code
-    """Return `block` in unsigned numbers: signed indices are checked for being negative, which is no vector code."""
+    """Return `block` in unsigned numbers: a check for negative indices would prevent vector code."""
     start, stop, our_u, our_v, their_u, their_v = block
     ours, theirs = (np.uint64(our_u), np.uint64(our_v)), (np.uint64(their_u), np.uint64(their_v))
     return np.uint64(start), np.uint64(stop), *ours, *theirs
@@ -183,13 +174,13 @@ def _add_block(  # pragma: no cover, runs as machine code
 ) -> float:  # fmt: skip
     """Add to all sums but those of angles and lost pixels, and return the sum of the block's errors.
 
-    If `unsure`, -1 is returned and nothing added unless the sum of all squares shows that every usable pixel has a
-    known truth and a finite prediction, which costs less than to look at each.
+    If `unsure`, return -1 and add nothing unless the sum of all squares shows that every usable pixel has a known truth
+    and a finite prediction, which costs less than a look at each.
 
-    Written so that LLVM makes vector code of the widest kind of it: all numbers of the type of the flow, counts too (a
-    count of a block is exact in any), selections instead of branches, and what is not used masked once, as an error of
-    0 and a speed of NaN, which is in no bin. This is easily lost: `squares += square + speed if used else zero` in
-    place of `both = ...` made scalar code of the loop, eight times slower. After a change, look at the bench.
+    LLVM makes the widest vector code of this form: all numbers have the type of the flow (counts of a block are exact
+    in it), selections take the place of branches, and unused pixels are masked once, by an error of 0 and a speed of
+    NaN, which is in no bin. With `squares += square + speed if used else zero` in place of `both = ...` the loop became
+    scalar, eight times slower. After a change, run the bench.
     """
     start, stop, our_u, our_v, their_u, their_v = _unsigned(block)
     k = np.uint64(k)
@@ -240,11 +231,7 @@ def _drop_lost(  # pragma: no cover, runs as machine code
     ours: np.ndarray, ours_at: Steps, theirs: np.ndarray, theirs_at: Steps,
     usable: np.ndarray, k: Any, block: _Block, mask: np.ndarray,
 ) -> int:  # fmt: skip
-    """Write to `mask` which usable pixels have a known truth and a finite prediction.
-
-    Returns:
-        How many have a known truth, but no finite prediction.
-    """
+    """Mark in `mask` usable pixels with known truth and finite prediction; return how many lack only the latter."""
     start, stop, our_u, our_v, their_u, their_v = _unsigned(block)
     k = np.uint64(k)
     lost = 0
@@ -262,10 +249,7 @@ def _angles_of_block(  # pragma: no cover, runs as machine code
     ours: np.ndarray, ours_at: Steps, theirs: np.ndarray, theirs_at: Steps,
     usable: np.ndarray, k: Any, block: _Block, arctangent: tuple[float, ...],
 ) -> float:  # fmt: skip
-    """Return the sum of the angles, radians, as numpy's form does, without its scale.
-
-    Vector code, too: the arctangent is a series, and the division one that does not raise.
-    """
+    """Return the sum of the angles, radians. It is vector code: arctangent is a series, and division does not raise."""
     start, stop, our_u, our_v, their_u, their_v = _unsigned(block)
     k = np.uint64(k)
     kind = ours.dtype.type

@@ -1,9 +1,8 @@
 """Compile loops with numba at their first call, read arrays without a copy, and run loops in threads.
 
-numba is imported when a loop is first needed, never at import. Its compiled code is kept on disk where there is a
-folder to keep it in, and only in memory where there is none; without numba every metric has a numpy form. The threads
-are Python's, since the compiled loops release the interpreter: numba's own OpenMP threads kill a forked child that
-uses them after its parent did.
+Compiled code is kept on disk, or in memory where no folder can be written; without numba every metric has a numpy form.
+The threads are Python's, since compiled loops release the interpreter, and numba's own OpenMP threads kill a forked
+child that uses them after its parent did.
 """
 
 import functools
@@ -24,7 +23,7 @@ Array: TypeAlias = Union[np.ndarray, "torch.Tensor"]
 """A numpy array, or a torch tensor on any device."""
 
 Steps = tuple[int, ...]
-"""Where the items of an array are in its memory: the first one, then the distance along each axis."""
+"""Place of an array's first item in its memory, then the distance between items along each axis."""
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -36,7 +35,7 @@ def on_host(array: Array) -> bool:
 
 
 def plain(array: Array) -> Array:
-    """Return numpy's own array of a subclass, which may have other rules for indices and sums; a tensor as it is."""
+    """Return a numpy array without its subclass, which may have other rules for indices and sums; a tensor as it is."""
     return np.asarray(array) if isinstance(array, np.ndarray) else array
 
 
@@ -59,10 +58,9 @@ def frozen(array: np.ndarray) -> np.ndarray:
 
 
 def memory(array: np.ndarray) -> tuple[np.ndarray, Steps]:
-    """Return the memory of `array` as one read-only run of items, and where its items are in it.
+    """Return the memory of `array` as one read-only run of items, and the steps between its items.
 
-    A loop over it is compiled once for all strides, and makes vector code of neighbors that it sees to be neighbors.
-    Only an array whose steps are no whole items is copied.
+    So a loop is compiled once for all strides. Only an array whose steps are not whole items is copied.
     """
     size = array.itemsize
     if any(step % size for step in array.strides):
@@ -83,8 +81,8 @@ def compiled(
 
     Args:
         loop: plain numpy indexing; compiled per type of its arguments when first called with them.
-        calls: functions of the same file that it calls, and those that they call; a change of another file would go
-            unnoticed by the cache.
+        calls: all functions that it calls, directly or not, from the same file: the cache would not notice a change of
+            another one.
         fastmath: numba's relaxations of float arithmetic. Never `True` where NaN must be seen.
     """
     try:
@@ -132,11 +130,11 @@ def threads() -> int:
 def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
     """Return `function` of each task, in order, computed in as many threads as :func:`threads` says.
 
-    The calling thread is one of them. If it only waited, the system would often wake the others on one processor, the
-    one that it left: small arrays took twice the time, measured beside single-threaded work.
+    The calling thread is one of them: if it only waited, the system would often wake the others on its one processor,
+    and small arrays took twice the time.
 
     Raises:
-        Exception: what a task raised, once no other is running; of several the caller's own before those of helpers.
+        Exception: what a task raised, once no other is running.
     """
     others = min(threads(), len(tasks)) - 1
     if others < 1:
@@ -157,7 +155,7 @@ def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> 
         work()
     finally:
         waiting.clear()
-        # One that has not begun is not waited for: the pool may be busy with the tasks of another caller.
+        # Do not wait for a helper that has not begun: the pool may be busy with the tasks of another caller.
         failures = [helper.exception() for helper in helpers if not helper.cancel()]
     for failure in filter(None, failures):
         raise failure
@@ -169,5 +167,5 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="mtsp-metrics")
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has the pool but not its threads, and would wait for ever
+if hasattr(os, "register_at_fork"):  # a forked child has the pool but not its threads, and would wait forever
     os.register_at_fork(after_in_child=_pool.cache_clear)
