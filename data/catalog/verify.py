@@ -66,6 +66,8 @@ def verify(
         tasks += [(config, index) for index in range(len(dataset))]
         if published:
             problems += _miscounted(row, split, dataset)
+        if row.kind == "pairs":
+            problems += _unexplained(split, dataset)
     for done, found in enumerate(_read_all(tasks, workers), start=1):
         problems += found
         if progress is not None:
@@ -88,9 +90,76 @@ def find_faults(sample: Sample, classes: int | None = None) -> list[str]:
     if "flow" in sample:
         if not np.isfinite(sample["flow"]).all():
             faults.append("the flow is NaN or infinite somewhere")
+        elif (share := _far_share(sample["flow"], sample.get("flow_valid"))) > 0.5:
+            faults.append(f"{100 * share:.0f} % of the flow is longer than the frame's diagonal")
         if "flow_valid" in sample and not sample["flow_valid"].any():
             faults.append("the flow is known nowhere")
     return faults
+
+
+PAIRS = 20
+"""So many pairs of a split, evenly spaced, are warped by their flow."""
+
+
+def _unexplained(split: str, dataset: SampleDataset) -> Iterator[str]:
+    """Yield a line if the flow of most pairs explains their frames worse than none, and perhaps the reverse one well.
+
+    A pair is looked at where its flow is known and longer than a pixel: the next frame, read where the flow leads, is
+    to differ less from the frame than the next frame as it is.
+    """
+    count = min(len(dataset), PAIRS)
+    worse: list[str] = []
+    looked = swapped = 0
+    for index in (i * len(dataset) // count for i in range(count)):
+        try:
+            sample = dataset[index]
+        except DataError:  # reported when all are read
+            continue
+        if (errors := warping_errors(sample)) is not None:
+            looked += 1
+            still, there, back = errors
+            if there > still:
+                worse.append(sample["name"])
+                swapped += back < still
+    if len(worse) > looked / 2:
+        hint = ": it explains the reverse direction; are the frames swapped?" if swapped > len(worse) / 2 else ""
+        yield (
+            f"{split}: the flow does not explain the frames in {len(worse)} of {looked} pairs looked at, as "
+            f"{worse[0]}{hint}"
+        )
+
+
+def warping_errors(sample: Sample) -> tuple[float, float, float] | None:
+    """Return how much the frames of a pair differ: as they are, warped by the flow, and with the frames swapped.
+
+    The differences are medians over pixels whose flow is known and longer than a pixel, and leads into the image; None
+    if there are fewer than 100.
+    """
+    if "flow" not in sample or "next_frame" not in sample:
+        return None
+    flow = sample["flow"]
+    height, width = flow.shape[:2]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    to_x, to_y = x + flow[..., 0], y + flow[..., 1]
+    counts = (np.hypot(flow[..., 0], flow[..., 1]) > 1) & (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
+    if "flow_valid" in sample:
+        counts &= sample["flow_valid"]
+    if counts.sum() < 100:
+        return None
+    frame, following = sample["frame"], sample["next_frame"]
+    to_x, to_y = to_x.astype(np.float32), to_y.astype(np.float32)
+
+    def difference(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.median(np.abs(one[counts].astype(np.float32) - other[counts]).mean(axis=1)))
+
+    warped, reverse = (cv2.remap(image, to_x, to_y, cv2.INTER_LINEAR) for image in (following, frame))
+    return difference(frame, following), difference(frame, warped), difference(following, reverse)
+
+
+def _far_share(flow: np.ndarray, valid: np.ndarray | None) -> float:
+    lengths = np.hypot(flow[..., 0], flow[..., 1])
+    lengths = lengths if valid is None else lengths[valid]
+    return float((lengths > np.hypot(*flow.shape[:2])).mean()) if lengths.size else 0.0
 
 
 def _miscounted(row: Row, split: str, dataset: SampleDataset) -> Iterator[str]:

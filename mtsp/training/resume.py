@@ -12,8 +12,8 @@ from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError, parse_yaml
 from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
 from mtsp.training import checkpoint
+from mtsp.training.checks import other_data
 from mtsp.training.experiment import AnyExperiment
-from mtsp.training.first_look import other_data
 from mtsp.training.state import Position, TrainingRun
 
 FREE_TO_CHANGE = ("tracking", "evaluation", "train.workers", "train.save_every", "train.keep_last", "train.steps")

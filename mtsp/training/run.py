@@ -26,10 +26,9 @@ from mtsp.files.tensors import write_tensors
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
-from mtsp.training.checks import align_classes, require_whole_images
+from mtsp.training.checks import align_classes, look, require_whole_images
 from mtsp.training.ema import Ema
 from mtsp.training.experiment import AnyExperiment, as_yaml
-from mtsp.training.first_look import look
 from mtsp.training.loop import train
 from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
 from mtsp.training.signals import StopSignals

@@ -124,7 +124,7 @@ class TrainingRun:
     ema: Ema | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
     fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What each data entry holds, see :func:`mtsp.training.first_look.fingerprint`."""
+    """What each data entry holds, see :func:`mtsp.training.checks.fingerprint`."""
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
     validation: dict[str, Evaluation] | None = None
