@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers import L2SP, base
+from mtsp.regularizers import L2SP, base, hook
 from mtsp.regularizers.checks import innermost
 from mtsp.regularizers.hook import Attachment
 
@@ -210,6 +210,36 @@ def test_lookahead_by_hand_pulls_from_its_first_step_on(own_zero_grad: bool) -> 
         optimizer.step()
         seen[-1] = seen[-1].item()
     assert seen == pytest.approx([1.9, 1.81, 1.729, 1.6561, (2 + 1.59049) / 2])
+
+
+class Bare(torch.optim.Optimizer):
+    """No wrapper, and no Optimizer.__init__ either: torch has not hooked its step."""
+
+    def __init__(self, weights: Any) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": list(weights), "lr": 0.1}]
+        self.defaults, self.state = {"lr": 0.1}, defaultdict(dict)
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for weight in self.param_groups[0]["params"]:
+            weight.sub_(weight.grad, alpha=0.1)
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_step_that_torch_has_not_hooked_is_hooked_or_refused(mended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 - 0.1 * (2 - 1) = 1.9 in the first step; unhooked, the trial sees that nothing arrives."""
+    kind = type("Bare", (Bare,), {})
+    model, regularizer = two_from_anchor_one()
+    if not mended:
+        monkeypatch.setattr(hook, "_make_hookable", lambda kind: None)
+        with pytest.raises(ValueError, match="in Bare as it should: 0 times"):
+            regularizer.attach(kind(model.parameters()))
+        return
+    optimizer = kind(model.parameters())
+    regularizer.attach(optimizer)
+    optimizer.step()
+    assert model.get_parameter("weight").item() == pytest.approx(1.9)
 
 
 @pytest.mark.parametrize("wrap", [Surgeon, Lookahead, lambda o: Surgeon(Lookahead(o)), lambda o: [o]], ids=str)
