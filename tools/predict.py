@@ -294,7 +294,7 @@ def _video(path: Path, paired: bool) -> Frames:
         with container:
             images = (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
             try:
-                for number, (image, following) in enumerate(pairwise(chain(images, [None]))):
+                for number, (image, following) in enumerate(pairwise(chain[Any](images, [None]))):
                     raw = Sample(name=f"{path.stem}/{number:05d}", frame=image)
                     if following is not None and paired:
                         raw["next_frame"] = following

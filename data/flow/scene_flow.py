@@ -59,7 +59,8 @@ class _SceneFlowConfig(FlowConfig):
                 places = [inner for place in places for inner in subfolders(place)]
             found |= {place.relative_to(top).as_posix() for place in places}
         sequences, unused = self.sequences(sorted(found, key=natural_order)), self.unused(root)
-        films = product(*map(dict.fromkeys, (self.passes, self.directions, self.cameras)), sequences)
+        passes, directions, cameras = map(dict.fromkeys, (self.passes, self.directions, self.cameras))
+        films = product(passes, directions, cameras, sequences)
         return [pair for film in films for pair in _film(root, *film, unused)]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class Encoded(Normalized):
             hint = "give a file of Caffe blobs, or use mode modern"
             raise LayoutError(f"nobody publishes PyTorch weights of {self.encoder_name}: {hint}")
         encoder = build(self.encoder_name, pretrained=True)
-        buffers = dict(zip(("mean", "std"), normalization(encoder), strict=True))
+        mean, std = normalization(encoder)
+        buffers: dict[str, Any] = {"mean": mean, "std": std}
         return Layout(encoder.state_dict(), [], buffers, f"weights of {self.encoder_name}").under("encoder.")
 
 

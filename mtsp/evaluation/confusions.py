@@ -64,8 +64,8 @@ def worst_confusions(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
 
 def _most(mistakes: np.ndarray, examples: np.ndarray, limit: int) -> list[Confusion]:
     found = [
-        Confusion(*place, int(mistakes[*place]), float(mistakes[*place] / examples[*place]))
-        for place in np.argwhere(mistakes).tolist()
+        Confusion(truth, taken, int(mistakes[truth, taken]), float(mistakes[truth, taken] / examples[truth, taken]))
+        for truth, taken in np.argwhere(mistakes).tolist()
     ]
     return sorted(found, key=lambda one: (-one.mistakes, -one.share, one.truth, one.taken_for))[:limit]
 

@@ -108,8 +108,8 @@ def _write_plan(
     metadata = {"sources": json.dumps(sources), "targets": json.dumps(targets)}
     write_atomically(out / f"{name}_plan.safetensors", save(tensors, metadata))
     moved = zip(*np.nonzero(plan > 1e-12), strict=True)
-    cells = [(sources[i], targets[j], f"{plan[i, j]:.9g}", f"{costs[i, j]:.9g}") for i, j in moved]
-    _write_csv(out / f"{name}_plan.csv", ("source", "target", "share", "distance"), cells)
+    cells = [[sources[i], targets[j], f"{plan[i, j]:.9g}", f"{costs[i, j]:.9g}"] for i, j in moved]
+    _write_csv(out / f"{name}_plan.csv", ["source", "target", "share", "distance"], cells)
 
 
 def _show(
