@@ -242,7 +242,11 @@ def test_a_step_that_torch_has_not_hooked_is_hooked_or_refused(mended: bool, mon
     assert model.get_parameter("weight").item() == pytest.approx(1.9)
 
 
-@pytest.mark.parametrize("wrap", [Surgeon, Lookahead, lambda o: Surgeon(Lookahead(o)), lambda o: [o]], ids=str)
+@pytest.mark.parametrize(
+    "wrap",
+    [Surgeon, Lookahead, lambda o: Surgeon(Lookahead(o)), lambda o: [o]],
+    ids=["surgeon", "lookahead", "both", "list"],
+)
 def test_the_innermost_optimizer_is_found_whatever_holds_it(wrap: Callable[[Any], Any]) -> None:
     model, _ = two_from_anchor_one()
     inner = SGD(model.parameters(), lr=0.1)
