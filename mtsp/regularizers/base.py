@@ -1,5 +1,6 @@
 """Base class of all regularizers: attached to an optimizer, it acts exactly once per optimizer step."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -160,8 +161,25 @@ class Regularizer:
         if verify and not isinstance(optimizer, torch.optim.LBFGS):
             wrappers = [w for w in chain[:-1] if isinstance(w, torch.optim.Optimizer) and not belongs_to_loop(w)]
             check_arrival([*wrappers, optimizer], mode, {b.group for b in attachment.buckets()}, attach_squared)
+        if not self._attachments:
+            self._warn_of_weights_left_out(optimizer)
         attachment.start(watch=verify)
         self._attachments[id(optimizer)] = attachment
+
+    def _warn_of_weights_left_out(self, optimizer: torch.optim.Optimizer) -> None:
+        """Warn if the optimizer moves none of the pretrained weights, although they may train: perhaps only a head."""
+        held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        shared = [
+            weight
+            for name, weight in named_weights(self.model).items()
+            if name in self.targets and self.targets[name].anchor is not None and weight.requires_grad
+        ]
+        if shared and not any(id(weight) in held for weight in shared):
+            warnings.warn(
+                f"the optimizer holds none of the {len(shared)} pretrained weights that may train, only others: they "
+                "will not move. Give it model.parameters(), or attach to the optimizer that holds them, too",
+                stacklevel=3,
+            )
 
     def detach(self) -> None:
         """Remove the hooks from all optimizers."""
