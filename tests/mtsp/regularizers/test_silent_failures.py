@@ -1,6 +1,7 @@
 """The silent failures of public attempts: each naive version fails a check that ours passes, or is an error here."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -220,3 +221,21 @@ def test_flattened_weights_are_refused() -> None:
     model[0].weight = nn.Parameter(torch.zeros(5))
     with pytest.raises(ValueError, match=r"0\.weight has shape \(5,\) now, its anchor \(4, 3\): FSDP1 flattens"):
         regularizer.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_an_optimizer_of_the_head_alone_is_noticed() -> None:
+    model = network()
+    with pytest.warns(UserWarning, match="none of the 1 pretrained weights that may train"):
+        pull = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=0.1, beta=0.1)
+        pull.attach(torch.optim.SGD(model[2].parameters(), lr=0.1))
+
+
+def test_an_optimizer_of_all_weights_and_a_frozen_backbone_are_not_noticed() -> None:
+    for frozen in (False, True):
+        model = network()
+        model[0].requires_grad_(not frozen)
+        weights = model[2].parameters() if frozen else model.parameters()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pull = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=0.1, beta=0.1)
+            pull.attach(torch.optim.SGD(weights, lr=0.1))
