@@ -225,8 +225,8 @@ def test_flattened_weights_are_refused() -> None:
 
 def test_an_optimizer_of_the_head_alone_is_noticed() -> None:
     model = network()
+    pull = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=0.1, beta=0.1)
     with pytest.warns(UserWarning, match="none of the 1 pretrained weights that may train"):
-        pull = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=0.1, beta=0.1)
         pull.attach(torch.optim.SGD(model[2].parameters(), lr=0.1))
 
 
