@@ -31,6 +31,8 @@ _PATIENCE = 4
 _KINDS = 4
 """Parameter groups that are rehearsed at most; groups whose settings differ in the rate alone are alike."""
 _RATE = ("params", "param_names", "lr", "lr_scale", "initial_lr", "full_lr", "max_lr", "min_lr", "name")
+_OWN = ("__getstate__", "step")
+"""Attributes that are bound to the optimizer itself: schedulers and Accelerate put a step of theirs there."""
 _NEAR, _SLOWEST, _FASTEST = 0.05, 1e-3, 1e3
 """What is accepted: so much off the share that was asked for, and such mean moves for a learning rate of 1."""
 
@@ -278,7 +280,7 @@ class _Twin:
 
 def _like(optimizer: Any) -> Any:
     twin = object.__new__(type(optimizer))
-    twin.__dict__.update({key: _copied(value) for key, value in vars(optimizer).items() if key != "__getstate__"})
+    twin.__dict__.update({key: _copied(value) for key, value in vars(optimizer).items() if key not in _OWN})
     twin.__dict__.update(_optimizer_step_pre_hooks=OrderedDict(), _optimizer_step_post_hooks=OrderedDict())
     return twin
 

@@ -207,3 +207,12 @@ def test_a_model_without_memory_can_be_attached_to() -> None:
         model = nn.Linear(2, 2)
     regularizer = L2SP(model, anchors={"weight": torch.empty(2, 2, device="meta")}, alpha=0.1, beta=0.0)
     regularizer.attach(torch.optim.AdamW(model.parameters(), weight_decay=0.0))
+
+
+def test_a_step_that_a_scheduler_put_into_the_optimizer_is_not_the_twins() -> None:
+    model = one_weight()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
+    optimizer.step = optimizer.step  # bound to the optimizer, as schedulers of some versions of torch leave it
+    L2SP(model, anchors=ONE, alpha=1.0, beta=0.0).attach(optimizer)
+    optimizer.step()
+    assert model.get_parameter("weight").item() == pytest.approx(1.9)
