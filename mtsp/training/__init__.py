@@ -1,1 +1,1 @@
-"""Training: an experiment, the loop that runs it, and checkpoints, signals and tracking around it."""
+"""Train: describe an experiment, run its training loop, and save and resume checkpoints."""

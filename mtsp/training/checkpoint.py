@@ -1,8 +1,8 @@
 """Atomic checkpoints: written to a temporary folder, synced, hashed, then renamed.
 
 A checkpoint is a folder `step-00001000` with `model.safetensors`, `optimizer.pt` (tensors and plain data only, read
-with `weights_only=True`), `state.json`, `ema.pt` if the run averages its weights, and `manifest.json`, which has the
-size and SHA-256 of the other files and is written last. A run killed at any moment leaves earlier checkpoints intact.
+with `weights_only=True`), `state.json`, `ema.pt` if the run averages its weights, and `manifest.json`, which is written
+last and lists size and SHA-256 of each file. A run killed at any moment leaves earlier checkpoints intact.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ _LOG = logging.getLogger("mtsp")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used. The message names the file and the problem."""
+    """Raised when a checkpoint cannot be used. The message names the file and the problem."""
 
 
 class Checkpoint(NamedTuple):
-    """Contents of a checkpoint, verified; see :func:`save`."""
+    """The verified contents of a checkpoint; see :func:`save`."""
 
     path: Path
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
     ema: dict[str, Any] | None = None
-    """State of the average of the weights; None: the run has none."""
+    """State of the averaged weights; None if the run does not average them."""
 
 
 def save(
@@ -55,10 +55,10 @@ def save(
 ) -> Path:
     """Write a checkpoint, delete all but the newest `keep_last` (at least 1), and return its path.
 
-    `model` has tensors by name, `optimizer` and `ema` are state dicts, and `state` is everything else, as plain data.
+    `model` maps names to tensors, `optimizer` and `ema` are state dicts, and `state` is all other state as plain data.
 
     Raises:
-        OSError: it could not be written (no space, no permission). Earlier checkpoints are intact.
+        OSError: the checkpoint could not be written (no space, no permission). Earlier checkpoints are intact.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def save(
         raise OSError(
             f"the checkpoint of step {step} was not written to {folder}: {error} ({free:,.0f} MiB free)"
         ) from error
-    # Some may be later: the run may have been resumed from an earlier one.
+    # There may be checkpoints of later steps, if the run was resumed from an earlier checkpoint.
     others = [path for path in checkpoints(folder) if path != final]
     for old in others[: max(0, len(others) + 1 - keep_last)]:
         _remove(old)
@@ -105,12 +105,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint, or None; log a warning for each that is skipped."""
+    """Return the newest complete checkpoint, or None; log a warning for each damaged checkpoint that is skipped."""
     for path in reversed(checkpoints(folder)):
         try:
             return load(path)
         except CheckpointError as error:
-            _LOG.warning("%s; trying the one before", error)
+            _LOG.warning("%s; trying the previous checkpoint", error)
     return None
 
 
@@ -118,7 +118,8 @@ def load(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`, with every byte verified.
 
     Raises:
-        CheckpointError: it is missing, incomplete, changed, of another format, or contains other objects than tensors.
+        CheckpointError: the checkpoint is missing, incomplete, changed since it was written, of another format, or
+            contains objects other than tensors.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
@@ -145,7 +146,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def _remove(path: Path) -> None:
-    """Rename before deleting, so that a kill never leaves part of a checkpoint under its name."""
+    """Delete a checkpoint, renaming it first, so that a kill never leaves a partial checkpoint under its name."""
     trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
     path.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)

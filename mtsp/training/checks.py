@@ -1,6 +1,6 @@
-"""Checks made before a run starts: of its settings, and of a first look at a few samples of its data.
+"""Check the settings of a run, and a few samples of its data, before it starts.
 
-What would make every number wrong is said or refused.
+Mistakes that would make all results wrong are reported as warnings or errors.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from mtsp.training.experiment import AnyExperiment
 from mtsp.types import IGNORE, Batch, Examples
 
 SAMPLES = 12
-"""So many samples of each data entry, evenly spaced, are looked at, decoded as they are evaluated."""
+"""Number of samples to check in each data entry, evenly spaced and decoded as for evaluation."""
 
 _LOG = logging.getLogger("mtsp")
 
 
 def align_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, Examples]:
-    """Return the data entries with labels in the order of the classes that are learned, matched by name.
+    """Return the data entries with their labels renumbered to the classes that are learned, matched by name.
 
-    Those are the classes of the first entry that is trained on. Others may lack some of them, or list them in another
-    order.
+    The learned classes are those of the first training entry. Other entries may lack some of them, or list them in
+    another order.
 
     Raises:
-        ConfigError: an entry has a class that is not learned, or the network predicts another number of classes.
+        ConfigError: an entry has a class that is not learned, or the network predicts a different number of classes.
     """
     wanted = getattr(experiment.model, "classes", None)
     if videos := [name for name, examples in data.items() if examples.kind == "video" and wanted not in (None, 2)]:
@@ -55,10 +55,10 @@ def align_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> di
 
 
 def require_whole_images(experiment: AnyExperiment, entries: Mapping[str, Any]) -> None:
-    """Check that tta `multi_crop` gets whole images, not cropped or resized ones.
+    """Check that the test-time augmentation `multi_crop` gets whole images, not cropped or resized ones.
 
     Raises:
-        ConfigError: an entry is resized. Ten crops of a crop are not the ten crops that papers report.
+        ConfigError: an entry is resized. Papers report ten crops of the whole image, not ten crops of a crop.
     """
     resized = [name for name, entry in entries.items() if entry.size is not None]
     if experiment.evaluation.tta.name == "multi_crop" and resized:
@@ -69,14 +69,14 @@ def require_whole_images(experiment: AnyExperiment, entries: Mapping[str, Any]) 
 
 
 def look(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, dict[str, Any]]:
-    """Look at the data entries of a run; warn once of each thing that is odd, and return their fingerprints.
+    """Check a few samples of each data entry; warn once about each oddity, and return the entries' fingerprints.
 
     Returns:
-        For each entry the number of its samples, and digests of their ids and of the looked-at sizes and labels: what
-        a resumed run must find again.
+        For each entry, the number of samples, a digest of all sample ids, and a digest of the sizes and labels of the
+        checked samples. A resumed run must have the same fingerprints.
 
     Raises:
-        ConfigError: not one sample of an entry has a label that is known anywhere.
+        ConfigError: no sample of an entry has a known label.
     """
     found = {}
     for name, examples in data.items():
@@ -94,7 +94,7 @@ def look(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, d
 
 
 def fingerprint(examples: Examples, samples: list[Batch] | None = None) -> dict[str, Any]:
-    """Return how many samples there are, and digests of their ids and of the sizes and labels of a few of them."""
+    """Return the number of samples, a digest of their ids, and a digest of the sizes and labels of a few samples."""
     if samples is None:
         samples = [examples[i] for i in _spread(len(examples))]
     ids = hashlib.sha256("\n".join(getattr(examples, "ids", ())).encode())
@@ -109,7 +109,7 @@ def fingerprint(examples: Examples, samples: list[Batch] | None = None) -> dict[
 
 
 def other_data(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line for each entry that is not what it was when its fingerprint was taken."""
+    """Return a line for each entry that has changed since its fingerprint was taken."""
     lines = []
     for name in sorted(now.keys() & then.keys()):
         ours, theirs = now[name], then[name]
@@ -117,44 +117,44 @@ def other_data(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[
             lines.append(f"data.{name} has {ours['samples']:,} samples, and had {theirs['samples']:,}")
         else:
             odd = [key for key in theirs if ours.get(key) != theirs[key]]
-            lines += [f"data.{name} has other {' and '.join(odd)} than it had"] if odd else []
+            lines += [f"data.{name} has other {' and '.join(odd)} than before"] if odd else []
     return lines
 
 
 def oddities(samples: list[Batch]) -> list[str]:
-    """Return what is odd about the looked-at samples of an entry, a line for each thing."""
+    """Return one line for each oddity in the checked samples of an entry."""
     checks: dict[str, Callable[[Batch], bool]] = {
-        "frames look like label maps: all gray, of few values; are images and masks mixed up?": _is_label_map,
-        "flow is longer than the frame's diagonal almost everywhere; is the file of another unit or format?": _is_far,
+        "frames look like label maps: gray, with few different values; are images and masks swapped?": _is_label_map,
+        "flow is longer than the frame's diagonal almost everywhere; is its unit or file format wrong?": _is_far,
     }
     lines = []
     for text, check in checks.items():
         if places := [batch["name"][0] for batch in samples if check(batch)]:
-            lines.append(f"{text} ({len(places)} of {len(samples)} samples looked at, as {places[0]})")
+            lines.append(f"{text} ({len(places)} of {len(samples)} checked samples, such as {places[0]})")
     return lines
 
 
 def settings_to_doubt(experiment: AnyExperiment, data: Mapping[str, Examples]) -> list[str]:
-    """Return settings that a run can be started with and that hardly anybody means, a line each."""
+    """Return one line for each setting that is allowed but is probably a mistake."""
     lines = []
     sizes: dict[str, int] = {}
     for stage in experiment.train.stages:
         for name, size in stage.batch_size.items():
             sizes[name] = max(size, sizes.get(name, 0))
     lines += [
-        f"train.stages: a batch of {size} of data.{name}, which has {len(data[name])} samples: each comes several times"
+        f"train.stages: a batch has {size} samples of data.{name}, which has only {len(data[name])}: samples repeat"
         for name, size in sizes.items()
         if name in data and size > len(data[name])
     ]
     limit = 1.0 if experiment.optimizer.name == "sgd" else 0.1
     lines += [
-        f"learning rate {rate:g} of {branch}: more than {limit:g} is hardly ever meant with {experiment.optimizer.name}"
+        f"learning rate {rate:g} of {branch}: more than {limit:g} is rarely intended with {experiment.optimizer.name}"
         for branch, rate in experiment.learning_rates().items()
         if rate > limit
     ]
     if experiment.train.precision != "fp32" and not torch.cuda.is_available():
         lines.append(
-            f"train.precision is {experiment.train.precision}, but there is no GPU here: this trains on the CPU, slowly"
+            f"train.precision is {experiment.train.precision}, but there is no GPU here: training on the CPU is slow"
         )
     return lines
 
@@ -169,7 +169,10 @@ def _unknown(samples: list[Batch]) -> list[str]:
 
 
 def known_share(batch: Batch) -> float | None:
-    """Return the largest part of a label that is known, in [0, 1]; None if there is no label of pixels."""
+    """Return the fraction of pixels with a known label, in [0, 1]; None without pixel labels.
+
+    If the batch has both a mask and flow, the larger of the two fractions is returned.
+    """
     shares = []
     if "mask" in batch:
         shares.append(float((batch["mask"] != IGNORE).float().mean()))
@@ -182,11 +185,11 @@ def known_share(batch: Batch) -> float | None:
 def _require_some_known(name: str, examples: Examples, unknown: list[str], looked: int) -> None:
     if len(unknown) == looked and not any(known_share(examples[i]) for i in range(len(examples))):
         raise ConfigError(
-            f"data.{name}: no label is known anywhere, in none of {len(examples):,} samples (as {unknown[0]}): nothing "
-            "can be learned from it or measured on it"
+            f"data.{name}: none of its {len(examples):,} samples (such as {unknown[0]}) has a known label: nothing "
+            "can be learned or evaluated with it"
         )
     _LOG.warning(
-        "data.%s: %d of %d samples looked at have no known label at all and count for nothing, as %s",
+        "data.%s: %d of %d checked samples have no known label and have no effect, such as %s",
         name, len(unknown), looked, unknown[0],
     )  # fmt: skip
 
@@ -195,7 +198,7 @@ def _known_pixels(samples: list[Batch]) -> str:
     masks = [batch["mask"] for batch in samples if "mask" in batch]
     total = sum(mask.numel() for mask in masks)
     known = sum(int((mask != IGNORE).sum()) for mask in masks)
-    return f"{100 * known / total:.1f} % of the pixels of {len(masks)} masks looked at count" if known < total else ""
+    return f"{100 * known / total:.1f} % of pixels in {len(masks)} checked masks are labeled" if known < total else ""
 
 
 def _is_label_map(batch: Batch) -> bool:

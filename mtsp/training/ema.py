@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which Inception-V3's authors and DSTL evaluate."""
+"""Keep an exponential moving average of the weights, as the authors of Inception-V3 and DSTL do for evaluation."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -12,20 +12,22 @@ from mtsp.config import Config
 
 
 class EmaConfig(Config):
-    """Decay of the average."""
+    """Settings of the exponential moving average of the weights."""
 
     decay: float = Field(default=0.9999, gt=0, lt=1)
-    """Weight of the old average at each step: 0.9999 averages over about 10 000 steps. Use less for a short run."""
+    """Weight of the old average at each step: 0.9999 averages over about 10 000 steps. Use a smaller value for a short
+    run."""
     warmup: bool = True
     """Limit the decay to (1 + t) / (10 + t) at step t (from 0), as TensorFlow does, to forget the first weights."""
 
 
 class Ema:
-    """A running average of a network's weights, given without a wrapper, on the device where it trains.
+    """A running average of the weights of a network, on its device. Pass the network without Accelerate's wrapper.
 
-    After each optimizer step, the average a follows the weights w by a <- d a + (1 - d) w. Floating-point buffers
-    (batch normalization's mean and variance) are averaged too, as in slim, so that they fit the averaged weights;
-    integer buffers are copied. Averages of 16-bit weights are float32, since (1 - d) w would be rounded away.
+    After each optimizer step, the average a of the weights w is updated as a <- d a + (1 - d) w with decay d.
+    Floating-point buffers (means and variances of batch normalization) are averaged too, as in TensorFlow-Slim, so that
+    they fit the averaged weights; integer buffers are copied. Averages of 16-bit weights are float32, because 16 bits
+    would round (1 - d) w away.
     """
 
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
@@ -49,7 +51,7 @@ class Ema:
             if not average.is_floating_point():
                 average.copy_(value)
                 continue
-            # One call takes tensors of one kind: sharded and whole ones do not mix.
+            # torch's foreach functions do not accept sharded and whole tensors in one call.
             ours, theirs = lists.setdefault((type(value), value.device), ([], []))
             ours.append(average)
             theirs.append(value.detach().to(average.dtype))
@@ -58,9 +60,9 @@ class Ema:
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Generator[None, None, None]:
-        """Give `model` the averaged weights within the context; afterwards restore its own exactly.
+        """Give `model` the averaged weights within the context; afterwards restore its own weights exactly.
 
-        The tensors stay the same objects, so optimizer and anchors still refer to them. Do not train inside.
+        The parameters stay the same objects, so optimizer and anchors still refer to them. Do not train in the context.
         """
         tensors = _tensors(model)
         own = {name: value.detach().clone() for name, value in tensors.items()}
@@ -71,7 +73,7 @@ class Ema:
             _fill(tensors, own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates and the averages by name, not copied."""
+        """Return the number of updates and the averages by name; the tensors are not copied."""
         return {"updates": self.updates, "averages": dict(self._averages)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -92,7 +94,7 @@ class Ema:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, shared ones once."""
+    """Return parameters and buffers by name, each shared tensor once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 

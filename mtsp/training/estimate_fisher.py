@@ -1,4 +1,4 @@
-"""Estimate the Fisher information of an experiment's pretrained weights, on its training images, and write it."""
+"""Estimate the Fisher information of an experiment's pretrained weights on its training images."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ from mtsp.training.stream import Concatenated, SinglePass
 from mtsp.types import IGNORE, Examples
 
 MOST_PASSES = 100_000
-"""Largest number of backward passes per image for `exact`; more would take days on any machine."""
+"""Largest number of backward passes per image in mode `exact`; more would take days on any machine."""
 
 _SAVE_EVERY = 30.0  # seconds
 _OUTPUT_AND_LABEL = {"segmentation": ("mask_logits", "mask"), "classification": ("label_logits", "label")}
@@ -39,14 +39,14 @@ class Settings(NamedTuple):
     """Settings of the estimate from the command line."""
 
     mode: Labels | None = None
-    """None: exact for image classes, sampled for pixel classes."""
+    """Method; None is `exact` for classification and `sampled` for segmentation."""
     examples: int = 1000
     draws: int = 1
     seed: int = 0
     batch: int = 8
     """Images per batch."""
     chunk: int = 16
-    """Gradients in memory at once."""
+    """Number of gradients in memory at once."""
 
 
 def estimate(
@@ -57,17 +57,17 @@ def estimate(
     build_network: Callable[[AnyExperiment], PretrainedNetwork],
     overwrite: bool = False,
 ) -> bool:
-    """Estimate the Fisher information and write it. Return True when done, False if a signal stopped it.
+    """Estimate the Fisher information and write it to a file. Return True when done, False if a signal stopped it.
 
     Args:
         experiment: the config that names the weights, the training data and the task.
-        out: file to write. Until it is done, the sums are in a `.part` file beside it.
+        out: file to write. While the estimate runs, its partial sums are saved in a `.part` file beside `out`.
         settings: number of images, and how labels are chosen.
         build_network: returns the network with its pretrained weights; may download them.
         overwrite: replace an existing file.
 
     Raises:
-        ValueError, OSError: with a message that says what to mend.
+        ValueError, OSError: with a message that says how to fix it.
     """
     _require_place(out, overwrite)
     task = _task(experiment)
@@ -86,7 +86,7 @@ def estimate(
     sums = _sum(pretrained, task, settings, generator)
     described = _described(experiment, settings, pretrained, task, {name: len(one) for name, one in data.items()})
     index, processes = accelerator.process_index, accelerator.num_processes
-    part = ".part" if processes == 1 else f"-{index + 1}-of-{processes}.part"  # added up at the end
+    part = ".part" if processes == 1 else f"-{index + 1}-of-{processes}.part"  # all parts are added at the end
     partial_estimate = PartialEstimate(out.with_name(out.name + part), described)
     with StopSignals() as signals:
         if not _sum_up(sums, partial_estimate, rounds, generator, signals):
@@ -106,7 +106,7 @@ def _sum_up(
     sums: FisherSum, partial_estimate: PartialEstimate, rounds: SinglePass, generator: torch.Generator,
     signals: StopSignals,
 ) -> bool:  # fmt: skip
-    """Add all rounds that are not in the partial estimate; return whether it is done."""
+    """Add the rounds that the partial estimate lacks; return False if a signal stopped it before the last."""
     main, total = rounds.accelerator.is_main_process, rounds.images
     begun = partial_estimate.load(sums)
     with progress("Fisher information", total, "images") if main else nullcontext(lambda done: None) as advance:
@@ -126,14 +126,14 @@ def _sum_up(
                 if time.monotonic() - saved > _SAVE_EVERY:
                     partial_estimate.save(sums, rounds_done)
                     saved = time.monotonic()
-        finally:  # stopped, or a sample cannot be read
+        finally:  # also when stopped, or when a sample cannot be read
             if rounds_done > begun and images < total:
                 partial_estimate.save(sums, rounds_done)
     return True
 
 
 def _require_place(out: Path, overwrite: bool) -> None:
-    """Check that `out` can be written, before any work."""
+    """Check that `out` can be written, before the estimate starts."""
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give a file, as in --out runs/fisher.safetensors")
     if out.exists() and not overwrite:
@@ -168,7 +168,7 @@ def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
 
 @torch.no_grad()
 def _passes(pretrained: PretrainedNetwork, examples: Examples, task: str, device: torch.device) -> int:
-    """Return the backward passes per image with exact labels: classes times pixels."""
+    """Return the number of backward passes per image in mode `exact`: classes times pixels."""
     batch = to_device(collate([examples.train_sample(0, np.random.default_rng(0))]), device, channels_last=False)
     with evaluating(pretrained.model):
         outputs = pretrained.model(batch["frame"], batch.get("next_frame"))
@@ -211,7 +211,7 @@ def _sum(pretrained: PretrainedNetwork, task: str, settings: Settings, generator
 def _described(
     experiment: AnyExperiment, settings: Settings, pretrained: PretrainedNetwork, task: str, images: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return everything the sums depend on, also the order of the data: images are numbered over all of it."""
+    """Return everything the sums depend on, including the order of the data: images are numbered across all entries."""
     read = {"task": task, "data": list(images), "images": list(images.values())}
     read |= {f"data.{name}": experiment.data[name].model_dump(mode="json") for name in images}
     chosen = {name: value for name, value in settings._asdict().items() if name != "chunk"}

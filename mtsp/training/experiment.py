@@ -26,55 +26,55 @@ class BranchConfig(Config):
     weights: str | None = None
     """Pretrained weights: `imagenet`, `package:efficientnet-lite0`, or a file. Null: random (new) weights."""
     mean: tuple[float, float, float] | None = None
-    """Mean that is subtracted from frames (RGB, of values in [0, 1]); null: what the weights' kind was trained with."""
+    """Mean to subtract from frames (RGB, values in [0, 1]); null: the mean that the weights were trained with."""
     std: tuple[float, float, float] | None = None
-    """What frames are divided by then; null: likewise."""
+    """Standard deviation to divide frames by (RGB); null: the one that the weights were trained with."""
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the branch; null: the optimizer's."""
+    """Learning rate of the branch; null: the learning rate of `optimizer`."""
     alpha: StrengthConfig | None = None
-    """Strength of the pull on its pretrained weights; null: the regularizer's."""
+    """Regularization strength of the branch's pretrained weights; null: `regularizer.alpha`."""
     beta: StrengthConfig | None = None
-    """Strength of the pull on its new weights; null: the regularizer's."""
+    """Regularization strength of the branch's new weights; null: `regularizer.beta`."""
     freeze: bool = False
-    """Never train the branch; its normalization layers keep their statistics."""
+    """Never train the branch, and keep the statistics of its normalization layers."""
     freeze_norm: bool = False
     """Train the branch, but keep the statistics of its batch normalization."""
 
     @model_validator(mode="after")
     def _mean_of_weights(self) -> "BranchConfig":
         if self.weights is None and (self.mean or self.std):
-            raise ValueError("mean and std are those of pretrained weights, and `weights` is null; leave them out")
+            raise ValueError("`mean` and `std` need pretrained `weights`, but `weights` is null; leave them out")
         return self
 
 
 class StageConfig(Config):
-    """A number of steps that train the same branches on the same data."""
+    """A stage of training: a number of steps that train the same branches on the same data."""
 
     steps: Positive
     batch_size: dict[str, Positive] = Field(min_length=1)
-    """Samples of each data entry in one optimizer step, over all processes and micro-batches."""
+    """Number of samples of each data entry in one optimizer step, over all processes and micro-batches."""
     learn: tuple[str, ...] | None = None
-    """Branches to train; the others are frozen, with their batch-norm statistics. Null: all."""
+    """Branches to train; all other branches and their batch-norm statistics are frozen. Null: train all."""
 
 
 class TrainConfig(Config):
     """Length and stages of the training, and how a step is computed."""
 
     steps: Positive
-    """Optimizer steps of the run. The stages are repeated in turn until then."""
+    """Number of optimizer steps of the run. The stages are repeated in turn until then."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     accumulate: Positive = 1
-    """Micro-batches that each process splits its part of a batch into: the same result with less memory."""
+    """Number of micro-batches that each process splits its part of a batch into: the same result with less memory."""
     clip: float | None = Field(default=None, gt=0)
-    """Largest gradient norm of the losses; null: no clipping. The regularizer's pull is not clipped."""
+    """Clip the gradient of the losses to this norm; null: no clipping. The regularizer's gradient is not clipped."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """`auto` is bf16 where the hardware computes in it (CUDA, or a CPU with AMX), else fp32."""
+    """`auto` is bf16 if the hardware supports it (a GPU, or a CPU with AMX), else fp32."""
     ema: EmaConfig | None = None
-    """Evaluate and export a running average of the weights; null: the last weights."""
+    """Running average of the weights to evaluate and export; null: use the last weights."""
     channels_last: bool = True
     compile: bool = False
     workers: int = Field(default=2, ge=0)
-    """Processes that decode and augment, per training process; in evaluation, threads that decode."""
+    """Number of worker processes that decode and augment, per training process; in evaluation, decoding threads."""
     save_every: Positive = 500
     keep_last: Positive = 2
     """Number of checkpoints to keep."""
@@ -86,20 +86,21 @@ class EvaluationConfig(Config):
     data: tuple[str, ...] = ()
     """Entries of `data` to evaluate, at native resolution and without augmentation."""
     every: Positive | None = None
-    """Steps between evaluations; null: only at the end."""
+    """Number of steps between evaluations; null: evaluate only at the end."""
     at_start: bool = True
     """Also evaluate before the first step."""
     batch: Positive = 1
-    """Samples of one size to evaluate together: faster on a GPU, but the last digits depend on it."""
+    """Number of samples of equal size to evaluate at once: faster on a GPU, but the last digits of results may
+    change."""
     tta: AnyTta = NoTtaConfig()
-    """Test-time augmentation: one pass over the whole image, or the sum of scores over crops or scales."""
+    """Test-time augmentation: scores of the whole image, or sums of the scores over several crops or scales."""
 
 
 class Experiment(Config, Generic[ModelT, DataT]):
     """All settings of a run. `ModelT` and `DataT` are the caller's config types of networks and data."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
-    """Name of the run's folder and of its entry in trackers."""
+    """Name of the run's folder, and of the run in trackers."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     model: ModelT
     branches: dict[str, BranchConfig]
@@ -116,9 +117,9 @@ class Experiment(Config, Generic[ModelT, DataT]):
     def _names_exist(self) -> "Experiment[ModelT, DataT]":
         wrong = self._ignored()
         if not self.tasks.wanted:
-            wrong.append(f"tasks: there is nothing to learn; give one of {', '.join(type(self.tasks).model_fields)}")
+            wrong.append(f"tasks: there is nothing to learn; set one of {', '.join(type(self.tasks).model_fields)}")
         if self.branches and all(branch.freeze for branch in self.branches.values()):
-            wrong.append("branches: all of them are frozen, so nothing would be trained; set `freeze: false` for one")
+            wrong.append("branches: all are frozen, so nothing would be trained; set `freeze: false` for one")
         try:
             self.strengths()
         except ValueError as error:
@@ -145,10 +146,10 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return self
 
     def _ignored(self) -> list[str]:
-        """Return an error for each branch setting that this regularizer ignores."""
+        """Return an error for each branch setting that the configured regularizer ignores."""
         unused = {
             "none": (("alpha", "beta"), "ignored by regularizer none; leave it out, or use l2 or l2sp"),
-            "mars": (("alpha",), "ignored by regularizer mars, whose radius is that of all branches; leave it out"),
+            "mars": (("alpha",), "ignored by regularizer mars, which uses one radius for all branches; leave it out"),
         }
         keys, reason = unused.get(self.regularizer.name, ((), ""))
         return [
@@ -161,11 +162,11 @@ class Experiment(Config, Generic[ModelT, DataT]):
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return alpha and beta of each branch as numbers; for mars, alpha is the radius.
 
-        A pace is 0 where there is nothing to pull: `remaining` in a branch that never trains, and alpha in a branch
-        without pretrained weights.
+        A strength given as a pace (`tau` or `remaining`) is 0 if it has no effect: `remaining` in a branch that never
+        trains, and alpha in a branch without pretrained weights.
 
         Raises:
-            ValueError: paces that cannot be converted, one per line, each with its key.
+            ValueError: a pace cannot be converted; the message has one line for each, with its key.
         """
         section = self.regularizer
         if isinstance(section, NoneConfig):
@@ -192,7 +193,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
         return section.strength(key, strength.pace(steps), self.learning_rates()[branch], self.optimizer)
 
     def _full_rate_steps(self, branch: str) -> float:
-        """Return how long a branch learns, in steps at its full learning rate."""
+        """Return the sum of the learning-rate factors over all steps in which the branch learns."""
         if self.branches[branch].freeze:
             return 0.0
         plan = self.train
@@ -208,11 +209,11 @@ AnyExperiment = Experiment[Any, Any]
 
 
 def as_yaml(experiment: AnyExperiment) -> str:
-    """Return the resolved experiment as a config file that gives the same one."""
+    """Return the resolved experiment as the text of a config file that loads as an equal experiment."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)
 
 
 def stage_at(stages: tuple[StageConfig, ...], step: int) -> StageConfig:
-    """Return the stage of optimizer step `step` (from 0): the stages follow each other and begin again."""
+    """Return the stage of optimizer step `step` (from 0); after the last stage, the first begins again."""
     ends = list(itertools.accumulate(stage.steps for stage in stages))
     return stages[bisect_right(ends, step % ends[-1])]

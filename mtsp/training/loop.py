@@ -1,8 +1,8 @@
 """The training loop, on any number of processes.
 
 One optimizer step takes one global batch of every data entry of its stage. Each process computes its part of the batch
-in micro-batches. Every loss is divided by its count over the whole global batch, so the result does not depend on how
-the batch is divided. Gradients are synchronized once per step.
+in micro-batches. Every loss is a sum over the global batch, divided by the number of pixels or images that it counts
+there, so the result does not depend on how the batch is divided. Gradients are synchronized once per step.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from mtsp.types import LABELS, Batch, Outputs
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss is NaN or infinite. The message names step and loss; the weights have not been changed."""
+    """Raised when a loss is NaN or infinite. The message names step and loss; the weights have not been changed."""
 
 
 def train(
@@ -42,29 +42,30 @@ def train(
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[StepResult, dict[str, float]], None] = lambda result, rates: None,
 ) -> bool:
-    """Train until `steps` optimizer steps are done, or until a process should stop; return True for the latter.
+    """Train until `steps` optimizer steps are done, or until a process asks to stop. Return True if one did.
 
     Args:
         state: network, optimizer and tasks.
         position: where to start; updated after every step.
-        steps: length of the whole run, over which the schedule extends.
+        steps: number of optimizer steps of the whole run, also the length of the schedule.
         stages: branches and data of each stage, repeated in turn.
-        schedule: gives the factor of the learning rates at each step.
-        open_stream: (data entry, global batch size, first global batch) -> this process's micro-batches.
+        schedule: returns the factor of the learning rates at each step.
+        open_stream: called with (data entry, global batch size, index of the first global batch); yields the
+            micro-batches of this process.
         seed: with step and process, seeds the network's own randomness (dropout).
-        accumulate: micro-batches that each process splits its part of a batch into.
-        clip: largest gradient norm, or None.
-        stop: returns whether this process should stop; called once per step. If one should, all do.
+        accumulate: number of micro-batches that each process splits its part of a batch into.
+        clip: largest gradient norm, or None for no clipping.
+        stop: returns whether this process asks to stop; called once per step. If one process asks, all stop.
         before_step: called before every step.
         after_step: called after every step with its losses and learning rates; may save or validate.
 
     Raises:
-        NonFiniteLoss: on all processes at once, before the weights change.
+        NonFiniteLoss: a loss is NaN or infinite. Raised on all processes at once, before the weights change.
         ValueError: a sample cannot be read.
     """
     streams: dict[str, Generator[Batch, None, None]] = {}
     stage: StageConfig | None = None
-    with contextlib.ExitStack() as opened:  # worker processes end here, whatever happens
+    with contextlib.ExitStack() as opened:  # ends the worker processes, even after an error
         while position.step < steps:
             previous, stage = stage, stage_at(stages, position.step)
             if stage is not previous:
@@ -77,7 +78,7 @@ def train(
                     stream = open_stream(name, size, position.batches.setdefault(key, 0))
                     streams[key] = opened.enter_context(contextlib.closing(stream))
                 micro_batches += [next(streams[key]) for _ in range(accumulate)]
-            seed_model(seed, position.step, state.accelerator.process_index)  # now: opening a stream draws numbers
+            seed_model(seed, position.step, state.accelerator.process_index)  # opening streams draws numbers
             before_step()
             result = optimizer_step(state, micro_batches, step=position.step + 1, clip=clip, stop=stop())
             position.step += 1
@@ -92,7 +93,7 @@ def train(
 def optimizer_step(
     state: TrainState, micro_batches: Sequence[Batch], *, step: int, clip: float | None = None, stop: bool = False
 ) -> StepResult:
-    """Take one optimizer step on the micro-batches of all processes; return its losses over all of them."""
+    """Take one optimizer step on the micro-batches of all processes; return its losses over the global batch."""
     accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
     batches = [to_device(batch, accelerator.device, channels_last=state.channels_last) for batch in micro_batches]
     names = state.tasks.names  # from the config, not the labels: the same on every process
@@ -111,7 +112,7 @@ def optimizer_step(
             if not totals or batch_counts[index].keys() - totals.keys():
                 raise ValueError(
                     f"{batch['name'][0]} has the labels {', '.join(sorted(batch.keys() & LABELS)) or 'none'} and the "
-                    f"network returns {', '.join(outputs)}: not every task in `tasks` can be learned from these"
+                    f"network returns {', '.join(outputs)}: some task in `tasks` cannot be learned from these"
                 )
             loss = torch.stack([total / max(1.0, counts[name]) for name, total in totals.items()]).sum()
             sums.append({name: total.detach() for name, total in totals.items()})
@@ -138,7 +139,7 @@ def optimizer_step(
 
 
 def set_trainable(state: TrainState, learn: tuple[str, ...] | None) -> None:
-    """Train the branches named in `learn` (None: all) and freeze the others, with their batch-norm statistics."""
+    """Train the branches named in `learn` (None: all); freeze all other branches and their batch-norm statistics."""
     model = state.accelerator.unwrap_model(state.model)
     model.train()
     for branch in state.branches:
@@ -154,7 +155,7 @@ def set_trainable(state: TrainState, learn: tuple[str, ...] | None) -> None:
 
 
 def seed_model(seed: int, step: int, process: int) -> None:
-    """Seed the network's randomness by (seed, step, process), so that a resumed run needs no generator state."""
+    """Seed torch's random numbers by (seed, step, process), so that checkpoints need no generator state."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
 
 

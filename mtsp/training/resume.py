@@ -17,13 +17,13 @@ from mtsp.training.experiment import AnyExperiment
 from mtsp.training.state import Position, TrainingRun
 
 FREE_TO_CHANGE = ("tracking", "evaluation", "train.workers", "train.save_every", "train.keep_last", "train.steps")
-"""Settings that may change on resume, with everything below them."""
+"""Settings that may change on resume, including all settings nested in them."""
 
 FREE_TO_MOVE = ("data.*.dataset.root", "data.*.dataset.frames", "branches.*.weights", "regularizer.fisher")
-"""Paths that may change on resume, but not become null. Fingerprints detect files with other contents."""
+"""Paths that may change on resume, but not become null. Fingerprints detect changed file contents."""
 
 FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*.dataset.classes")
-"""Paths that may change on resume if the last part stays: in some data sets it says which labels these are."""
+"""Paths that may change on resume except for their last part, which names the kind of labels in some data sets."""
 
 _LOG = logging.getLogger("mtsp")
 
@@ -40,15 +40,15 @@ def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | 
     folder = run_dir / "checkpoints"
     if resume is None:
         if checkpoint.checkpoints(folder) or (run_dir / "results.json").exists():
-            raise ConfigError(f"{run_dir} holds a run already; go on with --resume auto, or choose another --run-dir")
+            raise ConfigError(f"{run_dir} contains a run; continue it with --resume auto, or choose another --run-dir")
         return None
     found = checkpoint.newest(folder) if resume == "auto" else checkpoint.load(Path(resume))
     if found is None and checkpoint.checkpoints(folder):
-        raise checkpoint.CheckpointError(f"none of the checkpoints in {folder} is whole; remove them to start anew")
+        raise checkpoint.CheckpointError(f"all checkpoints in {folder} are damaged; delete them to start over")
     steps = [found.state["step"] if found is not None else 0]
     if accelerator.num_processes > 1 and len(set(steps := gather_object(steps))) > 1:
         raise checkpoint.CheckpointError(
-            f"the processes would go on from different steps, {steps}: {folder} must be on a disk that all nodes share"
+            f"the processes found checkpoints of different steps, {steps}; put {folder} on a disk that all nodes share"
         )
     return found
 
@@ -57,8 +57,9 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
     """Restore weights, optimizer, position and averages from a checkpoint; log the settings that changed since.
 
     Raises:
-        ConfigError: a setting changed that must not, or the checkpoint is beyond the last step.
-        CheckpointError: the network, the anchors, the data, or the use of FSDP differ.
+        ConfigError: a setting that must stay has changed, or the checkpoint is beyond the last step.
+        CheckpointError: the checkpoint has another network, other anchors or data, or was saved with FSDP and the run
+            does not use it, or the reverse.
     """
     state, accelerator = saved.state, run.state.accelerator
     for difference in require_resumable(run.experiment.model_dump(mode="json"), state["experiment"]):
@@ -67,7 +68,7 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
         _LOG.info("processes: now %d, was %d; dropout will differ", accelerator.num_processes, state["processes"])
     if state["anchors"] != fingerprint(run.pretrained.anchors):
         raise checkpoint.CheckpointError(
-            f"{saved.path} was trained towards other anchors than the branches' `weights` give now; restore those files"
+            f"{saved.path} was trained with anchors that differ from the branches' `weights`; restore those files"
         )
     if other := other_data(run.fingerprints, state["data"]):
         raise checkpoint.CheckpointError(
@@ -85,12 +86,12 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
         if run.ema is not None and saved.ema is not None:
             run.ema.load_state_dict(saved.ema)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise checkpoint.CheckpointError(f"{saved.path} is of another network: {str(error).splitlines()[0]}") from error
+        raise checkpoint.CheckpointError(f"{saved.path} has another network: {str(error).splitlines()[0]}") from error
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if state["step"] > run.experiment.train.steps:
         steps = run.experiment.train.steps
-        raise ConfigError(f"{saved.path} is beyond train.steps={steps}; give more, or a new --run-dir")
+        raise ConfigError(f"{saved.path} is beyond train.steps={steps}; increase it, or choose a new --run-dir")
     run.position = Position(state["step"], state["batches"])
     run.meter.values = state["meter"]
     run.validated_at = state["validated_at"]
@@ -100,7 +101,7 @@ def require_same_fisher(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
     """Check that the attached regularizer reads the same Fisher information as when the checkpoint was saved.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: the Fisher information differs.
     """
     if saved.state.get("fisher") != _fisher(run):
         raise checkpoint.CheckpointError(f"{saved.path} was trained with another `regularizer.fisher`; restore it")
@@ -111,7 +112,7 @@ def _fisher(run: TrainingRun) -> str | None:
 
 
 def save(run: TrainingRun) -> None:
-    """Save a checkpoint from the main process; the others wait until it is on the disk."""
+    """Save a checkpoint from the main process; the other processes wait until it is on the disk."""
     accelerator = run.state.accelerator
     model, optimizer = full_states(run.network, run.state.optimizer.optimizer)
     ema = None if run.ema is None else run.ema.state_dict()
@@ -140,7 +141,7 @@ class Difference(NamedTuple):
     """A setting with different values in two resolved experiments."""
 
     key: tuple[str, ...]
-    """With its sections: ("train", "steps")."""
+    """Key with its sections, such as ("train", "steps")."""
     now: Any
     saved: Any
 
@@ -158,7 +159,7 @@ class Difference(NamedTuple):
 
 
 def differences(now: Any, saved: Any, *sections: str) -> list[Difference]:
-    """Return the differences between two resolved experiments, as plain data, by key in alphabetical order."""
+    """Return the differences between two resolved experiments (plain data), in alphabetical order of the keys."""
     if isinstance(now, Mapping) and isinstance(saved, Mapping):
         return [
             difference
@@ -169,10 +170,10 @@ def differences(now: Any, saved: Any, *sections: str) -> list[Difference]:
 
 
 def require_resumable(now: Mapping[str, Any], saved: Mapping[str, Any]) -> list[Difference]:
-    """Return the differences between the experiment now and that of a checkpoint.
+    """Return the differences between the current experiment and the experiment in a checkpoint.
 
     Raises:
-        ConfigError: some of them would make the resumed run another run; the message lists them.
+        ConfigError: settings differ that must not change on resume; the message lists them.
     """
     found = differences(now, saved)
     if forbidden := [difference for difference in found if not difference.resumable()]:
@@ -184,9 +185,10 @@ def require_resumable(now: Mapping[str, Any], saved: Mapping[str, Any]) -> list[
 
 
 def is_finished(experiment: AnyExperiment, run_dir: Path, *, may_differ: Sequence[str], otherwise: str) -> bool:
-    """Return whether `run_dir` holds the finished run of this experiment.
+    """Return whether `run_dir` contains the finished run of this experiment.
 
-    Settings in `may_differ`, and all below them, may differ. If others do, the message says what to do: `otherwise`.
+    Settings in `may_differ`, and settings nested in them, may differ. If another setting differs, the error message
+    ends with the advice `otherwise`.
 
     Raises:
         ConfigError: the run in `run_dir` is finished, but had other settings.
@@ -201,7 +203,7 @@ def is_finished(experiment: AnyExperiment, run_dir: Path, *, may_differ: Sequenc
 
 
 def matches(key: tuple[str, ...], patterns: Sequence[str]) -> bool:
-    """Return whether a key is, or lies below, one of the dotted patterns; `*` stands for any one part."""
+    """Return whether a key equals one of the dotted patterns or is nested in it; `*` matches any one part."""
     return any(
         len(key) >= len(parts) and all(part in ("*", name) for part, name in zip(parts, key, strict=False))
         for parts in (pattern.split(".") for pattern in patterns)

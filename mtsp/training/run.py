@@ -48,20 +48,20 @@ def run_experiment(
     build_network: Callable[[AnyExperiment], PretrainedNetwork],
     resume: str | None = None,
 ) -> dict[str, dict[str, float]] | None:
-    """Train an experiment from start to end, or from a checkpoint on, and write everything to `run_dir`.
+    """Train an experiment from the start or from a checkpoint, and write all results to `run_dir`.
 
     Args:
         experiment: the resolved config.
-        run_dir: where the results go; made if it does not exist.
+        run_dir: folder for the results; created if it does not exist.
         build_network: returns the network with its pretrained weights; may download them.
-        resume: None starts a new run; `auto` continues from the newest complete checkpoint, if there is one; else the
-            path of a checkpoint.
+        resume: None starts a new run; `auto` continues from the newest complete checkpoint, or starts a new run if
+            there is none; any other string is the path of a checkpoint to continue from.
 
     Returns:
         Metrics of the final weights by data entry, or None if a signal stopped the run, which is then saved.
 
     Raises:
-        ValueError, OSError, FloatingPointError: with a message that says what to mend.
+        ValueError, OSError, FloatingPointError: with a message that says how to fix it.
     """
     accelerator = make_accelerator(experiment.train.precision)
     main = accelerator.is_main_process
@@ -130,7 +130,7 @@ def _ema(experiment: AnyExperiment, state: TrainState) -> Ema | None:
 
 
 def _attach_regularizer(run: TrainingRun) -> Regularizer | None:
-    """Attach the regularizer. Restore a checkpoint first: for that, torch may step a sharded optimizer."""
+    """Attach the regularizer. Restore a checkpoint before: loading may make torch step a sharded optimizer."""
     section = run.experiment.regularizer
     if section.name == "none":
         return None
@@ -162,9 +162,9 @@ def _train(run: TrainingRun, signals: StopSignals) -> dict[str, Evaluation] | No
             after_step=partial(_after_step, run, advance),
         )
     if stopped and position.step < config.steps:
-        _LOG.warning("stopped and saved at step %d of %d; go on with --resume auto", position.step, config.steps)
+        _LOG.warning("stopped and saved at step %d of %d; continue with --resume auto", position.step, config.steps)
         return None
-    if run.validation is None:  # resumed at its last step: the curves have these numbers already
+    if run.validation is None:  # resumed at its last step: the curves already have these metrics
         run.tracker.close()
         run.tracker = Tracker.silent()
         validate(run)
@@ -172,7 +172,7 @@ def _train(run: TrainingRun, signals: StopSignals) -> dict[str, Evaluation] | No
 
 
 def _open_stream(run: TrainingRun, name: str, size: int, first: int) -> Generator[Batch, None, None]:
-    """Return this process's micro-batches of a data entry, in global batches of `size`, from batch `first` on."""
+    """Yield this process's micro-batches of a data entry, in global batches of `size`, starting at batch `first`."""
     accelerator, config = run.state.accelerator, run.experiment.train
     return micro_batches(
         run.data[name],
@@ -191,7 +191,7 @@ def _is_logged(run: TrainingRun, step: int) -> bool:
 
 
 def _before_step(run: TrainingRun) -> None:
-    """Have pull and gradient measured in the steps that are logged, so that a resumed run measures in the same ones."""
+    """Measure pull and gradient only in logged steps, so that a resumed run measures them in the same steps."""
     if run.regularizer is not None and _is_logged(run, run.position.step + 1):
         run.regularizer.measure_next()
 
@@ -199,7 +199,7 @@ def _before_step(run: TrainingRun) -> None:
 def _after_step(
     run: TrainingRun, advance: Callable[[int, str], None], result: StepResult, rates: Mapping[str, float]
 ) -> None:
-    """Update the averages and, where they are due, log, validate and save."""
+    """Update the averages, and log, validate and save in steps where these are due."""
     config, step = run.experiment.train, run.position.step
     if run.ema is not None:
         run.ema.update(run.network)
@@ -208,9 +208,9 @@ def _after_step(
     if _is_logged(run, step):
         _log_training(run, rates)
     last = step == config.steps
-    stopping = result.stop and not last  # save at once: after a signal there may be no time to validate
+    stopping = result.stop and not last  # after a signal there may be no time to validate before saving
     if last:
-        save(run)  # before validating: an evaluation that fails must not cost the run
+        save(run)  # before validation, so that an error in it does not lose the run
     if validation_due(run) and not stopping:
         validate(run)
         run.meter.restart()
@@ -222,7 +222,7 @@ def _after_step(
 def _log_training(run: TrainingRun, rates: Mapping[str, float]) -> None:
     values = {f"train/{name}": value for name, value in run.meter.take().items()}
     values |= {f"lr/{branch}": rate for branch, rate in rates.items()}
-    if run.regularizer is not None:  # on every process: sharded weights are gathered for it
+    if run.regularizer is not None:  # on every process, because this gathers sharded weights
         values["penalty"] = run.regularizer.penalty()
         for branch, report in run.regularizer.report(run.state.branches).items():
             numbers = report._asdict().items()

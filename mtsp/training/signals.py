@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and stop."""
+"""Handle signals that ask a run to save and stop."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class StopSignals:
-    """Within the context, SIGTERM and Ctrl-C ask the run to save and stop; a second one ends the process at once."""
+    """A context in which SIGTERM or Ctrl-C asks the run to save and stop; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self._received = False
@@ -28,17 +28,17 @@ class StopSignals:
         if self._received:
             os._exit(128 + number)
         self._received = True
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     def received(self) -> bool:
-        """Return whether a signal has come."""
+        """Return whether a signal has been received."""
         return self._received
 
 
 def _follow_launcher() -> None:
-    """Get SIGTERM when `accelerate launch` ends: it passes no signal on to a single process, which would go on alone.
+    """Receive SIGTERM when `accelerate launch` ends: it forwards no signal to a single process, which would run on.
 
-    Not under other parents: a shell that closes must not stop what `nohup` started.
+    This is done under no other parent: closing a shell must not stop a run that `nohup` started.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""State of a training run: network and optimizer, position, averages since the last log, last validation."""
+"""Hold the state of a training run: network, optimizer, position, averages since the last log, last validation."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class LoadedWeights(Protocol):
 
     @property
     def description(self) -> str:
-        """Source of the weights and number of loaded tensors."""
+        """Text with the source of the weights and the number of loaded tensors."""
         ...
 
     @property
@@ -48,18 +48,18 @@ class Position:
     """Position of a run in its schedule and its data."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     batches: dict[str, int] = field(default_factory=dict)
-    """Global batches taken so far from each stream. A stream, as `davis:4`, is a data entry in batches of one size."""
+    """Number of global batches taken so far from each stream. A stream is a data entry and a batch size: `davis:4`."""
 
 
 class StepResult(NamedTuple):
     """Losses of one optimizer step, over all processes."""
 
     losses: dict[str, float]  # weighted terms, and their sum as "loss"
-    gradient_norm: float | None  # before clipping; None where nothing is clipped
+    gradient_norm: float | None  # before clipping; None if the run does not clip
     samples: int
-    stop: bool  # a signal asked some process to stop
+    stop: bool  # whether a signal asked any process to stop
 
 
 @dataclass
@@ -74,7 +74,7 @@ class TrainState:
     frozen: tuple[str, ...] = ()
     """Branches that never learn."""
     frozen_norm: tuple[str, ...] = ()
-    """Branches that learn, but keep the statistics of their batch normalization."""
+    """Branches that learn, but whose batch-norm statistics stay fixed."""
     channels_last: bool = True
     """Memory format of the images; it should match the network's."""
 
@@ -95,7 +95,7 @@ class Meter:
                 self.values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
-        """Return the averages, samples per second and, on a GPU, the peak memory; then begin again."""
+        """Return the averages, samples per second and, on a GPU, the peak memory; then reset all of them."""
         values = {name: sum(found) / len(found) for name, found in self.values.items()}
         seconds = time.perf_counter() - self.since
         values["samples_per_second"] = self.samples / max(seconds, 1e-9)
@@ -106,7 +106,7 @@ class Meter:
         return values
 
     def restart(self) -> None:
-        """Restart the clock, as after a validation: that time was not spent training."""
+        """Restart the clock, so that time spent on validation does not count as training time."""
         self.since = time.perf_counter()
         self.samples = 0
 
@@ -124,17 +124,17 @@ class TrainingRun:
     ema: Ema | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
     fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What each data entry holds, see :func:`mtsp.training.checks.fingerprint`."""
+    """Fingerprint of each data entry, see :func:`mtsp.training.checks.fingerprint`."""
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
     validation: dict[str, Evaluation] | None = None
-    """The last validation, by data entry; None: none since the start or the resume."""
+    """The last validation by data entry; None if there was none since the start or the resume."""
     validated_at: int = -1
-    """Step of the last validation, also one before a resume."""
+    """Step of the last validation, which may have been before a resume."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes that the network learns; none if the data do not name them."""
+        """Names of the classes that the network learns; empty if the data do not name classes."""
         return next(filter(None, map(class_names, self.data.values())), ())
 
     @property

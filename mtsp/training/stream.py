@@ -1,9 +1,9 @@
-"""Training batches as a pure function of (seed, step): the same on any number of processes and workers, and on resume.
+"""Make training batches as a pure function of (seed, step): equal on any number of processes, workers, and on resume.
 
 A stream takes samples from an endless sequence: one permutation of the data set after another, each seeded by (seed,
 epoch). Sample g of the sequence is entry g % length of permutation g // length, augmented with a random generator that
 is seeded by (seed, epoch, index). Global batch t is samples t*B .. t*B + B - 1, divided among the processes. The only
-state is t. Accelerate's own resume gives other samples or other augmentations (huggingface/accelerate#2016).
+state is t. Resuming with Accelerate's own data loader changes samples or augmentations (huggingface/accelerate#2016).
 """
 
 import itertools
@@ -27,7 +27,7 @@ from mtsp.types import Batch, Examples, Kind
 
 
 class Shard(NamedTuple):
-    """One process's part of each global batch, and the number of micro-batches it is split into."""
+    """One process's part of each global batch, and the number of micro-batches that it is split into."""
 
     rank: int = 0
     processes: int = 1
@@ -35,7 +35,7 @@ class Shard(NamedTuple):
 
 
 def _positions(batch_size: int, start: int, shard: Shard) -> Iterator[list[int]]:
-    """Yield positions in the endless sequence of this process's micro-batches, from global batch `start` on."""
+    """Yield this process's micro-batches as positions in the endless sequence, starting at global batch `start`."""
     rank, processes, accumulate = shard
     size = batch_size // (processes * accumulate)
     for batch in itertools.count(start):
@@ -45,7 +45,7 @@ def _positions(batch_size: int, start: int, shard: Shard) -> Iterator[list[int]]
 
 
 class _AugmentedSamples(Dataset[Batch | Failure]):
-    """Positions in the endless sequence -> augmented samples."""
+    """A data set indexed by position in the endless sequence; it returns augmented samples."""
 
     def __init__(self, examples: Examples, seed: Sequence[int]) -> None:
         self.examples, self.seed = examples, tuple(seed)
@@ -64,7 +64,7 @@ class _AugmentedSamples(Dataset[Batch | Failure]):
 
 
 def _begin_worker(worker: int) -> None:
-    """Use one thread, ignore signals, and exit with the parent: else the fork server keeps orphaned workers alive."""
+    """Use one thread, ignore signals, and exit with the parent; otherwise the fork server keeps orphans alive."""
     import cv2
 
     for number in (signal.SIGINT, signal.SIGTERM):  # the fork server may be older than `_start_fork_server`
@@ -84,8 +84,8 @@ def _begin_worker(worker: int) -> None:
 def _start_fork_server() -> None:
     """Start the server that workers are forked from, with Ctrl-C and SIGTERM blocked in it and in the workers.
 
-    A terminal and torchrun send these signals to all processes of a run. The main process then saves and stops; until
-    then it needs the workers, and it ends them itself.
+    A terminal and torchrun send these signals to all processes of a run. The main process finishes its step, saves and
+    stops. It needs the workers until then, and ends them itself.
     """
     from multiprocessing import forkserver, resource_tracker
 
@@ -108,16 +108,16 @@ def micro_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
-    """Yield this process's micro-batches endlessly, `shard.accumulate` per global batch, from batch `start` on.
+    """Yield this process's micro-batches endlessly, `shard.accumulate` per global batch, starting at batch `start`.
 
     Args:
         examples: the data set, not empty.
-        batch_size: samples of a global batch, over all processes and micro-batches.
-        start: the number of global batches that this stream has already yielded.
+        batch_size: number of samples in a global batch, over all processes and micro-batches.
+        start: number of global batches that this stream has already yielded.
         seed: seeds the order and every augmentation; must differ between streams.
-        shard: this process's part.
-        collate: makes a batch of samples.
-        workers: processes that decode and augment; 0 does it in this one.
+        shard: this process's part of each global batch.
+        collate: combines samples into a batch.
+        workers: number of processes that decode and augment; with 0, the calling process does.
         pin_memory: use pinned memory, for faster copies to a GPU.
 
     Raises:
@@ -148,7 +148,7 @@ def micro_batches(
 
 
 def _collate(collate: Callable[[Sequence[Batch]], Batch], samples: list[Any]) -> Batch | Failure:
-    """Return the samples as a batch, or the first failure among them."""
+    """Return the samples as a batch, or the first failure among the samples."""
     if failures := [sample for sample in samples if isinstance(sample, Failure)]:
         return failures[0]
     try:
@@ -158,7 +158,7 @@ def _collate(collate: Callable[[Sequence[Batch]], Batch], samples: list[Any]) ->
 
 
 class Concatenated(ConcatDataset[Batch]):
-    """Several data sets, one after the other."""
+    """Several data sets, concatenated."""
 
     def __init__(self, parts: Sequence[Examples]) -> None:
         super().__init__(parts)  # pyright: ignore[reportArgumentType]
@@ -189,11 +189,11 @@ class SinglePass(NamedTuple):
         return self.batch * self.accelerator.num_processes
 
     def images_of(self, rounds: int) -> int:
-        """Return the number of images in the first `rounds` rounds."""
+        """Return the total number of images in the first `rounds` rounds."""
         return min(self.images, rounds * self.size)
 
     def batches(self, start: int) -> Generator[tuple[int, Batch], None, None]:
-        """Yield (number, batch) of this process from round `start` on, with batches numbered over all processes."""
+        """Yield (number, batch) of this process, starting at round `start`; batches are numbered over all processes."""
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
         stream = micro_batches(
             self.examples,

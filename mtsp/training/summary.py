@@ -1,4 +1,4 @@
-"""The summary printed before the first step: how strongly each branch is pulled, and where its weights come from."""
+"""Print a summary before the first step: regularization strengths and source of the weights of each branch."""
 
 import logging
 
@@ -12,9 +12,9 @@ _LOG = logging.getLogger("mtsp")
 
 
 def print_summary(run: TrainingRun) -> None:
-    """Print for each branch how many weights are pretrained, new or free, its pull strengths and its weights' source.
+    """Print for each branch the numbers of pretrained, new and free weights, alpha and beta, and the weights' source.
 
-    For mars, the column `alpha` is its radius.
+    With the regularizer mars, a column `radius` replaces `alpha`.
     """
     experiment, regularizer = run.experiment, run.regularizer
     title = f"{experiment.name}: regularization of each branch ({experiment.regularizer.name})"

@@ -1,4 +1,4 @@
-"""Validate a run in progress: metrics of every entry of `evaluation.data`, and a few figures."""
+"""Validate a run in progress: log metrics and a few figures of every entry of `evaluation.data`."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _LOG = logging.getLogger("mtsp")
 
 
 def validation_due(run: TrainingRun) -> bool:
-    """Return whether the network should be validated at this step, and has not been yet."""
+    """Return whether a validation is due at this step and has not been done yet."""
     step, config = run.position.step, run.experiment.evaluation
     at_start = step == 0 and config.at_start
     regular = step > 0 and config.every is not None and step % config.every == 0

@@ -84,5 +84,5 @@ def test_anchors_are_taken_from_their_file_also_on_resume(
     weights["flow.network.conv1.0.weight"][0, 0, 0, 0] += 1e-3
     write_tensors(whole / "weights.safetensors", weights)
     changed = rewound(tmp_path / "run", 1, tmp_path / "changed")
-    with pytest.raises(ValueError, match="trained towards other anchors than the branches' `weights` give now"):
+    with pytest.raises(ValueError, match="trained with anchors that differ from the branches' `weights`"):
         train(anchored, changed, "auto")

@@ -287,7 +287,7 @@ def test_a_checkpoint_of_another_network_is_not_resumed(
     before = contents(tmp_path / "run")
     capsys.readouterr()
     assert failing(world, tmp_path / "run", "--resume", str(tmp_path / "other" / "step-00000002")) == 1
-    assert "step-00000002 is of another network:" in one_error(capsys.readouterr().err)
+    assert "step-00000002 has another network:" in one_error(capsys.readouterr().err)
     world["model"]["width"] = 16
     assert failing(world, tmp_path / "run", "--resume", "auto") == 1
     assert "model.width: now 16, was 8" in one_error(capsys.readouterr().err)

@@ -85,7 +85,7 @@ def test_a_truncated_newest_checkpoint_is_passed_over(
     newest.write_bytes(newest.read_bytes()[:1000])
     train(values, whole, "auto")
     assert "step-00000006/model.safetensors is missing, truncated or changed" in caplog.text
-    assert "trying the one before" in caplog.text
+    assert "trying the previous checkpoint" in caplog.text
     assert outcome(whole) == before
 
 
@@ -109,7 +109,7 @@ def test_another_experiment_is_not_resumed(whole: Path, values: dict[str, Any], 
 
 
 def test_a_folder_that_holds_a_run_takes_no_second_one(whole: Path, values: dict[str, Any], train: Train) -> None:
-    with pytest.raises(ConfigError, match="holds a run already; go on with --resume auto"):
+    with pytest.raises(ConfigError, match="contains a run; continue it with --resume auto"):
         train(values, whole)
 
 

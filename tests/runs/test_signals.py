@@ -51,8 +51,8 @@ def test_a_signal_saves_and_ends_the_run_which_then_goes_on(
         assert main(command(config, run_dir)) == 0
     assert steps_saved(run_dir) == [2, 3]
     assert not (run_dir / "results.json").exists()
-    assert "stopping after this step; once more to stop at once" in capsys.readouterr().err
-    assert "stopped and saved at step 3 of 6; go on with --resume auto" in caplog.text
+    assert "stopping after this step; press Ctrl-C again to stop at once" in capsys.readouterr().err
+    assert "stopped and saved at step 3 of 6; continue with --resume auto" in caplog.text
     assert signal.getsignal(number) == before
     assert main(command(config, run_dir, "--resume", "auto")) == 0
     assert outcome(run_dir) == outcome(whole)

@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_detected_and_the_one_before_is_used(
     assert found is not None
     assert found.state["step"] in ((1, 2) if file == "manifest.json" and damage == "one byte changed" else (1,))
     if found.state["step"] == 1:
-        assert "trying the one before" in caplog.text
+        assert "trying the previous checkpoint" in caplog.text
 
 
 def test_a_pickle_that_executes_is_refused(tmp_path: Path) -> None:

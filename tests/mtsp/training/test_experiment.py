@@ -24,7 +24,7 @@ def test_a_strength_without_a_regularizer_is_refused(values: dict[str, Any], key
 
 def test_an_experiment_without_a_task_is_refused(values: dict[str, Any]) -> None:
     values["tasks"] = {}
-    assert "tasks: there is nothing to learn; give one of segmentation, flow" in refusal(values)
+    assert "tasks: there is nothing to learn; set one of segmentation, flow" in refusal(values)
 
 
 def test_branches_that_are_all_frozen_are_refused_in_one_line(values: dict[str, Any]) -> None:
