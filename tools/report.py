@@ -37,7 +37,7 @@ def _runs(arguments: argparse.Namespace) -> None:
     found = [path for path in arguments.runs if (path / METRICS).is_file()]
     skipped = sorted(set(arguments.runs) - set(found))
     if not found:
-        raise FileNotFoundError(f"no {skipped[0] / METRICS}; a run folder, as tools/train.py writes it, holds one")
+        raise FileNotFoundError(f"no {skipped[0] / METRICS}; name a run folder that tools/train.py wrote")
     for path in skipped:
         print(f"skipped {path}: no {METRICS} in it", file=sys.stderr)
     runs = [RunLog.read(path) for path in found]

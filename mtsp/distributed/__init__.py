@@ -1,1 +1,1 @@
-"""Several processes: sharded weights and synchronized batch normalization."""
+"""Train on several processes: sharded weights and synchronized batch normalization."""

@@ -1,4 +1,4 @@
-"""Gather weights that FSDP2 shards over processes, to save them, and scatter them, to load."""
+"""Gather weights that FSDP2 shards over processes before saving, and scatter them after loading."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether the weights are sharded by FSDP2. If so, all processes must take part in gathering and forward."""
+    """Return whether the weights are sharded by FSDP2. If so, all processes must gather or run forward together."""
     return any(hasattr(weight, "device_mesh") for weight in model.parameters())
 
 
@@ -25,7 +25,7 @@ def full_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dic
 def load_full_states(
     model: nn.Module, optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Load the states that :func:`full_states` returned. Raises what `load_state_dict` raises."""
+    """Load the states that :func:`full_states` returned. Raises the errors of `load_state_dict`."""
     if not is_sharded(model):
         model.load_state_dict(weights)
         optimizer.load_state_dict(dict(state))

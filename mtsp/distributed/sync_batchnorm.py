@@ -1,4 +1,4 @@
-"""Batch normalization over the batches of all processes, also on CPUs, for which PyTorch has none."""
+"""Synchronize batch normalization over processes, also on CPUs, which PyTorch's SyncBatchNorm does not support."""
 
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
     it silently). Weights and buffers stay the same objects. On a GPU `device`, PyTorch's implementation is used.
 
     Raises:
-        ValueError: a subclass of batch normalization with behavior that would be lost.
+        ValueError: a layer is a subclass of batch normalization and its extra behavior would be lost.
     """
     kind = _GpuSyncBatchNorm if device.type == "cuda" else SyncBatchNorm
     if isinstance(model, kind):
@@ -38,8 +38,8 @@ def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
 class SyncBatchNorm(_BatchNorm):
     """Batch normalization on CPUs, with statistics over the batches of all processes, after Ioffe and Szegedy (2015).
 
-    It takes over weights, buffers, settings, `drop` and `act` of the layer that it replaces. The processes' batches may
-    differ in size. Means and variances are combined as Chan et al. (1979) do, without cancellation.
+    It uses the weights, buffers, settings, `drop` and `act` of the layer that it replaces. Batches of different
+    processes may differ in size. Means and variances are combined as in Chan et al. (1979), which avoids cancellation.
     """
 
     def __init__(self, layer: _BatchNorm) -> None:
@@ -47,7 +47,7 @@ class SyncBatchNorm(_BatchNorm):
         self.after = _taken_over(self, layer)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize a tensor B C * over all axes but the second."""
+        """Normalize a tensor of shape B C *, with statistics over all axes but the second."""
         if not (self.training and dist.is_initialized()):
             return self.after(super().forward(input))
         if self.num_batches_tracked is not None:
@@ -65,7 +65,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _GpuSyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's, followed by the replaced layer's dropout and activation."""
+    """PyTorch's SyncBatchNorm, followed by the replaced layer's dropout and activation."""
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__(layer.num_features, layer.eps, layer.momentum, affine=False)
@@ -76,7 +76,7 @@ class _GpuSyncBatchNorm(nn.SyncBatchNorm):
 
 
 def _taken_over(shared: Any, layer: _BatchNorm) -> nn.Sequential:
-    """Give `shared` the weights, buffers and mode of `layer`; return that layer's dropout and activation."""
+    """Give `shared` the weights, buffers and mode of `layer`; return the dropout and activation of `layer`."""
     shared.affine, shared.track_running_stats = layer.affine, layer.track_running_stats
     shared.weight, shared.bias = layer.weight, layer.bias
     for name in ("running_mean", "running_var", "num_batches_tracked"):

@@ -1,1 +1,1 @@
-"""Files: atomic writes, saved weights, palettes and progress bars."""
+"""Write and read files: atomic writes, locks, saved tensors; also palettes and progress bars."""

@@ -1,11 +1,11 @@
-"""Atomic writes: after a kill, a file has the old content or the new, never a part."""
+"""Write files atomically: after a kill, a file has its old content or its new content, never a part of it."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file. A reader sees the old content or the new, never a part, even if the process is killed."""
+    """Write a file. Readers see the old content or the new content, never a part, even if the process is killed."""
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Lock a run's folder, so that one run at a time writes to it."""
+"""Lock a run's folder, so that only one run at a time writes to it."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from mtsp.config import ConfigError
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Make the run's folder and lock it within the context; the lock also ends with the process, however it ends."""
+    """Create the run's folder and lock it within the context; the lock also ends when the process ends or is killed."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("a+")

@@ -1,4 +1,4 @@
-"""Progress: a bar in a terminal, a line now and then elsewhere."""
+"""Show progress: a bar in a terminal, otherwise a line from time to time."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-_LINE_EVERY = 10.0  # seconds between two lines, outside a terminal
+_LINE_EVERY = 10.0  # seconds between two lines if there is no terminal
 
 
 class Advance(Protocol):
-    """Function that advances a bar."""
+    """A function that advances a progress bar."""
 
     def __call__(self, done: int | None = None, total: int | None = None, note: str = "") -> None:
-        """Advance by one, or to `done`; set a new `total`; set the `note` that a column may show."""
+        """Advance by one step, or to `done` steps; optionally set a new `total`, and a `note` for a column to show."""
         ...
 
 
@@ -33,11 +33,11 @@ def bar(
     """Draw a bar on stderr within the context; yield the function that advances it.
 
     Args:
-        title: shown before the bar.
-        total: the number of steps; None: not known yet.
-        done: steps that are done already.
-        shown: False draws nothing, as in all processes but the main one.
-        stays: leave the finished bar, and print it once where there is no terminal, instead of nothing.
+        title: text before the bar.
+        total: number of steps; None if it is not known yet.
+        done: number of steps already done.
+        shown: whether to draw the bar; use False in all processes except the main process.
+        stays: keep the finished bar on the screen, and without a terminal, print it once at the end.
         counters: columns between the bar and the remaining time; default: "done/total".
     """
     console = Console(stderr=True)
@@ -54,9 +54,9 @@ def bar(
 
 @contextmanager
 def progress(what: str, total: int, unit: str, *, brief: bool = False) -> Iterator[Callable[[int], None]]:
-    """Yield a callback(done) that moves a bar in a terminal.
+    """Yield a callback(done) that advances a bar in a terminal.
 
-    Elsewhere it prints a line every tenth, or after ten seconds; with `brief`, only every ten seconds.
+    Without a terminal it prints a line at each tenth of `total` and every ten seconds; with `brief`, only the latter.
     """
     if Console(stderr=True).is_terminal:
         with bar(what, total, stays=not brief) as advance:
@@ -77,9 +77,9 @@ def progress(what: str, total: int, unit: str, *, brief: bool = False) -> Iterat
 
 @contextmanager
 def training_progress(shown: bool, steps: int, start: int) -> Iterator[Callable[[int, str], None]]:
-    """Yield a callback(step, losses) that moves a bar in a terminal, beginning at step `start`.
+    """Yield a callback(step, losses) that advances a bar in a terminal, beginning at step `start`.
 
-    Elsewhere it prints a line at each twentieth of the run. Unless `shown`, it does nothing.
+    Without a terminal it prints a line at each twentieth of the run. If `shown` is False, it does nothing.
     """
     if shown and sys.stderr.isatty():
         counters = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"))

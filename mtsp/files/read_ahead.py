@@ -11,10 +11,10 @@ ReadT = TypeVar("ReadT")
 def read_ahead(
     read: Callable[[int], ReadT], indices: Iterable[int], *, threads: int, ahead: int
 ) -> Generator[ReadT, None, None]:
-    """Yield `read(index)` of each index, in order, while `threads` read up to `ahead` more of them.
+    """Yield `read(index)` for each index, in order, while `threads` threads read up to `ahead` further indices.
 
-    Decoders release the interpreter, so threads do read at the same time. An error is raised at its index's turn. With
-    0 threads, each index is read when it is needed.
+    Decoders release the GIL, so the threads run in parallel. If `read` raises, the error is raised when its index is
+    due. With 0 threads, each index is read when it is needed.
     """
     if not threads:
         yield from map(read, indices)

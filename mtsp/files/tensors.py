@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files, written atomically and read with their metadata."""
+"""Write named tensors to safetensors files atomically, and read them with their metadata."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write named tensors and metadata as a safetensors file.
 
     Raises:
-        OSError: it could not be written; an earlier file is intact.
+        OSError: the file could not be written; an existing file is intact.
     """
     from safetensors.torch import save
 
@@ -21,7 +21,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """Return the tensors of a safetensors file and its metadata. Raises ValueError if it cannot be read."""
+    """Return the tensors and the metadata of a safetensors file. Raises ValueError if the file cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,1 +1,1 @@
-"""Reports: tables and curves of runs, and the paper's analysis of linear regression."""
+"""Report on runs: tables, curves and sweeps, and the paper's analysis of linear regression."""

@@ -1,4 +1,4 @@
-"""The paper's bias-variance analysis of L2-SP in linear regression (section 5.3, Table 7), and its Figure 1, computed.
+"""Compute the paper's bias-variance analysis of L2-SP in linear regression (section 5.3, Table 7), and its Figure 1.
 
 After Li, Grandvalet, Davoine, Dong et al., "Transfer learning in computer vision tasks: remember where you come from",
 Image and Vision Computing 2020. The loss is J(w) = 1/2 ||X w - y||^2 with y = X w* + noise of variance sigma^2, a fixed
@@ -18,7 +18,7 @@ ESTIMATORS: tuple[Estimator, ...] = ("least squares", "L2", "L2-SP")
 
 
 class Moments(NamedTuple):
-    """Moments of an estimate of w* over the noise."""
+    """Mean, variance and error of an estimate of w*, over draws of the noise."""
 
     mean: np.ndarray  # p
     variance: np.ndarray  # p, per weight; weights are uncorrelated
@@ -46,7 +46,7 @@ class Regression:
         return float(((self.start - self.truth) ** 2).sum())
 
     def moments(self, estimator: Estimator, alpha: float) -> Moments:
-        """Return expectation and variance as in Table 7, and the error that follows from them."""
+        """Return mean and variance of the estimate as in Table 7, and the error that follows from them."""
         keep = 1.0 if estimator == "least squares" else 1 / (1 + alpha)
         mean = keep * self.truth
         if estimator == "L2-SP":
@@ -55,23 +55,23 @@ class Regression:
         return Moments(mean, variance, float(((mean - self.truth) ** 2).sum() + variance.sum()))
 
     def largest_useful_alpha(self) -> float:
-        """Return the alpha below which L2-SP has a smaller error than least squares; inf if every alpha does.
+        """Return the alpha below which L2-SP has a smaller error than least squares; inf if this holds for every alpha.
 
         It is 2 p sigma^2 / (||eps||^2 - p sigma^2), or inf if ||eps||^2 <= p sigma^2. (The paper's text says
-        ||eps|| < p sigma^2 here; its formula shows that the square is meant.)
+        ||eps|| < p sigma^2 as this condition; the paper's formula shows that the square is meant.)
         """
         noise = self.p * self.sigma**2
         return 2 * noise / (self.distance - noise) if self.distance > noise else float("inf")
 
     def best_alpha(self) -> float:
-        """Return the alpha with L2-SP's smallest error, p sigma^2 / ||eps||^2. Not in the paper."""
+        """Return the alpha that minimizes the error of L2-SP, p sigma^2 / ||eps||^2. Not in the paper."""
         return self.p * self.sigma**2 / self.distance if self.distance else float("inf")
 
 
 def closed_form(
     estimator: Estimator, design: np.ndarray, responses: np.ndarray, start: np.ndarray, alpha: float
 ) -> np.ndarray:
-    """Return Table 7's estimate for an orthonormal design: p weights for n responses, Rp for Rn."""
+    """Return Table 7's estimate for an orthonormal design: p weights from n responses, or R x p from R x n."""
     projected = responses @ design  # X'y
     if estimator == "least squares":
         return projected
@@ -89,13 +89,13 @@ def minimizer(
 
 
 def early_stopping_alpha(rate: float, steps: int) -> float:
-    """Return the alpha whose L2-SP estimate equals the result of `steps` of unregularized gradient descent.
+    """Return the alpha for which L2-SP's estimate equals the result of `steps` steps of plain gradient descent.
 
     With an orthonormal design, each step multiplies the distance to the least-squares estimate by 1 - rate, and L2-SP
-    leaves alpha / (1 + alpha) of it: early stopping acts as this penalty. Not in the paper.
+    multiplies it by alpha / (1 + alpha): early stopping acts as this penalty. Not in the paper.
 
     Raises:
-        ValueError: `rate` is not between 0 and 1, or `steps` is below 1 (an infinite alpha).
+        ValueError: `rate` is not between 0 and 1, or `steps` is below 1, which would need an infinite alpha.
     """
     if not 0 < rate < 1 or steps < 1:
         raise ValueError(f"rate must be between 0 and 1 and steps at least 1, got {rate} and {steps}")
@@ -110,7 +110,7 @@ def simulate(
     """Return the moments of `minimizer` over `repetitions` draws of the noise, without using Table 7.
 
     Raises:
-        ValueError: there are fewer rows than weights, so no design is orthonormal.
+        ValueError: there are fewer rows than weights, so no orthonormal design exists.
     """
     if rows < regression.p:
         raise ValueError(f"{rows} rows cannot hold {regression.p} orthonormal columns")
@@ -126,7 +126,7 @@ def descent(
     hessian: np.ndarray, minimum: np.ndarray, start: np.ndarray, reference: np.ndarray, alpha: float,
     *, rate: float = 0.02, steps: int = 2000,
 ) -> np.ndarray:  # fmt: skip
-    """Return the path of gradient descent, (steps + 1)p, on a quadratic risk plus a penalty.
+    """Return the path of gradient descent on a quadratic risk plus a penalty, (steps + 1) x p.
 
     The risk is 1/2 (w - minimum)' H (w - minimum), the penalty alpha/2 ||w - reference||^2.
     """
@@ -143,13 +143,13 @@ class Panel(NamedTuple):
     title: str
     start: np.ndarray
     reference: np.ndarray
-    """Center of the admissible set, towards which the regularizer pulls."""
+    """Center of the admissible set, to which the regularizer pulls the weights."""
     path: np.ndarray
-    """Points from the start to the regularized solution, on the border of the admissible set."""
+    """Points on the path from the start to the regularized solution, which is on the border of the admissible set."""
 
     @property
     def radius(self) -> float:
-        """Radius of the admissible set, the constraint with the same solution as the penalty."""
+        """Radius of the admissible set; the constraint to this set has the same solution as the penalty."""
         return float(np.linalg.norm(self.path[-1] - self.reference))
 
 
@@ -159,11 +159,11 @@ STRENGTH = 0.45
 _TURN = np.deg2rad(-35)
 _AXES = np.array([[np.cos(_TURN), -np.sin(_TURN)], [np.sin(_TURN), np.cos(_TURN)]])
 HESSIAN = _AXES @ np.diag([0.35, 1.4]) @ _AXES.T
-"""Problem of Figure 1. The paper gives no numbers; these show its situation, a start near the minimum."""
+"""Problem in Figure 1. The paper gives no numbers; these numbers show its case of a start near the minimum."""
 
 
 def figure_panels(alpha: float = STRENGTH) -> list[Panel]:
-    """Return the three plots of Figure 1, with the same problem and alpha."""
+    """Return the three plots of Figure 1, all with the same problem and alpha."""
     origin = np.zeros(2)
     settings = [
         ("(a) L2, from scratch", origin, origin),
@@ -176,7 +176,7 @@ def figure_panels(alpha: float = STRENGTH) -> list[Panel]:
 def draw_figure1(panels: list[Panel], path: Path) -> None:
     """Write Figure 1 as a PNG, with the paper's symbols: star, cross, segment, point, ellipses and circle.
 
-    The paper draws a large circle in every plot. Here alpha is the same in all, so the circle of (c) is small.
+    The paper draws a large circle in every plot. Here all plots have the same alpha, so the circle in (c) is small.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -205,9 +205,10 @@ EXAMPLE = Regression(truth=np.linspace(-2, 2, 8), start=np.linspace(-2, 2, 8) + 
 
 
 def report(regression: Regression = EXAMPLE) -> str:
-    """Return two Markdown tables: Table 7 beside its simulation, and L2-SP's error around the limit of alpha.
+    """Return two Markdown tables: Table 7 beside its simulation, and L2-SP's error around the largest useful alpha.
 
-    The first has a row per estimator, at the best alpha; the second a row per fraction of the largest useful alpha.
+    The first table has a row for each estimator, at the best alpha. The second table has a row for each of several
+    fractions of the largest useful alpha.
     """
     alpha, limit = regression.best_alpha(), regression.largest_useful_alpha()
     moments = []

@@ -1,4 +1,4 @@
-"""Curves and tables of runs, from their `metrics.jsonl`, with means over seeds."""
+"""Make curves and tables of runs from their `metrics.jsonl`, with means over seeds."""
 
 import math
 import re
@@ -18,9 +18,9 @@ from mtsp.tracking.metrics_file import METRICS, read_metrics
 EXPERIMENT = "experiment.yaml"
 
 HEADLINES = tuple(f"*/{name}" for name in headlines())
-"""Metrics that a table shows by default; `*` stands for anything, including `/`."""
+"""Metrics that a table shows by default; `*` matches any text, including `/`."""
 CURVES = ("loss*", "train/*", "penalty*", *HEADLINES, "*distance*", "lr*")
-"""Metrics drawn by default."""
+"""Metrics that curves show by default."""
 
 _LOWER = re.compile(r"(^|/)(loss|penalty|distance)(/|$)|(^|/)(epe|out_|fl_|[jf]_decay)[^/]*$", re.IGNORECASE)
 
@@ -41,13 +41,13 @@ class RunLog:
         rows = read_metrics(path / METRICS)
         file = path / EXPERIMENT
         if not file.is_file():
-            raise FileNotFoundError(f"no {file}; a run folder, as tools/train.py writes it, holds one")
+            raise FileNotFoundError(f"no {file}; name a run folder that tools/train.py wrote")
         try:
             experiment = parse_yaml(file.read_text(encoding="utf-8"))
         except ValueError as error:  # ConfigError, or not UTF-8
             raise ValueError(f"{file}: {error}") from error
         if not isinstance(experiment, dict) or not {"name", "seed"} <= experiment.keys():
-            raise ValueError(f"{file}: an experiment with `name` and `seed` is expected")
+            raise ValueError(f"{file}: expected an experiment with `name` and `seed`")
         return cls(path, str(experiment["name"]), experiment["seed"], experiment, rows)
 
     @property
@@ -56,12 +56,12 @@ class RunLog:
         return list(dict.fromkeys(key for row in self.rows for key in row if key not in ("step", "time")))
 
     def curve(self, metric: str) -> dict[int, float]:
-        """Return the metric by step. If a step was logged twice, as after a resume, the later value counts."""
+        """Return the metric by step. If a step was logged twice, for example after a resume, the later value counts."""
         points = {int(row["step"]): row[metric] for row in self.rows if metric in row}
         return dict(sorted(points.items()))
 
     def last(self, metric: str) -> float | None:
-        """Return the metric at the last step that has it."""
+        """Return the metric at the last step at which it was logged, or None if it never was."""
         curve = self.curve(metric)
         return curve[max(curve)] if curve else None
 
@@ -70,7 +70,7 @@ def grouped(runs: Iterable[RunLog]) -> dict[str, list[RunLog]]:
     """Group runs by name, so that means over a group are means over seeds.
 
     Raises:
-        ValueError: two runs of one name have the same seed, or differ in more than the seed and numbers in paths.
+        ValueError: runs with the same name have the same seed, or differ in more than the seed and numbers in paths.
     """
     groups: dict[str, list[RunLog]] = {}
     for run in runs:
@@ -83,12 +83,12 @@ def grouped(runs: Iterable[RunLog]) -> dict[str, list[RunLog]]:
                 raise ValueError(f"{both} with seed {other.seed}; leave one out, or rename one with name=...")
             seeds[other.seed] = other
             if difference := _difference(first.experiment, other.experiment):
-                raise ValueError(f"{both} but differ in {difference}; runs of one name may differ in seed only")
+                raise ValueError(f"{both} but differ in {difference}; runs of one name may differ only in seed")
     return groups
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Return the first key but the seed in which two experiments differ, with both values, or None."""
+    """Return the first key except the seed in which two experiments differ, with both values, or None."""
     from mtsp.training.resume import differences
 
     for key, a, b in differences(one, other):
@@ -115,10 +115,10 @@ def matching(runs: Iterable[RunLog], patterns: Sequence[str]) -> list[str]:
 
 
 def curves(runs: Sequence[RunLog], path: Path, patterns: Sequence[str] = CURVES) -> None:
-    """Write a PNG of metrics over steps: a plot per metric, a color per run name, thin lines for seeds.
+    """Write a PNG of metrics over steps: one plot for each metric, one color for each run name, thin lines for seeds.
 
-    A thick line is the mean over seeds, at the steps that all seeds have. Losses that change by more than a factor of
-    30 have a logarithmic scale.
+    A thick line is the mean over seeds, at steps that all seeds logged. Losses that change by more than a factor of 30
+    have a logarithmic scale.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -167,13 +167,13 @@ def table(
     patterns: Sequence[str] = HEADLINES,
     paper: Mapping[str, Mapping[str, float | str]] | None = None,
 ) -> str:
-    """Return a Markdown table of the metrics at each run's last step, a row per run name.
+    """Return a Markdown table of the metrics at each run's last step, with one row for each run name.
 
-    Several seeds are shown as mean ± sample standard deviation (n - 1). Published numbers, given as `paper` by run
-    name and metric, are shown beside the measured ones.
+    Several seeds are shown as mean ± sample standard deviation (n - 1). Published values, passed as `paper` by run
+    name and metric, are shown beside the measured values.
 
     Raises:
-        ValueError: see :func:`grouped` and :func:`matching`; or a published number has no run or metric here.
+        ValueError: see :func:`grouped` and :func:`matching`; or a published value has no run or metric in the table.
     """
     groups = grouped(runs)
     metrics = matching(runs, patterns)
@@ -206,14 +206,14 @@ def _spread(values: Sequence[float], runs: int) -> str:
 
 
 def _number(value: float) -> str:
-    """Format with three decimals, one from 100 on, five below 0.01."""
+    """Format a value with three decimals; with one decimal from 100 up, with five below 0.01."""
     if value != 0 and abs(value) < 0.01:
         return f"{value:.5f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
 def markdown_table(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> str:
-    """Return a Markdown table that is also aligned as text: the first column left, the others right."""
+    """Return a Markdown table that is also aligned as plain text: the first column left, all others right."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [columns, *rows]]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(columns))]
     rule = ["-" * (width - 1) + ":" if i else "-" * width for i, width in enumerate(widths)]
@@ -225,12 +225,12 @@ def markdown_table(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> str
 
 
 def comparison(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str], title: str = "") -> Table:
-    """Return a table for the terminal, the best of each column bold.
+    """Return a table for the terminal, with the best value of each column in bold.
 
     Args:
         rows: metrics by row label, such as "start", "L2", "L2-SP". A missing metric is shown as "-".
-        columns: heading by metric, as {"J_mean": "J", "epe": "EPE"}; an arrow shows which direction is better.
-        title: shown above the table.
+        columns: heading by metric, such as {"J_mean": "J", "epe": "EPE"}; an arrow shows which direction is better.
+        title: text above the table.
     """
     view = Table(title=title or None, title_justify="left")
     view.add_column("", no_wrap=True)
@@ -255,7 +255,7 @@ def _headings(columns: Mapping[str, str]) -> list[str]:
 def _compared(
     rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]
 ) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    """Yield label and cells of each row; a cell is a text, and whether it is the best of its column."""
+    """Yield label and cells of each row; a cell is (text, whether it is the best of its column)."""
     best = {}
     for metric in columns:
         values = [row[metric] for row in rows.values() if math.isfinite(row.get(metric, math.nan))]

@@ -1,4 +1,4 @@
-"""Compare no regularization, L2, and L2-SP at several strengths: the runs of a sweep and their table."""
+"""Compare no regularization, L2, and L2-SP at several strengths: run a sweep and make its table."""
 
 import csv
 import io
@@ -19,20 +19,20 @@ from mtsp.training.experiment import AnyExperiment
 from mtsp.training.resume import is_finished
 
 LENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1)
-"""Default time constants as fractions of the run, from weak to strong."""
+"""Default time constants as multiples of the number of steps, from weak to strong regularization."""
 
 _LOG = logging.getLogger("mtsp")
 
 
 class Row(NamedTuple):
-    """One way to regularize, to be run with every seed."""
+    """One row of the table: a regularization to run with every seed."""
 
     key: str
-    """Name in its folders: none, l2, tau300."""
+    """Name in the run folders, such as none, l2, tau300."""
     name: str
     """Name in the table."""
     tau: float | None
-    """Time constant in steps; None without a pull to the start."""
+    """Time constant in steps; None for rows without L2-SP."""
     experiment: AnyExperiment
 
 
@@ -45,26 +45,26 @@ def sweep(
     taus: Sequence[float] | None = None,
     metrics: Sequence[str] = HEADLINES,
 ) -> str | None:
-    """Run every row with every seed unless it is finished; return a table of mean ± sample deviation over the seeds.
+    """Run every row with every seed, skipping finished runs; return a table of mean ± sample deviation over the seeds.
 
-    All rows of one seed come before the next seed, so the first comparison is complete early. Returns None if a signal
-    stopped a run, which is then saved.
+    All rows run with one seed before any row runs with the next, so that a first comparison is complete early. Returns
+    None if a signal stopped a run, which is then saved.
 
     Args:
-        experiment: has the regularizer l2sp or l2, whose beta is used, and a branch with pretrained weights.
-        folder: where the runs, as `folder/tau300-seed0`, `table.md` and `runs.csv` go.
+        experiment: must have the regularizer l2sp or l2, which sets beta, and a branch with pretrained weights.
+        folder: folder for the runs (such as `folder/tau300-seed0`), `table.md` and `runs.csv`.
         train: trains one experiment in a folder, with `resume="auto"`; returns None if a signal stopped it.
-        seeds: number of seeds, from the experiment's own upwards.
+        seeds: number of seeds, counting up from the experiment's own seed.
         taus: see :func:`rows`.
-        metrics: columns of the table, as `data/metric`; `*` matches anything.
+        metrics: columns of the table, as `data/metric`; `*` matches any text.
 
     Raises:
-        ValueError, OSError, FloatingPointError: with a message that says what to mend.
+        ValueError, OSError, FloatingPointError: with a message that says how to fix it.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
     if not experiment.evaluation.data:
-        raise ConfigError("evaluation.data is empty, so there is nothing to compare; name entries of `data`")
+        raise ConfigError("evaluation.data is empty, so there is nothing to compare; set it to entries of `data`")
     planned = rows(experiment, taus)
     runs = [
         (row.experiment.model_copy(update={"seed": seed}), folder / f"{row.key}-seed{seed}")
@@ -72,7 +72,7 @@ def sweep(
         for row in planned
     ]
     may_differ, otherwise = ("tracking", "train.workers", "train.keep_last"), "give another --run-dir"
-    # All of them before any work: a folder with another run is an error.
+    # Check all folders before the first run starts: a folder with another run is an error.
     done = [is_finished(one, run_dir, may_differ=may_differ, otherwise=otherwise) for one, run_dir in runs]
     for number, (one, run_dir) in enumerate(runs, start=1):
         if not done[number - 1]:
@@ -86,12 +86,13 @@ def sweep(
 def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None) -> list[Row]:
     """Return the rows to compare: none, L2, and L2-SP from weak to strong, with one time constant for all branches.
 
-    The experiment's alphas are replaced, its betas stay. The L2 row has its alpha if its regularizer is l2, else its
-    beta. `taus` are time constants in steps; default: 10, 3, 1, 0.3 and 0.1 times the run's steps.
+    The L2-SP rows replace the experiment's alphas and keep its betas. The L2 row uses the experiment's alpha if its
+    regularizer is l2, otherwise its beta. `taus` are time constants in steps; default: 10, 3, 1, 0.3 and 0.1 times the
+    run's number of steps.
 
     Raises:
-        ConfigError: there is no beta, no pretrained branch, or no time constant. A coupled pull has one only through
-            SGD, and regularizers other than l2 and l2sp have none.
+        ConfigError: there is no beta, no pretrained branch, or no time constant. In coupled mode only SGD has a time
+            constant; regularizers other than l2 and l2sp have none.
     """
     settings = experiment.regularizer
     if settings.name == "none":
@@ -103,9 +104,9 @@ def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None) -> list
     steps = experiment.train.steps
     constants = [max(1.0, round(steps * length)) for length in LENGTHS] if taus is None else list(taus)
     if wrong := [tau for tau in constants if not 1 <= tau < float("inf")]:
-        raise ConfigError(f"a time constant is a number of steps from 1 up, got {wrong[0]:g}")
+        raise ConfigError(f"a time constant must be at least 1 step, got {wrong[0]:g}")
     if len(set(constants)) < len(constants):
-        raise ConfigError(f"two of the time constants are the same: {', '.join(f'{tau:g}' for tau in constants)}")
+        raise ConfigError(f"two time constants are equal: {', '.join(f'{tau:g}' for tau in constants)}")
     own = experiment.model_dump(mode="json")
     if settings.name == "l2":
         alpha, alphas = own["regularizer"]["alpha"], {name: one["alpha"] for name, one in own["branches"].items()}
@@ -169,7 +170,7 @@ def _alpha(experiment: AnyExperiment, tau: float, lr: float) -> float:
 def _regularized(
     experiment: AnyExperiment, key: str, name: str, alpha: object = None, alphas: Mapping[str, object] | None = None
 ) -> AnyExperiment:
-    """Return the experiment with another regularizer and its `alphas` by branch; beta and mode stay."""
+    """Return the experiment with another regularizer and with `alphas` by branch; beta and mode stay."""
     values = experiment.model_dump(mode="json")
     own = values["regularizer"]
     values["name"] = f"{experiment.name}-{key}"
@@ -184,7 +185,7 @@ def _regularized(
 
 
 def seeds_from(experiment: AnyExperiment, count: int) -> range:
-    """Return the seeds of a sweep, from the experiment's own upwards."""
+    """Return `count` seeds, counting up from the experiment's own seed."""
     return range(experiment.seed, experiment.seed + count)
 
 
@@ -207,7 +208,7 @@ def _tau(row: Row) -> str:
 
 
 def _alphas(experiment: AnyExperiment) -> str:
-    """Return the alphas of the trained pretrained branches, as one number if they are equal."""
+    """Return the alphas of the trained pretrained branches as text, as one number if they are equal."""
     alphas, _ = experiment.strengths()
     used = {name: f"{alphas[name]:.3g}" for name in _pulled(experiment) if name in alphas}
     if len(set(used.values())) <= 1:

@@ -1,1 +1,1 @@
-"""Tracking: metrics.jsonl always, Weights & Biases and TensorBoard on request."""
+"""Track runs: always in `metrics.jsonl`, on request also in Weights & Biases and TensorBoard."""

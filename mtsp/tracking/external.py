@@ -1,4 +1,4 @@
-"""Trackers of others, such as wandb: if one fails, the run goes on without it."""
+"""Report to third-party trackers, such as wandb: if one fails, the run continues without it."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ _LOG = logging.getLogger("mtsp")
 
 
 class ExternalTracker:
-    """A tracker that never stops a run: after a failure it tries the next of its `modes`; after the last it is silent.
+    """A tracker that never stops a run: after a failure it tries its next mode; after the last mode it reports nothing.
 
     A subclass reports to its own run or writer, the `sink`, and may raise anything there.
     """
@@ -25,7 +25,7 @@ class ExternalTracker:
         self._attempt(lambda sink: None)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Report numbers."""
+        """Report the values of a step by name."""
         self._attempt(lambda sink: self._log(sink, step, values))
 
     def figures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -56,7 +56,7 @@ class ExternalTracker:
                 if self._sink is None:
                     self._sink = self._open(self._modes[0])
                 action(self._sink)
-            except Exception as error:  # whatever it is, it must not stop the run
+            except Exception as error:  # no error of a tracker may stop the run
                 failed, *self._modes = self._modes
                 self._sink = None
                 reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: write it so that a kill loses nothing, cut it back on resume, and read it."""
+"""Write `metrics.jsonl` so that a kill loses nothing, truncate it on resume, and read it."""
 
 import itertools
 import json
@@ -19,8 +19,8 @@ _LOG = logging.getLogger("mtsp")
 class MetricsFile:
     """`metrics.jsonl`, open for appending. Raises OSError if it cannot be written.
 
-    A resumed run drops the lines after `resume_step`. A new run (None) moves a file that has lines to
-    `metrics.1.jsonl` or the next free number.
+    A resumed run drops the lines after `resume_step`. A new run (None) renames a file that is not empty to
+    `metrics.1.jsonl`, or uses the next free number.
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
@@ -42,7 +42,7 @@ class MetricsFile:
         row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         try:
-            while line:  # a nearly full disk takes part of it, then the next write raises
+            while line:  # a nearly full disk stores part of the line; then the next write raises
                 line = line[self._file.write(line) :]
         except OSError as error:
             raise cannot_write(self._path, error) from error
@@ -58,11 +58,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     An incomplete last line is ignored: the run may still be writing it, or was killed.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a line is not a JSON object of numbers with a `step`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}; a run folder, as tools/train.py writes it, holds one")
+        raise FileNotFoundError(f"no {path}; name a run folder that tools/train.py wrote")
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         row = _parse(line)
@@ -85,7 +85,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def cannot_write(path: Path, error: OSError) -> OSError:
     """Return an OSError that names the file and the reason."""
     reason = error.strerror or error
-    return OSError(error.errno, f"cannot write: {reason}; what was written before is kept", str(path))
+    return OSError(error.errno, f"cannot write: {reason}; lines written before are kept", str(path))
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -108,4 +108,4 @@ def _move_aside(path: Path) -> None:
     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
-    _LOG.warning("%s holds the curves of an earlier run; moved to %s", path, aside.name)
+    _LOG.warning("%s contains the curves of an earlier run; renamed it to %s", path, aside.name)

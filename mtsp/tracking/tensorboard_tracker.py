@@ -12,7 +12,7 @@ from mtsp.tracking.external import ExternalTracker
 class TensorBoardTracker(ExternalTracker):
     """Writes event files to `run_dir/tensorboard`, with the resolved config as text.
 
-    A resumed run replaces what was written after `resume_step`.
+    A resumed run replaces the events after `resume_step`.
     """
 
     name = "tensorboard"

@@ -1,6 +1,6 @@
-"""Tracking: report a run's numbers and figures to `metrics.jsonl`, and to wandb and TensorBoard on request.
+"""Report a run's metrics and figures: metrics to `metrics.jsonl`, and on request both to wandb and TensorBoard.
 
-`metrics.jsonl` has every number. The other trackers may fail at any time; the run goes on without them.
+`metrics.jsonl` has every metric. The other trackers may fail at any time; the run continues without them.
 """
 
 import os
@@ -29,17 +29,17 @@ class TrackingConfig(Config):
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
     """Trackers besides `metrics.jsonl`, which is always written."""
     project: str = Field(default="mtsp", min_length=1)
-    """The wandb project."""
+    """Name of the wandb project."""
     mode: Literal["online", "offline", "disabled"] = "online"
-    """Mode of wandb. The environment variable WANDB_MODE, which clusters set, overrides it."""
+    """Mode of wandb. The environment variable WANDB_MODE overrides it."""
     log_every: int = Field(default=50, gt=0)
-    """Optimizer steps between two lines of training metrics."""
+    """Number of optimizer steps between two lines of training metrics."""
     images: int = Field(default=4, ge=0)
-    """Samples drawn at each validation, per data entry."""
+    """Number of samples to draw as figures at each validation, per data entry."""
 
 
 class Tracker:
-    """Writes a run's numbers and figures. The main process opens it; the others use a silent one.
+    """Writes the metrics and figures of a run. The main process opens it; other processes use `Tracker.silent()`.
 
     `metrics.jsonl` in the run's folder has one JSON object per line: `step`, `time` (seconds since 1970), then the
     values, with null for NaN and infinities. A line has been written when `log` returns. Figures are
@@ -68,14 +68,14 @@ class Tracker:
         """Return the tracker of a new or resumed run. Call it on the main process.
 
         A resumed run continues its curves: lines logged after the checkpoint are dropped, and wandb continues the same
-        run. A new run moves the curves of an earlier one to `metrics.1.jsonl`, `metrics.2.jsonl` and so on.
+        run. A new run renames the `metrics.jsonl` of an earlier run to `metrics.1.jsonl`, `metrics.2.jsonl` and so on.
 
         Args:
             config: which trackers to use.
-            run_dir: the run's folder; made if it does not exist.
+            run_dir: the run's folder; created if it does not exist.
             experiment: the resolved config as plain data, shown beside the curves.
             run_name: name of the run in the trackers.
-            resume_state: `state()` from the checkpoint to continue from.
+            resume_state: the result of :meth:`state` in the checkpoint to continue from; None for a new run.
 
         Raises:
             ConfigError: a tracker is not installed.
@@ -131,7 +131,7 @@ class Tracker:
             other.figures(step, images)
 
     def state(self) -> dict[str, Any]:
-        """Return the tracker's part of a checkpoint, as plain data. Call it after `log` of the checkpoint's step."""
+        """Return the tracker's state for a checkpoint, as plain data. Call it after `log` of the checkpoint's step."""
         run_ids = [other.run_id for other in self._others if isinstance(other, WandbTracker)]
         return {"step": self._step, "wandb_id": run_ids[0] if run_ids else None}
 

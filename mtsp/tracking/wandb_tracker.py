@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Report to Weights & Biases."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ import numpy as np
 from mtsp.tracking.external import ExternalTracker
 
 LOGIN_SECONDS = 30
-"""Seconds that wandb waits for a person at a terminal to enter a key."""
+"""Seconds that wandb waits for the user to enter a key in the terminal."""
 INIT_SECONDS = 20.0
-"""Seconds that wandb waits for its server; its client adds about 10 s (0.31.0, measured on a closed port)."""
+"""Seconds that wandb waits for its server. Version 0.31.0 then takes about 10 s more (measured on a closed port)."""
 FINISH_SECONDS = 120.0
-"""Seconds that wandb may upload after the last step; the rest stays on disk for `wandb sync`."""
+"""Seconds that wandb may upload after the last step; remaining data stays on disk for `wandb sync`."""
 
 
 class WandbTracker(ExternalTracker):
-    """Reports to wandb, which writes to `run_dir/wandb`; without a key or a server it goes on offline.
+    """Reports to wandb, which writes to `run_dir/wandb`; without a key or a server it continues offline.
 
     Args:
         run_dir: the run's folder.
@@ -50,8 +50,8 @@ class WandbTracker(ExternalTracker):
             reinit="create_new",  # do not touch a run of the caller's notebook
             settings=wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
         )
-        # A step metric of our own: wandb's `step` starts at 0 again when a run is resumed offline, and values logged at
-        # a smaller step are dropped.
+        # Use a separate step metric: wandb's own `step` restarts at 0 when a run is resumed offline, and wandb drops
+        # values logged at a smaller step.
         run.define_metric("global_step")
         run.define_metric("*", step_metric="global_step")
         return run

@@ -139,7 +139,7 @@ def test_the_program_draws_the_metrics_that_are_asked_for(tmp_path: Path) -> Non
     [
         (["table", "{run}", "--metrics", "davis/J"], "no metric davis/J; there are: train/loss, davis/J_mean"),
         (["curves", "{run}", "--metrics", "x*"], "no metric x*; there are"),
-        (["table", "{run}/nothing"], "a run folder, as tools/train.py writes it, holds one"),
+        (["table", "{run}/nothing"], "name a run folder that tools/train.py wrote"),
         (["curves", "{run}", "--out", "{run}/no/such.png"], "No such file or directory"),
         (["table", "{run}", "--paper", "{run}/experiment.yaml"], "experiment.yaml: expected lines like `run name:"),
     ],

@@ -33,7 +33,7 @@ def test_branches_that_are_all_frozen_are_refused_in_one_line(values: dict[str, 
     parse(AnyExperiment, values)  # the other one learns
     values["branches"]["segmentation"]["freeze"] = True
     said = refusal(values)
-    assert "branches: all of them are frozen" in said
+    assert "branches: all are frozen" in said
     assert len(said.splitlines()) == 1
 
 
