@@ -1,4 +1,4 @@
-"""Collate samples to batches and move them to a device; put a network in evaluation mode."""
+"""Collate samples into batches, move batches to a device, and put a network in evaluation mode."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from mtsp.types import Batch
 
 
 class Failure(NamedTuple):
-    """Error message of a sample that could not be read; a worker process returns it instead of raising."""
+    """The error message of a sample that could not be read; worker processes return it instead of raising."""
 
     message: str
 
@@ -20,7 +20,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
     """Return samples as one batch, with names in a list and tensors stacked.
 
     Raises:
-        ValueError: the samples have different labels or sizes; the message names two of them.
+        ValueError: the samples have different labels or sizes; the message names two such samples.
     """
     first = samples[0]
     keys = [key for key in first if key != "name"]
@@ -37,7 +37,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:
-    """Return the batch with its tensors on `device`, images in channels_last memory by default."""
+    """Return the batch with its tensors on `device`; images are in channels_last memory format by default."""
     moved = {}
     for key, value in batch.items():
         if isinstance(value, Tensor):

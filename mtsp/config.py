@@ -1,7 +1,7 @@
-"""Configuration: typed sections, read from YAML and the command line, with all mistakes in one message.
+"""Read typed configs from YAML and the command line, and report all mistakes in one message.
 
-A section is a :class:`Config` declared beside the class that it configures; its ``build()`` makes the object. A file
-holds values and nothing else: no inheritance, no interpolation, no class paths.
+A section is a :class:`Config` declared beside the class that it configures; its ``build()`` makes the object. A config
+file contains only values: no inheritance, no interpolation, no class paths.
 """
 
 import difflib
@@ -16,24 +16,24 @@ import pydantic
 import yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-"""Folder of the shipped configs: a config named without a folder is looked up here."""
+"""Folder of the shipped configs; a config name without a folder is looked up here."""
 
 MAX_BYTES = 1 << 20
 _ConfigT = TypeVar("_ConfigT", bound="Config")
 
 
 class ConfigError(ValueError):
-    """A mistake in a config or a command line. The message says what is wrong, where, and what to write instead."""
+    """Raised for mistakes in a config or a command line. The message says what is wrong, where, and how to fix it."""
 
 
 class Config(pydantic.BaseModel):
-    """A section of an experiment: immutable, without unknown keys, and without conversion of values."""
+    """A section of an experiment: immutable; unknown keys are errors, and values are not converted."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, `on` and `yes` are words, and a repeated key is an error."""
+    """A YAML loader for which 1e-3 is a number, `on` and `yes` are strings, and a repeated key is an error."""
 
 
 _SCALARS = {
@@ -44,7 +44,7 @@ _SCALARS = {
         "-+.0123456789",
     ),
 }
-"""Spelling of each kind of value, and the characters that it may begin with."""
+"""Pattern of each kind of value, and the characters that the value may begin with."""
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _SCALARS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -58,7 +58,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: a key must be a word, got {key!r}")
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: a key must be a string, got {key!r}")
         if key in seen:
             raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
         seen.add(key)
@@ -70,7 +70,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 def _alias(loader: _Loader, node: yaml.Node | None, index: Any) -> yaml.Node:
     if loader.check_event(yaml.AliasEvent):
-        raise ConfigError("anchors and aliases (& and *) are not read; write the value out")
+        raise ConfigError("YAML anchors and aliases (& and *) are not supported; write the value out")
     return yaml.SafeLoader.compose_node(loader, node, index)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
@@ -78,9 +78,9 @@ _Loader.compose_node = _alias  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the plain data in a YAML text, with `1e-3` read as a number. Raises ConfigError; never runs code."""
+    """Return the plain data in a YAML text; `1e-3` is a number. Never runs code. Raises ConfigError."""
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"the config has {len(text):,} bytes; at most {MAX_BYTES:,} are read")
+        raise ConfigError(f"the config has {len(text):,} bytes; at most {MAX_BYTES:,} are allowed")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -90,7 +90,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def find(name: str | Path) -> Path:
-    """Return the config file `name`: as given, or in `configs/`. Raises ConfigError with the nearest names."""
+    """Return the path of config file `name`, as a path or in `configs/`. Raises ConfigError with similar names."""
     path = Path(name)
     if path.is_file():
         return path
@@ -103,10 +103,10 @@ def find(name: str | Path) -> Path:
 
 
 def load(kind: type[_ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> _ConfigT:
-    """Return the config at `path` (see :func:`find`) with `key.path=value` overrides applied, as a `kind`.
+    """Return the config at `path` (see :func:`find`) with `key.path=value` overrides applied, as an object of `kind`.
 
     Raises:
-        ConfigError: every problem of file and command line at once, each with its key.
+        ConfigError: the file or an override has mistakes; the message lists all of them, each with its key.
     """
     path = find(path)
     try:
@@ -127,7 +127,9 @@ def load(kind: type[_ConfigT], path: str | Path, overrides: Sequence[str] = ()) 
 
 
 def parse(kind: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:
-    """Return `values` as a `kind`. Lists may become tuples and strings paths; nothing else is converted."""
+    """Return `values` as an object of `kind`. Lists may become tuples and strings may become paths; nothing else is
+    converted.
+    """
 
     def refuse(value: Any) -> str:
         raise ConfigError(f"{value!r} is not a value that a config can hold")
@@ -139,7 +141,7 @@ def parse(kind: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:
 
 
 def _override(values: dict[str, Any], text: str) -> str | None:
-    """Apply one `a.b.c=value`; return the problem with it, or None."""
+    """Apply one override `a.b.c=value`; return a description of the problem with it, or None."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         return f"{text!r} is not key=value, as in train.batch_size=4"
@@ -200,7 +202,7 @@ def _sentences(kind: type[Config], values: Any, error: pydantic.ValidationError)
 
 
 def _walk(kind: type[Config], values: Any, location: Iterable[Any]) -> tuple[str, type[Config] | None, Any]:
-    """Follow a pydantic location, which also names union tags; return the key as written, the section, the value."""
+    """Follow a pydantic location, which includes union tags; return the key as in the file, the section, the value."""
     key: list[str] = []
     section: Any = kind
     owner: type[Config] | None = kind

@@ -1,11 +1,11 @@
-"""Losses as sums with counts, so that the mean over micro-batches and processes is a mean over all their pixels.
+"""Compute each loss as a sum and a count, so that means over several micro-batches and processes are exact.
 
 The loss of a step is the sum of `total` over its micro-batches and processes, divided by the sum of `count`. A mean of
-means would give a pixel in a batch with few known pixels more weight than one in a batch with many. Counts depend on
-the labels alone (`mask_count` and others), so they are known before the network runs.
+means would give a pixel in a batch with few known pixels more weight than a pixel in a batch with many. `count` depends
+only on the labels (`mask_count` and others), so it is known before the network runs.
 
-Logits may be of any float type: losses are computed in float32, also inside autocast. On a CPU, a class outside [0, K)
-raises ValueError; on a GPU this check would be slow and is left out. Letters: B batch, K classes, H and W pixels.
+Logits may have any float type: losses are computed in float32, also inside autocast. On a CPU, a class outside [0, K)
+raises ValueError; on a GPU this check would be slow and is omitted. Letters: B batch, K classes, H and W pixels.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 from mtsp.types import IGNORE
 
 SCALE_WEIGHTS = (0.005, 0.01, 0.02, 0.08, 0.32)
-"""Weights of FlowNetS's five flows, finest first, in its Caffe training files."""
+"""Weights of the five flow scales in FlowNetS's Caffe training files, finest scale first."""
 
 
 class LossSum(NamedTuple):
@@ -30,22 +30,22 @@ class LossSum(NamedTuple):
 
 
 def mask_count(mask: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
-    """Return the count of :func:`cross_entropy`: the number of known pixels, or of frames for "sum"."""
+    """Return the number that :func:`cross_entropy` averages over: known pixels for "mean", frames for "sum"."""
     return (mask != IGNORE).sum() if reduction == "mean" else image_count(mask)
 
 
 def se_count(mask: Tensor) -> Tensor:
-    """Return the count of :func:`se_loss`: the number of images with a known pixel."""
+    """Return the number that :func:`se_loss` averages over: images with at least one known pixel."""
     return (mask != IGNORE).flatten(1).any(1).sum()
 
 
 def flow_count(truth: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Return the count of :func:`end_point_error`: the number of known pixels."""
+    """Return the number that :func:`end_point_error` averages over: known pixels."""
     return torch.tensor(truth[:, 0].numel(), device=truth.device) if valid is None else valid.sum()
 
 
 def image_count(labels: Tensor) -> Tensor:
-    """Return the count of the other losses: the number of images."""
+    """Return the number of images, which all other losses average over."""
     return torch.tensor(len(labels), device=labels.device)
 
 
@@ -54,12 +54,13 @@ def cross_entropy(
 ) -> LossSum:
     """Return the cross-entropy over the known pixels of a mask.
 
-    With `class_balance`, a pixel of class c has weight 1 - n_c / N, where N pixels of its frame are known and n_c of
-    them are of class c: two classes then have equal total weight. The weights are not renormalized: in a frame of one
-    class they are all 0. SegFlow's authors weight the gradient, but report the unweighted loss.
+    With `class_balance`, a pixel of class c has weight 1 - n_c / N, where N is the number of known pixels in its frame
+    and n_c the number of those with class c. With two classes, both then have equal total weight. The weights are not
+    renormalized: in a frame with only one class they are all 0. SegFlow's authors weight the gradient, but report the
+    unweighted loss.
 
-    A learning rate published for "sum" belongs to a loss that is larger by the number of pixels of a frame. With frames
-    of 480x854 = 409 920 pixels, 1e-9 for "sum" is 1e-9 * 409 920 = 4.1e-4 for "mean".
+    The loss for "sum" is larger than for "mean" by the number of pixels in a frame, so published learning rates differ
+    by this factor. With frames of 480x854 = 409 920 pixels, 1e-9 for "sum" is 1e-9 * 409 920 = 4.1e-4 for "mean".
 
     Args:
         logits: BKHW.
@@ -67,7 +68,7 @@ def cross_entropy(
         reduction: "mean" divides by the number of known pixels, ignoring weights; "sum" by the number of frames.
 
     Raises:
-        ValueError: sizes differ, or a class is unknown.
+        ValueError: sizes differ, or a class is outside [0, K).
     """
     if logits.shape[:1] + logits.shape[2:] != mask.shape:
         raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit a mask of shape {tuple(mask.shape)}")
@@ -83,14 +84,14 @@ def cross_entropy(
 
 
 def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
-    """Return EncNet's semantic encoding loss (SE-loss): does the image contain each class? The count is of images.
+    """Return EncNet's semantic encoding loss (SE-loss): a prediction of which classes the image contains.
 
-    Binary cross-entropy of each class, averaged over the classes, as in Zhang et al., "Context Encoding for Semantic
-    Segmentation" (CVPR 2018), section 3.1. Logits are BK; the mask is BHW, in [0, K) or IGNORE. An image without a
-    known pixel is ignored (the authors' code takes it as an image without any class).
+    It is the binary cross-entropy of each class, averaged over the classes, as in Zhang et al., "Context Encoding for
+    Semantic Segmentation" (CVPR 2018), section 3.1. `count` is the number of images. Logits are BK; the mask is BHW, in
+    [0, K) or IGNORE. An image without a known pixel is ignored (the authors' code treats it as containing no class).
 
     Raises:
-        ValueError: the batch sizes differ, or a class is unknown.
+        ValueError: the batch sizes differ, or a class is outside [0, K).
     """
     if logits.ndim != 2 or len(logits) != len(mask):
         raise ValueError(f"se_logits of shape {tuple(logits.shape)} does not fit a mask of shape {tuple(mask.shape)}")
@@ -105,12 +106,13 @@ def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
 
 
 def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> LossSum:
-    """Return the cross-entropy of the images' classes, with BK logits and B labels in [0, K). The count is of images.
+    """Return the cross-entropy of image classes, with BK logits and B labels in [0, K).
 
+    `count` is the number of images.
     `smoothing` is the fraction of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016).
 
     Raises:
-        ValueError: sizes differ, or a class is unknown.
+        ValueError: sizes differ, or a class is outside [0, K).
     """
     if logits.ndim != 2 or logits.shape[:1] != label.shape:
         raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(label.shape)}")
@@ -121,15 +123,15 @@ def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0
 
 
 def end_point_error(flow: Tensor, truth: Tensor, valid: Tensor | None = None, *, eps: float = 1e-12) -> LossSum:
-    """Return the end-point error sqrt(du*du + dv*dv + eps), in pixels. The count is of known pixels.
+    """Return the end-point error sqrt(du*du + dv*dv + eps), in pixels. `count` is the number of known pixels.
 
     `eps`, in square pixels, keeps the gradient finite where the error is zero. Larger values smooth small errors:
     FlowNet's Caffe loss uses 0.01 in units of 20 pixels, that is 4 square pixels. (`vector_norm` over two channels
     needs no eps but is 100 times slower on a CPU.)
 
     Args:
-        flow: B2HW, pixels.
-        truth: like `flow`.
+        flow: B2HW, predicted flow in pixels.
+        truth: B2HW, ground truth in pixels.
         valid: BHW bool, where `truth` is known; None: everywhere. Unknown pixels may hold NaN.
 
     Raises:
@@ -153,16 +155,17 @@ def multiscale_epe(
     eps: float = 1e-12,
     scale: float = 20.0,
 ) -> LossSum:
-    """Return FlowNet's multi-scale training loss: end-point errors summed over pixels. The count is of frames.
+    """Return FlowNet's multi-scale training loss: end-point errors summed over pixels. `count` is the number of frames.
 
-    After Dosovitskiy et al. (arXiv:1504.06852) and their Caffe files: errors in units of `scale` pixels are summed over
-    the pixels of each scale, weighted by scale, and divided by the number of frames. `eps` is in those units, squared;
-    Caffe's is 0.01, which smooths errors below 2 pixels. The truth of a coarse pixel is the mean over the known pixels
-    under it, and unknown if more than half of them are unknown; Caffe's mean is triangle-weighted over a wider window.
+    After Dosovitskiy et al. (arXiv:1504.06852) and their Caffe files: end-point errors, in units of `scale` pixels, are
+    summed over the pixels of each scale, and the sums are added with `weights`. `eps` is in the same units, squared;
+    Caffe uses 0.01, which smooths errors below 2 pixels. The ground truth of a coarse pixel is the mean over the known
+    pixels that it covers, and is unknown if more than half of these are unknown; Caffe uses a triangle-weighted mean
+    over a wider window.
 
     Args:
-        pyramid: B2hw each, finest first, in pixels of the frame's resolution.
-        truth: B2HW, in pixels.
+        pyramid: predicted flows, B2hw each, finest first, in pixels of the frame's resolution.
+        truth: B2HW, ground truth in pixels.
         valid: BHW bool, where `truth` is known; None: everywhere. Unknown pixels may hold NaN.
         weights: one per scale, finest first.
 
@@ -189,7 +192,7 @@ def _check_classes(labels: Tensor, known: Tensor, classes: int, what: str) -> No
 
 def _balance(mask: Tensor, known: Tensor, classes: int) -> Tensor:
     """Return BHW weights: 1 - n_c / N for the class c of each known pixel; arbitrary for unknown pixels."""
-    codes = torch.where(known, mask, classes)  # unknown pixels are a class of their own
+    codes = torch.where(known, mask, classes)  # count unknown pixels as an extra class
     frame = torch.arange(len(mask), device=mask.device).view(-1, 1, 1)
     counts = torch.bincount((codes + frame * (classes + 1)).flatten(), minlength=len(mask) * (classes + 1))
     counts = counts.view(len(mask), classes + 1).float()
@@ -198,14 +201,14 @@ def _balance(mask: Tensor, known: Tensor, classes: int) -> Tensor:
 
 
 def _error(flow: Tensor, truth: Tensor, valid: Tensor, eps: float) -> Tensor:
-    """Return BHW end-point errors, zero where not valid. The mask comes before the arithmetic: 0 * NaN is NaN."""
+    """Return BHW end-point errors, zero where not valid. Mask the input, not the result, because 0 * NaN is NaN."""
     difference = torch.where(valid[:, None], flow - truth, 0.0)
     u, v = difference.unbind(1)
     return torch.where(valid, (u * u + v * v + eps).sqrt(), 0.0)
 
 
 def _shrunk(truth: Tensor, valid: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return B2hw means over the known pixels of each cell, and Bhw bool: whether half of the cell is known."""
+    """Return B2hw means over the known pixels of each cell, and Bhw bool: whether at least half the cell is known."""
     full_height, full_width = truth.shape[-2:]
     cells = {2**k: (math.ceil(full_height / 2**k), math.ceil(full_width / 2**k)) for k in range(8)}
     stride = next((stride for stride, sides in cells.items() if sides == (height, width)), None)

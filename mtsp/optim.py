@@ -1,4 +1,4 @@
-"""Optimizers with a learning rate per branch, and learning-rate schedules as pure functions of the step."""
+"""Build optimizers with one learning rate per branch, and learning-rate schedules as pure functions of the step."""
 
 import math
 from collections.abc import Mapping
@@ -56,28 +56,28 @@ class RMSPropConfig(Config):
 OptimizerConfig = Annotated[SGDConfig | AdamConfig | RMSPropConfig, Field(discriminator="name")]
 
 _USERS = {"power": ["poly"], "every": ["step"], "milestones": ["step"], "factor": ["step"], "final": ["poly", "cosine"]}
-"""The schedules that use each field; `warmup` belongs to all."""
+"""Schedules that use each field; all schedules use `warmup`."""
 
 
 class ScheduleConfig(Config):
-    """Learning rate over the run, as a factor of each branch's full rate."""
+    """Learning-rate schedule: a factor at each step, by which the full learning rate of each branch is multiplied."""
 
     name: Literal["constant", "poly", "step", "cosine"] = "constant"
     warmup: int = Field(default=0, ge=0)
-    """Steps over which the rate rises linearly to its full value."""
+    """Number of steps over which the learning rate rises linearly to its full value."""
     power: float = Field(default=0.9, gt=0)
-    """poly: (1 - done) ** power."""
+    """poly: exponent in (1 - done) ** power, where `done` is the fraction of the run that is done."""
     every: int | None = Field(default=None, gt=0)
-    """step: multiply by `factor` every so many steps."""
+    """step: number of steps after which the learning rate is multiplied by `factor`, again and again."""
     milestones: tuple[Annotated[int, Field(gt=0)], ...] = ()
-    """step: multiply by `factor` at each of these steps instead."""
+    """step: steps at which the learning rate is multiplied by `factor`, instead of `every`."""
     factor: float = Field(default=0.5, gt=0, lt=1)
     final: float = Field(default=0.0, ge=0, lt=1)
-    """poly, cosine: the factor at the end of the run."""
+    """poly, cosine: factor of the learning rate at the end of the run."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> "ScheduleConfig":
-        """Refuse a field that the schedule ignores, unless it has its default: resolved configs contain all fields."""
+        """Refuse fields that the schedule ignores, except defaults: resolved configs contain all fields."""
         for key, users in _USERS.items():
             if self.name not in users and getattr(self, key) != type(self).model_fields[key].default:
                 names = " or ".join(f"`name: {user}`" for user in users)
@@ -104,9 +104,9 @@ class ScheduleConfig(Config):
 
 
 def parameter_groups(model: nn.Module, branches: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return one parameter group per branch: its name, its parameters, its learning rate (also as `full_lr`).
+    """Return one parameter group per branch, with name, parameters, and learning rate (as `lr` and `full_lr`).
 
-    `branches` has the learning rates; the name of each parameter begins with its branch and a dot.
+    `branches` maps branch names to learning rates; the name of each parameter begins with its branch and a dot.
 
     Raises:
         ValueError: a parameter belongs to no branch and would never be trained.
@@ -115,13 +115,13 @@ def parameter_groups(model: nn.Module, branches: Mapping[str, float]) -> list[di
     for name, parameter in model.named_parameters():
         branch = name.partition(".")[0]
         if branch not in groups:
-            raise ValueError(f"the weight {name} belongs to none of the branches {', '.join(branches)}")
+            raise ValueError(f"weight {name} belongs to none of the branches {', '.join(branches)}")
         groups[branch]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 
 def set_learning_rates(optimizer: Any, factor: float) -> dict[str, float]:
-    """Set each group's learning rate to `factor` times its full one; return the rates by branch."""
+    """Set each group's learning rate to `factor` times its full learning rate; return the learning rates by branch."""
     for group in optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -1,7 +1,7 @@
-"""Tasks: the losses of each kind of label, and what each loss is divided by.
+"""Define tasks: the losses for each kind of label, and the number that each loss is divided by.
 
-A batch carries the labels it has; a task without its label contributes nothing. The losses of one optimizer step are
-sums, divided by counts over all its micro-batches and all processes: never a mean of means.
+A task whose label is missing in a batch contributes nothing. The loss of one optimizer step is a sum over all its
+micro-batches and processes, divided by a count over all of them: never a mean of means.
 """
 
 from typing import Any, ClassVar, Literal
@@ -33,7 +33,7 @@ _OUTPUTS = {
     "classification": "label_logits",
     "classification_aux": "aux_label_logits",
 }
-"""Key of the network's output that each loss needs, by the loss's name."""
+"""Output of the network that each loss needs, by the name of the loss."""
 
 
 class Task(Config):
@@ -48,11 +48,11 @@ class Task(Config):
         raise NotImplementedError
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the divisor of each loss of this batch; empty if the batch lacks the label."""
+        """Return, for each loss, the number to divide it by in this batch; empty if the batch lacks the label."""
         return {name: self._count(name, batch) for name in self.names} if self.label in batch else {}
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted losses of this batch, before division; without those whose output is missing."""
+        """Return the weighted losses of this batch before division. Losses with a missing output are left out."""
         if self.label not in batch:
             return {}
         given: Any = outputs
@@ -67,19 +67,19 @@ class Task(Config):
 
 
 class SegmentationConfig(Task):
-    """Losses of the mask."""
+    """Losses of segmentation, computed from masks."""
 
     label = "mask"
 
     weight: float = Field(default=1.0, ge=0)
     class_balance: bool = True
-    """Weight each pixel by 1 - (fraction of its frame's pixels that are of its class), as SegFlow's authors do."""
+    """Weight each pixel by 1 minus the fraction of pixels with the same class in its frame, as SegFlow's authors do."""
     reduction: Literal["mean", "sum"] = "mean"
     """`mean` over pixels, or `sum` over pixels and mean over images, as in the Caffe release."""
     aux_loss: float = Field(default=0.0, ge=0)
-    """Weight of the same loss on the auxiliary head's mask; EncNet uses 0.2."""
+    """Weight of the cross-entropy of the auxiliary head's mask; EncNet uses 0.2."""
     se_loss: float = Field(default=0.0, ge=0)
-    """Weight of the semantic encoding loss (SE-loss), on which classes the image contains; EncNet uses 0.2."""
+    """Weight of the semantic encoding loss (SE-loss), which predicts the classes in the image; EncNet uses 0.2."""
 
     @property
     def names(self) -> list[str]:
@@ -99,18 +99,19 @@ class SegmentationConfig(Task):
 
 
 class FlowConfig(Task):
-    """Losses of the flow."""
+    """Losses of optical flow."""
 
     label = "flow"
 
     weight: float = Field(default=1.0, ge=0)
     """Weight of the end-point error, in pixels."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Reduction of that error: `mean` over known pixels, or `sum` over them and mean over images, as in Caffe."""
+    """Reduction of the end-point error: `mean` over known pixels, or `sum` over them and mean over images, as in
+    Caffe."""
     multiscale: float = Field(default=0.0, ge=0)
-    """Weight of FlowNetS's multi-scale loss, a sum over pixels and a mean over images, as its authors train it."""
+    """Weight of FlowNetS's multi-scale loss: a sum over pixels and a mean over images, as FlowNet's authors use."""
     multiscale_weights: tuple[float, ...] = SCALE_WEIGHTS
-    """Weights of the scales, finest first."""
+    """Weights of the scales in the multi-scale loss, finest first."""
     eps: float = Field(default=1e-6, gt=0)
     """Added under the root of the end-point error, in squared pixels, so that the gradient is finite at zero."""
 
@@ -131,7 +132,7 @@ class FlowConfig(Task):
 
 
 class ClassificationConfig(Task):
-    """Losses of the class of the whole image."""
+    """Losses of classification: one class for the whole image."""
 
     label = "label"
 
@@ -139,7 +140,7 @@ class ClassificationConfig(Task):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the target that is spread evenly over all classes; Inception-V3 uses 0.1."""
     aux_loss: float = Field(default=0.0, ge=0)
-    """Weight of the same loss on the auxiliary head; Inception-V3 uses 0.4."""
+    """Weight of the cross-entropy of the auxiliary head; Inception-V3 uses 0.4."""
 
     @property
     def names(self) -> list[str]:
@@ -168,11 +169,11 @@ class Tasks(Config):
 
     @property
     def names(self) -> list[str]:
-        """Names of all losses in use, whatever labels a batch has."""
+        """Names of all losses in use, also of those without a label in some batch."""
         return [name for task in self.wanted for name in task.names]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the divisor of each loss of this batch, by the loss's name."""
+        """Return, by name of the loss, the number to divide each loss by in this batch."""
         return {name: count for task in self.wanted for name, count in task.counts(batch).items()}
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Text for messages."""
+"""Format text for messages, and order names naturally."""
 
 import difflib
 import re
@@ -23,19 +23,19 @@ _LAST = re.compile(r"(.*?)(-?)(\d+)", re.ASCII | re.DOTALL)
 
 
 def natural_order(name: str) -> tuple[list[Decimal | str], str]:
-    """Return a key that sorts names with their numbers in the order of numbers: frame2 before frame10.
+    """Return a sort key that orders numbers inside names by value: frame2 before frame10.
 
     0.15 lies between 0.1 and 0.2, and a name or folder that begins with -1 comes before 0.
     """
-    pieces = _NUMBER.split(name)  # words and numbers by turns, a word first: like is compared with like
+    pieces = _NUMBER.split(name)  # words and numbers alternate, words first, so that equal types are compared
     return [Decimal(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
 
 def ambiguous_order(names: Sequence[str]) -> str | None:
-    """Return why the order of these frames cannot be told from their names, or None.
+    """Return a text that says why names of frames are ambiguous to order, or None if they are not.
 
-    1.9 comes before 1.10 where these are sections, after it where they are numbers; t-1 may be a number below zero or
-    follow a hyphen.
+    1.9 comes before 1.10 if the dots separate two numbers, and after it if they are decimal points. t-1 may mean minus
+    one, or one after a hyphen.
     """
     decimals: dict[str, list[str]] = {}
     for name in names:
@@ -44,9 +44,9 @@ def ambiguous_order(names: Sequence[str]) -> str | None:
     for whole, parts in decimals.items():
         odd = next((part for part in parts if len(part) > 1 and part.endswith("0")), None)
         if odd is not None and len({len(part) for part in parts}) > 1:
-            return f"{whole}.{odd} may be a decimal or two numbers; pad them to one length"
+            return f"{whole}.{odd} may be a decimal or two numbers; pad the numbers to equal length"
     ends = {(m[1], m[2]) for name in names if (m := _LAST.fullmatch(name))}
     for prefix, hyphen in sorted(ends):
         if hyphen and prefix and (prefix, "") in ends:
-            return f"{prefix}-1 may be below zero or after a hyphen, for there is {prefix}1, too; number from 0 on"
+            return f"{prefix}-1 may be minus one or one after a hyphen: {prefix}1 exists too; number from 0 on"
     return None

@@ -1,12 +1,12 @@
-"""Data that the parts exchange: samples, batches and outputs, with the layout of every tensor.
+"""Define samples, batches and outputs, with the layout of every tensor.
 
 Letters: B batch, K classes, H and W image height and width in pixels.
 
 All are dicts, not dataclasses: PyTorch's collate function and Accelerate (device placement, float32 outputs, gathering)
-handle dicts, but leave dataclasses as they are.
+handle dicts, but do not convert the fields of dataclasses.
 """
 
-from __future__ import annotations  # `torch`, slow to import, is for the types only
+from __future__ import annotations  # torch is slow to import and needed only for the types
 
 from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = 255
-"""Mask value of pixels of unknown class, which no loss and no metric counts."""
+"""Mask value of pixels of unknown class; losses and metrics ignore these pixels."""
 
 LABELS = frozenset({"mask", "flow", "label"})
 """The keys of a `Batch` that are labels."""
 
 Kind = Literal["video", "images", "pairs", "labeled"]
-"""What a data set holds, which decides how it is scored.
+"""Kind of a data set, which decides the metrics that apply.
 
-video: frames of sequences, whose masks have an object (1) and background (0); J and F by sequence.
-images: still images with masks of class ids; IoU by class and pixel accuracy.
-pairs: two frames each, with the flow between them.
+video: frames of sequences, with masks of an object (1) and background (0); metrics are J and F by sequence.
+images: still images with masks of class ids; metrics are IoU by class and pixel accuracy.
+pairs: pairs of frames with the flow between them.
 labeled: images with one class each.
 """
 
 
 class Sample(TypedDict):
-    """One example as a dataset decodes it: numpy, not augmented. A label that the dataset does not have is left out."""
+    """One decoded example: numpy arrays, not augmented. Labels that the data set does not have are left out."""
 
     name: str  # unique within the dataset and a relative path without suffix: "surf/00054", "00050"
     frame: np.ndarray  # HW3 uint8, RGB
@@ -44,7 +44,7 @@ class Sample(TypedDict):
 
 
 class Batch(TypedDict):
-    """One mini-batch. A label that the dataset does not have is left out."""
+    """One mini-batch. Labels that the data set does not have are left out."""
 
     name: list[str]
     frame: Tensor  # B3HW float, RGB in [0, 1]
@@ -56,7 +56,7 @@ class Batch(TypedDict):
 
 
 class Outputs(TypedDict):
-    """Predictions of a network. Tasks that it does not have are left out."""
+    """Predictions of a network. Outputs that the network does not have are left out."""
 
     mask_logits: NotRequired[Tensor]  # BKHW, at the input's resolution
     flow: NotRequired[Tensor]  # B2HW, (dx, dy) in pixels of the input's resolution, frame -> next_frame
@@ -68,19 +68,21 @@ class Outputs(TypedDict):
 
 
 class Examples(Protocol):
-    """A dataset. Its samples have the keys of `Batch`, tensors without the batch dimension, and a list of one name."""
+    """A data set. Its samples have the keys of `Batch`, with tensors without the batch dimension and a list of one
+    name.
+    """
 
     @property
     def kind(self) -> Kind:
-        """What the data set holds: decides which metrics apply."""
+        """Kind of the data set, which decides the metrics that apply."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Batch:
-        """Example `index` as it is evaluated: nothing random, native resolution."""
+        """Return sample `index` for evaluation: nothing random, native resolution."""
         ...
 
     def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
-        """Example `index` as it is trained on: augmented, every random choice taken from `rng`."""
+        """Return sample `index` for training: augmented, with every random choice taken from `rng`."""
         ...

@@ -74,7 +74,7 @@ class TrainState:
     frozen: tuple[str, ...] = ()
     """Branches that never learn."""
     frozen_norm: tuple[str, ...] = ()
-    """Branches that learn, but whose batch-norm statistics stay fixed."""
+    """Branches that learn, but keep their batch-norm statistics."""
     channels_last: bool = True
     """Memory format of the images; it should match the network's."""
 
