@@ -1,4 +1,4 @@
-"""Build what the programs share: an experiment from its config file, and a network with pretrained branches."""
+"""Build an experiment from its config file, and a network with pretrained branches, for all programs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ AnyExperiment = Experiment[AnyModel, DataConfig]  # pyright: ignore[reportInvali
 
 
 def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
-    """Return the experiment in a config file. Raises ConfigError with all of its mistakes."""
+    """Return the experiment in a config file. Raises ConfigError with all mistakes in the file."""
     return load(AnyExperiment, path, overrides)
 
 
@@ -26,15 +26,15 @@ def build_network(experiment: AnyExperiment) -> PretrainedNetwork:
 
     Raises:
         ConfigError: the network and the config have different branches.
-        ValueError: weights do not fit, or a source has no weight that can be anchored.
+        ValueError: pretrained weights do not fit the network, or none of them can be used as anchors.
     """
     torch.manual_seed(experiment.seed)
     model = experiment.model.build()
     names: tuple[str, ...] = model.branches
     if set(names) != set(experiment.branches):
         raise ConfigError(
-            f"branches: this {experiment.model.name} has {', '.join(names)}, "
-            f"the config describes {', '.join(experiment.branches) or 'none'}"
+            f"branches: the network {experiment.model.name} has {', '.join(names)}, "
+            f"but the config describes {', '.join(experiment.branches) or 'none'}"
         )
     loaded = {
         name: load_branch(model, name, branch.weights, mean=branch.mean, std=branch.std)

@@ -1,7 +1,7 @@
-"""Command lines: the frame around every program's main, and types of arguments.
+"""Wrap the main function of every program, and parse types of arguments.
 
-A program parses its arguments before it imports anything that takes long (torch, the networks, the data sets), so that
-`--help` and a wrong argument answer at once: heavy imports stand in the functions that use them.
+Programs parse their arguments before slow imports (torch, the networks, the data sets), so that `--help` and errors in
+arguments appear at once. Slow imports are therefore inside the functions that use them.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from typing import Any
 
 
 def program(main: Callable[..., int]) -> Callable[..., int]:
-    """Wrap a program's main: set up logging, and turn errors that a person can mend into one line and exit code 1.
+    """Wrap a program's main: set up logging, and turn errors that the user can fix into one line and exit code 1.
 
-    Those are ValueError, OSError, FloatingPointError and MemoryError. Any other exception is a fault of ours and keeps
-    its traceback. Ctrl-C gives exit code 130.
+    These errors are ValueError, OSError, FloatingPointError and MemoryError. Any other exception is a bug in mtsp and
+    keeps its traceback. Ctrl-C gives exit code 130.
     """
 
     @functools.wraps(main)
     def wrapped(arguments: Sequence[str] | None = None, **settings: Any) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one reports
+        if int(os.environ.get("RANK", "0")) == 0:  # only one of several processes logs
             logging.getLogger("mtsp").setLevel(logging.INFO)
         try:
             return main(arguments, **settings)
@@ -40,9 +40,13 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--config` and `key=value` arguments, `overrides`, that change it."""
-    parser.add_argument("--config", required=required, help="a YAML file, looked for in configs/ if no folder is named")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change the config, as in train.steps=100")
+    """Add `--config`, and `overrides` for `key=value` arguments that override config values."""
+    parser.add_argument(
+        "--config", required=required, help="YAML file; a name without a folder is looked up in configs/"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="config values to override, such as train.steps=100"
+    )
 
 
 def stopped() -> int:
@@ -70,8 +74,8 @@ def at_least_one(text: str) -> int:
 
 
 def height_width(text: str) -> tuple[int, int]:
-    """Return an argument as height and width. Raises argparse.ArgumentTypeError."""
+    """Return an argument such as 240x432 as (height, width). Raises argparse.ArgumentTypeError."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, as in 240x432")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, for example 240x432")
     return int(match[1]), int(match[2])

@@ -5,7 +5,7 @@ FlyingChairs (`data/`); a run that learns segmentation and flow from random weig
 configs/demo_source.yaml); two runs that fine-tune its weights on a few target examples (`l2/`, `l2sp/`); a table of
 their metrics (`table.md`) and a figure of their predictions (`figures.png`).
 
-Ctrl-C stops the demo and saves; the same command continues it without repeating what is done. --fresh starts over.
+Ctrl-C stops the demo and saves; the same command continues it and skips finished steps. --fresh starts over.
 """
 
 import argparse
@@ -35,11 +35,11 @@ RUNS = {"source": "demo_source.yaml", "l2": "demo_l2.yaml", "l2sp": "demo_l2sp.y
 STORIES = {
     "source": "train both branches from random weights on the source domain",
     "l2": "fine-tune both branches on a few target examples, with weights pulled to zero (L2)",
-    "l2sp": "the same, with weights pulled to where they started (L2-SP)",
+    "l2sp": "the same fine-tuning, with weights pulled to their starting point (L2-SP)",
 }
 COLUMNS = {"J_mean": "J", "F_mean": "F", "iou": "IoU", "epe": "EPE"}
-THREADS = 4  # more only slow a network this small down
-EXAMPLES = 3  # validation examples of each task in the figure
+THREADS = 4  # more threads slow down a network this small
+EXAMPLES = 3  # number of validation examples of each task in the figure
 
 
 class DataSet(NamedTuple):
@@ -53,9 +53,9 @@ class DataSet(NamedTuple):
 
 @program
 def main(arguments: Sequence[str] | None = None, **settings: Any) -> int:
-    """Parse the command line and run :func:`demo` from the checkout's root, where the paths in its configs begin."""
+    """Parse the command line and run :func:`demo` in the root of the checkout, where paths in configs begin."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--fresh", action="store_true", help="remove what an earlier demo left and start over")
+    parser.add_argument("--fresh", action="store_true", help="delete the results of an earlier demo and start over")
     options = parser.parse_args(arguments)
 
     import torch
@@ -77,16 +77,16 @@ def demo(
     """Run the steps of the demo that are not done yet, print the results, and return the table.
 
     Args:
-        folder: where everything is written.
-        data: the data sets to write, by folder below `folder/data`; default: :func:`data_sets`.
-        overrides: `key=value` for all three runs.
-        fresh: remove an earlier demo first.
+        folder: folder for all data and results.
+        data: the data sets to write, by subfolder of `folder/data`; default: :func:`data_sets`.
+        overrides: `key=value` overrides for all three runs.
+        fresh: delete the results of an earlier demo first.
 
     Returns:
         The metrics of :func:`table`, or None if Ctrl-C stopped a run.
 
     Raises:
-        ValueError, OSError: with a message that says what to mend.
+        ValueError, OSError: with a message that says how to fix it.
     """
     from PIL import Image
 
@@ -113,7 +113,7 @@ def demo(
 
 
 def data_sets() -> dict[str, DataSet]:
-    """Return a large source and a small target: half of the target's clips are for validation, so training has few."""
+    """Return a large source and a small target data set. Half of the target's clips are for validation."""
     from data.synthetic.clips import SyntheticConfig
     from data.synthetic.writers import write_davis, write_flying_chairs
 
@@ -135,7 +135,7 @@ def synthesize(root: Path, data: Mapping[str, DataSet]) -> None:
     """Write the data sets that do not exist yet.
 
     Raises:
-        ConfigError: those that exist were made with other settings.
+        ConfigError: data sets that exist were made with other settings.
     """
     from mtsp.config import ConfigError
     from mtsp.files.atomic import write_atomically
@@ -148,15 +148,15 @@ def synthesize(root: Path, data: Mapping[str, DataSet]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(note, json.dumps(made_from, indent=1).encode())
     for name, one in data.items():
-        if not (root / name).exists():  # it appears under its name when it is complete
+        if not (root / name).exists():  # a data set gets this name only when it is complete
             with progress(name, one.config.clips, "clips") as advance:
                 one.write(one.config, root / name, validation=one.validation, progress=lambda done, _: advance(done))
 
 
 def table(folder: Path, experiment: "AnyExperiment") -> dict[str, dict[str, float]]:
-    """Return metrics on the target's validation set by row.
+    """Return metrics on the target's validation set, by table row and name of the metric.
 
-    "zero flow" is the error of predicting no motion; "start" was measured before the first step of fine-tuning.
+    The row "zero flow" is the error of predicting no motion; "start" is the network before fine-tuning.
     """
     import torch
 
@@ -180,7 +180,7 @@ def table(folder: Path, experiment: "AnyExperiment") -> dict[str, dict[str, floa
 
 
 def figure(networks: Mapping[str, "nn.Module"], experiment: "AnyExperiment") -> "np.ndarray":
-    """Return a figure of evenly spaced validation examples: frame, truth and the networks' predictions; HW3 uint8."""
+    """Return a figure of a few validation examples: frame, ground truth and the networks' predictions; HW3 uint8."""
     import torch
 
     from mtsp.evaluation.evaluate import at_resolution
@@ -196,7 +196,7 @@ def figure(networks: Mapping[str, "nn.Module"], experiment: "AnyExperiment") -> 
 
 
 def _experiment(name: str, folder: Path, overrides: Sequence[str]) -> "AnyExperiment":
-    """Return the shipped config, with its paths moved from runs/demo to `folder`."""
+    """Return the shipped config with its paths changed from runs/demo to `folder`."""
     from tools.build import read_experiment
 
     file = ROOT / "configs" / RUNS[name]
@@ -210,7 +210,7 @@ def _experiment(name: str, folder: Path, overrides: Sequence[str]) -> "AnyExperi
 
 
 def _train(experiment: "AnyExperiment", run_dir: Path) -> bool:
-    """Train unless it is done, from a checkpoint if there is one; return False if Ctrl-C stopped it."""
+    """Train unless the run is finished, from a checkpoint if there is one; return False if Ctrl-C stopped the run."""
     from mtsp.training.resume import is_finished
     from tools.train import train
 
@@ -230,7 +230,7 @@ def _network(experiment: "AnyExperiment", run_dir: Path) -> "nn.Module":
 
 
 def _evenly_spaced(examples: "Examples") -> Iterator["Batch"]:
-    """Yield batches of one, from the middle of each of a few equal parts: not picked for how they look."""
+    """Yield a few evenly spaced examples as batches of one; they are not chosen for good predictions."""
     from mtsp.batches import collate
 
     count = min(EXAMPLES, len(examples))

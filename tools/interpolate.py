@@ -2,8 +2,8 @@
 
     python tools/interpolate.py --start A --end B --fraction 0.5 --out FILE
 
-A and B are .safetensors files or run folders. Without --start, B must be a run folder, and A the weights that it
-started from.
+A and B are .safetensors files or run folders. If --start is omitted, B must be a run folder, and A is the weights from
+which that run started.
 """
 
 import argparse
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, interpolate and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--start", type=Path, metavar="A", help="weights or run folder (default: the start of run B)")
+    parser.add_argument(
+        "--start", type=Path, metavar="A", help="weights before fine-tuning, or run folder (default: start of run B)"
+    )
     parser.add_argument("--end", type=Path, required=True, metavar="B", help="weights or run folder after fine-tuning")
     parser.add_argument("--fraction", type=float, default=0.5, help="weight of B, 0 to 1 (default: 0.5)")
-    parser.add_argument("--only", nargs="+", metavar="PREFIX", help="interpolate these branches, take the rest from B")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PREFIX", help="branches to interpolate; take all other weights from B"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     options = parser.parse_args(arguments)
 
@@ -59,7 +63,7 @@ def _started_from(run_dir: Path) -> "Mapping[str, Tensor]":
 
     file = run_dir / "experiment.yaml"
     if not file.is_file():
-        raise ValueError(f"{run_dir} is not a run folder, so its start is unknown; give --start")
+        raise ValueError(f"{run_dir} is not a run folder, so its starting weights are unknown; add --start")
     return build_network(read_experiment(file)).model.state_dict()
 
 

@@ -1,11 +1,11 @@
-"""Tables and curves of finished or running experiments, and the paper's linear analysis.
+"""Make tables and curves of finished or running experiments, and the paper's analysis of linear regression.
 
     python tools/report.py curves runs/l2 runs/l2sp --out curves.png
     python tools/report.py table runs/*-seed? --metrics 'davis/*' chairs/epe --paper paper.yaml
     python tools/report.py paper-analysis --out paper-analysis
 
-Runs of one name and several seeds are one line and one row, with mean and standard deviation. `paper-analysis` needs no
-run: it computes the paper's Table 7, checks it by simulation, and draws Figure 1.
+Runs with the same name and different seeds share one curve and one table row, with mean and standard deviation.
+`paper-analysis` needs no run: it computes the paper's Table 7, checks it by simulation, and draws Figure 1.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _paper_analysis(folder: Path) -> None:
-    """Print Table 7 with its simulation; write it and Figure 1 to `folder`."""
+    """Print Table 7 beside its simulation; write both and Figure 1 to `folder`."""
     from mtsp.reports import bias_variance
 
     text = bias_variance.report()
@@ -79,18 +79,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     runs = argparse.ArgumentParser(add_help=False)
-    runs.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="holds metrics.jsonl and experiment.yaml")
-    runs.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show; * stands for anything")
+    runs.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folder with metrics.jsonl and experiment.yaml"
+    )
+    runs.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show; * matches any text")
     curves = commands.add_parser("curves", parents=[runs], help="draw metrics over steps")
-    curves.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE", help="default: curves.png")
-    table = commands.add_parser("table", parents=[runs], help="show the last values as a Markdown table")
-    table.add_argument("--out", type=Path, metavar="FILE", help="write the table to this file, too")
+    curves.add_argument(
+        "--out", type=Path, default=Path("curves.png"), metavar="FILE", help="PNG to write (default: curves.png)"
+    )
+    table = commands.add_parser("table", parents=[runs], help="print the last values as a Markdown table")
+    table.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this file")
     table.add_argument(
-        "--paper", type=Path, metavar="FILE", help="published numbers, YAML: {run name: {metric: value}}"
+        "--paper", type=Path, metavar="FILE", help="YAML file of published values: {run name: {metric: value}}"
     )
     analysis = commands.add_parser("paper-analysis", help="compute the paper's Table 7 and Figure 1")
     default = "paper-analysis"
-    analysis.add_argument("--out", type=Path, default=Path(default), metavar="DIR", help=f"default: {default}")
+    analysis.add_argument(
+        "--out", type=Path, default=Path(default), metavar="DIR", help=f"folder to write (default: {default})"
+    )
     return parser
 
 

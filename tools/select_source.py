@@ -2,16 +2,16 @@
 
     python tools/select_source.py --source imagenet/train --target cub:CUB_200_2011 --k 100 --out runs/source
 
-Each class is the mean of its images' features, weighted by their number; the distance between two domains is the Earth
-Mover's Distance between their classes (DSTL, CVPR 2018). The folder `--out` receives
+Each class is represented by the mean of its images' features, weighted by the number of images. The distance between
+two domains is the Earth Mover's Distance between their classes (DSTL, CVPR 2018). The folder `--out` receives
 
     classes.txt           the selected classes, as the `classes` of a data set
-    classes_<source>.txt  with several sources: the classes of each; classes.txt then has source/class
-    <target>.csv          each selected class: its distance, the distance of the set so far, what it feeds
+    classes_<source>.txt  with several sources: the classes of each source; classes.txt then lists source/class
+    <target>.csv          for each selected class: its distance, the distance of the set so far, its target classes
     <target>_plan.csv     the non-zero entries of the transport plan from selected to target classes
     <target>_plan.safetensors  the whole plan; class names are in the header
     <target>.png          a figure of the plan
-    class_means/<name>.safetensors  class means of each data set; give this file instead of its images next time
+    class_means/<name>.safetensors  class means of each data set; pass this file instead of the images next time
     summary.json          distances and similarities, and the settings
 
 Several places after one --source or --target form one domain (ImageNet and iNaturalist; CUB and NABirds). For each
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     Domain = list[tuple[str, Centroids]]  # the data sets that form one domain, with their names
 
 CROP_PCT = 0.875
-"""Fraction of an image's shorter side that the network sees: DSTL's single central crop."""
+"""Side of the central crop as a fraction of the image's shorter side, as in DSTL."""
 METHODS = ("greedy", "ranking")
-SUFFIX = ".safetensors"  # of a file of class means
+SUFFIX = ".safetensors"  # suffix of files of class means
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code."""
+    """Parse the command line, select classes and write the results; return the exit code."""
     arguments = _parser().parse_args(argv)
     ks = _ks(arguments)
     _require_writable(arguments)
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Return name and place of `[NAME=]PLACE`; without a name, that of the file, folder or kind of data set."""
+    """Return name and place in `[NAME=]PLACE`; the default name is that of the file, folder or kind of data set."""
     name, equals, place = text.partition("=")
     if equals and place and "/" not in name:
         return name, place
@@ -94,12 +94,12 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def images_at(place: str) -> "LabeledImages":
-    """Return the labeled images at a place (see --help); of a published data set, the training images.
+    """Return the labeled images at a place (see --help); for published data sets, the training images.
 
-    A folder that holds CUB-200-2011 or NABirds is read as such.
+    A folder that contains CUB-200-2011 or NABirds is read as that data set.
 
     Raises:
-        DataError: there is nothing of that kind.
+        DataError: there are no labeled images at the place.
         ConfigError: the .yaml file does not describe a data set.
     """
     from data import MissingDataError
@@ -115,7 +115,7 @@ def images_at(place: str) -> "LabeledImages":
         return _build(parse_yaml(path.read_text(encoding="utf-8")), place)
     if not path.is_dir():
         known = ", ".join(f"{kind}:ROOT" for kind in _kinds())
-        raise MissingDataError(f"no folder {path}; give a folder of images, {known}, a .yaml or a {SUFFIX} file")
+        raise MissingDataError(f"no folder {path}; name a folder of images, {known}, a .yaml or a {SUFFIX} file")
     if (path / "images.txt").is_file():
         return _build({"name": "nabirds" if (path / "hierarchy.txt").is_file() else "cub", "root": place}, place)
     folders = any(inner.is_dir() and not inner.name.startswith(".") for inner in path.iterdir())
@@ -131,14 +131,14 @@ def _build(values: Any, place: str) -> "LabeledImages":
 
     dataset = parse(Entry, {"dataset": values}).dataset
     if dataset.kind != "labeled":
-        raise DataError(f"{place}: {dataset.name} has no classes of whole images; {', '.join(_kinds())} have")
+        raise DataError(f"{place}: {dataset.name} has no image classes; use {', '.join(_kinds())}")
     images = dataset.build()
     assert isinstance(images, LabeledImages)
     return images
 
 
 def _kinds() -> list[str]:
-    """Return the kinds of data sets of labeled images that an experiment can name."""
+    """Return the kinds of labeled data sets that a config can name."""
     from data.catalog.datasets import DATASETS
 
     return [name for name, row in DATASETS.items() if row.kind == "labeled"]
@@ -148,18 +148,18 @@ class Network(NamedTuple):
     """A pretrained network without its last layer."""
 
     features: "Callable[[Tensor], Tensor]"
-    kind: str  # description with a hash of the weights: equal for features that can be compared
-    size: int  # side of the square that it sees, in pixels
+    kind: str  # description with a hash of the weights; features can be compared if it is equal
+    size: int  # side of the square input in pixels
 
 
 def pretrained(backbone: str, weights: str, size: int | None) -> Network:
-    """Return a pretrained network, on the GPU if there is one, in bf16 where the hardware has it.
+    """Return a pretrained network, on the GPU if there is one, in bf16 if the hardware supports it.
 
-    The `size` None stands for 299 for Inception-V3, else timm's, else 224.
+    If `size` is None, it is 299 for Inception-V3, the size in timm's config for other networks, or 224.
 
     Raises:
-        ValueError: there is no such network, or the weights do not fit it.
-        FileNotFoundError: there is no such file of weights.
+        ValueError: the network does not exist, or the weights do not fit it.
+        FileNotFoundError: the file of weights does not exist.
     """
     import torch
     from torch import nn
@@ -219,7 +219,7 @@ def class_means(name: str, images: "LabeledImages", network: Network, arguments:
 
 
 def _look_up(groups: list[list[str]]) -> "dict[str, tuple[str, LabeledImages | Centroids]]":
-    """Return name and content of all places of the command line, without decoding an image."""
+    """Return name and content of every place on the command line, without decoding images."""
     from mtsp.transfer.centroids import Centroids
 
     places: dict[str, tuple[str, LabeledImages | Centroids]] = {}
@@ -233,13 +233,15 @@ def _look_up(groups: list[list[str]]) -> "dict[str, tuple[str, LabeledImages | C
     targets = ["+".join(places[text][0] for text in group) for group in groups[1:]]
     _require_unique(targets, "targets")
     if "settings" in targets:
-        raise ValueError("a target is called 'settings', which is a key of summary.json; write NAME=PLACE for it")
+        raise ValueError(
+            "a target is named 'settings', which is a reserved key in summary.json; rename it with NAME=PLACE"
+        )
     return places
 
 
 def _require_unique(names: Sequence[str], what: str) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two {what} are called {twice[0]!r}; write NAME=PLACE for one of them")
+        raise ValueError(f"two {what} are named {twice[0]!r}; rename one with NAME=PLACE")
 
 
 def _domains(
@@ -248,7 +250,7 @@ def _domains(
     arguments: argparse.Namespace,
     ks: Sequence[int],
 ) -> "list[Domain]":
-    """Return the class means of all places. Mistakes are found before the first image is decoded."""
+    """Return the class means of all places. Errors in arguments are raised before any image is decoded."""
     import numpy as np
 
     from mtsp.transfer.centroids import Centroids
@@ -279,7 +281,8 @@ def _candidates(sources: "Domain", targets: "Sequence[Domain]", min_images: int,
     """Return the source classes that may be selected.
 
     Raises:
-        ValueError: they are too few, or their features differ from a target's; or POT is not installed.
+        ValueError: there are too few classes, their features come from another network than a target's, or POT is not
+            installed.
     """
     import numpy as np
 
@@ -292,7 +295,7 @@ def _candidates(sources: "Domain", targets: "Sequence[Domain]", min_images: int,
             raise ValueError(f"--k {k}: the source has {len(source)} classes to choose from")
     for group in targets:
         require_same_features((_name(sources), source), (_name(group), merge(group)))
-    emd(np.ones((2, 2)), np.ones(2), np.ones(2))  # a missing POT shows now, not after an hour of features
+    emd(np.ones((2, 2)), np.ones(2), np.ones(2))  # fails now if POT is missing, not after an hour
     return source
 
 
@@ -315,9 +318,13 @@ def _ks(arguments: argparse.Namespace) -> list[int]:
     """Return the number of classes to select for each target."""
     targets, given = len(arguments.target), arguments.k
     if given is None:
-        raise ValueError("--k is missing; give the number of classes to choose, as DSTL's --k 200, for each --target")
+        raise ValueError(
+            "--k is missing; set the number of classes to select, such as DSTL's --k 200, for each --target"
+        )
     if len(given) not in (1, targets):
-        raise ValueError(f"--k has {len(given)} numbers for {targets} targets; give one, or one for each --target")
+        raise ValueError(
+            f"--k has {len(given)} numbers for {targets} targets; pass one number, or one for each --target"
+        )
     return given * targets if len(given) == 1 else given
 
 
@@ -329,20 +336,37 @@ def _parser() -> argparse.ArgumentParser:
     place = "[NAME=]PLACE: a folder of class folders, or of one image per class; cub:ROOT or another kind of data set; "
     place += "a .yaml file with the keys of an experiment's `dataset`; a .safetensors file of class means"
     add("--source", nargs="+", required=True, metavar="PLACE", help=place)
-    add("--target", nargs="+", required=True, action="append", metavar="PLACE", help="as --source")
+    add(
+        "--target",
+        nargs="+",
+        required=True,
+        action="append",
+        metavar="PLACE",
+        help="target data sets, in the same form as --source",
+    )
     add("--k", type=at_least_one, nargs="+", help="number of classes to select (required): one, or one per --target")
     add("--method", choices=METHODS, default="greedy", help="how to select (default: %(default)s)")
-    fewest = "leave out source classes with fewer images (DSTL: 200; default: %(default)s)"
+    fewest = "skip source classes with fewer images (DSTL: 200; default: %(default)s)"
     add("--min-images", type=at_least_one, default=1, help=fewest)
-    add("--gamma", type=above_zero, default=0.01, help="similarity is exp(-gamma EMD) (default: %(default)s, as DSTL)")
-    network = "network of timm, or torchvision:NAME, that computes the features (default: %(default)s)"
+    add(
+        "--gamma",
+        type=above_zero,
+        default=0.01,
+        help="gamma in the similarity exp(-gamma EMD) (default: %(default)s, as in DSTL)",
+    )
+    network = "network for the features: a timm name or torchvision:NAME (default: %(default)s)"
     add("--backbone", default="tf_efficientnet_lite0", help=network)
-    weights = "its weights: a file, `imagenet` for a download, or package:NAME (default: %(default)s)"
+    weights = "weights of the network: a file, `imagenet` (downloaded), or package:NAME (default: %(default)s)"
     add("--weights", default="package:efficientnet-lite0", help=weights)
-    add("--size", type=at_least_one, metavar="PX", help="side of its square input (default: the network's own)")
+    add(
+        "--size",
+        type=at_least_one,
+        metavar="PX",
+        help="side of the square input in pixels (default: the network's own size)",
+    )
     add("--batch-size", type=at_least_one, default=64, help="images per forward pass (default: %(default)s)")
-    add("--workers", type=at_least_one, default=2, help="threads that decode images (default: %(default)s)")
-    add("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    add("--workers", type=at_least_one, default=2, help="number of threads that decode images (default: %(default)s)")
+    add("--skip-unreadable", action="store_true", help="skip images that cannot be read")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--overwrite", action="store_true", help="replace the results in --out")
     return parser

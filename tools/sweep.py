@@ -1,7 +1,9 @@
-"""Try L2-SP at five strengths, L2, and nothing: `python tools/sweep.py --config F.yaml [--seeds 3] [key=value ...]`.
+"""Compare L2-SP at five strengths, L2, and no regularization on one experiment.
 
-Strengths are given as time constants: the number of steps after which the pull alone would reduce a weight's distance
-from the start to 1/e, at the full learning rate. Each run has a folder, as tools/train.py writes it. The same command
+    python tools/sweep.py --config F.yaml [--seeds 3] [key=value ...]
+
+Strengths are time constants: the number of steps in which the pull alone would reduce a weight's distance from its
+start to 1/e, at the full learning rate. Each run has its own run folder, as from tools/train.py. The same command
 continues a stopped sweep and skips finished runs. `table.md` and `runs.csv` are written after each run.
 """
 
@@ -27,9 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     add_config(parser)
     parser.add_argument("--run-dir", type=Path, help="folder for all runs and the table (default: runs/NAME-sweep)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds, from the config's upwards")
-    parser.add_argument("--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 times the run)")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="columns of the table; * matches anything")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of seeds, counting up from the config's seed (default: 1)",
+    )
+    parser.add_argument(
+        "--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 times train.steps)"
+    )
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show in the table; * matches any text")
     parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
     options = parser.parse_intermixed_args(arguments)
 
@@ -44,13 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         taus = [float(word) for word in options.taus.split(",")] if options.taus else None
     except ValueError as error:
-        raise ValueError(f"--taus {options.taus}: give numbers of steps with commas between them") from error
+        raise ValueError(f"--taus {options.taus}: expected numbers of steps separated by commas") from error
     if options.print_commands:
         for line in _commands(folder, rows(experiment, taus), seeds_from(experiment, options.seeds)):
             print(line)
         return 0
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a sweep is one process; launch the lines of --print-commands, then sweep to get the table")
+        raise ConfigError(
+            "a sweep runs in one process; launch the lines of --print-commands, then sweep to get the table"
+        )
     metrics = options.metrics or HEADLINES
     text = sweep(experiment, folder, train=train, seeds=options.seeds, taus=taus, metrics=metrics)
     if text is None:
@@ -60,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _commands(folder: Path, planned: "Sequence[Row]", seeds: Sequence[int]) -> Iterator[str]:
-    """Write each row's config and yield the command of each run, to launch elsewhere or on several processes."""
+    """Write the config of each row and yield the command of each run, to launch elsewhere or on several processes."""
     from mtsp.files.atomic import write_atomically
     from mtsp.training.experiment import as_yaml
 

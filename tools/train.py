@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     add_config(parser, required=False)
     parser.add_argument("--run-dir", type=Path, help="where to write the results (default: runs/NAME)")
-    parser.add_argument("--resume", metavar="auto|PATH", help="continue from the newest checkpoint, or from this one")
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="continue from the newest checkpoint (auto) or from this checkpoint"
+    )
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     parser.add_argument("--print-schema", action="store_true", help="show the JSON schema of configs and stop")
     options = parser.parse_intermixed_args(arguments)
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(AnyExperiment.model_json_schema(), indent=1))
         return 0
     if options.config is None:
-        parser.error("--config is missing: a YAML file, as in --config davis_segflow.yaml")
+        parser.error("--config is missing; name a YAML file, for example --config davis_segflow.yaml")
 
     from mtsp.training.experiment import as_yaml
     from tools.build import read_experiment
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(experiment: "AnyExperiment", run_dir: Path, resume: str | None = None) -> dict[str, dict[str, float]] | None:
-    """Run an experiment with our networks and data sets; see :func:`mtsp.training.run.run_experiment`."""
+    """Run an experiment with the networks and data sets of mtsp; see :func:`mtsp.training.run.run_experiment`."""
     from mtsp.training.run import run_experiment
     from tools.build import build_network
 

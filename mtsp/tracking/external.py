@@ -60,9 +60,9 @@ class ExternalTracker:
                 failed, *self._modes = self._modes
                 self._sink = None
                 reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-                rest = f"goes on {self._modes[0]}" if self._modes else "goes on without it"
+                rest = f"continues {self._modes[0]}" if self._modes else "continues without it"
                 _LOG.warning(
-                    "%s (%s) FAILED: %s; the run %s, %s has every number", self.name, failed, reason, rest, METRICS
+                    "%s (%s) FAILED: %s; the run %s; %s has all metrics", self.name, failed, reason, rest, METRICS
                 )
             else:
                 return

@@ -94,7 +94,7 @@ def test_when_no_checkpoint_is_whole_the_run_is_not_begun_anew(
 ) -> None:
     for path in checkpoint.checkpoints(whole / "checkpoints"):
         (path / "state.json").unlink()
-    with pytest.raises(ValueError, match=r"none of the checkpoints in .* is whole"):
+    with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged"):
         train(values, whole, "auto")
 
 

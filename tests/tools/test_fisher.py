@@ -254,7 +254,7 @@ def test_pixels_are_drawn_and_exact_labels_of_large_images_are_refused(
         (["tasks.segmentation={}"], "is estimated for one task; set tasks.classification=null"),
         (["tasks={segmentation: {}}"], "none of grays has a mask, which segmentation needs"),
         (["--draws", "3"], "--draws 3 needs --mode sampled; --mode exact draws no labels"),
-        (["--seed", "-1"], "--seed must be from 0 up, got -1"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--out", "{folder}/there.safetensors"], "there.safetensors exists already; add --overwrite"),
         (["--out", "{folder}/labeled"], "labeled is a folder; give a file"),
         (["--out", "{folder}/grays.yaml/f.safetensors"], "cannot be written"),
@@ -402,5 +402,5 @@ def test_a_run_with_mars_keeps_every_channel_within_the_radius_and_resumes(
     train(classifying, tmp_path / "resumed", "auto")
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "whole")
     classifying["branches"]["backbone"]["alpha"] = 0.1
-    with pytest.raises(ConfigError, match=r"branches\.backbone\.alpha: ignored by regularizer mars, whose radius"):
+    with pytest.raises(ConfigError, match=r"branches\.backbone\.alpha: ignored by regularizer mars, which uses"):
         parse(AnyExperiment, classifying)

@@ -275,7 +275,7 @@ def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys:
     to = ["--target", target, "--out", str(out), "--k", "1"]
     for arguments, message in [
         ([*given, "--k", "5"], "--k 5: the source has 4 classes"),
-        (given, "--k is missing; give the number of classes to choose"),
+        (given, "--k is missing; set the number of classes to select"),
         ([*given, "--k", "1", "2"], "--k has 2 numbers for 1 targets"),
         ([*given, "--k", "1", "--min-images", "9"], "none of 4 classes has 9 images"),
         (
@@ -284,7 +284,7 @@ def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys:
         ),
         (
             ["--source", source, source, "--target", target, "--out", str(out), "--k", "1"],
-            "two places of one domain are called 'src'; write NAME=PLACE",
+            "two places of one domain are named 'src'; rename one with NAME=PLACE",
         ),
         (["--source", str(tmp_path / "no"), *to], "no folder"),
         (

@@ -45,7 +45,7 @@ def test_the_program_prints_what_to_launch_elsewhere(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--taus", "10,x"], "--taus 10,x: give numbers of steps"),
+        (["--taus", "10,x"], "--taus 10,x: expected numbers of steps"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["evaluation.data=[]"], "evaluation.data is empty"),
     ],

@@ -152,7 +152,7 @@ def test_what_the_program_cannot_do_is_one_line(tmp_path: Path, capsys: pytest.C
     save_file(weights(1.0, 10), tmp_path / "a.safetensors")
     (tmp_path / "broken.safetensors").write_text(json.dumps({}))
     for arguments, message in (
-        (["--end", tmp_path / "none.safetensors"], "is not a run folder, so its start is unknown"),
+        (["--end", tmp_path / "none.safetensors"], "is not a run folder, so its starting weights are unknown"),
         (["--end", tmp_path / "a.safetensors", "--start", tmp_path / "none"], "no weights at"),
         (
             ["--end", tmp_path / "broken.safetensors", "--start", tmp_path / "a.safetensors"],

@@ -79,7 +79,7 @@ def test_wandb_without_a_key_goes_on_offline_after_one_warning(
     assert summary["summary"]["loss"] == 1
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "mtsp"]
     assert warning.startswith("wandb (online) FAILED: No API key configured")
-    assert "the run goes on offline" in warning
+    assert "the run continues offline" in warning
 
 
 def test_wandb_whose_server_does_not_answer_goes_on_offline_as_the_same_run(
@@ -136,8 +136,8 @@ def test_wandb_that_fails_in_the_middle_goes_on_offline_and_then_without(
     tracker.close()
     failures = [r.getMessage() for r in caplog.records if "FAILED" in r.getMessage()]
     assert len(failures) == 2
-    assert "online went away; the run goes on offline" in failures[0]
-    assert "offline went away; the run goes on without it" in failures[1]
+    assert "online went away; the run continues offline" in failures[0]
+    assert "offline went away; the run continues without it" in failures[1]
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
 
 

@@ -129,9 +129,7 @@ def test_the_gradient_is_clipped_as_a_whole_and_its_norm_before_that_is_told() -
 
 def test_a_batch_that_teaches_nothing_is_refused_with_its_labels() -> None:
     batch = Batch(name=["a"], frame=torch.zeros(1, 3, HEIGHT, WIDTH), mask=torch.zeros(1, HEIGHT, WIDTH).long())
-    with pytest.raises(
-        ValueError, match="a has the labels mask and the network returns mask_logits, flow: not every task"
-    ):
+    with pytest.raises(ValueError, match="a has the labels mask and the network returns mask_logits, flow: some task"):
         optimizer_step(Fixture(fresh(), Tasks(flow=FlowConfig())).parts, [batch], step=1)
 
 
@@ -324,6 +322,6 @@ def test_a_label_that_the_network_does_not_predict_is_refused_not_counted_as_lea
 
     fixture = Fixture(OnlyMasks(), BOTH)
     with pytest.raises(
-        ValueError, match=r"frame 0 has the labels flow, mask and the network returns mask_logits: not every task"
+        ValueError, match=r"frame 0 has the labels flow, mask and the network returns mask_logits: some task"
     ):
         optimizer_step(fixture.parts, [example(0, 5)], step=1)
