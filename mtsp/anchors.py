@@ -1,6 +1,6 @@
-"""Anchors: the reference weights w0 that fine-tuning is pulled towards, by parameter name.
+"""Capture anchors, the pretrained weights w0 towards which fine-tuning is pulled, by parameter name.
 
-Like `mtsp.regularizers`, this needs only PyTorch.
+Like `mtsp.regularizers`, this module needs only PyTorch.
 """
 
 import ctypes
@@ -15,12 +15,12 @@ _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-"""Linear layers that `nn.MultiheadAttention` keeps as bare parameters."""
+"""Weights of linear layers that `nn.MultiheadAttention` keeps as its own parameters."""
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 class _Place(NamedTuple):
-    """A weight, and the module that holds it."""
+    """A weight and a module that holds it."""
 
     name: str
     weight: nn.Parameter
@@ -43,21 +43,21 @@ def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def known_name(name: str, known: Container[str]) -> str:
-    """Return the one of the `known` plain names that `name` stands for, or its own plain name if there is none."""
+    """Return the name in `known` that refers to the same weight as `name`, or the plain form of `name` if none does."""
     plain = plain_name(name)
     unwrapped = ".".join(part for part in plain.split(".") if part != "base_layer")
     return next((found for found in (name, plain, unwrapped) if found in known), plain)
 
 
 def penalized(model: nn.Module, *, every: bool = False) -> list[str]:
-    """Return the names of the weights that regularizers act on: weights of convolution and linear layers.
+    """Return the names of the weights that regularizers act on: the weights of convolution and linear layers.
 
-    Biases and normalization layers are left out (section 5.1 of the paper), as are embeddings and the matrices of LoRA
-    adapters, which are displacements already. A weight that two layers share is named once, by its first name, and is
-    included if one of them is a convolution or linear layer.
+    Biases and normalization layers are excluded (section 5.1 of the paper), as are embeddings and LoRA matrices, which
+    are already displacements. A weight shared by two layers is listed once, under its first name, and is included if
+    either is a convolution or linear layer.
 
     Args:
-        model: the network, wrapped or not.
+        model: the network, with or without wrappers such as DDP.
         every: include every parameter except those of LoRA adapters (mode 101 of the authors' code).
     """
     return [
@@ -69,12 +69,12 @@ def penalized(model: nn.Module, *, every: bool = False) -> list[str]:
 
 
 def unpenalized_matrices(model: nn.Module) -> list[str]:
-    """Return the names of matrices that :func:`penalized` leaves out: those of recurrent and reparametrized layers."""
+    """Return the names of matrices in recurrent and reparametrized layers, which :func:`penalized` excludes."""
     return [places[0].name for places in _shared_places(model) if any(_is_hidden_matrix(place) for place in places)]
 
 
 def output_dimensions(model: nn.Module) -> dict[str, int]:
-    """Return the dimension of the output channels of each weight, by name: 1 if transposed, else 0."""
+    """Return the dimension of the output channels by weight name: 1 for transposed layers, else 0."""
     return {
         places[0].name: int(
             any(isinstance(place.owner, _TRANSPOSED) or _is_conv1d_of_gpt2(place.owner) for place in places)
@@ -84,10 +84,10 @@ def output_dimensions(model: nn.Module) -> dict[str, int]:
 
 
 def output_groups(model: nn.Module) -> dict[str, int]:
-    """Return the number of groups of output channels along dimension 0 of each weight, by name.
+    """Return the number of groups of output channels along dimension 0, by weight name.
 
-    It is 1 except for transposed convolutions with groups, whose weight is (in, out / groups, ...): channel o of group
-    g is the slice [g * in / groups : (g + 1) * in / groups, o].
+    It is 1 except for transposed convolutions with groups. Their weights have the shape (in, out / groups, ...), and
+    output channel o of group g is the slice [g * in / groups : (g + 1) * in / groups, o].
     """
     return {
         places[0].name: max(place.owner.groups if isinstance(place.owner, _TRANSPOSED) else 1 for place in places)
@@ -96,15 +96,15 @@ def output_groups(model: nn.Module) -> dict[str, int]:
 
 
 def capture(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Return copies of the current values of those of `names` that regularizers act on.
+    """Return copies of the current values of the weights in `names` that regularizers act on.
 
-    Without `names`, of every convolution and linear weight, with a warning that says how many: a head that starts at
-    random would be held to its random start.
+    If `names` is None, copy every convolution and linear weight and warn with their number, because a randomly
+    initialized head would be pulled to its random start.
 
-    Call it while the weights have their pretrained values: after loading them, before any training or resuming.
-    Attaching to an optimizer that has trained them already is refused if the optimizer's state, such as momentum, shows
-    it; SGD without momentum has no state, so there a late capture goes unnoticed. Where training is resumed, save the
-    regularizer's `state_dict()` with the weights and give it to `load_state_dict()`, which compares the anchors.
+    Call it while the weights have their pretrained values: after loading them, before training or resuming. If the
+    optimizer has already trained them, attaching is refused, provided that the optimizer has state such as momentum;
+    SGD without momentum has none, so a late capture goes unnoticed. To resume training, save the regularizer's
+    `state_dict()` with the weights and pass it to `load_state_dict()`, which compares the anchors.
 
     Raises:
         ValueError: one of `names` is not in the model, or none belongs to a convolution or linear layer.
@@ -113,8 +113,8 @@ def capture(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, T
     if names is None:
         names = penalized(model)
         warnings.warn(
-            f"all {len(names)} convolution and linear weights are captured as anchors, the last {names[-1:]}; give the "
-            "names of the pretrained ones where some are new",
+            f"all {len(names)} convolution and linear weights are captured as anchors, the last {names[-1:]}; if some "
+            "are new, give the names of the pretrained ones",
             stacklevel=2,
         )
     known = {*weights, *first, *(plain_name(name) for name in model.state_dict())}
@@ -133,7 +133,7 @@ def capture(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, T
 
 
 def fingerprint(anchors: Mapping[str, Tensor]) -> str:
-    """Return a hash of names, shapes, dtypes and values: equal for equal anchors on any device."""
+    """Return a hash of names, shapes, dtypes and values, which is the same on every device."""
     digest = hashlib.sha256()
     for name in sorted(anchors):
         whole = getattr(anchors[name], "full_tensor", lambda name=name: anchors[name])()  # FSDP2 shards weights
@@ -148,17 +148,17 @@ def fingerprint(anchors: Mapping[str, Tensor]) -> str:
 
 
 def aliases(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield (other name, first name) of every weight that two places of the model share."""
+    """Yield (other name, first name) for each further name of a weight that several modules share."""
     for first, *others in _shared_places(model):
         for other in others:
             yield other.name, first.name
 
 
 def _shared_places(model: nn.Module) -> list[list[_Place]]:
-    """The places of each weight, in the model's order."""
+    """The names and modules under which each weight appears, in the model's order."""
     modules = dict(model.named_modules(remove_duplicate=False))
     weights = list(model.named_parameters(remove_duplicate=False))
-    # A user's model may have an attribute `module` beside others; a wrapper has only that.
+    # A model may have an attribute `module` besides others, while DDP's wrapper has only `module`.
     wrapped = all(_without_inside(name).startswith("module.") for name, _ in weights)
     found: dict[int, list[_Place]] = {}
     taken: dict[str, nn.Parameter] = {}
@@ -177,7 +177,7 @@ def _without_inside(name: str) -> str:
 
 
 def _without_base_layers(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """The name without the `base_layer` of PEFT's adapters; a user's module may have that name, too."""
+    """The name without the `base_layer` parts that PEFT's adapters add; other modules of that name are kept."""
     parts = name.split(".")
     if "base_layer" not in parts:
         return name
@@ -207,5 +207,5 @@ def _is_hidden_matrix(place: _Place) -> bool:
 
 
 def _is_conv1d_of_gpt2(owner: nn.Module) -> bool:
-    """Whether it is the linear layer of transformers, with a transposed weight; known by name, to avoid the import."""
+    """Whether this is the Conv1D of transformers, a transposed linear layer; compared by name to avoid the import."""
     return type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")

@@ -1,10 +1,10 @@
-"""Callbacks that use a regularizer in the training loops of other libraries; each module needs its library.
+"""Callbacks that use a regularizer in the training loops of other libraries.
 
-`mtsp.integrations.transformers` is for the `Trainer` of transformers, `mtsp.integrations.lightning` for Lightning. Both
-take a strength, and build L2-SP themselves before training from the weights that `from_pretrained` loaded; or they take
-a regularizer that was built while the model had its pretrained weights. They attach it when the loop has made its
-optimizer. It acts exactly once per optimizer step, with any gradient accumulation, mixed precision and clipping; a term
-in the loss would be multiplied, scaled and clipped.
+`mtsp.integrations.transformers` is for the `Trainer` of transformers, `mtsp.integrations.lightning` for Lightning; each
+needs that library. Pass a strength, and the callback builds L2-SP before training from the weights that
+`from_pretrained` loaded; or pass a regularizer that you built while the model had its pretrained weights. The callback
+attaches the regularizer when the training loop has created the optimizer. The pull then acts exactly once per optimizer
+step with any gradient accumulation, mixed precision and clipping, which would distort a term in the loss.
 """
 
 import math
@@ -23,21 +23,23 @@ from mtsp.regularizers.targets import under
 def l2sp_of_loaded(
     model: nn.Module, *, alpha: Strength, beta: Strength = 0.0, new: Sequence[str] | None = None, **options: Any
 ) -> L2SP:
-    """Return L2-SP towards the weights that a model holds now, but for what was initialized anew.
+    """Return L2-SP with the model's current weights as anchors, except for newly initialized modules.
 
-    `from_pretrained` of transformers 5 marks what it loads, so that a head without a mark is known to be new. For
-    models of other libraries, `new` must say which modules are.
+    `from_pretrained` of transformers 5 marks the weights that it loads, so weights without a mark are known to be new.
+    For models of other libraries, `new` must name the new modules.
 
     Args:
-        model: as loaded, before any training.
-        alpha: strength on the loaded convolution and linear weights, as in :class:`mtsp.regularizers.L2SP`. A linear
-            layer that shares its weight with an embedding is one of them; other embeddings are pulled with `every`.
-        beta: strength that pulls new weights to zero.
-        new: names of modules that are new, besides those without a mark.
+        model: the model with loaded weights, before any training.
+        alpha: strength of the pull on loaded convolution and linear weights; see :class:`mtsp.regularizers.L2SP`. This
+            includes linear layers that share their weight with an embedding; other embeddings are pulled only with
+            `every`.
+        beta: strength of the pull of new weights to zero.
+        new: names of new modules. In a model with marks, weights without a mark are new, too.
         options: `mode`, `every`, `anchor_dtype` and `offload` of :class:`mtsp.regularizers.L2SP`.
 
     Raises:
-        ValueError: there are no marks and `new` is None; a name in `new` has no weight; or nothing is left to anchor.
+        ValueError: no weight is marked and `new` is None; a name in `new` matches no weight; or no weight is left to
+            anchor.
     """
     weights = named_weights(model)
     new = (new,) if isinstance(new, str) else new
@@ -48,7 +50,7 @@ def l2sp_of_loaded(
     if not marked and new is None:
         raise ValueError(
             f"nothing in {type(model).__name__} is marked as loaded by from_pretrained (of transformers 5), so its "
-            "pretrained weights are unknown; name the modules that are new, as new=['head'] or new=[], or give a "
+            "pretrained weights are unknown; name the new modules, such as new=['head'] or new=[], or give a "
             "regularizer"
         )
     chosen = penalized(model, every=options.get("every", False))
@@ -67,7 +69,7 @@ def _original(name: str) -> str:
 
 
 def summary(regularizer: Regularizer) -> str:
-    """Return one line that says what is anchored, what is new, and what of the trained weights is free."""
+    """Return one line with the numbers of trained weights that are anchored, new (pulled to zero) and free."""
     weights, targets = named_weights(regularizer.model), regularizer.targets
     kinds: dict[str, list[int]] = {"anchored": [], "new": [], "free": []}
     for name, weight in weights.items():
@@ -84,11 +86,11 @@ def summary(regularizer: Regularizer) -> str:
 def measured(regularizer: Regularizer, branches: Sequence[str] = ()) -> dict[str, float]:
     """Return the values to log, under the same names as in tools/train.py.
 
-    These are `penalty`, `distance` (||w - w0|| / ||w0|| over all anchored weights), and the finite values of
+    The values are `penalty`, `distance` (||w - w0|| / ||w0|| over all anchored weights), and the finite values of
     :class:`mtsp.regularizers.Report` for each branch, such as `pull_to_gradient/backbone`.
     """
     values = {"penalty": regularizer.penalty(), "distance": regularizer.distances([""]).get("", 0.0)}
-    if branches:  # a report costs a measurement in a step
+    if branches:  # each report needs a measurement in a step
         for branch, report in regularizer.report(branches).items():
             found = report._asdict().items()
             values |= {f"{name}/{branch}": value for name, value in found if math.isfinite(value)}
@@ -96,7 +98,7 @@ def measured(regularizer: Regularizer, branches: Sequence[str] = ()) -> dict[str
 
 
 def known_branches(regularizer: Regularizer, branches: Sequence[str]) -> tuple[str, ...]:
-    """Return `branches` as a tuple. Raises ValueError if one has no regularized weight."""
+    """Return `branches` as a tuple. Raises ValueError if a branch has no regularized weight."""
     branches = (branches,) if isinstance(branches, str) else tuple(branches)
     for branch in branches:
         if not branch or not any(under(name, branch) for name in regularizer.targets):

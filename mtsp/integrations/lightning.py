@@ -1,4 +1,4 @@
-"""L2-SP for Lightning."""
+"""Callback that trains with L2-SP in Lightning."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,31 +14,34 @@ except ImportError as error:
 
 
 class L2SPCallback(Callback):
-    """Pulls a LightningModule towards its pretrained weights while it is fitted::
+    """Pull a LightningModule towards its pretrained weights during `fit`::
 
         module = Classifier(AutoModel.from_pretrained("..."))
         Trainer(callbacks=[L2SPCallback(alpha=0.01)]).fit(module, loader)
 
-    All convolution and linear weights that transformers' `from_pretrained` loaded are anchored, and others are new; for
-    models of other libraries, `new` names the modules that are. The callback prints how many there are. The anchors are
-    taken before Lightning loads a checkpoint (`ckpt_path`), which must have been trained with the same, by their
-    fingerprint. A regularizer of your own must be built before `fit`, while the network has its pretrained weights.
+    All convolution and linear weights loaded by `from_pretrained` of transformers are anchored, and all others are new;
+    for models of other libraries, `new` must name the new modules. The callback prints the number of anchored, new
+    and free weights. It copies the anchors before Lightning loads a checkpoint (`ckpt_path`); the checkpoint must have
+    been trained with the same anchors, which is checked by their fingerprint. If you pass a regularizer, build it
+    before `fit`, while the network has its pretrained weights.
 
-    It acts once per optimizer step under automatic and manual optimization, gradient accumulation, clipping and mixed
-    precision. At the end of each epoch it logs `penalty` and `distance` (the relative distance from the anchors), and
-    for each of `branches` its `distance`, `pull_to_gradient` (in the first step of the epoch) and `time_constant`, as
-    `pull_to_gradient/backbone`. The older package `pytorch_lightning` does not work: its classes differ.
+    The pull acts once per optimizer step under automatic and manual optimization, gradient accumulation, clipping and
+    mixed precision. At the end of each epoch, the callback logs `penalty` and `distance` (the relative distance from
+    the anchors). For each of `branches` it also logs `distance`, `pull_to_gradient` (in the first step of the epoch)
+    and `time_constant`, under names such as `pull_to_gradient/backbone`. The older package `pytorch_lightning` is not
+    supported, because it has different classes.
 
     Args:
-        regularizer: not attached yet; None builds L2-SP of the whole LightningModule from what follows.
+        regularizer: a regularizer that is not attached yet. None: build L2-SP of the whole LightningModule with
+            `alpha`, `beta`, `new` and `options`.
         alpha, beta, new, options: see :func:`mtsp.integrations.l2sp_of_loaded`.
-        optimizer: index of the module's optimizer to use, if it has several.
-        branches: names of modules in the network that the regularizer was built with.
+        optimizer: index of the optimizer to attach to, if the module has several.
+        branches: names of modules in the network that the regularizer was built with, to be logged separately.
 
     Raises:
-        ValueError: neither or both of `regularizer` and `alpha` are given; a branch has no regularized weight; when
-            fitting begins: attaching is refused (see :meth:`mtsp.regularizers.L2SP.attach`), or the module has several
-            optimizers and none is chosen, or the checkpoint was trained with other anchors.
+        ValueError: neither or both of `regularizer` and `alpha` are given, or a branch has no regularized weight. When
+            fitting begins: attaching is refused (see :meth:`mtsp.regularizers.L2SP.attach`), the module has several
+            optimizers and `optimizer` is None, or the checkpoint was trained with other anchors.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class L2SPCallback(Callback):
         **options: Any,
     ) -> None:
         if (regularizer is None) == (alpha is None):
-            raise ValueError("give a regularizer, or alpha to have L2-SP built from the weights that are loaded")
+            raise ValueError("give a regularizer, or alpha to build L2-SP from the loaded weights")
         self._regularizer, self._settings = regularizer, {"alpha": alpha, "beta": beta, "new": new, **options}
         self.branches = branches if regularizer is None else known_branches(regularizer, branches)
         self.optimizer = optimizer
@@ -61,7 +64,7 @@ class L2SPCallback(Callback):
 
     @property
     def regularizer(self) -> Regularizer:
-        """The regularizer, once fitting has begun."""
+        """The regularizer; if the callback builds it, it is available only after fitting has begun."""
         if self._regularizer is None:
             raise ValueError("the regularizer is built when fitting begins")
         return self._regularizer
@@ -75,19 +78,21 @@ class L2SPCallback(Callback):
                 print(summary(self._regularizer))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach the regularizer; after a failed fit, it may still be attached to an old optimizer."""
+        """Attach the regularizer, after detaching it from the optimizer of an earlier fit that failed."""
         count = len(trainer.optimizers)
         if self.optimizer is None and count != 1:
             raise ValueError(f"the module has {count} optimizers; choose one, as in optimizer=0")
         if not 0 <= (chosen := self.optimizer or 0) < count:
-            raise ValueError(f"optimizer={chosen}, but the module has {count}, counted from 0")
+            raise ValueError(
+                f"optimizer={chosen}, but the module has {count} optimizers; give an index from 0 to {count - 1}"
+            )
         if self._saved:
             self.regularizer.load_state_dict(self._saved)
         self.regularizer.detach()
         self.regularizer.attach(trainer.optimizers[chosen])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log penalty and distances. Runs on every process, because shards are gathered."""
+        """Log penalty and distances. This must run on every process, because shards are gathered."""
         pl_module.log_dict(measured(self.regularizer, self.branches))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -95,9 +100,9 @@ class L2SPCallback(Callback):
         self.regularizer.detach()
 
     def state_dict(self) -> dict[str, str]:
-        """Return what a checkpoint holds: the fingerprint of the anchors."""
+        """Return the fingerprint of the anchors, to be saved in a checkpoint."""
         return self._regularizer.state_dict() if self._regularizer else {}
 
     def load_state_dict(self, state_dict: dict[str, str]) -> None:
-        """Keep the fingerprint of a checkpoint, to be compared when training begins."""
+        """Keep the fingerprint from a checkpoint, which is compared with the anchors when training begins."""
         self._saved = state_dict

@@ -1,6 +1,6 @@
-"""The -SP family: pull weights to where they started, exactly once per optimizer step, in any training loop.
+"""The -SP family: regularizers that pull weights to their start, once per optimizer step, in any training loop.
 
-Importing this needs PyTorch and nothing else. The sections of an experiment are in `mtsp.regularizers.configs`.
+This package needs only PyTorch. The config sections that select a regularizer are in `mtsp.regularizers.configs`.
 """
 
 from mtsp.regularizers.base import Regularizer, Report

@@ -1,4 +1,4 @@
-"""Buckets of weights that are pulled alike, so that a few foreach calls suffice, on any device and for any shards."""
+"""Group weights that are pulled in the same way into buckets, so that a few foreach calls move them all."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,37 +11,37 @@ from mtsp.regularizers.penalties import Penalty, WeightBlock, divided
 from mtsp.regularizers.targets import Target
 
 _BLOCK = {"cpu": 2**18}
-"""Entries pulled at a time by device: on CPUs, what a core's cache holds (measured: twice as fast as all at once)."""
+"""Number of entries pulled at a time, by device. On a CPU they fit in a core's cache, which measured twice as fast."""
 _OTHER_BLOCK = 2**24
 
 
 class Storage(NamedTuple):
-    """How anchors are kept."""
+    """Dtype and device in which anchors are stored."""
 
-    dtype: torch.dtype | None = None  # None: the weight's
-    offload: bool = False  # in (pinned) CPU memory, copied over block by block
+    dtype: torch.dtype | None = None  # None: the dtype of the weight
+    offload: bool = False  # True: in (pinned) CPU memory, copied to the weight's device block by block
 
 
 @dataclass
 class Bucket:
-    """Weights of one parameter group that are pulled alike."""
+    """Weights of one parameter group that are pulled in the same way."""
 
     group: int
     strength: float
-    rows: int
-    channel_groups: int  # slices of each weight along dimension 0, each with output channels of its own
+    rows: int  # dimension of the output channels
+    channel_groups: int  # number of slices of each weight along dimension 0 that have their own output channels
     shared: bool  # True: pretrained; False: new, pulled to zero
     penalty: Penalty
     names: list[str] = field(default_factory=list)
     weights: list[nn.Parameter] = field(default_factory=list)
     anchors: list[Tensor] | None = None
     fisher: list[Tensor] | None = None
-    largest_fisher: float = 1.0  # over all weights; 1 without Fisher information
+    largest_fisher: float = 1.0  # maximum over all weights; 1 without Fisher information
     pre_step: list[Tensor] = field(default_factory=list)  # measured before the step by selective regularizers
 
 
 class Block(NamedTuple):
-    """Some weights of a bucket that have a gradient."""
+    """Some of a bucket's weights, all with a gradient."""
 
     values: WeightBlock
     gradients: list[Tensor]
@@ -55,13 +55,13 @@ def make_buckets(
     penalties: Mapping[bool, Penalty],
     storage: Storage,
 ) -> list[Bucket]:
-    """Return the optimizer's weights in buckets, with their anchors moved and sharded like the weights.
+    """Return the optimizer's weights in buckets, with anchors on the same device and sharded in the same way.
 
-    `targets` then holds the moved anchors, so that each is in memory once.
+    The anchors in `targets` are replaced by the moved ones, so that each is in memory only once.
 
     Raises:
-        ValueError: a weight was flattened, or its shards cut output channels that the penalty needs whole, or the
-            anchors of a sharded weight are to be offloaded, or a pace was not converted to a number.
+        ValueError: a weight was flattened; its shards cut output channels that the penalty needs whole; `offload` is
+            set but a weight is sharded; or a pace was not converted to a number.
     """
     buckets: dict[tuple[Any, ...], Bucket] = {}
     for index, group in enumerate(optimizer.param_groups):
@@ -74,13 +74,13 @@ def make_buckets(
                 raise ValueError(f"the strength of {name} is still a pace, {target.pace}; attach() converts it")
             if target.anchor is not None and target.anchor.shape != weight.shape:
                 raise ValueError(
-                    f"{name} has shape {tuple(weight.shape)} now, its anchor {tuple(target.anchor.shape)}: FSDP1 "
-                    "flattens weights; use FSDP2 (fully_shard), which keeps them"
+                    f"{name} now has shape {tuple(weight.shape)}, its anchor has {tuple(target.anchor.shape)}: FSDP1 "
+                    "flattens weights; use FSDP2 (fully_shard), which keeps their shape"
                 )
             if storage.offload and is_sharded(weight):
                 raise ValueError(
-                    f"offload=True: {name} is sharded, and its anchor with it; use FSDP2's CPUOffloadPolicy, or "
-                    "anchor_dtype=torch.bfloat16"
+                    f"offload=True does not work with {name}, which is sharded like its anchor; use FSDP2's "
+                    "CPUOffloadPolicy, or anchor_dtype=torch.bfloat16"
                 )
             target = targets[name] = target._replace(
                 anchor=None if target.anchor is None else placed(target.anchor, weight, storage),
@@ -102,11 +102,12 @@ def make_buckets(
 
 
 def blocks(bucket: Bucket, *, whole: bool = False) -> Iterator[Block]:
-    """Yield the weights that have a gradient, in blocks that limit the memory in use.
+    """Yield the weights that have a gradient, in blocks small enough to limit the memory in use.
 
     Args:
         bucket: the weights.
-        whole: never cut a weight, for operations on its norm; so it is also where the penalty works by row.
+        whole: never split a weight into several blocks, because its norm is needed. Penalties that treat each output
+            channel as a whole imply this.
 
     Raises:
         ValueError: a gradient is sparse.
@@ -137,18 +138,18 @@ def blocks(bucket: Bucket, *, whole: bool = False) -> Iterator[Block]:
 
 
 def active(bucket: Bucket) -> list[int]:
-    """Return the indices of the weights that learn; a frozen one may still have a gradient of zeros."""
+    """Return the indices of the weights that are trained; a frozen weight may still have a gradient of zeros."""
     return [i for i, weight in enumerate(bucket.weights) if weight.grad is not None and weight.requires_grad]
 
 
 def gradients(bucket: Bucket) -> tuple[list[int], list[Tensor]]:
-    """Return the indices of the weights that learn, and their gradients."""
+    """Return the indices of the weights that are trained, and their gradients."""
     kept = active(bucket)
     return kept, [_gradient(bucket.weights[i], bucket.names[i]) for i in kept]
 
 
 def placed(value: Tensor, weight: Tensor, storage: Storage) -> Tensor:
-    """Return the value on the weight's device, with its shards and strides, in the storage's dtype."""
+    """Return `value` on the device of `weight`, with the same shards and strides, in the dtype of `storage`."""
     dtype = storage.dtype or weight.dtype
     if is_sharded(weight):
         same = is_sharded(value) and value.device_mesh == weight.device_mesh and value.placements == weight.placements  # pyright: ignore[reportAttributeAccessIssue]
@@ -165,30 +166,30 @@ def placed(value: Tensor, weight: Tensor, storage: Storage) -> Tensor:
         return value if value.is_pinned() or weight.device.type != "cuda" else value.pin_memory()
     if value.device == weight.device and value.dtype == dtype and value.stride() == weight.stride():
         return value
-    # The weight's strides, also in channels_last: operations on different strides are many times slower.
+    # Copy the strides of the weight (such as channels_last): operations on different strides are many times slower.
     return torch.empty_like(weight, dtype=dtype, requires_grad=False).copy_(value)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process's shard of a tensor that FSDP2 may have sharded, sharing its memory."""
+    """Return this process's shard if FSDP2 has sharded the tensor, else the tensor; both share its memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether this is a DTensor, as weights are under FSDP2 and tensor parallelism."""
+    """Return whether the tensor is a DTensor, as used by FSDP2 and tensor parallelism."""
     return hasattr(tensor, "device_mesh")
 
 
 def check_whole_rows(penalty: Penalty, name: str, weight: Tensor, rows: int) -> None:
-    """Raise ValueError if the penalty needs whole output channels of this weight and no process has them."""
+    """Raise ValueError if the penalty needs whole output channels but the shards of `weight` cut them."""
     if penalty.by_row and is_sharded(weight) and any(p.is_shard() and not p.is_shard(rows) for p in weight.placements):  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
-            f"{name} is sharded inside its output channels, which this penalty needs whole; shard dimension 0"
+            f"{name} is sharded inside its output channels, but this penalty needs them whole; shard dimension 0"
         )
 
 
 def summed(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the values summed over the processes that hold shards of `weight`; unchanged for a whole weight."""
+    """Return the values summed over the processes that hold shards of `weight`; unchanged if it is not sharded."""
     if is_sharded(weight):
         for dimension, placement in enumerate(weight.placements):  # pyright: ignore[reportAttributeAccessIssue]
             if placement.is_shard():
@@ -205,14 +206,16 @@ def _gradient(weight: nn.Parameter, name: str) -> Tensor:
     gradient = weight.grad
     assert gradient is not None
     if gradient.layout != torch.strided:
-        raise ValueError(f"the gradient of {name} is sparse, but every entry is regularized; set sparse=False")
+        raise ValueError(
+            f"the gradient of {name} is sparse, but every entry is regularized; build the layer with sparse=False"
+        )
     if is_sharded(gradient) and gradient.placements != weight.placements:  # pyright: ignore[reportAttributeAccessIssue]
         gradient = weight.grad = gradient.redistribute(placements=weight.placements)  # pyright: ignore[reportAttributeAccessIssue]
     return local(gradient)
 
 
 def _like(tensors: list[Tensor] | None, indices: Iterable[int], weights: list[Tensor]) -> list[Tensor] | None:
-    """The tensors at these indices, on the weights' device and in their dtype; copied only where that differs."""
+    """The tensors at these indices, converted to the device and dtype of the weights where these differ."""
     if tensors is None:
         return None
     return [
@@ -222,7 +225,7 @@ def _like(tensors: list[Tensor] | None, indices: Iterable[int], weights: list[Te
 
 
 def _grouped(indices: list[int], sizes: list[int], limit: int) -> Iterator[list[int]]:
-    """Consecutive indices in groups of at most `limit` entries, or of one."""
+    """Group consecutive indices so that a group has at most `limit` entries, or only one index."""
     block: list[int] = []
     entries = 0
     for i in indices:
@@ -236,7 +239,7 @@ def _grouped(indices: list[int], sizes: list[int], limit: int) -> Iterator[list[
 
 
 def _slices(lists: list[list[Tensor] | None], limit: int) -> Iterator[list[list[Tensor] | None]]:
-    """Cut the one tensor of each list along its first dimension."""
+    """Cut the single tensor of each list along its first dimension."""
     first = next(tensors[0] for tensors in lists if tensors)
     rows = max(1, limit * first.shape[0] // first.numel())
     for start in range(0, first.shape[0], rows):

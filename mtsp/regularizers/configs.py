@@ -19,21 +19,21 @@ from mtsp.regularizers.strength import Pace, half_life
 
 
 class PaceConfig(Config):
-    """A strength given as a speed: `{time_constant: 2000}`, `{half_life: 1000}` or `{remaining: 0.05}`.
+    """Set a strength by its speed: `{time_constant: 2000}`, `{half_life: 1000}` or `{remaining: 0.05}`.
 
-    It is converted to a number with each branch's own learning rate, and with the momentum where that counts. To first
-    order, as :class:`Pace`: what really remains differs a little, more in a short run. `remaining` is a ratio of
-    distances, after and before a run of the pull alone. A ratio of the pull to the data's gradient cannot be set: it is
-    zero at the start and changes with every step; a run reports it.
+    The pace is converted to a number with the learning rate of each branch, and with the momentum if the mode depends
+    on it. As for :class:`Pace`, the conversion is to first order, so the true remaining distance differs a little, more
+    in a short run. The ratio of the pull to the gradient of the loss cannot be set, because it is zero at the start
+    and changes with every step; a run reports it instead.
     """
 
     time_constant: float | None = Field(default=None, ge=1, allow_inf_nan=False)
-    """Steps in which the pull alone, at the full learning rate, brings a weight to 1/e of its distance."""
+    """Number of steps after which the pull alone, at the full learning rate, leaves 1/e of a weight's distance."""
     half_life: float | None = Field(default=None, ge=1, allow_inf_nan=False)
-    """Steps in which it halves the distance."""
+    """Number of steps after which the pull alone, at the full learning rate, leaves half of a weight's distance."""
     remaining: float | None = Field(default=None, gt=0, lt=1)
-    """Fraction of the distance that the pull alone leaves at the end of the run, given the schedule and the stages in
-    which the branch learns. The strength depends on train.steps."""
+    """Fraction of the distance that the pull alone leaves at the end of the run, computed from the schedule and the
+    stages that train the branch. The strength depends on train.steps."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "PaceConfig":
@@ -48,7 +48,7 @@ class PaceConfig(Config):
         return {key: value for key, value in values.items() if value is not None}
 
     def pace(self, steps: float) -> Pace:
-        """Return the pace. `steps` is the length of the branch's training, in steps at the full learning rate."""
+        """Return the pace. `steps` is how long the branch is trained, in equivalent steps at the full learning rate."""
         if self.remaining is not None:
             return Pace(steps, self.remaining)
         if self.half_life is not None:
@@ -79,17 +79,17 @@ class RegularizerConfig(Config):
     def strength(
         self, key: str, pace: Pace, lr: float, optimizer: OptimizerConfig, *, may_overshoot: bool = False
     ) -> float:
-        """Return the strength that attaching the regularizer would give this pace.
+        """Return the number that this pace is converted to when the regularizer is attached.
 
         Args:
             key: `alpha` or `beta`.
             pace: how fast the pull alone should be.
-            lr: full learning rate.
-            optimizer: the experiment's.
+            lr: learning rate before any schedule lowers it.
+            optimizer: `optimizer` section of the experiment.
             may_overshoot: accept a pace so fast that the weights swing past their anchors.
 
         Raises:
-            ValueError: this strength has no pace with this optimizer, or none this fast.
+            ValueError: this optimizer cannot reach the pace, or this strength cannot be set as a pace.
         """
         self.kind.check_pace(key)
         built = optimizer.build([{"params": [torch.zeros(1)], "lr": lr}])
@@ -98,18 +98,18 @@ class RegularizerConfig(Config):
 
 
 class PenaltyConfig(RegularizerConfig):
-    """Settings of every regularizer but mars."""
+    """Settings that all regularizers except mars share."""
 
     to_zero: ClassVar[bool] = False
 
     alpha: StrengthConfig
-    """Pull on pretrained weights, in loss per squared distance (l1sp, glsp: per distance), or a pace. A branch may set
-    its own."""
+    """Strength of the pull on pretrained weights: loss per squared distance (l1sp, glsp: per distance), or a pace. A
+    branch can override it."""
     beta: StrengthConfig
-    """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
+    """Strength of the pull of new weights to zero: loss per squared weight, or a pace. A branch can override it."""
     mode: Mode = "auto"
-    """How the pull enters a step: coupled (in the gradient), decoupled (as in AdamW), proximal (after the step), or
-    auto, which fits the penalty and the optimizer."""
+    """How the pull is applied: coupled (added to the gradient), decoupled (as in AdamW), proximal (after the step), or
+    auto, which chooses by penalty and optimizer."""
 
     @model_validator(mode="after")
     def _mode_is_possible(self) -> "PenaltyConfig":
@@ -122,7 +122,7 @@ class PenaltyConfig(RegularizerConfig):
 
 
 class L2Config(PenaltyConfig):
-    """L2, the papers' baseline: every convolution and linear weight is pulled to zero."""
+    """L2, the baseline of the papers: every convolution and linear weight is pulled to zero."""
 
     to_zero = True
     name: Literal["l2"]
@@ -135,35 +135,35 @@ class L2SPConfig(PenaltyConfig):
 
 
 class L1SPConfig(PenaltyConfig):
-    """L1-SP: the sum of absolute distances; proximal, so that some weights stay exactly where they started."""
+    """L1-SP: sum of absolute distances; proximal by default, so that some weights stay exactly at their start."""
 
     kind = L1SP
     name: Literal["l1sp"]
 
 
 class GLSPConfig(PenaltyConfig):
-    """GL-SP: the group lasso over output channels; proximal, so that some stay exactly where they started."""
+    """GL-SP: group lasso over output channels; proximal by default, so that some stay exactly at their start."""
 
     kind = GLSP
     name: Literal["glsp"]
 
 
 class DirectionSPConfig(PenaltyConfig):
-    """Filter-direction L2-SP, for convolutions that a normalization layer follows."""
+    """Filter-direction L2-SP, for convolutions followed by a normalization layer."""
 
     kind = DirectionSP
     name: Literal["directionsp"]
 
 
 class SPDConfig(PenaltyConfig):
-    """Selective projection decay; alpha is a fraction and does not depend on the learning rate."""
+    """Selective projection decay; alpha is a fraction of the distance and does not depend on the learning rate."""
 
     kind = SPD
     name: Literal["spd"]
 
 
 class CautiousL2SPConfig(PenaltyConfig):
-    """Decoupled L2-SP on the entries where it agrees with the optimizer's update."""
+    """Decoupled L2-SP, applied only to entries that the optimizer's update moves in the same direction."""
 
     kind = CautiousL2SP
     name: Literal["cautiousl2sp"]
@@ -173,51 +173,51 @@ class FisherConfig(PenaltyConfig):
     """Settings of the regularizers that use Fisher information."""
 
     fisher: str
-    """File that `python tools/fisher.py --config THIS --out FILE` writes. It is divided by its mean over the pretrained
-    weights, so that alpha compares with that of l2sp (glsp)."""
+    """File written by `python tools/fisher.py --config THIS --out FILE`. The values are divided by their mean over the
+    pretrained weights, so that alpha is comparable with the alpha of l2sp (glsp)."""
 
     def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Regularizer:
         """Return the regularizer with these strengths by branch.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it was estimated at other weights than the anchors.
+            FileNotFoundError: the Fisher file does not exist.
+            ValueError: the file was estimated at weights other than the anchors.
         """
         fisher = fisher_of(Path(self.fisher), anchors)
         return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, fisher=fisher)
 
 
 class L2SPFisherConfig(FisherConfig):
-    """L2-SP-Fisher: squared distances, each weighted by how much its weight matters to the predictions."""
+    """L2-SP-Fisher: squared distances, weighted by how much each weight affects the predictions."""
 
     kind = L2SPFisher
     name: Literal["l2spfisher"]
 
 
 class GLSPFisherConfig(FisherConfig):
-    """GL-SP-Fisher: the group lasso over output channels, weighted in the same way."""
+    """GL-SP-Fisher: group lasso over output channels, weighted by how much each weight affects the predictions."""
 
     kind = GLSPFisher
     name: Literal["glspfisher"]
 
 
 class MARSConfig(RegularizerConfig):
-    """MARS: a bound on how far each output channel may be from its start, without a pull inside it."""
+    """MARS: bound the distance of each output channel from its start; there is no pull within the bound."""
 
     kind = MARS
     name: Literal["mars"]
     radius: float = Field(gt=0, allow_inf_nan=False)
-    """Largest sum of the absolute distances of an output channel's weights, in every branch."""
+    """Upper bound on the sum of absolute distances of the weights of an output channel; the same in every branch."""
     beta: StrengthConfig
-    """Pull on new weights, in loss per squared weight, or a pace. A branch may set its own."""
+    """Strength of the pull of new weights to zero: loss per squared weight, or a pace. A branch can override it."""
 
     @property
     def alpha(self) -> float:
-        """The radius, which takes the place of alpha."""
+        """The radius, which MARS uses instead of alpha."""
         return self.radius
 
     def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Regularizer:
-        """Return the regularizer with these bounds and strengths by branch."""
+        """Return the regularizer; `alpha` holds the radius of each branch."""
         return MARS(model, anchors=anchors, radius=alpha, beta=beta)
 
 
@@ -240,4 +240,4 @@ AnyRegularizer = (
     | MARSConfig
     | NoneConfig
 )
-"""All that `regularizer` can be; its `name` says which."""
+"""Any `regularizer` section; its `name` selects the class."""

@@ -1,7 +1,8 @@
-"""Fast path for fused SGD: its kernel decays the weights, and only the anchors' part of the pull is added.
+"""Fast path for fused SGD: the optimizer's kernel computes part of the pull as weight decay.
 
-alpha (w - w0) = alpha w - alpha w0. The kernel computes the first part as weight decay while it reads the weights; the
-second is one foreach call on the gradients. Three passes over memory besides the kernel's five, and no temporary.
+alpha (w - w0) = alpha w - alpha w0. The kernel computes alpha w as weight decay while it reads the weights; -alpha w0
+is added to the gradients by one foreach call. This takes three passes over memory in addition to the five of the
+kernel, and no temporary memory.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from mtsp.regularizers.buckets import Bucket, gradients
 
 
 def fused(optimizer: Any) -> bool:
-    """Return whether this is a fused SGD, whose kernel can decay weights for which :func:`fits` holds."""
+    """Return whether this is a fused SGD; :func:`fits` then tells if its kernel can also apply the pull."""
     return (
         type(optimizer) is torch.optim.SGD
         and all(group["fused"] for group in optimizer.param_groups)
@@ -22,10 +23,10 @@ def fused(optimizer: Any) -> bool:
 
 
 def fits(optimizer: Any, buckets: list[Bucket]) -> bool:
-    """Return whether the kernel of the next step can decay the weights.
+    """Return whether the kernel can apply the weight decay in the next step.
 
-    Only float32 and float64: the two parts are much larger than their difference, which float16 would round away. The
-    scale of a GradScaler on a GPU cannot be read without waiting for it.
+    It can only for float32 and float64: alpha w and alpha w0 are much larger than their difference, so float16 would
+    round it away. It cannot if a GradScaler keeps its scale on a GPU, because reading the scale would wait for the GPU.
     """
     scale = getattr(optimizer, "grad_scale", None)
     return (
@@ -41,10 +42,10 @@ def fits(optimizer: Any, buckets: list[Bucket]) -> bool:
 
 
 def decay_in_kernel(optimizer: Any, buckets: list[Bucket]) -> None:
-    """Subtract the anchors' part from the gradients and let the kernel that runs next do the rest.
+    """Subtract alpha w0 from the gradients and let the kernel that runs next add alpha w as weight decay.
 
-    Call it inside the step, after everything else that may read the parameter groups: only the kernel may see groups
-    with the strengths as weight decay.
+    Call it inside the step, after all other code that reads the parameter groups: until the kernel has read them, the
+    groups have the strengths as their weight decay.
     """
     scale = getattr(optimizer, "grad_scale", None)
     shown, pulled = [], set()
@@ -56,7 +57,7 @@ def decay_in_kernel(optimizer: Any, buckets: list[Bucket]) -> None:
         pulled |= {id(weight) for weight in weights}
         shown.append({**group, "params": weights, "weight_decay": bucket.strength})
         if bucket.anchors is not None:
-            # With `maximize`, the kernel flips the gradient's sign before it decays.
+            # With `maximize`, the kernel flips the sign of the gradient before it applies weight decay.
             part = (1 if group["maximize"] else -1) * bucket.strength * (1 if scale is None else float(scale))
             torch._foreach_add_(found, [bucket.anchors[i] for i in kept], alpha=part)
     for group in optimizer.param_groups:
@@ -67,7 +68,7 @@ def decay_in_kernel(optimizer: Any, buckets: list[Bucket]) -> None:
 
 
 class _Shown(list[dict[str, Any]]):
-    """Parameter groups for one loop: when it ends, also by an exception, the optimizer gets its own list back."""
+    """Parameter groups to be iterated over once; afterwards, even after an exception, the original list is restored."""
 
     def __init__(self, optimizer: Any, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups)

@@ -1,4 +1,4 @@
-"""The -SP family by name: penalties on the distance to the anchors, then relatives that choose when or where to act."""
+"""The regularizers by name: first penalties on the distance to the anchors, then methods that act selectively."""
 
 from collections.abc import Mapping
 from numbers import Real
@@ -30,8 +30,9 @@ class L2SP(Regularizer):
         regularizer = L2SP(model, anchors=anchors, alpha=0.1, beta=0.01)
         regularizer.attach(optimizer)
 
-    With `zero=True` it is L2, weight decay with two strengths. Coupled for SGD, decoupled for all others. On a fused
-    SGD, the kernel's own weight decay computes part of the pull. Arguments and errors: :class:`Regularizer`.
+    With `zero=True` it is L2: weight decay with two strengths. The default mode is coupled for SGD and decoupled for
+    all other optimizers. On a fused SGD, the weight decay of the kernel computes part of the pull. For arguments and
+    errors, see :class:`Regularizer`.
     """
 
     shared_penalty = SquaredDistance()
@@ -40,19 +41,20 @@ class L2SP(Regularizer):
 class L1SP(Regularizer):
     """L1-SP: alpha ||w_S - w_S0||_1 + beta/2 ||w_N||^2.
 
-    Proximal by default: weights that the data does not move stay at their anchor, bit for bit. The paper's form is
-    `mode="coupled"`, a subgradient, whose weights oscillate about the anchor without reaching it; the authors give that
-    as the reason for its results (ICLR 2018 text, section 4.3.2). Arguments and errors: :class:`Regularizer`.
+    Proximal by default: weights that the data does not move stay at their anchor, bit for bit. The paper uses a
+    subgradient (`mode="coupled"`), which makes weights oscillate about the anchor without reaching it; the authors
+    explain the results of L1-SP by this (ICLR 2018 text, section 4.3.2). For arguments and errors, see
+    :class:`Regularizer`.
     """
 
     shared_penalty = AbsoluteDistance()
 
 
 class GLSP(Regularizer):
-    """GL-SP: alpha sum_g sqrt(p_g) ||w_g - w_g0||_2 + beta/2 ||w_N||^2 over the output channels g, of p_g weights each.
+    """GL-SP: alpha sum_g sqrt(p_g) ||w_g - w_g0||_2 + beta/2 ||w_N||^2 over output channels g with p_g weights.
 
-    Proximal by default: whole channels stay at their anchor, bit for bit. The paper's form is
-    `mode="coupled"`. New weights have the squared norm, as in the authors' code. Arguments and errors:
+    Proximal by default: channels that the data does not move stay at their anchor, bit for bit. The paper's form is
+    `mode="coupled"`. New weights have a squared penalty, as in the authors' code. For arguments and errors, see
     :class:`Regularizer`.
     """
 
@@ -62,10 +64,11 @@ class GLSP(Regularizer):
 class L2SPFisher(Regularizer):
     """L2-SP-Fisher: alpha/2 sum_j F_j (w_j - w_j0)^2 + beta/2 ||w_N||^2, F the diagonal of the Fisher information.
 
-    Proximal by default: an implicit step, w = (w + s F w0) / (1 + s F), which is stable for every F. The paper's form
-    is `mode="coupled"`; it is refused where learning rate times alpha times the largest F is above 1.
-    `alpha` compares with that of L2-SP if F has mean 1, as :func:`mtsp.fisher.estimate.diagonal_fisher` gives it.
-    `fisher` must contain every weight that has an anchor. Arguments and errors: :class:`Regularizer`.
+    Proximal by default: the implicit step w = (w + s F w0) / (1 + s F), where s is learning rate times alpha, is stable
+    for every F. The paper's form is `mode="coupled"`; it is refused if s times the largest F is above 1. `alpha` is
+    comparable with the alpha of L2-SP if F has mean 1, as returned by
+    :func:`mtsp.fisher.estimate.diagonal_fisher`. `fisher` must contain every weight that has an anchor. For arguments
+    and errors, see :class:`Regularizer`.
     """
 
     shared_penalty = FisherDistance()
@@ -74,8 +77,8 @@ class L2SPFisher(Regularizer):
 class GLSPFisher(Regularizer):
     """GL-SP-Fisher: alpha sum_g sqrt(p_g) (sum_{j in g} F_j (w_j - w_j0)^2)^1/2 + beta/2 ||w_N||^2.
 
-    Proximal by default, solved per channel by Newton's method in float64, at several times the cost of the others.
-    The paper's form is `mode="coupled"`. Arguments and errors: :class:`Regularizer`.
+    Proximal by default, solved per channel by Newton's method in float64, which costs several times as much as other
+    regularizers. The paper's form is `mode="coupled"`. For arguments and errors, see :class:`Regularizer`.
     """
 
     shared_penalty = FisherRowDistance()
@@ -84,26 +87,26 @@ class GLSPFisher(Regularizer):
 class DirectionSP(Regularizer):
     """Filter-direction L2-SP: alpha/2 of the squared part of each filter across its anchor + beta/2 ||w_N||^2.
 
-    For convolutions that a normalization layer follows: filters are pulled to their pretrained direction, their length
-    is free. Coupled for SGD, decoupled for all others. Source:
-    :class:`mtsp.regularizers.penalties.DirectionDistance`. Arguments and errors: :class:`Regularizer`.
+    For convolutions followed by a normalization layer: filters are pulled to their pretrained direction, and their
+    length is free. The default mode is coupled for SGD and decoupled for all other optimizers. For the source, see
+    :class:`mtsp.regularizers.penalties.DirectionDistance`; for arguments and errors, :class:`Regularizer`.
     """
 
     shared_penalty = DirectionDistance()
 
 
 class _AfterStep(SquaredDistance):
-    """Squared distance for regularizers that act after the step, depending on what it did."""
+    """Squared distance for regularizers that act after the step and depend on the optimizer's update."""
 
     modes = ("decoupled",)
     proportional = False
 
 
 class _Selective(Attachment):
-    """Measures before the step; after it, takes back the part that led away from the anchor."""
+    """Measure distances before the step; after it, undo part of any motion away from the anchor."""
 
     def act_before(self, buckets: list[Bucket]) -> None:
-        """Measure slopes and distances."""
+        """Measure the slopes of the loss along the displacements, and the squared distances."""
         for bucket in (bucket for bucket in buckets if bucket.shared):
             bucket.pre_step = []
             for block in blocks(bucket, whole=True):
@@ -113,7 +116,7 @@ class _Selective(Attachment):
                 bucket.pre_step.append(summed(sums, block.parameters[0]))
 
     def act_after(self, buckets: list[Bucket]) -> None:
-        """Compare with the measurements before the step, and move."""
+        """Compare distances with the measurements before the step, and pull weights back."""
         self.move([bucket for bucket in buckets if not bucket.shared], proximal=False)
         for bucket in (bucket for bucket in buckets if bucket.shared):
             for block, (slopes, before) in zip(blocks(bucket, whole=True), bucket.pre_step, strict=True):
@@ -125,20 +128,20 @@ class _Selective(Attachment):
                     weight.sub_(d * fraction)
 
     def step_fraction(self, bucket: Bucket) -> StepFraction:
-        """Return learning rate times strength for new weights; for the others, the rate does not matter."""
+        """Return learning rate times strength for new weights, and 0 for pretrained ones, which do not use it."""
         return 0.0 if bucket.shared else super().step_fraction(bucket)
 
 
 class SPD(Regularizer):
-    """Selective projection decay: pull a tensor back by the distance that a step added, and only where that helps.
+    """Selective projection decay: pull a tensor back in proportion to the distance that a step added, if that helps.
 
-    If <g, w - w0> > 0 before the step, then after it w moves towards w0 by the fraction alpha * r of the distance, at
-    most all of it, with r = max(0, 1 - ||w - w0|| before / ||w - w0|| after). alpha does not depend on the learning
-    rate; beta does, as everywhere, and is decoupled. The selection is one number on the device for each tensor: nothing
-    waits for a GPU; where FSDP2 shards the weights, it takes two small sums over the processes per block.
+    If <g, w - w0> > 0 before the step, then w moves towards w0 after the step, by the fraction min(1, alpha * r) of the
+    distance, where r = max(0, 1 - ||w - w0|| before / ||w - w0|| after). The effect of alpha does not depend on the
+    learning rate; beta is multiplied by it, as in all regularizers, and is decoupled. The selection is made on the
+    device, so nothing waits for a GPU; if FSDP2 shards the weights, it costs two small all-reduce calls per block.
 
     After Tian et al., "Rethinking weight decay for robust fine-tuning of foundation models", NeurIPS 2024. Departures:
-    works with any optimizer, and alpha * r is at most 1. Arguments and errors: :class:`Regularizer`.
+    it works with any optimizer, and alpha * r is limited to 1. For arguments and errors, see :class:`Regularizer`.
     """
 
     shared_penalty = _AfterStep()
@@ -146,13 +149,13 @@ class SPD(Regularizer):
 
 
 class _Cautious(Attachment):
-    """Pulls the entries that the optimizer's update moved towards the anchor."""
+    """Pull only the entries that the optimizer's update moved towards the anchor."""
 
     def act_before(self, buckets: list[Bucket]) -> None:
         """Do nothing: the optimizer's update is not known yet."""
 
     def act_after(self, buckets: list[Bucket]) -> None:
-        """Pull the entries where update and pull agree."""
+        """Pull the entries that the update moved in the direction of the pull."""
         for bucket in buckets:
             fraction = self.applied_fraction(bucket)
             sign = -1 if self.optimizer.param_groups[bucket.group].get("maximize") else 1
@@ -164,11 +167,12 @@ class _Cautious(Attachment):
 
 
 class CautiousL2SP(Regularizer):
-    """Cautious decoupled L2-SP: pull only the entries that the optimizer's own update moves the same way.
+    """Cautious decoupled L2-SP: pull only the entries that the optimizer's update moves in the same direction.
 
-    After the step, w moves by lr * alpha of its distance where update and w - w0 have the same sign. The update is
-    Adam's first moment, the momentum buffer, or the gradient. New weights decay to zero in the same way, with beta.
-    Cautious weight decay (arXiv 2510.12402) around an anchor. Arguments and errors: :class:`Regularizer`.
+    After the step, each entry for which the subtracted update and w - w0 have the same sign moves by the fraction
+    lr * alpha of its distance. The update is Adam's first moment, the momentum buffer, or else the gradient. New
+    weights decay to zero in the same way, with beta. This is cautious weight decay (arXiv 2510.12402) around an anchor.
+    For arguments and errors, see :class:`Regularizer`.
     """
 
     shared_penalty = _AfterStep()
@@ -177,14 +181,14 @@ class CautiousL2SP(Regularizer):
 
 
 class _Bound(Attachment):
-    """Projects onto the bound after the step."""
+    """Project weights onto the bound after the step."""
 
     def step_fraction(self, bucket: Bucket) -> StepFraction:
         """Return the radius, which does not depend on the learning rate."""
         return bucket.strength if bucket.shared else super().step_fraction(bucket)
 
     def applied_fraction(self, bucket: Bucket) -> StepFraction:
-        """Return the radius also when a step is skipped: all weights are within it then."""
+        """Return the radius even if a step is skipped: all weights are then within it already."""
         return bucket.strength if bucket.shared else super().applied_fraction(bucket)
 
 
@@ -192,18 +196,18 @@ class MARS(Regularizer):
     """MARS projection: after every step, bound how far each output channel may be from its anchor.
 
     d_row = w_row - w0_row becomes d_row / max(1, ||d_row||_1 / radius). There is no pull inside the bound. The radius
-    has the unit of the weights and does not depend on the learning rate. New weights decay to zero with beta,
-    proximally.
+    has the unit of the weights and does not depend on the learning rate. New weights decay to zero with strength
+    beta, by a proximal step.
 
     After Gouk, Hospedales and Pontil, "Distance-based regularisation of deep networks for fine-tuning", ICLR 2021.
-    Departure: normalization layers are left alone, while the authors' code also bounds gamma / sigma.
+    Departure: normalization layers are not bounded, while the authors' code also bounds gamma / sigma.
 
     Args:
-        model, anchors, beta, every, anchor_dtype, offload: as :class:`Regularizer`.
-        radius: bound of every channel, or one by name prefix.
+        model, anchors, beta, every, anchor_dtype, offload: see :class:`Regularizer`.
+        radius: one bound for all channels, or bounds by name prefix.
 
     Raises:
-        ValueError: as :class:`Regularizer`, or the radius is not positive.
+        ValueError: see :class:`Regularizer`; or the radius is not positive.
     """
 
     shared_penalty = RowBall()

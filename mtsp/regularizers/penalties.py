@@ -1,8 +1,8 @@
-"""Penalties of the -SP family: their values, their gradients, and the moves that can replace the gradients.
+"""Penalties of the -SP family: values, gradients, and the updates of decoupled and proximal steps.
 
-d = w - w0 throughout; without an anchor, w0 = 0. After Li, Grandvalet and Davoine, "Explicit inductive bias for
-transfer learning with convolutional networks", ICML 2018, section 3, and the authors' code. Strengths are multiplied
-in elsewhere.
+Throughout, d = w - w0 is the displacement; without an anchor, w0 = 0. After Li, Grandvalet and Davoine,
+"Explicit inductive bias for transfer learning with convolutional networks", ICML 2018, section 3, and the
+authors' code. The caller multiplies by the strengths.
 """
 
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ from torch import Tensor
 
 Mode = Literal["auto", "coupled", "decoupled", "proximal"]
 StepFraction = float | Tensor
-"""How far one step moves a weight: learning rate times strength. A tensor where the learning rate is one."""
+"""Learning rate times strength. A tensor if the learning rate is a tensor."""
 
 
 class WeightBlock(NamedTuple):
-    """Weights that are pulled alike, with their anchors: this process's shard of each, without autograd."""
+    """Weights that are pulled in the same way, with their anchors: this process's shards, outside autograd."""
 
     weights: list[Tensor]
     anchors: list[Tensor] | None  # None: pulled to zero
@@ -26,7 +26,7 @@ class WeightBlock(NamedTuple):
     rows: int  # dimension of the output channels
 
     def displacements(self) -> list[Tensor]:
-        """Return d of each weight, in new memory."""
+        """Return the displacement d of each weight, in new memory."""
         if self.anchors is None:
             return [weight.clone() for weight in self.weights]
         return list(torch._foreach_sub(self.weights, self.anchors))
@@ -38,41 +38,41 @@ class WeightBlock(NamedTuple):
 
 
 class Penalty(ABC):
-    """A penalty on the displacements of some weights. Subclasses write `value`, `gradients`, `move`, and what differs.
+    """Penalty on the displacements of weights. Subclasses define `value`, `gradients` and `move`.
 
-    The defaults are those of a smooth penalty of each entry by itself.
+    The defaults of the class variables are for a smooth penalty that treats each entry separately.
     """
 
     modes: ClassVar[tuple[Mode, ...]] = ("decoupled", "coupled", "proximal")
-    """Modes it can act in. `auto` is the first one; for SGD, coupled instead of decoupled where it can be."""
+    """Possible modes. `auto` selects the first one, except that SGD uses coupled, if possible, instead of decoupled."""
     step_limited: ClassVar[bool] = False
-    """Whether the gradient grows with the distance, so that an explicit step that is too long overshoots."""
+    """Whether the gradient grows with the distance, so that too long an explicit step overshoots the anchor."""
     by_row: ClassVar[bool] = False
-    """Whether it treats each output channel as a whole, so that a shard must hold whole ones."""
+    """Whether each output channel is treated as a whole, so that shards must contain whole channels."""
     uses_fisher: ClassVar[bool] = False
-    """Whether it needs the Fisher information."""
+    """Whether the penalty needs the Fisher information."""
     proportional: ClassVar[bool] = False
-    """Whether the pull alone takes the same fraction of every distance in each step, so that its strength can be given
+    """Whether each step of the pull alone reduces every distance by the same fraction, so that the strength can be set
     as a pace."""
 
     @abstractmethod
     def value(self, block: WeightBlock) -> Tensor:
-        """Return the sum over the weights, a scalar. Called with float64."""
+        """Return the penalty summed over the weights, a scalar. The weights are float64."""
 
     @abstractmethod
     def gradients(self, block: WeightBlock) -> list[Tensor]:
-        """Return the gradient at each weight, in new memory."""
+        """Return the gradient with respect to each weight, in new memory."""
 
     @abstractmethod
     def move(self, block: WeightBlock, fraction: StepFraction, *, proximal: bool) -> None:
-        """Move the weights in place: by an explicit step of length `fraction`, or by the proximal operator."""
+        """Update the weights in place: by an explicit step of length `fraction`, or by the proximal operator."""
 
 
 _KINKED: tuple[Mode, ...] = ("proximal", "coupled")
 
 
 class SquaredDistance(Penalty):
-    """L2-SP, and L2 without anchors: 1/2 ||d||^2."""
+    """L2-SP, which is L2 if there are no anchors: 1/2 ||d||^2."""
 
     step_limited = True
     proportional = True
@@ -86,7 +86,7 @@ class SquaredDistance(Penalty):
         return block.displacements()
 
     def move(self, block: WeightBlock, fraction: StepFraction, *, proximal: bool) -> None:
-        """Move by this fraction of the distance; proximal: by fraction / (1 + fraction) of it."""
+        """Multiply the distance by 1 - fraction; proximal: by 1 / (1 + fraction)."""
         if proximal:
             fraction = fraction / (1 + fraction)
         if block.anchors is None:
@@ -117,14 +117,14 @@ class FisherDistance(Penalty):
         return gradients
 
     def move(self, block: WeightBlock, fraction: StepFraction, *, proximal: bool) -> None:
-        """Set w = (w + fraction F w0) / (1 + fraction F), which cannot overshoot whatever F is."""
+        """Set w = (w + fraction F w0) / (1 + fraction F), which cannot overshoot for any F."""
         for weight, d, f in zip(block.weights, block.displacements(), _fisher(block), strict=True):
             strength = f * fraction
             weight.sub_((d * (strength / (1 + strength))).to(weight.dtype))
 
 
 class AbsoluteDistance(Penalty):
-    """L1-SP: ||d||_1. The gradient is the paper's subgradient: 0 at the kink."""
+    """L1-SP: ||d||_1. The gradient is the subgradient of the paper, which is 0 at d = 0."""
 
     modes = _KINKED
 
@@ -139,7 +139,7 @@ class AbsoluteDistance(Penalty):
         return gradients
 
     def move(self, block: WeightBlock, fraction: StepFraction, *, proximal: bool) -> None:
-        """Shrink every |d| by `fraction`; a weight nearer than that becomes its anchor, bit for bit."""
+        """Reduce every |d| by `fraction`; weights within `fraction` of their anchor are set to it, bit for bit."""
         for weight, anchor, d in zip(block.weights, _anchors(block), block.displacements(), strict=True):
             shrunk = weight - d.sign() * fraction
             weight.copy_(torch.where(d.abs() <= fraction, anchor, shrunk.to(weight.dtype)))
@@ -148,8 +148,8 @@ class AbsoluteDistance(Penalty):
 class RowDistance(Penalty):
     """GL-SP: sum over output channels of sqrt(p) ||d_row||, where p is the number of weights of a channel.
 
-    The gradient is 0 at d = 0, the kink, where training starts. The authors add 1e-16 under the root, which float16
-    rounds away.
+    The gradient is 0 at d = 0, where training starts and the penalty has a kink. The authors add 1e-16 under the root
+    instead, which float16 rounds to zero.
     """
 
     modes = _KINKED
@@ -171,7 +171,7 @@ class RowDistance(Penalty):
         return gradients
 
     def move(self, block: WeightBlock, fraction: StepFraction, *, proximal: bool) -> None:
-        """Shrink ||d_row|| by fraction sqrt(p); a channel nearer than that becomes its anchor, bit for bit."""
+        """Reduce ||d_row|| by fraction sqrt(p); channels nearer than this are set to their anchor, bit for bit."""
         for weight, anchor, displacement in zip(block.weights, _anchors(block), block.displacements(), strict=True):
             d = by_row(displacement, block.rows)
             norm = norms(d)
@@ -193,7 +193,7 @@ class FisherRowDistance(Penalty):
         return _total([square.shape[1] ** 0.5 * square.sum(1).sqrt().sum() for square in squares])
 
     def gradients(self, block: WeightBlock) -> list[Tensor]:
-        """Return sqrt(p) F d / sqrt(sum F d^2), 0 where that is 0 / 0."""
+        """Return sqrt(p) F d / sqrt(sum F d^2), or 0 for 0 / 0."""
         gradients = block.displacements()
         for gradient, fisher in zip(gradients, _fisher(block), strict=True):
             d, f = by_row(gradient, block.rows), by_row(fisher, block.rows)
@@ -205,8 +205,8 @@ class FisherRowDistance(Penalty):
     def move(self, block: WeightBlock, fraction: StepFraction, *, proximal: bool) -> None:
         """Apply the proximal operator, solved per channel by Newton's method.
 
-        With s = fraction sqrt(p) and t the root of sum F d^2 / (t + s F)^2 = 1, d becomes d / (1 + s F / t); where
-        sum d^2 / F <= s^2 (over F > 0), every d with F > 0 becomes 0.
+        With s = fraction sqrt(p) and t the root of sum F d^2 / (t + s F)^2 = 1, d becomes d / (1 + s F / t). If
+        sum d^2 / F <= s^2 over all F > 0, every d with F > 0 becomes 0.
         """
         for weight, anchor, displacement, fisher in zip(
             block.weights, _anchors(block), block.displacements(), _fisher(block), strict=True
@@ -221,26 +221,27 @@ class FisherRowDistance(Penalty):
 
 
 class DirectionDistance(Penalty):
-    """Filter-direction L2-SP: 1/2 ||w_row - its projection on w0_row||^2, for layers before a normalization.
+    """Filter-direction L2-SP: 1/2 ||w_row - (projection of w_row on w0_row)||^2, for layers before a normalization.
 
-    Normalization removes the length of a filter, so only its direction changes what the network computes. The pull
-    turns each filter back to its pretrained direction and leaves its length alone. After the authors' segmentation code
-    (PSPNet-TF-Reproduce, model/pspnet_mg.py, mode 3). A filter whose anchor is zero is pulled to zero.
+    Normalization removes the length of a filter, so only the direction of the filter affects the output. The pull turns
+    each filter back to its pretrained direction and does not change its length otherwise. After the authors'
+    segmentation code (PSPNet-TF-Reproduce, model/pspnet_mg.py, mode 3). A filter with an anchor of zero is pulled to
+    zero.
     """
 
     step_limited = True
     by_row = True
 
     def value(self, block: WeightBlock) -> Tensor:
-        """Return 1/2 sum of the squared parts across the anchors."""
+        """Return half the sum of the squared components orthogonal to the anchors."""
         return 0.5 * _total([d.square().sum() for d in self.gradients(block)])
 
     def gradients(self, block: WeightBlock) -> list[Tensor]:
-        """Return w - (<w, w0> / ||w0||^2) w0, by output channel."""
+        """Return w - (<w, w0> / ||w0||^2) w0 for each output channel."""
         return [self._across(w, a, block.rows) for w, a in zip(block.weights, _anchors(block), strict=True)]
 
     def move(self, block: WeightBlock, fraction: StepFraction, *, proximal: bool) -> None:
-        """Remove this fraction of the part across the anchor; proximal: fraction / (1 + fraction) of it."""
+        """Multiply the component orthogonal to the anchor by 1 - fraction; proximal: by 1 / (1 + fraction)."""
         if proximal:
             fraction = fraction / (1 + fraction)
         torch._foreach_sub_(block.weights, _scaled(self.gradients(block), fraction))
@@ -256,13 +257,13 @@ class DirectionDistance(Penalty):
 
 
 class RowBall(Penalty):
-    """MARS: a bound on the sum of |d| of each output channel instead of a penalty. `fraction` is the bound."""
+    """MARS: bound the sum of |d| over each output channel instead of penalizing it. `fraction` is the bound."""
 
     modes = ("proximal",)
     by_row = True
 
     def value(self, block: WeightBlock) -> Tensor:
-        """Return 0: nothing is penalized within the bound."""
+        """Return 0, because nothing is penalized within the bound."""
         return torch.zeros((), dtype=block.weights[0].dtype, device=block.weights[0].device)
 
     def gradients(self, block: WeightBlock) -> list[Tensor]:
@@ -270,25 +271,25 @@ class RowBall(Penalty):
         return [torch.zeros_like(weight) for weight in block.weights]
 
     def move(self, block: WeightBlock, fraction: StepFraction, *, proximal: bool) -> None:
-        """Scale each channel's d down to the bound where it exceeds it."""
+        """Scale d of each channel that exceeds the bound down to the bound."""
         for weight, d in zip(block.weights, block.displacements(), strict=True):
             sums = _wide(by_row(d, block.rows)).abs().sum(1)
             weight.sub_(back((1 - fraction / sums).clamp(min=0.0).nan_to_num(0.0), weight, block.rows) * d)
 
 
 def divided(tensors: list[Tensor], groups: int) -> list[Tensor]:
-    """Return `groups` slices of each tensor along its first dimension, in order; they share its memory."""
+    """Return `groups` slices of each tensor along its first dimension, in order and without copying."""
     return [part for tensor in tensors for part in tensor.chunk(groups)] if groups > 1 else tensors
 
 
 def by_row(tensor: Tensor, rows: int) -> Tensor:
-    """Return a matrix with one row per output channel. A vector gives one entry per row."""
+    """Return `tensor` as a matrix with one row per output channel; `rows` is their dimension."""
     moved = tensor.movedim(rows, 0) if tensor.dim() > 1 else tensor
     return moved.reshape(moved.shape[0] if moved.dim() else 1, -1)
 
 
 def back(factor: Tensor, like: Tensor, rows: int) -> Tensor:
-    """Return one number per output channel, shaped so that it multiplies `like`."""
+    """Return `factor`, one number per output channel, reshaped to broadcast against `like`."""
     shape = [1] * like.dim()
     if shape:
         shape[rows if like.dim() > 1 else 0] = -1
@@ -296,7 +297,7 @@ def back(factor: Tensor, like: Tensor, rows: int) -> Tensor:
 
 
 def norms(rows: Tensor) -> Tensor:
-    """Return the length of each row, in float32 at least."""
+    """Return the L2 norm of each row, in float32 or float64."""
     return torch.linalg.vector_norm(_wide(rows), dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Convert between strengths and paces, by an optimizer's learning rate and momentum."""
+"""Convert paces to strengths, using the learning rate and momentum of an optimizer."""
 
 import math
 import warnings
@@ -14,7 +14,7 @@ from mtsp.regularizers.targets import Target
 
 
 def resolve_mode(penalty: Penalty, mode: Mode, optimizer: Any) -> Mode:
-    """Return the mode in which a penalty acts on this optimizer, with `auto` decided."""
+    """Return the mode in which a penalty acts with this optimizer; `auto` is replaced by a definite mode."""
     if mode != "auto":
         return mode
     first = penalty.modes[0]
@@ -24,30 +24,30 @@ def resolve_mode(penalty: Penalty, mode: Mode, optimizer: Any) -> Mode:
 
 
 def is_sgd(optimizer: Any) -> bool:
-    """Return whether this is torch's SGD, also where ZeRO shards it."""
+    """Return whether `optimizer` is torch's SGD, possibly wrapped by ZeroRedundancyOptimizer."""
     return isinstance(getattr(optimizer, "optim", optimizer), torch.optim.SGD)
 
 
 def present_lr(group: Mapping[str, Any]) -> float | Tensor:
-    """Return the learning rate that a group's weights have in the next step.
+    """Return the learning rate of a parameter group in the next step.
 
     Raises:
-        ValueError: the optimizer has none, or does not tell it (Adafactor with relative steps).
+        ValueError: the group has no `lr`, or the optimizer does not use it (Adafactor with relative steps).
     """
     lr = group.get("lr")
     if lr is None or group.get("relative_step"):
         raise ValueError(
-            "the optimizer does not tell its learning rate, which a pull that is not coupled needs; use "
-            "mode='coupled', or give the optimizer an lr (Adafactor: and relative_step=False)"
+            "the learning rate of the optimizer is unknown, but a decoupled or proximal pull needs it; use "
+            "mode='coupled', or set the optimizer's lr (Adafactor: with relative_step=False)"
         )
     return lr * _estimate(group)
 
 
 def full_lr(group: Mapping[str, Any]) -> float:
-    """Return a group's learning rate before any schedule lowers it; OneCycleLR keeps its peak as `max_lr`.
+    """Return a group's learning rate before any schedule lowers it; with OneCycleLR this is the peak, `max_lr`.
 
-    A factor for the depth of a layer stands beside the rate as `lr_scale`; timm's schedules, and those of MAE and BEiT,
-    multiply the rate by it.
+    The result includes `lr_scale`, the factor of layer-wise decay by which the schedules of timm, MAE and BEiT
+    multiply the learning rate.
     """
     base = group.get("max_lr", group.get("full_lr", group.get("initial_lr")))
     lr = float(present_lr(group)) if base is None else float(base) * _estimate(group)
@@ -55,63 +55,63 @@ def full_lr(group: Mapping[str, Any]) -> float:
 
 
 def estimates_lr(group: Mapping[str, Any]) -> bool:
-    """Return whether the optimizer estimates its learning rate, as Prodigy and D-Adaptation do in `d`."""
-    return "d" in group and "beta2_decay" not in group  # the `d` of torch's Adafactor is another
+    """Return whether the optimizer estimates its learning rate, as Prodigy and D-Adaptation do (in `d`)."""
+    return "d" in group and "beta2_decay" not in group  # in torch's Adafactor, `d` is a clipping threshold
 
 
 def step_lr(optimizer: Any, group: Mapping[str, Any], mode: Mode) -> float | Tensor:
-    """Return what a strength is multiplied by in the next step, decoupled or proximal."""
-    # Momentum acts over many steps: each single coupled step moves as a decoupled one.
+    """Return the factor by which the next decoupled or proximal step multiplies a strength."""
+    # Momentum acts over many steps, so a single coupled step moves weights as far as a decoupled one.
     mode = "proximal" if mode == "proximal" else "decoupled"
     return present_lr(group) / momentum_divisor(optimizer, group, mode)
 
 
 def check_lr_scales(groups: Iterable[tuple[Mapping[str, Any], float]]) -> None:
-    """Raise ValueError if learning rates are not multiplied by their `lr_scale`.
+    """Raise ValueError if the learning rates of groups with an `lr_scale` are not multiplied by it.
 
     Args:
-        groups: parameter groups, each with its :func:`full_lr` as it was when the regularizer was attached.
+        groups: pairs of a parameter group and its :func:`full_lr` at the time the regularizer was attached.
     """
     ratios = [float(present_lr(group)) / full for group, full in groups if full and group.get("lr_scale")]
     if ratios and max(ratios) > min(ratios) * (1 + 1e-6):
         raise ValueError(
-            "the parameter groups have an lr_scale, but the learning rates of this step are not multiplied by it, so a "
-            "Pace would be another than was asked for; use a schedule of timm, or multiply them after attach(), or "
-            "give numbers"
+            "the parameter groups have an lr_scale, but the learning rates of this step are not multiplied by it, so "
+            "the pull would not have the Pace that was set; use a schedule of timm, multiply the rates after attach(), "
+            "or give the strengths as numbers"
         )
 
 
 def momentum_divisor(optimizer: Any, group: Mapping[str, Any], mode: Mode) -> float:
-    """Return what momentum divides a learning rate by: (1 - momentum) / (1 - dampening) for SGD, unless decoupled."""
+    """Return the divisor of a learning rate due to momentum: (1 - momentum) / (1 - dampening) for SGD, else 1."""
     if mode == "decoupled" or not is_sgd(optimizer) or not group["momentum"]:
         return 1.0
     return (1 - group["momentum"]) / (1 - group["dampening"])
 
 
 def has_time_constant(optimizer: Any, mode: Mode) -> bool:
-    """Return whether a pull alone takes a known fraction of the distance in each step of this optimizer."""
+    """Return whether a pull alone reduces the distance by a known fraction in each step of this optimizer."""
     return mode != "coupled" or is_sgd(optimizer)
 
 
 def strength_of(
     pace: Pace, optimizer: Any, group: Mapping[str, Any], mode: Mode, *, may_overshoot: bool = False
 ) -> float:
-    """Return the strength that gives this pace to the weights of a parameter group.
+    """Return the strength with which the weights of a parameter group are pulled at this pace.
 
     Args:
         pace: how fast the pull alone brings weights to their anchors, at the full learning rate.
         optimizer: a torch optimizer.
-        group: one of its parameter groups.
-        mode: as :func:`resolve_mode` gives it.
-        may_overshoot: accept a pace so fast that the weights swing past their anchors.
+        group: a parameter group of the optimizer.
+        mode: result of :func:`resolve_mode`.
+        may_overshoot: allow paces so fast that the weights overshoot their anchors.
 
     Raises:
-        ValueError: a pull in this mode has no pace, or none this fast, or the learning rate is 0.
+        ValueError: a pull in this mode has no pace or cannot reach this one, or the learning rate is 0.
     """
     if not has_time_constant(optimizer, mode):
         raise ValueError(
-            f"a pull coupled through {type(optimizer).__name__} has no time constant, it depends on the size of the "
-            "gradients; use the mode decoupled or proximal, or give a number"
+            f"a pull coupled through {type(optimizer).__name__} has no time constant, because it depends on the size "
+            "of the gradients; use the mode decoupled or proximal, or give a number"
         )
     if estimates_lr(group):
         raise ValueError(f"{type(optimizer).__name__} estimates its learning rate, so {pace} has no strength; give one")
@@ -135,14 +135,14 @@ def strength_of(
 def resolve_paces(
     optimizer: Any, names: Mapping[int, str], targets: dict[str, Target], mode: Mode, *, again: bool = True
 ) -> None:
-    """Convert paces to strengths; warn where 16-bit rounding would erase the pull.
+    """Convert paces to strengths; warn if 16-bit rounding would erase the pull.
 
     Args:
         optimizer: a torch optimizer.
         names: names of the model's weights by id.
-        targets: by name; updated in place.
-        mode: as :func:`resolve_mode` gives it.
-        again: also convert paces that were converted before, for another optimizer.
+        targets: targets by weight name; updated in place.
+        mode: result of :func:`resolve_mode`.
+        again: also convert paces that were already converted for another optimizer.
 
     Raises:
         ValueError: see :func:`strength_of`.
@@ -162,14 +162,14 @@ def resolve_paces(
                 erased.append(name)
     if erased:
         warnings.warn(
-            f"{len(erased)} weights, the first {erased[0]}, are kept in 16 bits, where rounding erases a pull of "
-            "lr * strength this small; keep float32 weights under autocast",
+            f"{len(erased)} weights, the first {erased[0]}, are kept in 16 bits, where rounding erases a pull as small "
+            "as their lr * strength; keep float32 weights and use autocast",
             stacklevel=4,
         )
 
 
 def _estimate(group: Mapping[str, Any]) -> float:
-    """The learning rate that the optimizer has estimated, which its `lr` only multiplies; else 1."""
+    """The learning rate that the optimizer has estimated and multiplies `lr` by; 1 if it estimates none."""
     if not estimates_lr(group):
         return 1.0
     correction = 1.0
@@ -180,10 +180,11 @@ def _estimate(group: Mapping[str, Any]) -> float:
 
 
 def _largest_rate(group: Mapping[str, Any]) -> float:
-    """The largest rate of a pace at which a pull coupled through SGD's momentum does not swing past its anchor.
+    """The largest rate of a pace at which a pull coupled through SGD's momentum m does not overshoot the anchor.
 
-    With k = rate * (1 - m), the distance goes as powers of the roots of z^2 - (1 + m - k) z + m, for Nesterov's
-    momentum of z^2 - (1 + m) (1 - k) z + m (1 - k). They are real up to k = (1 - sqrt(m))^2 and ((1 - m) / (1 + m))^2.
+    With k = rate * (1 - m), the distance is a combination of powers of the roots of z^2 - (1 + m - k) z + m. They are
+    real up to k = (1 - sqrt(m))^2. With Nesterov momentum, the polynomial is z^2 - (1 + m) (1 - k) z + m (1 - k), with
+    real roots up to k = ((1 - m) / (1 + m))^2.
     """
     momentum = group["momentum"]
     return (1 - momentum) / (1 + (momentum if group["nesterov"] else math.sqrt(momentum))) ** 2

@@ -1,4 +1,4 @@
-"""Reports on a regularizer: its value, relative distances, measured pulls, and a table of all weights."""
+"""Report on a regularizer: total penalty, relative distances, measured pulls, and a table of all weights."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -12,28 +12,29 @@ from mtsp.regularizers.targets import Target, under
 
 Weights = Mapping[str, nn.Parameter]
 _SQUARED = SquaredDistance()
-"""Used for distances, whatever the penalty; the factor 1/2 cancels in their ratio."""
+"""Used to measure distances for every penalty; the factor 1/2 cancels in their ratio."""
 
 
 class Report(NamedTuple):
-    """How far some weights are from their anchors, and how strong their pull is."""
+    """Distance of some weights from their anchors, and how strongly they are pulled."""
 
     distance: float
-    """||w - w0|| / ||w0|| over the weights with an anchor; NaN if there are none."""
+    """||w - w0|| / ||w0|| over the weights that have an anchor; NaN if none has one."""
     pull_to_gradient: float
-    """||pull|| / ||gradient of the loss|| in the last measured step; NaN without one, or if gradients overflowed."""
+    """||pull|| / ||gradient of the loss|| in the last measured step; NaN if no step was measured or gradients
+    overflowed."""
     time_constant: float
-    """Steps in which the pull alone, at the present learning rate, brings pretrained weights (new ones, if there are
-    no others) to 1/e of their distance; NaN where there is no such number, as coupled through Adam."""
+    """Number of steps after which the pull alone, at the current learning rate, leaves 1/e of the distance of the
+    pretrained weights (of the new ones if none is pretrained); NaN if undefined, as for a pull coupled through Adam."""
 
 
 def total_penalty(penalties: Mapping[bool, Penalty], weights: Weights, targets: Mapping[str, Target]) -> float:
     """Return the sum of strength times penalty, in float64, over all processes that hold shards.
 
     Args:
-        penalties: of pretrained (True) and of new weights.
-        weights: by name.
-        targets: by name.
+        penalties: penalty of pretrained weights (key True) and of new weights (key False).
+        weights: weights by name.
+        targets: targets by weight name.
 
     Raises:
         ValueError: a strength is still a pace, or a shard cuts output channels that the penalty needs whole.
@@ -53,7 +54,7 @@ def total_penalty(penalties: Mapping[bool, Penalty], weights: Weights, targets: 
 
 
 def distances(weights: Weights, targets: Mapping[str, Target], prefixes: Iterable[str]) -> dict[str, float]:
-    """Return ||w_S - w_S0|| / ||w_S0|| for each name prefix that has anchored weights."""
+    """Return ||w_S - w_S0|| / ||w_S0|| by name prefix, for each prefix that has anchored weights S."""
     result = {}
     for prefix in prefixes:
         moved = start = 0.0
@@ -68,11 +69,11 @@ def distances(weights: Weights, targets: Mapping[str, Target], prefixes: Iterabl
 
 
 def measured(bucket: Bucket, scale: Tensor | None) -> dict[str, Tensor]:
-    """Return the squared norms of the pull and of the gradient of each weight, without waiting for a GPU.
+    """Return the squared norms of pull and gradient, as a tensor of two, by weight name, without waiting for a GPU.
 
     Args:
-        bucket: weights with the gradients of the loss alone.
-        scale: factor that is still in the gradients, if any.
+        bucket: weights whose gradients do not contain the pull yet.
+        scale: factor by which the gradients are still multiplied (by a GradScaler), if any.
     """
     names = {id(weight): name for name, weight in zip(bucket.names, bucket.weights, strict=True)}
     result: dict[str, Tensor] = {}
@@ -82,14 +83,14 @@ def measured(bucket: Bucket, scale: Tensor | None) -> dict[str, Tensor]:
         if scale is not None:
             gradient = gradient / scale.to(gradient.device).double()
         squares = summed(torch.stack([pull, gradient], dim=1).square(), block.parameters[0])
-        for weight, both in zip(block.parameters, squares, strict=True):  # a large weight comes in slices
+        for weight, both in zip(block.parameters, squares, strict=True):  # a large weight is split into several blocks
             name = names[id(weight)]
             result[name] = result[name] + both if name in result else both
     return result
 
 
 def table(weights: Weights, targets: Mapping[str, Target]) -> str:
-    """Return a table with one weight per line: anchored, pulled to zero, new or free; the sums follow."""
+    """Return a table with one weight per line (anchored, pulled to zero, new or free), followed by totals."""
     rows = []
     for name, weight in weights.items():
         target = targets.get(name)

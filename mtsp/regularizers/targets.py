@@ -1,4 +1,4 @@
-"""Targets of a regularizer: what each weight is pulled to, found by name once, before training."""
+"""Find the target of each regularized weight, its anchor or zero, by name, once before training."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -23,20 +23,20 @@ from mtsp.regularizers.strength import Pace, Strength
 
 
 class Target(NamedTuple):
-    """Regularization target of one weight."""
+    """Anchor and strength of one regularized weight."""
 
     strength: float  # NaN until `attach` converts the pace to a strength
     anchor: Tensor | None  # None: pulled to zero
     shared: bool  # True: pretrained (alpha), False: new (beta)
     pace: Pace | None = None
     fisher: Tensor | None = None  # diagonal of the Fisher information, shaped like the weight
-    largest_fisher: float = 1.0  # 1 where there is no Fisher information
+    largest_fisher: float = 1.0  # 1 without Fisher information
     rows: int = 0  # dimension of the output channels
-    channel_groups: int = 1  # groups of output channels that follow each other along dimension 0
+    channel_groups: int = 1  # number of groups of output channels along dimension 0
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the strength is known as a number; a pace becomes one in `attach`."""
+        """Whether the strength is a number; `attach` converts a pace to one."""
         return not isnan(self.strength)
 
 
@@ -50,10 +50,10 @@ def find_targets(
     every: bool = False,
     fisher: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Target]:
-    """Return the target of every weight that is regularized, by name, in the model's order.
+    """Return the targets of all regularized weights by name, in the model's order.
 
     Raises:
-        ValueError: as :class:`mtsp.regularizers.base.Regularizer` says.
+        ValueError: see :class:`mtsp.regularizers.base.Regularizer`.
     """
     if anchors is not None and not anchors and not zero:
         raise ValueError("anchors is empty, so no weight would be pulled to a start; give None to pull all to zero")
@@ -90,14 +90,14 @@ def find_targets(
 
 
 def under(name: str, prefix: str) -> bool:
-    """Return whether `name` is the module or weight `prefix`, or lies in it."""
+    """Return whether `name` equals `prefix` or is inside the module named `prefix`."""
     return not prefix or name == prefix or name.startswith(f"{prefix}.")
 
 
 def _by_first_name(
     model: nn.Module, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str
 ) -> dict[str, Tensor]:
-    """The tensors by the first name of their weight. An unmatched name is an error: it would not be regularized."""
+    """The tensors, by the first name of the weight. Unmatched names raise an error: they would have no effect."""
     if not isinstance(tensors, Mapping):
         raise ValueError(f"the {what} must be a mapping of names to tensors, got a {type(tensors).__name__}")
     if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
@@ -168,5 +168,5 @@ def _strength(name: str, strength: Strength, word: str) -> float | Pace:
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in new memory: an alias of a live weight would change with it."""
+    """A copy in new memory, because an alias of the trained weight would change with it."""
     return tensor.detach().to(dtype=dtype, copy=True)

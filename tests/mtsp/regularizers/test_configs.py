@@ -121,7 +121,7 @@ def test_the_number_is_the_one_that_attaching_gives(mode: Any, optimizer: Optimi
     if mode == "coupled" and optimizer.name != "sgd":
         for convert in (lambda: pull.attach(built), lambda: section.strength("alpha", Pace(300, 0.3), 0.05, optimizer)):
             with pytest.raises(
-                ValueError, match=r"through .* has no time constant, it depends on the size of the grad"
+                ValueError, match=r"through .* has no time constant, because it depends on the size of the grad"
             ):
                 convert()
         return

@@ -115,7 +115,7 @@ def test_relative_steps_are_refused_unless_coupled() -> None:
     optimization = pytest.importorskip("transformers.optimization", reason="needs transformers")
     model = one_weight()
     optimizer = optimization.Adafactor(model.parameters())
-    with pytest.raises(ValueError, match=r"does not tell its learning rate.*relative_step=False"):
+    with pytest.raises(ValueError, match=r"learning rate of the optimizer is unknown.*relative_step=False"):
         L2SP(model, anchors=ONE, alpha=0.1, beta=0.0).attach(optimizer)
     L2SP(model, anchors=ONE, alpha=0.1, beta=0.0, mode="coupled").attach(optimizer)
 

@@ -50,7 +50,7 @@ def test_a_pace_is_of_the_full_learning_rate_and_inverse_to_the_time_constant() 
 def test_a_pace_that_means_nothing_is_refused() -> None:
     model = nn.Linear(1, 1, bias=False)
     regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=Pace(10), beta=0.0, mode="coupled")
-    with pytest.raises(ValueError, match="coupled through Adam has no time constant, it depends on the size"):
+    with pytest.raises(ValueError, match="coupled through Adam has no time constant, because it depends on the size"):
         regularizer.attach(torch.optim.Adam(model.parameters(), lr=0.1))
     with pytest.raises(ValueError, match="has no strength at a learning rate of 0"):
         regularizer.attach(torch.optim.SGD(model.parameters(), lr=0.0))

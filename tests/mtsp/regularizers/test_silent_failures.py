@@ -219,7 +219,7 @@ def test_flattened_weights_are_refused() -> None:
     model = network()
     regularizer = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=1.0, beta=0.0)
     model[0].weight = nn.Parameter(torch.zeros(5))
-    with pytest.raises(ValueError, match=r"0\.weight has shape \(5,\) now, its anchor \(4, 3\): FSDP1 flattens"):
+    with pytest.raises(ValueError, match=r"0\.weight now has shape \(5,\), its anchor has \(4, 3\): FSDP1 flattens"):
         regularizer.attach(torch.optim.SGD(model.parameters(), lr=0.1))
 
 
