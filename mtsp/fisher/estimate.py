@@ -1,8 +1,8 @@
-"""Diagonal Fisher information: how much each pretrained weight matters to the network's own predictions.
+"""Estimate the diagonal Fisher information: how much each pretrained weight affects the network's predictions.
 
 After Li, Grandvalet and Davoine, "Explicit inductive bias for transfer learning with convolutional networks", ICML
-2018, section 3 (L2-SP-Fisher). Each observation's gradient is squared separately: squaring the mean gradient of a
-batch, as many programs do, shrinks the result by about the batch size near an optimum.
+2018, section 3 (L2-SP-Fisher). The gradient of each observation is squared separately. Squaring the mean gradient
+of a batch, as many programs do, makes the result too small near an optimum, by a factor of about the batch size.
 """
 
 import json
@@ -21,7 +21,7 @@ from mtsp.fisher.gradients import Observed, at_least_float32, looped, vectorized
 from mtsp.fisher.inputs import Labels, Reader, inputs_of, logits_of, targets_of
 
 Fisher = dict[str, Tensor]
-"""Fisher information of each entry of each weight, by parameter name; not below 0."""
+"""Fisher information of each entry of each weight, by parameter name; 0 or more."""
 _LOG = logging.getLogger("mtsp")
 
 
@@ -33,20 +33,20 @@ def diagonal_fisher(
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Fisher:
-    """Return the diagonal Fisher information of each penalized weight, by name, in float32 or finer.
+    """Return the diagonal Fisher information of each penalized weight by name, in float32 or float64.
 
     Args:
-        model: see :class:`FisherSum`, which also has the definition.
-        batches: any loader; its batches are read once.
-        normalize: divide by the mean over all entries of all returned tensors, so that their mean is 1 and a strength
-            compares with that of L2-SP. The paper does not; without it the scale depends on K and on f's confidence.
-        progress: called with the number of samples done, after each batch.
+        model: see :class:`FisherSum`, which also defines the Fisher information.
+        batches: batches of the training data, such as a DataLoader; iterated over once.
+        normalize: divide by the mean over all entries of all returned tensors. The mean is then 1, and strengths are
+            comparable with those of L2-SP. The paper does not normalize; the scale then depends on the number of
+            classes and on the confidence of the predictions.
+        progress: called after each batch with the number of samples processed so far.
         options: labels, draws, names, inputs, logits, targets, ignore, chunk, vectorize, generator: see
             :class:`FisherSum`.
 
     Raises:
-        ValueError: see :class:`FisherSum` and its methods; or there is no observation, or gradients were all zero or
-            not finite.
+        ValueError: see :class:`FisherSum` and its methods.
     """
     sums = FisherSum(model, **options)
     for batch in batches:
@@ -57,47 +57,50 @@ def diagonal_fisher(
 
 
 class FisherSum:
-    """Running sums of the diagonal Fisher information: they can be saved, resumed, and added over processes.
+    """Running sums of the diagonal Fisher information, which can be saved, resumed, and added over processes.
 
     F_j is the mean over observations i of the expectation over labels k of (d log f_k(x_i) / d w_j)^2 at the current
-    weights, where f is the softmax of the logits. An image is one observation for BK logits, a pixel for BKHW logits
-    (labels of pixels are independent given the image), so that large images count more than small ones.
+    weights, where f is the softmax of the logits. For BK logits, each image is one observation. For BKHW logits, each
+    pixel is one (labels of pixels are independent given the image), so larger images have a larger weight.
 
-    - `exact`: the expectation is taken over all K classes, of every pixel, weighted by f. One backward pass for each
-      class of each pixel: for dense logits only at a small size.
-    - `sampled`: labels are drawn from f, for all pixels of an image at once, `draws` times. An unbiased estimate of
+    - `exact`: take the expectation over all K classes of every pixel, weighted by f. This takes one backward pass per
+      class and pixel, so for dense logits it is feasible only at a small image size.
+    - `sampled`: draw labels from f for all pixels of an image at once, `draws` times. This is an unbiased estimate of
       `exact` with one backward pass per draw.
-    - `empirical`: the data's labels. Not an estimate of the others, unless the model is right about its data. For dense
-      logits the gradient of the sum over an image is squared, cross terms of its pixels included.
+    - `empirical`: use the labels of the data set. This estimates `exact` only if the model predicts the true label
+      distribution. For dense logits, the gradient of the sum over an image is squared, which includes cross terms
+      between pixels.
 
-    The model is in eval mode during this: dropout would add noise, and batch normalization in training mode makes one
-    sample's gradient depend on the others. Samples are computed one by one; a layer that mixes samples even in eval
-    mode sees batches of one. Memory: `chunk` gradients, and the running sums in float64.
+    The model is put in eval mode meanwhile: dropout would add noise, and in training mode batch normalization makes the
+    gradient of a sample depend on other samples. Gradients are computed per sample; a layer that mixes samples even in
+    eval mode gets batches of one. Memory: `chunk` gradients, and the running sums in float64.
 
     Attributes:
         samples: number of samples added.
-        observations: number of observations added; for dense logits, of pixels that count.
+        observations: number of observations added; for dense logits, the number of pixels without the label `ignore`.
 
     Args:
-        model: the bare network (not wrapped by DDP or FSDP), on the device of its inputs.
-        labels: see above.
-        draws: number of `sampled` labels per sample.
-        names: parameters to use instead of those of :func:`mtsp.anchors.penalized`.
-        inputs: returns the model's arguments for a batch: a tensor, a tuple, or a dict of keyword arguments; the first
-            dimension of every tensor is the sample. Default: the batch itself if it is a tensor, the first of a tuple
-            or list, all but `labels` of a dict.
-        logits: returns BK or BK... logits from the model's output. Default: the output itself, or its `logits`.
-        targets: returns the labels of a batch, B or B...; needed for `empirical`, and for dense logits to leave out
-            unknown pixels. Default: the second of a tuple or list, `labels` of a dict; without any, all pixels count.
-        ignore: label of pixels that do not count, for dense logits.
-        chunk: number of gradients in memory at once, each as large as the penalized weights together.
-        vectorize: batch the gradients with `torch.func.vmap`. A model that it does not support (control flow on
-            values, operators without a batching rule) is computed in a loop, and the log says so.
-        generator: random generator of the sampled labels.
+        model: the network without DDP or FSDP wrappers, on the same device as the inputs.
+        labels: source of the labels; see above.
+        draws: number of label sets drawn per sample with `sampled`.
+        names: names of the parameters to use. Default: those of :func:`mtsp.anchors.penalized`.
+        inputs: function from a batch to the model's arguments: a tensor, a tuple, or a dict of keyword arguments. The
+            first dimension of every tensor is the sample. Default: the batch if it is a tensor, the first element of a
+            tuple or list, or a dict without its `labels`.
+        logits: function from the model's output to BK or BK... logits. Default: the output or its `logits`.
+        targets: function from a batch to its labels, B or B...; needed for `empirical`, and for dense logits to exclude
+            unlabeled pixels. Default: the second element of a tuple or list, or the `labels` of a dict. If there are
+            none, all pixels are used.
+        ignore: label of pixels to exclude, for dense logits.
+        chunk: number of gradients in memory at once; each is as large as all penalized weights together.
+        vectorize: compute several gradients at once with `torch.func.vmap`. If it does not support the model (control
+            flow that depends on values, operators without a batching rule), gradients are computed in a loop, and the
+            log says so.
+        generator: random generator for the sampled labels.
 
     Raises:
-        ValueError: `labels` is none of the three, `draws` or `chunk` is below 1, a name is not in the model, or there
-            is no weight to use.
+        ValueError: `labels` is not one of the three options, `draws` or `chunk` is below 1, a name is not in the model,
+            or there is no weight to use.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class FisherSum:
         self._draws = draws if labels == "sampled" else 1
 
     def add(self, batch: Any) -> None:
-        """Add a batch; a batch that fails adds nothing.
+        """Add a batch to the sums. If this raises an error, the sums do not change.
 
         Raises:
             ValueError: labels are missing or out of range, or the model gives no logits.
@@ -143,7 +146,7 @@ class FisherSum:
         self.observations += int(observed.valid.sum())
 
     def fisher(self, *, normalize: bool = True) -> Fisher:
-        """Return the mean over the observations so far, divided by its mean over all entries if `normalize`.
+        """Return the mean over the observations so far; if `normalize`, it is scaled to a mean of 1 over all entries.
 
         Raises:
             ValueError: there is no observation, or gradients were all zero or not finite.
@@ -161,15 +164,15 @@ class FisherSum:
         return mean_one(fisher) if normalize else fisher
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the sums; the sums of several processes can be added."""
+        """Return the sums as tensors, which can be added over processes."""
         counts = {"samples": torch.tensor(self.samples), "observations": torch.tensor(self.observations)}
         return {f"total.{name}": value for name, value in self._total.items()} | counts
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from sums that :meth:`state_dict` returned.
+        """Load the sums returned by :meth:`state_dict`.
 
         Raises:
-            ValueError: they belong to other weights, by name or shape. Nothing is loaded then.
+            ValueError: the sums are of weights with other names or shapes. Nothing is loaded in this case.
         """
         given = {name.removeprefix("total."): value for name, value in state.items() if name.startswith("total.")}
         for name in {**self._total, **given}:
@@ -212,13 +215,13 @@ def mean_one(fisher: Mapping[str, Tensor]) -> Fisher:
 def save_fisher(
     path: Path, fisher: Mapping[str, Tensor], *, anchors: Mapping[str, Tensor] | None = None, **notes: str
 ) -> None:
-    """Write the values as safetensors.
+    """Write Fisher information to a safetensors file.
 
     Args:
-        path: the file, written atomically.
-        fisher: by parameter name.
-        anchors: the weights it was estimated at; their hashes are saved, and experiments check them.
-        notes: more metadata, such as the data and the labels used.
+        path: file to write, atomically.
+        fisher: Fisher information by parameter name.
+        anchors: weights at which the Fisher information was estimated. Their hashes are saved and checked in training.
+        notes: further metadata, such as the data and the source of labels.
 
     Raises:
         OSError: the file could not be written.
@@ -228,7 +231,7 @@ def save_fisher(
 
 
 def load_fisher(path: Path) -> Fisher:
-    """Return the values that :func:`save_fisher` wrote, on the CPU.
+    """Return the Fisher information from a file written by :func:`save_fisher`, on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -238,16 +241,16 @@ def load_fisher(path: Path) -> Fisher:
 
 
 def fisher_of(path: Path, anchors: Mapping[str, Tensor]) -> Fisher:
-    """Return a file's values for the weights that have an anchor, scaled to mean 1.
+    """Return the Fisher information of the weights that have an anchor from a file, scaled to mean 1.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not from :func:`save_fisher`, does not say at which weights it was estimated, lacks
-            one of the weights, or was estimated at other values.
+        ValueError: the file was not written by :func:`save_fisher`, has no hashes of the weights at which it was
+            estimated, lacks a weight, or was estimated at other values of the weights.
     """
     values, notes = _read(path)
     if "anchors" not in notes:
-        raise ValueError(f"{path} does not say at which weights it was estimated; tools/fisher.py writes one that does")
+        raise ValueError(f"{path} does not say at which weights it was estimated; create it with tools/fisher.py")
     estimated = json.loads(notes["anchors"])
     wrong = [name for name in anchors if name not in values or name not in estimated]
     problem = "has no Fisher information of some pretrained weights"
@@ -290,5 +293,5 @@ def _weights(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Para
 
 
 def _plain_names(model: nn.Module) -> dict[str, str]:
-    """Plain name for each of the model's parameter names."""
+    """Map each of the model's parameter names to its plain name."""
     return dict(zip((name for name, _ in model.named_parameters()), named_weights(model), strict=True))

@@ -1,4 +1,4 @@
-"""Sums of squared gradients of log-likelihoods, the terms of the Fisher information.
+"""Compute sums of squared gradients of log-likelihoods, the terms of the Fisher information.
 
 Dimensions: B samples, K classes, S pixels of a sample (1 for classification), n label sets per sample.
 """
@@ -15,25 +15,25 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Observed(NamedTuple):
-    """Samples with the labels whose log-likelihood is differentiated."""
+    """Samples, and the labels at which the log-likelihood is differentiated."""
 
     arguments: Arguments
     """The model's arguments; the first dimension of every tensor is the sample."""
     logits: Callable[[Any], Tensor]
-    """Returns BK or BK... logits from the model's output."""
+    """Function from the model's output to BK or BK... logits."""
     valid: Tensor
-    """BS bool: the pixels that count."""
+    """BS bool: False for pixels to exclude."""
     labels: Tensor | None
-    """BnS long. None: every class of every pixel, weighted by its probability."""
+    """BnS long. None: use every class of every pixel, weighted by its probability."""
     passes: int
-    """Backward passes per sample: n, or K times S."""
+    """Number of backward passes per sample: n, or K times S if `labels` is None."""
 
 
-@torch.no_grad()  # otherwise the model's other parameters would record a graph of the gradients
+@torch.no_grad()  # otherwise a graph of the gradients would be recorded for the model's other parameters
 def vectorized(model: nn.Module, weights: Mapping[str, Tensor], observed: Observed, chunk: int) -> dict[str, Tensor]:
-    """Return the squared gradient of each of `weights`, summed over samples and labels, with vmap.
+    """Return the squared gradients by weight name, summed over samples and labels, computed with vmap.
 
-    `chunk` gradients are in memory at once: those of several samples, or of one sample's labels if there are more.
+    At most about `chunk` gradients are in memory at once: from several samples, or from one sample with many labels.
 
     Raises:
         RuntimeError: vmap does not support the model.
@@ -64,7 +64,7 @@ def vectorized(model: nn.Module, weights: Mapping[str, Tensor], observed: Observ
 
 
 def looped(model: nn.Module, weights: Mapping[str, Tensor], observed: Observed) -> dict[str, Tensor]:
-    """Return the same as :func:`vectorized`, with plain autograd, one gradient at a time."""
+    """Return the same values as :func:`vectorized`, computed with plain autograd, one gradient at a time."""
     total = _zeros(weights)
     for i in range(len(observed.valid)):
         one = _rows(observed, i, i + 1)
@@ -82,9 +82,9 @@ def looped(model: nn.Module, weights: Mapping[str, Tensor], observed: Observed) 
 
 
 def _directions(scores: Tensor, valid: Tensor, labels: Tensor | None, chunk: int) -> Iterator[Tensor]:
-    """Yield the derivatives of log f by the KS logits, one-hot - f, as nKS, `chunk` at a time.
+    """Yield the derivatives of log f with respect to the KS logits, which are one-hot - f, as nKS, `chunk` at a time.
 
-    Without labels, one for each class of each pixel, times the root of the class's probability.
+    Without labels, there is one derivative per class and pixel, multiplied by the square root of the class probability.
     """
     classes, pixels = scores.shape
     chances = scores.to(at_least_float32(scores.dtype)).softmax(0)
@@ -100,7 +100,7 @@ def _directions(scores: Tensor, valid: Tensor, labels: Tensor | None, chunk: int
 
 
 def _one_hot(index: Tensor, size: int) -> Tensor:
-    """One-hot encoding without the value check of torch.nn.functional, which vmap does not support."""
+    """One-hot encoding; vmap does not support the value check in torch.nn.functional.one_hot."""
     return (index[..., None] == torch.arange(size, device=index.device)).float()
 
 
@@ -126,5 +126,5 @@ def _squared(grad: Tensor) -> Tensor:
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Return float32 for narrower types, else the type itself."""
+    """Return float32 for dtypes of lower precision, else `dtype` itself."""
     return torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Turn a batch into the model's arguments, its logits, and the labels of the Fisher information."""
+"""Get the model's arguments, the logits, and the labels for the Fisher information from a batch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ Labels = Literal["exact", "sampled", "empirical"]
 
 
 class Reader(NamedTuple):
-    """Settings that say how to read batches and labels; see :class:`mtsp.fisher.estimate.FisherSum`."""
+    """Settings for reading batches and labels; see :class:`mtsp.fisher.estimate.FisherSum`."""
 
     inputs: Callable[[Any], Any]
     logits: Callable[[Any], Tensor]
@@ -25,10 +25,10 @@ class Reader(NamedTuple):
 
     @torch.no_grad()
     def read(self, model: nn.Module, batch: Any) -> Observed:
-        """Return the samples of a batch with their labels; sampled labels are drawn here.
+        """Return the samples of a batch with their labels; `sampled` labels are drawn here.
 
         Raises:
-            ValueError: logits or labels are missing, or do not fit each other.
+            ValueError: logits or labels are missing, or their shapes or classes do not match.
         """
         arguments = _arguments(self.inputs(batch))
         scores = self.logits(model(*arguments[0], **arguments[1]))
@@ -55,14 +55,14 @@ class Reader(NamedTuple):
         return Observed(arguments, self.logits, valid, given[:, None], 1)
 
     def _given(self, batch: Any, scores: Tensor) -> Tensor | None:
-        """The batch's labels, BS; None where they are not needed."""
+        """The labels of the batch, BS; None if they are not needed."""
         samples, _, pixels = scores.shape
         given = self.targets(batch)
         if given is None or (self.labels != "empirical" and pixels == 1):
             return None
         if given.numel() != samples * pixels:
             raise ValueError(
-                f"{given.numel()} labels for logits of {samples} x {pixels} observations; select others with `targets`"
+                f"{given.numel()} labels for logits of {samples} x {pixels} observations; select them with `targets`"
             )
         return given.to(scores.device).reshape(samples, pixels)
 
@@ -80,14 +80,14 @@ def _arguments(value: Any) -> Arguments:
 
 
 def inputs_of(batch: Any) -> Any:
-    """Return the model's arguments: the batch itself, the first of a tuple or list, or a dict without `labels`."""
+    """Return the model's arguments: the batch, the first element of a tuple or list, or a dict without `labels`."""
     if isinstance(batch, Mapping):
         return {name: value for name, value in batch.items() if name != "labels"}
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the output if it is a tensor, otherwise its `logits`. Raises ValueError if there are none."""
+    """Return the output if it is a tensor, else its `logits`. Raises ValueError if it has none."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor):
         raise ValueError(f"the model returns a {type(output).__name__} without `logits`; select them with `logits`")
@@ -95,7 +95,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def targets_of(batch: Any) -> Tensor | None:
-    """Return the second of a tuple or list, or the `labels` of a dict; None if there are none."""
+    """Return the labels: the second element of a tuple or list, or the `labels` of a dict; None if there are none."""
     if isinstance(batch, Mapping):
         return batch.get("labels")
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None

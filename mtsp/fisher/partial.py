@@ -13,32 +13,32 @@ from mtsp.fisher.estimate import FisherSum
 
 
 class PartialEstimate(NamedTuple):
-    """File of a partial Fisher estimate and its settings."""
+    """File of a partial Fisher estimate, and the settings of the estimate."""
 
     path: Path
     settings: Mapping[str, Any]
-    """Plain data; an estimate continues only under the same settings."""
+    """Settings, as data for JSON. An estimate can be continued only with the same settings."""
 
     def save(self, sums: FisherSum, rounds: int) -> None:
-        """Write the sums and the number of rounds they contain, atomically."""
+        """Write the sums and the number of rounds in them, atomically."""
         notes = {"settings": json.dumps(self.settings), "done": str(rounds)}
         tensors = {name: value.cpu().contiguous() for name, value in sums.state_dict().items()}
         write_atomically(self.path, save(tensors, notes))
 
     def load(self, sums: FisherSum) -> int:
-        """Load the saved sums into `sums` and return the number of rounds they contain; 0 if there is no file.
+        """Load the saved sums into `sums` and return the number of rounds in them; 0 if there is no file.
 
         Raises:
-            ValueError: the file cannot be read, holds something else, or has other settings.
+            ValueError: the file cannot be read, is not a partial estimate, or has other settings.
         """
         if not self.path.exists():
             return 0
         tensors, notes = read_tensors(self.path)
         if missing := {"settings", "done"} - notes.keys():
-            raise ValueError(f"{self.path} is not a partial estimate, it lacks {min(missing)}; move it elsewhere")
+            raise ValueError(f"{self.path} is not a partial estimate: it lacks {min(missing)}; move it elsewhere")
         then, now = json.loads(notes["settings"]), json.loads(json.dumps(self.settings))
         if odd := [key for key in {**now, **then} if key not in now or key not in then or then[key] != now[key]]:
             was = f"with another {odd[0]}, {str(then[odd[0]])[:80]}" if odd[0] in then else f"without {odd[0]}"
-            raise ValueError(f"{self.path} was started {was}; give that again, or delete the file to start over")
+            raise ValueError(f"{self.path} was started {was}; use the same settings, or delete the file to start over")
         sums.load_state_dict(tensors)
         return int(notes["done"])

@@ -1,4 +1,4 @@
-"""Methods beyond the penalty: losses on features (DELTA, BSS) and weight interpolation (WiSE-FT)."""
+"""Fine-tuning methods other than regularizers: losses on features (DELTA, BSS) and weight interpolation (WiSE-FT)."""
 
 from mtsp.methods.feature_losses import Delta, batch_spectral_shrinkage
 from mtsp.methods.wise_ft import along, interpolated

@@ -1,8 +1,8 @@
-"""Losses on features: DELTA keeps them near the pretrained network's, BSS suppresses small singular values.
+"""Losses on features: DELTA keeps features near those of the pretrained network; BSS shrinks small singular values.
 
-Multiply them by a strength and add them to the task's loss: they depend on the data, so they cannot act in the
-optimizer's hook as the regularizers do. An experiment has no section for them: BSS needs a whole batch at once, while
-the losses of a run are sums over examples, and DELTA needs the pretrained network beside the trained one.
+Multiply a loss by a strength and add it to the loss of the task. Unlike regularizers, these losses depend on the data,
+so they cannot act in a hook of the optimizer. They cannot be set in an experiment's config: BSS needs a whole batch at
+once, while the losses of a run are sums over examples, and DELTA needs the pretrained network in memory as well.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,27 +15,27 @@ from mtsp.batches import evaluating
 
 
 class Delta:
-    """DELTA: the distance of a network's feature maps from those of the pretrained network on the same input.
+    """DELTA: distance between the feature maps of a network and of the pretrained network for the same input.
 
-    Call the network first, then this with the same inputs::
+    Call the network first, then the Delta object with the same inputs::
 
         delta = Delta(model, reference=pretrained, layers=["backbone.layer4"])
         loss = task_loss(model(images), labels) + 0.01 * delta(images)
 
     After Li, Xiong, Wang, Rao, Liu and Huan, "DELTA: deep learning
     transfer using feature map with attention for convolutional networks", ICLR 2019, section 3.2; see
-    :func:`feature_distance` for the formula and what differs. The paper also pulls the new head to zero, as beta
-    of a regularizer does.
+    :func:`feature_distance` for the formula and the departures. The paper also pulls the new head to zero; for this,
+    use a regularizer with beta.
 
     Args:
         model: the network to train.
         reference: a separate copy with the pretrained weights, on the same device; frozen and put in eval mode.
-        layers: names of modules, in both networks, whose output is a tensor with channels second.
-        attention: weights of the channels of each layer, from :func:`channel_attention`; None: all equal.
+        layers: names of modules in both networks. Their output must be a tensor with channels in dimension 1.
+        attention: channel weights by layer, from :func:`channel_attention`; None: equal weights.
 
     Raises:
-        ValueError: the networks share weights (the distance would always be zero), or lack a layer, or the attention
-            is for other layers.
+        ValueError: the networks share weights (so the distance would always be zero), a layer does not exist, or the
+            layers of `attention` differ from `layers`.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Delta:
         if not layers:
             raise ValueError("layers is empty; name the layers to compare")
         if attention is not None and set(attention) != set(layers):
-            raise ValueError(f"attention is given for {', '.join(attention)}, the layers are {', '.join(layers)}")
+            raise ValueError(f"attention is given for {', '.join(attention)}, but the layers are {', '.join(layers)}")
         places = {weight.data_ptr() for weight in reference.parameters()} - {0}
         if shared := next((name for name, weight in model.named_parameters() if weight.data_ptr() in places), None):
             raise ValueError(
-                f"model and reference share the weight {shared}: their features would never differ; "
+                f"model and reference share the weight {shared}, so their features would never differ; "
                 "use copy.deepcopy(model), made before training, as the reference"
             )
         self.reference = reference.eval().requires_grad_(False)
@@ -64,10 +64,12 @@ class Delta:
         self._handles += _keep_outputs(reference, layers, self._references, only_with_gradients=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the distance between the features of the model's last call and the reference's on these inputs.
+        """Return the distance, a scalar, between the features of the model's last call and of the reference.
+
+        The arguments must be those of the model's last call; the reference is called with them.
 
         Raises:
-            ValueError: the model was not called with gradients enabled before, or the inputs have another size.
+            ValueError: the model has not been called with gradients enabled, or the inputs have another size.
         """
         if not self._features:
             raise ValueError("there are no features to compare; call the model first, with gradients enabled")
@@ -89,17 +91,17 @@ class Delta:
 def feature_distance(
     features: Mapping[str, Tensor], references: Mapping[str, Tensor], attention: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """Return half the sum over layers and channels of C a_c times the mean squared difference of the feature maps.
+    """Return 1/2 sum over layers and channels of C a_c times the mean squared difference of the feature maps.
 
-    The paper's distance is the sum over channels of a_c ||F_c - F0_c||^2 for one example. Here, as in its authors'
-    code, it is halved, divided by the size of a map, and multiplied by the number of channels C, so that layers of
-    different sizes count alike. Their code sums over the batch; this is the mean, so that the strength does not depend
-    on the batch size.
+    The paper's distance is the sum over channels c of a_c ||F_c - F0_c||^2 for one example. As in the authors' code, it
+    is halved here, divided by the size of a feature map, and multiplied by the number of channels C, so that layers of
+    different sizes have equal weight. Their code sums over the batch; this function takes the mean, so that the
+    strength does not depend on the batch size.
 
     Args:
-        features: BC or BC... by layer.
-        references: the same for the pretrained network.
-        attention: a, C values of sum 1, by layer; None: 1/C.
+        features: features of the trained network by layer, BC or BC...
+        references: features of the pretrained network by layer, with the same shapes.
+        attention: the channel weights a by layer, C values with sum 1; None: 1/C.
 
     Raises:
         ValueError: a layer's shapes differ.
@@ -109,8 +111,8 @@ def feature_distance(
         reference = references[layer]
         if found.shape != reference.shape:
             raise ValueError(
-                f"the features of {layer} have shape {tuple(found.shape)}, those of the reference "
-                f"{tuple(reference.shape)}; call both with the same inputs"
+                f"the features of {layer} have shape {tuple(found.shape)}, but {tuple(reference.shape)} in the "
+                "reference; call both networks with the same inputs"
             )
         precise = torch.promote_types(found.dtype, torch.float32)
         squares = (found.to(precise) - reference.to(precise)).square().reshape(*found.shape[:2], -1).mean(2)  # BC
@@ -118,7 +120,7 @@ def feature_distance(
         weights = None if attention is None else attention[layer].to(squares)
         if weights is not None and weights.shape != (channels,):
             shape = tuple(weights.shape)
-            raise ValueError(f"the attention of {layer} has shape {shape}, the layer {channels} channels")
+            raise ValueError(f"the attention of {layer} has shape {shape}, but the layer has {channels} channels")
         by_example = squares.sum(1) if weights is None else channels * (squares @ weights)
         total = total.to(squares.device) + 0.5 * by_example.mean()
     return total
@@ -133,23 +135,24 @@ def channel_attention(
     *,
     temperature: float = 5.0,
 ) -> dict[str, Tensor]:
-    """Return how much each channel of each layer matters: C values of sum 1, larger where the loss rises without it.
+    """Return the importance of channels by layer: C values with sum 1, larger if the loss rises without the channel.
 
-    They are the softmax of the rises over a layer's channels, standardized and divided by `temperature`. The paper
-    (section 3.3) has the softmax of the rises themselves; its authors' code standardizes and divides by 5, as here.
-    Both set a filter's weights to zero; here the layer's output channel is, bias included. It takes one evaluation of
-    `batches` per channel, and one more.
+    For each channel, the rise of the loss is measured with the channel set to zero. The rises are standardized over the
+    channels of a layer, divided by `temperature`, and passed through a softmax. The paper (section 3.3) takes the
+    softmax of the rises themselves; the authors' code standardizes them and divides by 5, as here. Both set the weights
+    of a filter to zero; here the output channel of the layer is set to zero, which includes the bias. The cost is one
+    evaluation of `batches` per channel, and one more.
 
     Args:
-        model: the pretrained network with a head that was trained on the target task with frozen features; put in eval
-            mode meanwhile.
-        layers: names of modules whose output is a tensor with channels second.
-        batches: a few batches of the target's training data, read many times.
-        loss: returns the task's mean loss for a batch.
-        temperature: larger values give more equal channels.
+        model: the pretrained network with a head that was trained on the target task while all else was frozen; put in
+            eval mode meanwhile.
+        layers: names of modules. Their output must be a tensor with channels in dimension 1.
+        batches: a few batches of the target task's training data, read many times.
+        loss: function of the model and a batch that returns the mean loss of the task.
+        temperature: larger values make the channels more equal.
 
     Raises:
-        ValueError: the model lacks a layer, or there is no batch.
+        ValueError: a layer does not exist, or `batches` is empty.
     """
     if not batches:
         raise ValueError("batches is empty; give a list of a few batches, which are read several times")
@@ -175,14 +178,14 @@ def batch_spectral_shrinkage(features: Tensor, k: int = 1) -> Tensor:
     """Return the sum of the squared k smallest singular values of a batch's feature matrix (BSS).
 
     After Chen, Wang, Fu, Long and Wang, "Catastrophic forgetting meets negative transfer: batch spectral shrinkage for
-    safe transfer learning", NeurIPS 2019, equation 5; its strength was 0.001 and k = 1.
+    safe transfer learning", NeurIPS 2019, equation 5; the paper uses a strength of 0.001 and k = 1.
 
     Computed in float64 as the smallest eigenvalues of the smaller Gram matrix: in float32, rounding errors of the
     largest squared singular value would hide the smallest. The gradient 2 sum u u' F needs no difference of singular
-    values, so it is finite also where some are equal or zero; there it is one of the subgradients.
+    values, so it is finite even if some are equal or zero; then it is a subgradient.
 
     Args:
-        features: BD, one row per example (pool feature maps first). Any floating-point type.
+        features: BD, one row per example, of any floating-point dtype. Pool feature maps first.
         k: number of singular values, at most min(B, D).
 
     Raises:
@@ -221,7 +224,7 @@ def _keep_outputs(
 def _without(
     model: nn.Module, layer: str, channel: int, batches: Sequence[Any], loss: Callable[[nn.Module, Any], Tensor]
 ) -> Tensor:
-    """Return the mean loss with one channel of a layer's output at zero."""
+    """Return the mean loss with one channel of a layer's output set to zero."""
 
     def switch_off(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         output = output.clone()

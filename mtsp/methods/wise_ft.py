@@ -1,7 +1,7 @@
 """WiSE-FT: interpolate between the weights before and after fine-tuning.
 
-After Wortsman, Ilharco, Kim, Li et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3: a fraction of
-about one half often keeps the start's accuracy on other data at little or no cost on the target data.
+After Wortsman, Ilharco, Kim, Li et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3: a
+fraction of about one half often keeps the original accuracy on other data at little or no cost on the target data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FRACTIONS = tuple(step / 10 for step in range(11))
-"""Fractions from the start (0) to the end (1), both included."""
+"""Interpolation fractions from the start (0) to the end (1), both included."""
 
 ResultT = TypeVar("ResultT")
 
@@ -22,16 +22,17 @@ def interpolated(
 ) -> dict[str, Tensor]:
     """Return (1 - fraction) * start + fraction * end for every tensor; 0 and 1 give start and end bit for bit.
 
-    Integers and booleans, such as the counters of batch normalization, are taken from the nearer end. Running
-    statistics are interpolated like weights, as in the paper's code; they are not the statistics of the network in
-    between, so re-estimating them on some batches may help. Half precision is computed in float32.
+    Integers and booleans, such as the counters of batch normalization, are taken from `start` if `fraction` is below
+    0.5, else from `end`. Running statistics are interpolated like weights, as in the paper's code; they are not the
+    true statistics of the interpolated network, so re-estimating them on some batches may help. Half precision is
+    computed in float32.
 
     Args:
         start: weights before fine-tuning.
         end: weights after fine-tuning.
-        fraction: weight of the end, 0 to 1.
-        only: names, or prefixes that end before a dot, to interpolate; the rest is taken from `end` and need not be in
-            `start`. For a network with a new head: interpolating with its random start is of no use.
+        fraction: weight of `end`, 0 to 1.
+        only: names of the tensors or modules to interpolate; all other tensors are taken from `end` and need not be in
+            `start`. Use it for a network with a new head, because interpolating with a random start is of no use.
 
     Raises:
         ValueError: `fraction` is outside 0 to 1, the names or shapes differ, or a prefix matches nothing.
@@ -49,10 +50,10 @@ def along(
     fractions: Sequence[float] = FRACTIONS,
     only: Sequence[str] | None = None,
 ) -> dict[float, ResultT]:
-    """Return what `evaluate(model)` returns at each fraction; the model gets its own weights back.
+    """Return the result of `evaluate(model)` by fraction; afterwards, the model's original weights are restored.
 
     Raises:
-        ValueError: see :func:`interpolated`; raised before anything is measured.
+        ValueError: see :func:`interpolated`; raised before the first evaluation.
         RuntimeError: the weights do not fit this model.
     """
     _checked(start, end, fractions, only)
@@ -73,7 +74,7 @@ def _checked(
     """Return the names to interpolate."""
     for fraction in fractions:
         if not 0 <= fraction <= 1:
-            raise ValueError(f"the fraction of the end must lie between 0 and 1, got {fraction}")
+            raise ValueError(f"the fraction must lie between 0 and 1, got {fraction}")
     own, other = ({n for n in names if only is None or any(_under(n, p) for p in only)} for names in (start, end))
     for prefix in only or ():
         if not any(_under(name, prefix) for name in other):
@@ -81,14 +82,14 @@ def _checked(
     for names, here, there in ((own - other, "start", "end"), (other - own, "end", "start")):
         if names:
             raise ValueError(
-                f"{len(names)} tensors of the {here} are not in the {there}, the first {min(names)!r}; interpolate "
-                "weights of one network, or name the common ones with `only`"
+                f"{len(names)} tensors of `{here}` are not in `{there}`, the first {min(names)!r}; interpolate weights "
+                "of one network, or name the common modules with `only`"
             )
     for name in sorted(own):
         if start[name].shape != end[name].shape:
             raise ValueError(
-                f"{name} has shape {tuple(start[name].shape)} at the start, {tuple(end[name].shape)} at the end; name "
-                "the common ones with `only`, such as the backbone of a network with a new head"
+                f"{name} has shape {tuple(start[name].shape)} in `start`, {tuple(end[name].shape)} in `end`; "
+                "name the common modules with `only`, such as the backbone of a network with a new head"
             )
     return own
 

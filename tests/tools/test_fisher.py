@@ -128,7 +128,9 @@ def test_stopped_and_taken_up_again_it_is_the_same_to_the_bit(
     assert (tmp_path / "fisher.safetensors.part").is_file()
     assert not (tmp_path / "fisher.safetensors").exists()
     assert estimating(tmp_path, "fisher.safetensors", *how, "--seed", "1") == 1  # it would add what does not belong
-    assert "fisher.safetensors.part was started with another seed, 0; give that again, or" in capsys.readouterr().err
+    assert (
+        "fisher.safetensors.part was started with another seed, 0; use the same settings, or" in capsys.readouterr().err
+    )
     assert estimating(tmp_path, "fisher.safetensors", *how) == 0
     assert "8 of 9 images" in capsys.readouterr().err  # where it went on
     assert content(tmp_path / "fisher.safetensors") == content(tmp_path / "whole.safetensors")
@@ -153,7 +155,7 @@ def test_sums_over_other_data_or_in_another_order_are_not_taken_up(
     part = (tmp_path / "fisher.safetensors.part").read_bytes()
     capsys.readouterr()
     assert estimating(tmp_path, "fisher.safetensors", f"train.stages=[{{steps: 1, batch_size: {batches}}}]") == 1
-    assert "part was started with another data, ['grays', 'more']; give that again, or" in capsys.readouterr().err
+    assert "part was started with another data, ['grays', 'more']; use the same settings, or" in capsys.readouterr().err
     assert (tmp_path / "fisher.safetensors.part").read_bytes() == part
     assert estimating(tmp_path) == 0
     assert notes(tmp_path / "fisher.safetensors")["samples"] == "18"
@@ -164,12 +166,16 @@ def test_sums_are_kept_for_the_same_settings_alone(tmp_path: Path) -> None:
     kept = PartialEstimate(tmp_path / "f.part", {"seed": 0, "data.a": {}, "data.b": {}})
     kept.save(sums, 3)
     assert kept.load(sums) == 3
-    with pytest.raises(ValueError, match=r"f\.part was started with another data\.b, \{\}; give that again, or delete"):
+    with pytest.raises(
+        ValueError, match=r"f\.part was started with another data\.b, \{\}; use the same settings, or delete"
+    ):
         PartialEstimate(kept.path, {"seed": 0, "data.a": {}}).load(sums)
-    with pytest.raises(ValueError, match=r"f\.part was started without data\.c; give that again, or delete the file"):
+    with pytest.raises(
+        ValueError, match=r"f\.part was started without data\.c; use the same settings, or delete the file"
+    ):
         PartialEstimate(kept.path, {**kept.settings, "data.c": {}}).load(sums)
     save_file({"weight": torch.ones(1)}, kept.path, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"f\.part is not a partial estimate, it lacks done; move it elsewhere"):
+    with pytest.raises(ValueError, match=r"f\.part is not a partial estimate: it lacks done; move it elsewhere"):
         kept.load(sums)
 
 
@@ -341,7 +347,7 @@ def no_file(folder: Path, begun: dict[str, torch.Tensor]) -> None:
     ("mistake", "said"),
     [
         (another_start, "was estimated at other weights than the branches start from: 1 of "),
-        (no_hashes, "does not say at which weights it was estimated; tools/fisher.py writes one that does"),
+        (no_hashes, "does not say at which weights it was estimated; create it with tools/fisher.py"),
         (some_weights, "has no Fisher information of some pretrained weights: 1 of "),
         (another_file, "fisher.safetensors does not hold Fisher information"),
         (no_file, "fisher.safetensors; estimate it with tools/fisher.py, or write it with save_fisher"),

@@ -100,7 +100,7 @@ def test_a_reference_that_shares_its_weights_is_refused() -> None:
     [
         ({"layers": ["conv"]}, "no module 'conv'"),
         ({"layers": []}, "layers is empty"),
-        ({"layers": ["0"], "attention": {"1": torch.ones(2)}}, "attention is given for 1, the layers are 0"),
+        ({"layers": ["0"], "attention": {"1": torch.ones(2)}}, "attention is given for 1, but the layers are 0"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(options: dict[str, Any], message: str) -> None:

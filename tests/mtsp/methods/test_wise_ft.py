@@ -78,9 +78,9 @@ def test_a_new_head_is_the_ends_when_only_the_backbone_is_interpolated() -> None
     [
         ({"fraction": 1.2}, {}, "between 0 and 1, got 1.2"),
         ({"fraction": float("nan")}, {}, "between 0 and 1, got nan"),
-        ({"end": weights(1.0, 1, head=3)}, {}, "head.weight has shape (2, 2) at the start, (3, 2) at the end"),
-        ({"end": {"backbone.weight": torch.ones(2, 2)}}, {}, "2 tensors of the start are not in the end, the first"),
-        ({"start": {"backbone.weight": torch.ones(2, 2)}}, {}, "2 tensors of the end are not in the start, the first"),
+        ({"end": weights(1.0, 1, head=3)}, {}, "head.weight has shape (2, 2) in `start`, (3, 2) in `end`"),
+        ({"end": {"backbone.weight": torch.ones(2, 2)}}, {}, "2 tensors of `start` are not in `end`, the first"),
+        ({"start": {"backbone.weight": torch.ones(2, 2)}}, {}, "2 tensors of `end` are not in `start`, the first"),
         ({}, {"only": ["back"]}, "no tensor is named 'back'"),  # a prefix ends before a dot
     ],
 )
