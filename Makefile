@@ -9,7 +9,7 @@ demo: install ## train the small SegFlow on the embedded default and show what i
 	$(BIN)/python tools/demo.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/ruff check .
