@@ -108,7 +108,7 @@ def test_odd_settings_are_noticed_once_each(
     world["optimizer"]["lr"] = 50.0
     with contextlib.suppress(FloatingPointError):
         train(world, tmp_path / "run")
-    for text in ("a batch of 20 of data.davis, which has 9 samples", "learning rate 50", "there is no GPU"):
+    for text in ("a batch has 20 samples of data.davis, which has only 9", "learning rate 50", "there is no GPU"):
         assert sum(text in line for line in told(caplog)) >= 1, text
 
 

@@ -1,14 +1,15 @@
-"""Measure EncNet's Encoding layer, training step and evaluation against formulas of other implementations.
+"""Compare EncNet's Encoding layer, training step and evaluation with other implementations.
 
     python tools/bench/encnet.py [--only layer step evaluation] [--encoder tu-resnet50s] [--rounds 5] [--quick]
 
-Layer: forward and backward of 4 maps of 60x60 pixels with 512 channels and 32 codewords, as after ReLU, against the
-broadcast formula of mmsegmentation and PyTorch-Encoding, which makes a tensor of all residuals, and against matrix
-products with autograd's backward. Step: a training step with all three losses, for several layers, memory layouts and
-number formats. Evaluation: EncNet's six scales with mirror images, in batches and one image at a time.
+Layer: forward and backward of 4 feature maps of 60x60 pixels with 512 channels and 32 codewords, as after ReLU. It is
+compared with the broadcast formula of mmsegmentation and PyTorch-Encoding, which makes a tensor of all residuals, and
+with matrix products with autograd's backward. Step: a training step with all three losses, for several layers, memory
+layouts and number formats. Evaluation: EncNet's six scales with mirror images, in batches and one image at a time.
 
-Each variant runs in its own process, so that its memory is measured apart. They take turns in several rounds, and the
-median is shown. Memory is the growth of the process's largest resident set (on a GPU: of allocated memory).
+Each variant runs in its own process, so that its memory is measured separately. The variants take turns in several
+rounds, and the median time is shown. Memory is the growth of the process's peak resident set (on a GPU: of allocated
+memory).
 """
 
 import multiprocessing
@@ -36,13 +37,13 @@ from tools.bench.train import Variant as Format
 from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
 from tools.command_line import program
 
-LIMIT = 1200.0  # seconds for one table
+LIMIT = 1200.0  # largest time for one table in seconds
 FASTER, INPUTS = 50, 5
-"""Targets for the layer: times faster than the broadcast formula, extra memory in units of its input."""
+"""Targets for the layer: speedup over the broadcast formula, and extra memory in multiples of the layer's input."""
 
 
 class BroadcastEncoding(Encoding):
-    """The usual implementation: residuals of all pixels to all codewords, BNKD, with autograd's backward."""
+    """The usual implementation: a BNKD tensor of residuals of all pixels to all codewords, and autograd's backward."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Return E as :class:`Encoding` does."""
@@ -53,7 +54,7 @@ class BroadcastEncoding(Encoding):
 
 
 class ProductEncoding(Encoding):
-    """Matrix products without centering, with autograd's backward."""
+    """An implementation by matrix products without centering, with autograd's backward."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Return E as :class:`Encoding` does."""
@@ -64,7 +65,7 @@ class ProductEncoding(Encoding):
 
 
 class Sizes(NamedTuple):
-    """Sizes of what is measured."""
+    """Sizes of inputs and networks in the benchmark."""
 
     layer: tuple[int, int, int, int] = (4, 512, 60, 32)  # maps, channels, side, codewords
     batch: int = 16 if CUDA else 1
@@ -74,7 +75,7 @@ class Sizes(NamedTuple):
 
     @property
     def crop(self) -> int:
-        """Side of the evaluation's windows."""
+        """Side of the windows in the evaluation."""
         return self.base * 12 // 13
 
     @property
@@ -98,8 +99,10 @@ STEPS: tuple[tuple[Format, type[Encoding]], ...] = (
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    command_line = parser(__doc__, rounds=5, quick="small sizes, one round, to see whether it runs")
-    command_line.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
+    command_line = parser(__doc__, rounds=5, quick="use small sizes and one round, to test the benchmark")
+    command_line.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure (default: all)"
+    )
     command_line.add_argument("--encoder", help="encoder of the network (default: tu-resnet50s)")
     options = command_line.parse_args(arguments)
     sizes = QUICK if options.quick else Sizes()

@@ -1,10 +1,10 @@
-"""Measure how long metrics take: ours, those of others, and one read of the same arrays.
+"""Measure the time of metrics: mtsp, other implementations, and one read of the same arrays.
 
     python tools/bench/metrics.py [--rounds 9] [--threads 2] [--quick]
 
-The programs take turns, and the median round is shown. "One read" adds up the arrays in as many threads as mtsp uses:
-nothing that looks at every number can be faster. The code of others is imported where it is installed, and otherwise
-rewritten from what they published.
+The programs take turns, and the median time is shown. "One read" adds up the arrays in as many threads as mtsp uses: a
+program that reads every value cannot be faster. Other libraries are imported if installed; otherwise their published
+code is reimplemented here.
 """
 
 import functools
@@ -36,13 +36,13 @@ class Flows(NamedTuple):
 
     prediction: np.ndarray  # B2HW float32
     truth: np.ndarray  # B2HW float32
-    valid: np.ndarray  # BHW bool; mmflow has it as float32
+    valid: np.ndarray  # BHW bool; mmflow gets float32
 
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    command_line = parser(__doc__, rounds=9, quick="small arrays, to see whether it runs")
+    command_line = parser(__doc__, rounds=9, quick="use small arrays, only to test that the benchmark runs")
     command_line.add_argument("--threads", type=at_least_one, default=threads())
     options = command_line.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -103,26 +103,26 @@ def made_up_flows(quick: bool) -> Flows:
 
 
 def one_read(*arrays: np.ndarray) -> float:
-    """Add up all items of contiguous arrays, as words of four bytes."""
+    """Return the sum of all items of contiguous arrays, read as words of four bytes."""
     words = [array.reshape(-1).view(np.uint8)[: array.nbytes // 4 * 4].view(np.float32) for array in arrays]
     return sum(float(torch.from_numpy(part).sum()) for part in words)
 
 
 def ours_flow(flows: Flows, angular: bool = False) -> Numbers:
-    """All eight numbers, and the angular error if asked, by mtsp."""
+    """Compute all eight flow metrics with mtsp, and with `angular` also the angular error."""
     errors = FlowErrors(angular)
     errors.update(*flows)
     return errors.compute()
 
 
 def paired(flows: Flows) -> Flows:
-    """Return the same flow, laid in memory as BHW2."""
+    """Return the same flow, stored in memory as BHW2."""
     ours, theirs = (np.ascontiguousarray(flow.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for flow in flows[:2])
     return Flows(ours, theirs, flows.valid)
 
 
 def numpy_idiom(flows: Flows) -> Numbers:
-    """All eight, as evaluation scripts after RAFT's do it: error maps, flattened and indexed with the valid mask."""
+    """Compute all eight flow metrics as RAFT's evaluation script does: error maps, indexed with the valid mask."""
     prediction, truth, valid = flows
     chosen = valid.reshape(-1)
     error = np.sqrt(np.sum((prediction - truth) ** 2, axis=1)).reshape(-1)[chosen]
@@ -131,7 +131,7 @@ def numpy_idiom(flows: Flows) -> Numbers:
 
 
 def torch_idiom(flows: Flows) -> Numbers:
-    """All eight in torch, with the valid mask as an index."""
+    """Compute all eight flow metrics in torch, indexing with the valid mask."""
     prediction, truth, valid = map(torch.from_numpy, flows)
     error = (prediction - truth).square().sum(dim=1).sqrt()[valid]
     speed = truth.square().sum(dim=1).sqrt()[valid]
@@ -151,9 +151,9 @@ def _all_eight(error: Any, speed: Any, fraction: Callable[[Any], Any]) -> Number
 
 
 def mmflow_formulation(flows: Flows) -> Numbers:
-    """EPE and Fl as mmflow's `eval_metrics` does it: image by image, with new error maps for each measure.
+    """Compute EPE and Fl as mmflow's `eval_metrics` does: image by image, with new error maps for each metric.
 
-    It gets both flows as HW2 in memory, see :func:`paired`; the sum over the last axis takes most of the time.
+    Both flows must be HW2 in memory, see :func:`paired`; the sum over the last axis takes most of the time.
     """
     images = [(p.transpose(1, 2, 0), t.transpose(1, 2, 0), v) for p, t, v in zip(*flows, strict=True)]
     errors, outliers = [], []
@@ -171,8 +171,8 @@ def _lengths(flow: np.ndarray) -> np.ndarray:
 
 
 def ptlflow_formulation(flows: Flows) -> Numbers:
-    """EPE, 1/3/5 px, Fl and WAUC as ptlflow's `FlowMetrics` does it: `torch.norm` over the channels, 100 thresholds for
-    the area under the curve, and means over images of each image's mean.
+    """Compute EPE, 1/3/5 px, Fl and WAUC as ptlflow's `FlowMetrics` does: `torch.norm` over the channels, 100
+    thresholds for the area under the curve, and the mean over images of each image's mean.
     """
     prediction, truth, valid = map(torch.from_numpy, flows)
     error = torch.norm(prediction - truth, p=2, dim=1)
@@ -203,14 +203,14 @@ FLOW_WAYS: dict[str, Callable[[Flows], Numbers]] = {
 
 
 def ours_classification(logits: np.ndarray, labels: np.ndarray) -> Numbers:
-    """All numbers by mtsp."""
+    """Compute all classification metrics with mtsp."""
     scores = ClassificationScores(logits.shape[1])
     scores.update(logits, labels)
     return scores.compute()
 
 
 def classification_idiom(logits: np.ndarray, labels: np.ndarray) -> Numbers:
-    """The same numbers as scripts compute them: log-softmax, a sort for top 5, boolean masks for bins and classes."""
+    """Compute all classification metrics with typical numpy code: log-softmax, a sort for top 5, boolean masks."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     order = np.argsort(-logits, axis=1, kind="stable")
@@ -230,7 +230,7 @@ def classification_idiom(logits: np.ndarray, labels: np.ndarray) -> Numbers:
 
 
 def torchmetrics_scores(logits: np.ndarray, labels: np.ndarray) -> Numbers:
-    """The same by torchmetrics, default arguments; the likelihood by torch."""
+    """Compute all classification metrics with torchmetrics and default arguments, and the likelihood with torch."""
     from torchmetrics.functional import classification as tm
 
     scores, truth, classes = torch.from_numpy(logits), torch.from_numpy(labels), logits.shape[1]

@@ -1,7 +1,7 @@
-"""Tables of :mod:`tools.bench.metrics` for masks: confusion counts and DAVIS's J and F.
+"""Measure metrics of masks for :mod:`tools.bench.metrics`: confusion matrices and DAVIS's J and F.
 
-Every result is compared with ours before anything is timed. Class maps show cells with borders; a tenth of the
-predicted pixels is wrong, and 5 % are ignored.
+Each program's result is compared with mtsp's before it is timed. Class maps consist of cells with borders; 10 % of the
+predicted pixels are wrong, and 5 % are ignored.
 """
 
 import math
@@ -24,7 +24,7 @@ CLASSES, IGNORE = 60, 255
 
 
 def tables(rounds: int, quick: bool, threads: int) -> list[Table]:
-    """Measure counts from labels and from scores, J and F of one object and of ragged masks; `quick`: small arrays."""
+    """Measure confusion matrices of labels and of scores, and J and F of two kinds of masks; `quick`: small arrays."""
     cv2.setNumThreads(threads)
     rng = np.random.default_rng(0)
     side, images = (96, 4) if quick else (480, 16)
@@ -38,7 +38,7 @@ def tables(rounds: int, quick: bool, threads: int) -> list[Table]:
 
 
 def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) -> Table:
-    """Time the counts of labels, BHW int64 and uint8."""
+    """Time confusion matrices of predicted labels, BHW int64 and uint8."""
     truth = class_maps(rng, images, side)
     prediction = np.where(rng.random(truth.shape) < 0.1, rng.integers(0, CLASSES, truth.shape), truth)
     truth[rng.random(truth.shape) < 0.05] = IGNORE
@@ -77,7 +77,7 @@ def labels_table(rng: np.random.Generator, images: int, side: int, rounds: int) 
 
 
 def scores_table(rng: np.random.Generator, images: int, side: int, rounds: int) -> Table:
-    """Time the counts of the best classes, BKHW float32, bfloat16 and channels_last."""
+    """Time confusion matrices of class scores, BKHW float32, bfloat16 and channels_last."""
     truth = class_maps(rng, images, side).astype(np.uint8)
     scores = torch.from_numpy(rng.normal(size=(images, CLASSES, side, side)).astype(np.float32))
     half, last = scores.bfloat16(), scores.contiguous(memory_format=torch.channels_last)
@@ -122,20 +122,20 @@ def davis_table(
 
 
 def by_bincount(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return K x K counts in the usual form: one number for each known pixel, counted."""
+    """Return a K x K confusion matrix in the usual way: `bincount` of one index for each known pixel."""
     known = truth < CLASSES
     cells = CLASSES * truth[known].astype(int) + prediction[known]
     return np.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
 
 
 def by_torch_bincount(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """As :func:`by_bincount`."""
+    """Return the same as :func:`by_bincount`, computed in torch."""
     known = truth < CLASSES
     return torch.bincount(CLASSES * truth[known] + prediction[known], minlength=CLASSES**2).reshape(CLASSES, CLASSES)
 
 
 def official(prediction: np.ndarray, truth: np.ndarray, bound: float) -> tuple[float, float]:
-    """Return J and F of HW bool masks by the operations of the official 2017 code: whole images, `cv2.dilate`."""
+    """Return J and F of HW bool masks with the operations of the official 2017 code: whole images, `cv2.dilate`."""
     shared, either = np.sum(prediction & truth), np.sum(prediction | truth)
     region = float(shared / either) if either else 1.0
     radius = math.ceil(bound * np.linalg.norm(truth.shape))
@@ -152,7 +152,7 @@ def official(prediction: np.ndarray, truth: np.ndarray, bound: float) -> tuple[f
 
 
 def official_edges(mask: np.ndarray) -> np.ndarray:
-    """Return where a pixel differs from its right, lower or lower-right neighbor, with one image for each of them."""
+    """Return where a pixel differs from its right, lower or lower-right neighbor, using one shifted image for each."""
     right, below, across = np.zeros_like(mask), np.zeros_like(mask), np.zeros_like(mask)
     right[:, :-1], below[:-1], across[:-1, :-1] = mask[:, 1:], mask[1:], mask[1:, 1:]
     edges = mask ^ right | mask ^ below | mask ^ across
@@ -162,13 +162,13 @@ def official_edges(mask: np.ndarray) -> np.ndarray:
 
 
 def without_numba(program: Callable[[], Any]) -> Any:
-    """Return what `program` does where there is no numba."""
+    """Return the result of `program` when numba is not available."""
     with mock.patch.object(boundary, "_kernel", return_value=None):
         return program()
 
 
 def class_maps(rng: np.random.Generator, images: int, side: int) -> np.ndarray:
-    """Return BHW int64: cells around random points, each of one class."""
+    """Return BHW int64 class maps: cells around random points, each cell of one class."""
     maps = np.empty((images, side, side), np.int64)
     ys, xs = np.mgrid[:side, :side]
     for map_ in maps:

@@ -1,10 +1,11 @@
-"""Survey what L2-SP does under every installed optimizer: exact, exact when coupled, or refused, and why.
+"""Test L2-SP with every installed optimizer: exact, exact only in coupled mode, or refused with a reason.
 
     python tools/bench/optimizers.py [--libraries torch timm]
 
-Each optimizer trains a small network twice, with L2SP attached in the mode it chooses itself and without, on the same
-gradients. What the pull adds in each step is compared with learning rate times strength times distance; where it is
-coupled, with the same gradient added by hand. The table is printed in Markdown, as docs/optimizers.md has it.
+Each optimizer trains a small network twice on the same gradients: without L2SP, and with L2SP in the mode that it
+chooses. The change that L2SP adds in each step is compared with learning rate times strength times distance; in coupled
+mode, the run is compared with a run in which the pull is added to the gradient by hand. The table is printed in the
+Markdown format of docs/optimizers.md.
 """
 
 import argparse
@@ -41,11 +42,11 @@ LIBRARIES = {
     "lion_pytorch": "lion-pytorch",
     "transformers": "transformers",
 }
-"""Packages by module."""
+"""Package name by module name."""
 
 
 class Row(NamedTuple):
-    """Result for one optimizer: for each mode, how exact the pull is, or why it is refused."""
+    """Result for one optimizer: for each mode, the exactness of the pull, or the reason of the refusal."""
 
     name: str
     chosen: str  # with the mode that L2SP chooses
@@ -53,7 +54,11 @@ class Row(NamedTuple):
 
 
 def rows(library: str) -> list[Row]:
-    """Return a row for each optimizer of a library that works here; ImportError if it is not installed."""
+    """Return a row for each optimizer of a library that runs on this machine.
+
+    Raises:
+        ImportError: the library is not installed.
+    """
     found = []
     for name, make in makers(library):
         with warnings.catch_warnings():
@@ -86,12 +91,12 @@ def makers(library: str) -> Iterator[tuple[str, Make]]:
 
 
 def seen(make: Make, mode: Any) -> str:
-    """Return what L2-SP does under an optimizer in this mode."""
+    """Return the result of L2-SP with an optimizer in this mode, as a cell of the table."""
     reason = ""
     for dtype in (torch.float64, torch.float32):
         try:
             plain = _run(make, None, dtype)
-        except Exception as error:  # not on this machine, not with such settings
+        except Exception as error:  # it needs another machine or other settings
             reason = f"does not run here ({_first_line(error)})"
             continue
         try:
@@ -100,7 +105,7 @@ def seen(make: Make, mode: Any) -> str:
             return f"refused: {_first_line(error)}"
         arrived = _by_hand(make, pulled, dtype) if pulled.mode == "coupled" else _added(plain, pulled)
         worst = max((abs(share - 1) for share in arrived), default=math.nan)
-        exact = 1e-6 if dtype == torch.float64 else 1e-2  # of a difference that is itself a few roundings in size
+        exact = 1e-6 if dtype == torch.float64 else 1e-2  # relative to a difference of a few rounding errors
         return f"{pulled.mode}, {'exact' if worst <= exact else f'within {100 * worst:.1g} %'}"
     return reason
 
@@ -147,7 +152,7 @@ def _estimates(group: Mapping[str, Any]) -> bool:
 
 
 def _added(plain: _Run, pulled: _Run) -> Iterator[float]:
-    """What each step adds to the difference between the runs, over learning rate times strength times distance."""
+    """Yield the change of the runs' difference in each step, over learning rate times strength times distance."""
     for step in range(1 if pulled.lrs[-1] != pulled.lrs[0] else STEPS):  # an estimate depends on the pull
         before, after = (pulled.points[i] - plain.points[i] for i in (step, step + 1))
         wanted = pulled.lrs[step] * ALPHA * (pulled.anchor - pulled.points[step])
@@ -155,7 +160,7 @@ def _added(plain: _Run, pulled: _Run) -> Iterator[float]:
 
 
 def _by_hand(make: Make, pulled: _Run, dtype: torch.dtype) -> Iterator[float]:
-    """Yield 1 + the distance from a run with the pull added to its gradients, over the length of the step."""
+    """Yield 1 + the distance to a run with the pull added to its gradients, divided by the length of the step."""
     other = _run(make, None, dtype, by_hand=True)
     for one, two, start in zip(pulled.points[1:], other.points[1:], pulled.points, strict=False):
         move = float((two - start).norm())
@@ -166,7 +171,7 @@ def _maker(kind: Any) -> Make:
     accepted = inspect.signature(kind.__init__).parameters
     settings = {key: value for key, value in {"lr": 1e-4, "weight_decay": 0.0}.items() if key in accepted}
     if "lr" in accepted and accepted["lr"].default in (1, 1.0):
-        del settings["lr"]  # a factor on the learning rate that the optimizer estimates
+        del settings["lr"]  # here `lr` is only a factor of the estimated learning rate
     if kind.__module__.startswith("bitsandbytes") and ("SGD" in kind.__name__ or "LARS" in kind.__name__):
         settings["momentum"] = 0.9
     if kind.__module__.startswith("transformers"):
@@ -188,7 +193,7 @@ def _first_line(error: Exception) -> str:
 
 
 def table(library: str) -> str:
-    """Return a library's rows as a table in Markdown; optimizers alike in one row."""
+    """Return the results of a library as a Markdown table; optimizers with equal results share a row."""
     alike: dict[tuple[str, str], list[str]] = {}
     for row in rows(library):
         alike.setdefault((_short(row.chosen), _short(row.coupled)), []).append(row.name)
@@ -199,7 +204,7 @@ def table(library: str) -> str:
 
 
 def _short(cell: str) -> str:
-    """The cell without the optimizer's name and the advice."""
+    """Return the text of a cell without the optimizer's name and the advice."""
     cell = cell.replace("|", "/")
     if found := re.search(r"refused: .* as it should: (\S+) times what was asked for", cell):
         return f"refused: {max(0.0, round(float(found[1]), 2)):g} of the pull arrives"
@@ -212,7 +217,9 @@ def _short(cell: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--libraries", nargs="+", default=list(LIBRARIES), choices=LIBRARIES, help="(default: all)")
+    parser.add_argument(
+        "--libraries", nargs="+", default=list(LIBRARIES), choices=LIBRARIES, help="libraries to test (default: all)"
+    )
     for library in parser.parse_args(arguments).libraries:
         try:
             print(table(library), end="\n\n")

@@ -1,11 +1,11 @@
-"""Measure images per second of one core, and the reading of flow files: ours, torchvision and albumentations.
+"""Measure images per second on one core and the time to read flow files, in mtsp and in other libraries.
 
     python tools/bench/pipeline.py [--images 16] [--rounds 7] [--quick]
 
-Decode, scale 0.5-2, rotate 10 degrees, crop 400x400, flip, brightness, contrast and saturation of 480x854 frames with
-masks, to tensors in [0, 1]; then .flo and .pfm against a plain read of the file. Every program has one thread. They
-take turns, and the median is shown: CPU seconds, which other programs on the machine disturb less than the clock.
-albumentations is measured where it is installed.
+Each pipeline decodes 480x854 frames with masks, scales them by 0.5-2, rotates by up to 10 degrees, crops 400x400,
+flips, and changes brightness, contrast and saturation; it returns tensors in [0, 1]. Reading .flo and .pfm files is
+compared with a plain read of the file. Every program has one thread. The programs take turns, and the median of CPU
+seconds is shown, which other processes disturb less than wall-clock time. albumentations is measured if installed.
 """
 
 import importlib.util
@@ -45,8 +45,8 @@ Files = list[tuple[Path, Path]]
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    command_line = parser(__doc__, rounds=7, quick="two images, one round, to see whether it runs")
-    command_line.add_argument("--images", type=at_least_one, default=16, help="(default: %(default)s)")
+    command_line = parser(__doc__, rounds=7, quick="use two images and one round, only to test that the benchmark runs")
+    command_line.add_argument("--images", type=at_least_one, default=16, help="number of images (default: %(default)s)")
     options = command_line.parse_args(arguments)
     images, rounds = (2, 1) if options.quick else (options.images, options.rounds)
     cv2.setNumThreads(1)
@@ -65,7 +65,7 @@ def _pipelines(files: Files, rounds: int) -> Table:
     programs |= {"torchvision v2, PIL": _torchvision(pil=True), "torchvision v2, tensors": _torchvision(pil=False)}
     installed = importlib.util.find_spec("albumentations") is not None
     if installed:
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for its newest version
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise it checks online for updates
         programs["albumentations, one Affine"] = _albumentations()
     seconds = medians({name: _over(program, files) for name, program in programs.items()}, rounds, clock=process_time)
 
@@ -170,7 +170,7 @@ def _albumentations() -> Callable[[Path, Path], object]:
 
 
 def _made_up(folder: Path, count: int) -> Files:
-    """Write frames of smooth noise, about as large on disk as those of DAVIS, and masks of ellipses."""
+    """Write frames of smooth noise, with files about as large as in DAVIS, and masks of ellipses."""
     rng, files = np.random.default_rng(0), []
     for index in range(count):
         layers = [cv2.resize(rng.normal(size=(480 // s, 854 // s, 3)), (854, 480)) * s**0.5 for s in (2, 8, 32, 128)]

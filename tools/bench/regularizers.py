@@ -1,12 +1,12 @@
-"""Measure what a regularizer costs: time and memory of the regularizer's and the optimizer's part of a step.
+"""Measure the cost of regularizers: time and memory of regularizer and optimizer in a training step.
 
     python tools/bench/regularizers.py [--networks resnet50 resnet101 vit_b_16] [--rounds 30] [--quick]
 
-Weights and gradients are random; one round is what each program adds to a step after the data's gradients are computed.
-The programs take turns, and the median counts. Penalties in the loss go through autograd; `as tllib` reimplements its
-`SPRegularization`: a loop over all named parameters with 0.5 * norm(p - p0) ** 2. Memory is the peak of a separate
-process, minus that of the optimizer with native weight decay. On a GPU, the time is also given as a fraction of a
-training step of that network (batch 64, bfloat16 autocast).
+Weights and gradients are random; the measured time is the part of a step after the gradients of the loss are computed.
+The programs take turns, and the median time is shown. Penalties in the loss use autograd; `as tllib` reimplements
+tllib's `SPRegularization`: a loop over all named parameters with 0.5 * norm(p - p0) ** 2. Memory is the peak of a
+separate process, minus the peak of the optimizer with native weight decay. On a GPU, the time is also shown as a
+fraction of a training step of the network (batch 64, bfloat16 autocast).
 """
 
 import sys
@@ -30,11 +30,11 @@ from tools.command_line import program
 ALPHA, LR, MIB = 0.01, 1e-6, 2**20
 NATIVE, OURS, TLLIB = "native weight decay, fused", "L2SP, fused", "as tllib, fused"
 WITHIN, FASTER = 1.6, 5.0
-"""Targets for ResNet-50: at most so many times the native decay's time; so many times as fast as tllib."""
+"""Targets for ResNet-50: largest time as a multiple of native weight decay, and speedup over tllib."""
 
 
 def network(name: str) -> nn.Module:
-    """Return a network of torchvision with random weights and random gradients."""
+    """Return a torchvision network with random weights and random gradients."""
     import torchvision
 
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def in_the_loss(penalty: Penalty, model: nn.Module, **options: Any) -> Callable[
 
 
 def as_tllib(model: nn.Module, start: Mapping[str, Tensor]) -> Any:
-    """Half the squared norm of every parameter's displacement, norm by norm."""
+    """Return half the sum of squared norms of the displacements, one `norm` for each parameter."""
     total: Any = 0.0
     for name, parameter in model.named_parameters():
         total += 0.5 * torch.norm(parameter - start[name]) ** 2
@@ -88,7 +88,7 @@ def as_tllib(model: nn.Module, start: Mapping[str, Tensor]) -> Any:
 
 
 def squares(model: nn.Module, start: Mapping[str, Tensor]) -> Any:
-    """Half the sum of squared displacements, the usual code."""
+    """Return half the sum of squared displacements, as usually written."""
     return 0.5 * sum((parameter - start[name]).pow(2).sum() for name, parameter in model.named_parameters())
 
 
@@ -105,7 +105,7 @@ PROGRAMS: dict[str, tuple[Callable[..., Callable[[], object]], dict[str, Any]]] 
 
 
 def step_of(name: str, program: str) -> Callable[[], object]:
-    """Return a step of a program, on a network of its own."""
+    """Return a step of a program, on its own network."""
     build, options = PROGRAMS[program]
     return finished(build(network(name), **options))
 
@@ -128,7 +128,7 @@ def peak(name: str, program: str) -> float:
 
 
 def training_step(name: str) -> Callable[[], object]:
-    """Return a whole step of that network with native weight decay."""
+    """Return a complete training step of the network with native weight decay."""
     model = network(name)
     optimizer = sgd(model, weight_decay=ALPHA, fused=True)
     images = torch.randn(64, 3, 224, 224, device=DEVICE)
@@ -167,7 +167,7 @@ def report(name: str, rounds: int, console: Console, *, measure_memory: bool) ->
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    command_line = parser(__doc__, rounds=30, quick="ResNet-18, five rounds, no memory")
+    command_line = parser(__doc__, rounds=30, quick="use ResNet-18 and five rounds, and do not measure memory")
     command_line.add_argument("--networks", nargs="+", default=["resnet50", "resnet101", "vit_b_16"])
     options = command_line.parse_args(arguments)
     console = Console(width=120)

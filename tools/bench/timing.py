@@ -1,4 +1,4 @@
-"""Helpers of the benchmarks: command lines, medians of programs that take turns, peak memory, the machine, tables."""
+"""Help benchmarks parse options, time programs in turn, measure peak memory, describe the machine, and make tables."""
 
 import argparse
 import os
@@ -22,9 +22,12 @@ _SHORT = 0.5  # seconds
 
 
 def parser(description: str | None, *, rounds: int, quick: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark: --rounds, with this default, and --quick, with this help."""
+    """Return a parser with `--rounds` and `--quick`, which all benchmarks have.
+
+    `rounds` is the default of `--rounds`, and `quick` is the help text of `--quick`.
+    """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    help_of_rounds = "turns of each program; the median counts (default: %(default)s)"
+    help_of_rounds = "number of turns of each program; the median is shown (default: %(default)s)"
     made.add_argument("--rounds", type=at_least_one, default=rounds, help=help_of_rounds)
     made.add_argument("--quick", action="store_true", help=quick)
     return made
@@ -33,10 +36,10 @@ def parser(description: str | None, *, rounds: int, quick: str) -> argparse.Argu
 def medians(programs: Mapping[str, Program], rounds: int, *, clock: Clock = time.perf_counter) -> dict[str, float]:
     """Return the median seconds of each program. They take turns, and the first round does not count.
 
-    By taking turns, all programs suffer alike from whatever else runs on the machine. A short program runs twice in its
-    turn, and the second time counts: during the first, threads of the program before may still be spinning and its data
-    fill the caches. With `time.process_time` as the clock, CPU seconds are counted, which other processes disturb less,
-    but which add up over threads.
+    Because they take turns, other load on the machine affects all programs alike. A short program runs twice in its
+    turn, and only its second run counts: during the first, threads of the previous program may still be spinning, and
+    the caches contain its data. With `clock=time.process_time`, CPU seconds are measured: other processes disturb them
+    less, but they add up over threads.
     """
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds + 1):
@@ -58,7 +61,7 @@ def forget_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Return the peak of this process's memory in bytes, on the GPU if there is one."""
+    """Return this process's peak memory in bytes; if there is a GPU, its peak GPU memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -70,7 +73,7 @@ def peak_memory() -> int:
 
 
 def machine() -> str:
-    """Describe the processor, the cores that this process may use, the GPU, if any, and torch in one line."""
+    """Return one line that describes processor, usable cores, GPU (if any), and torch."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -80,7 +83,7 @@ def machine() -> str:
 
 
 def table(title: str, *columns: str) -> Table:
-    """Return an empty table: the first column is text, the others are numbers."""
+    """Return an empty table: the first column is text, all other columns are numbers."""
     drawn = Table(title=title, box=SIMPLE, title_justify="left")
     for place, column in enumerate(columns):
         drawn.add_column(column, justify="right" if place else "left")
@@ -95,10 +98,10 @@ def compared(
     against: Mapping[str, str] | None = None,
     missing: Sequence[str] = (),
 ) -> Table:
-    """Return a table of milliseconds, and how many times as long as `ours` each program takes.
+    """Return a table of each program's milliseconds, and its ratio to the time of the program named `ours`.
 
-    `targets` are what that ratio should be at least. `against` names another form of ours for programs that get another
-    input. `missing` are peers that are not installed.
+    `targets` are the smallest ratios that mtsp should reach. `against` names the program to compare with instead of
+    `ours`, for programs with another input. `missing` are names of libraries that are not installed.
     """
     drawn = table(title, "program", "ms", "over ours", "target")
     for name, spent in seconds.items():

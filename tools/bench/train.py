@@ -1,11 +1,11 @@
-"""Measure SegFlow's training step in fp32, bf16, channels_last, compiled: time, memory, fraction of peak FLOP/s.
+"""Measure time, memory and FLOP/s of SegFlow's training step in fp32, bf16, channels_last, and compiled.
 
     python tools/bench/train.py [--size 480x854] [--batch-size 4] [--encoder resnet101] [--rounds 3] [--quick]
 
 A step is forward, both losses, backward, the pull of L2-SP, and SGD with momentum. Each variant runs in its own
-process, so that its memory is measured apart. They take turns in several rounds, and the median step is shown. The peak
-is that of a large matrix product of the same type, measured in the same rounds. FLOP are counted from the network's
-convolutions and products (torch.utils.flop_counter), however they are computed.
+process, so that its memory is measured separately. The variants take turns in several rounds, and the median step is
+shown. Peak FLOP/s are those of a large matrix product of the same type, measured in the same rounds. The FLOP of a step
+are counted from the network's convolutions and matrix products (torch.utils.flop_counter).
 """
 
 import multiprocessing
@@ -30,11 +30,11 @@ from tools.command_line import at_least_one, height_width, program
 
 GIB = 2**30
 CUDA = DEVICE == "cuda"
-SIDE = 8192 if CUDA else 1536  # of the matrices whose product measures the peak
+SIDE = 8192 if CUDA else 1536  # of the square matrices in the measurement of peak FLOP/s
 
 
 class Variant(NamedTuple):
-    """One way to compute a step."""
+    """Number format, memory format and compilation of a training step."""
 
     name: str
     bf16: bool = False
@@ -43,7 +43,7 @@ class Variant(NamedTuple):
 
     @property
     def layout(self) -> torch.memory_format:
-        """Order of images and weights in memory."""
+        """Memory format of images and weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
@@ -57,7 +57,7 @@ VARIANTS = (
 
 
 class Workload(NamedTuple):
-    """Network and batch of a step."""
+    """Network and batch size of a training step."""
 
     encoder: str
     height: int
@@ -69,7 +69,7 @@ class Workload(NamedTuple):
         return SegFlowConfig(name="segflow", encoder=self.encoder).build()
 
     def flop(self) -> int:
-        """Count the floating-point operations of a step, without computing them."""
+        """Return the number of floating-point operations in a step, without computing the step."""
         from torch.utils.flop_counter import FlopCounterMode
 
         with torch.device("meta"):
@@ -83,12 +83,12 @@ class Workload(NamedTuple):
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    command_line = parser(__doc__, rounds=3, quick="one step of each, to see whether it runs")
+    command_line = parser(__doc__, rounds=3, quick="run one step of each variant, only to test that the benchmark runs")
     add = command_line.add_argument
     add("--size", type=height_width, metavar="HxW", help="size of frames (default: 480x854 on a GPU, else 128x224)")
-    add("--batch-size", type=at_least_one, help="frame pairs in a step (default: 4 on a GPU, else 1)")
+    add("--batch-size", type=at_least_one, help="number of frame pairs in a step (default: 4 on a GPU, else 1)")
     add("--encoder", default="resnet101", help="encoder of the segmentation branch (default: resnet101)")
-    add("--limit", type=float, help="seconds for everything, two thirds to warm up (default: 1200 on a GPU, else 170)")
+    add("--limit", type=float, help="time limit in seconds, 2/3 of it for warm-up (default: GPU 1200, CPU 170)")
     options = command_line.parse_args(arguments)
     height, width = options.size or ((480, 854) if CUDA else (64, 96) if options.quick else (128, 224))
     work = Workload(options.encoder, height, width, options.batch_size or (4 if CUDA else 1))
@@ -143,7 +143,7 @@ def _step(work: Workload, variant: Variant) -> Callable[[], object]:
 def training_step(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, tasks: Tasks, batch: Batch, *, bf16: bool
 ) -> Callable[[], object]:
-    """Return a training step on this batch as a function: forward, losses, backward, optimizer."""
+    """Return a function that runs a training step on this batch: forward, losses, backward, optimizer."""
     counts = tasks.counts(batch)
 
     def step() -> None:
@@ -159,7 +159,7 @@ def training_step(
 
 
 def _product(bf16: bool) -> Callable[[], object]:
-    """Return a square matrix product as a function; fp32 is TF32 on a GPU, as in the convolutions."""
+    """Return a function that multiplies square matrices; on a GPU fp32 uses TF32, as in the convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     kind = torch.bfloat16 if bf16 else torch.float32
     left, right = (torch.randn(SIDE, SIDE, device=DEVICE).to(kind) for _ in range(2))

@@ -1,15 +1,15 @@
-"""Measure time and memory of the distance between domains: ours, pyemd as DSTL calls it, and scipy.
+"""Compare time and memory of the distance between domains in mtsp, in pyemd as DSTL calls it, and in scipy.
 
     python tools/bench/transfer.py [--quick] [--sizes 5000x555] [--solvers ours cpp] [--minutes 60]
 
-Domains are made up: 2048 features around 20 centers, source classes of 200 to 1300 images. pyemd takes square matrices
-only: DSTL pads the n x m distances with zeros to n + m. pyemd's original solver (`cpp`, DSTL's in 2018) works on the
-whole square; its present default drops the empty part and solves the rectangle with POT, as ours does. The time of both
-includes the padding.
+The domains are synthetic: 2048 features around 20 centers, source classes of 200 to 1300 images. pyemd accepts only
+square matrices: DSTL pads the n x m distances with zeros to side n + m. pyemd's original solver (`cpp`, used by DSTL in
+2018) solves the whole square; its current default drops the padding and solves the rectangle with POT, as mtsp does.
+The time of both solvers includes the padding.
 
-Each solver runs in its own process, and its result is compared with ours. They take turns, and the median counts.
-Memory is the growth of the process's peak. A solver that takes longer than half of `--minutes` is stopped, and its row
-says so, as it does for one that is not installed.
+Each solver runs in its own process, and its result is compared with mtsp's. The solvers take turns, and the median
+time is shown. Memory is the growth of the process's peak. A solver that takes longer than half of `--minutes` is
+stopped; the table names stopped solvers and solvers that are not installed.
 """
 
 import argparse
@@ -42,11 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--quick", action="store_true", help="200 x 50 classes of 256 features: seconds")
-    help_of_sizes = "classes of source and target (default: 1000x200; at 5000x555 pyemd's cpp may take an hour)"
+    sizes.add_argument("--quick", action="store_true", help="use 200 x 50 classes with 256 features (seconds)")
+    help_of_sizes = "numbers of source and target classes (default: 1000x200; 5000x555 may take an hour with cpp)"
     sizes.add_argument("--sizes", nargs="+", type=height_width, metavar="NxM", help=help_of_sizes)
-    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="(default: all)")
-    limit = "stop a solver after this time (default: %(default)g)"
+    parser.add_argument(
+        "--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="solvers to compare (default: all)"
+    )
+    limit = "time limit in minutes; a solver may take half of it (default: %(default)g)"
     parser.add_argument("--minutes", type=above_zero, default=90.0, help=limit)
     options = parser.parse_args(arguments)
     console = Console(width=100)
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def made_up(n: int, m: int, features: int) -> Domains:
-    """Return class means and numbers of images of a made-up source and target."""
+    """Return class means and numbers of images of a synthetic source and target domain."""
     rng = np.random.default_rng(0)
     centers = rng.gamma(0.5, 1, (CENTERS, features))
     x, y = (centers[rng.integers(0, CENTERS, k)] + rng.gamma(0.4, 0.8, (k, features)) for k in (n, m))
@@ -68,7 +70,7 @@ def made_up(n: int, m: int, features: int) -> Domains:
 
 
 def by_pyemd(backend: str) -> Solver:
-    """Return pyemd on the padded square."""
+    """Return a solver that calls pyemd on the padded square matrix."""
 
     def solve(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
         import pyemd  # pyright: ignore[reportMissingImports]
@@ -85,7 +87,7 @@ def by_pyemd(backend: str) -> Solver:
 
 
 def by_linprog(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
-    """Solve the linear program with HiGHS, its constraints sparse."""
+    """Solve the linear program with HiGHS and sparse constraints."""
     from scipy.optimize import linprog
     from scipy.sparse import eye_array, kron, vstack
 
@@ -101,7 +103,7 @@ SOLVERS: dict[str, tuple[str, str, Solver, str]] = {
     "linprog": ("scipy linprog, HiGHS", "scipy", by_linprog, ">= 50"),
     "cpp": ("pyemd cpp, padded (DSTL)", "pyemd", by_pyemd("cpp"), ">= 30"),
 }
-"""For each row: description, required package, solver, and how much longer than ours it should take."""
+"""For each row: description, required package, solver, and target for its time as a multiple of mtsp's time."""
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> Table:

@@ -1,4 +1,4 @@
-"""Run programs in separate processes, so that their memory is measured apart, and let them take turns."""
+"""Run programs in turn, each in its own process, so that the memory of each is measured separately."""
 
 import multiprocessing
 import statistics
@@ -18,8 +18,8 @@ class Worker:
     """A process that builds a program, warms it up, and runs it on request.
 
     Attributes:
-        problem: why the program is not available; empty if it is.
-        seconds: of all measured runs; empty if the program is not available.
+        problem: the reason why the program is not available; empty if it is available.
+        seconds: times of all measured runs; empty if the program is not available.
     """
 
     def __init__(self, build: Callable[..., Callable[[], object]], *arguments: Any) -> None:
@@ -58,12 +58,12 @@ class Worker:
 
     @property
     def median(self) -> float:
-        """Median of :attr:`seconds`, NaN if empty."""
+        """Median of :attr:`seconds`; NaN if it is empty."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
     @property
     def peak(self) -> float:
-        """Largest peak memory of a turn in bytes, NaN without turns."""
+        """Largest peak memory of any turn in bytes; NaN if no turn was run."""
         return max(self._peaks, default=float("nan"))
 
     def end(self) -> None:
@@ -77,8 +77,8 @@ def take_turns(
 ) -> None:
     """Start and warm up all workers, let each take `rounds` turns of `steps` runs, and end them.
 
-    Everything together may take `limit` seconds. A worker that is not ready after `warm_up_fraction` of it is not
-    measured.
+    All workers together may take `limit` seconds. A worker that is not ready after the fraction `warm_up_fraction` of
+    this time is not measured.
     """
     end = time.monotonic() + limit
     try:
@@ -100,12 +100,12 @@ def wait_for_gpu() -> None:
 
 
 def _serve(pipe: Connection, build: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
-    """Build, warm up, send the problem (or an empty string), then measure one turn per number of steps received."""
+    """Build and warm up, send the problem (or ""), then measure one turn for each received number of steps."""
     try:
         program = build(*arguments)
         program()
         pipe.send("")
-    except Exception as error:  # a compiler or a device may raise anything; the others are still measured
+    except Exception as error:  # compilers and devices may raise any error; other programs are still measured
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         pipe.send(f"not available: {type(error).__name__}: {(lines or [''])[0][:80]}")
         return
@@ -123,4 +123,4 @@ def _serve(pipe: Connection, build: Callable[..., Callable[[], object]], argumen
             seconds.append(time.perf_counter() - start)
         pipe.send((seconds, peak_memory()))
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # for the other workers
+            torch.cuda.empty_cache()  # free memory for other workers

@@ -1,4 +1,4 @@
-"""L2-SP in a plain loop: ten lines, PyTorch and mtsp.regularizers alone. `python tools/examples/plain_loop.py`."""
+"""Use L2-SP in a plain PyTorch loop, ten lines with mtsp.regularizers: `python tools/examples/plain_loop.py`."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ def main() -> dict[str, float]:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))  # suppose "0" is pretrained and "2" new
     images, labels = torch.randn(64, 8), torch.randint(0, 3, (64,))
 
-    anchors = {"0.weight": model.state_dict()["0.weight"]}  # copied by L2SP
+    anchors = {"0.weight": model.state_dict()["0.weight"]}  # L2SP copies the tensors
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     regularizer = L2SP(model, anchors=anchors, alpha=0.1, beta=0.01)
     regularizer.attach(optimizer)

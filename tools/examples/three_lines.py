@@ -1,10 +1,11 @@
-"""L2-SP for models that `from_pretrained` loads: one more argument of the trainer.
+"""Use L2-SP for models loaded by `from_pretrained`, with one more argument of the trainer.
 
     pip install transformers lightning trl peft datasets
     python tools/examples/three_lines.py
 
-An image classifier and a LoRA with a head in the Trainer of transformers, a language model in TRL's SFTTrainer, and a
-backbone in Lightning. Small models with random weights stand for pretrained ones: they are saved and loaded again.
+The examples train an image classifier and a LoRA with a head in the Trainer of transformers, a language model in TRL's
+SFTTrainer, and a backbone in Lightning. Small models with random weights take the place of pretrained models: they are
+saved and loaded again.
 """
 
 import tempfile
@@ -18,7 +19,7 @@ TINY: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2}
 
 
 def arguments(folder: str, kind: Any = None, **options: Any) -> Any:
-    """Return training arguments for a few steps on a CPU, without a file."""
+    """Return training arguments for a few steps on a CPU that write no files."""
     from transformers import TrainingArguments
 
     settings = {"output_dir": folder, "max_steps": STEPS, "learning_rate": LR, "lr_scheduler_type": "constant"}
@@ -64,7 +65,7 @@ def language_model(**options: Any) -> nn.Module:
 
 
 def lora_and_head(**options: Any) -> nn.Module:
-    """Adapt a pretrained classifier's attention by LoRA, and train its head in full, held to its pretrained weights."""
+    """Adapt a classifier's attention by LoRA, and train all of its head with L2-SP to the pretrained weights."""
     from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     from transformers import Trainer, ViTConfig, ViTForImageClassification
 
@@ -113,7 +114,7 @@ def backbone_in_lightning(**options: Any) -> nn.Module:
 
 
 def _made(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a trainer: the callbacks, and the optimizer that `make` returns, if it is given."""
+    """Return the options of a trainer: the callbacks and, if `make` is passed, the optimizer that it returns."""
     chosen = {"callbacks": options.get("callbacks", [])}
     return chosen | ({"optimizers": (_optimizer(model, options), None)} if "make" in options else {})
 
@@ -124,7 +125,7 @@ def _optimizer(model: nn.Module, options: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Run all that is installed."""
+    """Run each example if the libraries that it needs are installed."""
     from mtsp.integrations import lightning, transformers
 
     for example in (vit, language_model, lora_and_head):

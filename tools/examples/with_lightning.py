@@ -1,4 +1,4 @@
-"""L2-SP in Lightning: `pip install lightning`, `python tools/examples/with_lightning.py`."""
+"""Use L2-SP in Lightning: `pip install lightning`, `python tools/examples/with_lightning.py`."""
 
 import lightning
 import torch
@@ -11,7 +11,7 @@ from mtsp.regularizers import L2SP
 
 
 class Classifier(lightning.LightningModule):
-    """A backbone, which stands for a pretrained one, and a new head."""
+    """A random backbone, in place of a pretrained one, with a new head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Classifier(lightning.LightningModule):
         return nn.functional.cross_entropy(self.head(self.backbone(images)), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return SGD without weight decay: the regularizer does that."""
+        """Return SGD without weight decay, because the regularizer decays the weights."""
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 

@@ -1,6 +1,6 @@
-"""L2-SP in the `Trainer` of transformers: `pip install transformers`, `python tools/examples/with_trainer.py`.
+"""Use L2-SP in the `Trainer` of transformers: `pip install transformers`, `python tools/examples/with_trainer.py`.
 
-A small BERT with random weights stands for a pretrained one, so that nothing is downloaded.
+A small BERT with random weights takes the place of a pretrained model, so that nothing is downloaded.
 """
 
 import tempfile
@@ -28,7 +28,7 @@ def main(steps: int = 8) -> list[dict[str, float]]:
             output_dir=folder,
             max_steps=steps,
             learning_rate=1e-3,
-            weight_decay=0.0,  # the regularizer does that
+            weight_decay=0.0,  # the regularizer decays the weights
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             logging_steps=2,
