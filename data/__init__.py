@@ -1,4 +1,4 @@
-"""Data sets, and what is done to their samples."""
+"""Read data sets and augment their samples."""
 
 from data.catalog.datasets import AnyDataset
 from data.classification.labeled_images import LabeledConfig, LabeledImages

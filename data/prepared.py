@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 
 class DataConfig(Config):
-    """A data set and how its examples are prepared for a network."""
+    """Config of a data set and of its preprocessing for a network."""
 
     dataset: AnyDataset
     augment: AugmentConfig | None = None
-    """Random augmentation in training; null: none."""
+    """Random augmentation in training; null: no augmentation."""
     size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
-    """Height and width that frames are resized to at evaluation; labels keep their size. Training without `augment`
-    resizes frames and labels to it."""
+    """Height and width to resize frames to at evaluation; labels keep their size. In training without `augment`, frames
+    and labels are resized to `size`."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Center crop of labeled images at evaluation, as in timm: this fraction of the shorter side becomes `size`, with
-    the same aspect. 0.875 is usual. Null: stretch the whole image to `size`."""
+    """Center crop of labeled images at evaluation, as in timm: this fraction of the shorter side is cropped and resized
+    to `size`; the aspect ratio is kept. The usual value is 0.875. Null: stretch the whole image to `size`."""
     limit: int | None = Field(default=None, gt=0)
-    """Use only this many examples, evenly spaced. Not for videos with masks: their frames are scored together."""
+    """Use only this many examples, evenly spaced. Not for videos with masks, as they are scored as a whole."""
 
     @model_validator(mode="after")
     def _videos_stay_whole(self) -> "DataConfig":
@@ -44,8 +44,8 @@ class DataConfig(Config):
             return self
         fewer = "set `dataset.sequences`"
         if not isinstance(self.dataset, DavisConfig):
-            fewer = "let `dataset.frames` and `dataset.masks` name a folder of fewer sequences"
-        raise ValueError(f"`limit` would split sequences, which are scored as a whole; {fewer}")
+            fewer = "set `dataset.frames` and `dataset.masks` to folders with fewer sequences"
+        raise ValueError(f"`limit` would split sequences, which are scored as a whole; to use fewer, {fewer}")
 
     @model_validator(mode="after")
     def _only_a_class_survives_a_crop(self) -> "DataConfig":
@@ -53,18 +53,18 @@ class DataConfig(Config):
             return self
         if self.dataset.kind != "labeled":
             name = self.dataset.name
-            raise ValueError(f"`crop_pct` needs labeled images; {name} is scored on whole images, set `size` alone")
+            raise ValueError(f"`crop_pct` is for labeled images; {name} is scored on whole images, so set only `size`")
         if self.size is None:
             raise ValueError("`crop_pct` needs `size`, the size of the center crop")
         return self
 
     def build(self) -> Examples:
-        """Return the examples, their files checked to be there. Raises DataError."""
+        """Return the examples after checking that their files exist. Raises DataError."""
         augmentation = None if self.augment is None else self.augment.build()
         return PreparedExamples(self.build_dataset(), augmentation, self.size, self.crop_pct)
 
     def build_dataset(self) -> SampleDataset:
-        """Return the examples as decoded, neither resized nor augmented. Raises DataError."""
+        """Return the data set of decoded examples, neither resized nor augmented. Raises DataError."""
         dataset = self.dataset.build()
         if self.limit is None or self.limit >= len(dataset):
             return dataset
@@ -73,7 +73,7 @@ class DataConfig(Config):
 
 
 class Subset:
-    """The examples of `dataset` at `indices`. Each keeps its next frame."""
+    """The examples of `dataset` at `indices`. The next frame of each example stays the same."""
 
     def __init__(self, dataset: SampleDataset, indices: Sequence[int]) -> None:
         self._dataset = dataset
@@ -96,12 +96,12 @@ class Subset:
 class PreparedExamples:
     """A data set with its augmentation: implements `mtsp.types.Examples`.
 
-    Examples have no batch dimension; `name` is a list of one.
+    Examples have no batch dimension; their `name` is a list with one name.
 
     Args:
         dataset: source of the examples.
-        augmentation: applied by :meth:`train_sample`; None: only resize.
-        size: height and width of frames at evaluation, and in training without augmentation; None: each image's own.
+        augmentation: applied by :meth:`train_sample`; None: only resize to `size`.
+        size: height and width of frames at evaluation, and in training without augmentation; None: do not resize.
         crop_pct: see :attr:`DataConfig.crop_pct`.
     """
 
@@ -161,7 +161,10 @@ class PreparedExamples:
 
 
 def resized(sample: Sample, size: Size) -> Sample:
-    """Return `sample` stretched to `size`, flow in the new pixels. Raises ValueError if its arrays differ in size."""
+    """Return `sample` stretched to `size`, with flow scaled to the new pixels.
+
+    Raises ValueError if the arrays of `sample` differ in size.
+    """
     source = check_sizes(sample)
     if size == source:
         return sample
@@ -178,7 +181,7 @@ def resized(sample: Sample, size: Size) -> Sample:
 
 
 def to_tensors(sample: Sample) -> Batch:
-    """Return a copy of `sample` as tensors, laid out as a `Batch` without its batch dimension."""
+    """Return a copy of `sample` as tensors, in the format of a `Batch` without the batch dimension."""
     import torch
 
     out = Batch(name=[sample["name"]], frame=_floats(sample["frame"]))
@@ -196,7 +199,7 @@ def to_tensors(sample: Sample) -> Batch:
 
 
 def _resized_frames(sample: Sample, size: Size) -> Sample:
-    """Return the name and both frames at `size`."""
+    """Return a sample with the name and both frames of `sample`, resized to `size`."""
     out = Sample(name=sample["name"], frame=scaled(sample["frame"], size))
     if "next_frame" in sample:
         out["next_frame"] = scaled(sample["next_frame"], size)

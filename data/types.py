@@ -10,11 +10,11 @@ from mtsp.types import Kind, Sample
 
 
 class DataError(ValueError):
-    """A file or folder of data cannot be used. The message says which and why."""
+    """A file or folder of data cannot be used. The message names it and says why."""
 
 
 class MissingDataError(DataError, FileNotFoundError):
-    """Files of a data set are missing. The message names the first ten and counts all."""
+    """Files of a data set are missing. The message gives their number and the first ten."""
 
 
 class Labels(TypedDict):
@@ -28,7 +28,7 @@ class Labels(TypedDict):
 
 
 class SampleDataset(Protocol):
-    """A data set as decoded from disk, at native resolution and without augmentation."""
+    """A data set of examples decoded from disk, at native resolution and without augmentation."""
 
     @property
     def kind(self) -> Kind:
@@ -37,7 +37,7 @@ class SampleDataset(Protocol):
 
     @property
     def ids(self) -> Sequence[str]:
-        """Unique name of each example: a relative path without suffix, known without decoding."""
+        """Unique name of each example: a relative path without suffix. Nothing is decoded to find it."""
         ...
 
     def __len__(self) -> int: ...
@@ -60,5 +60,5 @@ class DatasetConfig(Config):
         raise NotImplementedError
 
     def build(self) -> SampleDataset:
-        """Return the data set, its files checked to be there. Raises DataError."""
+        """Return the data set after checking that its files exist. Raises DataError."""
         raise NotImplementedError

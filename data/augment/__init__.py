@@ -1,1 +1,1 @@
-"""Augmentation of frames, masks and flow together."""
+"""Augment frames, masks and flow together."""

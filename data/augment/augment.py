@@ -15,7 +15,7 @@ from mtsp.config import Config
 from mtsp.types import IGNORE, Sample
 
 TRIES = 50
-"""Draws of `keep_inside` before it falls back to the center of the image, as in FlowNet2."""
+"""Maximum number of draws for `keep_inside`; after that, both frames are cropped at the center, as in FlowNet2."""
 
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -24,12 +24,12 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class RelativeConfig(Config):
-    """Additional motion and color of the second frame. The defaults change nothing."""
+    """Additional motion and color changes of the second frame. The defaults change nothing."""
 
     translate: tuple[NonNegative, NonNegative] = (0.0, 0.0)
     """Spread in x and y, as fractions of the output's width and height."""
     rotate: NonNegative = 0.0
-    """Spread in degrees about the output's center."""
+    """Spread of the rotation about the output's center, in degrees."""
     scale: Factor = (1.0, 1.0)
     color: ColorConfig = ColorConfig()
     draw: Draw = "log-normal"
@@ -38,25 +38,27 @@ class RelativeConfig(Config):
 class AugmentConfig(Config):
     """Config of the augmentation. The defaults change nothing; `preset` sets other defaults.
 
-    The image, stretched to `resize` if given, is scaled, squeezed, rotated and flipped about its center. Its center is
-    put on the output's center and moved by `translate`, and `crop` cuts out the output. All this is one affine map, so
-    each image is interpolated once. Presets:
+    The image is stretched to `resize` (if set), then scaled, squeezed, rotated and flipped about its center. The center
+    is placed at the output's center and moved by `translate`, and `crop` cuts out the output. All steps are combined
+    into one affine map, so each image is interpolated only once. Presets:
 
-    - `none`.
-    - `segflow`: SegFlow's own (`SegFlow_davis_fgbg_data_layer.py` of the release), at 480x854. Departures: one
-      bilinear warp instead of several nearest ones in whole-pixel steps; a shrunken image stays small inside a border,
-      where the release stretches it back, which only blurs it; the release leaves one sample in 1001 as it is.
-    - `flownet`: Dosovitskiy et al., "FlowNet" (ICCV 2015), for 384x512 pairs. The paper does not state the second
-      frame's own motion, nor what happens to a crop that leaves the image: both as in `flownet2`.
+    - `none`: no augmentation.
+    - `segflow`: SegFlow's augmentation (`SegFlow_davis_fgbg_data_layer.py` of the release), at 480x854. Departures:
+      one bilinear warp replaces several nearest-neighbor warps in whole-pixel steps; a shrunken image stays small
+      inside a border, while the release stretches it back, which only blurs it; the release leaves one sample in 1001
+      unchanged.
+    - `flownet`: Dosovitskiy et al., "FlowNet" (ICCV 2015), for 384x512 pairs. The paper specifies neither the
+      second frame's own motion nor the handling of crops that leave the image; both are as in `flownet2`.
     - `flownet2`: FlowNet2's training template in Caffe, with the same geometry. Its chain of powers, factors and
       additions on color eigenvectors becomes factors in RGB with about the same spread, a rotation of hue and a gamma.
-      The second frame's spreads are the template's final ones, which start at half of that there. If 50 draws fail,
+      The second frame's spreads are the final values of the template, which starts at half of them. If 50 draws fail,
       both frames are cropped at the center.
-    - `segmentation`: as is usual for segmentation: scale 0.5-2, rotation 10 degrees, random crop, flip, color.
+    - `segmentation`: the usual augmentation for segmentation: scale 0.5-2, rotation 10 degrees, random crop, flip,
+      color.
     - `encnet`: as EncNet's published checkpoints were trained (release 0.5 of its authors' code): short side of 520
-      pixels times 0.5-2, flip, a crop of 480x480, black below and to the right of smaller images, blur in half of the
-      cases. Departures: the short side is not rounded to whole pixels before the crop; images that grow, or shrink to
-      no less than half, are sampled without a filter, as everywhere here.
+      pixels times 0.5-2, flip, a 480x480 crop, black padding below and to the right of smaller images, blur in half of
+      the cases. Departures: the short side is not rounded to whole pixels before the crop; as in all presets, images
+      are sampled without a filter unless they shrink to half or less.
     - `inception`: for classification, as DSTL's code trains Inception-V3 (slim's `inception_preprocessing`, fast
       mode): a rectangle of 5 to 100 % of the area stretched to 299x299, flip, brightness and saturation. Slim draws the
       added brightness uniformly up to 32/255; here it is normal with the same deviation.
@@ -64,20 +66,20 @@ class AugmentConfig(Config):
 
     preset: Literal["none", "segflow", "flownet", "flownet2", "segmentation", "encnet", "inception"] = "none"
     resize: tuple[Side, Side] | None = None
-    """Height and width that every image is stretched to first, in the same warp; null: its own size."""
+    """Height and width that every image is stretched to first, in the same warp; null: keep the image's size."""
     short_side: Side | None = None
-    """Instead of `resize`: scale the shorter side to this length first and keep the aspect."""
+    """Alternative to `resize`: scale the shorter side to this length first and keep the aspect ratio."""
     crop: tuple[Side, Side] | None = None
-    """Height and width of the output; null: those of the (resized) image."""
+    """Height and width of the output; null: the size of the (resized) image."""
     position: Literal["center", "random"] = "center"
-    """Position of the crop: the image's center, or uniformly anywhere in the scaled image."""
+    """Position of the crop: at the image's center, or uniformly random in the scaled image."""
     border: Literal["around", "after"] = "around"
-    """Padding where a `random` crop is larger than the image: on all sides at random, or below and to the right."""
+    """Where to pad if a `random` crop is larger than the image: randomly on all sides, or below and to the right."""
     scale: Factor = (1.0, 1.0)
     squeeze: NonNegative = 0.0
-    """Spread of k: x grows by e^k and y shrinks by e^k."""
+    """Spread of k, where x is stretched by e^k and y is shrunk by e^k."""
     rotate: NonNegative = 0.0
-    """Spread in degrees."""
+    """Spread of the rotation, in degrees."""
     translate: tuple[NonNegative, NonNegative] = (0.0, 0.0)
     """Spread in x and y, as fractions of the output's width and height."""
     flip: Probability = 0.0
@@ -89,26 +91,26 @@ class AugmentConfig(Config):
     """Random resized crop: stretch a random rectangle of this fraction of the image's area to `crop`, instead of
     `scale` and `translate`; flips and `rotate` follow, about the output's center."""
     aspect: Factor = (3 / 4, 4 / 3)
-    """Width over height of that rectangle, uniform in the logarithm."""
+    """Range of the width-to-height ratio of the rectangle of `area`; its logarithm is drawn uniformly."""
     keep_inside: bool = False
-    """Draw again until both frames show only the image; after 50 draws take the center crop."""
+    """Draw again until the outputs of both frames lie inside the image; after 50 draws take the center crop."""
     relative: RelativeConfig | None = None
     """The second frame's own motion and color."""
     color: ColorConfig = ColorConfig()
     """Color changes, the same for both frames except for noise."""
     blur: NonNegative = 0.0
-    """Largest standard deviation, in output pixels, of a Gaussian blur that half of the samples get."""
+    """Largest standard deviation, in output pixels, of the Gaussian blur applied to half of the samples."""
     frame_border: tuple[Byte, Byte, Byte] = (124, 116, 104)
-    """R, G and B outside of the image; default: ImageNet's mean."""
+    """R, G and B of pixels outside the image; default: ImageNet's mean."""
     mask_border: Byte = IGNORE
-    """Class of mask pixels outside of the image; 255: unknown."""
+    """Class of mask pixels outside the image; 255: unknown."""
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> Self:
         # After, not before: a before-validator would no longer let pydantic read JSON lists as tuples.
         given = self.model_fields_set
         if self.resize is not None and self.short_side is not None:
-            raise ValueError("resize and short_side both set the size of the image; give one of them")
+            raise ValueError("`resize` and `short_side` both set the size of the image; set only one of them")
         for key, value in PRESETS[self.preset].items():
             replaced = {"resize", "short_side"} & given if key in ("resize", "short_side") else {key} & given
             if not replaced:
@@ -120,7 +122,9 @@ class AugmentConfig(Config):
         if self.area is None:
             return self
         if self.crop is None or self.area[1] > 1:
-            raise ValueError("`area` is a fraction of the image, at most 1, and is stretched to `crop`; give both")
+            raise ValueError(
+                "`area` is a fraction of the image, at most 1, and needs `crop`, the size to stretch it to"
+            )
         still = {"scale": (1.0, 1.0), "squeeze": 0.0, "translate": (0.0, 0.0), "position": "center"}
         if ignored := [key for key, value in still.items() if getattr(self, key) != value]:
             raise ValueError(f"`area` draws the size and position itself; leave out {', '.join(ignored)}")
@@ -179,7 +183,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "color": ColorConfig(shift=32 / 255 / math.sqrt(3), saturation=(0.5, 1.5)),
     },
 }  # fmt: skip
-"""Defaults of each preset; keys given beside `preset` replace them."""
+"""Defaults of each preset; keys set in addition to `preset` override them."""
 
 
 class Augmentation:
@@ -191,7 +195,7 @@ class Augmentation:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return `sample` augmented; `sample` is not changed.
 
-        The same state of `rng` gives the same result. No labels are added, except `flow_valid` to every `flow`.
+        The same state of `rng` gives the same result. `flow_valid` is added to every sample that has `flow`.
         Raises ValueError if the arrays of `sample` differ in height or width.
         """
         source = check_sizes(sample)
@@ -221,7 +225,7 @@ class Augmentation:
         return out
 
     def maps(self, source: Size, rng: np.random.Generator) -> tuple[Size, np.ndarray, np.ndarray]:
-        """Return the output's size and a draw of both frames' maps from images of `source` to the output.
+        """Draw both frames' maps from images of size `source` to the output; return the output's size and both maps.
 
         See `data.augment.geometry`. Without `relative` both maps are the same object.
         """
@@ -256,7 +260,7 @@ class Augmentation:
                 factor = scale * (squeeze if axis == 0 else 1 / squeeze)
                 surplus = base[1 - axis] * factor - size[1 - axis]
                 if surplus < 0 and config.border == "after":
-                    shift[axis] += surplus / 2  # the image's corner is the output's
+                    shift[axis] += surplus / 2  # align the top left corners of image and output
                 else:
                     shift[axis] += place * abs(surplus)
         linear = geometry.scale(*mirror) @ geometry.rotate(angle) @ geometry.scale(scale * squeeze, scale / squeeze)
@@ -282,7 +286,7 @@ def check_sizes(sample: Sample) -> Size:
     for key, array in sample.items():
         if isinstance(array, np.ndarray) and array.shape[:2] != (height, width):
             found = "x".join(map(str, array.shape[:2]))
-            raise ValueError(f"{sample['name']}: {key} is {found}, its frame {height}x{width}; they must match")
+            raise ValueError(f"{sample['name']}: {key} is {found}, but the frame is {height}x{width}")
     return height, width
 
 

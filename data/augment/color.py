@@ -1,4 +1,4 @@
-"""Change colors: one 3x4 matrix for all linear changes, then gamma, then noise."""
+"""Change colors: apply one 3x4 matrix for all linear changes, then gamma, then noise."""
 
 import math
 from typing import Annotated, Literal, NamedTuple
@@ -10,32 +10,32 @@ from pydantic import AfterValidator, Field
 from mtsp.config import Config
 
 LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of R, G and B in gray (ITU-R BT.601, as in JPEG, PIL and torchvision)."""
+"""Weights of R, G and B in the gray value (ITU-R BT.601, as in JPEG, PIL and torchvision)."""
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
-        raise ValueError(f"the lower end comes first: ({value[1]}, {value[0]})")
+        raise ValueError(f"the lower end comes first; write ({value[1]}, {value[0]})")
     return value
 
 
 Interval = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_ordered)]
-"""Lower and upper end, neither negative."""
+"""Lower and upper end of a range; neither is negative."""
 
 Factor = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ordered)]
-"""Lower and upper end of a factor, both above zero."""
+"""Lower and upper end of the range of a factor, both above zero."""
 
 Draw = Literal["uniform", "log-uniform", "log-normal"]
-"""Distribution of a section's numbers.
+"""Distribution of the random values of a config section.
 
-Factors (lo, hi): uniform; uniform in the logarithm, so that halving is as likely as doubling; or normal in the
-logarithm, with the ends one standard deviation from the mean. Spreads s: uniform in -s to s; with log-normal, normal
-with standard deviation s.
+A factor with range (lo, hi) is drawn uniformly; uniformly in the logarithm, so that halving is as likely as doubling;
+or normally in the logarithm, with lo and hi one standard deviation from the mean. A value with spread s is drawn
+uniformly from -s to s, or with log-normal from a normal distribution with standard deviation s.
 """
 
 
 def draw_factor(rng: np.random.Generator, ends: tuple[float, float], draw: Draw) -> float:
-    """Draw a number in or around (lo, hi)."""
+    """Draw a factor from the range `ends`; a log-normal factor may fall outside the range."""
     low, high = ends
     if draw == "uniform":
         return low + (high - low) * rng.random()
@@ -46,38 +46,38 @@ def draw_factor(rng: np.random.Generator, ends: tuple[float, float], draw: Draw)
 
 
 def draw_spread(rng: np.random.Generator, spread: float, draw: Draw) -> float:
-    """Draw a number around zero."""
+    """Draw a value around zero with the given spread."""
     return spread * (rng.standard_normal() if draw == "log-normal" else 2 * rng.random() - 1)
 
 
 class ColorConfig(Config):
     """Config of the color changes. The defaults change nothing.
 
-    Linear changes become one matrix and are clamped once at the end. torchvision and FlowNet round and clamp after each
-    step, which differs where a step leaves [0, 1]. Contrast turns about middle gray, not about each image's mean, so
-    that both frames of a pair change alike.
+    All linear changes are combined into one matrix, and the result is clamped once. torchvision and FlowNet round and
+    clamp after each step, which gives other colors where a step leaves [0, 1]. Contrast is changed around middle gray,
+    not around each image's mean, so that both frames of a pair change in the same way.
     """
 
     brightness: Factor = (1.0, 1.0)
     """Factor on all channels."""
     contrast: Interval = (1.0, 1.0)
-    """Factor on the distance from middle gray, 0.5; 0: all gray. Always drawn uniformly, as it may be zero."""
+    """Contrast: factor on the distance from middle gray, 0.5; 0: all gray. Always drawn uniformly, as it may be 0."""
     saturation: Interval = (1.0, 1.0)
-    """Factor on the distance from each pixel's own gray; 0: black and white. Always drawn uniformly."""
+    """Saturation: factor on the distance from the pixel's gray value; 0: black and white. Always drawn uniformly."""
     hue: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Spread in degrees of a rotation about the axis of grays in RGB: linear, unlike a shift of HSV's hue."""
+    """Spread of the rotation about the gray axis of RGB, in degrees. It is linear, unlike a hue shift in HSV."""
     channels: Factor = (1.0, 1.0)
-    """Factor on each channel, drawn for each channel."""
+    """Factor on each channel, drawn independently per channel."""
     shift: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of a number added to all channels, for values in [0, 1]; normal for every `draw`."""
+    """Standard deviation of the brightness added to all channels, for values in [0, 1]; normal for every `draw`."""
     gamma: Factor = (1.0, 1.0)
-    """Exponent of values in [0, 1] after the linear changes: above 1 darkens."""
+    """Exponent applied to values in [0, 1] after the linear changes; exponents above 1 darken."""
     noise: Interval = (0.0, 0.0)
-    """Standard deviation, for values in [0, 1], of normal noise added at the end, independent for each frame."""
+    """Standard deviation of normal noise for values in [0, 1], added at the end, independently for each frame."""
     draw: Draw = "uniform"
 
     def sample(self, rng: np.random.Generator) -> "Color":
-        """Return one change. Takes the same number of draws from `rng` for all settings."""
+        """Draw one color change. The number of draws from `rng` is the same for all configs."""
         brightness = draw_factor(rng, self.brightness, self.draw)
         contrast = draw_factor(rng, self.contrast, "uniform")
         saturation = draw_factor(rng, self.saturation, "uniform")
@@ -95,21 +95,24 @@ class ColorConfig(Config):
 
 
 class Color(NamedTuple):
-    """One change of color: clip(matrix @ (R, G, B, 1)) ** gamma, values in [0, 1], then noise."""
+    """One color change: clip(matrix @ (R, G, B, 1)) ** gamma, values in [0, 1], then noise."""
 
     matrix: np.ndarray  # 3x4 float64
     gamma: float = 1.0
     noise: float = 0.0  # standard deviation
 
     def after(self, other: "Color") -> "Color":
-        """Return the change `other`, then this one: matrices and gammas multiply, variances of noise add."""
+        """Return the color change that applies `other` first and then this one.
+
+        Matrices and gammas are multiplied, variances of the noise are added.
+        """
         linear = self.matrix[:, :3] @ other.matrix[:, :3]
         offset = self.matrix[:, :3] @ other.matrix[:, 3] + self.matrix[:, 3]
         noise = math.hypot(self.noise, other.noise)
         return Color(np.column_stack([linear, offset]), self.gamma * other.gamma, noise)
 
     def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return `image` (HW3 uint8) changed; `rng` is used for noise only."""
+        """Return `image` (HW3 uint8) with changed colors; `rng` is used for noise only."""
         if not np.array_equal(self.matrix, np.eye(3, 4)):
             image = cv2.transform(image, self.matrix * [1, 1, 1, 255])  # rounds and clamps once
         if self.gamma != 1:
@@ -122,7 +125,7 @@ class Color(NamedTuple):
 
 
 def _hue(degrees: float) -> np.ndarray:
-    """Return the 3x3 rotation about (1, 1, 1): grays stay, 120 degrees turn red to green (Rodrigues)."""
+    """Return the 3x3 rotation about (1, 1, 1): it keeps grays; 120 degrees turn red into green (Rodrigues)."""
     if degrees == 0:
         return np.eye(3)
     axis = 1 / math.sqrt(3)

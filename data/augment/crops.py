@@ -8,17 +8,18 @@ import numpy as np
 from data.augment.geometry import Size
 
 TRIES = 10
-"""Draws of a rectangle that fits the image before falling back to the center, as in Inception and torchvision."""
+"""Maximum number of draws of a random rectangle before a centered one is used, as in Inception and torchvision."""
 
 
 def random_box(
     source: Size, area: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """Return left, top, width and height of a random rectangle in an image of `source`, in pixels, not rounded.
+    """Return left, top, width and height of a random rectangle in an image of size `source`, in unrounded pixels.
 
-    Its fraction of the area is uniform in `area`, its width over height uniform in the logarithm in `aspect`, its
-    position uniform. If none of ten draws fits, it is the largest centered rectangle with an allowed aspect. After
-    Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), section 6, as torchvision draws it.
+    Its area, as a fraction of the image, is uniform in `area`, the logarithm of its width-to-height ratio is uniform in
+    `aspect`, and its position is uniform. If none of ten draws fits into the image, the result is the largest centered
+    rectangle with an allowed ratio. After Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), section 6, as
+    in torchvision.
     """
     height, width = source
     for _ in range(TRIES):
@@ -33,10 +34,11 @@ def random_box(
 
 
 def center_crop(image: np.ndarray, size: Size, crop_pct: float) -> np.ndarray:
-    """Return the center of `image` (HW3 uint8) as `size`: the largest part of that shape, its sides times `crop_pct`.
+    """Return the center crop of `image` (HW3 uint8), resized to `size`.
 
-    The same as scaling the shorter side to size / crop_pct and cutting out the center, but resampled once. It keeps the
-    aspect; slim's evaluation, which DSTL used, stretches the center `crop_pct` of both sides to the square instead.
+    The crop is the largest rectangle with the aspect ratio of `size`, its sides multiplied by `crop_pct`. This equals
+    scaling the shorter side to size / crop_pct and cutting out the center, but resamples only once. It keeps the aspect
+    ratio; slim's evaluation, which DSTL used, instead cuts both sides to `crop_pct` and stretches them to a square.
     """
     height, width = image.shape[:2]
     step = crop_pct * min(height / size[0], width / size[1])  # pixels of the image per pixel of the result
@@ -46,7 +48,7 @@ def center_crop(image: np.ndarray, size: Size, crop_pct: float) -> np.ndarray:
 
 
 def scaled(image: np.ndarray, size: Size) -> np.ndarray:
-    """Return `image` stretched to `size`: averaged over areas where it shrinks, interpolated where it grows."""
+    """Return `image` stretched to `size`, with area averaging to shrink and bilinear interpolation to enlarge."""
     height, width = image.shape[:2]
     how = cv2.INTER_AREA if size[0] * size[1] < height * width else cv2.INTER_LINEAR
     return cv2.resize(image, size[::-1], interpolation=how)

@@ -1,9 +1,9 @@
 """Warp images, masks and flow by affine maps; flow stays exact.
 
 A map is a 3x3 float64 array on (x, y, 1). Coordinates are continuous: an image of W x H pixels is the rectangle
-[0, W] x [0, H], and the pixel of row i, column j is the unit square centered on (j + 0.5, i + 0.5). So a mirror image
-is exactly x -> W - x, an image twice as large exactly x -> 2x, and neither shifts by half a pixel. Maps compose with
-`@`, the right one first, and always lead from the source image to the output.
+[0, W] x [0, H], and the pixel of row i, column j is the unit square centered on (j + 0.5, i + 0.5). So
+mirroring is exactly x -> W - x, doubling the size is exactly x -> 2x, and neither shifts the image by half a pixel.
+Maps are composed with `@`, the right one is applied first, and they always lead from the source image to the output.
 """
 
 import math
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 MOTION_EDGE = 1.0
-"""Pixels. If the flow of four neighbors differs by more, in x or in y, they move apart: see :func:`warp_flow`."""
+"""Largest difference in x or y, in pixels, between the flows of four neighbors that move alike: see `warp_flow`."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -39,7 +39,7 @@ def rotate(degrees: float) -> np.ndarray:
 
 
 def resize(source: Size, size: Size) -> np.ndarray:
-    """Return the map that stretches an image of `source` to `size`."""
+    """Return the map that stretches an image of size `source` to `size`."""
     return scale(size[1] / source[1], size[0] / source[0])
 
 
@@ -51,15 +51,15 @@ def covers(affine: np.ndarray, source: Size, size: Size) -> bool:
 
 
 def warp_image(image: np.ndarray, affine: np.ndarray, size: Size, fill: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
-    """Return `image` (HW3 uint8) moved by `affine`, as `size`: one bilinear warp with `fill` outside of the image.
+    """Return `image` (HW3 uint8) warped by `affine` to an output of `size`, with `fill` outside the image.
 
-    Where the map shrinks to half or less, the image is first averaged over blocks of whole pixels (2x2 at half size,
-    3x3 at a third) against aliasing; between half and full size it is sampled as it is.
+    The image is sampled bilinearly once. If the map shrinks to half or less, the image is first averaged over blocks of
+    whole pixels (2x2 at half size, 3x3 at a third) to prevent aliasing; between half and full size it is not filtered.
     """
     source = image.shape[:2]
     block = int(1 / max(np.linalg.svd(affine[:2, :2], compute_uv=False)[0], 1e-3) + 1e-6)
     block = min(block, *source)
-    # A repeated border keeps the outermost half pixel clean; if more is revealed, that half pixel blends with `fill`.
+    # Repeat the border so that the outermost half pixel stays clean; if more is visible, it blends with `fill`.
     border = cv2.BORDER_REPLICATE if covers(affine, source, size) else cv2.BORDER_CONSTANT
     if block > 1:
         small = (source[0] // block, source[1] // block)
@@ -69,7 +69,7 @@ def warp_image(image: np.ndarray, affine: np.ndarray, size: Size, fill: tuple[in
     left, top = min(max(left - 2, 0), image.shape[1] - 1), min(max(top - 2, 0), image.shape[0] - 1)
     image = image[top : max(bottom, top) + 3, left : max(right, left) + 3]  # the visible part and its neighbors
     affine = affine @ translate(left, top)
-    # Four channels warp in 0.33 ms where three take 0.88 (to 400x400); both conversions together take 0.1.
+    # Warping four channels takes 0.33 ms, three channels 0.88 (to 400x400); both conversions together take 0.1.
     image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
     moved = cv2.warpAffine(
         image, pixel_matrix(affine), size[::-1], flags=cv2.INTER_LINEAR, borderMode=border, borderValue=(*fill, 255)
@@ -78,24 +78,24 @@ def warp_image(image: np.ndarray, affine: np.ndarray, size: Size, fill: tuple[in
 
 
 def warp_mask(mask: np.ndarray, affine: np.ndarray, size: Size, fill: int) -> np.ndarray:
-    """Return `mask` (HW uint8) moved by `affine`, as `size`: the nearest pixel's class, `fill` outside of the mask."""
+    """Return `mask` (HW uint8) warped by `affine` to `size`: nearest-neighbor sampling, `fill` outside the mask."""
     return cv2.warpAffine(mask, pixel_matrix(affine), size[::-1], flags=cv2.INTER_NEAREST, borderValue=(fill,) * 4)
 
 
 def warp_flow(
     flow: np.ndarray, valid: np.ndarray | None, first: np.ndarray, second: np.ndarray, size: Size
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the flow between two moved frames, HW2 float32, and where it is known, HW bool, both of `size`.
+    """Return the flow between two warped frames, HW2 float32, and its validity, HW bool, both of `size`.
 
-    A point p of frame 1 moves to q = A1 p, its partner p + f(p) in frame 2 to A2 (p + f(p)); the new flow at q is
-    A2 (p + f(p)) - q with p = A1^-1 q. That is an affine function of q, computed exactly, plus the linear part of A2
-    applied to f(p): only f is sampled.
+    A point p of frame 1 moves to q = A1 p, and its partner p + f(p) in frame 2 moves to A2 (p + f(p)). So the new flow
+    at q is A2 (p + f(p)) - q with p = A1^-1 q: an affine function of q, which is computed exactly, plus the linear part
+    of A2 applied to f(p). Only f is sampled.
 
-    f is interpolated between four pixels that are all known and move alike (within `MOTION_EDGE`), else it is the
-    nearest pixel's: the mean of two motions is neither of them. Measured against the analytic flow of a disc before a
-    waving background, 0.6 to 1 times its size: mean error inside a motion 0.0002 px, and 0.2 % of all pixels wrong by
-    over 0.5 px; nearest everywhere (as FlowNet2) 0.016 px and 0.2 %, interpolated everywhere 0.0002 px and 0.9 %. Any
-    edge between 0.25 and 4 px does the same.
+    f is interpolated between four pixels if all are known and move alike (within `MOTION_EDGE`); otherwise the nearest
+    pixel's flow is used, because the mean of two motions is neither of them. Compared with the analytic flow of a disc
+    in front of a waving background, at 0.6 to 1 times the size, the mean error inside a motion is 0.0002 px, and 0.2 %
+    of all pixels are wrong by over 0.5 px. Nearest-neighbor sampling everywhere (as in FlowNet2) gives 0.016 px and
+    0.2 %, interpolation everywhere 0.0002 px and 0.9 %. Any `MOTION_EDGE` between 0.25 and 4 px gives the same result.
 
     Args:
         flow: HW2 float32, (dx, dy) in pixels of the source, finite everywhere.
@@ -105,15 +105,15 @@ def warp_flow(
         size: height and width of the output.
 
     Returns:
-        Flow, and its validity: False where the nearest source pixel is unknown or outside of the image; flow is 0
-        there. Flow that leads out of frame 2 stays valid, as in the data sets.
+        The flow and its validity. Where the nearest source pixel is unknown or outside the image, validity is False and
+        flow is 0. Flow that leads out of frame 2 stays valid, as in the data sets.
     """
     centers, shape = pixel_matrix(first), size[::-1]
     known = np.ones(flow.shape[:2], np.uint8) if valid is None else valid.astype(np.uint8)
     valid_out = cv2.warpAffine(known, centers, shape, flags=cv2.INTER_NEAREST).view(bool)
-    # Nearest in the grid of 2x2 blocks, half a pixel off the pixels', is the block that interpolation reads.
+    # In the grid of 2x2 blocks, half a pixel off the pixel grid, the nearest block is the one interpolation reads.
     blocks = pixel_matrix(first @ translate(-0.5, -0.5))
-    planes = cv2.split(flow)  # one at a time OpenCV 5 samples exactly, two channels together in steps of 1/32 px
+    planes = cv2.split(flow)  # OpenCV 5 samples one channel exactly, but two channels together in steps of 1/32 px
     alike = cv2.warpAffine(_blocks_alike(planes, known), blocks, shape, flags=cv2.INTER_NEAREST).view(bool)
     linear = second[:2, :2]
     residual = second @ np.linalg.inv(first) - np.eye(3) if second is not first else np.zeros((3, 3))
@@ -132,7 +132,7 @@ def warp_flow(
 
 
 def pixel_matrix(affine: np.ndarray) -> np.ndarray:
-    """Return the map for OpenCV: 2x3, with pixel centers at whole numbers."""
+    """Return the map in OpenCV's convention: 2x3, with pixel centers at whole numbers."""
     return (translate(-0.5, -0.5) @ affine @ translate(0.5, 0.5))[:2]
 
 
@@ -150,5 +150,5 @@ def _blocks_alike(planes: Sequence[np.ndarray], known: np.ndarray) -> np.ndarray
     alike = cv2.erode(known, square).view(bool)
     for plane in planes:
         alike &= cv2.dilate(plane, square) - cv2.erode(plane, square) <= MOTION_EDGE
-    alike[0] = alike[:, 0] = False  # no whole block ends here
+    alike[0] = alike[:, 0] = False  # no complete block ends in the first row or column
     return alike.view(np.uint8)

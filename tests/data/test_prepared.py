@@ -144,7 +144,7 @@ OWN = {"name": "folder", "frames": "frames"}
 
 @pytest.mark.parametrize(
     ("dataset", "instead"),
-    [(VIDEO, "set `dataset.sequences`$"), (OWN | {"masks": "masks"}, "a folder of fewer sequences$")],
+    [(VIDEO, "set `dataset.sequences`$"), (OWN | {"masks": "masks"}, "folders with fewer sequences$")],
 )
 def test_videos_with_masks_are_not_limited_to_some_of_their_frames(dataset: dict[str, str], instead: str) -> None:
     with pytest.raises(ConfigError, match=rf"`limit` would split sequences, .*{instead}"):

@@ -313,7 +313,7 @@ def test_a_random_crop_reaches_both_ends_and_nothing_beyond() -> None:
 
 def test_arrays_of_two_sizes_are_refused_by_name() -> None:
     sample = dict(name="surf/00054", frame=np.zeros((4, 6, 3), np.uint8), mask=np.zeros((4, 5), np.uint8))
-    with pytest.raises(ValueError, match=r"surf/00054: mask is 4x5, its frame 4x6"):
+    with pytest.raises(ValueError, match=r"surf/00054: mask is 4x5, but the frame is 4x6"):
         augmented(AugmentConfig(), sample)
 
 
@@ -420,7 +420,7 @@ def test_blur_softens_half_of_the_frames_and_no_mask() -> None:
 
 
 def test_the_size_is_said_once_and_replaces_the_presets() -> None:
-    with pytest.raises(ConfigError, match="resize and short_side both set the size of the image; give one of them"):
+    with pytest.raises(ConfigError, match="`resize` and `short_side` both set the size of the image; set only one of them"):
         parse(AugmentConfig, {"resize": [4, 4], "short_side": 4})
     config = parse(AugmentConfig, {"preset": "encnet", "resize": [240, 320]})
     assert (config.resize, config.short_side, config.crop) == ((240, 320), None, (480, 480))

@@ -391,7 +391,7 @@ def test_settings_that_do_nothing_are_refused(cub: Path, values: dict[str, Any],
 
 def test_only_labeled_images_have_a_middle(tmp_path: Path) -> None:
     values = {"dataset": {"name": "folder", "frames": str(tmp_path)}, "size": [4, 4], "crop_pct": 1.0}
-    with pytest.raises(ConfigError, match="`crop_pct` needs labeled images; folder is scored on whole images"):
+    with pytest.raises(ConfigError, match="`crop_pct` is for labeled images; folder is scored on whole images"):
         parse(DataConfig, values)
 
 
