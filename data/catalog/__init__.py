@@ -1,1 +1,1 @@
-"""Published data sets: where they are, what they hold, download and verification."""
+"""Download and verify published data sets."""

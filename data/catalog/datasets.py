@@ -1,6 +1,6 @@
-"""Table of all data sets, one row each: config, published counts, archives.
+"""Table of all data sets, with the config, published number of examples, and archives of each.
 
-Rows of published data sets have `splits`; rows without them read your own files.
+Rows of published data sets have `splits`; rows without `splits` are for your own files.
 """
 
 from collections.abc import Mapping
@@ -33,34 +33,34 @@ from mtsp.types import Kind
 
 
 class Archive(NamedTuple):
-    """A file of a data set to download."""
+    """An archive of a data set to download."""
 
     url: str
     checksum: str | None = None
-    """As "md5:..."; None: none is published, and only the length and the unpacking are checked."""
+    """Checksum as "md5:..."; None: no checksum is published, so only the length and the unpacking are checked."""
     strip: str | None = None
-    """Top folder of the archive to leave out: its content goes into `root`."""
+    """Top folder of the archive to strip, so that its content goes directly into `root`."""
     packed: bool = True
 
 
 @dataclass(frozen=True)
 class Row:
-    """A data set: its config, what its release holds and where to get it."""
+    """A data set: its config, the content of its release, and where to get it."""
 
     config: type[Any]
-    """Its config, which also names the data set."""
+    """Config of the data set, which also names it."""
     splits: Mapping[str, int | None] = field(default_factory=dict)
-    """Published number of examples of each split, all read by `verify`; None: no number could be confirmed."""
+    """Published number of examples of each split; `verify` reads all splits. None: no number could be confirmed."""
     classes: int | None = None
     """Published number of classes of labeled images."""
     sequences: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Published frames of each sequence of each split, where known."""
+    """Published number of frames per sequence for each split, where known."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Other values of the config that `verify` needs to read all files."""
+    """Config values that `verify` needs to read all files."""
     archives: tuple[Archive, ...] = ()
-    """Files to download, at the addresses that public scripts use."""
+    """Archives to download, at the addresses that public scripts use."""
     by_hand: str = ""
-    """Where to get the files that cannot be downloaded by a program."""
+    """How to get files that a program cannot download."""
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class Row:
 
     @property
     def kind(self) -> Kind:
-        """What the data set holds, from its config."""
+        """Kind of data, from the config."""
         field = self.config.model_fields.get("kind")
         return self.config.kind if field is None else field.default
 
@@ -79,7 +79,7 @@ def _counts(text: str) -> dict[str, int]:
     return {name: int(count) for name, count in zip(words[::2], words[1::2], strict=True)}
 
 
-# The challenge site's numbers and those of the db_info.yaml of 2017, which agree.
+# Numbers of frames on the challenge site, which agree with db_info.yaml of 2017.
 _DAVIS_TRAIN = _counts("""
 bear 82 bmx-bumps 90 boat 75 breakdance-flare 71 bus 80 car-turn 80 dance-jump 60 dog-agility 25 drift-turn 64
 elephant 80 flamingo 80 hike 80 hockey 75 horsejump-low 60 kite-walk 80 lucia 70 mallard-fly 70 mallard-water 80
@@ -109,13 +109,13 @@ _ZURICH = "https://graphics.ethz.ch/Downloads/Data/Davis"
 def _scene_flow(config: type[Any], name: str) -> Row:
     stem = f"{_FREIBURG}/data/SceneFlowDatasets_CVPR16/Release_april16/data/{name}"
     frames = (f"raw_data/{name.lower()}__frames_{which}pass.tar" for which in ("clean", "final"))
-    flow = f"derived_data/{name.lower()}__optical_flow.tar.bz2"  # Driving's address is unconfirmed: it follows Monkaa's
+    flow = f"derived_data/{name.lower()}__optical_flow.tar.bz2"  # Driving's address is derived from Monkaa's
     archives = tuple(Archive(f"{stem}/{file}") for file in (*frames, flow))
     return Row(config, {"train": None, "val": None}, settings={"cameras": ("left", "right")}, archives=archives)
 
 
-# Checksums: DAVIS's is in get_davis.sh of its authors (fperazzi/davis); the others are stated by torchvision and other
-# public readers of the data sets.
+# The checksum of DAVIS is from get_davis.sh of its authors (fperazzi/davis); the other checksums are from torchvision
+# and other public readers of the data sets.
 _ROWS = (
     Row(
         DavisConfig,
@@ -182,7 +182,7 @@ _ROWS = (
     Row(
         CityscapesConfig,
         {"train": 2975, "val": 500},
-        by_hand="cityscapes is given to registered users only: get leftImg8bit_trainvaltest.zip and "
+        by_hand="cityscapes is for registered users only: get leftImg8bit_trainvaltest.zip and "
         "gtFine_trainvaltest.zip at https://www.cityscapes-dataset.com",
     ),
     Row(
@@ -203,7 +203,7 @@ _ROWS = (
         NabirdsConfig,
         {"train": 23929, "test": 24633},
         555,
-        by_hand="nabirds is given to registered users only: get nabirds.tar.gz at https://dl.allaboutbirds.org/nabirds",
+        by_hand="nabirds is for registered users only: get nabirds.tar.gz at https://dl.allaboutbirds.org/nabirds",
     ),
     Row(
         StanfordDogsConfig,
@@ -216,7 +216,7 @@ _ROWS = (
         {"train": 8144, "test": 8041},
         196,
         by_hand="stanford_cars is no longer at its authors' address: get cars_train, cars_test, devkit and "
-        "cars_test_annos_withlabels.mat from a mirror, and put them into one folder, the root of stanford_cars",
+        "cars_test_annos_withlabels.mat from a mirror, and put all of them into one folder, the root of stanford_cars",
     ),
     Row(
         FlowersConfig,
@@ -250,7 +250,7 @@ _ROWS = (
     ),
     Row(
         INaturalistConfig,
-        {"train": 579184, "val": 95986},  # of 2017
+        {"train": 579184, "val": 95986},  # version 2017
         5089,
         archives=(
             Archive(f"{_INATURALIST}/train_val_images.tar.gz", "md5:7c784ea5e424efaec655bd392f87301f"),
@@ -261,10 +261,10 @@ _ROWS = (
 )
 
 DATASETS: dict[str, Row] = {row.name: row for row in _ROWS}
-"""Every data set that an experiment can name, by its name."""
+"""All data sets that an experiment can use, by name."""
 
 if TYPE_CHECKING:
     AnyDataset = DatasetConfig
 else:
     AnyDataset = Annotated[Union[tuple(row.config for row in _ROWS)], Field(discriminator="name")]  # noqa: UP007
-"""The config of any data set, as an experiment writes it: `dataset: {name: davis, root: ...}`."""
+"""Config of any data set, as written in an experiment: `dataset: {name: davis, root: ...}`."""

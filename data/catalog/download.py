@@ -1,7 +1,7 @@
-"""Download archives, continuing where an interrupted download ended; check them and unpack them safely.
+"""Download archives, resuming interrupted downloads; check them and unpack them safely.
 
-pooch and `torchvision.datasets.utils` start a broken download of 31 GB again from zero. This is urllib with a Range
-header, and the standard library's zip and tar readers.
+pooch and `torchvision.datasets.utils` restart an interrupted 31 GB download from zero. This module uses urllib with a
+Range header and the standard library's zip and tar readers.
 """
 
 import hashlib
@@ -20,32 +20,32 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes so far and the bytes in all, None if unknown."""
+"""Called with the number of bytes so far and the total number of bytes (None if unknown)."""
 
 _CHUNK = 1 << 20
-_TIMEOUT = 60.0  # seconds without a byte
-# RuntimeError: the zip is encrypted; its subclass NotImplementedError: packed by a method that Python does not know.
+_TIMEOUT = 60.0  # seconds without receiving a byte
+# RuntimeError: the zip is encrypted; its subclass NotImplementedError: unknown compression method.
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 class DownloadError(ValueError):
-    """A file could not be fetched or unpacked. The message says which, and whether to run again."""
+    """A file could not be downloaded or unpacked. The message names it and says whether to run again."""
 
 
 def download(
     url: str, path: Path, *, checksum: str | None = None, progress: Progress | None = None, attempts: int = 5
 ) -> None:
-    """Fetch `url` to `path`, which appears only when it is complete and has the right checksum.
+    """Download `url` to `path`, which appears only when it is complete and has the right checksum.
 
-    Until then the bytes are in `<path>.part`; a later call continues where it ends, if the server still has the same
-    file (its ETag or date is kept in `<path>.part.version`), and starts again otherwise.
+    Until then the bytes are in `<path>.part`. A later call resumes the download if the server still has the same file
+    (its ETag or date is stored in `<path>.part.version`), and otherwise starts over.
 
     Args:
-        url: http or https.
-        path: the file to write, in a folder that is created. An existing file is only checked.
-        checksum: "md5:...", "sha1:..." or "sha256:..."; None: only the length is checked.
-        progress: called for each megabyte or less.
-        attempts: give up after this many connections in a row without a byte.
+        url: an http or https address.
+        path: the file to write; its folder is created if needed. An existing file is only checked.
+        checksum: expected checksum, "md5:...", "sha1:..." or "sha256:..."; None: only the length is checked.
+        progress: called at least once per megabyte.
+        attempts: give up after this many consecutive connections without receiving a byte.
 
     Raises:
         DownloadError: the server refuses or does not answer, the disk is too small, or the checksum is wrong.
@@ -64,24 +64,24 @@ def download(
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise DownloadError unless the disk of the existing `folder` has `needed` bytes free."""
+    """Raise DownloadError unless `needed` bytes are free on the disk of the existing `folder`."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DownloadError(f"{folder}: {needed / 1e9:.1f} GB are needed on this disk, {free / 1e9:.1f} GB are free")
 
 
 def unpack(archive: Path, folder: Path, *, strip: str | None = None, progress: Progress | None = None) -> None:
-    """Unpack a zip or tar archive (gz, bz2, xz or none) into the new folder `folder`, plain files only.
+    """Unpack a zip or tar archive (gz, bz2, xz or uncompressed) into `folder`; only regular files are unpacked.
 
     Args:
-        archive: recognized by its content, not its name.
-        folder: replaced if it exists, as after an interrupted call.
-        strip: top folder of the archive to leave out of the paths.
-        progress: called for each megabyte or less, in bytes of the archive.
+        archive: the archive file, recognized by its content, not its name.
+        folder: the folder to create; it is replaced if it exists, for example after an interrupted call.
+        strip: top folder of the archive to strip from the paths.
+        progress: called at least once per megabyte, with numbers of bytes of the archive.
 
     Raises:
-        DownloadError: the file is not an archive, is damaged, or needs more space than there is; or a member is a link
-            or device, or would land outside `folder`. Members before it stay in `folder`.
+        DownloadError: the file is not an archive, is damaged, or needs more space than is free; or a member is a link
+            or device, or would be unpacked outside `folder`. Members unpacked before the error stay in `folder`.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -91,9 +91,9 @@ def unpack(archive: Path, folder: Path, *, strip: str | None = None, progress: P
         elif tarfile.is_tarfile(archive):
             _untar(archive, folder, strip, progress)
         else:
-            raise DownloadError(f"{archive}: neither a zip nor a tar archive")
+            raise DownloadError(f"{archive} is neither a zip nor a tar archive")
     except (*_DAMAGED, OSError) as error:
-        raise DownloadError(f"{archive}: cannot be unpacked: {error}") from error
+        raise DownloadError(f"{archive} cannot be unpacked: {error}") from error
 
 
 def _fetch(url: str, part: Path, progress: Progress | None, attempts: int) -> None:
@@ -112,11 +112,11 @@ def _fetch(url: str, part: Path, progress: Progress | None, attempts: int) -> No
             reason = str(getattr(error, "reason", error))
         failures = 0 if _size(part) > before else failures + 1
         if failures >= attempts:
-            raise DownloadError(f"{url}: {reason}; {_size(part):,} bytes are kept, run again to continue")
+            raise DownloadError(f"{url}: {reason}; {_size(part):,} bytes are kept; run again to resume")
 
 
 def _continue(url: str, part: Path, progress: Progress | None) -> bool:
-    """Request the missing rest of `part` and append it; return whether `part` is complete now."""
+    """Request the missing bytes of `part` and append them; return whether `part` is complete now."""
     start = _size(part)
     headers = {"User-Agent": "mtsp", "Accept-Encoding": "identity"}
     if start and _version(part).exists():
@@ -125,7 +125,7 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        # 416: nothing follows `start`. Either the part is complete, or the file has become shorter.
+        # 416: the file has no bytes after `start`. Either `part` is complete, or the file has become shorter.
         if error.code != 416:
             raise
         if error.headers.get("Content-Range", "").rpartition("/")[2] == str(start):
@@ -139,7 +139,7 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
         total = None if length is None else start + int(length)
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if version is None or version.startswith("W/"):
-            _version(part).unlink(missing_ok=True)  # without a strong ETag or a date it cannot be continued
+            _version(part).unlink(missing_ok=True)  # without a strong ETag or a date the download cannot be resumed
         else:
             _version(part).write_text(version, encoding="utf-8")
         require_space(part.parent, 0 if total is None else total - start)
@@ -153,7 +153,7 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
 
 
 def _check(path: Path, checksum: str | None, url: str) -> None:
-    """Raise DownloadError and remove the file unless it has this checksum."""
+    """Raise DownloadError and delete the file unless it has this checksum."""
     if checksum is None:
         return
     kind, _, expected = checksum.partition(":")
@@ -161,15 +161,15 @@ def _check(path: Path, checksum: str | None, url: str) -> None:
         found = hashlib.file_digest(file, kind).hexdigest()
     if found != expected.lower():
         path.unlink()
-        raise DownloadError(f"{url}: the {kind} is {found}, expected {expected}; removed, run again to fetch it anew")
+        raise DownloadError(f"{url}: the {kind} is {found}, expected {expected}; deleted, run again to start over")
 
 
 def _unzip(archive: Path, folder: Path, strip: str | None, progress: Progress | None) -> None:
     with zipfile.ZipFile(archive) as opened:
         members = opened.infolist()
-        targets = [_target(archive, folder, member.filename, strip) for member in members]  # all, before any is written
+        targets = [_target(archive, folder, member.filename, strip) for member in members]  # before any is written
         for member in members:
-            kind = (member.external_attr >> 28) & 0xF  # of the Unix mode; 0 where there is none
+            kind = (member.external_attr >> 28) & 0xF  # file type in the Unix mode; 0 if there is none
             if kind not in (0, 0x4, 0x8):
                 raise DownloadError(f"{archive}: {member.filename!r} is a link or a device, only files are unpacked")
         require_space(folder, sum(member.file_size for member in members))
@@ -201,10 +201,10 @@ def _untar(archive: Path, folder: Path, strip: str | None, progress: Progress | 
 
 
 def _target(archive: Path, folder: Path, name: str, strip: str | None) -> Path:
-    """Return the path of a member. Raises DownloadError unless it is plainly below `folder`."""
+    """Return the path to unpack a member to. Raises DownloadError unless it is inside `folder`."""
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or any(bad in name for bad in "\\\0") or (parts and ":" in parts[0]):
-        raise DownloadError(f"{archive}: {name!r} would be unpacked outside {folder}; refused, nothing is published")
+        raise DownloadError(f"{archive}: {name!r} would be unpacked outside {folder}; the archive is refused")
     if strip is not None and parts[:1] == (strip,):
         parts = parts[1:]
     return folder.joinpath(*parts)

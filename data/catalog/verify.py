@@ -1,4 +1,4 @@
-"""Verify a data set: read every file and report missing or damaged ones, wrong sizes, values and counts."""
+"""Verify a data set: read every file and report missing or damaged files, wrong sizes, values and numbers."""
 
 import multiprocessing
 from collections import Counter
@@ -19,8 +19,8 @@ from mtsp.types import IGNORE, Sample
 class Report(NamedTuple):
     """Result of :func:`verify`."""
 
-    counts: dict[str, int]  # examples of each split
-    problems: list[str]  # a line each, with the file or the name of the example
+    counts: dict[str, int]  # number of examples of each split
+    problems: list[str]  # one line per problem, with the file or the name of the example
 
 
 def verify(
@@ -32,21 +32,21 @@ def verify(
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Report:
-    """Read all of a data set through its own class, and return its counts and problems.
+    """Read a whole data set with its own class; return the numbers of examples and the problems.
 
-    A split with missing files is not read, and is one problem that names the first ten of them. Raises ValueError if
-    `settings` do not fit the config, or `workers` is below 1.
+    A split with missing files is not read; it is reported as one problem that names the first ten missing files.
+    Raises ValueError if `settings` do not fit the config, or `workers` is below 1.
 
     Args:
         name: a key of :data:`data.catalog.datasets.DATASETS` that has `splits`.
-        root: the `root` of its config.
-        published: compare the counts with the published ones; False for a part of a data set.
-        workers: number of reading processes; 1: this process reads.
-        progress: called with (examples read, examples in all).
-        settings: other values of its config, for example `resolution` of DAVIS.
+        root: the `root` of the data set's config.
+        published: compare the numbers with the published ones; use False for a partial data set.
+        workers: number of processes that read; 1: read in this process.
+        progress: called with (number of examples read, total number of examples).
+        settings: other values of the data set's config, for example `resolution` of DAVIS.
     """
     if workers < 1:
-        raise ValueError(f"at least one process must read, got workers={workers}")
+        raise ValueError(f"workers must be at least 1, got {workers}")
     row = DATASETS[name]
     counts: dict[str, int] = {}
     problems: list[str] = []
@@ -76,17 +76,22 @@ def verify(
 
 
 def find_faults(sample: Sample, classes: int | None = None) -> list[str]:
-    """Return what is wrong with one decoded example; `classes` of its mask, beside IGNORE, are None if unknown."""
+    """Return the faults of one decoded example, one line each.
+
+    Args:
+        sample: the example.
+        classes: number of classes of its mask, without IGNORE; None if unknown.
+    """
     size = sample["frame"].shape[:2]
     faults = [
-        f"{key} is {'x'.join(map(str, value.shape[:2]))}, the frame {'x'.join(map(str, size))}"
+        f"{key} is {'x'.join(map(str, value.shape[:2]))}, but the frame is {'x'.join(map(str, size))}"
         for key, value in sample.items()
         if isinstance(value, np.ndarray) and value.shape[:2] != size
     ]
     if "mask" in sample and classes is not None:
         ids = np.flatnonzero(np.bincount(sample["mask"].reshape(-1), minlength=256))
         if wrong := [int(i) for i in ids if i >= classes and i != IGNORE]:
-            faults.append(f"the mask has ids {wrong}, there are {classes} classes")
+            faults.append(f"the mask has ids {wrong}, but there are only {classes} classes")
     if "flow" in sample:
         if not np.isfinite(sample["flow"]).all():
             faults.append("the flow is NaN or infinite somewhere")
@@ -98,14 +103,14 @@ def find_faults(sample: Sample, classes: int | None = None) -> list[str]:
 
 
 PAIRS = 20
-"""So many pairs of a split, evenly spaced, are warped by their flow."""
+"""Number of evenly spaced pairs of a split that are warped by their flow."""
 
 
 def _unexplained(split: str, dataset: SampleDataset) -> Iterator[str]:
-    """Yield a line if the flow of most pairs explains their frames worse than none, and perhaps the reverse one well.
+    """Yield a line if the flow of most pairs explains their frames worse than zero flow; it says if swapping helps.
 
-    A pair is looked at where its flow is known and longer than a pixel: the next frame, read where the flow leads, is
-    to differ less from the frame than the next frame as it is.
+    Pairs are compared where their flow is known and longer than a pixel. There, the next frame warped back by the flow
+    must differ less from the frame than the unwarped next frame does.
     """
     count = min(len(dataset), PAIRS)
     worse: list[str] = []
@@ -113,7 +118,7 @@ def _unexplained(split: str, dataset: SampleDataset) -> Iterator[str]:
     for index in (i * len(dataset) // count for i in range(count)):
         try:
             sample = dataset[index]
-        except DataError:  # reported when all are read
+        except DataError:  # reported when all examples are read
             continue
         if (errors := warping_errors(sample)) is not None:
             looked += 1
@@ -122,18 +127,18 @@ def _unexplained(split: str, dataset: SampleDataset) -> Iterator[str]:
                 worse.append(sample["name"])
                 swapped += back < still
     if len(worse) > looked / 2:
-        hint = ": it explains the reverse direction; are the frames swapped?" if swapped > len(worse) / 2 else ""
+        hint = ": it explains the reverse direction; check for swapped frames" if swapped > len(worse) / 2 else ""
         yield (
-            f"{split}: the flow does not explain the frames in {len(worse)} of {looked} pairs looked at, as "
+            f"{split}: the flow does not explain the frames in {len(worse)} of {looked} pairs checked, for example "
             f"{worse[0]}{hint}"
         )
 
 
 def warping_errors(sample: Sample) -> tuple[float, float, float] | None:
-    """Return how much the frames of a pair differ: as they are, warped by the flow, and with the frames swapped.
+    """Return how much the frames of a pair differ: unwarped, warped by the flow, and warped with the frames swapped.
 
-    The differences are medians over pixels whose flow is known and longer than a pixel, and leads into the image; None
-    if there are fewer than 100.
+    Each difference is the median over the pixels with known flow that is longer than a pixel and leads into the image.
+    Returns None if there are fewer than 100 such pixels.
     """
     if "flow" not in sample or "next_frame" not in sample:
         return None
@@ -163,7 +168,7 @@ def _far_share(flow: np.ndarray, valid: np.ndarray | None) -> float:
 
 
 def _miscounted(row: Row, split: str, dataset: SampleDataset) -> Iterator[str]:
-    """Yield a line for each count of a split that differs from the published one."""
+    """Yield a line for each number (of frames, examples, classes) in a split that differs from the published one."""
     expected, sequences = row.splits[split], row.sequences.get(split)
     if sequences is not None:
         found = Counter(example.rpartition("/")[0] for example in dataset.ids)
@@ -177,7 +182,7 @@ def _miscounted(row: Row, split: str, dataset: SampleDataset) -> Iterator[str]:
         yield f"{split}: {classes:,} classes, published are {row.classes:,}"
 
 
-_datasets: dict[DatasetConfig, SampleDataset] = {}  # built in this process, so that each lists its files once
+_datasets: dict[DatasetConfig, SampleDataset] = {}  # built once per process: listing files is slow
 
 
 def _read(task: tuple[DatasetConfig, int]) -> list[str]:
@@ -197,7 +202,7 @@ def _read_all(tasks: list[tuple[DatasetConfig, int]], workers: int) -> Iterator[
     if workers == 1:
         yield from map(_read, tasks)
         return
-    # spawn: a child forked from a process with threads (rich's bar, OpenCV's pool) may hang.
+    # Use spawn: a child forked from a process with threads (rich's progress bar, OpenCV's pool) may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,))
     try:

@@ -120,7 +120,7 @@ def test_a_download_that_was_stopped_is_continued_by_the_next_call(site: str, tm
 
 def test_a_file_that_changed_on_the_server_is_fetched_anew_and_not_glued_together(site: str, tmp_path: Path) -> None:
     Server.files, Server.drops = {"/a.zip": b"old" * 1000}, [1500] + 5 * [0]
-    with pytest.raises(DownloadError, match="1,500 bytes are kept, run again to continue"):
+    with pytest.raises(DownloadError, match="1,500 bytes are kept; run again to resume"):
         download(f"{site}/a.zip", tmp_path / "a.zip")
     Server.files, Server.etag = {"/a.zip": CONTENT}, '"two"'
     download(f"{site}/a.zip", tmp_path / "a.zip")
@@ -397,9 +397,9 @@ def test_odd_values_of_an_example_are_found() -> None:
     good = Sample(name="a", frame=frame, mask=np.array([[0, 1, 255, 0, 0]] * 4, np.uint8), flow=flow)
     assert find_faults(good, classes=2) == []
     assert find_faults(Sample(name="a", frame=frame, mask=np.full((4, 5), 7, np.uint8)), classes=2) == [
-        "the mask has ids [7], there are 2 classes"
+        "the mask has ids [7], but there are only 2 classes"
     ]
-    assert find_faults(Sample(name="a", frame=frame, flow=flow[:3])) == ["flow is 3x5, the frame 4x5"]
+    assert find_faults(Sample(name="a", frame=frame, flow=flow[:3])) == ["flow is 3x5, but the frame is 4x5"]
     assert find_faults(Sample(name="a", frame=frame, flow=np.full_like(flow, np.inf))) == [
         "the flow is NaN or infinite somewhere"
     ]
@@ -422,7 +422,7 @@ def test_the_real_files_at_hand_are_all_well(name: str, folder: str, count: int)
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("cityscapes", "error: cityscapes is given to registered users only: get leftImg8bit_trainvaltest.zip"),
+        ("cityscapes", "error: cityscapes is for registered users only: get leftImg8bit_trainvaltest.zip"),
         ("stanford_cars", "error: stanford_cars is no longer at its authors' address: get cars_train"),
     ],
 )

@@ -420,7 +420,9 @@ def test_blur_softens_half_of_the_frames_and_no_mask() -> None:
 
 
 def test_the_size_is_said_once_and_replaces_the_presets() -> None:
-    with pytest.raises(ConfigError, match="`resize` and `short_side` both set the size of the image; set only one of them"):
+    with pytest.raises(
+        ConfigError, match="`resize` and `short_side` both set the size of the image; set only one of them"
+    ):
         parse(AugmentConfig, {"resize": [4, 4], "short_side": 4})
     config = parse(AugmentConfig, {"preset": "encnet", "resize": [240, 320]})
     assert (config.resize, config.short_side, config.crop) == ((240, 320), None, (480, 480))

@@ -39,7 +39,7 @@ def test_swapped_frames_are_found(chairs: Path, tmp_path: Path) -> None:
         second.write_bytes(one)
     found = problems(root)
     assert any(
-        "train: the flow does not explain the frames" in line and "are the frames swapped?" in line for line in found
+        "train: the flow does not explain the frames" in line and "check for swapped frames" in line for line in found
     )
 
 
