@@ -1,1 +1,1 @@
-"""Images with one class each."""
+"""Classification data sets: images with one class each."""

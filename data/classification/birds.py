@@ -19,14 +19,14 @@ _FLAGS = {"1": "train", "0": "test"}
 
 
 class CubConfig(LabeledConfig):
-    """Which images of CUB-200-2011 to read. A part of the data set will do if its lists fit its files."""
+    """Config of CUB-200-2011. A partial data set can be read if its lists match its files."""
 
     name: Literal["cub"]
     split: Literal["train", "test"] = "train"
-    """As in train_test_split.txt."""
+    """Split, as defined by train_test_split.txt."""
 
     def annotations(self) -> Annotations:
-        """Return the images of the split. Classes are named as their folders, "001.Black_footed_Albatross"."""
+        """Return the images of the split. Classes are named after their folders, "001.Black_footed_Albatross"."""
         root = find_root("CUB-200-2011", self.root, "images.txt", ("CUB_200_2011",))
         annotations = _read("CUB-200-2011", root, self.split)
         where = root / "image_class_labels.txt"
@@ -38,14 +38,14 @@ class CubConfig(LabeledConfig):
 
 
 class NabirdsConfig(LabeledConfig):
-    """Which images of NABirds to read. Class ids have gaps: classes.txt also names groups without images."""
+    """Config of NABirds. Class ids have gaps, because classes.txt also names groups without images."""
 
     name: Literal["nabirds"]
     split: Literal["train", "test"] = "train"
-    """As in train_test_split.txt."""
+    """Split, as defined by train_test_split.txt."""
 
     def annotations(self) -> Annotations:
-        """Return the images of the split. Classes are those with images, in the order of their ids."""
+        """Return the images of the split. Only classes with images count, in the order of their ids."""
         root = find_root("NABirds", self.root, "images.txt", ("nabirds",))
         return _read("NABirds", root, self.split, groups=True)
 
@@ -61,10 +61,10 @@ def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Annotat
         if odd := files.keys() ^ found.keys():
             first = min(odd)
             absent = "images.txt" if first in found else file
-            raise DataError(f"{root / file}: {len(odd)} ids disagree with images.txt: {first!r} is not in {absent}")
+            raise DataError(f"{root / file}: {len(odd)} ids do not match images.txt: {first!r} is not in {absent}")
     for key, number in labels.items():
         if number not in names:
-            raise DataError(f"{where}: image {key} has class {number}, not in classes.txt")
+            raise DataError(f"{where}: image {key} has class {number}, which is not in classes.txt")
         if flags[key] not in _FLAGS:
             raise DataError(f"{root / 'train_test_split.txt'}: image {key} has {flags[key]!r}, expected 0 or 1")
     label_of = contiguous(labels.values() if groups else names)
@@ -76,11 +76,11 @@ def _read(kind: str, root: Path, split: str, *, groups: bool = False) -> Annotat
 
 
 def _table(path: Path) -> dict[str, str]:
-    """Return the first word of each line, which is unique, and the rest."""
+    """Return a dict from the first word of each line, which must be unique, to the remaining words."""
     table: dict[str, str] = {}
     for words in read_lines(path):
         if len(words) < 2:
-            raise DataError(f"{path}: {words[0]!r} has no value; expected an id and a value on each line")
+            raise DataError(f"{path}: {words[0]!r} has no value; each line needs an id and a value")
         if words[0] in table:
             raise DataError(f"{path}: the id {words[0]} occurs twice")
         table[words[0]] = " ".join(words[1:])

@@ -13,25 +13,25 @@ from data.types import DataError
 
 
 class Food101Config(LabeledConfig):
-    """Food-101, laid out as torchvision does: `images` and `meta`."""
+    """Config of Food-101, in torchvision's layout with the folders `images` and `meta`."""
 
     name: Literal["food101"]
     split: Literal["train", "test"] = "train"
 
     def annotations(self) -> Annotations:
-        """Return the images of the split. Classes are named as their folders, "apple_pie"."""
+        """Return the images of the split. Classes are named after their folders, "apple_pie"."""
         root = find_root("Food-101", self.root, "meta", ("food-101",))
         where = root / "meta" / f"{self.split}.json"
         files = read_json(where)
         whole = isinstance(files, dict) and all(isinstance(paths, list) for paths in files.values())
         if not whole or not all(isinstance(path, str) for paths in files.values() for path in paths):
-            raise DataError(f"{where}: expected a list of images for each class")
+            raise DataError(f"{where}: expected a dict with a list of images for each class")
         names = sorted(files)
         members = Members(root / "images", where)
         images = []
         for label, name in enumerate(names):
             for path in files[name]:
                 if path.partition("/")[0] != name:
-                    raise DataError(f"{where}: {path} is listed as {name!r}")
+                    raise DataError(f"{where}: {path} is listed as class {name!r}, but lies in another folder")
                 images.append(members.image(f"{path}.jpg", label))
         return Annotations("Food-101", root, names, images, self.split == "train")

@@ -1,4 +1,4 @@
-"""Your own labeled images: a folder for each class, or a list of files and labels as in DSTL."""
+"""Your own labeled images: one folder per class, or a list of files and labels as in DSTL."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,21 +14,23 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing",
 
 
 class ImageFolderConfig(LabeledConfig):
-    """Any tree `root/class/image`; labels follow the sorted class names, as in torchvision's ImageFolder.
+    """Config of images in folders `root/class/image`, labeled in the order of the sorted class names as in torchvision.
 
-    A test folder needs the same classes; a list in `classes` ensures that the labels agree.
+    A test folder needs the same classes as the training folder; set `classes` to ensure that the labels agree.
     """
 
     name: Literal["image_folder"]
     list: Path | None = None
-    """Use only the images in this file, with lines `class/image.jpg: 17` as in DSTL's train.txt and val.txt."""
+    """Use only the images listed in this file, in lines like `class/image.jpg: 17` as in DSTL's train.txt and
+    val.txt."""
     one_class_per_image: bool = False
-    """Make each image in `root` itself a class named like its file: one photo per class, for domain similarity."""
+    """Treat each image directly in `root` as a class named after its file: one photo per class, for domain
+    similarity."""
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> "ImageFolderConfig":
         if self.one_class_per_image and self.list is not None:
-            raise ValueError("`list` and `one_class_per_image` both define the classes; give one of them")
+            raise ValueError("`list` and `one_class_per_image` both define the classes; set only one of them")
         return self
 
     def annotations(self) -> Annotations:
@@ -48,23 +50,23 @@ class ImageFolderConfig(LabeledConfig):
 
 
 def _require_classes(root: Path) -> None:
-    """Raise DataError if the folders are the splits of a data set, which would be learned as its classes."""
+    """Raise DataError if the folders are the splits of a data set; they would be read as classes."""
     splits = [folder.name for folder in subfolders(root) if folder.name.lower() in _SPLITS]
     if splits and (len(splits) > 1 or len(subfolders(root)) == 1) and any(subfolders(root / name) for name in splits):
         raise DataError(
-            f"{root}: its folders {', '.join(splits)} are splits, and would be learned as classes; let root be one of "
-            f"them, as {root / splits[0]}"
+            f"{root}: the folders {', '.join(splits)} are splits, but would be read as classes; set `root` to one "
+            f"of them, for example {root / splits[0]}"
         )
 
 
 def read_tree(kind: str, root: Path) -> Annotations:
-    """Return the images below `root`; each folder directly in it is a class. Raises DataError."""
+    """Return the images below `root`; each folder directly in `root` is a class. Raises DataError."""
     if loose := images_by_stem(root):
         first = next(iter(loose.values())).name
-        raise DataError(f"{root}: {len(loose)} images lie outside of the classes' folders, the first {first}")
+        raise DataError(f"{root}: {len(loose)} images are outside the class folders, for example {first}")
     names = [folder.name for folder in subfolders(root)]
     if not names:
-        raise DataError(f"{root}: no folders; expected one for each class")
+        raise DataError(f"{root} has no folders; expected one folder for each class")
     images = [
         LabeledImage(path.relative_to(root).with_suffix("").as_posix(), path, label)
         for label, name in enumerate(names)
@@ -75,23 +77,25 @@ def read_tree(kind: str, root: Path) -> Annotations:
 
 
 def _listed(root: Path, where: Path) -> Annotations:
-    """Read a list of `path: label`. Classes are named like their folders, or by their number in a flat folder."""
+    """Read lines of `path: label`. Classes are named after their folders, or after their label in a flat folder."""
     rows: list[tuple[str, int]] = []
     for line in read_names(where):
         file, colon, label = line.rpartition(":")
         if not colon or not label.strip().isdecimal():
-            raise DataError(f"{where}: {line!r} is not a path, a colon and a label, as in class/image.jpg: 17")
+            raise DataError(f"{where}: {line!r} does not have the form `path: label`, as in class/image.jpg: 17")
         rows.append((file.strip(), int(label)))
     folders: dict[int, str] = {}
     flat = len({file.rpartition("/")[0] for file, _ in rows}) == 1
     for file, number in rows:
         folder = str(number) if flat else file.rpartition("/")[0]
         if folders.setdefault(number, folder) != folder:
-            raise DataError(f"{where}: {file} has label {number}, which is that of {folders[number]}")
+            raise DataError(f"{where}: {file} has label {number}, which belongs to {folders[number]}")
     if len(set(folders.values())) < len(folders):
         twice = next(name for name in folders.values() if list(folders.values()).count(name) > 1)
         numbers = sorted(number for number, name in folders.items() if name == twice)
-        raise DataError(f"{where}: images in {twice} have the labels {', '.join(map(str, numbers))}; expected one")
+        raise DataError(
+            f"{where}: images in {twice} have the labels {', '.join(map(str, numbers))}; expected one label"
+        )
     label_of = contiguous(folders)
     members = Members(root, where)
     images = [members.image(file, label_of[number]) for file, number in rows]

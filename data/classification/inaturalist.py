@@ -1,8 +1,8 @@
 """iNaturalist's competitions of 2017, 2018, 2019 and 2021.
 
 Van Horn et al., "The iNaturalist Species Classification and Detection Dataset" (CVPR 2018). DSTL trains on 665473
-images of 2017's train and val sets (5089 classes) and validates on 9697 other images of val; to read its lists, use
-`image_folder` with `list`.
+images of 2017's train and val sets (5089 classes) and validates on 9697 other images of val; to read DSTL's lists,
+use `image_folder` with `list`.
 """
 
 from pathlib import Path
@@ -23,9 +23,10 @@ _FOLDERS = {
 
 
 class INaturalistConfig(LabeledConfig):
-    """iNaturalist: images with `train2017.json` and `val2017.json` for 2017 to 2019, only folders of images for 2021.
+    """Config of iNaturalist: 2017 to 2019 have images and `train2017.json` etc., 2021 has only folders of images.
 
-    Images are in the folders of the archive (`train_val_images`, `train`) or of torchvision (`2017`, `2021_train`).
+    Images are in the folders as archived (`train_val_images`, `train`) or as torchvision names them (`2017`,
+    `2021_train`).
     """
 
     name: Literal["inaturalist"]
@@ -39,7 +40,8 @@ class INaturalistConfig(LabeledConfig):
         return self
 
     def annotations(self) -> Annotations:
-        """Return the images of the split. Classes are named "Aves/Acanthis cannabina", for 2021 as their folders."""
+        """Return the images of the split. Classes are named like "Aves/Acanthis cannabina", or after their folders for
+        2021."""
         kind = f"iNaturalist {self.version}"
         if self.version == "2021":
             names = _FOLDERS[self.split]
@@ -63,7 +65,7 @@ def _annotated(kind: str, root: Path, where: Path, version: str, *, every_class:
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{where}: expected images, annotations and categories in COCO's format: {error!r}") from error
     if odd := files.keys() ^ numbers.keys():
-        raise DataError(f"{where}: {len(odd)} images have no annotation, or the reverse; the first id is {min(odd)}")
+        raise DataError(f"{where}: ids of images and annotations differ in {len(odd)} cases, the first is {min(odd)}")
     if unknown := set(numbers.values()) - names.keys():
         raise DataError(f"{where}: category {min(unknown)} of an annotation is not in the list of categories")
     label_of = contiguous(names)

@@ -1,4 +1,4 @@
-"""Images with one class each: base of the classification data sets, and subsets of their classes and images."""
+"""Base of the classification data sets, and selection of their classes and images."""
 
 import difflib
 import logging
@@ -20,7 +20,7 @@ from mtsp.types import Kind, Sample
 
 _LOG = logging.getLogger("mtsp")
 HELD_OUT = ("val", "test")
-"""Splits for evaluation: never reduced, and classes may be missing."""
+"""Splits for evaluation: their images are never subsampled, and classes may be missing."""
 
 
 class LabeledImage(NamedTuple):
@@ -40,7 +40,7 @@ class Annotations:
     classes: Sequence[str]
     images: Sequence[LabeledImage]
     every_class: bool = True
-    """Whether a class without images is an error."""
+    """Whether a class without images raises an error."""
 
 
 class LabeledConfig(Config):
@@ -48,22 +48,23 @@ class LabeledConfig(Config):
 
     kind: ClassVar[Kind] = "labeled"
     root: Path
-    """The data set's own folder, or the one that holds it."""
+    """Folder of the data set, or its parent folder."""
     classes: Path | None = None
-    """A file with a class name per line, as `tools/select_source.py` writes it: use only these classes, labeled 0, 1,
+    """File with one class name per line, as written by `tools/select_source.py`: use only these classes, labeled 0, 1,
     ... in the data set's order. A name ends at a tab; blank lines and lines that begin with # are skipped."""
     label_percent: float = Field(default=100.0, gt=0, le=100)
-    """Use this percentage of each class's training images, at least one. For one seed, 15 percent are a subset of 30
-    percent, and the choice within a class does not depend on the other classes."""
+    """Use this percentage of each class's training images, at least one. With the same seed, the images of 15 percent
+    are a subset of those of 30 percent. The choice within a class does not depend on the other classes."""
     label_seed: int = Field(default=0, ge=0)
-    """Seed of the choice for `label_percent` and `per_class`."""
+    """Seed of the random choice of images for `label_percent` and `per_class`."""
     per_class: int | None = Field(default=None, gt=0)
     """Use exactly this many training examples of each class, to balance a long-tailed source. Large classes are
-    subsampled; small classes repeat their images, freshly augmented."""
+    subsampled; images of small classes are repeated, with a new augmentation each time."""
 
     exif: Literal["apply", "ignore"] | None = None
-    """What an EXIF note to turn an image does: `apply` turns it, `ignore` leaves it as stored, as torchvision does.
-    Null: as stored, and a warning tells how many images have such a note."""
+    """How to treat EXIF orientation: `apply` rotates images accordingly, `ignore` reads them as stored, like
+    torchvision.
+    Null: read them as stored, and warn how many images have an EXIF orientation."""
 
     @model_validator(mode="after")
     def _held_out_splits_stay_whole(self) -> Self:
@@ -77,7 +78,7 @@ class LabeledConfig(Config):
         """Return the classes and images of the split. Raises DataError."""
 
     def build(self) -> "LabeledImages":
-        """Return the data set, its files checked to be there and to agree with the class list. Raises DataError."""
+        """Return the data set after checking its files against the disk and the class list. Raises DataError."""
         annotations = self.annotations()
         if self.classes is not None:
             annotations = with_classes(annotations, read_classes(self.classes), self.classes)
@@ -88,7 +89,7 @@ class LabeledConfig(Config):
         if annotations.every_class and empty:
             raise DataError(
                 f"{kind} at {root}: {len(empty)} of {len(classes)} classes have no images ({first_names(empty)}); "
-                "leave them out with a list of `classes`"
+                "exclude them with a list in `classes`"
             )
         require_files(kind, root, (image.path for image in annotations.images))
         images = label_subset(annotations, self.label_percent, self.label_seed)
@@ -103,29 +104,29 @@ _LOOKED_AT = 200
 
 
 def _tell_turned(root: Path, images: Sequence[LabeledImage]) -> None:
-    """Warn if some of the images, of a sample of them, have an EXIF note to turn them."""
+    """Check a sample of the images, and warn if some have an EXIF orientation."""
     count = min(len(images), _LOOKED_AT)
     looked = [images[i * len(images) // count].path for i in range(count)]
     if turned := [path for path in looked if _is_turned(path)]:
         _LOG.warning(
-            "images at %s: %d of %d looked at have an EXIF note to turn them, as %s; they are read as stored. Say "
-            "`exif: apply` (turn images) or `exif: ignore`", root, len(turned), count, turned[0],
+            "images at %s: %d of %d checked have an EXIF orientation, for example %s; they are read as stored. Set "
+            "`exif: apply` to rotate them, or `exif: ignore`", root, len(turned), count, turned[0],
         )  # fmt: skip
 
 
 def _is_turned(path: Path) -> bool:
     try:
         return orientation(path) != 1
-    except DataError:  # told with its reason when it is read
+    except DataError:  # reported with its cause when the image is read
         return False
 
 
 class Members:
-    """Images inside `root` that the file `where` lists. An image itself may be a link to anywhere."""
+    """Images inside `root` that are listed in the file `where`. An image may be a link to a file anywhere."""
 
     def __init__(self, root: Path, where: Path) -> None:
         self.root, self.where = root, where
-        self._folders: dict[str, Path] = {}  # resolved once each, since there may be a million images
+        self._folders: dict[str, Path] = {}  # each folder is resolved once, since there may be a million images
 
     def image(self, entry: str, label: int) -> LabeledImage:
         """Return the image at the path `entry`. Raises DataError if it is not inside `root`."""
@@ -138,12 +139,12 @@ class Members:
 
 
 class LabeledImages:
-    """Images with a class each, as :class:`data.types.SampleDataset`.
+    """Images with one class each, a :class:`data.types.SampleDataset`.
 
     Args:
-        classes: names in the order of their labels.
+        classes: class names in the order of their labels.
         images: images with unique names.
-        exif: "apply" turns images by their EXIF notes.
+        exif: "apply" rotates images by their EXIF orientation.
     """
 
     kind: Kind = "labeled"
@@ -177,25 +178,25 @@ class LabeledImages:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Return the class names in a file, see :attr:`LabeledConfig.classes`. Raises DataError."""
+    """Return the class names in a file; for its format see :attr:`LabeledConfig.classes`. Raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise MissingDataError(f"{path}: no such list of classes") from error
+        raise MissingDataError(f"no list of classes at {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the list of classes cannot be read: {error}") from error
     names = [name for line in lines if not line.startswith("#") and (name := line.split("\t")[0].strip())]
     if not names:
         raise DataError(f"{path}: the list of classes is empty")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path}: {len(twice)} classes are listed twice, the first {twice[0]!r}")
+        raise DataError(f"{path}: {len(twice)} classes are listed twice, for example {twice[0]!r}")
     return names
 
 
 def with_classes(annotations: Annotations, wanted: Sequence[str], where: Path) -> Annotations:
     """Return the annotations of the `wanted` classes only, with contiguous labels in the data set's order.
 
-    Raises DataError if the data set has no such class, and names `where`, the file that lists it.
+    Raises DataError if a wanted class does not exist; the message names `where`, the file that lists the class.
     """
     if unknown := [name for name in wanted if name not in set(annotations.classes)]:
         near = difflib.get_close_matches(unknown[0], annotations.classes, n=1, cutoff=0.6)
@@ -225,7 +226,8 @@ def label_subset(annotations: Annotations, percent: float, seed: int) -> list[La
 def repeat_per_class(
     classes: Sequence[str], images: Sequence[LabeledImage], per_class: int, seed: int
 ) -> list[LabeledImage]:
-    """Return `per_class` examples of each class, class by class; repeated ones have #2, #3, ... after their name."""
+    """Return `per_class` examples of each class, class by class; #2, #3, ... are added to names of repeated
+    examples."""
     out = []
     for label, members in sorted(_by_class(images).items()):
         order = _order(members, classes[label], seed)

@@ -1,8 +1,9 @@
-"""Oxford's Flowers-102 and FGVC-Aircraft, laid out as torchvision does.
+"""Oxford's Flowers-102 and FGVC-Aircraft, in torchvision's layout.
 
 Nilsback and Zisserman, "Automated Flower Classification over a Large Number of Classes" (2008): 102 classes, 1020
 training, 1020 validation and 6149 test images. Maji et al., "Fine-Grained Visual Classification of Aircraft"
-(arXiv:1306.5151): 100 variants, 3334, 3333 and 3333 images. DSTL trains on train and val: `trainval`, the default.
+(arXiv:1306.5151): 100 variants, 3334, 3333 and 3333 images. DSTL trains on train and val together, as the
+default `trainval` does here.
 """
 
 from typing import Literal
@@ -16,13 +17,13 @@ _IDS = {"train": ("trnid",), "val": ("valid",), "trainval": ("trnid", "valid"), 
 
 
 class FlowersConfig(LabeledConfig):
-    """Flowers-102: `jpg`, `imagelabels.mat`, `setid.mat`."""
+    """Config of Flowers-102, with the files `jpg`, `imagelabels.mat`, `setid.mat`."""
 
     name: Literal["flowers102"]
     split: Literal["train", "val", "trainval", "test"] = "trainval"
 
     def annotations(self) -> Annotations:
-        """Return the images of the split. Classes have the names that torchvision gives them."""
+        """Return the images of the split. Classes are named as in torchvision."""
         from torchvision.datasets import Flowers102
 
         root = find_root("Flowers-102", self.root, "setid.mat", ("flowers-102",))
@@ -35,14 +36,16 @@ class FlowersConfig(LabeledConfig):
                     raise DataError(f"{root / 'setid.mat'}: image {number} has no label in imagelabels.mat")
                 label = labels[number - 1]
                 if not 1 <= label <= len(names):
-                    raise DataError(f"{root / 'imagelabels.mat'}: image {number} has class {label} of {len(names)}")
+                    raise DataError(
+                        f"{root / 'imagelabels.mat'}: image {number} has class {label}, expected 1 to {len(names)}"
+                    )
                 stem = f"image_{number:05d}"
                 images.append(LabeledImage(stem, root / "jpg" / f"{stem}.jpg", label - 1))
         return Annotations("Flowers-102", root, names, images, self.split not in HELD_OUT)
 
 
 class AircraftConfig(LabeledConfig):
-    """FGVC-Aircraft: `data/images` and the lists beside it. The strip with the photographer's name is not cut off."""
+    """Config of FGVC-Aircraft: `data/images` and lists in `data`. The strip with the photographer's name is kept."""
 
     name: Literal["aircraft"]
     split: Literal["train", "val", "trainval", "test"] = "trainval"
@@ -62,6 +65,6 @@ class AircraftConfig(LabeledConfig):
             image, _, name = line.partition(" ")
             name = name.strip()
             if name not in labels:
-                raise DataError(f"{where}: {image} is a {name!r}, which {plural}.txt does not name")
+                raise DataError(f"{where}: {image} has class {name!r}, which is not in {plural}.txt")
             images.append(members.image(f"{image}.jpg", labels[name]))
         return Annotations("FGVC-Aircraft", root, names, images, self.split not in HELD_OUT)

@@ -1,4 +1,4 @@
-"""Stanford Dogs and Stanford Cars, whose labels are MATLAB files.
+"""Stanford Dogs and Stanford Cars, with labels in MATLAB files.
 
 Khosla et al., "Novel Dataset for Fine-Grained Image Categorization" (2011): 120 classes, 12000 training and 8580 test
 images, all from ImageNet, partly from its training set. Krause et al., "3D Object Representations for Fine-Grained
@@ -18,14 +18,14 @@ from data.types import DataError
 
 
 class StanfordDogsConfig(LabeledConfig):
-    """Stanford Dogs: `Images`, and the lists in the root or in `lists`."""
+    """Config of Stanford Dogs: images are in `Images`, lists in the root or in `lists`."""
 
     name: Literal["stanford_dogs"]
     split: Literal["train", "test"] = "train"
-    """As in train_list.mat and test_list.mat."""
+    """Split, as defined by train_list.mat and test_list.mat."""
 
     def annotations(self) -> Annotations:
-        """Return the images of the split. Classes are named as their folders, "n02085620-Chihuahua"."""
+        """Return the images of the split. Classes are named after their folders, "n02085620-Chihuahua"."""
         root = find_root("Stanford Dogs", self.root, "Images", ("stanford_dogs", "StanfordDogs"))
         lists = root / "lists" if (root / "lists").is_dir() else root
         rows = {split: _dogs(lists / f"{split}_list.mat") for split in ("train", "test")}
@@ -35,7 +35,7 @@ class StanfordDogsConfig(LabeledConfig):
                 folder = file.partition("/")[0]
                 if folders.setdefault(number, folder) != folder:
                     where = lists / f"{split}_list.mat"
-                    raise DataError(f"{where}: {file} has label {number}, which is that of {folders[number]}")
+                    raise DataError(f"{where}: {file} has label {number}, which belongs to {folders[number]}")
         label_of = contiguous(folders)
         members = Members(root / "Images", lists / f"{self.split}_list.mat")
         images = [members.image(file, label_of[number]) for file, number in rows[self.split]]
@@ -44,9 +44,9 @@ class StanfordDogsConfig(LabeledConfig):
 
 
 class StanfordCarsConfig(LabeledConfig):
-    """Stanford Cars in torchvision's layout: `cars_train`, `cars_test`, `devkit`.
+    """Config of Stanford Cars in torchvision's layout: folders `cars_train`, `cars_test` and `devkit`.
 
-    `cars_test_annos_withlabels.mat` is beside them or in `devkit`.
+    `cars_test_annos_withlabels.mat` is in the root or in `devkit`.
     """
 
     name: Literal["stanford_cars"]
@@ -62,15 +62,15 @@ class StanfordCarsConfig(LabeledConfig):
         names = [str(name) for name in read_mat(root / "devkit" / "cars_meta.mat", "class_names")[0]]
         rows = read_mat(where, "annotations")[0]
         if rows.dtype.names is None or not {"class", "fname"} <= set(rows.dtype.names):
-            raise DataError(f"{where}: expected rows with the fields class and fname, the labels of this split")
+            raise DataError(f"{where}: expected the labels of this split, in rows with the fields class and fname")
         folder = root / f"cars_{self.split}"
-        if (folder / folder.name).is_dir():  # as mirrors pack it
+        if (folder / folder.name).is_dir():  # mirrors nest the folder in itself
             folder = folder / folder.name
         members = Members(folder, where)
         images = []
         for number, file in zip(_whole(rows["class"], where), rows["fname"], strict=True):
             if not 1 <= number <= len(names):
-                raise DataError(f"{where}: {file} has class {number}, but cars_meta.mat names {len(names)}")
+                raise DataError(f"{where}: {file} has class {number}, but cars_meta.mat has {len(names)} classes")
             image = members.image(str(file), number - 1)
             images.append(image._replace(name=f"cars_{self.split}/{image.name}"))
         return Annotations("Stanford Cars", root, names, images, self.split == "train")
@@ -79,7 +79,7 @@ class StanfordCarsConfig(LabeledConfig):
 def _dogs(path: Path) -> list[tuple[str, int]]:
     files, labels = read_mat(path, "file_list", "labels")
     if len(files) != len(labels):
-        raise DataError(f"{path}: {len(files)} files have {len(labels)} labels")
+        raise DataError(f"{path}: {len(files)} files, but {len(labels)} labels; both need the same number")
     return [(str(file), number) for file, number in zip(files, _whole(labels, path), strict=True)]
 
 

@@ -77,7 +77,7 @@ def test_aircraft_are_those_of_torchvision(tmp_path: Path) -> None:
         assert list(ours.classes) == theirs.classes
     (root / "images_variant_test.txt").write_text("1 Concorde\n")
     with pytest.raises(
-        DataError, match=r"images_variant_test.txt: 1 is a 'Concorde', which variants.txt does not name"
+        DataError, match=r"images_variant_test.txt: 1 has class 'Concorde', which is not in variants.txt"
     ):
         read("aircraft", tmp_path, split="test")
 
@@ -116,7 +116,7 @@ def test_cars_are_found_where_mirrors_pack_them(cars: Path) -> None:
 def test_wrong_mat_files_are_said_in_one_line(cars: Path) -> None:
     devkit = cars / "stanford_cars" / "devkit"
     scipy_io.savemat(devkit / "cars_meta.mat", {"class_names": np.array(["AM Hummer"], dtype=object)})
-    with pytest.raises(DataError, match=r"00001.jpg has class 2, but cars_meta.mat names 1"):
+    with pytest.raises(DataError, match=r"00001.jpg has class 2, but cars_meta.mat has 1 classes"):
         read("stanford_cars", cars)
     scipy_io.savemat(devkit / "cars_meta.mat", {"names": 1})
     with pytest.raises(DataError, match="has no variable 'class_names'; it holds names"):
@@ -153,7 +153,7 @@ def test_food_is_that_of_torchvision(tmp_path: Path) -> None:
     assert sorted(pairs(ours)) == sorted(zip(theirs._image_files, theirs._labels, strict=True))
     assert ours.classes == ("apple_pie", "waffles")
     (root / "meta/train.json").write_text('{"waffles": ["apple_pie/1"]}')
-    with pytest.raises(DataError, match="apple_pie/1 is listed as 'waffles'"):
+    with pytest.raises(DataError, match="apple_pie/1 is listed as class 'waffles', but lies in another folder"):
         read("food101", tmp_path)
     (root / "meta/train.json").write_text('{"waffles": ')
     with pytest.raises(DataError, match=r"train.json: cannot be read as JSON"):
@@ -208,7 +208,7 @@ def test_inaturalist_annotations_that_disagree(species: Path) -> None:
     path = species / "train2017.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps({**found, "annotations": found["annotations"][1:]}))
-    with pytest.raises(DataError, match="1 images have no annotation, or the reverse; the first id is 11"):
+    with pytest.raises(DataError, match="ids of images and annotations differ in 1 cases, the first is 11"):
         read("inaturalist", species)
     path.write_text(json.dumps({**found, "categories": found["categories"][:1]}))
     with pytest.raises(DataError, match="category 3 of an annotation is not in the list of categories"):
@@ -252,7 +252,7 @@ def test_dogs_have_contiguous_labels_in_both_splits(dogs: Path) -> None:
 def test_dogs_whose_lists_disagree(dogs: Path) -> None:
     values = {"file_list": cell(["n1-Chow/b.jpg"]), "labels": np.array([[7.0]])}
     scipy_io.savemat(dogs / "test_list.mat", values)
-    with pytest.raises(DataError, match=r"test_list.mat: n1-Chow/b.jpg has label 7, which is that of n2-Pug"):
+    with pytest.raises(DataError, match=r"test_list.mat: n1-Chow/b.jpg has label 7, which belongs to n2-Pug"):
         read("stanford_dogs", dogs)
     scipy_io.savemat(dogs / "test_list.mat", {**values, "labels": np.array([[7.5]])})
     with pytest.raises(DataError, match=r"7.5.* is not the number of a class"):

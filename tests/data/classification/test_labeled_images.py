@@ -130,16 +130,16 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (lambda root: (root / "train_test_split.txt").unlink(), r"train_test_split.txt: no such split file"),
     (
         lambda root: edit(root / "image_class_labels.txt", "0 1\n", ""),
-        r"image_class_labels.txt: 1 ids disagree with images.txt: '0' is not in image_class_labels.txt",
+        r"image_class_labels.txt: 1 ids do not match images.txt: '0' is not in image_class_labels.txt",
     ),
     (
         lambda root: edit(root / "train_test_split.txt", "0 1\n", "0 1\n77 1\n"),
-        r"train_test_split.txt: 1 ids disagree with images.txt: '77' is not in images.txt",
+        r"train_test_split.txt: 1 ids do not match images.txt: '77' is not in images.txt",
     ),
     (lambda root: edit(root / "train_test_split.txt", "0 1\n", "0 2\n"), r"image 0 has '2', expected 0 or 1"),
     (
         lambda root: edit(root / "image_class_labels.txt", "0 1\n", "0 3\n"),
-        r"image 0 has class 3, not in classes.txt",
+        r"image 0 has class 3, which is not in classes.txt",
     ),
     (lambda root: edit(root / "image_class_labels.txt", "0 1\n", "0 x\n"), r"'x' is not the number of a class"),
     (
@@ -148,7 +148,7 @@ MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda root: edit(root / "classes.txt", "1 001.Auk", "1 001.Auk\n3 003.Bat"),
-        r"1 of 4 classes have no images \(003.Bat\); leave them out with a list of `classes`",
+        r"1 of 4 classes have no images \(003.Bat\); exclude them with a list in `classes`",
     ),
     (lambda root: edit(root / "images.txt", "1 001.Auk/1", "1 001.Auk/0"), r"1 examples are listed twice"),
     (lambda root: edit(root / "images.txt", "0 001.Auk/0.png", "0 ../0.png"), r"'\.\.' is not a path inside"),
@@ -178,7 +178,7 @@ def test_an_unknown_class_of_a_list_is_named_with_the_nearest(cub: Path, tmp_pat
     ):
         dataset(name="cub", root=cub, classes=where)
     lines(where, "001.Auk", "001.Auk")
-    with pytest.raises(DataError, match=r"1 classes are listed twice, the first '001.Auk'"):
+    with pytest.raises(DataError, match=r"1 classes are listed twice, for example '001.Auk'"):
         dataset(name="cub", root=cub, classes=where)
     lines(where, "# nothing")
     with pytest.raises(DataError, match="the list of classes is empty"):
@@ -226,7 +226,7 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 of 3 classes have no images \(c\)"):
         dataset(name="image_folder", root=tmp_path)
     image(tmp_path / "loose.png")
-    with pytest.raises(DataError, match=r"1 images lie outside of the classes' folders, the first loose.png"):
+    with pytest.raises(DataError, match=r"1 images are outside the class folders, for example loose.png"):
         dataset(name="image_folder", root=tmp_path)
 
 
@@ -301,13 +301,13 @@ def test_a_list_as_dstl_has_it(tmp_path: Path) -> None:
     assert tree.classes == ("robin", "wren")
     assert list(zip(tree.ids, tree.targets, strict=True)) == [("wren/1", 1), ("robin/2", 0)]
     lines(where, "wren/1.png: 3", "robin/1.png: 3")
-    with pytest.raises(DataError, match=r"robin/1.png has label 3, which is that of wren"):
+    with pytest.raises(DataError, match=r"robin/1.png has label 3, which belongs to wren"):
         dataset(name="image_folder", root=tmp_path, list=where)
     lines(where, "robin/1.png: 3", "robin/2.png: 1", "wren/1.png: 2")
     with pytest.raises(DataError, match="images in robin have the labels 1, 3; expected one"):
         dataset(name="image_folder", root=tmp_path, list=where)
     lines(where, "robin/1.png 3")
-    with pytest.raises(DataError, match=r"'robin/1.png 3' is not a path, a colon and a label"):
+    with pytest.raises(DataError, match=r"'robin/1.png 3' does not have the form `path: label`"):
         dataset(name="image_folder", root=tmp_path, list=where)
 
 
