@@ -1,1 +1,1 @@
-"""Frame pairs with optical flow: FlyingChairs, Scene Flow, Sintel, KITTI, Middlebury."""
+"""Data sets of frame pairs with optical flow: FlyingChairs, Scene Flow, Sintel, KITTI, Middlebury."""

@@ -1,4 +1,4 @@
-"""KITTI 2015: 200 street scenes with flow measured by laser, sparse.
+"""KITTI 2015: 200 street scenes with sparse flow measured by laser.
 
 Layout: training/image_2/000000_{10,11}.png, training/{flow_occ,flow_noc}/000000_10.png.
 Source: Menze and Geiger, "Object Scene Flow for Autonomous Vehicles", CVPR 2015.
@@ -11,9 +11,9 @@ from data.flow.pairs import FlowConfig, FlowPair
 
 
 class KittiConfig(FlowConfig):
-    """Pairs of the training part with sparse flow (the test part has no public flow). Names are like "000000_10".
+    """Config of KITTI 2015's training set (the test set has no public flow). Pairs are named like "000000_10".
 
-    The benchmark leaves the split open; here every fifth scene (000000, 000005, ...) is val, 40 of the 200.
+    The benchmark defines no validation split; here every fifth scene (000000, 000005, ...) is val, 40 of the 200.
     torchvision's KittiFlow is not used: its file lists are private, and a missing file shifts its pairs.
     """
 
@@ -21,7 +21,7 @@ class KittiConfig(FlowConfig):
     name: Literal["kitti"]
     split: Literal["train", "val", "all"] = "train"
     occluded: bool = True
-    """Read the flow of all pixels (flow_occ), or only of those that the next frame shows too (flow_noc)."""
+    """Flow to read: all pixels (flow_occ), or only pixels that are visible in the next frame too (flow_noc)."""
 
     def pairs(self) -> list[FlowPair]:
         """Return the files of each pair."""

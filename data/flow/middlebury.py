@@ -15,16 +15,16 @@ _FRAMES = ("other-data", "other-color-twoframes/other-data", *_COLOR)
 
 
 class MiddleburyConfig(FlowConfig):
-    """Pairs of frame10 and frame11, with flow where it is known. Names are like "RubberWhale".
+    """Config of Middlebury: pairs of frame10 and frame11, named like "RubberWhale".
 
-    `root` has other-data (the two-frame color archive) and other-gt-flow. Unknown flow, stored as 1.67e9, is 0 and not
-    valid.
+    `root` has the folders other-data (the two-frame color archive) and other-gt-flow. Unknown flow, stored as 1.67e9,
+    is set to 0 and marked as invalid.
     """
 
     title: ClassVar[str] = "Middlebury"
     name: Literal["middlebury"]
     split: Literal["val", "all"] = "val"
-    """val: the pairs with flow. all: those without flow too. There is no training split."""
+    """val: the pairs with flow. all: also the pairs without flow. There is no training split."""
 
     def pairs(self) -> list[FlowPair]:
         """Return the files of each pair."""

@@ -1,4 +1,4 @@
-"""Frame pairs with flow: the base of the flow data sets."""
+"""Base of the flow data sets: frame pairs with flow."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class FlowPair:
     frame: Path
     next_frame: Path
     flow: Path | None
-    invalid: Path | None = None  # mask file: not zero where flow is unknown
+    invalid: Path | None = None  # mask file that is not zero where flow is unknown
 
 
 class FlowPairs:
@@ -31,8 +31,8 @@ class FlowPairs:
 
     Args:
         title: name of the data set in messages.
-        root: its folder, for messages.
-        pairs: files with unique names.
+        root: folder of the data set, for messages.
+        pairs: files of each pair, with unique names.
 
     Raises:
         DataError: there is no pair, a name occurs twice, or files are missing (the message names the first ten).
@@ -60,7 +60,7 @@ class FlowPairs:
         return Sample(frame=frame, next_frame=next_frame, **labels)
 
     def labels(self, index: int) -> Labels:
-        """Return the flow of pair `index`, if it has any, and where it is known. Frames are not decoded."""
+        """Return the flow of pair `index` and its validity, or no flow if there is none. Frames are not decoded."""
         pair = self._pairs[index]
         if pair.flow is None:
             return Labels(name=pair.name)
@@ -81,12 +81,12 @@ class FlowConfig(Config):
     title: ClassVar[str]
     """Name of the data set in messages."""
     root: Path
-    """The data set's own folder, or the one that holds it."""
+    """Folder of the data set, or its parent folder."""
 
     @abstractmethod
     def pairs(self) -> list[FlowPair]:
         """Return the files of each pair. Raises DataError."""
 
     def build(self) -> FlowPairs:
-        """Return the data set, its files checked to be there. Raises DataError."""
+        """Return the data set after checking that its files exist. Raises DataError."""
         return FlowPairs(self.title, self.root, self.pairs())

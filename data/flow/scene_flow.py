@@ -1,6 +1,8 @@
-"""The Scene Flow data sets Monkaa, Driving and FlyingThings3D: rendered stereo videos with exact flow both ways.
+"""The Scene Flow data sets Monkaa, Driving and FlyingThings3D: rendered stereo videos with exact flow in both
+directions.
 
-540x960 pixels, each film in two passes (clean, final) from two cameras, with flow into the future and into the past.
+540x960 pixels. Each film is rendered in two passes (clean, final) from two cameras, with flow to the next and to the
+previous frame.
 Layout: frames_cleanpass/<film>/<camera>/0001.png, frames_finalpass, and optical_flow/<film>/into_future/<camera>/
 OpticalFlowIntoFuture_0001_L.pfm. torchvision reads Monkaa and Driving for stereo only, and FlyingThings3D always in
 both directions. Source: Mayer et al., "A Large Dataset to Train Convolutional Networks for Disparity, Optical Flow, and
@@ -21,10 +23,10 @@ from data.types import DataError, MissingDataError
 from mtsp.text import natural_order
 
 MONKAA_VAL = frozenset({"a_rain_of_stones_x2", "family_x2", "top_view_x2"})
-"""Scenes of Monkaa in val: the 3 of 24 that have no variants among the others."""
+"""Scenes of Monkaa in val: the 3 of 24 scenes that have no variants among the training scenes."""
 
 DRIVING_VAL = frozenset({"35mm_focallength/scene_backwards/fast", "35mm_focallength/scene_backwards/slow"})
-"""Sequences of Driving in val: one drive at both speeds, since the fast one is a part of the slow one."""
+"""Sequences of Driving in val: one drive at both speeds, since the fast sequence is a part of the slow sequence."""
 
 _MONKAA_FAMILIES = (
     "a_rain_of", "eating_", "family_", "flower_storm_", "funnyworld_", "lonetree_", "top_view_", "treeflight_",
@@ -38,7 +40,7 @@ class _SceneFlowConfig(FlowConfig):
     split: Literal["train", "val", "all"] = "train"
     passes: tuple[Literal["clean", "final"], ...] = ("clean", "final")
     directions: tuple[Literal["into_future", "into_past"], ...] = ("into_future", "into_past")
-    """into_future: flow to the following frame. into_past: flow to the preceding frame, which is then `next_frame`."""
+    """into_future: flow to the following frame. into_past: flow to the preceding frame, which becomes `next_frame`."""
     cameras: tuple[Literal["left", "right"], ...] = ("left",)
 
     @abstractmethod
@@ -46,11 +48,11 @@ class _SceneFlowConfig(FlowConfig):
         """Return the sequences of the split."""
 
     def unused(self, root: Path) -> frozenset[tuple[str, int]]:
-        """Return the sequence and number of each frame to leave out."""
+        """Return the sequence and the frame number of each frame to leave out."""
         return frozenset()
 
     def pairs(self) -> list[FlowPair]:
-        """Return the files of each pair, pass by pass, in each direction by direction and camera by camera."""
+        """Return the files of each pair, sorted by pass, then direction, then camera."""
         root = find_root(self.title, self.root, "optical_flow", below=[self.title, self.title.lower()])
         found: set[str] = set()
         for top in (root / "optical_flow", *(root / f"frames_{which}pass" for which in self.passes)):
@@ -65,10 +67,10 @@ class _SceneFlowConfig(FlowConfig):
 
 
 class MonkaaConfig(_SceneFlowConfig):
-    """Pairs of Monkaa. Names: "clean/into_future/left/<scene>/0001", with the number of the pair's first frame.
+    """Config of Monkaa. Pairs are named like "clean/into_future/left/<scene>/0001", with their first frame's number.
 
-    The paper leaves the split open; here the scenes of :data:`MONKAA_VAL` are val, the other published ones train.
-    Of other scenes, the last eighth is val, at least one of two.
+    The paper defines no split; here the scenes of :data:`MONKAA_VAL` are val and the other published scenes are train.
+    If there are unpublished scenes, the last eighth of them is val, but at least one of two.
     """
 
     depth: ClassVar[int] = 1
@@ -81,11 +83,11 @@ class MonkaaConfig(_SceneFlowConfig):
 
 
 class DrivingConfig(_SceneFlowConfig):
-    """Pairs of Driving. Names: "clean/into_future/left/15mm_focallength/scene_forwards/fast/0001".
+    """Config of Driving. Pairs are named like "clean/into_future/left/15mm_focallength/scene_forwards/fast/0001".
 
-    The paper leaves the split open; here the sequences of :data:`DRIVING_VAL` are val, the other published ones train.
-    All of it shows one street, which training sees through the 15mm lens: errors on val say little about other streets.
-    Of other sequences, the last eighth is val, at least one of two.
+    The paper defines no split; here the sequences of :data:`DRIVING_VAL` are val and the other published sequences are
+    train. All sequences show one street, and train shows it through the 15mm lens, so errors on val say little about
+    other streets. If there are unpublished sequences, the last eighth of them is val, but at least one of two.
     """
 
     title: ClassVar[str] = "Driving"
@@ -97,14 +99,15 @@ class DrivingConfig(_SceneFlowConfig):
 
 
 class FlyingThingsConfig(_SceneFlowConfig):
-    """Pairs of FlyingThings3D. Names: "clean/into_future/left/TRAIN/A/0000/0006"."""
+    """Config of FlyingThings3D. Pairs are named like "clean/into_future/left/TRAIN/A/0000/0006"."""
 
     title: ClassVar[str] = "FlyingThings3D"
     name: Literal["flying_things"]
     split: Literal["train", "val", "all"] = "train"
-    """train: the published TRAIN. val: the published TEST."""
+    """train: the published folder TRAIN. val: the published folder TEST."""
     skip_unused: bool = False
-    """Leave out the pairs with a frame in Freiburg's all_unused_files.txt, put beside optical_flow."""
+    """Leave out the pairs with a frame listed in Freiburg's all_unused_files.txt, which must lie beside
+    optical_flow."""
 
     def sequences(self, found: list[str]) -> list[str]:
         """Return the sequences of the split."""
@@ -112,14 +115,14 @@ class FlyingThingsConfig(_SceneFlowConfig):
         return [name for name in found if name.startswith(parts)]
 
     def unused(self, root: Path) -> frozenset[tuple[str, int]]:
-        """Return the frames in the list of unused files, with lines "TRAIN/A/0024/left/0006.png"."""
+        """Return the frames in the list of unused files, which has lines like "TRAIN/A/0024/left/0006.png"."""
         if not self.skip_unused:
             return frozenset()
         path = root / "all_unused_files.txt"
         lines = [" ".join(words) for words in read_lines(path)]
         matches = [_UNUSED.search(line) for line in lines]
         if None in matches:
-            raise DataError(f"{path}: {lines[matches.index(None)]!r} is not like TRAIN/A/0024/left/0006.png")
+            raise DataError(f"{path}: {lines[matches.index(None)]!r} does not have the form TRAIN/A/0024/left/0006.png")
         return frozenset((match[1], int(match[2])) for match in matches if match)
 
 
@@ -134,8 +137,8 @@ def _film(
 ) -> Iterator[FlowPair]:
     """Yield the pairs of one film.
 
-    Numbers come from the files: not every film starts at 1. The film's last frame (into the past: its first) has flow
-    too, to a frame that was not published; any other frame without a partner is missing.
+    Frame numbers are read from the file names, since not every film starts at 1. The last frame of a film (into the
+    past: the first frame) has flow to a frame that was not published. Any other missing frame is an error.
     """
     folder = root / f"frames_{which}pass" / sequence / camera
     flows = root / "optical_flow" / sequence / direction / camera

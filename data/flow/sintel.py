@@ -1,4 +1,4 @@
-"""MPI Sintel: an animated film with exact flow, 1041 training pairs of 436x1024 in 23 scenes, in two passes.
+"""MPI Sintel: an animated film with exact flow; 1041 training pairs of 436x1024 in 23 scenes, each in two passes.
 
 Layout: training/{clean,final}/<scene>/frame_0001.png, training/flow/<scene>/frame_0001.flo, training/invalid.
 Source: Butler, Wulff, Stanley and Black, "A Naturalistic Open Source Movie for Optical Flow Evaluation", ECCV 2012.
@@ -14,14 +14,14 @@ from mtsp.text import natural_order
 
 _FRAME = re.compile(r"frame_([0-9]{4})")
 VAL_SCENES = frozenset({"alley_2", "ambush_6", "bandage_2", "cave_4", "market_6", "temple_2"})
-"""The 6 of 23 scenes that are never trained on, each from a place that training shows in another scene."""
+"""The 6 of 23 scenes in val. The place of each scene also occurs in a training scene."""
 
 
 class SintelConfig(FlowConfig):
-    """Pairs of the training part (the test part has no public flow). Names are like "clean/alley_1/frame_0001".
+    """Config of Sintel's training set (the test set has no public flow). Names are like "clean/alley_1/frame_0001".
 
-    The release leaves the split open; here the scenes of :data:`VAL_SCENES` are val and the others train, so that no
-    frame of a val scene is seen in training. Where `training/invalid` is there, its pixels are unknown flow.
+    The release defines no split; here the scenes of :data:`VAL_SCENES` are val and the other scenes are train, so no
+    frame of a val scene is used in training. If `training/invalid` exists, the pixels it marks have unknown flow.
     torchvision's Sintel is not used: its file lists are private, and it drops a missing frame silently.
     """
 
@@ -41,7 +41,7 @@ class SintelConfig(FlowConfig):
 
 
 def _pairs(root: Path, which: str, scene: str) -> list[FlowPair]:
-    """Return the pairs of one scene: a frame that has flow and the next number; all frames but the last have flow."""
+    """Return the pairs of one scene: each frame with flow, and the next frame. Only the last frame has no flow."""
     frames = images_by_stem(root / which / scene)
     numbers = {int(match[1]) for stem in frames if (match := _FRAME.fullmatch(stem))}
     files = (root / "flow" / scene).glob("*.flo")

@@ -1,1 +1,1 @@
-"""Still images with a class for every pixel."""
+"""Segmentation data sets: still images with a class for every pixel."""

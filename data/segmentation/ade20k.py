@@ -25,24 +25,24 @@ microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, h
 ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
 """
 ADE20K = LabelMap("ade20k", tuple(" ".join(_ADE20K.split()).split(", ")), tuple(range(1, 151)), unknown=(0,))
-"""The 150 classes of the scene parsing challenge of 2016, by the first of their names; 0 is everything else."""
+"""The 150 classes of the scene parsing challenge of 2016, each by the first of its names; 0 is everything else."""
 
 
 class Ade20kConfig(SegmentedConfig):
-    """Which images of ADE20K to read."""
+    """Config of ADE20K."""
 
     title: ClassVar[str] = "ADE20K"
     name: Literal["ade20k"]
     root: Path
-    """The folder ADEChallengeData2016, which has images and annotations, or the one above it."""
+    """The folder ADEChallengeData2016, which has images and annotations, or its parent folder."""
     split: Literal["train", "val"] = "train"
 
     def label_map(self) -> LabelMap:
-        """Return its 150 classes; files count from 1."""
+        """Return the 150 classes, stored as 1 to 150 in mask files."""
         return ADE20K
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return the root folder and the files of each example."""
+        """Return the root folder and the files of each example. Raises DataError."""
         folder = {"train": "training", "val": "validation"}[self.split]
         root = find_root("ADE20K", self.root, f"images/{folder}", below=("ADEChallengeData2016",))
         images = [

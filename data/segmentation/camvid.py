@@ -24,11 +24,11 @@ CAMVID = LabelMap(
         (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
 )  # fmt: skip
-"""The 11 classes of SegNet's version (Badrinarayanan et al., 2015), made of CamVid's 32; 11 is void."""
+"""The 11 classes of SegNet's version (Badrinarayanan et al., 2015), merged from CamVid's 32; 11 is void."""
 
 
 class CamVidConfig(SegmentedConfig):
-    """Which images of CamVid to read."""
+    """Config of CamVid."""
 
     title: ClassVar[str] = "CamVid"
     name: Literal["camvid"]
@@ -37,17 +37,18 @@ class CamVidConfig(SegmentedConfig):
     split: Literal["train", "val", "test"] = "train"
 
     def label_map(self) -> LabelMap:
-        """Return its 11 classes."""
+        """Return the 11 classes."""
         return CAMVID
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return the root folder and the files of each example: the last two parts of each path in the list."""
+        """Return the root folder and the files of each example, named by the last two parts of each path in the
+        list."""
         root = find_root("CamVid", self.root, f"{self.split}.txt", below=("CamVid",))
         path = root / f"{self.split}.txt"
         images = []
         for words in read_lines(path):
             if len(words) != 2:
-                raise DataError(f"{path}: {' '.join(words)!r} is not an image and its labels")
+                raise DataError(f"{path}: {' '.join(words)!r} must be the path of an image and the path of its mask")
             frame, mask = (inside(root, "/".join(word.split("/")[-2:]), path) for word in words)
             images.append(SegmentedImage(frame.stem, frame, mask))
         return root, images

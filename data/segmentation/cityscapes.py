@@ -22,13 +22,13 @@ _CITYSCAPES: tuple[tuple[int, str, tuple[int, int, int]], ...] = (
 _NAMES, _COLORS = tuple(row[1] for row in _CITYSCAPES), tuple(row[2] for row in _CITYSCAPES)
 _IDS = tuple(row[0] for row in _CITYSCAPES)
 CITYSCAPES = LabelMap("cityscapes labelIds", _NAMES, _IDS, (*sorted({*range(34)} - {*_IDS}), 255), _COLORS)
-"""The 19 scored classes in files of labelIds, 0 to 33; 255 is the license plate, -1 stored in a byte."""
+"""The 19 scored classes in files of labelIds, 0 to 33. 255 is the license plate, id -1 stored in a byte."""
 CITYSCAPES_TRAIN = LabelMap("cityscapes labelTrainIds", _NAMES, tuple(range(19)), (255,), _COLORS)
-"""The same classes in files of labelTrainIds."""
+"""The 19 scored classes in files of labelTrainIds."""
 
 
 class CityscapesConfig(SegmentedConfig):
-    """Which images of Cityscapes to read."""
+    """Config of Cityscapes."""
 
     title: ClassVar[str] = "Cityscapes"
     name: Literal["cityscapes"]
@@ -36,14 +36,15 @@ class CityscapesConfig(SegmentedConfig):
     """The folder that has leftImg8bit and gtFine."""
     split: Literal["train", "val"] = "train"
     masks: Literal["labelIds", "labelTrainIds"] = "labelIds"
-    """labelIds: as released. labelTrainIds: as the authors' script renumbers the 19 classes."""
+    """Encoding of the mask files. labelIds: as released. labelTrainIds: the 19 classes renumbered by the authors'
+    script."""
 
     def label_map(self) -> LabelMap:
-        """Return its 19 classes."""
+        """Return the 19 scored classes."""
         return CITYSCAPES if self.masks == "labelIds" else CITYSCAPES_TRAIN
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return the root folder and the files of each example."""
+        """Return the root folder and the files of each example. Raises DataError."""
         root = find_root("Cityscapes", self.root, f"leftImg8bit/{self.split}")
         images = []
         for city in subfolders(root / "leftImg8bit" / self.split):

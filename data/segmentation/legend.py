@@ -1,4 +1,4 @@
-"""Draw figures of labels: the legend of a label map, a mask in colors."""
+"""Draw labels for people: the legend of a label map, and masks in color."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,11 +12,11 @@ _ROW, _COLUMN, _ROWS = 22, 230, 30  # pixels, pixels, rows in a column
 
 
 def legend(label_map: LabelMap, mask: np.ndarray | None = None) -> np.ndarray:
-    """Return a figure of the classes, HW3 uint8: color, value in the files, name.
+    """Draw a legend, HW3 uint8, with the color, value in mask files, and name of each class.
 
     Args:
         label_map: the classes and their colors.
-        mask: class ids, HW uint8: list only the classes in it, each with its percentage of the known pixels.
+        mask: class ids, HW uint8. If set, list only its classes, each with its percentage of the known pixels.
     """
     values, colors = label_map.values, label_map.palette()
     rows = [(tuple(colors[i].tolist()), f"{values[i]}  {name}") for i, name in enumerate(label_map.classes)]
@@ -38,14 +38,14 @@ def legend(label_map: LabelMap, mask: np.ndarray | None = None) -> np.ndarray:
 
 
 def colored(mask: np.ndarray, label_map: LabelMap) -> np.ndarray:
-    """Return `mask`, HW uint8 of class ids, in the classes' colors, HW3 uint8; unknown pixels are white."""
+    """Return `mask` (class ids, HW uint8) drawn in the colors of the classes, HW3 uint8; unknown pixels are white."""
     table = np.full((256, 3), _UNKNOWN, np.uint8)
     table[: len(label_map.classes)] = label_map.palette()
     return table[mask]
 
 
 def labeled_example(frame: np.ndarray, mask: np.ndarray, label_map: LabelMap) -> np.ndarray:
-    """Return an image, its mask in colors, and the legend of what is in it, beside each other, HW3 uint8."""
+    """Draw an image, its mask in color, and the legend of the mask's classes side by side, HW3 uint8."""
     parts = [frame, colored(mask, label_map), legend(label_map, mask)]
     height = max(part.shape[0] for part in parts)
     padding = [((0, height - part.shape[0]), (0, 8), (0, 0)) for part in parts]

@@ -1,4 +1,4 @@
-"""Your own images and masks: two folders, and what the values in the masks mean."""
+"""Your own images and masks: two folders, and the meaning of the values in the masks."""
 
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -18,30 +18,29 @@ from mtsp.types import IGNORE
 
 
 class MaskFolderConfig(SegmentedConfig):
-    """Your own images and masks. For videos use `folder`."""
+    """Config of your own images and masks. For videos use `folder`."""
 
     title: ClassVar[str] = "images"
     name: Literal["mask_folder"]
     frames: Path
-    """A folder of images, or of subfolders of images."""
+    """Folder of images, or of subfolders with images."""
     masks: Path
-    """The folder of masks: the mask of <frames>/park/1.jpg is <masks>/park/1.png."""
+    """Folder of masks; the mask of <frames>/park/1.jpg is <masks>/park/1.png."""
     mask_suffix: str = ""
-    """Suffix that a mask's name adds to its image's: `_L` where 1.png has 1_L.png."""
+    """Suffix of mask names after the image name: `_L` if the mask of 1.png is 1_L.png."""
     classes: tuple[str, ...]
-    """Names, in the order of class ids 0, 1, ..."""
+    """Class names, in the order of class ids 0, 1, ..."""
     values: tuple[int, ...] | None = None
-    """What the masks hold for each of `classes`. Null: 0, 1, ... Give 1, 2, ... and `unknown: [0]` to leave 0 out."""
+    """Value in the masks for each of `classes`. Null: 0, 1, ... To ignore value 0, set 1, 2, ... and `unknown: [0]`."""
     foreground: bool = False
-    """Any value above 0 is the second of two classes, as in masks of 0 and 255."""
+    """Read any value above 0 as the second of two classes, as in masks of 0 and 255."""
     unknown: tuple[int, ...] | None = None
-    """What the masks hold where the class is not known, or does not count. Null: 255, unless no mask has anything
-    but 0 and 255."""
+    """Values in the masks where the class is unknown or ignored. Null: 255, unless all masks contain only 0 and 255."""
     exif: Literal["apply", "ignore"] | None = None
-    """What an EXIF note to turn an image does: `apply` turns the image to its mask, `ignore` leaves it as stored.
-    Null: as stored, and the file is named in a warning."""
+    """How to treat EXIF orientation: `apply` rotates the image to match its mask, `ignore` reads it as stored. Null:
+    read it as stored, and name the file in a warning."""
     split: Path | None = None
-    """A text file with an image per line, relative to `frames`, without suffix. Null: all images."""
+    """Text file with one image per line, relative to `frames`, without suffix. Null: use all images."""
 
     @model_validator(mode="after")
     def _map_is_right(self) -> Self:
@@ -49,16 +48,16 @@ class MaskFolderConfig(SegmentedConfig):
         if self.foreground and len(self.classes) != 2:
             raise ValueError(f"`foreground` needs 2 classes, background and object, got {len(self.classes)}")
         if self.foreground and (self.values is not None or self.unknown is not None):
-            raise ValueError("`foreground` takes any value above 0; leave out `values` and `unknown`")
+            raise ValueError("`foreground` reads any value above 0 as the object; leave out `values` and `unknown`")
         return self
 
     def label_map(self) -> LabelMap:
-        """Return the classes of the config."""
+        """Return the label map that the config describes."""
         values = tuple(range(len(self.classes))) if self.values is None else self.values
         return LabelMap("mask_folder", self.classes, values, (IGNORE,) if self.unknown is None else self.unknown)
 
     def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there. Raises DataError."""
+        """Return the data set after checking that its files exist. Raises DataError."""
         root, images = self.files()
         same, doubt = SameColors(), ObjectOrUnknown([image.mask for image in images])
 
@@ -73,7 +72,7 @@ class MaskFolderConfig(SegmentedConfig):
         return SegmentedImages(self.title, root, images, self.label_map(), read=read, exif=self.exif or "warn")
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return the root folder and the files of each example."""
+        """Return the root folder and the files of each example. Raises DataError."""
         if not self.frames.is_dir():
             raise MissingDataError(f"no folder {self.frames}")
         found = {
@@ -87,7 +86,7 @@ class MaskFolderConfig(SegmentedConfig):
             names = [normalize("NFC", name) for name in read_names(self.split)]
             if lacking := [name for name in names if name not in found]:
                 raise MissingDataError(
-                    f"{self.split}: {len(lacking)} names have no image in {self.frames}, the first "
+                    f"{self.split}: {len(lacking)} names have no image in {self.frames}, for example "
                     f"{lacking[0]!r}{similar(lacking[0], found)}"
                 )
         masks = [named(self.masks / f"{name}{self.mask_suffix}.png") for name in names]

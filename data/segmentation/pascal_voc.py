@@ -18,45 +18,45 @@ _VOC_THINGS = (
     "sofa train tvmonitor"
 )
 PASCAL_VOC = LabelMap("pascal_voc", ("background", *_VOC_THINGS.split()), values=tuple(range(21)))
-"""The 21 classes; 255 marks the borders of objects and what is too hard to tell."""
+"""The 21 classes; 255 marks the borders of objects and ambiguous pixels."""
 
 
 class PascalVocConfig(SegmentedConfig):
-    """Which images of PASCAL VOC 2012 to read."""
+    """Config of PASCAL VOC 2012."""
 
     title: ClassVar[str] = "PASCAL VOC"
     name: Literal["pascal_voc"]
     root: Path
-    """The folder that has JPEGImages, or one above it."""
+    """The folder that has JPEGImages, or a folder above it."""
     split: str = "train"
-    """A list in ImageSets/Segmentation: train, val or trainval, or train_aug if you have it."""
+    """Name of a list in ImageSets/Segmentation: train, val or trainval, or train_aug if you have it."""
     masks: str = "SegmentationClass"
-    """The folder of masks; SegmentationClassAug is the usual name where SBD extends training to 10,582 images."""
+    """Folder of masks; with SBD, which extends training to 10,582 images, the usual name is SegmentationClassAug."""
 
     def label_map(self) -> LabelMap:
-        """Return its 21 classes, background first."""
+        """Return the 21 classes, background first."""
         return PASCAL_VOC
 
     def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there. Raises DataError."""
+        """Return the data set after checking that its files exist. Raises DataError."""
         root, images = self.files()
         return SegmentedImages(self.title, root, images, self.label_map(), colors="voc")
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return the root folder and the files of each example."""
+        """Return the root folder and the files of each example. Raises DataError."""
         root = find_root("PASCAL VOC", self.root, "JPEGImages", below=("VOC2012", "VOCdevkit/VOC2012"))
         return root, read_voc_list(root, root / "ImageSets" / "Segmentation", self.split, self.masks)
 
 
 def read_voc_list(root: Path, lists: Path, split: str, masks: str) -> list[SegmentedImage]:
-    """Return the files of a list in the layout of PASCAL VOC: a name per line, or the paths of an image and its mask.
+    """Return the files in a list of PASCAL VOC, with a name or the paths of an image and its mask on each line.
 
-    Raises DataError if the list is missing or a line leads out of `root`.
+    Raises DataError if the list is missing or a path is outside `root`.
     """
     path = lists / f"{split}.txt"
     if not path.is_file():
         others = ", ".join(sorted(other.stem for other in lists.glob("*.txt"))) or "none"
-        raise MissingDataError(f"{path}: no such list; there is {others}")
+        raise MissingDataError(f"no list at {path}; available lists: {others}")
     images = []
     for words in read_lines(path):
         frame, mask = words if len(words) == 2 else (f"JPEGImages/{words[0]}.jpg", f"{masks}/{words[0]}.png")

@@ -1,4 +1,4 @@
-"""Images with a mask of class ids each: the base of the segmentation data sets."""
+"""Base of the segmentation data sets: images with masks of class ids."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -26,22 +26,23 @@ class SegmentedImage(NamedTuple):
 
 
 class SegmentedImages:
-    """Images and their masks of class ids, as :class:`data.types.SampleDataset`.
+    """Images and their masks of class ids, a :class:`data.types.SampleDataset`.
 
-    An image without a single known pixel is kept: it adds nothing to a loss or a metric.
+    Images without any known pixel are kept; they do not change a loss or a metric.
 
     Args:
         title: name of the data set in messages.
-        root: its folder, for messages.
-        images: files with unique names.
+        root: folder of the data set, for messages.
+        images: files of each example, with unique names.
         label_map: meaning of the values in the mask files.
-        read: reads a mask file; None: :func:`data.files.masks.read_mask`.
-        colors: the palette that ids are known to have in indexed masks, also in predicted ones.
-        exif: whether images are turned by their EXIF notes; "warn": they are not, and a note is told once.
+        read: function that reads a mask file; None: :func:`data.files.masks.read_mask`.
+        colors: known palette of the indexed mask files, also of predicted masks.
+        exif: treatment of EXIF orientation; "warn": read images as stored and warn once if an orientation is set.
 
     Raises:
-        DataError: there is no image, a name occurs twice, or files are missing (the message names the first ten). When
-            read: a mask has RGB colors, another size than its image, or a value that the label map does not know.
+        DataError: there is no image, a name occurs twice, or files are missing (the message names the first ten). Also
+            when an example is read: its mask has RGB colors, another size than the image, or a value that is not in the
+            label map.
     """
 
     kind: Kind = "images"
@@ -81,13 +82,14 @@ class SegmentedImages:
         return sample
 
     def labels(self, index: int) -> Labels:
-        """Return the mask of example `index`. Its frame is not decoded."""
+        """Return the mask of example `index` without decoding its frame."""
         image = self._images[index]
         return Labels(name=image.name, mask=self.label_map(self.read_mask(image.mask), image.mask))
 
 
 class SegmentedConfig(Config):
-    """Base config of the segmentation sets. Subclasses add `name`, `title`, :meth:`label_map` and :meth:`files`."""
+    """Base config of the segmentation data sets. Subclasses add `name`, `title`, :meth:`label_map` and
+    :meth:`files`."""
 
     kind: ClassVar[Kind] = "images"
     title: ClassVar[str]
@@ -95,13 +97,13 @@ class SegmentedConfig(Config):
 
     @abstractmethod
     def label_map(self) -> LabelMap:
-        """Return the classes and the values that stand for them in mask files."""
+        """Return the classes and their values in mask files."""
 
     @abstractmethod
     def files(self) -> tuple[Path, list[SegmentedImage]]:
         """Return the root folder and the files of each example. Raises DataError."""
 
     def build(self) -> SegmentedImages:
-        """Return the data set, its files checked to be there. Raises DataError."""
+        """Return the data set after checking that its files exist. Raises DataError."""
         root, images = self.files()
         return SegmentedImages(self.title, root, images, self.label_map())

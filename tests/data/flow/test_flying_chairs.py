@@ -26,7 +26,7 @@ def test_a_part_of_the_chairs_with_a_list_of_its_own_goes_by_order(tmp_path: Pat
     write_chairs(tmp_path, [50, 7, 64], "121")
     assert chairs(tmp_path).ids == ["00007", "00064"]
     (tmp_path / "FlyingChairs_train_val.txt").write_text("1\n2\n")
-    with pytest.raises(DataError, match=r"2 lines fit neither the number of the last pair, 00064, nor 3 pairs"):
+    with pytest.raises(DataError, match=r"2 lines, expected a line for each of 3 pairs, or all numbers up to 00064"):
         chairs(tmp_path)
 
 
@@ -39,7 +39,7 @@ def test_the_chairs_are_found_below_the_folder_they_were_unpacked_in(tmp_path: P
 
 def test_missing_chairs_are_named_and_a_wrong_list_is_refused(tmp_path: Path) -> None:
     write_chairs(tmp_path, [1, 2, 3], "113")
-    with pytest.raises(DataError, match=r"each line is 1 \(train\) or 2 \(val\), got '3'"):
+    with pytest.raises(DataError, match=r"each line must be 1 \(train\) or 2 \(val\), got '3'"):
         chairs(tmp_path)
     (tmp_path / "FlyingChairs_train_val.txt").write_text("1\n1\n1\n")
     with pytest.raises(DataError, match="no examples in what was asked for"):

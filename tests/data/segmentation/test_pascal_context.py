@@ -138,7 +138,7 @@ def test_masks_that_begin_with_zero_are_read_when_told(root: Path) -> None:
     for path in (folder / MASKS).iterdir():
         write_mask(path, read_mask(path) - 1)  # 0 becomes 255, as in detectron2's files
     with pytest.raises(
-        DataError, match=r"the values \[255\] are no labels of pascal_context, whose classes are 1 to 59"
+        DataError, match=r"the values \[255\] are not in the label map pascal_context \(classes: 1 to 59"
     ):
         build(root)[1]
     mask = np.asarray(build(root, first_class=0)[1].get("mask"))

@@ -128,7 +128,7 @@ def test_the_lists_of_sbd_may_name_images_and_masks(tmp_path: Path) -> None:
     (tmp_path / "SegmentationClass").rename(tmp_path / "SegmentationClassAug")
     assert len(build("pascal_voc", tmp_path, split="train_aug")) == 1
     assert len(build("pascal_voc", tmp_path, masks="SegmentationClassAug")) == 1
-    with pytest.raises(MissingDataError, match="no such list; there is train, train_aug"):
+    with pytest.raises(MissingDataError, match="no list at .*; available lists: train, train_aug"):
         build("pascal_voc", tmp_path, split="val")
 
 
@@ -164,7 +164,7 @@ def test_own_masks_mean_what_the_config_says(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("park/1\n")
     assert own(tmp_path, **settings, split=str(tmp_path / "train.txt")).ids == ["park/1"]
     (tmp_path / "train.txt").write_text("park/1\npark/3\n")
-    with pytest.raises(MissingDataError, match=r"1 names have no image in .*, the first 'park/3'"):
+    with pytest.raises(MissingDataError, match=r"1 names have no image in .*, for example 'park/3'"):
         own(tmp_path, **settings, split=str(tmp_path / "train.txt"))
 
 
@@ -184,11 +184,11 @@ def test_own_images_are_found_behind_links_and_not_among_hidden_ones(
     ("settings", "reason"),
     [
         ({"classes": ["a", "b"], "values": [1]}, "2 classes, but 1 values for them"),
-        ({"classes": ["a", "a"]}, "two classes are called 'a'"),
+        ({"classes": ["a", "a"]}, "two classes have the name 'a'"),
         ({"classes": ["a", "b"], "values": [3, 3]}, r"the values \[3\] have two meanings each"),
         ({"classes": ["a", "b"], "unknown": [1]}, r"the values \[1\] have two meanings each"),
-        ({"classes": ["a"], "values": [256]}, r"the values \[256\] are outside 0 to 255"),
-        ({"classes": []}, "0 classes; 1 to 254 fit into a byte"),
+        ({"classes": ["a"], "values": [256]}, r"the values \[256\] are not in 0 to 255"),
+        ({"classes": []}, "0 classes; the number of classes must be 1 to 254"),
     ],
 )
 def test_a_wrong_label_map_is_a_mistake_in_the_config(settings: dict[str, Any], reason: str) -> None:
@@ -206,8 +206,8 @@ def test_a_value_out_of_range_names_the_file_the_values_and_the_classes(tmp_path
     with pytest.raises(DataError) as error:
         build("camvid", tmp_path)[0]
     assert str(error.value) == (
-        f"{tmp_path}/trainannot/0001.png: the values [12, 31, 255] are no labels of camvid, whose classes are 0 to 10, "
-        "unknown 11; the file has another encoding, or the label map is wrong"
+        f"{tmp_path}/trainannot/0001.png: the values [12, 31, 255] are not in the label map camvid (classes: 0 to 10, "
+        "unknown: 11); check the encoding of the file and the label map"
     )
 
 
@@ -228,7 +228,7 @@ def test_missing_files_and_lines_are_refused_before_anything_is_decoded(tmp_path
     with pytest.raises(MissingDataError, match=r"1 file \(trainannot/0001\.png\) missing"):
         build("camvid", tmp_path)
     (tmp_path / "train.txt").write_text("train/0001.png\n")
-    with pytest.raises(DataError, match="is not an image and its labels"):
+    with pytest.raises(DataError, match="must be the path of an image and the path of its mask"):
         build("camvid", tmp_path)
     (tmp_path / "train.txt").write_text("../train/../0001.png a\n")
     with pytest.raises(DataError, match="is not a path inside"):
@@ -272,7 +272,7 @@ def test_every_value_goes_where_the_map_says_and_nowhere_else() -> None:
             expected = {9: 0, 0: 1, 200: 2, 7: IGNORE, 255: IGNORE}[value]
             assert label_map(stored, Path("m.png")).tolist() == [[expected]]
         else:
-            with pytest.raises(DataError, match=rf"m\.png: the values \[{value}\] are no labels of own"):
+            with pytest.raises(DataError, match=rf"m\.png: the values \[{value}\] are not in the label map own"):
                 label_map(stored, Path("m.png"))
 
 
