@@ -128,7 +128,7 @@ def test_the_lists_of_sbd_may_name_images_and_masks(tmp_path: Path) -> None:
     (tmp_path / "SegmentationClass").rename(tmp_path / "SegmentationClassAug")
     assert len(build("pascal_voc", tmp_path, split="train_aug")) == 1
     assert len(build("pascal_voc", tmp_path, masks="SegmentationClassAug")) == 1
-    with pytest.raises(MissingDataError, match="no list at .*; available lists: train, train_aug"):
+    with pytest.raises(MissingDataError, match=r"no list at .*; available lists: train, train_aug"):
         build("pascal_voc", tmp_path, split="val")
 
 
