@@ -7,7 +7,7 @@
     python tools/prepare_data.py labels camvid --out camvid.png [--root datasets/CamVid] [--example 3] [split=val]
 
 ROOT is the data set's own folder, the `root` of a config. Run an interrupted download again to continue it.
-Exit code 0: no problems; 1: an error, or problems that verify prints; 130: stopped by Ctrl-C.
+Exit codes: 0 without problems; 1 after an error, or if verify found problems; 130 if stopped by Ctrl-C.
 """
 
 import argparse
@@ -32,9 +32,9 @@ _SHOWN_PROBLEMS = 20
 
 
 def run_download(name: str, root: Path, archives: "Sequence[Archive]", *, keep: bool = False) -> None:
-    """Download, check and unpack archives into `root`, except those that were unpacked before.
+    """Download, check and unpack archives into `root`; skip archives that were unpacked before.
 
-    After a DownloadError `root` holds complete archives only.
+    After a DownloadError, `root` contains only completely unpacked archives.
     """
     from data.catalog.download import download, require_space, unpack
 
@@ -44,7 +44,7 @@ def run_download(name: str, root: Path, archives: "Sequence[Archive]", *, keep: 
         file = Path(urllib.parse.unquote(urllib.parse.urlsplit(archive.url).path)).name or name
         done = work / f"{file}.done"
         if done.exists():
-            print(f"{file}: unpacked before")
+            print(f"{file}: already unpacked")
             continue
         with _bytes_bar(file) as progress:
             download(archive.url, work / file, checksum=archive.checksum, progress=progress)
@@ -60,7 +60,7 @@ def run_download(name: str, root: Path, archives: "Sequence[Archive]", *, keep: 
         else:
             os.replace(work / file, root / file)
         done.touch()
-        print(f"{file}: " + ("checksum is right" if archive.checksum else "no checksum is published, length is right"))
+        print(f"{file}: " + ("checksum matches" if archive.checksum else "length matches (no checksum is published)"))
 
 
 def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **settings: Any) -> int:
@@ -75,15 +75,15 @@ def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **set
     if len(report.problems) > _SHOWN_PROBLEMS:
         print(f"... and {len(report.problems) - _SHOWN_PROBLEMS} more")
     counts = ", ".join(f"{split} {count}" for split, count in report.counts.items())
-    state = f"{len(report.problems)} problems" if report.problems else "all is well"
+    state = f"{len(report.problems)} problems" if report.problems else "no problems"
     if any("published are" in problem for problem in report.problems):
-        state += "; add --partial to skip the counts of a partial or synthetic data set"
+        state += "; add --partial to skip published numbers for a partial or synthetic data set"
     print(f"{name} at {root}: {sum(report.counts.values())} examples read ({counts}): {state}")
     return 1 if report.problems else 0
 
 
 def run_synthesize(name: str, root: Path, values: dict[str, Any]) -> None:
-    """Write synthetic data in the layout of `name`. Raises ConfigError, FileExistsError, or an error of the writer."""
+    """Write synthetic data in the layout of `name`. Raises ConfigError, FileExistsError or the writer's errors."""
     from data.synthetic.clips import SyntheticConfig
     from data.synthetic.layouts import LAYOUTS
     from data.synthetic.scenes import ScenesConfig
@@ -116,7 +116,7 @@ def run_convert(name: str, root: Path, annotations: Path | None, *, partial_copy
 
 
 def run_labels(name: str, root: Path | None, example: int, out: Path, values: dict[str, Any]) -> None:
-    """Draw the label map of a data set, or with `root` one of its examples. Raises ConfigError or DataError."""
+    """Draw the label map of a data set, or one of its examples if `root` is set. Raises ConfigError or DataError."""
     from data.catalog.datasets import DATASETS
     from data.files.images import write_image
     from data.segmentation.legend import labeled_example, legend
@@ -132,7 +132,7 @@ def run_labels(name: str, root: Path | None, example: int, out: Path, values: di
     else:
         dataset = config.build()
         if not 0 <= example < len(dataset):
-            raise DataError(f"{name} at {root} has the examples 0 to {len(dataset) - 1}, not {example}")
+            raise DataError(f"{name} at {root} has no example {example}; choose 0 to {len(dataset) - 1}")
         sample = dataset[example]
         assert "mask" in sample
         write_image(out, labeled_example(sample["frame"], sample["mask"], config.label_map()))
@@ -144,15 +144,15 @@ def run_labels(name: str, root: Path | None, example: int, out: Path, values: di
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = _parser()
-    arguments, settings = parser.parse_known_args(argv)  # argparse takes no positional arguments after options
+    arguments, settings = parser.parse_known_args(argv)  # argparse does not accept positional arguments after options
     takes_settings = arguments.command in ("synthesize", "verify", "labels")
     if unknown := [word for word in settings if word.startswith("-") or not takes_settings]:
-        parser.error(f"{arguments.command} does not know {' '.join(unknown)}")
+        parser.error(f"{arguments.command} does not accept {' '.join(unknown)}")
     arguments.settings = settings
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        print("stopped; run again: a download continues, other commands start anew", file=sys.stderr)
+        print("stopped; run again: download resumes, other commands start over", file=sys.stderr)
         return 130
 
 
@@ -179,16 +179,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _known(name: str, names: Iterable[str], verb: str) -> str:
-    """Return `name`. Raises ConfigError, which lists `names`, if it is none of them."""
+    """Return `name`. Raises ConfigError, which lists `names`, if `name` is not one of them."""
     from mtsp.config import ConfigError
 
     if name not in names:
-        raise ConfigError(f"{name!r} cannot {verb}; the data sets that can: {', '.join(sorted(names))}")
+        raise ConfigError(f"{name!r} cannot {verb}; data sets that can: {', '.join(sorted(names))}")
     return name
 
 
 def _archives(arguments: argparse.Namespace, row: "Row") -> "list[Archive]":
-    """Return the archives to download, changed by the command line."""
+    """Return the archives to download, after applying --url, --only and checksums."""
     from data.catalog.datasets import Archive
     from mtsp.config import ConfigError
 
@@ -201,29 +201,29 @@ def _archives(arguments: argparse.Namespace, row: "Row") -> "list[Archive]":
     chosen = [a for a in row.archives if not arguments.only or any(word in a.url for word in arguments.only)]
     if not chosen:
         names = ", ".join(archive.url.rpartition("/")[2] for archive in row.archives)
-        raise ConfigError(f"--only {' '.join(arguments.only)} matches no archive of {row.name}; there are {names}")
+        raise ConfigError(f"--only {' '.join(arguments.only)} matches no archive of {row.name}; available: {names}")
     if checksum is not None:
         if len(chosen) > 1:
-            raise ConfigError(f"one checksum for {len(chosen)} archives; choose one of them with --only or --url")
+            raise ConfigError(f"one checksum for {len(chosen)} archives; select one archive with --only or --url")
         chosen = [chosen[0]._replace(checksum=checksum)]
     return chosen
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the key=value words of the command line, unchecked."""
+    """Return the key=value arguments of the command line, not validated."""
     from mtsp.config import ConfigError, parse_yaml
 
     values: dict[str, Any] = {}
     for setting in arguments.settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise ConfigError(f"{setting!r} is not key=value, as in objects=[1,3]")
+            raise ConfigError(f"{setting!r} must have the form key=value, as in objects=[1,3]")
         values[key] = parse_yaml(value)
     return values
 
 
 def _synthesis(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of a synthesis, from options and key=value words, unchecked."""
+    """Return the config values for synthesize from options and key=value arguments, not validated."""
     height, width = arguments.size or (None, None)
     options = {key: getattr(arguments, key) for key in ("seed", "clips", "frames", "domain", "textures")}
     options |= {"height": height, "width": width}
@@ -237,35 +237,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     get = commands.add_parser("download", help="download, check and unpack the published archives")
-    check = commands.add_parser("verify", help="read every file, compare the counts, print the problems")
+    check = commands.add_parser("verify", help="read every file, compare with published numbers, print problems")
     make = commands.add_parser("synthesize", help="render clips with exact masks and flow in the data set's layout")
     convert = commands.add_parser("convert", help="render the masks of pascal_context from its annotation file")
-    labels = commands.add_parser("labels", help="draw a label map, or with --root an example and its labels")
+    labels = commands.add_parser("labels", help="draw a label map, or an example and its labels if --root is set")
     for command in (get, check, make, convert, labels):
         command.add_argument("name", help="name of the data set; an unknown name lists the known ones")
-        command.add_argument("--root", type=Path, required=command is not labels, help="the data set's own folder")
-    get.add_argument("--url", help="download this archive instead, for example from a mirror")
+        command.add_argument("--root", type=Path, required=command is not labels, help="folder of the data set")
+    get.add_argument("--url", help="address of an archive to download instead, for example on a mirror")
     checksum = get.add_mutually_exclusive_group()
     for kind in ("md5", "sha1", "sha256"):
         checksum.add_argument(f"--{kind}", help="expected checksum of the archive")
     only = "download only archives with WORD in their address; may be repeated"
     get.add_argument("--only", action="append", metavar="WORD", help=only)
     get.add_argument("--keep-archives", action="store_true", help="keep the archives in ROOT/.downloads")
-    check.add_argument("--partial", action="store_true", help="ROOT holds only a part: do not compare the counts")
-    check.add_argument("--resolution", help="davis only: 480p (default), 1080p or your own folder")
-    check.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per CPU)")
+    check.add_argument("--partial", action="store_true", help="ROOT is partial: skip comparison with published numbers")
+    check.add_argument("--resolution", help="resolution of davis: 480p (default), 1080p or your own folder")
+    check.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes that read (default: one per CPU)"
+    )
     make.add_argument("--seed", type=int)
     make.add_argument("--clips", type=int, help="number of sequences (flying_chairs: pairs)")
     make.add_argument("--frames", type=int, help="number of frames per clip")
     make.add_argument("--size", type=height_width, metavar="HxW", help="size of the frames in pixels")
-    make.add_argument("--textures", metavar="DIR", help="folder of photos for the background and objects")
-    make.add_argument("--domain", help="source or target: two domains with different shapes and colors")
-    make.epilog = "Give any other key of SyntheticConfig or ScenesConfig as key=value, for example objects=[1,3]."
+    make.add_argument("--textures", metavar="DIR", help="folder of photos to texture background and objects")
+    make.add_argument("--domain", help="domain, source or target, which differ in shapes and colors")
+    make.epilog = "Set other keys of SyntheticConfig or ScenesConfig as key=value, for example objects=[1,3]."
     convert.add_argument("--annotations", type=Path, help="annotation file (default: ROOT/trainval_merged.json)")
-    convert.add_argument("--partial", action="store_true", help="the file holds only a part: do not compare the counts")
+    convert.add_argument(
+        "--partial", action="store_true", help="the file is partial: skip comparison with published numbers"
+    )
     labels.add_argument("--out", type=Path, required=True, help="image file to write")
     labels.add_argument("--example", type=int, default=0, help="index of the example in the split (default: 0)")
-    check.epilog = labels.epilog = "Give any key of the data set's config as key=value, for example split=val."
+    check.epilog = labels.epilog = "Set keys of the data set's config as key=value, for example split=val."
     return parser
 
 

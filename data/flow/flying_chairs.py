@@ -55,6 +55,6 @@ def _marks(root: Path, stems: list[str]) -> dict[str, str]:
         return {stem: marks[int(stem) - 1] for stem in stems}
     if len(marks) != len(stems):
         raise DataError(
-            f"{path}: {len(marks)} lines, expected a line for each of {len(stems)} pairs or for numbers up to {stems[-1]}"
+            f"{path}: {len(marks)} lines, expected one for each of {len(stems)} pairs or for numbers up to {stems[-1]}"
         )
     return dict(zip(stems, marks, strict=True))

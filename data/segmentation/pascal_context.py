@@ -1,12 +1,12 @@
-"""PASCAL-Context: every pixel of VOC 2010's images labeled with one of 59 frequent classes, or background.
+"""PASCAL-Context: VOC 2010's images with every pixel labeled as one of 59 frequent classes or background.
 
 After Mottaghi et al., "The Role of Context for Object Detection and Semantic Segmentation in the Wild", CVPR 2014, in
-the version of "PASCAL in Detail" (2017), whose file trainval_merged.json most published numbers rest on. It has 4,996
-training and 5,104 validation images; the paper's own lists have 4,998 and 5,105.
+the version of "PASCAL in Detail" (2017). Most published numbers are based on its file trainval_merged.json, which has
+4,996 training and 5,104 validation images; the lists of the paper have 4,998 and 5,105.
 
 Two conventions are in use. With 59 classes, background is neither predicted nor scored. Scores "over 60 classes" either
-count background as always wrong, a factor of 59 / 60 (EncNet's 51.7 is 52.6 * 59 / 60), or are of a network that learns
-background as a class, as with `background: class`.
+count background as always wrong, which is a factor of 59 / 60 (EncNet's 51.7 is 52.6 * 59 / 60), or come from a network
+that learns background as a class, as with `background: class`.
 """
 
 import os
@@ -34,13 +34,13 @@ _CATEGORIES = """
 366 snow 368 sofa 397 table 415 track 416 train 420 tree 424 truck 427 tvmonitor 440 wall 445 water 454 window 458 wood
 """
 CATEGORIES = {int(number): name for number, name in zip(*[iter(_CATEGORIES.split())] * 2, strict=True)}
-"""The 59 classes by their category_id, in the order of the ids, which is alphabetic too."""
+"""The 59 classes by category_id. The order of the ids is also alphabetical."""
 
 CLASSES = tuple(CATEGORIES.values())
 PUBLISHED = {"train": 4996, "val": 5104}
 MASKS, LISTS = "SegmentationClassContext", "ImageSets/SegmentationContext"
 
-_LONGEST_SIDE = 65_535  # pixels, of a JPEG
+_LONGEST_SIDE = 65_535  # pixels; the limit of JPEG
 _RANKS = {category: rank for rank, category in enumerate(CATEGORIES, start=1)}
 _WHOLE, _TEXT = "a whole number", "text"
 _FIELDS = {
@@ -48,31 +48,32 @@ _FIELDS = {
     "images": {"image_id": _WHOLE, "file_name": _TEXT, "phase": _TEXT, "height": _WHOLE, "width": _WHOLE},
     "annos_segmentation": {"image_id": _WHOLE, "category_id": _WHOLE, "segmentation": ""},
 }
-"""Lists that are read from the file: keys of their entries and types of the values."""
+"""Lists to read from the annotation file, with the keys of their entries and the types of the values."""
 
 
 class PascalContextConfig(SegmentedConfig):
-    """Which images of PASCAL-Context to read, and what their masks hold.
+    """Config of PASCAL-Context.
 
-    Masks `SegmentationClassContext/<name>.png` and lists `ImageSets/SegmentationContext/{train,val}.txt` are rendered
-    by `tools/prepare_data.py convert pascal_context`, or come from elsewhere.
+    `tools/prepare_data.py convert pascal_context` renders the masks `SegmentationClassContext/<name>.png` and the lists
+    `ImageSets/SegmentationContext/{train,val}.txt`; masks from other sources can be used too.
     """
 
     title: ClassVar[str] = "PASCAL-Context"
     name: Literal["pascal_context"]
     root: Path
-    """The folder VOC2010, which has JPEGImages, or one above it."""
+    """The folder VOC2010, which has JPEGImages, or a folder above it."""
     split: Literal["train", "val"] = "train"
     masks: str = MASKS
-    """The folder of masks."""
+    """Folder of masks."""
     first_class: Literal[0, 1] = 1
-    """Value of the first class, aeroplane, in the masks. 1: background is 0 and the classes are 1 to 59, as in our
-    masks and those of mmsegmentation. 0: the classes are 0 to 58 and background is 255, as in detectron2's masks."""
+    """Value of the first class, aeroplane, in the masks. 1: background is 0 and the classes are 1 to 59, as in
+    masks rendered by `tools/prepare_data.py` and by mmsegmentation. 0: the classes are 0 to 58 and background is 255,
+    as in detectron2's masks."""
     background: Literal["unknown", "class"] = "unknown"
-    """Pixels of none of the 59 classes. unknown: not learned and not scored. class: class 0 of 60."""
+    """Treatment of pixels of none of the 59 classes. unknown: not learned and not scored. class: class 0 of 60."""
 
     def label_map(self) -> LabelMap:
-        """Return its 59 classes, or 60 with background first."""
+        """Return the 59 classes, or 60 with background first."""
         values = tuple(range(self.first_class, self.first_class + len(CLASSES)))
         nothing = 0 if self.first_class else 255
         if self.background == "class":
@@ -80,7 +81,7 @@ class PascalContextConfig(SegmentedConfig):
         return LabelMap("pascal_context", CLASSES, values, unknown=(nothing,))
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
-        """Return the root folder and the files of each example."""
+        """Return the root folder and the files of each example. Raises DataError."""
         root = find_pascal_context(self.root)
         if not (root / LISTS).is_dir():
             raise MissingDataError(
@@ -98,32 +99,32 @@ def find_pascal_context(root: Path) -> Path:
 class Rendered(NamedTuple):
     """Result of :func:`render_masks`."""
 
-    counts: dict[str, int]  # images of each split
+    counts: dict[str, int]  # number of images of each split
     notes: list[str]  # notes for the user
 
 
 def render_masks(
     annotations: Path, root: Path, *, published: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Rendered:
-    """Write the masks and lists that :class:`PascalContextConfig` reads, 0 for background and 1 to 59.
+    """Write the masks (0: background, 1 to 59: classes) and the lists that :class:`PascalContextConfig` reads.
 
-    Segments are painted in the order of the file, crowds too, later ones over earlier ones, as the authors of the
-    annotations do. The masks appear when all are written, the lists after them.
+    Segments, including crowds, are painted in the order of the file, later segments over earlier segments, as the
+    authors of the annotations do. The masks appear when all of them are written, and the lists after the masks.
 
     Args:
-        annotations: trainval_merged.json; where it is missing in a folder above `root`, the file of its name in `root`
-            is read. It is held in memory, several times its size.
-        root: the folder VOC2010, in which nothing else is changed.
-        published: refuse a file that does not have the published numbers of images.
-        progress: called with (masks written, masks in all).
+        annotations: trainval_merged.json. If it is missing in a folder above `root`, the file of that name in `root` is
+            read. Reading it takes several times its size in memory.
+        root: the folder VOC2010. Only masks and lists are added to it.
+        published: require the published numbers of images.
+        progress: called with (number of masks written, total number of masks).
 
     Raises:
-        DataError: the file is another one, has other categories, or a segment that cannot be decoded.
-        FileExistsError: there are masks already.
+        DataError: the file is not trainval_merged.json, has other categories, or has a segment that cannot be decoded.
+        FileExistsError: masks exist already.
     """
     target, lists = root / MASKS, root / LISTS
     if target.exists():
-        raise FileExistsError(f"{target} is there; remove it to render it again")
+        raise FileExistsError(f"{target} already exists; delete it to render the masks again")
     annotations = _located(annotations, root)
     content = _read(annotations)
     notes = _check_categories(annotations, content["categories"])
@@ -138,9 +139,9 @@ def render_masks(
         if segment["image_id"] in segments:
             segments[segment["image_id"]].append(segment)
     if not any(segments.values()):
-        raise DataError(f"{annotations}: no segment is of an image of train or val: every mask would be empty")
+        raise DataError(f"{annotations}: no segment belongs to an image of train or val, so all masks would be empty")
     if bare := sum(not found for found in segments.values()):
-        notes.append(f"{bare:,} of {len(images):,} images have no segment: their masks are background alone")
+        notes.append(f"{bare:,} of {len(images):,} images have no segment; their masks have only background")
 
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -159,7 +160,7 @@ def render_masks(
 
 
 def _located(annotations: Path, root: Path) -> Path:
-    """Return the file, or the file of its name in `root` if that one exists instead."""
+    """Return the annotation file, or the file of the same name in `root` if only that file exists."""
     inside = root / annotations.name
     above = annotations.absolute().parent in root.absolute().parents
     return inside if above and not annotations.exists() and inside.exists() else annotations
@@ -180,34 +181,35 @@ def _painted(path: Path, image: Mapping[str, Any], segments: list[Mapping[str, A
 def _pixels(encoded: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the pixels of a segment, HW bool, from COCO's run lengths. Raises ValueError if they do not fit `size`.
 
-    pycocotools is not used: where the runs end before the image does, it returns uninitialized memory.
+    pycocotools is not used, because it returns uninitialized memory if the runs end before the image does.
     """
     if not isinstance(encoded, dict) or encoded.get("size") != list(size):
-        raise ValueError(f"it is no RLE of its size, {size[0]}x{size[1]}")
+        raise ValueError(f"it is not an RLE of size {size[0]}x{size[1]}")
     counts = encoded.get("counts")
     if isinstance(counts, str):
         counts = _decompressed(counts)
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        raise ValueError("the counts of its RLE are no run lengths")
+        raise ValueError("the counts of its RLE are not run lengths")
     if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"the runs of its RLE are of {sum(counts):,} pixels, the image has {size[0] * size[1]:,}")
+        raise ValueError(f"the runs of its RLE have {sum(counts):,} pixels, but the image has {size[0] * size[1]:,}")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[1], size[0]).T
 
 
 def _decompressed(text: str) -> list[int]:
-    """Return run lengths from COCO's compressed text. Raises ValueError for other text.
+    """Decode run lengths from COCO's compressed text. Raises ValueError for other text.
 
-    Each character, minus 48, holds five bits of a number, the lowest first, plus 32 where more follow; the highest bit
-    of the last five is the sign. From the fourth number on, each is the difference to the one two before it.
+    Each character, minus 48, holds five bits of a number, lowest bits first, plus 32 if more bits follow. The highest
+    of the last five bits is the sign. From the fourth number on, each value is stored as its difference to the value
+    two before it.
     """
     groups = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     if not groups.size or groups.min() < 0 or groups.max() > 63:
-        raise ValueError("the counts of its RLE are empty or have characters that do not belong there")
+        raise ValueError("the counts of its RLE are empty or contain invalid characters")
     last = groups & 32 == 0
     starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
     lengths = np.diff(starts, append=len(groups))
     if not last[-1] or lengths.max() > 7:  # 35 bits
-        raise ValueError("the counts of its RLE are cut short or hold a number too long for an image")
+        raise ValueError("the counts of its RLE are truncated or contain a number too large for an image")
     places = np.arange(len(groups)) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((groups & 31) << 5 * places, starts)
     numbers -= (groups[last] & 16 != 0).astype(np.int64) << 5 * lengths
@@ -217,12 +219,12 @@ def _decompressed(text: str) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return what the file holds, checked to have what is needed of it."""
+    """Return the content of the annotation file after checking that all needed entries are present."""
     content = read_json(path)
     for section, fields in _FIELDS.items():
         entries = content.get(section) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise DataError(f"{path}: no list {section!r} in it; expected trainval_merged.json of PASCAL in Detail")
+            raise DataError(f"{path}: there is no list {section!r}; expected trainval_merged.json of PASCAL in Detail")
         for entry, (key, kind) in product(entries, fields.items()):
             if key not in entry:
                 raise DataError(f"{path}: an entry of {section!r} has no {key!r}")
@@ -234,42 +236,44 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _check_images(path: Path, images: list[dict[str, Any]]) -> None:
-    """Raise DataError unless each image has a size, and an id and a mask's name that no other has."""
+    """Raise DataError unless each image has a valid size, a unique id, and a unique mask name."""
     files: dict[int, str] = {}
     ids: dict[str, int] = {}
     for image in images:
         number, file = image["image_id"], image["file_name"]
         if not all(1 <= image[side] <= _LONGEST_SIDE for side in ("height", "width")):
-            raise DataError(f"{path}: {file} has {image['height']}x{image['width']} pixels, which no image has")
+            raise DataError(f"{path}: {file} has an invalid size of {image['height']}x{image['width']} pixels")
         if number in files:
-            raise DataError(f"{path}: image_id {number} is that of {files[number]} and of {file}")
+            raise DataError(f"{path}: {files[number]} and {file} both have image_id {number}")
         if (stem := Path(file).stem) in ids:
-            raise DataError(f"{path}: images {ids[stem]} and {number} are both called {stem}: they would be one mask")
+            raise DataError(f"{path}: images {ids[stem]} and {number} are both named {stem} and would share a mask")
         files[number], ids[stem] = file, number
 
 
 def _check_segments(path: Path, content: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Raise DataError unless each segment is of a category that the file lists."""
+    """Raise DataError unless the category of each segment is listed in the file."""
     files = {image["image_id"]: image["file_name"] for image in content["images"]}
     known = {category["category_id"] for category in content["categories"]}
     for segment in content["annos_segmentation"]:
         if (category := segment["category_id"]) not in known:
             file = files.get(segment["image_id"], f"image {segment['image_id']}")
-            raise DataError(f"{path}: segment {segment.get('id', '?')} of {file}: no category {category} in the file")
+            raise DataError(
+                f"{path}: segment {segment.get('id', '?')} of {file}: category {category} is not in the file"
+            )
 
 
 def _check_categories(path: Path, categories: list[dict[str, Any]]) -> list[str]:
-    """Return notes on classes with other names in the file. Raises DataError if its ids belong to another list."""
+    """Return notes on classes with other names in the file. Raises DataError if the ids are of another class list."""
     names = {category["category_id"]: category["name"] for category in categories}
     if missing := [f"{number} {name}" for number, name in CATEGORIES.items() if number not in names]:
-        raise DataError(f"{path}: {len(missing)} of the 59 categories are not in it, the first {missing[0]}")
+        raise DataError(f"{path}: {len(missing)} of the 59 categories are missing, for example {missing[0]}")
     others = [
-        f"category {number} is called {names[number]!r}, here {name!r}"
+        f"category {number} is named {names[number]!r} in the file, but {name!r} here"
         for number, name in CATEGORIES.items()
         if names[number].replace(" ", "").lower() != name
     ]
-    if len(others) > len(CATEGORIES) // 2:  # a few may be spelled otherwise; so many are another list
-        raise DataError(f"{path}: its ids are of another list of classes: {len(others)} names differ; {others[0]}")
+    if len(others) > len(CATEGORIES) // 2:  # a few names may be spelled differently; many differences mean another list
+        raise DataError(f"{path}: the ids are of another list of classes: {len(others)} names differ; {others[0]}")
     return others
 
 

@@ -1,1 +1,1 @@
-"""Rendered clips and scenes with exact labels."""
+"""Render synthetic clips and scenes with exact labels."""

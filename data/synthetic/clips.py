@@ -1,12 +1,12 @@
 """Synthetic clips with exact masks and flow: textured objects that move and bend over a moving background.
 
-In the scene, a background and some *distractors* stand still, *objects* move by themselves, and the camera moves too.
+In a scene, the background and some *distractors* stand still, *objects* move by themselves, and the camera moves.
 The mask is the union of the visible parts of the objects, as in DAVIS. It can be learned from motion: objects move
-against the background, distractors do not. A fraction `cue` of the objects is recognized by appearance too: by colors
-and patterns that nothing else in the scene has.
+against the background, distractors do not. A fraction `cue` of the objects can also be recognized by
+appearance: their colors and patterns occur nowhere else in the scene.
 
-Displacements follow a heavy-tailed Weibull distribution (shape 0.7), as most of a FlyingChairs pair moves by a few
-pixels and some of it by many; they scale with the image.
+Displacements follow a heavy-tailed Weibull distribution (shape 0.7), because most pixels of a FlyingChairs pair move by
+a few pixels and some by many. Displacements scale with the image size.
 """
 
 from functools import lru_cache
@@ -22,55 +22,55 @@ from data.synthetic.layers import Clip, Layer, render
 from data.synthetic.textures import Contour, Palette, Pattern, draw_contour, draw_photo, draw_texture, find_photos
 from mtsp.config import Config
 
-_TAIL = 0.7  # Weibull shape: 1 is exponential, smaller is heavier
+_TAIL = 0.7  # Weibull shape: 1 is exponential, smaller values have heavier tails
 _REACH = 0.35  # largest distance of an object from the middle of its path, as a fraction of the shorter side
 _BEND_PROBABILITY = 0.5
 
 
 class SyntheticConfig(Config):
-    """Config of synthetic clips: looks and motion. Ranges are (lowest, highest), both included."""
+    """Config of the appearance and motion of synthetic clips. Ranges are (lowest, highest), both included."""
 
     clips: int = Field(default=100, ge=1)
     frames: int = Field(default=2, ge=2)
-    """Frames per clip."""
+    """Number of frames per clip."""
     height: int = Field(default=192, ge=16, le=4096)
     width: int = Field(default=256, ge=16, le=4096)
     seed: int = Field(default=0, ge=0)
 
     objects: tuple[int, int] = (3, 10)
-    """Objects that move by themselves: the foreground."""
+    """Number of objects that move by themselves: the foreground."""
     distractors: tuple[int, int] = (0, 3)
-    """Objects that only the camera moves: part of the background, but they may hide an object."""
+    """Number of static things, which move only with the camera. They are background, but may hide an object."""
     object_size: tuple[float, float] = (0.06, 0.35)
-    """Radius as a fraction of the shorter side, uniform in the logarithm."""
+    """Radius of an object as a fraction of the image's shorter side; its logarithm is drawn uniformly."""
 
     motion: float = Field(default=8.0, ge=0)
     """Mean displacement of an object per frame, in pixels of a 384x512 image; grows with the image's diagonal."""
     camera: float = Field(default=0.5, ge=0)
-    """Translation, rotation and zoom of the camera, as a fraction of an object's."""
+    """Translation, rotation and zoom of the camera, as a fraction of an object's motion."""
     rotation: float = Field(default=4.0, ge=0)
-    """Standard deviation of an object's rotation per frame, degrees."""
+    """Standard deviation of an object's rotation per frame, in degrees."""
     zoom: float = Field(default=0.03, ge=0)
     """Standard deviation of an object's change of scale per frame, as a fraction."""
     nonrigid: float = Field(default=0.3, ge=0, le=1)
-    """Strength of bending: steepest slope of the wave through half of the layers, and the pace of stretching."""
+    """Strength of bending: the steepest slope of the wave that bends half of the layers, and the speed of
+    stretching."""
 
     domain: Literal["source", "target"] = "source"
-    """Domain, to pre-train in one and fine-tune in the other. source: straight edges, colorful. target: round, dim."""
+    """Domain of the appearance. Pre-train on source (straight edges, colorful), fine-tune on target (round, dim)."""
     cue: float = Field(default=0.5, ge=0, le=1)
-    """Fraction of the objects that are recognized by their looks; at 0, only motion separates objects from background.
-    """
+    """Fraction of the objects that are recognizable by appearance. 0: only motion separates objects from background."""
     textures: Path | None = None
-    """A folder of photos for the background and all things that are not recognized by their looks."""
+    """Folder of photos to texture the background and all things that are not recognizable by appearance."""
     noise: float = Field(default=0.0, ge=0)
-    """Standard deviation of independent noise in every frame, gray levels. The flow stays exact, the colors do not."""
+    """Standard deviation of the noise added independently to every frame, in gray levels. The flow stays exact."""
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
         for name in ("objects", "distractors", "object_size"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
-                raise ValueError(f"{name} must be two ascending numbers of at least 0, got {low} and {high}")
+                raise ValueError(f"{name} must be two ascending numbers, at least 0, got {low} and {high}")
         if self.objects[1] + self.distractors[1] > 250:
             raise ValueError("objects and distractors together may be at most 250")
         if self.object_size[0] == 0:
@@ -79,7 +79,7 @@ class SyntheticConfig(Config):
 
 
 class _World(NamedTuple):
-    """Looks of the scene (background, distractors) and of objects recognized by their looks, in one domain."""
+    """Appearance of background and distractors, and of objects that are recognizable by appearance, in one domain."""
 
     scene: Palette
     scene_patterns: tuple[Pattern, ...]
@@ -107,10 +107,10 @@ _WORLDS = {
 
 
 def render_clip(config: SyntheticConfig, index: int, view: Literal["left", "right"] = "left") -> Clip:
-    """Return clip `index`, which depends on the config (except `clips`) and the index alone.
+    """Return clip `index`, which depends only on the config (except `clips`) and the index.
 
-    The "right" view shows the same scene from a second camera beside the first, with nearer layers further left. Raises
-    FileNotFoundError or ValueError if there is no usable photo in `config.textures`.
+    The "right" view shows the same scene from a second camera to the right, so nearer layers are shifted further left.
+    Raises FileNotFoundError or ValueError if there is no usable photo in `config.textures`.
     """
     rng = np.random.default_rng([config.seed, index])
     layers = _draw_scene(config, rng)
@@ -135,7 +135,7 @@ def _draw_scene(config: SyntheticConfig, rng: np.random.Generator) -> list[Layer
 
 
 def _draw_camera(config: SyntheticConfig, rng: np.random.Generator) -> np.ndarray:
-    """Return the camera's map from the world (origin in the middle) to the image for every frame, Tx2x3."""
+    """Return the camera's map from the world (origin in the center) to the image for every frame, Tx2x3."""
     time = _time(config)
     shift = _draw_path(config, rng, config.camera)
     angle = _swing(time, rng.normal(0, np.deg2rad(config.rotation) * config.camera * 0.3), 0.3)
@@ -192,7 +192,7 @@ _photos = lru_cache(maxsize=8)(find_photos)
 
 
 def _draw_path(config: SyntheticConfig, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Return shifts in pixels for every frame, T2, along a straight line: at even speed far from its ends."""
+    """Return shifts in pixels for every frame, T2, along a straight line, with constant speed except near its ends."""
     mean = strength * config.motion * np.hypot(config.height, config.width) / 640  # 640: the diagonal of 384x512
     speed = mean * rng.weibull(_TAIL) / gamma(1 + 1 / _TAIL)
     direction = rng.uniform(0, 2 * np.pi)
@@ -203,7 +203,7 @@ def _draw_path(config: SyntheticConfig, rng: np.random.Generator, strength: floa
 def _draw_wave(
     config: SyntheticConfig, rng: np.random.Generator, *, size: float, probability: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return amplitude (2), frequency (2) and phase per frame (T2) of a bend; zero amplitude if it stays rigid."""
+    """Return amplitude (2), frequency (2) and phase per frame (T2) of a bend; a rigid layer has amplitude zero."""
     frequency = 2 * np.pi / (size * rng.uniform(1.0, 3.0, 2))
     amplitude = config.nonrigid * rng.uniform(0.3, 1.0, 2) / frequency
     phase = rng.uniform(0, 2 * np.pi, 2) + _time(config)[:, None] * rng.normal(0, 0.5, 2)
@@ -212,7 +212,7 @@ def _draw_wave(
 
 
 def _fill(contour: np.ndarray, radius: float) -> np.ndarray:
-    """Return the antialiased inside of the contour, uint8, with the origin in the middle."""
+    """Return an antialiased mask of the contour's inside, uint8, with the origin in the center."""
     half = int(np.ceil(radius)) + 3
     coverage = np.zeros((2 * half + 1, 2 * half + 1), np.uint8)
     points = np.rint(16 * (contour + half)).astype(np.int32)
@@ -229,7 +229,7 @@ def _pose(shift: np.ndarray, angle: np.ndarray, scale: np.ndarray, stretch: np.n
 
 
 def _time(config: SyntheticConfig) -> np.ndarray:
-    """Return each frame's time, zero in the middle of the clip."""
+    """Return the time of each frame, zero in the middle of the clip."""
     return np.arange(config.frames) - (config.frames - 1) / 2
 
 

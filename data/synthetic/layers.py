@@ -1,7 +1,7 @@
-"""Render flat layers that move and bend: exact frames, masks, flow and occlusion.
+"""Render flat layers that move and bend, with exact masks, flow and occlusion.
 
 Every layer has a map from its own coordinates to each frame, with an exact inverse. The flow at a pixel is the position
-of the layer's point in the other frame minus the pixel: it is exact, forward and backward.
+of the same layer point in the other frame, minus the pixel's position. It is exact in both directions.
 
 Letters: T frames, H and W image height and width; positions are (x, y), integers at pixel centers.
 """
@@ -18,28 +18,28 @@ class Clip(NamedTuple):
     """A rendered clip. Flow and occlusion of step t lie between frames t and t + 1."""
 
     frames: np.ndarray  # TxHxWx3 uint8, RGB
-    masks: np.ndarray  # TxHxW uint8, 1 = a foreground object covers more than half of the pixel
-    layers: np.ndarray  # TxHxW uint8, index of the visible layer; 0 is the background, higher is nearer
+    masks: np.ndarray  # TxHxW uint8, 1 where a foreground object covers more than half of the pixel
+    layers: np.ndarray  # TxHxW uint8, index of the visible layer; 0 is the background, higher indices are nearer
     flow: np.ndarray  # (T-1)xHxWx2 float32, pixels, on the grid of frame t: t -> t+1
     backward_flow: np.ndarray  # (T-1)xHxWx2 float32, pixels, on the grid of frame t+1: t+1 -> t
-    occlusion: np.ndarray  # (T-1)xHxW bool, pixels of frame t that are hidden in, or out of, frame t+1
-    backward_occlusion: np.ndarray  # (T-1)xHxW bool, pixels of frame t+1 that are hidden in, or out of, frame t
+    occlusion: np.ndarray  # (T-1)xHxW bool, pixels of frame t that are hidden in frame t+1 or outside it
+    backward_occlusion: np.ndarray  # (T-1)xHxW bool, pixels of frame t+1 that are hidden in frame t or outside it
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its looks, and the positions of its points in every frame.
+    """One layer: its appearance, and the positions of its points in every frame.
 
-    A wave first moves a point p, in pixels around the layer's center: x by `amplitude[0] * sin(frequency[0] * y +
-    phase[t, 0])`, then y likewise by the *moved* x. Subtracting each step again is the exact inverse at any amplitude.
-    Then an affine map leads to the image.
+    First a wave moves a point, given in pixels from the layer's center: x by `amplitude[0] * sin(frequency[0] * y +
+    phase[t, 0])`, then y in the same way by the *moved* x. Subtracting the two steps in reverse order is the exact
+    inverse at any amplitude. Then an affine map leads to the image.
     """
 
     texture: np.ndarray  # hxwx3 uint8, RGB; the layer's center is the texture's center
-    coverage: np.ndarray | None  # hxw uint8, 255 = inside; None: everywhere, the texture mirrored beyond its edge
-    contour: np.ndarray  # N2 float, layer coordinates, encloses the covered part; unused without coverage
+    coverage: np.ndarray | None  # hxw uint8, 255 inside; None: covers all, texture mirrored at its edges
+    contour: np.ndarray  # N2 float, layer coordinates, encloses the covered part; unused if coverage is None
     to_image: np.ndarray  # Tx2x3 float64, from the waved layer to the image, pixels
-    amplitude: np.ndarray  # 2 float, pixels; zeros: a layer that does not bend
+    amplitude: np.ndarray  # 2 float, pixels; zeros if the layer does not bend
     frequency: np.ndarray  # 2 float, radians per pixel
     phase: np.ndarray  # Tx2 float, radians
     foreground: bool
@@ -69,18 +69,18 @@ class Layer:
         if self.coverage is None:
             return slice(0, height), slice(0, width)
         x, y = self.project(self.contour[:, 0], self.contour[:, 1], t)
-        pad = 3  # for antialiasing, and the bend between two points of the contour
+        pad = 3  # margin for antialiasing and for bending between two contour points
         top, bottom = np.clip([np.floor(y.min()) - pad, np.ceil(y.max()) + pad + 1], 0, height).astype(int)
         left, right = np.clip([np.floor(x.min()) - pad, np.ceil(x.max()) + pad + 1], 0, width).astype(int)
         return slice(top, bottom), slice(left, right)
 
 
 def render(layers: Sequence[Layer], height: int, width: int) -> Clip:
-    """Return the clip of `layers`, the background first and the nearest last.
+    """Render the clip of `layers`, which begin with the background and end with the nearest layer.
 
     A pixel belongs to the nearest layer that covers more than half of it; colors blend at edges, flow does not.
-    A pixel is occluded if its point's new position, rounded to a pixel, is outside the image or belongs to a nearer
-    layer. Everything else comes from closed formulas in float32, with errors of about 1e-4 pixels.
+    A pixel is occluded if the new position of its point, rounded to a pixel, is outside the image or belongs to a
+    nearer layer. All other results are computed by closed formulas in float32, with errors of about 1e-4 pixels.
     """
     steps = len(layers[0].to_image)
     painted = [_paint(layers, t, height, width) for t in range(steps)]
@@ -121,7 +121,7 @@ def _sample(layer: Layer, t: int, rows: slice, columns: slice) -> tuple[np.ndarr
     size = (columns.stop - columns.start, rows.stop - rows.start)
     center_x, center_y = (layer.texture.shape[1] - 1) / 2, (layer.texture.shape[0] - 1) / 2
     if layer.rigid:
-        # From the window's pixels straight to the texture's.
+        # Map the window's pixels directly to the texture's pixels.
         inverse = cv2.invertAffineTransform(layer.to_image[t])
         inverse[:, 2] += inverse[:, :2] @ [columns.start, rows.start] + [center_x, center_y]
 
@@ -150,7 +150,7 @@ def _flow(layers: Sequence[Layer], owner: np.ndarray, start: int, end: int) -> n
         if not x.size:
             continue
         if layer.rigid:
-            # The motion as one matrix: a pure translation gives the same number everywhere.
+            # Use one matrix for the motion, so that a pure translation gives the same value everywhere.
             step = layer.to_image[end] @ np.vstack([cv2.invertAffineTransform(layer.to_image[start]), [0, 0, 1]])
             step[:, :2] -= np.eye(2)
             step[np.abs(step) < 1e-12] = 0

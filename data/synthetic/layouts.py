@@ -1,4 +1,4 @@
-"""Layouts of published data sets that synthetic data can be written in."""
+"""Layouts of published data sets in which synthetic data can be written."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,7 +11,7 @@ from mtsp.config import Config
 
 
 class Layout(NamedTuple):
-    """A layout: the config of its content, its writer, and where its defaults differ from the config's."""
+    """A layout: the config of the synthetic data, the writer, and defaults that differ from the config's defaults."""
 
     config: type[Config]
     write: Callable[..., None]
@@ -37,4 +37,4 @@ LAYOUTS: dict[str, Layout] = {
     "driving": Layout(SyntheticConfig, partial(write_scene_flow, name="Driving"), _SMALL),
     "pascal_context": Layout(ScenesConfig, write_scenes, {}),
 }  # fmt: skip
-"""The layouts by the name of the data set that reads them."""
+"""Layouts by the name of the data set that uses them."""

@@ -1,11 +1,11 @@
-"""Synthetic scenes in which the rest of the image decides the class of a thing: the cue that EncNet is made for.
+"""Synthetic scenes in which the class of a thing depends on the whole image, the cue that EncNet is designed to use.
 
-Sky over ground, with things on it. *Landmarks* are recognized by their looks: trees, houses ("building"), ponds
-("water"). *Twins* are not: cows, cars and boats have the same shapes, patterns and colors. A twin is a cow beside
-trees, a car beside houses, a boat beside a pond, and an image never has two kinds of landmarks. So the class of a twin
-does not follow from its neighborhood, but from the list of classes in the image.
+Scenes show sky over ground, with things on it. *Landmarks* are recognizable by appearance: trees, houses ("building")
+and ponds ("water"). *Twins* are not: cows, cars and boats have the same shapes, patterns and colors. A twin is a cow in
+images with trees, a car in images with houses, and a boat in images with ponds; no image has two kinds of landmarks. So
+the class of a twin follows from the set of classes in the image, not from the neighborhood of the twin.
 
-Images are written in the layout of PASCAL-Context, with its numbers for these eight classes.
+Images are written in the layout of PASCAL-Context, with its mask values for these eight classes.
 """
 
 from collections.abc import Callable
@@ -32,20 +32,20 @@ class ScenesConfig(Config):
     width: int = Field(default=128, ge=32, le=4096)
     seed: int = Field(default=0, ge=0)
     landmarks: tuple[int, int] = (1, 2)
-    """Trees, houses or ponds in an image."""
+    """Number of trees, houses or ponds in an image."""
     twins: tuple[int, int] = (1, 3)
-    """Cows, cars or boats in an image."""
+    """Number of cows, cars or boats in an image."""
     size: tuple[float, float] = (0.13, 0.24)
-    """Radius of a thing as a fraction of the shorter side."""
+    """Radius of a thing as a fraction of the image's shorter side."""
     noise: float = Field(default=4.0, ge=0)
-    """Standard deviation of independent noise, gray levels."""
+    """Standard deviation of the noise added to every image, in gray levels."""
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
         for name, lowest in (("landmarks", 0), ("twins", 0), ("size", 0.02)):
             low, high = getattr(self, name)
             if not lowest <= low <= high:
-                raise ValueError(f"{name} must be two ascending numbers of at least {lowest}, got {low} and {high}")
+                raise ValueError(f"{name} must be two ascending numbers, at least {lowest}, got {low} and {high}")
         return self
 
 
@@ -73,13 +73,13 @@ class Scene(NamedTuple):
     """A rendered scene."""
 
     frame: np.ndarray  # HW3 uint8, RGB
-    mask: np.ndarray  # HW uint8, as in PASCAL-Context's files: 1 to 59
+    mask: np.ndarray  # HW uint8, values 1 to 59 as in PASCAL-Context's masks
 
 
 def render_scene(config: ScenesConfig, index: int) -> Scene:
-    """Return scene `index`, which depends on the config and the index alone.
+    """Return scene `index`, which depends only on the config and the index.
 
-    The kinds of landmarks alternate: any three scenes in a row have all of them.
+    The kinds of landmarks alternate, so any three consecutive scenes have all kinds.
     """
     rng = np.random.default_rng([config.seed, index])
     height, width = config.height, config.width
@@ -103,9 +103,9 @@ def render_scene(config: ScenesConfig, index: int) -> Scene:
 def write_scenes(
     config: ScenesConfig, root: Path, *, validation: float = 0.2, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Write scenes in the layout of PASCAL-Context in the new folder `root`.
+    """Write scenes to the new folder `root` in the layout of PASCAL-Context.
 
-    The last scenes, a fraction of `validation` and at least one, are listed in val.txt. Raises FileExistsError if
+    The last scenes, a fraction `validation` of all but at least one, are listed in val.txt. Raises FileExistsError if
     `root` exists and is not empty.
     """
     train = config.images - min(config.images - 1, max(1, round(validation * config.images)))
@@ -127,7 +127,7 @@ def write_scenes(
 def _paint(
     rng: np.random.Generator, scene: Scene, looks: _Looks, number: int, size: tuple[float, float], horizon: int
 ) -> None:
-    """Draw one thing over the image, its center on the ground."""
+    """Draw one thing onto the image, with its center on the ground."""
     frame, mask = scene
     height, width = mask.shape
     radius = min(height, width) * rng.uniform(*size)

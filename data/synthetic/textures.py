@@ -1,6 +1,6 @@
 """Textures and contours of synthetic objects and backgrounds: procedural, or crops of photos.
 
-A procedural texture is a gray pattern (clouds, stripes, cells, ...) looked up in a random palette, whose steps make
+A procedural texture is a gray pattern (clouds, stripes, cells, ...) colored by a random palette with steps, which make
 sharp edges. Fine grain is added everywhere, since optical flow is only defined where there is structure.
 """
 
@@ -37,7 +37,8 @@ def draw_texture(rng: np.random.Generator, height: int, width: int, pattern: Pat
 def draw_photo(rng: np.random.Generator, height: int, width: int, photos: tuple[Path, ...]) -> np.ndarray:
     """Return a random crop of a random photo, mirrored and recolored at random, HW3 uint8 RGB.
 
-    The crop has between half and all of the size that fits into the photo, so that small objects show parts of things.
+    The size of the crop is between half of the largest crop that fits into the photo and that crop, so that small
+    objects show parts of things.
     """
     photo = read_photo(photos[rng.integers(len(photos))])
     fit = min(photo.shape[0] / height, photo.shape[1] / width)
@@ -57,10 +58,10 @@ def draw_photo(rng: np.random.Generator, height: int, width: int, photos: tuple[
 def find_photos(folder: Path) -> tuple[Path, ...]:
     """Return the images in `folder` and below, sorted. Raises FileNotFoundError if there are none."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder} to take textures from")
+        raise FileNotFoundError(f"no folder {folder} to read textures from")
     photos = sorted(path for place in folders_below(folder) for path in place.iterdir() if is_image(path))
     if not photos:
-        raise FileNotFoundError(f"no image in {folder}; textures are taken from {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise FileNotFoundError(f"no image in {folder}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return tuple(photos)
 
 

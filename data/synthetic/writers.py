@@ -1,8 +1,8 @@
 """Write synthetic clips in the layouts of DAVIS 2016, FlyingChairs and the Scene Flow data sets.
 
-The readers of the real data read these too, so that a first run needs no download and still runs everything. A data set
-is written to `NAME.partial` first and renamed when it is complete. `root` must be missing or empty, else writers raise
-FileExistsError. The last clips, a fraction of `validation` and at least one of two, become the validation split.
+The classes that read the real data also read the written data, so a first run needs no download. A data set is first
+written to `NAME.partial` and renamed when it is complete. Writers raise FileExistsError if `root` exists and is not
+empty. The last clips, a fraction `validation` of all but at least one of two, become the validation split.
 """
 
 import os
@@ -23,7 +23,7 @@ from data.synthetic.clips import SyntheticConfig, render_clip
 from data.synthetic.layers import Clip
 
 Progress = Callable[[int, int], None]
-"""Called after each clip with the clips written and the clips in all."""
+"""Called after each clip with the number of clips written and the total number of clips."""
 
 _MONKAA = """
 a_rain_of_stones eating_camera2 eating_naked_camera2 eating family flower_storm_augmented0 flower_storm_augmented1
@@ -46,11 +46,11 @@ def write_davis(
     resolution: str = "480p",
     progress: Progress | None = None,
 ) -> None:
-    """Write clips as sequences `clip-0000` ... of DAVIS 2016 in the new folder `root`.
+    """Write clips to the new folder `root` as sequences `clip-0000` ... of DAVIS 2016.
 
-    `JPEGImages/480p/<sequence>/00000.jpg`, `Annotations/480p/<sequence>/00000.png` (0 and 255), and
-    `ImageSets/480p/{train,val}.txt`, one line per frame with both paths from the root. The folders are called
-    `resolution` for any size of the frames, since readers look there.
+    The files are `JPEGImages/480p/<sequence>/00000.jpg`, `Annotations/480p/<sequence>/00000.png` (0 and 255), and
+    `ImageSets/480p/{train,val}.txt` with one line per frame and both paths relative to `root`. `resolution` replaces
+    `480p` in all paths; it does not change the size of the frames.
     """
     train = config.clips - _validation_clips(validation, config.clips)
     with published_folder(root) as folder:
@@ -70,10 +70,10 @@ def write_davis(
 def write_flying_chairs(
     config: SyntheticConfig, root: Path, *, validation: float = 0.1, progress: Progress | None = None
 ) -> None:
-    """Write each pair of consecutive frames, `frames - 1` per clip, as a pair of FlyingChairs in the new folder `root`.
+    """Write each pair of consecutive frames, `frames - 1` per clip, to the new folder `root` as a pair of FlyingChairs.
 
-    `data/00001_{img1,img2}.ppm`, `data/00001_flow.flo` and `FlyingChairs_train_val.txt` (a line per pair, 1 = train,
-    2 = validation), as in the folder `FlyingChairs_release`.
+    The files are `data/00001_{img1,img2}.ppm`, `data/00001_flow.flo` and `FlyingChairs_train_val.txt` (a line per
+    pair, 1 = train, 2 = validation), as in the folder `FlyingChairs_release`.
     """
     train = config.clips - _validation_clips(validation, config.clips)
     steps = config.frames - 1
@@ -95,18 +95,18 @@ def write_scene_flow(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Write clips as the published scenes of Monkaa or Driving, both views and directions, in the new folder `root`.
+    """Write clips to the new folder `root` as the published scenes of Monkaa or Driving, in both views and directions.
 
-    `frames_{clean,final}pass/<scene>/{left,right}/0001.png` and
+    The files are `frames_{clean,final}pass/<scene>/{left,right}/0001.png` and
     `optical_flow/<scene>/into_{future,past}/{left,right}/OpticalFlowInto{Future,Past}_0001_{L,R}.pfm`, rows bottom-up,
-    a third channel of zeros. As in the originals, every frame has both flows, also the first and the last one. The
-    final pass is the clean pass with a little blur and noise; the originals add motion blur and depth of field. Raises
-    ValueError if there are more clips than scenes: 24 in Monkaa, 8 in Driving.
+    a third channel of zeros. As in the originals, every frame has both flows, including the first and the last frame.
+    The final pass is the clean pass with a little blur and noise; the originals add motion blur and depth of field.
+    Raises ValueError if there are more clips than scenes: 24 in Monkaa, 8 in Driving.
     """
     scenes = MONKAA_SCENES if name == "Monkaa" else DRIVING_SCENES
     if config.clips > len(scenes):
-        raise ValueError(f"{name} has {len(scenes)} scenes, got clips={config.clips}; ask for more frames per clip")
-    # One frame more at both ends, so that the first frame has a past and the last frame has a future.
+        raise ValueError(f"{name} has {len(scenes)} scenes, got clips={config.clips}; set fewer clips with more frames")
+    # Render one more frame at both ends, so that the first frame has a past and the last frame has a future.
     longer = config.model_copy(update={"frames": config.frames + 2})
     with published_folder(root) as folder:
         for index, scene in enumerate(scenes[: config.clips]):
@@ -148,9 +148,9 @@ def _made(path: Path) -> Path:
 
 @contextmanager
 def published_folder(root: Path) -> Iterator[Path]:
-    """Yield a folder to write to. It becomes `root` at the end, and stays for inspection after an error."""
+    """Yield a folder to write to. It is renamed to `root` at the end, and kept for inspection after an error."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} exists and is not empty; give another folder or remove it first")
+        raise FileExistsError(f"{root} exists and is not empty; choose another folder or delete it first")
     partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -250,9 +250,9 @@ def test_the_published_checksum_is_used_unless_another_is_given(
         (["download", "monkaa", "--md5", "0"], "one checksum for 3 archives"),
         (["download", "monkaa", "--only", "stereo"], "--only stereo matches no archive of monkaa"),
         (["verify", "davis"], None),
-        (["verify", "folder"], "'folder' cannot be verified; the data sets that can: ade20k, aircraft, "),
+        (["verify", "folder"], "'folder' cannot be verified; data sets that can: ade20k, aircraft, "),
         (["synthesize", "davis", "clip=2"], "clip: unknown key; did you mean clips?"),
-        (["synthesize", "davis", "objects"], "'objects' is not key=value"),
+        (["synthesize", "davis", "objects"], "'objects' must have the form key=value"),
         (["synthesize", "driving", "--clips", "9", "--frames", "2"], "Driving has 8 scenes"),
         (["synthesize", "davis", "--textures", "nowhere"], "no folder nowhere"),
     ],
@@ -283,7 +283,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(
 def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["verify", "davis", "--root", "x", "--fast"])
-    assert "verify does not know --fast" in capsys.readouterr().err
+    assert "verify does not accept --fast" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_was_fetched(

@@ -26,7 +26,7 @@ def test_a_part_of_the_chairs_with_a_list_of_its_own_goes_by_order(tmp_path: Pat
     write_chairs(tmp_path, [50, 7, 64], "121")
     assert chairs(tmp_path).ids == ["00007", "00064"]
     (tmp_path / "FlyingChairs_train_val.txt").write_text("1\n2\n")
-    with pytest.raises(DataError, match=r"2 lines, expected a line for each of 3 pairs or for numbers up to 00064"):
+    with pytest.raises(DataError, match=r"2 lines, expected one for each of 3 pairs or for numbers up to 00064"):
         chairs(tmp_path)
 
 

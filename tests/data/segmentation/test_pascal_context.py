@@ -168,19 +168,21 @@ def test_another_list_of_classes_is_refused_and_another_spelling_is_told(root: P
     content = annotations()
     content["categories"][57]["name"] = "windows"
     path.write_text(json.dumps(content))
-    assert render_masks(path, folder, published=False).notes == ["category 454 is called 'windows', here 'window'"]
+    assert render_masks(path, folder, published=False).notes == [
+        "category 454 is named 'windows' in the file, but 'window' here"
+    ]
     (folder / MASKS).rename(folder / "first")
     names = [category["name"] for category in content["categories"]]
     for place, category in enumerate(content["categories"]):
         category["name"] = names[place - 1]  # the same names in another order
     path.write_text(json.dumps(content))
     with pytest.raises(
-        DataError, match=r"its ids are of another list of classes: 59 names differ; category 2 is called"
+        DataError, match=r"the ids are of another list of classes: 59 names differ; category 2 is named"
     ):
         render_masks(path, folder, published=False)
     content["categories"] = annotations()["categories"][1:]
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="1 of the 59 categories are not in it, the first 2 aeroplane"):
+    with pytest.raises(DataError, match="1 of the 59 categories are missing, for example 2 aeroplane"):
         render_masks(path, folder, published=False)
 
 
@@ -188,7 +190,7 @@ def test_another_list_of_classes_is_refused_and_another_spelling_is_told(root: P
     ("text", "reason"),
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "no list 'categories' in it; expected trainval_merged.json"),
+        ("[]", "there is no list 'categories'; expected trainval_merged.json"),
         ('{"categories": [{"name": "dog"}]}', "an entry of 'categories' has no 'category_id'"),
     ],
 )
@@ -202,7 +204,7 @@ def test_a_segment_of_another_size_is_refused_and_nothing_is_published(root: Pat
     content = annotations()
     content["annos_segmentation"][0]["segmentation"] = rle(np.ones((50, 40), np.uint8))
     (root / "trainval_merged.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"segment 7 of 2008_000001\.jpg: it is no RLE of its size, 40x50"):
+    with pytest.raises(DataError, match=r"segment 7 of 2008_000001\.jpg: it is not an RLE of size 40x50"):
         render_masks(root / "trainval_merged.json", root / "VOC2010", published=False)
     with pytest.raises(MissingDataError, match=r"no ImageSets/SegmentationContext; render the masks once"):
         build(root)
@@ -237,20 +239,20 @@ WHOLE = rle(EVERYTHING)["counts"]  # no zeros, then 2000 ones: "0" and three cha
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
-        ({"size": [40, 50], "counts": WHOLE[:-1]}, "cut short"),
-        ({"size": [40, 50], "counts": WHOLE[:1]}, "the runs of its RLE are of 0 pixels, the image has 2,000"),
+        ({"size": [40, 50], "counts": WHOLE[:-1]}, "truncated"),
+        ({"size": [40, 50], "counts": WHOLE[:1]}, "the runs of its RLE have 0 pixels, but the image has 2,000"),
         ({"size": [40, 50], "counts": WHOLE + "5"}, "are of 2,005 pixels"),
         ({"size": [40, 50], "counts": ""}, "are empty or have characters"),
-        ({"size": [40, 50], "counts": "\n \u00e9"}, "characters that do not belong there"),
+        ({"size": [40, 50], "counts": "\n \u00e9"}, "invalid characters"),
         ({"size": [40, 50], "counts": "oooooooo0"}, "a number too long"),
-        ({"size": [40, 50], "counts": "O"}, "are no run lengths"),  # -1
-        ({"size": [40, 50], "counts": [-1, 2001]}, "are no run lengths"),
-        ({"size": [40, 50], "counts": [0.0, 2000.0]}, "are no run lengths"),
-        ({"size": [40, 50], "counts": None}, "are no run lengths"),
-        ({"size": [40, 50]}, "are no run lengths"),
-        ({"size": 2000, "counts": WHOLE}, "it is no RLE of its size"),
-        ([[0, 0, 0, 9, 9, 9]], "it is no RLE of its size"),
-        (None, "it is no RLE of its size"),
+        ({"size": [40, 50], "counts": "O"}, "are not run lengths"),  # -1
+        ({"size": [40, 50], "counts": [-1, 2001]}, "are not run lengths"),
+        ({"size": [40, 50], "counts": [0.0, 2000.0]}, "are not run lengths"),
+        ({"size": [40, 50], "counts": None}, "are not run lengths"),
+        ({"size": [40, 50]}, "are not run lengths"),
+        ({"size": 2000, "counts": WHOLE}, "it is not an RLE of size"),
+        ([[0, 0, 0, 9, 9, 9]], "it is not an RLE of size"),
+        (None, "it is not an RLE of size"),
     ],
 )
 def test_a_segment_that_cannot_be_decoded_is_named_in_one_line(root: Path, segmentation: Any, reason: str) -> None:
@@ -268,14 +270,14 @@ def test_a_segment_that_cannot_be_decoded_is_named_in_one_line(root: Path, segme
         ("images", "image_id", "2008000002", "an entry of 'images' has image_id '2008000002', expected a whole number"),
         ("images", "image_id", True, "image_id 'True', expected a whole number"),
         ("images", "height", 40.0, "height '40.0', expected a whole number"),
-        ("images", "width", 0, "2008_000002.jpg has 40x0 pixels, which no image has"),
+        ("images", "width", 0, "2008_000002.jpg has an invalid size of 40x0 pixels"),
         ("images", "file_name", None, "file_name 'None', expected text"),
         ("images", "phase", [], "phase '\\[\\]', expected text"),
-        ("images", "image_id", 2008000001, "image_id 2008000001 is that of 2008_000002.jpg and of 2008_000001.jpg"),
-        ("images", "file_name", "b/2008_000001.png", "images 2008000002 and 2008000001 are both called 2008_000001"),
+        ("images", "image_id", 2008000001, "2008_000002.jpg and 2008_000001.jpg both have image_id 2008000001"),
+        ("images", "file_name", "b/2008_000001.png", "images 2008000002 and 2008000001 are both named 2008_000001"),
         ("annos_segmentation", "image_id", "2008000001", "image_id '2008000001', expected a whole number"),
         ("annos_segmentation", "category_id", "187", "category_id '187', expected a whole number"),
-        ("annos_segmentation", "category_id", 188, "segment 7 of 2008_000001.jpg: no category 188 in the file"),
+        ("annos_segmentation", "category_id", 188, "segment 7 of 2008_000001.jpg: category 188 is not in the file"),
     ],
 )
 def test_ids_and_sizes_of_another_kind_are_refused(root: Path, section: str, key: str, value: Any, reason: str) -> None:
@@ -292,7 +294,7 @@ def test_images_without_segments_are_counted_and_refused_if_all_are(root: Path) 
     content["annos_segmentation"] = [
         s for s in content["annos_segmentation"] if s["image_id"] in (2008000001, 2008000004)
     ]
-    assert render(root, content) == ["2 of 3 images have no segment: their masks are background alone"]
+    assert render(root, content) == ["2 of 3 images have no segment; their masks have only background"]
     (root / "VOC2010" / MASKS).rename(root / "VOC2010" / "first")
     content["annos_segmentation"] = content["annos_segmentation"][-1:]  # of the test image
     with pytest.raises(DataError, match="no segment is of an image of train or val"):
@@ -320,13 +322,13 @@ def test_the_command_renders_once_and_verifies(root: Path, capsys: pytest.Captur
     assert main(command) == 0
     assert capsys.readouterr().out == f"{root}/VOC2010: masks of 2 train, 1 val\n"
     assert main(command) == 1
-    assert "is there; remove it to render it again" in capsys.readouterr().err
+    assert "already exists; delete it to render the masks again" in capsys.readouterr().err
     assert main(["verify", "pascal_context", "--root", str(root), "--partial", "--workers", "1"]) == 0
-    assert "3 examples read (train 2, val 1): all is well" in capsys.readouterr().out
+    assert "3 examples read (train 2, val 1): no problems" in capsys.readouterr().out
     assert main(["verify", "pascal_context", "--root", str(root), "--workers", "1"]) == 1
     assert "train: 2 examples, published are 4,996" in capsys.readouterr().out
     image = root / "labels.png"
     assert main(["labels", "pascal_context", "--root", str(root), "--example", "1", "--out", str(image)]) == 0
     assert image.exists()
     assert main(["labels", "pascal_context", "--root", str(root), "--example", "2", "--out", str(image)]) == 1
-    assert "has the examples 0 to 1, not 2" in capsys.readouterr().err
+    assert "has no example 2; choose 0 to 1" in capsys.readouterr().err

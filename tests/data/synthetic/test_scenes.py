@@ -91,7 +91,7 @@ def test_the_command_writes_scenes_and_refuses_a_folder_that_holds_something(
 
 
 def test_ranges_that_do_not_ascend_are_refused() -> None:
-    with pytest.raises(ConfigError, match="twins must be two ascending numbers of at least 0, got 3 and 1"):
+    with pytest.raises(ConfigError, match="twins must be two ascending numbers, at least 0, got 3 and 1"):
         parse(ScenesConfig, {"twins": [3, 1]})
-    with pytest.raises(ConfigError, match=r"size must be two ascending numbers of at least 0\.02, got 0\.0 and 0\.2"):
+    with pytest.raises(ConfigError, match=r"size must be two ascending numbers, at least 0\.02, got 0\.0 and 0\.2"):
         parse(ScenesConfig, {"size": [0, 0.2]})
