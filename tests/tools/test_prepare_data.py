@@ -300,7 +300,7 @@ def test_ctrl_c_ends_with_130_and_keeps_what_was_fetched(
     monkeypatch.setattr("data.catalog.download.download", interrupted)
     assert main(["download", "davis", "--root", str(tmp_path), "--url", f"{site}/a.zip"]) == 130
     assert (tmp_path / ".downloads/a.zip.part").stat().st_size > 0
-    assert "run again: a download continues" in capsys.readouterr().err
+    assert "run again: download resumes" in capsys.readouterr().err
 
 
 SIZE = ["--size", "48x64", "--seed", "3", "objects=[1,2]"]

@@ -49,5 +49,5 @@ def test_missing_chairs_are_named_and_a_wrong_list_is_refused(tmp_path: Path) ->
     with pytest.raises(MissingDataError, match=r"2 files \(data/00002_img2\.ppm, data/00003_flow\.flo\) missing"):
         chairs(tmp_path)
     (tmp_path / "FlyingChairs_train_val.txt").unlink()
-    with pytest.raises(DataError, match="use split=all"):
+    with pytest.raises(DataError, match="set split=all"):
         chairs(tmp_path)

@@ -241,10 +241,10 @@ WHOLE = rle(EVERYTHING)["counts"]  # no zeros, then 2000 ones: "0" and three cha
     [
         ({"size": [40, 50], "counts": WHOLE[:-1]}, "truncated"),
         ({"size": [40, 50], "counts": WHOLE[:1]}, "the runs of its RLE have 0 pixels, but the image has 2,000"),
-        ({"size": [40, 50], "counts": WHOLE + "5"}, "are of 2,005 pixels"),
-        ({"size": [40, 50], "counts": ""}, "are empty or have characters"),
+        ({"size": [40, 50], "counts": WHOLE + "5"}, "have 2,005 pixels"),
+        ({"size": [40, 50], "counts": ""}, "are empty or contain"),
         ({"size": [40, 50], "counts": "\n \u00e9"}, "invalid characters"),
-        ({"size": [40, 50], "counts": "oooooooo0"}, "a number too long"),
+        ({"size": [40, 50], "counts": "oooooooo0"}, "a number too large"),
         ({"size": [40, 50], "counts": "O"}, "are not run lengths"),  # -1
         ({"size": [40, 50], "counts": [-1, 2001]}, "are not run lengths"),
         ({"size": [40, 50], "counts": [0.0, 2000.0]}, "are not run lengths"),
@@ -297,7 +297,7 @@ def test_images_without_segments_are_counted_and_refused_if_all_are(root: Path) 
     assert render(root, content) == ["2 of 3 images have no segment; their masks have only background"]
     (root / "VOC2010" / MASKS).rename(root / "VOC2010" / "first")
     content["annos_segmentation"] = content["annos_segmentation"][-1:]  # of the test image
-    with pytest.raises(DataError, match="no segment is of an image of train or val"):
+    with pytest.raises(DataError, match="no segment belongs to an image of train or val"):
         render(root, content)
 
 
