@@ -1,4 +1,4 @@
-"""Class means: the mean features of a domain's classes, in a small file that can be shared without the images."""
+"""Mean features of the classes of a domain, kept in a small file that can be shared without the images."""
 
 import json
 from collections.abc import Sequence
@@ -20,12 +20,14 @@ class Centroids:
 
     Attributes:
         names: unique class names.
-        means: C x D float32, the mean feature of each class's images.
-        counts: C int64, the number of images of each class, which is its weight.
-        features: description of the features: network, weights, image size. Only domains with the same can be compared.
+        means: C x D float32, the mean feature of the images of each class.
+        counts: C int64, the number of images of each class, used as its weight.
+        features: description of the features: network, weights, image size. Domains can be compared only if their
+            descriptions are equal.
 
     Raises:
-        ValueError: shapes or names that do not fit each other, a class without images, or non-finite means.
+        ValueError: shapes do not match the number of names, two classes have the same name, a class has no images, or
+            means are not finite.
     """
 
     names: tuple[str, ...]
@@ -37,7 +39,7 @@ class Centroids:
         classes = len(self.names)
         if not classes or self.means.ndim != 2 or self.means.shape[0] != classes or self.counts.shape != (classes,):
             shapes = f"means of shape {self.means.shape} and counts of shape {self.counts.shape}"
-            raise ValueError(f"{classes} class names do not fit {shapes}")
+            raise ValueError(f"{classes} class names do not match {shapes}")
         if len(set(self.names)) < classes:
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise ValueError(f"two classes have the name {twice!r}")
@@ -51,15 +53,15 @@ class Centroids:
         return len(self.names)
 
     def taken(self, classes: Sequence[int]) -> "Centroids":
-        """Return the domain with these classes only, in this order."""
+        """Return the domain with only these classes, given by index, in this order."""
         rows = list(classes)
         return Centroids(tuple(self.names[i] for i in rows), self.means[rows], self.counts[rows], self.features)
 
     def at_least(self, images: int) -> "Centroids":
-        """Return the classes with at least `images` images. DSTL drops source classes with fewer than 200, for speed.
+        """Return the domain with only the classes with at least `images` images. DSTL uses 200, for speed.
 
         Raises:
-            ValueError: no class has so many.
+            ValueError: no class has that many images.
         """
         rows = np.flatnonzero(self.counts >= images).tolist()
         if not rows:
@@ -68,7 +70,7 @@ class Centroids:
         return self if len(rows) == len(self) else self.taken(rows)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, atomically; class names and the description of the features are in its header."""
+        """Write a safetensors file, atomically. The header holds class names and the description of features."""
         from safetensors.numpy import save
 
         metadata = {"format": _FORMAT, "names": json.dumps(self.names), "features": self.features}
@@ -80,18 +82,18 @@ class Centroids:
         """Read class means from a file.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or was not written by :meth:`save`.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is damaged, or was not written by :meth:`save`.
         """
         from safetensors import SafetensorError, safe_open
 
         if not path.is_file():
-            raise FileNotFoundError(f"no class means at {path}")
+            raise FileNotFoundError(f"there is no file {path}, which should hold class means")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise ValueError("its tensors are no class means")
+                    raise ValueError("its tensors are not class means")
                 names = tuple(json.loads(metadata["names"]))
                 return cls(names, file.get_tensor("means"), file.get_tensor("counts"), metadata["features"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -99,10 +101,10 @@ class Centroids:
 
 
 def merge(domains: Sequence[tuple[str, Centroids]]) -> Centroids:
-    """Merge domains into one, its classes named `domain/class`. A single domain is returned unchanged.
+    """Return one domain with the classes of all `domains`, named `domain/class`. A single domain is not changed.
 
     Raises:
-        ValueError: their features differ, or two domains have the same name.
+        ValueError: the descriptions of features differ, or two domains have the same name.
     """
     for name, domain in domains[1:]:
         require_same_features(domains[0], (name, domain))
@@ -117,7 +119,7 @@ def merge(domains: Sequence[tuple[str, Centroids]]) -> Centroids:
 
 
 def require_same_features(one: tuple[str, Centroids], other: tuple[str, Centroids]) -> None:
-    """Raise ValueError unless two named domains have the same kind of features; else distances have no meaning."""
+    """Raise ValueError if two named domains have different features, because their distance would be meaningless."""
     ours, theirs = one[1].features, other[1].features
     if ours != theirs:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Distances between the classes of two domains, and the Earth Mover's Distance (EMD) between the domains.
+"""Compute distances between the classes of two domains, and the Earth Mover's Distance (EMD) between the domains.
 
-Letters: n source classes, m target classes, D features.
+Dimensions: n source classes, m target classes, D features.
 """
 
 import math
@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 GAMMA = 0.01
-"""DSTL's value, for its ResNet-101 features, whose distances between domains are 38 to 64. For other features, compare
-distances, or their ratios to the median distance between classes, instead of similarities."""
+"""Value used by DSTL for ResNet-101 features, with distances of 38 to 64 between domains. For other features, compare
+distances instead of similarities, or the ratios of distances to the median distance between classes."""
 
-_NEAR = 1e-4  # relative to squared lengths: below, cancellation in the matrix product exceeds 5e-12 of a distance
-_ROWS = 512  # source classes at a time: 8 MiB at 2048 features; with 128, threads spend their time synchronizing
-_ITERATIONS = 1 << 30  # pivots; 5000 x 555 classes take about 50,000
+_NEAR = 1e-4  # relative to squared lengths; for smaller values, cancellation causes relative errors above 5e-12
+_ROWS = 512  # number of source classes at a time: 8 MiB at 2048 features; with 128, threads mostly wait
+_ITERATIONS = 1 << 30  # maximum number of pivots; 5000 x 555 classes take about 50,000
 _EXPONENT = 6  # distances are scaled until the largest is 32 to 64, because POT's tolerance is absolute
-_GAP = 1e-9  # of the largest distance: the duality gap that a solution may have
+_GAP = 1e-9  # maximum duality gap of a solution, as a fraction of the largest distance
 
 
 class Transport(NamedTuple):
@@ -25,9 +25,9 @@ class Transport(NamedTuple):
 
     Attributes:
         distance: the Earth Mover's Distance, in the unit of the distances between classes.
-        plan: n x m float64, sum 1: fraction of all mass that goes from each source class to each target class.
-        prices: m float64: solution v of the dual problem. With u_i = min over j of (d_ij - v_j), the distance is
-            u.a + v.b.
+        plan: n x m float64, sum 1: fraction of the total mass that moves from each source class to each target class.
+        prices: m float64: solution v of the dual problem. With u_i = min over j of (d_ij - v_j) and class weights a
+            (source) and b (target), the distance is u.a + v.b.
     """
 
     distance: float
@@ -38,17 +38,17 @@ class Transport(NamedTuple):
 def distances(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the Euclidean distances, n x m float64, between the class means `source`, n x D, and `target`, m x D.
 
-    Computed as |x|^2 + |y|^2 - 2xy, a matrix product, after subtracting the target's center. Pairs so near that the
-    difference would cancel are computed directly, so equal means have distance 0. The relative error is below 1e-11 for
-    distances from about 1e-150 to 1e150, whose squares are finite.
+    They are computed as |x|^2 + |y|^2 - 2xy, with a matrix product, after subtracting the center of the target. For
+    pairs so close that this would cancel, the difference is computed directly, so equal means have distance 0. The
+    relative error is below 1e-11 for distances from about 1e-150 to 1e150.
 
     Raises:
         ValueError: the numbers of features differ.
     """
     if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
         raise ValueError(
-            f"class means of shapes {source.shape} and {target.shape} cannot be compared; both domains need features "
-            "of the same network"
+            f"cannot compare class means of shapes {source.shape} and {target.shape}; both domains need features of "
+            "the same network"
         )
     center = target.mean(axis=0, dtype=np.float64)
     y = np.subtract(target, center, dtype=np.float64)
@@ -69,7 +69,7 @@ def distances(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _replace_near(out: np.ndarray, own: np.ndarray, lengths: np.ndarray, rows: np.ndarray, target: np.ndarray) -> None:
-    """Compute squared distances of near pairs directly."""
+    """Compute the squared distances of close pairs directly."""
     near, to = np.nonzero(out <= _NEAR * (own[:, None] + lengths))
     for first in range(0, len(near), _ROWS):
         i, j = near[first : first + _ROWS], to[first : first + _ROWS]
@@ -84,25 +84,25 @@ def class_weights(counts: np.ndarray) -> np.ndarray:
 
 
 def emd(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
-    """Return the Earth Mover's Distance; arguments and errors as for :func:`transport`."""
+    """Return the Earth Mover's Distance; for arguments and errors, see :func:`transport`."""
     return transport(cost_matrix, source, target).distance
 
 
 def transport(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -> Transport:
-    """Return the optimal transport between two domains, exact and verified by a solution of the dual problem.
+    """Return the exact optimal transport between two domains, verified by a solution of the dual problem.
 
-    With one source or one target class there is nothing to solve. Otherwise POT's network simplex works on the n x m
-    distances, where DSTL gave pyemd a square matrix of n + m rows, padded with zeros.
+    With one source class or one target class, the plan is known. Otherwise it is computed by the network simplex of POT
+    from the n x m distances; DSTL used pyemd with a square matrix of n + m rows, padded with zeros.
 
     Args:
         cost_matrix: n x m distances between classes.
-        source: n numbers of images, one for each source class.
-        target: m numbers of images. Both are scaled to sum 1.
+        source: number of images of each of the n source classes.
+        target: number of images of each of the m target classes. Both are scaled to sum 1.
 
     Raises:
-        ValueError: shapes that do not fit, numbers that are not finite or negative, a domain without images; or POT is
-            not installed.
-        FloatingPointError: the solution has a duality gap; never seen.
+        ValueError: shapes do not match, values are negative or not finite, a domain has no images, or POT is not
+            installed.
+        FloatingPointError: the solution has a duality gap, which was never observed.
     """
     cost_matrix = np.ascontiguousarray(cost_matrix, np.float64)
     _check(cost_matrix, source, target)
@@ -122,20 +122,21 @@ def transport(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -
 
 
 def single_class(cost_matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the distance of each source class, as a domain of its own, to the target: n numbers.
+    """Return the distance from each source class, taken as a separate domain, to the target: n values.
 
-    With a single source class, the Earth Mover's Distance is the mean distance to the target's images.
+    From a single class, the Earth Mover's Distance is the mean of its distances to the target classes, weighted by
+    their images.
     """
     return cost_matrix @ class_weights(target)
 
 
 def similarity(distance: float, gamma: float = GAMMA) -> float:
-    """Return exp(-gamma * distance): 1 for equal domains, near 0 for distant ones. See :data:`GAMMA`."""
+    """Return exp(-gamma * distance), which is 1 for equal domains and near 0 for distant ones. See :data:`GAMMA`."""
     return math.exp(-gamma * distance)
 
 
 def _solve(cost_matrix: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return plan and prices from POT, its warnings silenced: the caller checks the duality gap.
+    """Return plan and prices from POT. Its warnings are suppressed because the caller checks the duality gap.
 
     Distances are scaled by a power of two, which is exact.
     """
@@ -153,17 +154,17 @@ def _solve(cost_matrix: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.nd
 def _check(cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray) -> None:
     if cost_matrix.shape != (len(source), len(target)) or not cost_matrix.size:
         raise ValueError(
-            f"a cost matrix of shape {cost_matrix.shape} does not fit {len(source)} source classes (rows) and "
-            f"{len(target)} target classes (columns), at least one of each"
+            f"a cost matrix of shape {cost_matrix.shape} does not match {len(source)} source classes (rows) and "
+            f"{len(target)} target classes (columns); both need at least one class"
         )
     if not np.isfinite(cost_matrix).all():
-        raise ValueError("distances between classes are not finite; the features hold NaN or infinity")
+        raise ValueError("distances between classes are not finite; check the features for NaN and infinity")
     if cost_matrix.min() < 0:
-        raise ValueError(f"distances between classes are 0 or more; the smallest is {cost_matrix.min():g}")
+        raise ValueError(f"distances between classes must be 0 or more, but the smallest is {cost_matrix.min():g}")
     for name, counts in (("source", source), ("target", target)):
         numbers = np.asarray(counts, np.float64)
         if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.max() > 0):
-            raise ValueError(f"the numbers of images of the {name} classes must be 0 or more, and some more than 0")
+            raise ValueError(f"the numbers of images of the {name} classes must be 0 or more, and at least one above 0")
         with np.errstate(over="ignore"):
             total = numbers.sum()
         if not np.isfinite(total):

@@ -14,7 +14,7 @@ from mtsp.transfer.centroids import Centroids
 from mtsp.types import Batch, Examples
 
 Features = Callable[[Tensor], Tensor]
-"""B3HW, RGB in [0, 1] -> BD, one vector for each image."""
+"""Function from images (B3HW, RGB in [0, 1]) to features (BD, one vector per image)."""
 
 
 def extract(
@@ -28,21 +28,21 @@ def extract(
     progress: Callable[[int], None] = lambda done: None,
     skipped: Callable[[str], None] | None = None,
 ) -> Centroids:
-    """Return the mean features and the number of images of each class. Sums are float64.
+    """Return the mean features and the number of images of each class, summed in float64.
 
     Args:
-        features: a network without its last layer, in evaluation mode; called without gradients.
-        examples: images of one size, with their labels.
-        classes: names of the classes, by label.
-        kind: description of the features, see :class:`mtsp.transfer.centroids.Centroids`.
-        batch_size: number of images in a call of `features`.
+        features: network without its last layer, in eval mode; called without gradients.
+        examples: images of equal size, with labels.
+        classes: class names in the order of the labels.
+        kind: description of the features; see :class:`mtsp.transfer.centroids.Centroids`.
+        batch_size: number of images per call of `features`.
         workers: number of threads that decode images.
-        progress: called with the number of examples done.
-        skipped: called with the reason for each image that is skipped because it cannot be read. None: raise.
+        progress: called with the number of examples processed so far.
+        skipped: called with the error message of each image that cannot be read and is skipped; None: raise the error.
 
     Raises:
-        ValueError: an image cannot be read or has no label, features that are not B x D, or a class without images.
-        FloatingPointError: features that are not finite; the message names the image.
+        ValueError: an image cannot be read or has no label, features are not B x D, or a class has no images.
+        FloatingPointError: features are not finite; the message names the image.
     """
     sums: Tensor | None = None  # C x D float64
     counts = torch.zeros(len(classes), dtype=torch.int64)
@@ -88,10 +88,12 @@ def _vectors(features: Features, batch: Batch, classes: int) -> tuple[Tensor, Te
         raise ValueError(f"{batch['name'][0]} has no class; class means need a data set of labeled images")
     labels = batch["label"]
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())} among {classes} classes")
+        raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())} do not match {classes} class names")
     vectors = features(batch["frame"]).float().cpu()
     if vectors.ndim != 2 or len(vectors) != len(labels):
-        raise ValueError(f"features of shape {tuple(vectors.shape)} for {len(labels)} images; expected one row each")
+        raise ValueError(
+            f"features of shape {tuple(vectors.shape)} for {len(labels)} images; expected one row per image"
+        )
     if not bool((finite := torch.isfinite(vectors).all(dim=1)).all()):
         raise FloatingPointError(f"the features of {batch['name'][int(np.argmin(finite.numpy()))]} are not finite")
     return vectors, labels

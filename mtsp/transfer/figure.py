@@ -1,4 +1,4 @@
-"""Draw a transport plan: which source classes feed which target classes."""
+"""Draw a transport plan: how much mass moves from each source class to each target class."""
 
 import re
 from collections.abc import Sequence
@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 
 SHOWN = 60
-"""Number of classes drawn on each side; the lightest others share the last line."""
+"""Maximum number of lines on each side. If there are more classes, those with the least mass share the last line."""
 
 _SYNSET = re.compile(r"^(?:[^/]*/)?(?:n\d{8}_|\d{3,4}\.)")  # n01440764_tench, 001.Black_footed_Albatross
-_FAINT = 0.002  # of all mass: thinner bands are not drawn
-_GAP = 0.35  # of the mean height of a class, between two of them
-_LONGEST = 30
+_FAINT = 0.002  # fraction of the total mass below which a band is not drawn
+_GAP = 0.35  # total height of the gaps, relative to the total height of the classes
+_LONGEST = 30  # characters of a class name
 
 
 def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Sequence[str], title: str) -> None:
-    """Write a PNG of a transport plan: source classes left, target classes right, a band for the mass between two.
+    """Write a PNG of a transport plan: source classes left, target classes right, and bands for the mass that moves.
 
-    A class is as high as its fraction of its domain's mass; a band has the color of its target class. Beyond
-    :data:`SHOWN` classes on a side, those with the least mass are drawn as one.
+    The height of a class is its fraction of the domain's mass; bands have the color of the target class. If a side has
+    more than :data:`SHOWN` classes, those with the least mass are drawn as one.
 
     Args:
-        path: a .png file.
+        path: .png file to write.
         plan: n x m, sum 1.
-        sources: n names, shown without the number of a synset or of CUB in front.
-        targets: m names.
-        title: above the figure.
+        sources: names of the n source classes, shown without a leading synset ID or CUB number.
+        targets: names of the m target classes, shown in the same way.
+        title: text above the figure.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,13 +66,13 @@ def draw_plan(path: Path, plan: np.ndarray, sources: Sequence[str], targets: Seq
 
 
 def plain(name: str) -> str:
-    """Return a readable class name: `n01530575_brambling` is brambling, `012.Yellow_Bird` is Yellow Bird."""
+    """Return a readable class name: `n01530575_brambling` becomes brambling, `012.Yellow_Bird` becomes Yellow Bird."""
     name = _SYNSET.sub("", name).replace("_", " ").strip() or name
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
 def untangled(plan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return an order of rows and columns in which few bands cross: each near the mean place of its partners."""
+    """Return an order of rows and columns with few crossing bands: each near the mean position of its partners."""
     rows, columns = np.arange(plan.shape[0]), np.arange(plan.shape[1])
     row_place, column_place = np.zeros(len(rows)), np.linspace(0, 1, len(columns))
     for _ in range(20):
@@ -82,7 +82,7 @@ def untangled(plan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _places(centers: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Return the middle of each class when classes are stacked in the order of `centers`."""
+    """Return the middle position of each class if classes are stacked in the order of `centers`."""
     order = np.argsort(centers, kind="stable")
     places = np.empty(len(centers))
     places[order] = np.cumsum(mass[order]) - mass[order] / 2
@@ -90,7 +90,7 @@ def _places(centers: np.ndarray, mass: np.ndarray) -> np.ndarray:
 
 
 def _gathered(plan: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Return the rows with the most mass, in their order, and the sum of the rest as a last row."""
+    """Return the rows with the most mass, in their original order, and the sum of all other rows as the last row."""
     if len(names) <= SHOWN:
         return plan, names
     heaviest = np.sort(np.argsort(-plan.sum(axis=1), kind="stable")[: SHOWN - 1])
@@ -100,12 +100,12 @@ def _gathered(plan: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]
 
 
 def _last(order: np.ndarray, gathered: bool) -> np.ndarray:
-    """Return the order with the line of the others (the highest index) at the end."""
+    """Return `order`; if classes were gathered, the line that sums them up (the highest index) is moved to the end."""
     return np.append(order[order != order.max()], order.max()) if gathered else order
 
 
 def _stacked(mass: np.ndarray) -> list[tuple[float, float]]:
-    """Return low and high end of each class; both sides get the same height for any number of classes."""
+    """Return the low and high end of each class; the total height is the same for any number of classes."""
     gap = _GAP / max(1, len(mass) - 1)
     ends = np.cumsum(mass) + gap * np.arange(len(mass))
     return [(float(end - m), float(end)) for end, m in zip(ends, mass, strict=True)]

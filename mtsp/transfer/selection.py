@@ -1,10 +1,10 @@
 """Select the classes of a source domain to pre-train on for a target domain.
 
-There are two ways, both on the distances between n source and m target classes:
+There are two methods, both based on the distances between n source and m target classes:
 
-- :func:`ranking`, DSTL's: rank each class as a domain of its own, the nearest first. It favors classes near the target
-  as a whole over those very near to a few of its classes.
-- :func:`greedy`: add, again and again, the class that brings the whole set, weighted by images, nearest to the target.
+- :func:`ranking`, the method of DSTL: rank each class as a separate domain, nearest first. It prefers classes that are
+  near the target as a whole to classes that are very near to a few target classes.
+- :func:`greedy`: repeatedly add the class that brings the whole set, weighted by images, nearest to the target.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,31 +14,32 @@ import numpy as np
 
 from mtsp.transfer.distances import class_weights, emd, single_class, transport
 
-_EQUAL = 1e-12  # of the largest distance: two sets closer than this are equally good
+_EQUAL = 1e-12  # as a fraction of the largest distance: smaller differences between sets are ignored
 
 
 class SelectionPath(NamedTuple):
-    """A selected set and its distance at each size."""
+    """Selected classes, and the distance of the set to the target at each size."""
 
-    classes: list[int]  # rows of the cost matrix, in the order chosen
-    distances: list[float]  # Earth Mover's Distances of the first 1, 2, ... of `classes`, their weights scaled to sum 1
+    classes: list[int]  # rows of the cost matrix, in the order selected
+    distances: list[float]  # Earth Mover's Distances of the sets of the first 1, 2, ... `classes`
     solved: int  # number of transport problems solved
 
 
 def ranking(cost_matrix: np.ndarray, target: np.ndarray, k: int) -> list[int]:
-    """Return the `k` source classes nearest to the target, each as a domain of its own, the nearest first.
+    """Return the `k` source classes that are nearest to the target as separate domains, nearest first.
 
-    As DSTL describes it; its released code has no selection step. Arguments and errors as for :func:`greedy`.
+    This follows the description in DSTL; the released code has no selection step. For arguments and errors, see
+    :func:`greedy`.
     """
     if not 1 <= k <= len(cost_matrix):
-        raise ValueError(f"{k} classes cannot be chosen from {len(cost_matrix)}; choose from 1 to {len(cost_matrix)}")
+        raise ValueError(f"cannot select {k} of {len(cost_matrix)} classes; select from 1 to {len(cost_matrix)}")
     return np.argsort(single_class(cost_matrix, target), kind="stable")[:k].tolist()
 
 
 def selection_path(
     cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray, order: Sequence[int]
 ) -> SelectionPath:
-    """Return the Earth Mover's Distances of the first 1, 2, ... classes of `order`."""
+    """Return the Earth Mover's Distances of the sets of the first 1, 2, ... classes of `order`."""
     order = list(order)
     prefixes = (order[: size + 1] for size in range(len(order)))
     return SelectionPath(order, [emd(cost_matrix[p], source[p], target) for p in prefixes], len(order))
@@ -51,27 +52,27 @@ def greedy(
     k: int,
     progress: Callable[[int], None] = lambda size: None,
 ) -> SelectionPath:
-    """Return `k` source classes, each the one that brings the set of those before it nearest to the target.
+    """Return `k` source classes; each step adds the class that brings the set nearest to the target.
 
-    Nearest means the smallest Earth Mover's Distance between set and target, with the set's classes weighted by their
-    images. Greedy steps alone may at some size end farther away than the ranking of that size. The set then becomes the
-    ranking's and continues from there, so the first 1, 2, ..., k classes returned are never farther than the first 1,
-    2, ..., k of the ranking. A smaller `k` need not give the first classes of a larger one.
+    Nearest means the smallest Earth Mover's Distance between set and target, with the classes of the set weighted by
+    their images. At some size, the greedy set may be farther away than the set of that size that the ranking selects.
+    The greedy set is then replaced by that set, so at every size from 1 to k the distance is at most that of the
+    ranking. The classes for a smaller `k` need not be the first ones for a larger `k`.
 
-    The choice is the same as when every candidate is solved at every step, up to 1e-12 of the largest distance, with
-    less work: the dual prices of one transport problem bound all others from below, so candidates are solved in the
-    order of their bounds, each solution sharpens the bounds, and a candidate whose bound is above the best distance
-    found is never solved.
+    The result is the same as if the transport problem of every candidate were solved in every step, up to 1e-12 of the
+    largest distance, but takes less work. The dual prices of one problem give lower bounds for all others, so
+    candidates are solved in the order of their bounds, each solution tightens the bounds, and candidates with a bound
+    above the smallest distance found are never solved.
 
     Args:
-        cost_matrix: n x m distances.
-        source: n numbers of images.
-        target: m numbers of images.
-        k: from 1 to n.
+        cost_matrix: n x m distances between classes.
+        source: number of images of each source class.
+        target: number of images of each target class.
+        k: number of classes to select, from 1 to n.
         progress: called with the size of the set after each step.
 
     Raises:
-        ValueError: there are no `k` classes, or see :func:`mtsp.transfer.distances.transport`.
+        ValueError: `k` is not between 1 and n; for other errors, see :func:`mtsp.transfer.distances.transport`.
     """
     ranked = selection_path(cost_matrix, source, target, ranking(cost_matrix, target, k))
     equal = _EQUAL * float(cost_matrix.max())
@@ -101,7 +102,7 @@ class _Addition(NamedTuple):
 def _best_addition(
     cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray, chosen: list[int], prices: np.ndarray
 ) -> _Addition:
-    """Return the class that is best added to `chosen`. Any `prices` are valid; those of `chosen` save the most work."""
+    """Return the best class to add to `chosen`. Any `prices` are valid, but those of `chosen` save the most work."""
     equal = _EQUAL * float(cost_matrix.max())
     bounds = _bounds(cost_matrix, source, target, chosen, prices)
     best: _Addition | None = None
@@ -122,8 +123,8 @@ def _best_addition(
 def _bounds(
     cost_matrix: np.ndarray, source: np.ndarray, target: np.ndarray, chosen: list[int], prices: np.ndarray
 ) -> np.ndarray:
-    """Return a lower bound on the distance of `chosen` plus each class; infinity for those already in `chosen`."""
-    rest = (cost_matrix - prices).min(axis=1)  # the largest u with u_i + v_j <= d_ij for these prices v
+    """Return lower bounds on the distance if a class is added to `chosen`; infinity for classes already chosen."""
+    rest = (cost_matrix - prices).min(axis=1)  # the largest u with u_i + v_j <= d_ij, where v are the prices
     means = (source[chosen] @ rest[chosen] + source * rest) / (source[chosen].sum() + source)
     bounds = means + prices @ class_weights(target)
     bounds[chosen] = np.inf
@@ -131,8 +132,9 @@ def _bounds(
 
 
 def union(selections: Iterable[Sequence[int]]) -> list[int]:
-    """Return the classes of all `selections`, each once, in the order they first come.
+    """Return the classes of all `selections` without repetition, in the order in which they first appear.
 
-    DSTL's subset A is such a union, of the 200 classes nearest to each of seven targets; B is one of 400, 100, 50, 50.
+    Subset A of DSTL is such a union of the 200 classes nearest to each of seven targets; subset B is a union of 400,
+    100, 50 and 50 classes.
     """
     return list(dict.fromkeys(index for selection in selections for index in selection))

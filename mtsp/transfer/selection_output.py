@@ -1,4 +1,4 @@
-"""Select classes for one target and report them: CSV tables, transport plan, figure, tables on the screen."""
+"""Select classes for one target and report them as CSV tables, a transport plan, a figure, and printed tables."""
 
 import csv
 import json
@@ -19,9 +19,9 @@ from mtsp.transfer.distances import distances, emd, similarity, single_class, tr
 from mtsp.transfer.figure import draw_plan, plain
 from mtsp.transfer.selection import SelectionPath, greedy, ranking, selection_path
 
-_EQUAL = 1e-9  # of the largest distance: differences below are rounding
-_FEEDS = 3  # target classes named beside a selected class
-_ROWS = 25  # of the table on the screen
+_EQUAL = 1e-9  # as a fraction of the largest distance: smaller differences are rounding errors
+_FEEDS = 3  # number of target classes listed with each selected class
+_ROWS = 25  # maximum number of rows of the printed table
 _HEADER = ("place", "class", "images", "distance_alone", "distance_so_far", "share", "feeds")
 
 
@@ -32,11 +32,11 @@ class Selection(NamedTuple):
     target: Centroids
     cost_matrix: np.ndarray  # n x m distances from all source classes to the target's
     path: SelectionPath
-    ranked: list[float]  # distances of the first 1, 2, ... classes of the ranking
+    ranked: list[float]  # distances of the sets of the first 1, 2, ... classes of the ranking
 
 
 def select(name: str, source: Centroids, target: Centroids, method: Literal["greedy", "ranking"], k: int) -> Selection:
-    """Select `k` classes of `source` for the target called `name`, and show progress."""
+    """Select `k` classes of `source` for the target called `name`, showing progress."""
     cost_matrix = distances(source.means, target.means)
     path = selection_path(cost_matrix, source.counts, target.counts, ranking(cost_matrix, target.counts, k))
     ranked = path.distances
@@ -49,9 +49,9 @@ def select(name: str, source: Centroids, target: Centroids, method: Literal["gre
 def write_selection(
     out: Path, source: Centroids, selection: Selection, method: str, gamma: float
 ) -> dict[str, dict[str, float]]:
-    """Write the files of one target to the folder `out`, show its tables, and return its distances.
+    """Write the files of one target to the folder `out`, print its tables, and return its distances.
 
-    `source` holds all source classes; `method` is named in the tables; `gamma` is that of
+    `source` contains all source classes; `method` is the name shown in the tables; for `gamma`, see
     :func:`mtsp.transfer.distances.similarity`.
     """
     name, target, cost_matrix, path, ranked = selection
@@ -80,14 +80,14 @@ def write_selection(
     draw_plan(out / f"{name}.png", moved.plan, chosen.names, target.names, title)
     _show(name, summary, rows, median, gamma)
     print(
-        f"{name}: of k = 1 to {len(chosen)}, the distance is lowest at k = {best}, {curve[best - 1]:.5g}; "
-        "every class must send its mass, so beyond some k it rises again"
+        f"{name}: among k = 1 to {len(chosen)}, the distance is lowest at k = {best} ({curve[best - 1]:.5g}); beyond "
+        "some k it rises again, because the mass of every class must be moved"
     )
     return summary
 
 
 def _rows(source: Centroids, selection: Selection, plan: np.ndarray) -> list[tuple[str, ...]]:
-    """Return the rows of the table, in the order selected."""
+    """Return the rows of the table, in the order in which classes were selected."""
     alone = single_class(selection.cost_matrix, selection.target.counts)
     rows = []
     for place, (index, so_far) in enumerate(zip(*selection.path[:2], strict=True)):
@@ -116,7 +116,7 @@ def _show(
     name: str, summary: dict[str, dict[str, float]], rows: Sequence[tuple[str, ...]], median: float, gamma: float
 ) -> None:
     console = Console()
-    title = Text(f"for {name}", "table.title")  # Text, since rich would take brackets in names for markup
+    title = Text(f"for {name}", "table.title")  # Text, because rich would read brackets in names as markup
     table = Table("chosen", "images", "distance alone", "set so far", "feeds", title=title)
     for _, label, images, alone, so_far, _, feeds in rows[:_ROWS]:
         fed = "; ".join(plain(part) for part in feeds.split("; "))

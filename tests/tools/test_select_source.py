@@ -169,7 +169,7 @@ def test_the_size_with_the_lowest_distance_is_printed(
 ) -> None:
     """Of four classes, car, with 1 of 16 images, is 40 from the nearest target, and raven has mass that duck lacks."""
     main(["--source", source, "--target", target, "--k", "4", "--gamma", "2", "--out", str(tmp_path / "out")])
-    assert "birds: of k = 1 to 4, the distance is lowest at k = 2, 0.25;" in capsys.readouterr().out
+    assert "birds: among k = 1 to 4, the distance is lowest at k = 2 (0.25);" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["birds"]["lowest, at k = 2"]["emd"] == pytest.approx(0.25)
     assert summary["settings"] == {
@@ -289,7 +289,7 @@ def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys:
         (["--source", str(tmp_path / "no"), *to], "no folder"),
         (
             ["--source", str(tmp_path / "no.safetensors"), "--target", target, "--out", str(out), "--k", "1"],
-            "no class means at",
+            "which should hold class means",
         ),
         (
             ["--source", str(folder), "--target", target, "--out", str(out), "--k", "1"],

@@ -114,7 +114,7 @@ def test_delta_asks_for_the_models_call_and_for_the_same_inputs() -> None:
     with pytest.raises(ValueError, match="call the model first"):
         delta(torch.ones(1, 1, 2, 2))
     model(torch.ones(1, 1, 2, 2))
-    with pytest.raises(ValueError, match="call both with the same inputs"):
+    with pytest.raises(ValueError, match="call both networks with the same inputs"):
         delta(torch.ones(2, 1, 2, 2))
 
 

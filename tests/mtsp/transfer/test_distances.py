@@ -133,10 +133,10 @@ def test_similarity_is_that_of_the_published_table() -> None:
 @pytest.mark.parametrize(
     ("cost_matrix", "source", "target", "message"),
     [
-        (np.ones((2, 3)), [1, 1], [1, 1], r"shape \(2, 3\) does not fit 2 source classes \(rows\) and 2 target"),
+        (np.ones((2, 3)), [1, 1], [1, 1], r"shape \(2, 3\) does not match 2 source classes \(rows\) and 2 target"),
         (np.ones((0, 2)), [], [1, 1], "at least one of each"),
         (np.full((1, 1), np.nan), [1], [1], "not finite; the features hold NaN"),
-        (np.array([[1.0, -0.5]]), [1], [1, 1], "distances between classes are 0 or more; the smallest is -0.5"),
+        (np.array([[1.0, -0.5]]), [1], [1, 1], "distances between classes must be 0 or more, but the smallest is -0.5"),
         (np.ones((2, 1)), [1e308, 1e308], [1], "sum of the numbers of images of the source classes is not finite"),
         (np.ones((2, 1)), [0, 0], [1], "images of the source classes must be 0 or more"),
         (np.ones((1, 2)), [1], [2, -1], "images of the target classes must be 0 or more"),
@@ -151,5 +151,5 @@ def test_a_transport_that_cannot_be_solved_is_refused_in_one_line(
 
 
 def test_features_of_two_networks_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 5\) cannot be compared"):
+    with pytest.raises(ValueError, match=r"cannot compare class means of shapes \(3, 4\) and \(2, 5\)"):
         distances(np.ones((3, 4)), np.ones((2, 5)))

@@ -156,5 +156,5 @@ def test_more_classes_than_there_are_cannot_be_chosen(k: int) -> None:
         lambda: ranking(cost_matrix, np.ones(2), k),
         lambda: greedy(cost_matrix, ones, np.ones(2), k),
     ):
-        with pytest.raises(ValueError, match=f"{k} classes cannot be chosen from 3; choose from 1 to 3"):
+        with pytest.raises(ValueError, match=f"cannot select {k} of 3 classes; select from 1 to 3"):
             choose()
