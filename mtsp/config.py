@@ -60,7 +60,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
         if not isinstance(key, str):
             raise ConfigError(f"line {key_node.start_mark.line + 1}: a key must be a string, got {key!r}")
         if key in seen:
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} appears twice")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -178,10 +178,10 @@ def _sentences(kind: type[Config], values: Any, error: pydantic.ValidationError)
             near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
             parent, dot, _ = key.rpartition(".")
             yield f"{key}: unknown key; " + (
-                f"did you mean {parent}{dot}{near[0]}?" if near else f"known here: {', '.join(known)}"
+                f"did you mean {parent}{dot}{near[0]}?" if near else f"known keys: {', '.join(known)}"
             )
         elif problem["type"] == "missing":
-            yield f"{key}: missing; it must be given"
+            yield f"{key}: this required key is missing"
         elif problem["type"] in ("union_tag_invalid", "literal_error"):
             context = problem.get("ctx", {})
             expected = re.findall(r"'([^']+)'", str(context.get("expected_tags") or context.get("expected") or ""))
@@ -191,7 +191,7 @@ def _sentences(kind: type[Config], values: Any, error: pydantic.ValidationError)
             name = f"{key}.name" if problem["type"] == "union_tag_invalid" else key
             yield f"{name}: {given!r} is not one of {', '.join(expected)}{hint}"
         elif problem["type"] == "union_tag_not_found":
-            yield f"{key}.name: missing; it says which one this is"
+            yield f"{key}.name: missing; `name` selects the kind of {key}"
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
             lines = [line for line in message.split("\n") if line]

@@ -212,7 +212,7 @@ def class_means(name: str, images: "LabeledImages", network: Network, arguments:
             skipped=skipped.append if arguments.skip_unreadable else None,
         )
     if skipped:
-        print(f"{name}: {len(skipped)} images cannot be read: {first_names(skipped)}", file=sys.stderr)
+        print(f"{name}: {len(skipped)} images cannot be read and were skipped: {first_names(skipped)}", file=sys.stderr)
     (arguments.out / "class_means").mkdir(parents=True, exist_ok=True)
     means.save(arguments.out / "class_means" / f"{name}{SUFFIX}")
     return means
@@ -333,27 +333,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="select_source.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    place = "[NAME=]PLACE: a folder of class folders, or of one image per class; cub:ROOT or another kind of data set; "
-    place += "a .yaml file with the keys of an experiment's `dataset`; a .safetensors file of class means"
-    add("--source", nargs="+", required=True, metavar="PLACE", help=place)
-    add(
-        "--target",
-        nargs="+",
-        required=True,
-        action="append",
-        metavar="PLACE",
-        help="target data sets, in the same form as --source",
+    place = (
+        "source, as [NAME=]PLACE. PLACE is a folder of class folders; a folder with one image per class; KIND:ROOT, "
     )
+    place += "such as cub:ROOT; a .yaml file with the keys of a config's `dataset`; or a .safetensors of class means"
+    add("--source", nargs="+", required=True, metavar="PLACE", help=place)
+    add("--target", nargs="+", required=True, action="append", metavar="PLACE", help="target, as for --source")
     add("--k", type=at_least_one, nargs="+", help="number of classes to select (required): one, or one per --target")
-    add("--method", choices=METHODS, default="greedy", help="how to select (default: %(default)s)")
+    add("--method", choices=METHODS, default="greedy", help="selection method (default: %(default)s)")
     fewest = "skip source classes with fewer images (DSTL: 200; default: %(default)s)"
     add("--min-images", type=at_least_one, default=1, help=fewest)
-    add(
-        "--gamma",
-        type=above_zero,
-        default=0.01,
-        help="gamma in the similarity exp(-gamma EMD) (default: %(default)s, as in DSTL)",
-    )
+    add("--gamma", type=above_zero, default=0.01, help="gamma in the similarity exp(-gamma EMD) (default: %(default)s)")
     network = "network for the features: a timm name or torchvision:NAME (default: %(default)s)"
     add("--backbone", default="tf_efficientnet_lite0", help=network)
     weights = "weights of the network: a file, `imagenet` (downloaded), or package:NAME (default: %(default)s)"

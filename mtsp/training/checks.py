@@ -35,7 +35,7 @@ def align_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> di
     wanted = getattr(experiment.model, "classes", None)
     if videos := [name for name, examples in data.items() if examples.kind == "video" and wanted not in (None, 2)]:
         raise ConfigError(
-            f"data.{videos[0]} is a data set of videos, whose masks are object or background, but model.classes is "
+            f"data.{videos[0]} is a data set of videos, with masks of object and background, but model.classes is "
             f"{wanted}; set model.classes=2, or score each class with data.{videos[0]}.dataset.kind=images"
         )
     trained = [name for stage in experiment.train.stages for name in stage.batch_size if name in data]
@@ -46,7 +46,7 @@ def align_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> di
     if wanted is not None and len(classes) != wanted:
         raise ConfigError(
             f"model.classes is {wanted}, but data.{first} has {len(classes)} classes: {first_names(classes)}; set "
-            f"model.classes={len(classes)}, or see whether its folder lacks classes"
+            f"model.classes={len(classes)}, or check that its folder has all classes"
         )
     for name, examples in data.items():
         if lacking := [other for other in classes if other not in class_names(examples) and class_names(examples)]:

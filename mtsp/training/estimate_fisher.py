@@ -135,7 +135,7 @@ def _sum_up(
 def _require_place(out: Path, overwrite: bool) -> None:
     """Check that `out` can be written, before the estimate starts."""
     if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; give a file, as in --out runs/fisher.safetensors")
+        raise ConfigError(f"--out {out} is a folder; give a file, such as --out runs/fisher.safetensors")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists already; add --overwrite, or choose another --out")
     try:
@@ -182,8 +182,8 @@ def _settled(settings: Settings, task: str, examples: int, passes: int) -> Setti
     """Fill in the defaults that depend on the experiment."""
     if settings.mode == "exact" and passes > MOST_PASSES:
         raise ConfigError(
-            f"--mode exact takes {passes:,} backward passes for each image, one for each class of each pixel; use "
-            "--mode sampled, an estimate of the same, or smaller images"
+            f"--mode exact needs {passes:,} backward passes for each image, one for each class of each pixel; use "
+            "--mode sampled, which approximates it, or smaller images"
         )
     mode: Labels = settings.mode or ("exact" if task == "classification" else "sampled")
     if mode != "sampled" and settings.draws != 1:

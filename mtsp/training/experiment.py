@@ -128,19 +128,19 @@ class Experiment(Config, Generic[ModelT, DataT]):
         for index, stage in enumerate(self.train.stages):
             place = f"train.stages.{index}"
             if stage.learn == ():
-                wrong.append(f"{place}.learn: names no branch, so nothing would be trained; null trains all of them")
+                wrong.append(f"{place}.learn: names no branch, so nothing would be trained; null trains all branches")
             unknown = [name for name in stage.batch_size if name not in self.data]
-            wrong += [f"{place}.batch_size.{name}: no such data; there is {data}" for name in unknown]
+            wrong += [f"{place}.batch_size.{name}: no such entry in `data`; there is {data}" for name in unknown]
             for branch in stage.learn or ():
                 if branch not in self.branches:
                     wrong.append(f"{place}.learn: no branch {branch!r}; there is {branches}")
                 elif self.branches[branch].freeze:
                     wrong.append(f"{place}.learn: {branch} cannot learn, branches.{branch}.freeze is true")
         unknown = [name for name in self.evaluation.data if name not in self.data]
-        wrong += [f"evaluation.data: no such data {name!r}; there is {data}" for name in unknown]
+        wrong += [f"evaluation.data: no entry {name!r} in `data`; there is {data}" for name in unknown]
         name = self.regularizer.name
         if name not in ("l2", "none") and not any(branch.weights for branch in self.branches.values()):
-            wrong.append(f"regularizer: {name} needs a branch with pretrained `weights`; without any, use l2")
+            wrong.append(f"regularizer: {name} needs a branch with pretrained `weights`; if there is none, use l2")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

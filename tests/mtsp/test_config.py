@@ -65,7 +65,7 @@ def test_a_valid_file_becomes_typed_values(tmp_path: Path) -> None:
         ("model: {name: large, rate: 1, sides: [1, 2, 3]}", "model.sides: Tuple should have at most 2 items"),
         ("model: {name: small}\ndata: {a: {name: small, width: 0}}", "data.a.width: Input should be greater than 0"),
         ("model: {name: small}\nstages: [{name: small}, {name: small, w: 1}]", "stages.1.w: unknown key"),
-        ("model: {name: small}\nmodel: {name: small}", "'model' is given twice"),
+        ("model: {name: small}\nmodel: {name: small}", "'model' appears twice"),
         ("model: &a {name: small}\ndata: {x: *a}", "anchors and aliases"),
         ("model: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("- 1", "expected `key: value` lines, got list"),

@@ -194,10 +194,10 @@ MISTAKES = [
     (unknown_encoder, "no encoder 'tu-test_eficientnet'; did you mean tu-test_efficientnet"),
     (odd_size, "takes frames of 480x854, got 64x96; resize them, or use mode modern"),
     (mixed_sizes, "cannot share a batch: their"),
-    (unknown_data, "train.stages.0.batch_size.davs: no such data; there is davis"),
+    (unknown_data, "train.stages.0.batch_size.davs: no such entry in `data`; there is davis"),
     (batch_that_cannot_be_shared, "a global batch of 9 cannot be divided among 1 processes x 4 micro-batches"),
     (fp16_without_gpu, "train.precision: fp16 needs a GPU"),
-    (half_a_config, "optimizer: missing; it must be given"),
+    (half_a_config, "optimizer: this required key is missing"),
 ]
 
 

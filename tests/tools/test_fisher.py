@@ -249,7 +249,7 @@ def test_pixels_are_drawn_and_exact_labels_of_large_images_are_refused(
     large = "data.stripes={dataset: " + json.dumps(dataset).replace('"', "") + ", size: [256, 256]}"
     capsys.readouterr()
     assert estimating(tmp_path, "large.safetensors", "--mode", "exact", large) == 1
-    assert "--mode exact takes 196,608 backward passes for each image" in capsys.readouterr().err  # 3 * 256 * 256
+    assert "--mode exact needs 196,608 backward passes for each image" in capsys.readouterr().err  # 3 * 256 * 256
 
 
 @pytest.mark.parametrize(
@@ -374,14 +374,14 @@ def test_a_file_of_other_weights_does_not_hold_these(
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"name": "l2spfisher", "alpha": 1, "beta": 0}, "regularizer.fisher: missing; it must be given"),
+        ({"name": "l2spfisher", "alpha": 1, "beta": 0}, "regularizer.fisher: this required key is missing"),
         (
             {"name": "l2spfisher", "alpha": {"half_life": 9}, "beta": 0, "fisher": "f"},
             "regularizer.alpha: alpha of L2SPFisher has no time constant; give a number",
         ),
         ({"name": "l2spfisher", "alpha": 1, "beta": 0, "fisher": "f", "mode": "decoupled"}, "cannot be decoupled"),
         ({"name": "l2sp", "alpha": 1, "beta": 0, "fisher": "f"}, "regularizer.fisher: unknown key"),
-        ({"name": "mars", "alpha": 1, "beta": 0}, "regularizer.radius: missing; it must be given"),
+        ({"name": "mars", "alpha": 1, "beta": 0}, "regularizer.radius: this required key is missing"),
         ({"name": "mars", "radius": 0, "beta": 0}, "regularizer.radius: Input should be greater than 0, got 0"),
     ],
 )
