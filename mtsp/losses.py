@@ -87,8 +87,9 @@ def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
     """Return EncNet's semantic encoding loss (SE-loss): a prediction of which classes the image contains.
 
     It is the binary cross-entropy of each class, averaged over the classes, as in Zhang et al., "Context Encoding for
-    Semantic Segmentation" (CVPR 2018), section 3.1. `count` is the number of images. Logits are BK; the mask is BHW, in
-    [0, K) or IGNORE. An image without a known pixel is ignored (the authors' code treats it as containing no class).
+    Semantic Segmentation" (CVPR 2018), section 3.1. `count` is the number of images with a known pixel. Logits are BK;
+    the mask is BHW, in [0, K) or IGNORE. An image without a known pixel is ignored (the authors' code treats it as
+    containing no class).
 
     Raises:
         ValueError: the batch sizes differ, or a class is outside [0, K).

@@ -37,7 +37,7 @@ class RunLog:
 
     @classmethod
     def read(cls, path: Path) -> "RunLog":
-        """Read a run folder. Raises FileNotFoundError, or ValueError if a file is damaged or of another kind."""
+        """Read a run folder. Raises FileNotFoundError if files are missing, ValueError if they are damaged."""
         rows = read_metrics(path / METRICS)
         file = path / EXPERIMENT
         if not file.is_file():

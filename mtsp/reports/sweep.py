@@ -71,7 +71,7 @@ def sweep(
         for seed in seeds_from(experiment, seeds)
         for row in planned
     ]
-    may_differ, otherwise = ("tracking", "train.workers", "train.keep_last"), "give another --run-dir"
+    may_differ, otherwise = ("tracking", "train.workers", "train.keep_last"), "choose another --run-dir"
     # Check all folders before the first run starts: a folder with another run is an error.
     done = [is_finished(one, run_dir, may_differ=may_differ, otherwise=otherwise) for one, run_dir in runs]
     for number, (one, run_dir) in enumerate(runs, start=1):
@@ -91,16 +91,16 @@ def rows(experiment: AnyExperiment, taus: Sequence[float] | None = None) -> list
     run's number of steps.
 
     Raises:
-        ConfigError: there is no beta, no pretrained branch, or no time constant. In coupled mode only SGD has a time
-            constant; regularizers other than l2 and l2sp have none.
+        ConfigError: the experiment has no beta or no pretrained branch, or no time constant is defined. In coupled mode
+            a time constant is defined only for SGD; for regularizers other than l2 and l2sp it never is.
     """
     settings = experiment.regularizer
     if settings.name == "none":
-        raise ConfigError("regularizer: none has no beta for the new weights; set l2sp, whose alpha is swept")
+        raise ConfigError("regularizer: none has no beta for the new weights; set l2sp (the sweep replaces its alpha)")
     if settings.name not in ("l2", "l2sp"):
         raise ConfigError(f"regularizer: {settings.name} has no time constants to sweep; set l2sp or l2")
     if not _pulled(experiment):
-        raise ConfigError("branches: no trained branch has pretrained `weights` to be pulled to")
+        raise ConfigError("branches: no trained branch has pretrained `weights`; set them for one branch")
     steps = experiment.train.steps
     constants = [max(1.0, round(steps * length)) for length in LENGTHS] if taus is None else list(taus)
     if wrong := [tau for tau in constants if not 1 <= tau < float("inf")]:

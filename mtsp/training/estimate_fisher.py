@@ -29,7 +29,7 @@ from mtsp.types import IGNORE, Examples
 MOST_PASSES = 100_000
 """Largest number of backward passes per image in mode `exact`; more would take days on any machine."""
 
-_SAVE_EVERY = 30.0  # seconds
+_SAVE_EVERY = 30.0  # seconds between two saves of the partial sums
 _OUTPUT_AND_LABEL = {"segmentation": ("mask_logits", "mask"), "classification": ("label_logits", "label")}
 """Output and label key of each task that predicts classes."""
 _LOG = logging.getLogger("mtsp")
@@ -162,7 +162,7 @@ def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
     label = _OUTPUT_AND_LABEL[task][1]
     found = {name: one for name, one in built.items() if label in one.train_sample(0, np.random.default_rng(0))}
     if not found:
-        raise ConfigError(f"data: none of {', '.join(names)} has a {label}, which {task} needs; add data with labels")
+        raise ConfigError(f"data: none of {', '.join(names)} has a {label}, which {task} needs; add a data set with it")
     return align_classes(experiment, found)
 
 

@@ -162,8 +162,8 @@ class Experiment(Config, Generic[ModelT, DataT]):
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return alpha and beta of each branch as numbers; for mars, alpha is the radius.
 
-        A strength given as a pace (`tau` or `remaining`) is 0 if it has no effect: `remaining` in a branch that never
-        trains, and alpha in a branch without pretrained weights.
+        A strength set as a pace is 0 if it has no effect: `remaining` in a branch that never trains, and alpha in a
+        branch without pretrained weights.
 
         Raises:
             ValueError: a pace cannot be converted; the message has one line for each, with its key.

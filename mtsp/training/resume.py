@@ -34,8 +34,8 @@ def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | 
     `resume` is as in :func:`mtsp.training.run.run_experiment`. All processes must find the same checkpoint.
 
     Raises:
-        ConfigError: `run_dir` already holds a run, and `resume` is None.
-        CheckpointError: no checkpoint is complete, or the processes found different ones.
+        ConfigError: `run_dir` already contains a run, and `resume` is None.
+        CheckpointError: no checkpoint is complete, or the processes found different checkpoints.
     """
     folder = run_dir / "checkpoints"
     if resume is None:
@@ -54,7 +54,7 @@ def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | 
 
 
 def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
-    """Restore weights, optimizer, position and averages from a checkpoint; log the settings that changed since.
+    """Restore weights, optimizer, position and averages from a checkpoint; log settings that have changed since then.
 
     Raises:
         ConfigError: a setting that must stay has changed, or the checkpoint is beyond the last step.
@@ -72,7 +72,7 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
         )
     if other := other_data(run.fingerprints, state["data"]):
         raise checkpoint.CheckpointError(
-            f"{saved.path} was trained on other data: {'; '.join(other)}; restore the files, or start a new run"
+            f"{saved.path} was trained on other data: {'; '.join(other)}; restore these files, or start a new run"
         )
     if state["sharded"] != (sharded := is_sharded(run.network)):
         here, there = ("with", "without") if sharded else ("without", "with")

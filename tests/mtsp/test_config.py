@@ -57,7 +57,7 @@ def test_a_valid_file_becomes_typed_values(tmp_path: Path) -> None:
         ("model: {name: small}\nstep: 3", "step: unknown key; did you mean steps?"),
         ("model: {name: smal}", "model.name: 'smal' is not one of small, large; did you mean small?"),
         ("model: {width: 3}", "model.name: missing"),
-        ("steps: 3", "model: missing"),
+        ("steps: 3", "model: this required key is missing"),
         ("model: {name: small}\nsteps: 3.5", "steps: Input should be a valid integer, got 3.5"),
         ("model: {name: small}\nsteps: true", "steps: Input should be a valid integer, got True"),
         ("model: {name: small}\nsteps: many", "steps: Input should be a valid integer, got 'many'"),
