@@ -1,4 +1,4 @@
-"""Networks. A config chooses one by its `name`; to add a network, add its config to `AnyModel`."""
+"""Networks. A config selects a network by `name`; to add a network, add its config to `AnyModel`."""
 
 from typing import Annotated
 
@@ -10,4 +10,4 @@ from models.flow import FlowNetConfig
 from models.segflow import SegFlowConfig
 
 AnyModel = Annotated[SegFlowConfig | FlowNetConfig | EncNetConfig | ClassifierConfig, Field(discriminator="name")]
-"""Config of any network here."""
+"""Config of any network in this package."""

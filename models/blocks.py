@@ -14,22 +14,22 @@ def conv_norm_relu(channels_in: int, channels_out: int, kernel: int) -> nn.Seque
 
 
 def resized(x: Tensor, like: Tensor, *, align_corners: bool = True) -> Tensor:
-    """Return `x` resized bilinearly to the height and width of `like`, by default with aligned corner pixels."""
+    """Return `x` resized bilinearly to the height and width of `like`, by default with corner pixels aligned."""
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=align_corners)
 
 
 def on_grid(x: Tensor, like: Tensor) -> Tensor:
-    """Return `x` resized bilinearly to the height and width of `like`; both maps span the same image."""
+    """Return `x` resized bilinearly to the height and width of `like`, where both maps span the same image."""
     return resized(x, like, align_corners=False)
 
 
 class Normalized(nn.Module):
-    """A branch that normalizes frames itself.
+    """Base of branches that normalize frames themselves.
 
-    The normalization belongs to the weights, so `mean` and `std` (RGB, of values in [0, 1]) are buffers: they are saved
-    in checkpoints, and :func:`models.pretrained.load.load_branch` sets them.
+    The normalization belongs to the weights, so `mean` and `std` (RGB, for values in [0, 1]) are buffers: they are
+    saved in checkpoints, and :func:`models.pretrained.load.load_branch` sets them.
     """
 
     mean: Tensor
@@ -41,5 +41,5 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(std))
 
     def normalized(self, frame: Tensor) -> Tensor:
-        """Return `frame`, B3HW, RGB in [0, 1], as the weights expect it."""
+        """Return `frame` (B3HW, RGB in [0, 1]), normalized as the weights expect."""
         return (frame - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)

@@ -20,7 +20,7 @@ from mtsp.types import Outputs
 
 INCEPTION = "torchvision:inception_v3"
 SMALLEST, SMALLEST_TRAINED = 75, 299
-"""Smallest sides that Inception-V3 takes, and that it takes in training with its auxiliary head."""
+"""Smallest height and width for Inception-V3, without and with its auxiliary head in training."""
 
 
 class ClassifierConfig(Config):
@@ -28,12 +28,12 @@ class ClassifierConfig(Config):
 
     name: Literal["classifier"]
     backbone: str = INCEPTION
-    """A network of timm (`tf_efficientnet_lite0`, `resnet50`), or `torchvision:` and a network of torchvision."""
+    """A timm network (`tf_efficientnet_lite0`, `resnet50`), or `torchvision:` and the name of a torchvision network."""
     classes: int = Field(gt=1)
     dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Dropout rate of the pooled features, before the head. TF-slim's Inception-V3, which DSTL trained, has 0.2."""
+    """Dropout rate of the pooled features before the head. TF-slim's Inception-V3, used by DSTL, has 0.2."""
     aux_head: bool | None = None
-    """Train Inception-V3 with its auxiliary head; null: yes. No other backbone has one."""
+    """Train Inception-V3 with its auxiliary head; null: yes. No other backbone has an auxiliary head."""
 
     @model_validator(mode="after")
     def _only_inception_has_one(self) -> "ClassifierConfig":
@@ -51,10 +51,10 @@ class ClassifierConfig(Config):
 
 
 class Classifier(nn.Module):
-    """Pooled features of `backbone`, and a linear `head` on them.
+    """Classifier: `backbone` pools features, and a linear `head` classifies them.
 
-    Departures from DSTL: its released script trains only the last layer, this all layers that are not frozen; it
-    initializes the whole auxiliary head, this takes all of it but the last layer from the published weights.
+    Departures from DSTL's released script: all layers that are not frozen are trained, not only the last layer; all of
+    the auxiliary head but its last layer is loaded from the published weights, not newly initialized.
     """
 
     branches = ("backbone", "head")
@@ -65,10 +65,10 @@ class Classifier(nn.Module):
         self.head = Head(self.backbone, config.classes, config.dropout)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
-        """Predict the class of `frame`; in training also from earlier features, by the auxiliary head.
+        """Predict the class of `frame`; in training also predict it with the auxiliary head, from earlier features.
 
         Args:
-            frame: B3HW, RGB in [0, 1], of a size that the backbone takes (299x299 for Inception-V3).
+            frame: B3HW, RGB in [0, 1], of a size that the backbone accepts (299x299 for Inception-V3).
             next_frame: ignored.
 
         Raises:
@@ -82,7 +82,7 @@ class Classifier(nn.Module):
 
 
 class Head(nn.Module):
-    """The layers that classify: `label`, and with an auxiliary head `aux_head`."""
+    """The layers that classify: `label`, and `aux_head` if there is an auxiliary head."""
 
     task_layers = ("aux_head.",)
 
@@ -94,7 +94,7 @@ class Head(nn.Module):
         self.aux_head = None if backbone.aux_width is None else nn.Linear(backbone.aux_width, classes)
 
     def published_layout(self, file: WeightsFile) -> Layout:
-        """Return how the last layers of a published classifier fit, if they have as many classes."""
+        """Map the last layers of a published classifier to this head; both must have the same number of classes."""
         aux_head = self.aux_head is not None
         if tf_slim.is_slim(file.tensors):
             return tf_slim.head_layout(self.label, self.last, tf_slim.convert(file.tensors), aux_head=aux_head)
@@ -102,15 +102,15 @@ class Head(nn.Module):
 
 
 class Backbone(Normalized):
-    """A published network without its last layer: normalizes frames and returns pooled features.
+    """A published network without its last layer, which normalizes frames and returns pooled features.
 
-    Inception-V3 expects (x - 0.5) / 0.5, as in TF-slim, and as torchvision's `transform_input` converts ImageNet's
-    normalization.
+    Inception-V3 expects inputs (x - 0.5) / 0.5, as in TF-slim; torchvision's `transform_input` converts from ImageNet's
+    normalization to it.
 
     Attributes:
         width: number of pooled features.
-        aux_width: number of features of the auxiliary head, or None.
-        classifiers: names of the removed layers in published weights: the last one, then the auxiliary one.
+        aux_width: number of features of the auxiliary head; None without it.
+        classifiers: names of the removed layers in published weights: the last layer, then the auxiliary head's.
     """
 
     task_layers = ("network.AuxLogits.",)
@@ -123,7 +123,8 @@ class Backbone(Normalized):
         self.network, self.width, self.aux_width, self.classifiers, self.normalization = features
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return pooled features BD of `frame` (B3HW, RGB in [0, 1]), and in training the auxiliary head's, if any."""
+        """Return pooled features BD of `frame` (B3HW, RGB in [0, 1]), and in training the auxiliary features, if
+        any."""
         if self.name == INCEPTION:
             trained = self.training and self.aux_width is not None
             smallest = SMALLEST_TRAINED if trained else SMALLEST
@@ -137,7 +138,8 @@ class Backbone(Normalized):
         return (out, None) if isinstance(out, Tensor) else (out[0], out[1])
 
     def published_layout(self, file: WeightsFile) -> Layout:
-        """Return how a published classifier fits; see :class:`models.pretrained.layouts.Published`."""
+        """Map the tensors of a published classifier to the backbone; see
+        :class:`models.pretrained.layouts.Published`."""
         slim = tf_slim.convert(file.tensors) if tf_slim.is_slim(file.tensors) else None
         layout = torchvision_timm.backbone_layout(
             self.network,
@@ -178,7 +180,7 @@ def _torchvision(name: str, aux_head: bool) -> _Features:
     if name == "inception_v3":
         options = {"aux_logits": aux_head, "transform_input": False, "init_weights": True}
     network: Any = models.get_model(name, weights=None, **options)
-    if name.startswith("squeezenet"):  # its classifier is a convolution followed by pooling
+    if name.startswith("squeezenet"):  # SqueezeNet classifies by a convolution followed by pooling
         network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return _Features(network, 512, None, ("classifier.1",), (IMAGENET_MEAN, IMAGENET_STD))
     last, layer = [(key, module) for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
@@ -187,7 +189,7 @@ def _torchvision(name: str, aux_head: bool) -> _Features:
     setattr(network.get_submodule(owner), key, nn.Identity())
     for module in (*before, getattr(network, "dropout", None)):
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # the head has its own
+            module.p = 0.0  # the head has its own dropout
     if name != "inception_v3":
         return _Features(network, layer.in_features, None, (last,), (IMAGENET_MEAN, IMAGENET_STD))
     aux_width = None

@@ -1,4 +1,4 @@
-"""The Encoding layer, which sums residuals of an image's features to codewords, and the context module around it.
+"""The Encoding layer, which sums residuals between features and codewords, and the context module that uses it.
 
 After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), section 3.1, and
 "Deep TEN: Texture Encoding Network", CVPR 2017 (arXiv:1612.02844). Letters: B batch, D channels, N pixels, K codewords.
@@ -14,19 +14,19 @@ from torch.autograd.function import once_differentiable
 from models.blocks import conv_norm_relu
 
 NEGLIGIBLE = 1e-20
-"""Assignments below this are set to zero: denormal numbers make a CPU's matrix products 8 times slower, and a sum over
-1e5 pixels loses less than its rounding, in float64 too."""
+"""Assignments below this value are set to zero, because denormal numbers make matrix products on a CPU 8 times slower.
+The error in a sum over 1e5 pixels is below the rounding error, in float64 too."""
 
 PIXELS = 60 * 60
-"""Pixels of the feature map in the published training: crops of 480x480 at stride 8."""
+"""Number of pixels of the feature map in the published training: crops of 480x480 at stride 8."""
 
 
 class Encoding(nn.Module):
-    """Residuals of D-channel features to K codewords, weighted by soft assignment, summed over pixels (equation 1: E).
+    """Sum residuals of D-channel features to K codewords over pixels, weighted by soft assignment (E in equation 1).
 
     With d the squared distance of pixel i to codeword k, the assignment is softmax over k of scale_k * d, and
-    E_k = sum over i of assignment_ik * (x_i - codeword_k): a sum, so twice the pixels give twice E. The minus sign of
-    the paper's exp(-s * d) is in `scale`, which starts negative and may become anything, as in the authors' code.
+    E_k = sum over i of assignment_ik * (x_i - codeword_k): a sum, so twice as many pixels give twice E. The minus sign
+    of the paper's exp(-s * d) is in `scale`, which starts negative and may become anything, as in the authors' code.
 
     Computed in float32 even under autocast, because E is a sum over thousands of pixels.
     """
@@ -38,7 +38,8 @@ class Encoding(nn.Module):
         self.scale = nn.Parameter(torch.empty(codewords).uniform_(-1, 0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return E, BKD, float32 (float64 for float64), of features BDHW or BDN in any float type and memory layout."""
+        """Return E, BKD, in float32 (float64 for float64 features), of BDHW or BDN features in any float type and
+        layout."""
         return encode(features.flatten(2).transpose(1, 2), self.codewords, self.scale)
 
     def extra_repr(self) -> str:
@@ -54,19 +55,21 @@ class Context(NamedTuple):
 
 
 class EncModule(nn.Module):
-    """The context encoding module: scales the channels of a map by an encoding of all of it (figure 2 of the paper).
+    """The context encoding module, which scales the channels of a map by an encoding of the map (figure 2 of the
+    paper).
 
-    A map F is projected, encoded, normalized over the codewords, rectified and averaged over them to one vector e of
-    `channels`. The result is F * (1 + sigmoid(gate(e))) with the unprojected F, so each channel is scaled by 1 to 2.
-    The SE head predicts from e which classes are in the image. The authors' final ReLU is left out: F comes from one.
+    A map F is projected and encoded; the encodings are normalized per codeword, rectified, and averaged over the
+    codewords to a vector e of size `channels`. The result is F * (1 + sigmoid(gate(e))) with the unprojected F, so each
+    channel is scaled by 1 to 2. The SE head predicts from e which classes are in the image. The authors' final ReLU is
+    left out, because F is the output of a ReLU.
 
     Args:
-        channels: of F.
-        codewords: K of :class:`Encoding`.
+        channels: number of channels of F.
+        codewords: number of codewords, K of :class:`Encoding`.
         classes: number of classes that the SE head predicts; None: no SE head.
-        first_release: as the code of June 2018, closest in time to the paper: no projection, a sum over codewords.
-        size_invariant: scale E as if the map had 60x60 pixels, as in the published training. E is a sum over pixels,
-            and running statistics do not normalize it: a larger image saturates the gate. Not published.
+        first_release: as in the code of June 2018, the closest to the paper: no projection, a sum over codewords.
+        size_invariant: scale E as if the map had 60x60 pixels, as in the published training. E is a sum over pixels
+            that running statistics do not rescale, so a larger image saturates the gate. Not published.
     """
 
     def __init__(
@@ -82,11 +85,11 @@ class EncModule(nn.Module):
         self.se_head = None if classes is None else nn.Linear(channels, classes)
 
     def forward(self, features: Tensor) -> Context:
-        """Return the scaled features of nonnegative features BCHW, and in training the logits of the SE head, BK."""
+        """Scale nonnegative features, BCHW; in training also return the logits of the SE head, BK."""
         encoded = self.encoding(self.project(features))
         if self.size_invariant:
             encoded = encoded * (PIXELS / features[0, 0].numel())
-        encoded = F.relu(self.norm(encoded))  # float32: rows of E reach from 1e3 down to below epsilon
+        encoded = F.relu(self.norm(encoded))  # in float32, since rows of E range from below epsilon to 1e3
         encoded = encoded.sum(1) if self.first_release else encoded.mean(1)
         se_logits = self.se_head(encoded) if self.se_head is not None and self.training else None
         gate = 1 + torch.sigmoid(self.gate(encoded))
@@ -94,9 +97,9 @@ class EncModule(nn.Module):
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
-    """Return E, BKD, of features `x`, BND, to `codewords`, KD, with `scale`, K. Its gradients are exact.
+    """Return E, BKD, from features `x` (BND), `codewords` (KD) and `scale` (K). Its gradients are exact.
 
-    The BNKD tensor of residuals is never made: distances are |x|^2 - 2 x.c + |c|^2 and E is A'X - (sum_i A) C, both
+    The BNKD tensor of residuals is never created: distances are |x|^2 - 2 x.c + |c|^2 and E is A'X - (sum_i A) C, both
     matrix products. The mean codeword is first subtracted from features and codewords. This changes neither distances
     nor E, but prevents cancellation in float32: with a common offset of 20, distances would be wrong by 0.3. Gradients
     of gradients are not implemented.
@@ -105,7 +108,7 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
 
 
 class _Encode(torch.autograd.Function):
-    """Saves the unchanged features and the two BNK tensors; autograd would save three more of size BND."""
+    """Saves the unchanged features and two BNK tensors for backward; autograd would save three more BND tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ class _Encode(torch.autograd.Function):
 
 
 def _centered(x: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features and codewords minus the mean codeword, in float32 (float64 of float64)."""
+    """Return features and codewords minus the mean codeword, in float32 (float64 for float64)."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, codewords.dtype), torch.float32)
     codewords = codewords.to(dtype)
     mean = codewords.mean(0)

@@ -15,11 +15,11 @@ DILATIONS = (1, 2, 4, 8)
 
 
 class JointPyramidUpsampling(nn.Module):
-    """Projects maps at strides 8, 16, 32, enlarges them to stride 8, and convolves them together at four dilations.
+    """Projects maps at strides 8, 16, 32, resizes them to stride 8, and convolves them jointly at four dilations.
 
     Args:
-        encoder: channels of the three maps.
-        width: channels of each projection and of the result of each dilation.
+        encoder: numbers of channels of the three maps.
+        width: number of channels of each projection and of the output of each dilation.
     """
 
     def __init__(self, encoder: Sequence[int], width: int) -> None:
@@ -29,7 +29,7 @@ class JointPyramidUpsampling(nn.Module):
         self.read = nn.ModuleList([_separable(len(encoder) * width, width, dilation) for dilation in DILATIONS])
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Return BChw with 4 * width channels at stride 8, of BChw features at strides 8, 16, 32."""
+        """Return BChw with 4 * width channels at stride 8, from BChw features at strides 8, 16, 32."""
         maps = [project(x) for project, x in zip(self.project, features, strict=True)]
         joined = torch.cat([resized(x, maps[0]) for x in reversed(maps)], dim=1)  # coarsest first, as published
         return torch.cat([read(joined) for read in self.read], dim=1)

@@ -1,7 +1,7 @@
-"""EncNet: semantic segmentation with a dilated encoder and an encoding of the whole image's context.
+"""EncNet: semantic segmentation with a dilated encoder and an encoding of the context of the whole image.
 
-After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), and the code of
-its authors (PyTorch-Encoding), version v0.5.0, whose numbers are published.
+After Zhang, Dana et al., "Context Encoding for Semantic Segmentation", CVPR 2018 (arXiv:1803.08904), and its
+authors' code (PyTorch-Encoding), version v0.5.0, which gave the published results.
 """
 
 from collections.abc import Sequence
@@ -22,47 +22,48 @@ from mtsp.types import Outputs
 
 
 class EncNetConfig(Config):
-    """Config of :class:`EncNet`. The defaults are the network of the published PASCAL-Context numbers."""
+    """Config of :class:`EncNet`. The defaults give the network of the published PASCAL-Context results."""
 
     name: Literal["encnet"]
 
     encoder: str = "tu-resnet50s"
-    """Any name that :mod:`models.encoders.build` knows. `tu-resnet50s` and `tu-resnet101s` have the three 3x3
-    convolutions in their stem that the published networks have; `resnet50` is torchvision's."""
+    """Encoder name, see :mod:`models.encoders.build`. `tu-resnet50s` and `tu-resnet101s` have three 3x3 convolutions in
+    their stem, as in the published networks; `resnet50` is torchvision's."""
 
     classes: int = Field(default=59, gt=1, lt=256)
-    """Number of classes of the mask, background included if it is one."""
+    """Number of classes of the mask, including background if it is a class."""
 
     output_stride: Literal[8, 16, 32] | None = None
-    """Stride of the coarsest map, kept by dilation. null: 8, or 32 with `jpu`."""
+    """Stride of the coarsest map; later stages are dilated. null: 8, or 32 with `jpu`."""
 
     jpu: bool = False
-    """FastFCN's Joint Pyramid Upsampling in place of dilation."""
+    """Use FastFCN's Joint Pyramid Upsampling instead of dilation."""
 
     width: int = Field(default=512, gt=0)
-    """Channels in the head."""
+    """Number of channels in the head."""
 
     codewords: int = Field(default=32, gt=0)
     """Number of codewords of the Encoding layer."""
 
     lateral: bool = True
-    """Join earlier maps of the encoder in the head: published for PASCAL, not for ADE20K and Cityscapes."""
+    """Use earlier encoder maps in the head too, as in the published networks for PASCAL, but not ADE20K and
+    Cityscapes."""
 
     se_head: bool = True
     """Predict which classes are in the image, for the SE loss (:func:`mtsp.losses.se_loss`)."""
 
     aux_head: bool = True
-    """A second head on the encoder's level 16, for the auxiliary loss."""
+    """Add a second head on the encoder's level 16, for the auxiliary loss."""
 
     dropout: Literal["channel", "element"] = "channel"
-    """Kind of dropout. `channel`: whole channels, as the published checkpoints. `element`: single values, as the
-    authors' later code."""
+    """Kind of dropout. `channel`: drop whole channels, as the published checkpoints. `element`: drop single values, as
+    the authors' later code."""
 
     dropout_rate: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout rate before each prediction of a mask."""
+    """Dropout rate before each layer that predicts a mask."""
 
     first_release: bool = False
-    """The context module as first released in June 2018, without projection: see :class:`EncModule`."""
+    """Use the context module as first released in June 2018, without projection: see :class:`EncModule`."""
 
     size_invariant: bool = False
     """Make the context independent of the image's size: see :class:`EncModule`. Not published."""
@@ -71,17 +72,17 @@ class EncNetConfig(Config):
     def _fits(self) -> "EncNetConfig":
         if self.jpu and self.output_stride in (8, 16):
             raise ValueError(
-                f"jpu takes an encoder that is not dilated: leave output_stride={self.output_stride} out, or jpu"
+                f"jpu needs an encoder without dilation: leave out output_stride={self.output_stride} or jpu"
             )
         return self
 
     def build(self) -> "EncNet":
-        """Return the network, with fresh weights."""
+        """Return the network with newly initialized weights."""
         return EncNet(self)
 
 
 class EncNet(nn.Module):
-    """EncNet with two branches: `backbone`, the pretrained encoder, and `head`, all other layers.
+    """EncNet with two branches: `backbone` is the pretrained encoder, and `head` has all other layers.
 
     Departures from the authors' code: normalization is part of the network (frames are RGB in [0, 1]), and with an
     output stride of 16 or 32, where the encoder's maps differ in size, lateral maps are resized to the coarsest.
@@ -95,10 +96,10 @@ class EncNet(nn.Module):
         self.head = EncHead(self.backbone.encoder_channels, config)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
-        """Predict the mask of `frame`; in training also its classes (SE head) and a mask from earlier features.
+        """Predict the mask of `frame`; in training also predict its classes (SE head) and a mask from earlier features.
 
         Args:
-            frame: B3HW, RGB in [0, 1], of any size; trained on 480x480.
+            frame: B3HW, RGB in [0, 1], of any size. The published networks were trained on 480x480.
             next_frame: ignored.
         """
         predicted = self.head(self.backbone.encode(frame))
@@ -111,7 +112,7 @@ class EncNet(nn.Module):
 
 
 class HeadOutputs(NamedTuple):
-    """Predictions at the resolution of the feature maps; the last two in training only, and only with such a head."""
+    """Predictions at the resolution of the feature maps. The last two are None at evaluation or without their head."""
 
     mask_logits: Tensor  # BKhw
     se_logits: Tensor | None  # BK
@@ -119,17 +120,17 @@ class HeadOutputs(NamedTuple):
 
 
 class EncHead(nn.Module):
-    """All of EncNet but the encoder: 17.9 M parameters on ResNet-50 with 59 classes and lateral maps.
+    """All layers of EncNet except the encoder: 17.9 M parameters on ResNet-50 with 59 classes and lateral maps.
 
     Layers keep PyTorch's own initialization, as in the authors' code.
 
     Args:
-        encoder: channels of the encoder's maps at levels 4, 8, 16, 32.
-        config: options of the network.
+        encoder: numbers of channels of the encoder's maps at levels 4, 8, 16, 32.
+        config: config of the network.
     """
 
     task_layers = ("classify.", "context.se_head.", "aux_head.")
-    """Layers that weights of another task may lack, or have for other classes; they then stay as initialized."""
+    """Layers that may be missing or have other shapes in weights of another task; they then stay as initialized."""
 
     def __init__(self, encoder: Sequence[int], config: EncNetConfig) -> None:
         super().__init__()
@@ -159,7 +160,7 @@ class EncHead(nn.Module):
         """Return predictions at the resolution of the last map, or of level 8 with a JPU.
 
         Args:
-            features: BChw at levels 4, 8, 16, 32, none coarser than the output stride.
+            features: BChw maps at levels 4, 8, 16, 32, with strides of at most the output stride.
         """
         fine, middle, coarse = features[1:]
         x = self.reduce(coarse if self.jpu is None else self.jpu(fine, middle, coarse))
@@ -172,7 +173,8 @@ class EncHead(nn.Module):
         return HeadOutputs(logits, se_logits, auxiliary)
 
     def published_layout(self, file: WeightsFile) -> Layout:
-        """Return how an EncNet of PyTorch-Encoding or FastFCN fits; see :mod:`models.pretrained.encnet`."""
+        """Map the tensors of an EncNet of PyTorch-Encoding or FastFCN to the head; see
+        :mod:`models.pretrained.encnet`."""
         return encnet_layout(self, self.task_layers, file)
 
 

@@ -1,1 +1,1 @@
-"""Image encoders of any library, as feature maps at known strides."""
+"""Image encoders of several libraries that return feature maps at known strides."""

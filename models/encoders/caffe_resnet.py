@@ -1,9 +1,9 @@
 """Caffe's ResNet-50 and ResNet-101: the encoder of SegFlow's `released` and `paper` modes.
 
 After He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385), and its Caffe files.
-Differences from torchvision's: stages 3 to 5 stride in the first 1x1 convolution instead of the 3x3, and the pooling of
-the stem has no padding and rounds its size up. Parameters have torchvision's names and shapes, but weights trained for
-one do not work in the other.
+Differences from torchvision's ResNets: stages 3 to 5 stride in the first 1x1 convolution instead of the 3x3
+convolution, and the pooling of the stem has no padding and rounds its output size up. Parameters have torchvision's
+names and shapes, but weights are not interchangeable.
 """
 
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class CaffeResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return BCHW maps at strides 4, 8, 16, 32 of a normalized B3HW image."""
+        """Return BCHW maps at strides 4, 8, 16, 32 of a normalized image, B3HW."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         features = []
         for stage in (1, 2, 3, 4):

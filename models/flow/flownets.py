@@ -20,9 +20,9 @@ from mtsp.config import Config
 from mtsp.types import Outputs
 
 CHAIRS_MEAN = (0.45, 0.432, 0.411)
-"""Mean of FlyingChairs frames, RGB in [0, 1], subtracted by a network that was not pretrained."""
+"""Mean of FlyingChairs frames, RGB in [0, 1]. Networks without pretrained weights subtract it."""
 
-SLOPE = 0.1  # of every LeakyReLU
+SLOPE = 0.1  # negative slope of every LeakyReLU
 
 _CONVS = {  # name: (channels in, channels out, kernel, stride)
     "conv1": (6, 64, 7, 2),
@@ -42,35 +42,36 @@ class FlowNetSConfig(Config):
     """Config of :class:`FlowNetS`."""
 
     batch_norm: bool = False
-    """Batch normalization after every convolution, which then has no bias; never after deconvolutions."""
+    """Add batch normalization after every convolution, which then has no bias, but never after deconvolutions."""
 
     width: float = Field(default=1.0, gt=0, le=4)
-    """Factor on all numbers of channels: 1 is the published network, 0.25 trains on two cores."""
+    """Factor on all numbers of channels. 1 gives the published network; 0.25 can be trained on two CPU cores."""
 
     def channels(self, published: int) -> int:
-        """Return the number of channels, at this width, of a layer with `published` channels."""
+        """Return the number of channels at this width of a layer that has `published` channels at width 1."""
         return max(1, round(published * self.width))
 
 
 class Motion(NamedTuple):
-    """Output of :class:`FlowNetS` for two frames; h and w are the frame's sides over 4, 8, ..., rounded up."""
+    """Output of :class:`FlowNetS` for two frames; h and w are the frame's height and width over the stride, rounded
+    up."""
 
-    pyramid: list[Tensor]  # B2hw at strides 4, 8, 16, 32, 64; (dx, dy) in pixels of the frame's resolution
+    pyramid: list[Tensor]  # B2hw at strides 4, 8, 16, 32, 64; (dx, dy) in pixels of the frame
     concat2: Tensor  # B194hw at stride 4, at width 1: skip connection, decoder, upsampled flow
     concat3: Tensor  # B386hw at stride 8
     concat4: Tensor  # B770hw at stride 16
 
 
 class FlowNetS(nn.Module):
-    """FlowNetS ("simple"), with all the biases of the Caffe original: 38 676 514 parameters.
+    """FlowNetS ("simple"), with all biases of the Caffe original: 38 676 514 parameters.
 
-    The input normalization and the unit of the flow belong to the weights, so they are buffers and saved in
-    checkpoints: `mean` (RGB of frame, RGB of next_frame) is subtracted, or each pair's own mean if `own_mean`; the
-    predictions are multiplied by `div_flow`, once.
+    The input normalization and the unit of the flow belong to the weights, so they are buffers and are saved in
+    checkpoints: `mean` (RGB of frame, RGB of next_frame) is subtracted, or the mean of each pair if `own_mean` is set;
+    predictions are multiplied once by `div_flow`.
 
     Args:
-        config: the options.
-        sizes: treatment of sides that 64 does not divide; see :class:`FlowNetConfig`.
+        config: config of the network.
+        sizes: treatment of heights and widths that 64 does not divide; see :class:`FlowNetConfig`.
     """
 
     mean: Tensor
@@ -85,7 +86,7 @@ class FlowNetS(nn.Module):
             channels_in = 6 if name == "conv1" else wide(channels_in)
             self.add_module(name, _conv(channels_in, wide(channels_out), kernel, stride, config.batch_norm))
         below = wide(1024)
-        self.decoder_channels: dict[int, int] = {}  # channels of each concatenation
+        self.decoder_channels: dict[int, int] = {}  # number of channels of each concatenation
         for level, skip, channels in ((5, 512, 512), (4, 512, 256), (3, 256, 128), (2, 128, 64)):
             self.add_module(f"predict_flow{level + 1}", nn.Conv2d(below, 2, 3, padding=1))
             self.add_module(f"upsampled_flow{level + 1}_to_{level}", nn.ConvTranspose2d(2, 2, 4, 2, 1))
@@ -129,41 +130,43 @@ class FlowNetS(nn.Module):
         return Motion([flow * unit for flow in reversed(flows)], concats[2], concats[3], concats[4])
 
     def _normalized(self, frame: Tensor, next_frame: Tensor) -> Tensor:
-        own = (frame.mean((2, 3)) + next_frame.mean((2, 3))) / 2  # of both frames, per channel
+        own = (frame.mean((2, 3)) + next_frame.mean((2, 3))) / 2  # mean of both frames per channel
         mean = torch.where(self.own_mean, own.repeat(1, 2), self.mean)
         return torch.cat([frame, next_frame], dim=1) - mean[:, :, None, None]
 
 
 class FlowNetConfig(Config):
-    """Config of :class:`FlowNet`: FlowNetS alone, to pretrain SegFlow's flow branch without the cost of the other."""
+    """Config of :class:`FlowNet`: FlowNetS alone, to pretrain SegFlow's flow branch without the cost of its
+    segmentation branch."""
 
     name: Literal["flownets"]
     network: FlowNetSConfig = FlowNetSConfig()
 
     sizes: Literal["crop", "resize"] = "crop"
-    """Treatment of sides that 64 does not divide. `crop`: upsampled maps are cut to their skip connection. `resize`:
+    """Treatment of heights and widths that 64 does not divide. `crop`: upsampled maps are cropped to their skip
+    connection. `resize`:
     frames are scaled up to the next multiple of 64 and the flow is scaled back, as in the original."""
 
     def build(self) -> "FlowNet":
-        """Return the network, with fresh weights."""
+        """Return the network with newly initialized weights."""
         return FlowNet(self)
 
 
 class FlowBranch(nn.Module):
-    """FlowNetS under the parameter names that it has in SegFlow (`flow.network.*`)."""
+    """FlowNetS with its parameter names in SegFlow (`flow.network.*`)."""
 
     def __init__(self, network: FlowNetS) -> None:
         super().__init__()
         self.network = network
 
     def published_layout(self, file: WeightsFile) -> Layout:
-        """Return how a published FlowNetS fits; see :mod:`models.pretrained.flownets`."""
+        """Map the tensors of a published FlowNetS to the branch; see :mod:`models.pretrained.flownets`."""
         layout = flownets_layout(self.network, file).under("network.")
         return replace(layout, buffers={f"network.{key}": value for key, value in layout.buffers.items()})
 
 
 class FlowNet(nn.Module):
-    """FlowNetS with its finest flow enlarged to the frame. Its one branch, `flow`, has the weights of SegFlow's."""
+    """FlowNetS with its finest flow enlarged to the frame. Its only branch, `flow`, has the parameters of SegFlow's."""
 
     branches: tuple[str, ...] = ("flow",)
 
@@ -182,12 +185,12 @@ class FlowNet(nn.Module):
 
 
 def enlarged(small: Tensor, frame: Tensor, *, crop: bool) -> Tensor:
-    """Return a map at stride 4, enlarged bilinearly to the size of `frame`; values are not scaled.
+    """Enlarge a map at stride 4 bilinearly to the size of `frame`; values are not scaled.
 
     Args:
-        small: BChw.
-        frame: B?HW.
-        crop: True: cells of the map are 4x4 pixels from the top left, and may reach past the frame. False: the map
+        small: the map, BChw.
+        frame: B?HW; only its height and width are used.
+        crop: True: cells of the map are 4x4 pixels from the top left, and may extend past the frame. False: the map
             spans the frame.
     """
     height, width = frame.shape[-2:]

@@ -224,7 +224,7 @@ def test_an_encoder_that_cannot_be_dilated_is_refused_in_one_line(name: str) -> 
 
 
 def test_jpu_and_dilation_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="jpu takes an encoder that is not dilated: leave output_stride=8 out"):
+    with pytest.raises(ConfigError, match="jpu needs an encoder without dilation: leave out output_stride=8"):
         parse(EncNetConfig, {"name": "encnet", "jpu": True, "output_stride": 8})
 
 
