@@ -134,8 +134,8 @@ def test_similarity_is_that_of_the_published_table() -> None:
     ("cost_matrix", "source", "target", "message"),
     [
         (np.ones((2, 3)), [1, 1], [1, 1], r"shape \(2, 3\) does not match 2 source classes \(rows\) and 2 target"),
-        (np.ones((0, 2)), [], [1, 1], "at least one of each"),
-        (np.full((1, 1), np.nan), [1], [1], "not finite; the features hold NaN"),
+        (np.ones((0, 2)), [], [1, 1], "both need at least one class"),
+        (np.full((1, 1), np.nan), [1], [1], "not finite; check the features for NaN"),
         (np.array([[1.0, -0.5]]), [1], [1, 1], "distances between classes must be 0 or more, but the smallest is -0.5"),
         (np.ones((2, 1)), [1e308, 1e308], [1], "sum of the numbers of images of the source classes is not finite"),
         (np.ones((2, 1)), [0, 0], [1], "images of the source classes must be 0 or more"),
