@@ -1,12 +1,13 @@
 """Evaluate a trained network: `accelerate launch tools/evaluate.py --config RUN/experiment.yaml --checkpoint RUN/...`.
 
-`--checkpoint` is RUN/weights.safetensors or RUN/checkpoints/step-...; key=value changes the config as in training. Each
-entry of `evaluation.data` is measured, or those named by `--entry`, the same on any number of processes.
-`--save-predictions DIR` writes what the network predicts to DIR/<entry>, in the files that tools/score.py reads. For
-labeled images `--report DIR` writes how each class fares, with images of the pairs that are confused most.
+`--checkpoint` is RUN/weights.safetensors or RUN/checkpoints/step-...; key=value overrides config values, as in
+training. The program evaluates each entry of `evaluation.data`, or the entries named by `--entry`. Results do not
+depend on the number of processes. `--save-predictions DIR` writes predictions to DIR/<entry>, as files that
+tools/score.py reads. For labeled images, `--report DIR` writes the accuracy of each class and examples of the pairs of
+classes that are confused most.
 
-The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and rates of outliers are fractions
-in [0, 1]; what was not measured is null (empty in the CSV), not 0.
+The table, the JSON and the CSV have the same values. Lengths are in pixels; J, F, IoU and outlier rates are fractions
+in [0, 1]. A value that was not measured is null (empty in the CSV), not 0.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, list["Scores"]]] | None:
-    """Measure a checkpoint; return the values of the JSON and scores by entry, on the main process only."""
+    """Evaluate a checkpoint; return the values for the JSON and the scores by entry, on the main process only."""
     import torch
 
     from models.pretrained.load_trained import load_trained, trained_classes
@@ -58,7 +59,7 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
     entries = chosen_entries(experiment, names, arguments.split)
     saved = arguments.save_predictions
     if saved is not None and saved.exists() and (not saved.is_dir() or any(saved.iterdir())):
-        raise ValueError(f"{saved} holds something already; predictions are saved in an empty folder")
+        raise ValueError(f"{saved} is not an empty folder; choose a new or empty folder for --save-predictions")
     examples = {name: entry.build() for name, entry in entries.items()}
     require_whole_images(experiment, entries)
     model = load_trained(experiment, arguments.checkpoint)
@@ -70,7 +71,7 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
     if experiment.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    accelerator.wait_for_everyone()  # all have seen the folder empty before anyone writes to it
+    accelerator.wait_for_everyone()  # every process must check for an empty folder before any process writes
     scores = {}
     for name, data in examples.items():
         folder = saved / name if saved is not None else None
@@ -88,15 +89,15 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
 
 
 def chosen_entries(experiment: "AnyExperiment", names: Sequence[str], split: str | None) -> dict[str, "DataConfig"]:
-    """Return the data entries to measure: `names`, or `evaluation.data` if `names` is empty.
+    """Return the data entries to evaluate: `names`, or `evaluation.data` if `names` is empty.
 
     Args:
         experiment: the resolved config.
-        names: entries of its `data`.
-        split: replaces the split of their data sets.
+        names: names of entries in the config's `data`.
+        split: split to evaluate; None uses the split in the config.
 
     Raises:
-        ConfigError: an unknown entry, an entry without this split, or nothing to measure.
+        ConfigError: an entry is unknown or does not have this split, or there is no entry to evaluate.
     """
     from mtsp.config import ConfigError, parse
 
@@ -127,7 +128,7 @@ def _measure_entry(
     folder: Path | None,
     report: Path | None,
 ) -> list["Scores"]:
-    """Measure one entry on all processes; write predictions to `folder`, and a report of labels to `report`."""
+    """Evaluate one entry on all processes; write predictions to `folder` and a classification report to `report`."""
     from accelerate.utils import gather_object
 
     from data.predictions.labels_csv import LabelPrediction, label_prediction, report_classes, save_predictions
@@ -161,7 +162,7 @@ def _measure_entry(
         )
     classes = getattr(data, "classes", ())
     if not measured.metrics:
-        raise ConfigError(f"data.{name}: nothing to measure: the data set has no label for what this network predicts")
+        raise ConfigError(f"data.{name}: no metric applies: the data has no labels for this network's outputs")
     labels = next((metric.scores for metric in measured.metrics if isinstance(metric, ImageLabels)), None)
     if labels is not None and (report is not None or folder is not None):
         everyone = sorted(gather_object(predictions) if accelerator.num_processes > 1 else predictions)
@@ -196,14 +197,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="experiment config, for example RUN/experiment.yaml")
     parser.add_argument("--checkpoint", type=Path, required=True, help="RUN/weights.safetensors or RUN/checkpoints/...")
     parser.add_argument(
-        "--entry", nargs="+", action="extend", metavar="NAME", help="entries of the config's data to measure"
+        "--entry", nargs="+", action="extend", metavar="NAME", help="entries of the config's data to evaluate"
     )
-    parser.add_argument("--split", help="part of the data sets to measure (default: the config's)")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a table of classes and the confused pairs")
+    parser.add_argument("--split", help="split to evaluate (default: as in the config)")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write class accuracies and confused pairs")
     parser.add_argument("--save-predictions", type=Path, metavar="DIR", help="write predictions to DIR/<entry>")
-    parser.add_argument("--json", type=Path, help="write every number, of every sequence, to this file")
-    parser.add_argument("--csv", type=Path, help="write the tables to this file")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config")
+    parser.add_argument("--json", type=Path, help="JSON file for all values")
+    parser.add_argument("--csv", type=Path, help="CSV file for the tables")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="config values to override")
     return parser
 
 

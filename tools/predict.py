@@ -1,16 +1,17 @@
 """Predict: `python tools/predict.py --config RUN/experiment.yaml --checkpoint RUN/... --frames DIR --out DIR`.
 
-Frames are images in a folder, or in one subfolder per video, one image, or a video file (needs PyAV). Size and
-test-time augmentation are those of the config's `evaluation`. Each frame has these files under `--out`:
+`--frames` is an image, a folder of images, a folder with one subfolder per video, or a video file (needs PyAV). Image
+size and test-time augmentation are those of the config's `evaluation`. The program writes these files to `--out` for
+each frame, at the frame's resolution:
 
-    masks/<video>/<frame>.png       class of each pixel, an indexed PNG
+    masks/<video>/<frame>.png       class of each pixel, as an indexed PNG
     flow/<video>/<frame>.flo        (dx, dy) to the next frame, in pixels of the frame
-    overlay/<video>/<frame>.png     the mask over the frame
-    flow_color/<video>/<frame>.png  the flow in the usual color wheel
+    overlay/<video>/<frame>.png     the mask drawn over the frame
+    flow_color/<video>/<frame>.png  the flow in the colors of the usual wheel
 
-They have the frame's own resolution. The last frame of a video has no flow. For a network without flow, images may
-differ in size. A classifier's five best classes of each image are in `labels.csv`, by name if the data of `evaluation`
-can be read.
+The last frame of a video has no flow. For a network without flow, images may differ in size. For a classifier,
+`labels.csv` lists the five most probable classes of each image, by name if the weights or the data of `evaluation` have
+class names.
 """
 
 import argparse
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tools.build import AnyExperiment
 
 SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png", "labels": ".csv"}
-"""Kinds of output and their file suffix: a file for each frame, but one for all labels."""
+"""File suffix of each kind of output. There is one file per frame, but a single file for all labels."""
 
 _NEEDS = {
     "masks": "mask_logits", "overlay": "mask_logits", "flow": "flow", "flow_color": "flow", "labels": "label_logits",
@@ -41,30 +42,30 @@ _NEEDS = {
 
 
 class Look(NamedTuple):
-    """How a network sees a frame."""
+    """Preprocessing and test-time augmentation of a frame."""
 
     tta: "Tta"
-    size: tuple[int, int] | None = None  # height and width that frames are resized to; None: their own
-    crop_pct: float | None = None  # fraction of the shorter side that becomes `size`; None: all is stretched to it
+    size: tuple[int, int] | None = None  # height and width to resize frames to; None keeps their size
+    crop_pct: float | None = None  # fraction of the shorter side to crop before resizing; None: whole
     channels_last: bool = True
 
 
 class Frames(NamedTuple):
-    """Frames and the frames that follow them, to be read once."""
+    """Frames, each with the following frame. `pairs` can be iterated only once."""
 
-    names: Sequence[str] | None  # None for a video: not known before it is read
+    names: Sequence[str] | None  # None for a video file, which must be read first
     total: int | None
-    folder: str  # first part of the names of a video's frames; else ""
-    pairs: "Iterator[Sample]"  # a frame without a following one has no next_frame
+    folder: str  # folder of the frames' names if they are from a video file, else ""
+    pairs: "Iterator[Sample]"  # the last frame of a video has no next_frame
 
 
 class Prediction(NamedTuple):
-    """Prediction for one frame, at the frame's resolution."""
+    """Prediction for one frame, at the resolution of the frame."""
 
     mask: "np.ndarray | None"  # HW uint8
-    flow: "np.ndarray | None"  # HW2 float32; None too for a frame that no other follows
-    label_logits: "torch.Tensor | None"  # K, of the class of the whole frame
-    outputs: tuple[str, ...]  # keys of the network's outputs
+    flow: "np.ndarray | None"  # HW2 float32; also None for the last frame
+    label_logits: "torch.Tensor | None"  # K, for the class of the whole frame
+    outputs: tuple[str, ...]  # names of the network's outputs
 
 
 @program
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         written = _write_all(arguments, experiment, predictions())
     if not written:
-        raise ValueError(f"{arguments.frames}: nothing to write: flow needs a frame that another one follows")
+        raise ValueError(f"{arguments.frames}: nothing to write: predicting flow needs at least two frames")
     Console(stderr=True).print(f"{written:,} files in {arguments.out}", markup=False, highlight=False)
     return 0
 
@@ -135,11 +136,11 @@ def _write_all(
 
 
 def _require_kinds(what: Sequence[str], outputs: Sequence[str], tta: str) -> None:
-    """Raise ConfigError if the network does not predict a kind that was asked for, or none that can be written."""
+    """Raise ConfigError if the network cannot predict a requested kind of output, or predicts none of them."""
     from mtsp.config import ConfigError
 
     has = " and ".join(outputs)
-    seen = "" if tta == "none" else f"seen by evaluation.tta `{tta}` "
+    seen = "" if tta == "none" else f"with evaluation.tta `{tta}` "
     if cannot := [kind for kind in what if _NEEDS[kind] not in outputs]:
         raise ConfigError(f"--what {cannot[0]}: {seen}this network predicts {has} only")
     if not set(outputs) & set(_NEEDS.values()):
@@ -147,14 +148,14 @@ def _require_kinds(what: Sequence[str], outputs: Sequence[str], tta: str) -> Non
 
 
 def evaluated_look(experiment: "AnyExperiment") -> Look:
-    """Return how frames are seen at evaluation; at their own size if the data entries have different sizes."""
+    """Return the preprocessing of frames at evaluation; frames keep their size if the data entries differ in size."""
     sizes = {(experiment.data[name].size, experiment.data[name].crop_pct) for name in experiment.evaluation.data}
     size, crop_pct = sizes.pop() if len(sizes) == 1 else (None, None)
     return Look(experiment.evaluation.tta.build(), size, crop_pct, experiment.train.channels_last)
 
 
 def class_names(experiment: "AnyExperiment") -> Sequence[str]:
-    """Return the class names of the data that the experiment evaluates; none if its files are not here."""
+    """Return the class names of the evaluation data; an empty sequence if its files cannot be read."""
     from data.types import DataError
 
     for name in experiment.evaluation.data or experiment.data:
@@ -167,7 +168,7 @@ def class_names(experiment: "AnyExperiment") -> Sequence[str]:
 
 
 def _background(experiment: "AnyExperiment") -> int | None:
-    """Return the class that overlays leave uncolored, by the first data set that is evaluated."""
+    """Return the class that overlays leave uncolored, as for the first data set of the evaluation."""
     from mtsp.figures.masks import background_class
 
     name = next(iter(experiment.evaluation.data or experiment.data))
@@ -175,15 +176,15 @@ def _background(experiment: "AnyExperiment") -> int | None:
 
 
 def frames_of(path: Path, *, paired: bool = True) -> Frames:
-    """Return the frames of a folder, a folder of folders or a video, or one image.
+    """Return the frames at `path`.
 
     Args:
-        path: the folder, video or image.
-        paired: read the following frame, too. Without it, images may differ in size.
+        path: a folder of images, a folder of such folders, a video file, or an image.
+        paired: whether to read the following frame of each frame, too. If False, images may differ in size.
 
     Raises:
-        MissingDataError: there is nothing at `path`, or no image in it.
-        DataError: a file that is not a video; or PyAV is not installed.
+        MissingDataError: `path` does not exist, or has no images.
+        DataError: the file is not a video, or PyAV is not installed.
     """
     from data.files.images import IMAGE_SUFFIXES, read_image
     from data.types import MissingDataError
@@ -201,7 +202,7 @@ def frames_of(path: Path, *, paired: bool = True) -> Frames:
 
 
 def predict(model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.device") -> Prediction:
-    """Return what `model` predicts of one frame, resized for the network and back for the prediction."""
+    """Return the prediction of `model` for one frame, resized from the network's input to the frame's resolution."""
     import torch
 
     from data.augment.crops import center_crop
@@ -238,10 +239,10 @@ def write(
     radius: float | None,
     background: int | None = 0,
 ) -> int:
-    """Write the files of one frame below `out`, labels aside; return how many.
+    """Write the files of one frame to `out`, except labels, and return the number of files.
 
-    Kinds in `what` are keys of `SUFFIXES`. The flow's full color is at `radius` pixels, or at the longest vector;
-    overlays leave the class `background` uncolored.
+    `what` lists keys of `SUFFIXES`. Flow vectors of `radius` pixels are drawn in full color; None uses the longest
+    vector. Overlays leave the class `background` uncolored.
     """
     from data.files.flow_formats import write_flo
     from data.files.images import write_image
@@ -270,7 +271,7 @@ def write(
 
 
 def _without_itself(raw: "Sample") -> "Sample":
-    """Drop the next frame of a video's last one, which the data set pairs with itself: its flow means nothing."""
+    """Drop the next frame if it is the frame itself, as for the last frame of a video: there is no flow to predict."""
     if raw.get("next_frame") is raw["frame"]:
         del raw["next_frame"]
     return raw
@@ -288,7 +289,7 @@ def _video(path: Path, paired: bool) -> Frames:
         container: Any = av.open(str(path))
         stream = container.streams.video[0]
     except (av.FFmpegError, IndexError) as error:
-        raise DataError(f"{path}: not a video that can be read ({error})") from error
+        raise DataError(f"{path}: cannot be read as a video ({error})") from error
 
     def pairs() -> "Iterator[Sample]":
         with container:
@@ -300,7 +301,7 @@ def _video(path: Path, paired: bool) -> Frames:
                         raw["next_frame"] = following
                     yield raw
             except av.FFmpegError as error:
-                raise DataError(f"{path}: cannot be decoded any further ({error})") from error
+                raise DataError(f"{path}: cannot decode the rest of the video ({error})") from error
 
     return Frames(None, stream.frames or None, path.stem, pairs())
 
@@ -316,13 +317,13 @@ def _refuse_to_overwrite(out: Path, what: Sequence[str], frames: Frames) -> None
             files = sorted((out / kind / frames.folder).glob(f"*{SUFFIXES[kind]}"))
         found += [file for file in files if file.exists()]
     if found:
-        raise ValueError(f"{len(found)} of the files exist, such as {found[0]}; add --overwrite to replace them")
+        raise ValueError(f"{len(found)} of the files exist already, as {found[0]}; add --overwrite to replace them")
 
 
 def _size(text: str) -> tuple[int, int]:
     size = height_width(text)
     if max(size) > 16384 or min(size) < 32:
-        raise argparse.ArgumentTypeError(f"{text}: a side is from 32 to 16384 pixels")
+        raise argparse.ArgumentTypeError(f"{text}: height and width must be from 32 to 16384 pixels")
     return size
 
 
@@ -342,14 +343,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frames", type=Path, required=True, help="an image, a video, a folder of images, or a folder of such folders"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--what", type=_kinds, help=f"files to write: {','.join(SUFFIXES)} (default: all possible)")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="resize frames to this (default: as in evaluation)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--what", type=_kinds, help=f"outputs to write: {','.join(SUFFIXES)} (default: all possible)")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="size of resized frames (default: as in evaluation)")
     parser.add_argument(
-        "--flow-radius", type=above_zero, metavar="PX", help="length of flow with full color (default: the longest)"
+        "--flow-radius", type=above_zero, metavar="PX", help="flow length drawn in full color (default: longest)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes of the config")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="config values to override")
     return parser
 
 

@@ -1,18 +1,19 @@
 """Score saved predictions: `python tools/score.py --dataset davis --root DAVIS --predictions DIR`.
 
-DIR has the files that `tools/evaluate.py --save-predictions` writes, named as the data set names its examples:
+DIR contains the files that `tools/evaluate.py --save-predictions` writes, named like the examples of the data set:
 
-    <sequence>/<frame>.png   masks of a video: 0 is background, anything else the object
-    <name>.png               masks of class ids, of still images
-    <name of the pair>.flo   flow, in pixels of the truth's resolution
-    labels.csv               the most probable classes of each labeled image
+    <sequence>/<frame>.png   mask of a video frame: 0 is background, other values are the object
+    <name>.png               mask of class ids for a still image
+    <name of the pair>.flo   flow, in pixels at the resolution of the ground truth
+    labels.csv               most probable classes of each labeled image
 
-With `--objects` masks number several objects and each is scored by the rules of DAVIS 2017 (semi-supervised): the
-objects are those of a sequence's first true mask, the first and the last frame do not count and need no prediction, and
-the totals are means over objects. `--objects all` scores every object, in the frames from its first true mask on.
+With `--objects`, masks hold object ids, and each object is scored by the rules of DAVIS 2017 (semi-supervised): the
+objects are those in the first true mask of a sequence, the first and the last frame are not scored and need no
+prediction, and the totals are means over objects. `--objects all` scores every object, from the first frame with the
+object in the true mask.
 
-The table, the JSON and the CSV have the same numbers. Lengths are pixels; J, F, IoU and rates of outliers are fractions
-in [0, 1]; what was not measured is null (empty in the CSV), not 0.
+The table, the JSON and the CSV have the same values. Lengths are in pixels; J, F, IoU and outlier rates are fractions
+in [0, 1]. A value that was not measured is null (empty in the CSV), not 0.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtsp.evaluation.scores import joined, require_writable, show
 
     require_writable(arguments.json, arguments.csv)
-    if arguments.objects is not None and "=" in arguments.objects:  # a setting that follows a bare --objects
+    if arguments.objects is not None and "=" in arguments.objects:  # a setting after --objects
         arguments.settings, arguments.objects = [arguments.objects, *arguments.settings], "first"
     if arguments.objects not in (None, "first", "all"):
         raise ValueError(f"--objects {arguments.objects}: expected first or all")
@@ -56,23 +57,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="score.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="data set with the true labels, such as davis")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="data set with ground truth, such as davis")
     parser.add_argument("--root", type=Path, help="folder of the data set")
     parser.add_argument("--predictions", type=Path, required=True, help="folder of the predictions, or a labels.csv")
-    parser.add_argument("--split", help="part of the data set (default: val or test)")
-    parser.add_argument("--resolution", help="folder of DAVIS below Annotations (default: 480p)")
+    parser.add_argument("--split", help="split to score (default: val, else test)")
+    parser.add_argument("--resolution", help="DAVIS folder in Annotations (default: 480p)")
     parser.add_argument(
         "--objects",
         nargs="?",
         const="first",
         metavar="first|all",
-        help="score each object: those of the first true mask (DAVIS 2017), or all from their first frame on",
+        help="score each object: those in the first true mask (DAVIS 2017, the default), or all objects",
     )
-    parser.add_argument("--every-frame", action="store_true", help="count the first and the last frame of a video, too")
-    parser.add_argument("--workers", type=at_least_one, help="threads that read files (default: one per processor)")
-    parser.add_argument("--json", type=Path, help="write every number, of every sequence, to this file")
-    parser.add_argument("--csv", type=Path, help="write the tables to this file")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the data set: passes=[clean]")
+    parser.add_argument("--every-frame", action="store_true", help="score the first and last frame of videos, too")
+    parser.add_argument("--workers", type=at_least_one, help="number of reader threads (default: processors)")
+    parser.add_argument("--json", type=Path, help="JSON file for all values")
+    parser.add_argument("--csv", type=Path, help="CSV file for the tables")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="data set settings, such as passes=[clean]")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Class names travel with weights: labels of other data are renumbered by name, or refused."""
+"""Match the labels of a data set to the class names stored with a network's weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from mtsp.types import IGNORE, Batch, Examples, Kind
 
 
 class AlignedExamples:
-    """Examples whose labels are renumbered to the order of other class names. Everything else is theirs.
+    """Wrap examples and renumber their labels to the order of `classes`. Everything else stays as it is.
 
     Args:
-        examples: with names of classes, all of them among `classes`.
-        classes: the names that labels 0, 1, ... are to stand for.
+        examples: must have class names, all of them in `classes`.
+        classes: name of class 0, 1, ... after renumbering.
     """
 
     def __init__(self, examples: Examples, classes: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ class AlignedExamples:
 
     @property
     def kind(self) -> Kind:
-        """What the data set holds."""
+        """Kind of the data set."""
         return self._examples.kind
 
     def __getattr__(self, name: str) -> Any:
@@ -42,11 +42,11 @@ class AlignedExamples:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> Batch:
-        """Return example `index` as it is evaluated, its labels renumbered."""
+        """Return example `index` for evaluation, with renumbered labels."""
         return self._renumbered(self._examples[index])
 
     def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
-        """Return example `index` as it is trained on, its labels renumbered."""
+        """Return example `index` for training, with renumbered labels."""
         return self._renumbered(self._examples.train_sample(index, rng))
 
     def _renumbered(self, batch: Batch) -> Batch:
@@ -59,16 +59,16 @@ class AlignedExamples:
 
 
 def align(entry: str, examples: Examples, classes: Sequence[str], whose: str) -> Examples:
-    """Return `examples` with their labels in the order of `classes`, whatever order and however many they have.
+    """Return `examples` with labels renumbered, by class name, to the order of `classes`.
 
     Args:
-        entry: what the examples are called in a message, as data.val.
-        examples: returned as they are if they do not name their classes, or name the same ones.
-        classes: of the network; none: not known, and `examples` are returned as they are.
-        whose: where `classes` are from, as "the weights in RUN/weights.safetensors".
+        entry: name of the examples in messages, such as data.val.
+        examples: returned unchanged if they have no class names, or the same ones in the same order.
+        classes: class names of the network. If empty, they are not known, and `examples` are returned unchanged.
+        whose: where `classes` come from, for messages, such as "the weights in RUN/weights.safetensors".
 
     Raises:
-        ConfigError: the examples have a class that is not among `classes`.
+        ConfigError: a class of the examples is not in `classes`.
     """
     own = class_names(examples)
     if not own or not classes or own == tuple(classes):
@@ -82,5 +82,5 @@ def align(entry: str, examples: Examples, classes: Sequence[str], whose: str) ->
 
 
 def class_names(examples: Examples) -> tuple[str, ...]:
-    """Return the names of the classes of a data set, none if it does not name them."""
+    """Return the class names of a data set; an empty tuple if it has none."""
     return tuple(getattr(examples, "classes", ()))

@@ -1,4 +1,4 @@
-"""Confusions of a classifier: the most confused pairs of classes and their figure, and a table of classes."""
+"""Find the classes that a classifier confuses most, draw examples of them, and tabulate the accuracy of each class."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,42 +7,44 @@ from typing import NamedTuple
 import numpy as np
 
 Figures = Callable[[int], np.ndarray]
-"""`figures(index)` returns example `index` as HW3 uint8 RGB. Called only for examples that are shown."""
+"""`figures(index)` returns the image of example `index`, HW3 uint8 RGB. Called only for examples that are shown."""
 
 
 class Confusion(NamedTuple):
-    """A class that is mistaken for another one, or two classes that are mistaken for each other."""
+    """Mistakes between two classes, in one direction or in both."""
 
     truth: int
     taken_for: int
     mistakes: int
-    """In this direction, or of a pair in both together."""
+    """Number of mistakes, in one direction or the sum of both."""
     share: float
-    """Mistakes as a fraction of the true class's examples, or of the examples of both classes."""
+    """Mistakes as a fraction of the examples of the true class, or, for both directions, of both classes."""
 
 
 class ClassRow(NamedTuple):
-    """Accuracy of one class."""
+    """Accuracy and most frequent mistake of one class."""
 
     name: str
     examples: int
     accuracy: float | None
-    """Fraction of its examples that are predicted correctly (recall); None without examples."""
+    """Fraction of the class's examples that are predicted correctly (recall); None without examples."""
     precision: float | None
-    """Fraction of its predictions that are correct; None without predictions."""
+    """Fraction of the predictions of this class that are correct; None without predictions."""
     taken_for: str | None
-    """Most frequent wrong class of its examples; None without mistakes."""
+    """Wrong class that is predicted most often for the class's examples; None without mistakes."""
 
 
 def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
-    """Return the pairs with most mistakes, most first; ties go to the larger share, then to the lower classes.
+    """Return the pairs of classes with the most mistakes in both directions, the worst pair first.
+
+    Of pairs with equally many mistakes, the one with the larger fraction comes first, then that with lower class ids.
 
     Args:
-        counts: CC examples or pixels, rows true and columns predicted classes.
-        limit: most pairs to return; pairs without mistakes are left out.
+        counts: confusion matrix, CC, with a row per true class and a column per predicted class.
+        limit: largest number of pairs to return; pairs without mistakes are left out.
 
     Raises:
-        ValueError: not as many columns as rows.
+        ValueError: the matrix is not square.
     """
     counts = _square(counts)
     examples = counts.sum(1)
@@ -50,11 +52,11 @@ def confused_pairs(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
 
 
 def worst_confusions(counts: np.ndarray, limit: int = 10) -> list[Confusion]:
-    """Return the confusions with most mistakes, each direction separately, ordered as in :func:`confused_pairs`.
+    """Return the confusions with the most mistakes, each direction separately, ordered as in :func:`confused_pairs`.
 
     Args:
-        counts: CC, or with one more column C for predictions that are no class.
-        limit: most confusions to return.
+        counts: confusion matrix, CC, or with an additional last column for examples without a predicted class.
+        limit: largest number of confusions to return.
     """
     mistakes = np.array(counts)
     examples = np.broadcast_to(mistakes.sum(1)[:, None], mistakes.shape)
@@ -71,14 +73,14 @@ def _most(mistakes: np.ndarray, examples: np.ndarray, limit: int) -> list[Confus
 
 
 def class_rows(counts: np.ndarray, names: Sequence[str]) -> list[ClassRow]:
-    """Return a row for each class, the worst accuracy first; classes without examples last.
+    """Return a row for each class, sorted from lowest to highest accuracy, with classes without examples last.
 
     Args:
-        counts: CC, rows true and columns predicted classes.
+        counts: confusion matrix, CC, with a row per true class and a column per predicted class.
         names: names of the C classes.
 
     Raises:
-        ValueError: not as many names as classes.
+        ValueError: the number of names does not match the matrix.
     """
     counts = _square(counts, names)
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
@@ -92,7 +94,7 @@ def class_rows(counts: np.ndarray, names: Sequence[str]) -> list[ClassRow]:
 
 
 def class_table(rows: Sequence[ClassRow]) -> str:
-    """Return the rows as a table in Markdown, accuracies in percent."""
+    """Return the rows as a Markdown table, with accuracy and precision in percent."""
     lines = ["| class | examples | accuracy | precision | most often taken for |", "|---|---:|---:|---:|---|"]
     for row in rows:
         shares = (f"{100 * share:.1f}" if share is not None else "-" for share in (row.accuracy, row.precision))
@@ -109,18 +111,18 @@ def draw_pairs(
     figures: Figures,
     each: int = 3,
 ) -> None:
-    """Write a figure with a row for each pair: examples of the one taken for the other, and the reverse.
+    """Write a figure with a row for each pair of classes, showing misclassified examples in both directions.
 
     Args:
-        path: file of the figure; its suffix is the format.
-        pairs: from :func:`confused_pairs`; at least one.
-        names: names of the classes.
-        mistakes: indices of the examples by true and predicted class.
-        figures: image of an example by its index.
-        each: examples to show in each direction.
+        path: file to write; the suffix determines the format.
+        pairs: result of :func:`confused_pairs`; at least one pair.
+        names: class names.
+        mistakes: indices of misclassified examples, by (true class, predicted class).
+        figures: function that returns the image of an example.
+        each: number of examples to show in each direction.
 
     Raises:
-        ValueError: no pairs.
+        ValueError: `pairs` is empty.
     """
     if not pairs:
         raise ValueError("there are no confused pairs: nothing to draw")
@@ -144,5 +146,5 @@ def _square(counts: np.ndarray, names: Sequence[str] | None = None) -> np.ndarra
     wanted = counts.shape[0] if names is None else len(names)
     if counts.shape != (wanted, wanted):
         got = "x".join(map(str, counts.shape))
-        raise ValueError(f"confusions of {wanted} classes are {wanted}x{wanted}, got {got}")
+        raise ValueError(f"the confusion matrix of {wanted} classes must be {wanted}x{wanted}, got {got}")
     return counts

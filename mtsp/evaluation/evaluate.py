@@ -1,4 +1,4 @@
-"""Evaluate a network on every example once, on any number of processes; their sums are merged once."""
+"""Evaluate a network on every example once, on any number of processes, and merge their results at the end."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,17 +22,17 @@ from mtsp.types import Batch, Examples, Kind, Outputs
 
 
 class Evaluation(NamedTuple):
-    """Metrics of one data set, as far as the data has their labels and the network their outputs."""
+    """Metrics of one data set: those with labels in the data set and with an output of the network."""
 
     metrics: tuple[Metric, ...] = ()
 
     def values(self) -> dict[str, float]:
-        """Return all numbers that are finite, by name, for the tracker."""
+        """Return all finite values, by name, for the tracker."""
         found = {name: value for metric in self.metrics for name, value in metric.compute().items()}
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
     def headlines(self) -> dict[str, float]:
-        """Return the few numbers of :meth:`values` that the console shows."""
+        """Return the few of :meth:`values` that the console shows."""
         wanted = {name for metric in self.metrics for name in metric.headlines}
         return {name: value for name, value in self.values().items() if name in wanted}
 
@@ -49,25 +49,27 @@ def evaluate(
     channels_last: bool = True,
     after_example: Callable[[int, Batch, Outputs], None] = lambda index, batch, outputs: None,
 ) -> Evaluation:
-    """Measure the network on every example once, at the labels' own resolution; the same on any number of processes.
+    """Evaluate the network on every example once, at the resolution of the labels.
 
-    The kind of data set decides on the metrics, see :data:`~mtsp.evaluation.metrics.METRICS`. Each of n processes takes
-    every n-th example, without padding and without a collective inside the loop; all return the same.
+    The kind of data set determines the metrics, see :data:`~mtsp.evaluation.metrics.METRICS`. Each of n processes takes
+    every n-th example, without padding and without collective operations in the loop. All processes return the same
+    result, which does not depend on their number.
 
     Args:
-        accelerator: gives device and processes.
-        model: wrapped or not; left in the mode it was in.
-        examples: frames may be smaller than their labels; predictions are scaled to the labels.
-        tta: test-time augmentation; by default the network sees each whole frame once.
-        batch_size: most examples of a batch, which are neighbors of the same size. Networks round differently in
-            batches of different sizes, in the last digits.
-        workers: threads that decode examples ahead; 0 decodes each when it is needed.
-        channels_last: memory format of the images, which should be the network's.
-        after_example: called on every process with each of its examples: index, batch of one, outputs.
+        accelerator: provides the device and the processes.
+        model: wrapped or not; its training or evaluation mode is restored afterwards.
+        examples: frames may be smaller than their labels; predictions are resized to the labels.
+        tta: test-time augmentation; by default, a single forward pass on the whole frame.
+        batch_size: largest number of examples per batch. Only consecutive examples of the same size share a batch. The
+            last digits of the results may depend on the batch size.
+        workers: number of threads that decode examples ahead; 0 decodes each example when it is needed.
+        channels_last: memory format of the images; should match the network's.
+        after_example: called after each example, on the process that evaluates it, with its index, a batch of one, and
+            the outputs.
     """
     bare = accelerator.unwrap_model(model)
     if accelerator.num_processes > 1 and not is_sharded(bare):
-        for buffer in bare.buffers():  # without SyncBN each process has statistics of its own: measure the saved ones
+        for buffer in bare.buffers():  # without SyncBN they differ between processes; use those that are saved
             torch.distributed.broadcast(buffer, 0)
     on_device = partial(to_device, device=accelerator.device, channels_last=channels_last)
     measured: dict[type[Metric], Metric] = {}
@@ -84,14 +86,14 @@ def evaluate(
             for place, index in enumerate(indices):
                 after_example(index, _one_of(batch, place), _one_of(outputs, place))
             groups += 1
-        if is_sharded(bare):  # all processes take part in every forward pass, also one with an example less
+        if is_sharded(bare):  # every process must join every forward pass, even with one example fewer
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
                 tta(bare, on_device(collate([examples[0]])))
     return _merged(accelerator, examples.kind, measured)
 
 
 def at_resolution(outputs: Outputs, batch: Batch) -> Outputs:
-    """Return the predictions at the resolution of the batch's labels; flow vectors grow with their image."""
+    """Return the predictions resized to the labels of the batch; flow vectors are scaled accordingly."""
     scaled: Outputs = {}
     if "mask_logits" in outputs:
         scaled["mask_logits"] = _resized(outputs["mask_logits"].float(), batch.get("mask"))
@@ -112,7 +114,7 @@ def _resized(values: Tensor, label: Tensor | None) -> Tensor:
 
 
 def _batches(decoded: Iterable[tuple[int, Batch]], size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Yield batches of up to `size` examples that follow each other and have the same labels and sizes."""
+    """Yield batches of up to `size` consecutive examples with the same labels and sizes."""
     for _, alike in groupby(decoded, key=lambda one: _shapes(one[1])):
         while some := list(islice(alike, size)):
             yield [index for index, _ in some], collate([sample for _, sample in some])
@@ -123,12 +125,12 @@ def _shapes(sample: Batch) -> dict[str, tuple[int, ...]]:
 
 
 def _one_of(values: Any, place: int) -> Any:
-    """Return one example of a batch or of outputs, as a batch of one."""
+    """Return one example of a batch, or its outputs, as a batch of one."""
     return {key: value[place : place + 1] for key, value in values.items()}
 
 
 def _merged(accelerator: Accelerator, kind: Kind, measured: dict[type[Metric], Metric]) -> Evaluation:
-    """Return the metrics with what all processes measured, in the order of `METRICS`."""
+    """Return the metrics merged over all processes, in the order of `METRICS`."""
     everyone = gather_object([measured]) if accelerator.num_processes > 1 else [measured]
     metrics: list[Metric] = []
     for metric in METRICS[kind]:
@@ -140,5 +142,5 @@ def _merged(accelerator: Accelerator, kind: Kind, measured: dict[type[Metric], M
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """Return numbers as one readable line."""
+    """Return the values and their names as one line of text."""
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,8 +1,8 @@
-"""Metrics of each kind of data set: the list that evaluation, tables, files and reports read.
+"""Metrics of each kind of data set, as evaluation, tables, files and reports use them.
 
-To add a metric, derive a class from :class:`Metric` and name it in :data:`METRICS`. The tracker and `results.json`
-then have its numbers, the console and reports its `headlines`; the table and the CSV of tools/evaluate.py and
-tools/score.py have its `columns`, their JSON has everything.
+To add a metric, derive a class from :class:`Metric` and list it in :data:`METRICS`. Its values then appear in the
+tracker and in `results.json`, and its `headlines` on the console and in reports. The table and the CSV of
+tools/evaluate.py and tools/score.py show its `columns`; their JSON has all values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,44 +19,44 @@ _PASSES = ("clean", "final", "into_future", "into_past")
 
 
 class Metric(Protocol):
-    """Sums that add up over batches and processes, and the numbers that follow from them.
+    """A metric that accumulates sums over batches and processes.
 
-    Each attribute of an object has `merge` and `compute`, as the classes of :mod:`mtsp.metrics`.
+    Every attribute of an instance must have `merge` and `compute`, as the classes of :mod:`mtsp.metrics` do.
     """
 
     label: ClassVar[str]
-    """Key of the true label in a `Batch`. A batch without it is left out."""
+    """Key of the true label in a `Batch`. Batches without this key are skipped."""
     output: ClassVar[str]
-    """Key of the prediction in `Outputs`. A network without it is not measured."""
+    """Key of the prediction in `Outputs`. Networks without this output are not measured."""
     columns: ClassVar[tuple[str, ...]]
-    """Numbers that the table and the CSV show."""
+    """Values that the table and the CSV show."""
     headlines: ClassVar[tuple[str, ...]]
-    """Numbers that the console and reports show."""
+    """Values that the console and reports show."""
     total: ClassVar[str]
-    """What the table's last row is called, such as "all pixels"."""
+    """Title of the last row of the table, such as "all pixels"."""
 
     def __init__(self, classes: int) -> None:
-        """Start at nothing, for a network with `classes` channels in its output."""
+        """Start without any example, for a network with `classes` output channels."""
 
     def update(self, ids: Sequence[str], prediction: Array, labels: Mapping[str, Any]) -> None:
-        """Add a batch: the ids of its examples, the prediction (logits or class ids), the labels as in a `Batch`."""
+        """Add a batch: ids of the examples, predictions (logits or class ids), and true labels by key of a `Batch`."""
 
     def merge(self, other: Self) -> None:
-        """Add what another process measured."""
+        """Add the sums that another process measured."""
         for name, sums in vars(self).items():
             sums.merge(getattr(other, name))
 
     def compute(self) -> dict[str, float]:
-        """Return the numbers of all examples; NaN where nothing was seen."""
+        """Return the values over all examples, by name; NaN without examples."""
         return {key: value for sums in vars(self).values() for key, value in sums.compute().items()}
 
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return what only the JSON has, by class, image or sequence (`per_sequence` is in the table, too)."""
+        """Return values by class, image or sequence, for the JSON only (the table shows `per_sequence`, too)."""
         ...
 
 
 class VideoMasks(Metric):
-    """J, F and IoU of the one object of each video by DAVIS's rules, and the accuracy of all pixels."""
+    """J, F and IoU of videos with one object each, by the rules of DAVIS, and the accuracy over all pixels."""
 
     label, output = "mask", "mask_logits"
     columns = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay", "iou", "pixel_accuracy")
@@ -72,7 +72,7 @@ class VideoMasks(Metric):
         self.davis, self.pixels = DavisMeasure(every_frame=every_frame), ConfusionMatrix(2)
 
     def update(self, ids: Sequence[str], prediction: Array, labels: Mapping[str, Any]) -> None:
-        """Add masks; unknown pixels count neither for nor against the object."""
+        """Add masks; unknown pixels are ignored."""
         self.pixels.update(prediction, labels["mask"])
         truth = as_numpy(labels["mask"])
         known = truth != IGNORE
@@ -81,17 +81,17 @@ class VideoMasks(Metric):
             self.davis.update(name, predicted[place], truth[place] == 1, known[place])
 
     def compute(self) -> dict[str, float]:
-        """Return J, F and IoU as means over sequences, and accuracy and mIoU of all pixels."""
+        """Return J, F and IoU as means over sequences, and pixel accuracy and mIoU over all pixels."""
         pixels = self.pixels.compute()
         return self.davis.compute() | {key: pixels[key] for key in ("pixel_accuracy", "miou")}
 
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return the numbers of each sequence and frame."""
+        """Return the values of each sequence and frame."""
         return {"per_sequence": self.davis.per_sequence()}
 
 
 class VideoObjects(Metric):
-    """J and F of each of several objects by DAVIS 2017's rules, from masks that number them."""
+    """J and F of videos with several objects, by the rules of DAVIS 2017, from masks of object ids."""
 
     label, output = "mask", "mask_logits"
     columns = ("JF_mean", "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay")
@@ -104,12 +104,12 @@ class VideoObjects(Metric):
         self.davis = DavisMeasure(every_frame=every_frame, objects=objects)
 
     def update(self, ids: Sequence[str], prediction: Array, labels: Mapping[str, Any]) -> None:
-        """Add masks that hold the number of each object."""
+        """Add masks of object ids."""
         for place, name in enumerate(ids):
             self.davis.update_objects(name, prediction[place], labels["mask"][place], IGNORE)
 
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return the number of objects, and the numbers of each sequence and object ("dogs-jump_1")."""
+        """Return the number of scored objects, and the values of each sequence and object ("dogs-jump_1")."""
         sequences = self.davis.per_object().items()
         objects = {f"{name}_{number}": part for name, parts in sequences for number, part in parts.items()}
         counted = sum(bool(part["frames"]) for part in objects.values())
@@ -117,7 +117,7 @@ class VideoObjects(Metric):
 
 
 class ClassMasks(Metric):
-    """IoU of each class and accuracies over all pixels."""
+    """IoU and accuracy of each class, pooled over the pixels of all images."""
 
     label, output = "mask", "mask_logits"
     columns = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")
@@ -132,7 +132,7 @@ class ClassMasks(Metric):
         self.pixels.update(prediction, labels["mask"], ids)
 
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return each class's IoU, the absent classes, the worst confusions, and the numbers of each image."""
+        """Return the IoU of each class, the absent classes, the worst confusions, and the values of each image."""
         return {
             "class_iou": _by_class(self.pixels.class_iou().tolist(), classes),
             "absent_classes": [_class(label, classes) for label in self.pixels.absent()],
@@ -153,11 +153,11 @@ class FlowFields(Metric):
         self.errors = FlowErrors()
 
     def update(self, ids: Sequence[str], prediction: Array, labels: Mapping[str, Any]) -> None:
-        """Add flow, which is measured on the device where the prediction lies."""
+        """Add flow, which is measured on the device of the prediction."""
         self.errors.update(prediction, labels["flow"], labels.get("flow_valid"), ids)
 
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return the errors of each sequence (the folder of a name, else the name), pair and pass."""
+        """Return the errors of each sequence, pair and pass. A sequence is the folder of a name, or else the name."""
         sequences = self.errors.grouped(lambda name: name.rpartition("/")[0] or name)
         passes = self.errors.grouped(lambda name: "/".join(part for part in name.split("/")[:2] if part in _PASSES))
         found: dict[str, Any] = {"per_sequence": sequences, "per_image": self.errors.per_image()}
@@ -165,7 +165,7 @@ class FlowFields(Metric):
 
 
 class ImageLabels(Metric):
-    """Accuracies and calibration of the class of the whole image."""
+    """Accuracies and calibration of image classification."""
 
     label, output = "label", "label_logits"
     columns = ("top1", "top5", "class_accuracy", "ece", "nll")
@@ -176,11 +176,11 @@ class ImageLabels(Metric):
         self.scores = ClassificationScores(classes)
 
     def update(self, ids: Sequence[str], prediction: Array, labels: Mapping[str, Any]) -> None:
-        """Add logits of images."""
+        """Add the logits of a batch of images."""
         self.scores.update(prediction, labels["label"])
 
     def details(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Return each class's own accuracy and the worst confusions."""
+        """Return the accuracy of each class and the worst confusions."""
         accuracies = _by_class(self.scores.per_class().tolist(), classes)
         return {"accuracy_of_class": accuracies, "worst_pairs": _worst(self.scores.confusion(), classes, "images")}
 
@@ -191,11 +191,11 @@ METRICS: dict[Kind, tuple[type[Metric], ...]] = {
     "pairs": (FlowFields,),
     "labeled": (ImageLabels,),
 }
-"""Metrics of each kind of data set, in the order in which they are shown."""
+"""Metrics of each kind of data set, in display order."""
 
 
 def headlines() -> tuple[str, ...]:
-    """Return the headline numbers of all metrics, each once."""
+    """Return the names of the headline values of all metrics, without duplicates."""
     return tuple(dict.fromkeys(name for kind in METRICS.values() for metric in kind for name in metric.headlines))
 
 

@@ -1,7 +1,7 @@
-"""Numbers of an evaluation as JSON, CSV and a table in the terminal.
+"""Show the results of an evaluation as JSON, as CSV and as a table in the terminal.
 
-Lengths are pixels; J, F, IoU, accuracies and rates of outliers are fractions in [0, 1]; what was not measured is null
-in the JSON, empty in the CSV and a dash in the table, not 0.
+Lengths are in pixels; J, F, IoU, accuracies and outlier rates are fractions in [0, 1]. A value that was not measured is
+null in the JSON, empty in the CSV and a dash in the table, not 0.
 """
 
 import csv
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_ROWS = 60
-"""Rows a table may have. Beyond, it leaves out the objects, and if need be the sequences, too."""
+"""Largest number of rows in a table. A longer table leaves out the objects, and if still too long, the sequences."""
 
 _DEPTHS = ("totals", "sequences", "objects")
-"""Kind of row at each depth of the table."""
+"""Name of the rows at each depth of the table."""
 
 
 class Scores(NamedTuple):
-    """Numbers of one metric: of all examples, as in the JSON, and of parts under `per_...` keys."""
+    """Values of one metric over all examples, and of single sequences, images and so on under `per_...` keys."""
 
     columns: tuple[str, ...]
     total: str
@@ -37,17 +37,17 @@ class Scores(NamedTuple):
 
 
 def scores_of(metrics: Iterable[Metric], classes: Sequence[str] = ()) -> list[Scores]:
-    """Return the numbers of each metric; `classes` are the names of the data set's classes."""
+    """Return the values of each metric; `classes` are the class names of the data set."""
     return [Scores(metric.columns, metric.total, metric.compute() | metric.details(classes)) for metric in metrics]
 
 
 def without_frames(scores: Scores) -> list[str]:
-    """Return the videos without a frame that counts: by DAVIS's rules those of one or two frames."""
+    """Return the videos without a scored frame: by the rules of DAVIS, those with only one or two frames."""
     return [name for name, part in scores.values.get("per_sequence", {}).items() if part.get("frames") == []]
 
 
 def joined(scores: Sequence[Scores]) -> dict[str, Any]:
-    """Return the numbers of all metrics as one dict; a sequence has those of each metric."""
+    """Return the values of all metrics as one dict, merged for each sequence, too."""
     values: dict[str, Any] = {}
     sequences: dict[str, dict[str, Any]] = {}
     for one in scores:
@@ -58,7 +58,7 @@ def joined(scores: Sequence[Scores]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return `value` with null for NaN, which JSON does not have."""
+    """Return `value` with NaN and infinity replaced by None, since JSON has neither."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -67,7 +67,7 @@ def plain(value: Any) -> Any:
 
 
 def require_writable(json_file: Path | None, csv_file: Path | None) -> None:
-    """Raise ValueError if one of the files cannot be written, before anything is measured."""
+    """Raise ValueError if one of the files cannot be written; call this before the evaluation."""
     if json_file is not None and json_file == csv_file:
         raise ValueError(f"{json_file}: --json and --csv cannot be the same file")
     for file in (json_file, csv_file):
@@ -80,7 +80,7 @@ def require_writable(json_file: Path | None, csv_file: Path | None) -> None:
 def show(
     values: Mapping[str, Any], entries: Mapping[str, Sequence[Scores]], json_file: Path | None, csv_file: Path | None
 ) -> None:
-    """Print the tables, and write the JSON with `values` and the CSV with the tables unless their file is None."""
+    """Print the tables. Write `values` to `json_file` and the tables to `csv_file`, unless they are None."""
     from rich.console import Console
 
     if json_file is not None:
@@ -99,13 +99,13 @@ def show(
 
 
 def as_csv(entries: Mapping[str, Sequence[Scores]]) -> str:
-    """Return a row for each sequence and for all, with the columns of all tables; missing numbers are empty."""
+    """Return a CSV with a row for each sequence and for the total, and the columns of all tables; no value: empty."""
     keys = list(dict.fromkeys(key for scores in entries.values() for one in scores for key in one.columns))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["data", "sequence", *keys])
     for data, scores in entries.items():
-        found: dict[tuple[str, int], dict[str, Any]] = {}  # an object a_1 is not the sequence a_1
+        found: dict[tuple[str, int], dict[str, Any]] = {}  # the depth tells an object a_1 from a sequence a_1
         for one in scores:
             for name, values, depth in _rows(one, "all"):
                 found.setdefault((name, depth), {}).update({key: values.get(key) for key in one.columns})
@@ -115,7 +115,7 @@ def as_csv(entries: Mapping[str, Sequence[Scores]]) -> str:
 
 
 def table(scores: Scores, title: str) -> "Table":
-    """Return the numbers of each sequence and of all."""
+    """Return a table with a row for each sequence and for the total."""
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
@@ -127,7 +127,7 @@ def table(scores: Scores, title: str) -> "Table":
         drawn.add_column(heading, justify="right", no_wrap=True, min_width=5)
     rows = list(_rows(scores, scores.total))
     depths = Counter(depth for _, _, depth in rows)
-    # The totals always; beyond them all depths that fit as a whole.
+    # Always show the totals; show a further depth only if all of its rows fit.
     shown = max(depth for depth in depths if not depth or sum(depths[d] for d in range(1, depth + 1)) <= MOST_ROWS)
     for name, part, depth in rows:
         if depth <= shown:
@@ -139,7 +139,7 @@ def table(scores: Scores, title: str) -> "Table":
 
 
 def _rows(scores: Scores, last: str) -> Iterator[tuple[str, Mapping[str, Any], int]]:
-    """Yield name, numbers, and depth: 2 for an object, 1 for a sequence, 0 for more than one sequence."""
+    """Yield name, values and depth of each row: depth 2 is an object, 1 a sequence, 0 a total."""
     objects = scores.values.get("per_object", {})
     for name, part in scores.values.get("per_sequence", {}).items():
         yield name, part, 1

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the network sees the whole image, or many crops at several sizes, and their scores add up."""
+"""Test-time augmentation: predict for whole images, or for several crops and scales, and combine the predictions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from mtsp.config import Config
 from mtsp.types import Batch, Outputs
 
 Network = Callable[[Tensor, Tensor | None], Outputs]
-"""`network(frame, next_frame)`, both B3HW in [0, 1], in evaluation mode."""
+"""`network(frame, next_frame)`: a network in evaluation mode; both frames are B3HW in [0, 1]."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -31,7 +31,7 @@ Tta = Callable[[Network, Batch], Outputs]
 
 
 class NoTtaConfig(Config):
-    """No augmentation: the network sees each frame once, as it is."""
+    """No augmentation: a single forward pass on the unchanged frame."""
 
     name: Literal["none"] = "none"
 
@@ -41,33 +41,33 @@ class NoTtaConfig(Config):
 
 
 def single_view(network: Network, batch: Batch) -> Outputs:
-    """Return what `network` predicts for the frame as it is."""
+    """Return the prediction of `network` for the unchanged frame."""
     return network(batch["frame"], batch.get("next_frame"))
 
 
 class MultiScaleConfig(Config):
-    """EncNet's multi-scale evaluation: several sizes, overlapping square windows, mirror images.
+    """EncNet's multi-scale evaluation: several scales, overlapping square windows, and flipped windows.
 
-    The logits of a window's mirror image, mirrored back, are added to the window's own, and the exponential of the sum
-    is its score, not normalized over classes. Windows are averaged where they overlap, sizes are added. One size
-    without mirror images, `scales: [1.0], flip: false`, is single-scale evaluation.
+    The logits of the flipped window are flipped back and added to the logits of the window. The score of the window is
+    the exponential of this sum, not normalized over classes. Scores are averaged where windows overlap, and summed over
+    scales. For single-scale evaluation, set `scales: [1.0], flip: false`.
 
-    Sizes, places, padding (black, right and below) and interpolation (bilinear, corners aligned) are those of the
-    authors' PyTorch-Encoding (release 0.5). Departures: all windows have one shape, so that they go through the network
-    in batches; and all scores are divided by the same number, which keeps the largest within float32.
+    Sizes, window positions, padding (black, right and below) and interpolation (bilinear, corners aligned) follow the
+    authors' PyTorch-Encoding (release 0.5). Departures: all windows have the same shape, so that they can be batched;
+    and all scores are divided by a common factor, which keeps the largest within float32.
     """
 
     name: Literal["multi_scale"]
     base: Side = 520
-    """Pixels of the longer side at scale 1."""
+    """Length of the image's longer side at scale 1, in pixels."""
     crop: Side = 480
-    """Side of a window in pixels. Beyond the image it is black."""
+    """Side of a square window in pixels. Windows are black beyond the image."""
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     stride: Annotated[float, Field(gt=0, le=1)] = 2 / 3
     """Distance between windows as a fraction of `crop`, rounded down to pixels."""
     flip: bool = True
     batch: Annotated[int, Field(gt=0)] = 8
-    """Windows and mirror images per forward pass. Changes memory and speed, not the result."""
+    """Number of windows per forward pass, flipped ones included. Changes memory and speed, not the result."""
 
     @model_validator(mode="after")
     def _windows_move(self) -> "MultiScaleConfig":
@@ -80,13 +80,13 @@ class MultiScaleConfig(Config):
         return partial(_multi_scale, self)
 
     def starts(self, side: int) -> range:
-        """Return where windows begin along a side: every stride, until one reaches the end."""
+        """Return the first pixel of each window along a side: every stride, until a window reaches the end."""
         stride = int(self.crop * self.stride)
         return range(0, max(0, math.ceil((side - self.crop) / stride)) * stride + 1, stride)
 
 
 class _Window(NamedTuple):
-    """Upper left corner of a window, in the image of one of the scales."""
+    """Upper left corner of a window, in the image at scale number `scale`."""
 
     scale: int
     top: int
@@ -94,7 +94,7 @@ class _Window(NamedTuple):
 
 
 def _multi_scale(config: MultiScaleConfig, network: Network, batch: Batch) -> Outputs:
-    """Return `mask_logits`, BKHW: the logarithm of the summed scores. The next frame is cut like the frame."""
+    """Return `mask_logits`, BKHW: the logarithm of the summed scores. The next frame is cropped like the frame."""
     images = torch.cat([batch["frame"], *([batch["next_frame"]] if "next_frame" in batch else [])], dim=1)
     size = (images.shape[-2], images.shape[-1])
     sizes = [_scaled(size, math.ceil(config.base * scale)) for scale in config.scales]
@@ -115,14 +115,14 @@ def _multi_scale(config: MultiScaleConfig, network: Network, batch: Batch) -> Ou
 
 
 def _enlarged(config: MultiScaleConfig, images: Tensor, size: Size) -> Tensor:
-    """Return `images` at `size`, padded with black right and below as far as the last windows reach."""
+    """Return `images` at `size`, padded with black on the right and below so that the last windows fit."""
     scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=True)
     below, right = (config.starts(side)[-1] + config.crop - side for side in size)
     return F.pad(scaled, (0, max(0, right), 0, max(0, below)))
 
 
 def _window_logits(network: Network, images: Tensor, flip: bool) -> Tensor:
-    """Return each window's logits, NKHW float32; with `flip` those of its mirror image are added."""
+    """Return the logits of each window, NKHW float32; with `flip`, plus those of the flipped window."""
     count = len(images)
     if flip:
         images = torch.cat([images, images.flip(-1)])
@@ -136,10 +136,10 @@ def _window_logits(network: Network, images: Tensor, flip: bool) -> Tensor:
 
 
 class _Scores:
-    """Exponentials of logits, averaged over the windows of a scale and summed over the scales.
+    """Exponentials of logits, averaged over the windows of each scale and summed over scales.
 
-    Windows come in the order of their scales. Everything stored is divided by e^offset, so that the largest score so
-    far is e^80 at most, and the largest of the first windows e^80: far from overflow, and the others far from zero.
+    Windows must be added scale by scale. All stored scores are divided by e^offset, so that the largest score so far is
+    at most e^80, which does not overflow. The largest score of the first windows is e^80, so that few become zero.
     """
 
     def __init__(self, size: Size, sizes: Sequence[Size]) -> None:
@@ -147,11 +147,11 @@ class _Scores:
         self.offset: Tensor | None = None
         self.total: Tensor | None = None
         self.scale = -1
-        self.scores: Tensor | None = None  # BKHW, of the present scale
-        self.windows: Tensor | None = None  # 11HW, how many of them cover each pixel
+        self.scores: Tensor | None = None  # BKHW, of the current scale
+        self.windows: Tensor | None = None  # 11HW, number of windows that cover each pixel
 
     def add(self, windows: Sequence[_Window], logits: Tensor) -> None:
-        """Add the windows' logits, NBKHW."""
+        """Add the logits of `windows`, NBKHW."""
         offset = self._make_room(logits.max())
         for window, score in zip(windows, (logits - offset).exp_(), strict=True):
             if window.scale != self.scale:
@@ -166,7 +166,7 @@ class _Scores:
             self.windows[..., rows, columns] += 1
 
     def logarithm(self) -> Tensor:
-        """Return the logarithm of the sum over all scales, BKHW; what is stored as 0 counts as the smallest normal."""
+        """Return the logarithm of the sum over all scales, BKHW; a sum of 0 becomes the smallest normal float."""
         self._finish_scale()
         assert self.total is not None
         assert self.offset is not None
@@ -179,7 +179,7 @@ class _Scores:
             self.scores = self.windows = None
 
     def _make_room(self, largest: Tensor) -> Tensor:
-        """Raise the offset to fit the largest logit, without waiting for the device, and return it."""
+        """Raise the offset to fit the logit `largest`, without waiting for the device, and return the offset."""
         before = self.offset if self.offset is not None else largest - _LARGEST
         self.offset = torch.maximum(before, largest - _LARGEST)
         for kept in (self.total, self.scores):
@@ -189,21 +189,21 @@ class _Scores:
 
 
 class MultiCropConfig(Config):
-    """Average of the class probabilities over several crops of a labeled image.
+    """Average the class probabilities over several crops of a labeled image.
 
-    `sizes: [256], crop: 224, places: corners, flip: true` are the ten crops of Krizhevsky et al. (NeurIPS 2012).
+    `sizes: [256], crop: 224, places: corners, flip: true` gives the ten crops of Krizhevsky et al. (NeurIPS 2012).
     """
 
     name: Literal["multi_crop"]
     sizes: Annotated[tuple[Side, ...], Field(min_length=1)] = (256,)
-    """Lengths of the shorter side in pixels; the aspect ratio is kept."""
+    """Lengths in pixels to resize the image's shorter side to; the aspect ratio is kept."""
     crop: Side = 224
-    """Side of a crop in pixels."""
+    """Side of a square crop in pixels."""
     places: Literal["center", "corners"] = "corners"
-    """The center alone, or the four corners and the center."""
+    """Positions of the crops: the center only, or the four corners and the center."""
     flip: bool = True
     batch: Annotated[int, Field(gt=0)] = 32
-    """Crops per forward pass. Changes memory and speed, not the result."""
+    """Number of crops per forward pass. Changes memory and speed, not the result."""
 
     @model_validator(mode="after")
     def _crops_fit(self) -> "MultiCropConfig":
@@ -219,7 +219,7 @@ class MultiCropConfig(Config):
 
 
 def _multi_crop(config: MultiCropConfig, network: Network, batch: Batch) -> Outputs:
-    """Return `label_logits`, BK: the logarithm of the mean probability of each class."""
+    """Return `label_logits`, BK: the logarithm of each class's mean probability over the crops."""
     images = batch["frame"]
     crops = torch.cat([crop for size in config.sizes for crop in _cut_crops(config, _at_short_side(images, size))])
     if config.flip:
@@ -243,11 +243,11 @@ def _cut_crops(config: MultiCropConfig, images: Tensor) -> list[Tensor]:
 
 
 AnyTta = Annotated[NoTtaConfig | MultiScaleConfig | MultiCropConfig, Field(discriminator="name")]
-"""Test-time augmentation by name: `evaluation.tta: {name: multi_scale}`."""
+"""Test-time augmentation, selected by name: `evaluation.tta: {name: multi_scale}`."""
 
 
 def _scaled(size: Size, long_side: int) -> Size:
-    """Return `size` with its longer side at `long_side` and its shape kept, halves rounded up."""
+    """Return `size` scaled to a longer side of `long_side`, with the aspect ratio kept and halves rounded up."""
     height, width = size
     if height > width:
         return long_side, max(1, int(width * long_side / height + 0.5))
@@ -255,7 +255,7 @@ def _scaled(size: Size, long_side: int) -> Size:
 
 
 def _at_short_side(images: Tensor, side: int) -> Tensor:
-    """Return `images`, BCHW, with the shorter side at `side`, averaged over what a pixel covers where they shrink."""
+    """Return `images`, BCHW, resized to a shorter side of `side`, with antialiasing."""
     height, width = images.shape[-2:]
     short = min(height, width)
     size = (int(height * side / short), int(width * side / short))  # as torchvision rounds

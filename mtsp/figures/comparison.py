@@ -1,4 +1,4 @@
-"""Compare networks: frame, truth and each network's prediction, side by side."""
+"""Draw the predictions of several networks side by side with the ground truth."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,11 +13,11 @@ from mtsp.types import Batch, Outputs
 def comparison(examples: Sequence[tuple[Batch, Mapping[str, Outputs]]]) -> np.ndarray:
     """Return a figure with a row per example: frame, true mask or flow, and each network's prediction.
 
-    Masks lie over the frame. Flow has the colors of the wheel below, at one scale within a row.
+    Masks are drawn over the frame. Flow is drawn in the colors of the wheel below the rows, with one scale per row.
 
     Args:
-        examples: a batch of one sample with a mask or a flow, and the outputs for it by the network's name, at the
-            sample's resolution.
+        examples: for each row, a batch of one sample with a mask or flow, and the outputs of each network for it, by
+            the network's name and at the sample's resolution.
 
     Returns:
         HW3 uint8.

@@ -1,4 +1,4 @@
-"""Optical flow in the colors of the usual color wheel, and maps of its errors. Images are HW3 uint8, RGB."""
+"""Draw optical flow with the usual color wheel, and end-point errors as a color map. Images are HW3 uint8, RGB."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ _PAPER = (255, 255, 255)
 
 
 def _wheel() -> np.ndarray:
-    """Return the 55 colors of the wheel, from red over yellow, green, cyan, blue and magenta back to red."""
+    """Return the 55 colors of the wheel, from red through yellow, green, cyan, blue and magenta back to red."""
     corners = [(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255), (255, 0, 0)]
     steps = [15, 6, 4, 11, 13, 6]  # finer where the eye tells more hues apart
     parts = []
@@ -20,15 +20,16 @@ def _wheel() -> np.ndarray:
 
 
 def flow_to_color(flow: np.ndarray, radius: float | None = None) -> np.ndarray:
-    """Return `flow` in the usual color wheel: right is red, down yellow, left cyan-blue, up violet; still is white.
+    """Return an image of `flow`: the hue shows the direction of a vector, the saturation its length.
 
-    After Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011, and its published code:
-    the hue is the direction, the saturation the length.
+    Motion to the right is red, down yellow, left cyan-blue and up violet; no motion is white. After Baker et al., "A
+    Database and Evaluation Methodology for Optical Flow", IJCV 2011, and its published code.
 
     Args:
-        flow: HW2, (dx, dy) in pixels, y downwards. Not finite, or beyond 1e6 as in Middlebury's files: unknown, black.
-        radius: the length with full color, in pixels; longer ones are darker. The same one makes figures comparable.
-            None takes the longest known vector.
+        flow: HW2, (dx, dy) in pixels, y downwards. Vectors that are not finite or have a component beyond 1e6, as in
+            Middlebury's files, are unknown and drawn black.
+        radius: length of the vectors drawn in full color, in pixels; longer vectors are darker. Use the same radius for
+            figures to be compared. None uses the length of the longest known vector.
     """
     known = known_flow(flow)
     flow = np.where(known[..., None], flow, 0).astype(np.float64)
@@ -49,7 +50,7 @@ def flow_to_color(flow: np.ndarray, radius: float | None = None) -> np.ndarray:
 
 
 def color_wheel(size: int) -> np.ndarray:
-    """Return the legend of :func:`flow_to_color`, size x size: each pixel shows the vector from the center to it."""
+    """Return a legend for :func:`flow_to_color`, size x size: each pixel shows the vector from the center to itself."""
     axis = np.linspace(-1, 1, size)
     flow = np.stack(np.meshgrid(axis, axis), axis=-1)
     image = flow_to_color(flow, radius=1)
@@ -67,15 +68,15 @@ ERROR_COLORS = np.array(
 
 
 def error_map(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Return the end-point error in ten colors: blue is correct, red is an outlier of the KITTI benchmark (Fl).
+    """Return an image of the end-point errors in ten colors: blue for correct vectors, red for KITTI outliers (Fl).
 
-    An error counts relative to the larger of 3 pixels and 5 % of the true length; the shades change at 1/16, 1/8, ...,
-    1 (blue to red), ..., 16 times that. Unknown is black.
+    Errors are divided by the outlier threshold, the larger of 3 pixels and 5 % of the true length. The color changes at
+    1/16, 1/8, ..., 1 (blue to red), ..., 16 times the threshold. Pixels with unknown truth are black.
 
     Args:
-        prediction: HW2, pixels.
-        truth: as `prediction`; not finite or beyond 1e6 is unknown.
-        valid: HW bool, where `truth` is known; absent = everywhere.
+        prediction: HW2, in pixels.
+        truth: HW2, in pixels; vectors that are not finite or have a component beyond 1e6 are unknown.
+        valid: HW bool, where `truth` is known; None if it is known everywhere.
     """
     require_same_size(prediction, truth)
     known = known_flow(truth) if valid is None else known_flow(truth) & valid
@@ -88,5 +89,5 @@ def error_map(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
 
 
 def known_flow(flow: np.ndarray) -> np.ndarray:
-    """Return where flow is known, HW bool: finite and at most 1e6 pixels."""
-    return np.all(np.abs(flow) <= KNOWN_FLOW, axis=-1)  # NaN is not
+    """Return a mask of known vectors, HW bool: both components are finite and at most 1e6 pixels."""
+    return np.all(np.abs(flow) <= KNOWN_FLOW, axis=-1)  # False for NaN

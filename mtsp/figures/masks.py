@@ -1,4 +1,4 @@
-"""Masks drawn over frames. Images are HW3 uint8, RGB."""
+"""Draw masks over frames. Images are HW3 uint8, RGB."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,21 @@ _IGNORED = (224, 224, 192)  # the color of "void" in PASCAL VOC's palette
 
 
 def background_class(kind: Kind, classes: Sequence[str]) -> int | None:
-    """Return 0 if class 0 is background: always in videos, and where the data set calls it so; else None."""
+    """Return 0 if class 0 is background, else None: true for all videos, and if the name of class 0 says so."""
     return 0 if kind == "video" or "background" in "".join(classes[:1]).lower() else None
 
 
 def overlay(
     frame: np.ndarray, mask: np.ndarray, *, background: int | None = 0, ignore: int = IGNORE, opacity: float = 0.5
 ) -> np.ndarray:
-    """Return `frame` with the classes of `mask` laid over it in the DAVIS palette, each with a bright contour.
+    """Return `frame` with `mask` drawn over it in the DAVIS palette, each class with a bright contour.
 
     Args:
         frame: HW3 uint8.
         mask: HW, class ids 0..254.
-        background: the class that stays uncolored, see :func:`background_class`; None: every class is colored.
-        ignore: the value of unknown pixels; drawn pale, without a contour.
-        opacity: 0 shows only the frame and the contours, 1 hides the frame.
+        background: class that is left uncolored, see :func:`background_class`; None colors every class.
+        ignore: value of unknown pixels, which are drawn pale and without a contour.
+        opacity: opacity of the colors: 0 shows only the frame and the contours, 1 hides the frame.
     """
     require_same_size(frame, mask)
     ids = mask.astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Figures of samples and predictions: masks over frames, flow in colors, errors, and panels with titles.
+"""Draw figures of samples and predictions: panels of titled tiles with masks, flow and flow errors.
 
-Images are HW3 uint8, RGB. Nothing here opens a window or needs matplotlib.
+Images are HW3 uint8, RGB. This module opens no window and does not need matplotlib.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,20 +39,20 @@ def panel(
     flow_radius: float | None = None,
     classes: Sequence[str] = (),
 ) -> np.ndarray:
-    """Return one figure of an example: its labels, and below them the predictions.
+    """Return a figure of one example, with the true labels above the predictions.
 
-    Columns: frame and next frame; the image's most probable classes, the true one green; true and predicted mask; true
-    and predicted flow; flow error and legend. Missing labels and predictions are left out. Predictions, and with them
-    flow vectors, are resized to the frame.
+    The columns are: frame and next frame; most probable classes of the image, with the true class in green; true and
+    predicted mask; true and predicted flow; flow error and legend. Missing labels and predictions are left out.
+    Predictions are resized to the frame, and flow vectors are scaled accordingly.
 
     Args:
         batch: tensors on any device.
         outputs: predictions for the same examples.
-        index: the example's place in the batch.
-        background: the class left uncolored, see :func:`overlay`.
-        flow_radius: pixels of flow with full color; None: the longest true vector, or without truth the longest
-            predicted one.
-        classes: names of the classes; without, they are shown as numbers.
+        index: index of the example in the batch.
+        background: class that is left uncolored, see :func:`overlay`.
+        flow_radius: length of the flow vectors drawn in full color, in pixels; None uses the longest true vector, or
+            the longest predicted one if there is no true flow.
+        classes: class names; if omitted, classes are shown as numbers.
     """
     frame = to_image(batch["frame"][index])
     inputs = [Tile(batch["name"][index], fit(frame))]
@@ -134,7 +134,7 @@ def _flows(
 
 
 def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return a 2HW flow at another size, on the CPU: bilinear, dx scaled with the width, dy with the height."""
+    """Return 2HW flow resized bilinearly to `size`, on the CPU; dx is scaled with the width, dy with the height."""
     grown = torch.tensor([size[1] / flow.shape[2], size[0] / flow.shape[1]])
     return _resize(flow, size) * grown[:, None, None]
 
@@ -152,14 +152,14 @@ def to_image(frame: torch.Tensor) -> np.ndarray:
 
 
 def fit(image: np.ndarray) -> np.ndarray:
-    """Return the image at the width of a tile: averaged when it shrinks, in blocks when it grows."""
+    """Return the image resized to the width of a tile: averaged if larger, with nearest neighbors if smaller."""
     height = max(1, round(image.shape[0] * TILE / image.shape[1]))
     shrinks = image.shape[1] > TILE
     return cv2.resize(image, (TILE, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
 
 
 def _legend(size: tuple[int, int], with_errors: bool) -> np.ndarray:
-    """Return the color wheel, and beside it the shades of the error."""
+    """Return the color wheel and, `with_errors`, the colors of the errors beside it."""
     height, width = size
     canvas, draw, font = _canvas(width, height)
     side = max(8, min(height, width // 2) - 8)
@@ -178,7 +178,7 @@ def _legend(size: tuple[int, int], with_errors: bool) -> np.ndarray:
 
 
 def compose(columns: Sequence[Sequence[Tile]]) -> np.ndarray:
-    """Return columns of tiles as one image, each tile with its title above it."""
+    """Return one image with the given columns of tiles, each tile below its title."""
     rows = max(len(column) for column in columns)
     cell = max(tile.image.shape[0] for column in columns for tile in column) + _TITLE
     width = len(columns) * (TILE + _GAP) + _GAP
@@ -197,7 +197,7 @@ def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw, 
 
 
 def _shortened(title: str, font: _Font) -> str:
-    """Return the title, or its end if it is too long: paths differ in their ends."""
+    """Return the title, or only its end if it is too long, since paths differ at the end."""
     short = title
     while font.getlength(short) > TILE:
         title = title[1:]

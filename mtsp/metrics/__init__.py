@@ -1,6 +1,7 @@
-"""Metrics as sums: `update` with images, `merge` over processes, `compute` once. Each average says what it is over.
+"""Metrics that accumulate sums: call `update` for each batch, `merge` across processes, and `compute` at the end.
 
-The objects hold plain Python and numpy, so they can be pickled and sent; functions that score one image are public.
+Metric objects hold plain Python and numpy values, so they can be pickled and sent to other processes. The functions
+that score a single image are public, too.
 """
 
 from mtsp.metrics.boundary import boundary_measure, region_and_boundary, region_similarity

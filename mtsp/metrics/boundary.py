@@ -1,10 +1,10 @@
 """Region similarity J and boundary accuracy F of two masks, as the DAVIS benchmark measures them.
 
 After Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016,
-section 4, with the definitions of the official 2016 and 2017 evaluation code, whose numbers these are to the last
-digit. Masks are binary: whatever is not 0 is the object.
+section 4, with the definitions of the official 2016 and 2017 evaluation code. Results equal those of that code to the
+last digit. Masks are binary: pixels other than 0 belong to the object.
 
-The compiled loop packs 64 pixels of a row into a word. Without numba a plain numpy form gives the same counts.
+The compiled loop packs 64 pixels of a row into a word. Without numba, a plain numpy version gives the same results.
 """
 
 import functools
@@ -18,24 +18,25 @@ from mtsp.metrics.checks import require_numbers
 from mtsp.metrics.kernels.jit import Array, as_numpy, compiled, frozen
 
 BOUND = 0.008
-"""How far apart matching boundaries may lie, as a fraction of the image diagonal: 8 pixels at 480x854."""
+"""Largest distance of matching boundary pixels, as a fraction of the image diagonal: 8 pixels at 480x854."""
 
 
 def region_similarity(prediction: Array, truth: Array) -> float:
-    """Return J, the area shared by two HW masks over the area of both: intersection over union; 1 if both are empty."""
+    """Return J, the intersection over union of two HW masks; 1 if both are empty."""
     return region_and_boundary(prediction, truth)[0]
 
 
 def boundary_measure(prediction: Array, truth: Array, bound: float = BOUND) -> float:
     """Return F, the harmonic mean of the precision and recall of the boundary pixels of two HW masks.
 
-    A pixel is on the boundary if it differs from its right, lower or lower-right neighbor. It is matched if the other
-    mask has a boundary pixel within a disk. Two masks without boundary match (1), one without does not (0).
+    A pixel is on the boundary if it differs from its right, lower or lower-right neighbor. A boundary pixel matches if
+    the other mask has a boundary pixel within a disk around it. F is 1 if neither mask has a boundary, and 0 if only
+    one mask has one.
 
     Args:
         prediction: HW, not 0 = object.
         truth: HW, not 0 = object.
-        bound: the disk's radius: a fraction of the image diagonal, rounded up to pixels; from 1 on, pixels.
+        bound: radius of the disk: below 1, a fraction of the image diagonal, rounded up to pixels; from 1, in pixels.
     """
     return region_and_boundary(prediction, truth, bound)[1]
 
@@ -44,9 +45,9 @@ def region_and_boundary(prediction: Array, truth: Array, bound: float = BOUND) -
     """Return J and F of two HW masks.
 
     Raises:
-        ValueError: they are not HW, not of the same size, or not of whole numbers (see
+        ValueError: the masks are not HW, differ in size, or do not hold integers (see
             :func:`~mtsp.metrics.checks.require_numbers`).
-        TypeError: an argument is no array.
+        TypeError: an argument is neither a numpy array nor a torch tensor.
     """
     ours, theirs = as_pair(prediction, truth)
     if not ours.size:
@@ -60,14 +61,14 @@ def region_and_boundary(prediction: Array, truth: Array, bound: float = BOUND) -
 
 
 def as_pair(prediction: Array, truth: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Return two masks as numpy, or raise the ValueError of :func:`region_and_boundary`."""
+    """Return two masks as numpy arrays; raise the errors of :func:`region_and_boundary`."""
     require_numbers(prediction=prediction, truth=truth)
     ours, theirs = as_numpy(prediction), as_numpy(truth)
     if ours.shape != theirs.shape or ours.ndim != 2:
         sizes = f"the predicted mask is {_size(ours)}, the true one {_size(theirs)}"
         raise ValueError(f"{sizes}; they must be HW and of the same size")
     if np.issubdtype(ours.dtype, np.inexact) or np.issubdtype(theirs.dtype, np.inexact):
-        raise ValueError(f"masks of type {ours.dtype} and {theirs.dtype}; scores must be cut at a threshold first")
+        raise ValueError(f"masks of type {ours.dtype} and {theirs.dtype}; compare scores with a threshold first")
     return ours, theirs
 
 
@@ -76,7 +77,11 @@ def _size(mask: np.ndarray) -> str:
 
 
 def _counts(ours: np.ndarray, theirs: np.ndarray, bound: float) -> list[int]:
-    """Return pixels in both masks, in either; on our boundary, on theirs; of ours near theirs, of theirs near ours."""
+    """Return six numbers of pixels.
+
+    These are the pixels in both masks, in either mask, on our boundary, on their boundary, on our boundary and near
+    theirs, and on their boundary and near ours.
+    """
     if not 0 <= bound < math.inf:
         raise ValueError(f"bound {bound}: expected pixels from 1 up, or a fraction of the diagonal from 0 up")
     height, width = ours.shape
@@ -92,14 +97,14 @@ def _counts(ours: np.ndarray, theirs: np.ndarray, bound: float) -> list[int]:
 
 
 def _object(mask: np.ndarray) -> np.ndarray:
-    """Return the mask as uint8, row by row in memory; not 0 = object."""
+    """Return the mask as a C-contiguous uint8 array in which the object is not 0."""
     mask = mask.view(np.uint8) if mask.dtype == np.bool_ else mask
     return np.ascontiguousarray(mask if mask.dtype == np.uint8 else (mask != 0).view(np.uint8))
 
 
 @functools.lru_cache
 def _disk(radius: int, rows: int) -> np.ndarray:
-    """Return how far a disk reaches sideways at 0..rows rows from its center: x*x + y*y <= radius**2."""
+    """Return half the width of a disk at 0..rows rows from its center: x*x + y*y <= radius**2."""
     disk = np.array([math.isqrt(radius * radius - y * y) for y in range(rows + 1)], dtype=np.int64)
     disk.flags.writeable = False
     return disk
@@ -113,9 +118,10 @@ def _kernel() -> Callable[..., Any] | None:
 def _count_pair(  # pragma: no cover, runs as machine code
     ours: np.ndarray, theirs: np.ndarray, disk: np.ndarray, counts: np.ndarray
 ) -> None:
-    """Fill in the counts of two masks, in the order of :func:`_counts`.
+    """Fill in `counts` for two masks, in the order of :func:`_counts`.
 
-    Words are columns x rows, with an empty column on both sides: pixel x of row y is in bit x % 64 of [x // 64 + 1, y].
+    Words are stored as columns x rows, with an empty column on both sides: pixel x of row y is bit x % 64 of the word
+    [x // 64 + 1, y].
     """
     height, width = ours.shape
     columns = width // 64 + 3
@@ -169,9 +175,9 @@ def _pack(mask: np.ndarray, words: np.ndarray) -> None:  # pragma: no cover, run
 def _find_edges(  # pragma: no cover, runs as machine code
     words: np.ndarray, width: int, edges: np.ndarray, rows: np.ndarray, seen: np.ndarray
 ) -> int:
-    """Fill in the boundary and return its number of pixels; mark the rows and columns of words that have some.
+    """Fill in the boundary and return its number of pixels; mark the rows and word columns with boundary pixels.
 
-    The last row and column go on beyond the mask, so `words` receives one more pixel in each row.
+    The last row and column are repeated beyond the mask, so `words` receives one more pixel in each row.
     """
     height, last, spare = words.shape[1], (width - 1) // 64 + 1, width // 64 + 1
     one, top, end = np.uint64(1), np.uint64(63), np.uint64((width - 1) % 64)
@@ -209,10 +215,10 @@ def _near(  # pragma: no cover, runs as machine code
     disk: np.ndarray,
     work: np.ndarray,
 ) -> int:
-    """Return how many of `others` lie within the disk around one of `edges`; neither has any outside of the box.
+    """Return the number of pixels of `others` within the disk around any pixel of `edges`.
 
-    Edges are widened step by step and added to the rows at which the disk is that wide. A step is at most one more than
-    the width so far: a longer one would leave a gap at the side of the box.
+    Both have pixels only inside the box. `edges` are widened step by step and added to the rows at which the disk is
+    that wide. A step is at most one more than the width so far: a longer one would leave a gap at the side of the box.
     """
     height, distance, reach = bottom - top, disk.size - 1, 0
     wide, wider, grown = work[0], work[1], work[2]
@@ -258,7 +264,7 @@ def _bits(word: Any) -> Any:  # pragma: no cover, runs as machine code
 
 
 def _numpy_counts(ours: np.ndarray, theirs: np.ndarray, disk: np.ndarray) -> list[int]:
-    """Return the counts of :func:`_counts` without numba, pixel by pixel and many times slower."""
+    """Return the result of :func:`_counts` without numba, which is many times slower."""
     ours, theirs = ours != 0, theirs != 0
     our_edge, their_edge = _numpy_edge(ours), _numpy_edge(theirs)
     pairs = (ours & theirs, ours | theirs, our_edge, their_edge)
@@ -267,13 +273,16 @@ def _numpy_counts(ours: np.ndarray, theirs: np.ndarray, disk: np.ndarray) -> lis
 
 
 def _numpy_edge(mask: np.ndarray) -> np.ndarray:
-    """Return the boundary; the last row and column go on beyond the mask."""
+    """Return the boundary pixels; the last row and column are repeated beyond the mask."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
 
 
 def _numpy_grown(edge: np.ndarray, disk: np.ndarray) -> np.ndarray:
-    """Return the pixels in the disk around any edge pixel: for each distance in rows, edges widened as the disk is."""
+    """Return the pixels within the disk around any edge pixel.
+
+    For each distance in rows, the edges are widened to the disk's width at that distance.
+    """
     height, width = edge.shape
     sums, column = np.zeros((height, width + 1), np.int64), np.arange(width)
     np.cumsum(edge, axis=1, out=sums[:, 1:])

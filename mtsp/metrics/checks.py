@@ -1,4 +1,4 @@
-"""Checks of the arrays that metrics are given."""
+"""Check the arrays that are passed to metrics."""
 
 import sys
 from collections.abc import Collection, Iterable
@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 _NUMBERS = "biufc"
-"""Kinds of numpy types that are numbers; others might be read as numbers or compare with them."""
+"""Kinds of numpy types that are numbers; numpy would silently convert or compare some of the other kinds."""
 
 
 def require_numbers(**arrays: Any) -> None:
-    """Raise unless every array has numbers that can be read; messages name an array by its keyword.
+    """Raise unless every array holds numbers that metrics can read; messages name an array by its keyword.
 
     Raises:
-        TypeError: one is neither a numpy array nor a torch tensor.
-        ValueError: one has entries that are no numbers or of a type that nothing computes with (float8, quantized), is
-            sparse, has masked entries, or is on the device "meta".
+        TypeError: an argument is neither a numpy array nor a torch tensor.
+        ValueError: an array does not hold numbers, has a type without arithmetic (float8, quantized), is sparse, has
+            masked entries, or is on the device "meta".
     """
-    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    torch = sys.modules.get("torch")  # a caller that has a tensor has imported torch
     for what, array in arrays.items():
         if isinstance(array, np.ndarray):
             trouble = _of_numpy(array)
@@ -32,7 +32,7 @@ def require_numbers(**arrays: Any) -> None:
 
 
 def keep_rows(kept: dict[str, np.ndarray], names: str | Collection[str], rows: Iterable[np.ndarray], what: str) -> None:
-    """Add an image's row to `kept` for each name. Raises ValueError if their numbers differ, or a name comes twice."""
+    """Add a row to `kept` for each image name. Raises ValueError for a wrong number of names or a repeated name."""
     names, rows = [names] if isinstance(names, str) else names, list(rows)
     if len(names) != len(rows):
         raise ValueError(f"{len(names)} names for {len(rows)} images")
@@ -44,9 +44,9 @@ def keep_rows(kept: dict[str, np.ndarray], names: str | Collection[str], rows: I
 
 
 def for_device(array: Any) -> Any:
-    """Return `array` so that torch can copy it to a device: numpy's in native byte order, without negative steps.
+    """Return `array` in a form that torch can copy to a device: in native byte order, without negative strides.
 
-    Long doubles become float64. What torch takes as it is, such as a tensor, is returned unchanged.
+    Long doubles become float64. Tensors are returned unchanged.
     """
     if not isinstance(array, np.ndarray):
         return array
@@ -59,7 +59,7 @@ def _of_numpy(array: np.ndarray) -> str:
     if array.dtype.kind not in _NUMBERS:
         return f"of type {array.dtype}; expected numbers, as astype(np.float32) or astype(np.int64) makes them"
     if np.ma.is_masked(array):
-        return "has masked entries, which would count; give the array without a mask, its unknown values as unknown"
+        return "has masked entries, which would be counted; pass a plain array with unknown values marked"
     return ""
 
 

@@ -1,8 +1,8 @@
-"""Image classification: accuracies, likelihood and calibration as sums that add up over batches and processes.
+"""Image classification metrics: accuracies, likelihood and calibration, accumulated over batches and processes.
 
-A class's rank is the number of classes before it in the order of logits, highest first and of equal logits the lower
-class first: the best class has rank 0 and is what `argmax` returns, and an image is right in its top k if its true
-class has a rank below k. Rates and probabilities are fractions in [0, 1], the likelihood is in nats.
+Classes are ranked by logit, highest first; of classes with equal logits, the lower class id comes first. The best class
+has rank 0 and is the one that `argmax` returns. An image counts as correct in the top k if its true class has a rank
+below k. Rates and probabilities are fractions in [0, 1]; the likelihood is in nats.
 """
 
 import math
@@ -18,32 +18,32 @@ from mtsp.metrics.kernels.jit import Array, as_numpy, on_host, plain
 
 
 class ImageScores(NamedTuple):
-    """Scores of B images from their logits: arrays of B numbers, see :func:`image_scores`."""
+    """Scores of B images, one array of B values per field, as :func:`image_scores` computes them."""
 
     rank: np.ndarray
-    """Rank of the true class, 0 = best, int64; K, the number of classes, where the logits are not finite."""
+    """Rank of the true class, 0 = best, int64; the number of classes K where the logits are not finite."""
     prediction: np.ndarray
-    """Class of rank 0, int64; K where the logits are not finite."""
+    """Predicted class (rank 0), int64; K where the logits are not finite."""
     confidence: np.ndarray
-    """Softmax of the prediction, float64; NaN where the logits are not finite."""
+    """Softmax probability of the predicted class, float64; NaN where the logits are not finite."""
     nll: np.ndarray
-    """Minus the logarithm of the softmax of the true class, float64; NaN where the logits are not finite."""
+    """Negative log-likelihood of the true class, float64; NaN where the logits are not finite."""
 
 
 def image_scores(logits: Array, labels: Array) -> ImageScores:
     """Return rank, prediction, confidence and negative log-likelihood of each image.
 
-    Logits without a softmax are *lost*: those with a NaN or +infinity among them, or all -infinity. Exponentials are
-    computed in the precision of the logits (at least float32) and added up in float64.
+    Logits count as not finite if they have no softmax: one of them is NaN or +infinity, or all are -infinity.
+    Exponentials are computed in the precision of the logits (at least float32) and summed in float64.
 
     Args:
         logits: BK.
-        labels: B whole numbers in 0..K-1.
+        labels: B integers in 0..K-1.
 
     Raises:
-        ValueError: the shapes do not fit together, a label is no class, or entries are no real numbers (see
+        ValueError: the shapes do not match, a label is not in 0..K-1, or an array does not hold real numbers (see
             :func:`~mtsp.metrics.checks.require_numbers`).
-        TypeError: what is given is no array.
+        TypeError: an argument is neither a numpy array nor a torch tensor.
     """
     require_numbers(logits=logits, labels=labels)
     logits, labels = plain(logits), plain(labels)
@@ -59,25 +59,25 @@ def image_scores(logits: Array, labels: Array) -> ImageScores:
     classes = logits.shape[1]
     wrong = np.flatnonzero((truth < 0) | (truth >= classes))
     if len(wrong):
-        raise ValueError(f"label {truth[wrong[0]]} of image {wrong[0]} of the batch is none of 0..{classes - 1}")
+        raise ValueError(f"label {truth[wrong[0]]} of image {wrong[0]} of the batch is not in 0..{classes - 1}")
     truth = truth.astype(np.int64)
     return _numpy_scores(as_numpy(logits), truth) if on_host(logits) else _torch_scores(logits, truth)
 
 
 class ClassificationScores:
-    """Accuracies, likelihood and calibration over all images seen; each average says what it is over.
+    """Accuracies, likelihood and calibration over all images added so far.
 
-    An image whose logits are not finite (see :func:`image_scores`) is wrong, has neither likelihood nor confidence, and
-    is counted in `nan_predictions`, which must be 0 for the others to mean anything.
+    An image with logits that are not finite (see :func:`image_scores`) counts as wrong, has neither likelihood nor
+    confidence, and is counted in `nan_predictions`. Trust the other values only if `nan_predictions` is 0.
 
     Args:
-        classes: K; labels are 0..K-1.
-        ks: top-k accuracies to compute. Those with k of K and above are left out: every image is right.
-        bins: number of bins of equal width in (0, 1], for the calibration errors. A confidence on an edge belongs to
-            the bin below.
+        classes: number of classes K; labels are 0..K-1.
+        ks: values of k for the top-k accuracies. Any k of at least K is left out, since every image would be correct.
+        bins: number of equally wide confidence bins in (0, 1] for the calibration errors. A confidence on the edge
+            between two bins belongs to the lower one.
 
     Raises:
-        ValueError: no class, no bin, or a k below 1.
+        ValueError: `classes`, `bins` or one of `ks` is below 1.
     """
 
     def __init__(self, classes: int, ks: Sequence[int] = (1, 5), bins: int = 15) -> None:
@@ -87,7 +87,7 @@ class ClassificationScores:
         self.reset()
 
     def update(self, logits: Array, labels: Array) -> None:
-        """Add a batch of BK logits and B labels; raises as :func:`image_scores`, or if K is not `classes`."""
+        """Add a batch of BK logits and B labels. Raises as :func:`image_scores`, also if K is not `classes`."""
         require_numbers(logits=logits, labels=labels)
         if len(logits.shape) == 2 and logits.shape[1] != self.classes:
             raise ValueError(f"logits {tuple(logits.shape)} for {self.classes} classes")
@@ -100,18 +100,20 @@ class ClassificationScores:
         self._calibrate(confidence[kept], rank[kept] == 0, nll[kept])
 
     def update_predictions(self, predictions: Array, labels: Array, confidences: Array | None = None) -> None:
-        """Add B images of which only the best M classes are known. Numbers that need more are NaN from then on.
+        """Add B images for which only the best M classes are known, not the logits.
+
+        From then on, every metric that needs more than the best M classes is NaN.
 
         Args:
-            predictions: B x M whole numbers in 0..K, an image's best class first, or B of them; K where the logits were
+            predictions: B x M class ids, the best class of each image first, or B class ids; K where the logits were
                 not finite.
-            labels: B whole numbers in 0..K-1.
-            confidences: B softmax values of the best predictions, NaN where unknown. Unless all are known, the
+            labels: B integers in 0..K-1.
+            confidences: B softmax probabilities of the best classes, NaN where unknown. Unless all are known, the
                 calibration errors are NaN.
 
         Raises:
-            ValueError: shapes that do not fit together, a number that is no class, a class twice for an image, or a
-                confidence outside [0, 1].
+            ValueError: the shapes do not match, a class id is out of range, an image has the same class twice, or a
+                confidence is outside [0, 1].
         """
         given = {} if confidences is None else {"confidences": confidences}
         require_numbers(predictions=predictions, labels=labels, **given)
@@ -128,7 +130,7 @@ class ClassificationScores:
             if not np.issubdtype(numbers.dtype, np.integer):
                 raise ValueError(f"a {what} of type {numbers.dtype}; expected a whole number")
             if ((numbers < 0) | (numbers > most)).any():
-                raise ValueError(f"a {what} is none of 0..{most}")
+                raise ValueError(f"a {what} is not in 0..{most}")
         if ((confidence < 0) | (confidence > 1)).any():
             raise ValueError("a confidence is outside [0, 1]")
         best = (best if best.ndim == 2 else best[:, None]).astype(np.int64)
@@ -145,10 +147,10 @@ class ClassificationScores:
         self._calibrate(confidence[kept], (prediction == truth)[kept], np.zeros(np.count_nonzero(kept)))
 
     def merge(self, other: "ClassificationScores") -> None:
-        """Add the images of `other`. Raises ValueError if it counts other classes or bins."""
+        """Add the images of `other`. Raises ValueError if its number of classes or bins differs."""
         if (self.classes, self.bins) != (other.classes, other.bins):
             ours, theirs = (f"{one.classes} classes and {one.bins} bins" for one in (self, other))
-            raise ValueError(f"scores of {ours} and of {theirs} cannot be merged")
+            raise ValueError(f"cannot merge scores of {ours} and {theirs}; both need the same number of each")
         self.ranks += other.ranks
         self.depth = min(self.depth, other.depth)
         self.pairs.update(other.pairs)
@@ -157,23 +159,24 @@ class ClassificationScores:
         self.sums.merge(other.sums)
 
     def reset(self) -> None:
-        """Forget every image."""
-        # Images by the rank of their true class, where it is known; last: logits not finite.
+        """Start over without any image."""
+        # Number of images by the rank of their true class, where it is known; the last entry: logits not finite.
         self.ranks = np.zeros(self.classes + 1, np.int64)
-        self.depth = math.inf  # how many of the best classes are known of every image; infinite: all, and their logits
-        self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, prediction) -> images
-        self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence
-        self.sums = ExactSums(self.bins + 1)  # confidences by bin; negative log-likelihood
+        self.depth = math.inf  # number of best classes known for every image; infinite if all logits are known
+        self.pairs: Counter[tuple[int, int]] = Counter()  # (true class, prediction) -> number of images
+        self.seen, self.right = np.zeros(self.bins, np.int64), np.zeros(self.bins, np.int64)  # by confidence bin
+        self.sums = ExactSums(self.bins + 1)  # sum of confidences in each bin; sum of negative log-likelihoods
 
     def compute(self) -> dict[str, float]:
-        """Return the averages; NaN where nothing was seen, or too little (see :meth:`update_predictions`).
+        """Return all classification metrics; NaN without images, or where :meth:`update_predictions` gave too little.
 
         Returns:
-            `top1`, `top5` and what else `ks` names: images whose true class is among the best k; `class_accuracy`: the
-            mean over the classes in the truth of their own top 1; `ece`, the expected calibration error: the mean over
-            images of |accuracy - confidence| of their bin (Guo et al., "On Calibration of Modern Neural Networks",
-            ICML 2017, section 2); `mce`: the largest of these; `nll`: mean negative log-likelihood in nats;
-            `images`, `nan_predictions`: counts.
+            `top1`, `top5` and so on for each k in `ks`: fraction of images with the true class among the best k;
+            `class_accuracy`: top-1 accuracy of each class, averaged over the classes that have images; `ece`, the
+            expected calibration error: mean over images of |accuracy - confidence| of the image's bin (Guo et al.,
+            "On Calibration of Modern Neural Networks", ICML 2017, section 2); `mce`, the maximum calibration error:
+            the largest |accuracy - confidence| of any bin; `nll`: mean negative log-likelihood in nats; `images`:
+            number of images; `nan_predictions`: number of images with logits that are not finite.
         """
         images = self.pairs.total()
         right = {1: sum(count for (label, prediction), count in self.pairs.items() if label == prediction)}
@@ -192,7 +195,7 @@ class ClassificationScores:
         }
 
     def per_class(self) -> np.ndarray:
-        """Return each class's accuracy, K float64: the share of its images predicted right; NaN for absent ones."""
+        """Return the top-1 accuracy of each class, K float64; NaN for classes without images."""
         true, right = np.zeros(self.classes), np.zeros(self.classes)
         for (label, prediction), images in self.pairs.items():
             true[label] += images
@@ -200,14 +203,21 @@ class ClassificationScores:
         return np.divide(right, true, out=np.full(self.classes, np.nan), where=true > 0)
 
     def confusion(self) -> np.ndarray:
-        """Return how often each true class (row) was taken for each (column): int64, K x (K + 1); last column: lost."""
+        """Return the confusion matrix, true class x predicted class, int64, K x (K + 1).
+
+        The last column counts the images with logits that are not finite.
+        """
         table = np.zeros((self.classes, self.classes + 1), np.int64)
         for pair, images in self.pairs.items():
             table[pair] = images
         return table
 
     def reliability(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return of each bin: images, accuracy, mean confidence, and the distance of these two; NaN in empty bins."""
+        """Return four arrays with a value per confidence bin, for a reliability diagram.
+
+        They are the number of images, the accuracy, the mean confidence, and |accuracy - confidence|; the last three
+        are NaN in empty bins.
+        """
         empty = np.full((2, self.bins), np.nan)
         sums = np.stack([self.right, self.sums.values()[:-1]])
         accuracy, confidence = np.divide(sums, self.seen, out=empty, where=self.seen > 0)
@@ -233,13 +243,13 @@ def _numpy_scores(logits: np.ndarray, labels: np.ndarray) -> ImageScores:
 
 
 def _torch_scores(logits: Any, labels: np.ndarray) -> ImageScores:
-    """Compute where the logits lie; only four numbers an image leave it."""
+    """Compute the scores on the device of the logits; only four values per image are copied from there."""
     import torch
 
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     classes = torch.arange(logits.shape[1], device=logits.device)
     is_best = logits == logits.amax(dim=1, keepdim=True)
-    prediction = torch.where(is_best, classes, len(classes)).amin(dim=1)  # argmax is not the first one on all devices
+    prediction = torch.where(is_best, classes, len(classes)).amin(dim=1)  # argmax may return a later maximum
     scores = _scores(torch, logits, torch.from_numpy(labels).to(logits.device), prediction)
     whole, real = (torch.stack(pair).cpu().numpy() for pair in (scores[:2], scores[2:]))
     return ImageScores(*whole, *real)
@@ -249,7 +259,7 @@ def _scores(xp: Any, logits: Any, labels: Any, prediction: Any) -> tuple[Any, An
     """Return the fields of :class:`ImageScores`; `xp` is numpy or torch."""
     (images, count), device = logits.shape, logits.device
     rows, classes = xp.arange(images, device=device), xp.arange(count, device=device)
-    best, own = xp.amax(logits, axis=1), logits[rows, labels]  # NaN if one is
+    best, own = xp.amax(logits, axis=1), logits[rows, labels]  # amax is NaN if any logit is NaN
     lost = ~xp.isfinite(best)
     total = xp.exp(logits - best[:, None]).sum(axis=1, dtype=xp.float64)
     nll = xp.log(total) + (xp.asarray(best, dtype=xp.float64) - own)

@@ -1,13 +1,15 @@
-"""The DAVIS measures of videos: J and F of every frame of every object, and their statistics.
+"""The DAVIS metrics of videos: J and F for each object in each frame, and their statistics.
 
 After Perazzi et al., CVPR 2016, section 4, for one object (see :mod:`mtsp.metrics.boundary`), and Pont-Tuset et al.,
-"The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675), section 3, for several: the numbers are
-those of the official evaluation code, 2016 and 2017 semi-supervised, with three departures. Decay is right beyond 256
-frames, where that code's 8-bit frame indices wrap around. The objects of a sequence are those in the true mask of its
-first frame; that code takes every number up to the highest one, so that a number left out scores 1. Void pixels do not
-count; that code takes them for background, except in its unsupervised task.
+"The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675), section 3, for several objects. Results
+equal those of the official evaluation code (2016, and 2017 semi-supervised), with three departures:
 
-T, the temporal stability of 2016, is left out: the paper does not give the details of its matching of shape contexts.
+- Decay is also correct for more than 256 frames, where the 8-bit frame indices of the official code wrap around.
+- The objects of a sequence are those in the true mask of its first frame. The official code scores every number up to
+  the highest one, so that a missing number scores 1.
+- Void pixels are not counted. The official code treats them as background, except in its unsupervised task.
+
+T, the temporal stability of 2016, is left out, since the paper does not specify how it matches shape contexts.
 """
 
 import math
@@ -22,10 +24,10 @@ from mtsp.text import natural_order
 
 
 def statistics(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """Return mean, recall (share of values above 0.5) and decay (mean of the first quarter less that of the last).
+    """Return the mean, the recall and the decay of a sequence's values, one per frame; NaN without values.
 
-    The quarters of n frames are cut at round(linspace(1, n, 5)), and neighbors share the frame of the cut. Of no
-    values, all three are NaN.
+    Recall is the fraction of values above 0.5. Decay is the mean of the first quarter minus the mean of the last one.
+    The quarters of n frames end at round(linspace(1, n, 5)), and neighboring quarters share the frame between them.
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
@@ -39,37 +41,41 @@ class Frame(NamedTuple):
     """Scores of one frame."""
 
     true: tuple[int, ...]
-    """Numbers of the objects in the true mask."""
+    """Ids of the objects in the true mask."""
     scores: dict[int, tuple[float, float]]
-    """J and F of the objects in the true or the predicted mask; in neither, both are 1."""
+    """J and F by object id, for the objects in the true or predicted mask. For any other object, both are 1."""
     known: bool = True
-    """Whether the true mask is known anywhere; if it is not, the frame does not count."""
+    """Whether the true mask has any known pixel; if not, the frame is not scored."""
 
 
 class DavisMeasure:
-    """J and F of every frame seen, and their statistics by the benchmark's rules.
+    """J and F of all frames added so far, and their statistics by the rules of the DAVIS benchmark.
 
-    The first and the last frame of a sequence, in the order of their names, do not count: the first is given to
-    semi-supervised methods, and some compared methods left out the last. So every frame of a sequence must be added.
-    The value of a data set is the mean over its objects, whatever the length of their sequences.
+    The first and the last frame of a sequence, sorted by name, are not scored: semi-supervised methods get the mask of
+    the first frame as input, and some methods compared in the paper left out the last frame. Therefore, add every frame
+    of a sequence. Results for a data set are means over its objects, whatever the length of their sequences.
 
     Args:
-        bound: the tolerance of F, see :func:`mtsp.metrics.boundary.boundary_measure`.
-        every_frame: count the first and the last frame, too, as the unsupervised task of 2017 does.
-        objects: those of a sequence's first true mask, or `all`, each in the frames from its first true mask on.
+        bound: tolerance of F, see :func:`mtsp.metrics.boundary.boundary_measure`.
+        every_frame: score the first and the last frame, too, as in the unsupervised task of 2017.
+        objects: `first` scores the objects in the first true mask of a sequence; `all` scores every object, from the
+            first frame with the object in the true mask.
     """
 
     def __init__(
         self, bound: float = BOUND, *, every_frame: bool = False, objects: Literal["first", "all"] = "first"
     ) -> None:
         self.bound, self.every_frame, self.objects = bound, every_frame, objects
-        self.frames: dict[str, dict[str, Frame]] = {}  # sequence -> frame -> measured
+        self.frames: dict[str, dict[str, Frame]] = {}  # sequence -> frame name -> scores
 
     def update(self, name: str, prediction: Array, truth: Array, known: Array | None = None) -> None:
-        """Add the frame `name`, "sequence/frame" or "frame" of a sequence called "."; HW masks, not 0 = the object.
+        """Add a frame with a single object.
 
-        Where `known` (HW) is false, a pixel counts neither for nor against it; if it is false everywhere, the frame
-        does not count.
+        Args:
+            name: "sequence/frame", or just "frame" for a frame of the sequence ".".
+            prediction: HW, not 0 = object.
+            truth: HW, not 0 = object.
+            known: HW; pixels where it is false are ignored. If it is false everywhere, the frame is not scored.
 
         Raises:
             ValueError: the masks differ in size or are not HW, or the name was added before.
@@ -77,19 +83,19 @@ class DavisMeasure:
         self._measure(name, lambda: _object(prediction, truth, known, self.bound))
 
     def update_objects(self, name: str, prediction: Array, truth: Array, void: int | None = 255) -> None:
-        """Add a frame with several objects; name and errors as for :meth:`update`.
+        """Add a frame with several objects. Raises as :meth:`update`.
 
         Args:
-            name: name of the frame.
-            prediction: HW whole numbers: the object of each pixel, 0 = none. Numbers that are no object of the
-                sequence count for none. (The official code refuses those above the highest one.)
-            truth: as `prediction`.
-            void: pixels of this true number count neither for nor against any object.
+            name: as for :meth:`update`.
+            prediction: HW integers, the object id of each pixel, 0 = background. Ids of objects that the sequence does
+                not have are not scored. (The official code refuses ids above the highest true one.)
+            truth: HW integers, as `prediction`.
+            void: id of unknown pixels in `truth`, which are ignored for all objects; None if there are none.
         """
         self._measure(name, lambda: _objects(prediction, truth, void, self.bound))
 
     def merge(self, other: "DavisMeasure") -> None:
-        """Add the frames of `other`, from another process. Raises ValueError when both saw the same frame."""
+        """Add the frames of `other`. Raises ValueError if both have the same frame, or their settings differ."""
         ours, theirs = ((one.bound, one.every_frame, one.objects) for one in (self, other))
         if ours != theirs:
             raise ValueError("measures with different `bound`, `every_frame` or `objects` cannot be merged")
@@ -99,22 +105,22 @@ class DavisMeasure:
             self._keep(sequence, frames)
 
     def reset(self) -> None:
-        """Forget every frame."""
+        """Start over without any frame."""
         self.frames = {}
 
     def compute(self) -> dict[str, float]:
         """Return `J_mean, J_recall, J_decay, F_mean, F_recall, F_decay, JF_mean, iou`: means over objects, in [0, 1].
 
-        `JF_mean` is the mean of `J_mean` and `F_mean`, J&F of 2017. `iou` is `J_mean` under the name that the papers'
-        tables use: the mean over sequences of the mean over frames, not the overlap of all pixels pooled. Sequences
-        without a frame that counts, or without an object, are left out; if there are no others, the values are NaN.
+        `JF_mean` is the mean of `J_mean` and `F_mean` (J&F of DAVIS 2017). `iou` equals `J_mean`; papers use this name
+        in their tables. It averages over frames, then over sequences, and does not pool pixels. Sequences without a
+        scored frame or without an object are left out; if none is left, all values are NaN.
         """
         return _mean([row for objects in self.per_object().values() for row in objects.values()])
 
     def per_sequence(self) -> dict[str, dict[str, Any]]:
-        """Return, by sequence, the keys of :meth:`compute` and the lists `frames` (names), `J` and `F` that count.
+        """Return the metrics of each sequence: the keys of :meth:`compute`, and lists over the scored frames.
 
-        Of several objects, all are means over them.
+        The lists are `frames` (names), `J` and `F`. All values are means over the objects of the sequence.
         """
         result: dict[str, dict[str, Any]] = {}
         for sequence, objects in self.per_object().items():
@@ -124,7 +130,7 @@ class DavisMeasure:
         return result
 
     def per_object(self) -> dict[str, dict[int, dict[str, Any]]]:
-        """Return the numbers of :meth:`per_sequence` of each object, by sequence and the object's number."""
+        """Return the metrics of :meth:`per_sequence` for each object, by sequence and object id."""
         return {sequence: self._of_objects(sequence) for sequence in sorted(self.frames)}
 
     def _of_objects(self, sequence: str) -> dict[int, dict[str, Any]]:
@@ -140,16 +146,16 @@ class DavisMeasure:
         return result
 
     def late_objects(self) -> dict[str, list[int]]:
-        """Return, by sequence, the objects that are in a true mask but not in the first one."""
+        """Return, for each sequence with any, the ids of objects that are in a true mask but not in the first one."""
         late = {name: sorted(set(_begins(frames)) - set(_first(frames).true)) for name, frames in self.frames.items()}
         return {name: numbers for name, numbers in sorted(late.items()) if numbers}
 
     def without_objects(self) -> list[str]:
-        """Return the sequences that have no object to score."""
+        """Return the names of the sequences without an object to score."""
         return sorted(sequence for sequence in self.frames if not self._begins(sequence))
 
     def _begins(self, sequence: str) -> dict[int, str]:
-        """Return the objects that are scored, and the frame that each is scored from."""
+        """Return the first scored frame of each scored object."""
         frames = self.frames[sequence]
         begins = _begins(frames)
         return begins if self.objects == "all" else {number: begins[number] for number in _first(frames).true}
@@ -184,7 +190,7 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _means(names: Sequence[str], rows: Sequence[dict[str, Any]], key: str) -> list[float]:
-    """Return the mean over the objects that are scored on each frame; NaN if there is none yet."""
+    """Return the mean over the objects scored in each frame; NaN for frames before the first object."""
     values: dict[str, list[float]] = {name: [] for name in names}
     for row in rows:
         for name, value in zip(row["frames"], row[key], strict=True):
@@ -197,7 +203,7 @@ def _first(frames: dict[str, Frame]) -> Frame:
 
 
 def _begins(frames: dict[str, Frame]) -> dict[int, str]:
-    """Return the numbers of all true objects, and the first frame of each."""
+    """Return the first frame of each object in the true masks, by object id."""
     begins: dict[int, str] = {}
     for name in sorted(frames, key=natural_order):
         for number in frames[name].true:

@@ -1,11 +1,15 @@
-"""Optical flow errors as sums that add up over images, batches and processes.
+"""Optical flow errors, accumulated as sums over images, batches and processes.
 
-One pass over prediction, truth and validity gives every number: the end-point error (EPE, the length of
-prediction - truth, in pixels of the given resolution) over all known pixels and by the speed of the truth (the bins of
-the Sintel benchmark), the share of errors above 1, 3 and 5 px, Fl, the outlier of KITTI 2015 (an error above 3 px and
-above 5 % of the true length), and the angular error of Barron, Fleet and Beauchemin ("Performance of Optical Flow
-Techniques", IJCV 1994, section 4.1): the angle between (dx, dy, 1) of both, in degrees. Shares are fractions in [0, 1],
-where KITTI's tables print percent.
+One pass over prediction, ground truth and validity computes all metrics:
+
+- the end-point error (EPE, the length of prediction - truth, in pixels of the arrays' resolution), over all known
+  pixels and by true speed (in the bins of the Sintel benchmark);
+- the fraction of pixels with an end-point error above 1, 3 and 5 px;
+- Fl, the fraction of outliers as KITTI 2015 defines them (an error above 3 px and above 5 % of the true length);
+- the angular error of Barron, Fleet and Beauchemin ("Performance of Optical Flow Techniques", IJCV 1994, section 4.1):
+  the angle between the predicted and the true (dx, dy, 1), in degrees.
+
+Fractions are in [0, 1], where KITTI's tables print percentages.
 """
 
 import math
@@ -23,30 +27,30 @@ from mtsp.metrics.kernels.jit import Array, as_numpy, on_host
 
 
 def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, angular: bool = True) -> np.ndarray:
-    """Return the sums named in `SUMS` of each image, B x 12 float64.
+    """Return the 12 sums that `SUMS` names for each image, B x 12 float64.
 
-    A pixel's errors are computed in the precision of the input (at least float32), so a pixel on the edge of a bin may
-    fall on the other side of it than in float64; the angle of a float32 vector is off by 0.0003 degrees at 500 px, and
-    a float64 error above 1e154 px is infinite. The compiled loop adds 512 pixels of a row in that precision and
-    everything else in float64: the sum of an image is usually off by 1e-8 of itself (angles: 1e-7), and by
-    512 x 2^-24 = 3.1e-5 at most. Counts are exact. The sums of an image do not depend on its batch, its layout in
-    memory or the number of threads.
+    Accuracy: the errors of a pixel are computed in the precision of the input (at least float32), so a pixel at the
+    edge of a bin may fall into the neighboring bin of a float64 computation. The angle of a float32 vector is off by
+    0.0003 degrees at 500 px, and a float64 error above 1e154 px becomes infinite. The compiled loop sums blocks of 512
+    pixels in the precision of the input and the block sums in float64. The relative error of an image's sum is usually
+    1e-8 (angles: 1e-7), and at most 512 x 2^-24 = 3.1e-5. Pixel counts are exact. The sums of an image do not depend on
+    its batch, its memory layout or the number of threads.
 
-    CPU arrays of any strides are read without a copy, a transposed BHW2 as fast as a B2HW. Exceptions are an array of
-    lower precision than the other, half precision, integers, foreign byte order, and `valid` of more than a byte a
-    pixel.
+    CPU arrays with any strides are read without a copy, and a transposed BHW2 array as fast as a B2HW one. These are
+    copied: the less precise of two arrays of different types, half precision, integers, foreign byte order, and a
+    `valid` with more than one byte per pixel.
 
     Args:
         prediction: B2HW or 2HW, (dx, dy) in pixels.
-        truth: as `prediction`. NaN, infinite and unknown (see :data:`KNOWN_FLOW`) vectors are left out.
-        valid: BHW or HW, 0 or False where the truth is unknown; all known without it.
-        angular: whether to sum angular errors; without, that of an image with pixels is NaN. They are half of the
-            arithmetic.
+        truth: shaped as `prediction`. Vectors that are NaN, infinite or unknown (see :data:`KNOWN_FLOW`) are left out.
+        valid: BHW or HW, 0 or False where the truth is unknown; if omitted, the truth is known everywhere.
+        angular: whether to sum angular errors, which take half of the computing time. If False, the sum of angles is
+            NaN for an image with known pixels.
 
     Raises:
-        ValueError: the shapes do not fit together, or entries are no real numbers (see
+        ValueError: the shapes do not match, or an array does not hold real numbers (see
             :func:`~mtsp.metrics.checks.require_numbers`).
-        TypeError: an argument is no array.
+        TypeError: an argument is neither a numpy array nor a torch tensor.
     """
     prediction, truth, valid = _checked(prediction, truth, valid)
     if not on_host(prediction):
@@ -55,32 +59,32 @@ def flow_sums(prediction: Array, truth: Array, valid: Array | None = None, *, an
 
 
 class FlowErrors:
-    """Flow errors over every known pixel of all images, the same in any order and on any number of processes.
+    """Flow errors over all known pixels of all images, independent of their order and of the number of processes.
 
-    `epe` and `aae` pool pixels; `epe_per_image` and `aae_per_image`, which some papers report, are means over images of
-    each image's own mean. A known pixel whose prediction is not finite is in no average, but is counted in
-    `nan_predictions`, which must be 0 for the others to mean anything.
+    `epe` and `aae` pool the pixels of all images. `epe_per_image` and `aae_per_image`, which some papers report,
+    average each image first and then average over images. A known pixel with a prediction that is not finite is left
+    out of all averages and counted in `nan_predictions`. Trust the other values only if `nan_predictions` is 0.
 
     Args:
-        angular: whether to compute angular errors, NaN without.
+        angular: whether to compute angular errors; if False, they are NaN.
     """
 
     def __init__(self, angular: bool = True) -> None:
         self.angular = angular
         self.sums = ExactSums(len(SUMS))
-        self.image_means = ExactSums(3)  # of the images with a known pixel: EPE, angular error, 1
+        self.image_means = ExactSums(3)  # over images with a known pixel: [EPE, angular error, 1]
         self.by_name: dict[str, np.ndarray] = {}
 
     def update(
         self, prediction: Array, truth: Array, valid: Array | None = None, names: str | Sequence[str] | None = None
     ) -> None:
-        """Add one image or a batch; arguments as for :func:`flow_sums`.
+        """Add one image or a batch of images; the arrays are those of :func:`flow_sums`.
 
         Args:
-            names: name of each image, under which :meth:`per_image` keeps its numbers; None keeps none.
+            names: names of the images, for :meth:`per_image`; None leaves these images out of it.
 
         Raises:
-            ValueError: shapes or number of names do not fit, or a name was added before.
+            ValueError: as :func:`flow_sums`; the number of names is wrong, or a name was added before.
         """
         rows = flow_sums(prediction, truth, valid, angular=self.angular)
         if names is not None:
@@ -88,7 +92,7 @@ class FlowErrors:
         self._add(rows)
 
     def merge(self, other: "FlowErrors") -> None:
-        """Add the images of `other`. Raises ValueError if both saw the same name, or only one measured angles."""
+        """Add the images of `other`. Raises ValueError if both have an image name, or `angular` differs."""
         if self.angular != other.angular:
             raise ValueError("flow errors with and without angles cannot be merged; give both the same `angular`")
         keep_rows(self.by_name, other.by_name, other.by_name.values(), "flow")
@@ -96,16 +100,17 @@ class FlowErrors:
         self.image_means.merge(other.image_means)
 
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Start over without any image."""
         self.__init__(self.angular)
 
     def compute(self) -> dict[str, float]:
-        """Return the averages. One over no pixel (an absent speed bin) is NaN, never 0.
+        """Return all flow metrics. An average over no pixels, as of an empty speed bin, is NaN and not 0.
 
         Returns:
             `epe`, `epe_0_10`, `epe_10_40`, `epe_40_plus`, `epe_per_image` in px; `out_1px`, `out_3px`, `out_5px`,
-            `fl_all` as fractions in [0, 1]; `aae`, `aae_per_image` in degrees; the counts `pixels`, `images` and
-            `nan_predictions`.
+            `fl_all` as fractions in [0, 1]; `aae`, `aae_per_image` in degrees; `pixels`: number of known pixels with a
+            finite prediction; `images`: number of images with such a pixel; `nan_predictions`: number of known pixels
+            without a finite prediction.
         """
         of = dict(zip(SUMS, self.sums.values(), strict=True))
         image_epe, image_aae, images = self.image_means.values()
@@ -128,11 +133,11 @@ class FlowErrors:
         }
 
     def per_image(self) -> dict[str, dict[str, float]]:
-        """Return :meth:`compute` of each named image, by name, in the order of names."""
+        """Return the metrics of :meth:`compute` for each named image, sorted by name."""
         return self.grouped(lambda name: name)
 
     def grouped(self, key: Callable[[str], str]) -> dict[str, dict[str, float]]:
-        """Return :meth:`compute` of the named images with each value of `key(name)`, in the order of values."""
+        """Return the metrics of :meth:`compute` for each group of named images with the same `key(name)`, sorted."""
         groups: dict[str, FlowErrors] = {}
         for name, row in sorted(self.by_name.items(), key=lambda item: (key(item[0]), item[0])):
             groups.setdefault(key(name), FlowErrors(self.angular))._add(row[None])
@@ -150,7 +155,7 @@ def _mean(total: float, count: float) -> float:
 
 
 def _checked(prediction: Array, truth: Array, valid: Array | None) -> tuple[Any, Any, Any]:
-    """Return all three with a batch dimension."""
+    """Check the three arrays and return them with a batch dimension."""
     require_numbers(prediction=prediction, truth=truth, **({} if valid is None else {"valid": valid}))
     shapes = [tuple(array.shape) for array in (prediction, truth)]
     if shapes[0] != shapes[1] or len(shapes[0]) not in (3, 4) or shapes[0][-3] != 2:

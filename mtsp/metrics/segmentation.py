@@ -1,6 +1,6 @@
-"""Segmentation accuracies from one confusion matrix, which adds up over images, batches and processes.
+"""Segmentation metrics from a confusion matrix that is summed over images, batches and processes.
 
-Averages pool the pixels of all images, as papers report them, unless their name says image.
+Metrics pool the pixels of all images, as papers report them, except those with "image" in their name.
 """
 
 import math
@@ -15,60 +15,61 @@ from mtsp.metrics.kernels.jit import Array, on_host, plain
 
 
 def confusion(prediction: Array, truth: Array, classes: int, ignore: int | None = 255) -> np.ndarray:
-    """Return how often each true class (row) was predicted as each class (column): int64, classes x (classes + 1).
+    """Return the confusion matrix, true class x predicted class, int64, classes x (classes + 1).
 
-    The last column counts predictions of no class: another label, or scores with a NaN among them.
+    The last column counts pixels without a predicted class: their label is out of range, or a score is NaN.
 
     Args:
-        prediction: labels of the shape of `truth`, or class scores: BKHW for BHW (KHW for HW), the highest one wins
-            and of equal ones the first. Any type, any strides; on the device where it lies.
-        truth: integer labels of any shape, with scores BHW or HW.
-        classes: K; labels are 0..K-1.
-        ignore: pixels of this true label are not counted, also when it is below `classes`.
+        prediction: labels with the shape of `truth`, or class scores: BKHW for BHW labels, KHW for HW labels. The class
+            with the highest score is predicted, of equal scores the lower class. Any numeric type and strides; counted
+            on the prediction's device.
+        truth: integer labels of any shape; BHW or HW if `prediction` holds scores.
+        classes: number of classes K; labels are 0..K-1.
+        ignore: pixels with this true label are not counted, even if it is below `classes`.
 
     Raises:
-        ValueError: shapes that do not fit together, a true label that is neither a class nor `ignore`, or entries that
-            are no numbers (see :func:`~mtsp.metrics.checks.require_numbers`).
-        TypeError: an argument is no array.
+        ValueError: the shapes do not match, a true label is neither a class nor `ignore`, or an array does not hold
+            numbers (see :func:`~mtsp.metrics.checks.require_numbers`).
+        TypeError: an argument is neither a numpy array nor a torch tensor.
     """
     return _counts(prediction, truth, classes, ignore).table[:classes]
 
 
 class ConfusionMatrix:
-    """Confusion matrix of all pixels seen, and the accuracies that follow from it.
+    """Confusion matrix of all pixels added so far, and the metrics computed from it.
 
-    `miou` is the mean over classes of the IoU of all images' pixels together. Classes that occur neither in the truth
-    nor in the predictions are absent: no mean counts them, and :meth:`absent` lists them. (EncNet's evaluation counts
-    them as 0, others as 1.)
+    `miou` pools the pixels of all images, computes the IoU of each class, and averages over classes. Classes that occur
+    neither in the ground truth nor in the predictions are absent: they are left out of every mean, and :meth:`absent`
+    lists them. (EncNet's evaluation counts them as 0, others as 1.)
 
-    PASCAL-Context has two conventions for pixels of no class of interest. With 59 classes, background is `ignore` in
-    the truth, and no network predicts it. With 60, it is one more class, and a network predicts it
-    (`ConfusionMatrix(60)`), or it is counted as never right, as by EncNet's paper (:meth:`miou_with_missed`).
-    :meth:`without` scores 60 predicted classes on the pixels of the 59.
+    PASCAL-Context has two conventions for background pixels. With 59 classes, background is ignored in the ground truth
+    and never predicted. With 60 classes, background is a class. The network predicts it (`ConfusionMatrix(60)`), or its
+    IoU counts as 0, as in the EncNet paper (:meth:`miou_with_missed`). :meth:`without` scores a network with 60 classes
+    by the convention with 59.
 
     Args:
-        classes: labels are 0..classes-1.
-        ignore: true label of pixels that do not count; None for none.
+        classes: number of classes; labels are 0..classes-1.
+        ignore: true label of pixels that are not counted; None to count all pixels.
     """
 
     def __init__(self, classes: int, ignore: int | None = 255) -> None:
         if classes < 1:
             raise ValueError(f"a confusion matrix needs at least 1 class, got {classes}")
         self.classes, self.ignore = classes, ignore
-        self.counts = np.zeros((classes, classes + 1), np.int64)  # truth x prediction; last column: no class
-        self.image_sums = ExactSums(2)  # [sum of the images' IoU, images with a known pixel]
-        self.by_name: dict[str, np.ndarray] = {}  # [known pixels, right ones, IoU] of the image
+        self.counts = np.zeros((classes, classes + 1), np.int64)  # true x predicted class; last column: no class
+        self.image_sums = ExactSums(2)  # [sum of the image IoU, number of images with a known pixel]
+        self.by_name: dict[str, np.ndarray] = {}  # image name -> [known pixels, correct pixels, image IoU]
 
     def update(self, prediction: Array, truth: Array, names: str | Sequence[str] | None = None) -> None:
-        """Add labels or scores of one image, or of a batch; arguments as for :func:`confusion`.
+        """Add one image or a batch of images.
 
         Args:
-            prediction: labels or scores.
-            truth: labels. The first axis of three or more is images; what has fewer is one image.
-            names: name of each image, under which :meth:`per_image` keeps its numbers; None keeps none.
+            prediction: labels or scores, as for :func:`confusion`.
+            truth: true labels. With three or more axes, the first axis is the batch; with fewer, this is one image.
+            names: names of the images, for :meth:`per_image`; None leaves these images out of it.
 
         Raises:
-            ValueError: as :func:`confusion`; the wrong number of names, or a name that was added before.
+            ValueError: as :func:`confusion`; the number of names is wrong, or a name was added before.
         """
         counts = _counts(prediction, truth, self.classes, self.ignore)
         rows = _image_scores(counts.images, self.ignore)
@@ -79,26 +80,27 @@ class ConfusionMatrix:
         self.image_sums.add([seen[:, 2].tolist(), [len(seen)]])
 
     def merge(self, other: "ConfusionMatrix") -> None:
-        """Add the counts of `other`. Raises ValueError if it counts other classes, or both saw the same name."""
+        """Add the counts of `other`. Raises ValueError if `classes` or `ignore` differ, or both have an image name."""
         if (self.classes, self.ignore) != (other.classes, other.ignore):
-            ours, theirs = (f"{one.classes} classes, ignoring {one.ignore}" for one in (self, other))
-            raise ValueError(f"confusion matrices of {ours} and of {theirs} cannot be merged")
+            ours, theirs = (f"{one.classes} classes (ignoring {one.ignore})" for one in (self, other))
+            raise ValueError(f"cannot merge confusion matrices of {ours} and {theirs}; both need the same classes")
         keep_rows(self.by_name, other.by_name, other.by_name.values(), "mask")
         self.counts += other.counts
         self.image_sums.merge(other.image_sums)
 
     def reset(self) -> None:
-        """Forget every pixel."""
+        """Start over without any pixel."""
         self.__init__(self.classes, self.ignore)
 
     def compute(self) -> dict[str, float]:
-        """Return the accuracies as fractions in [0, 1], NaN where nothing was seen.
+        """Return all segmentation metrics as fractions in [0, 1]; NaN if no pixel was counted.
 
         Returns:
-            `pixel_accuracy`: correct pixels of all; `mean_accuracy`: mean accuracy of the classes in the truth; `miou`:
-            mean of :meth:`class_iou` over the classes that are not absent; `fw_iou`: its mean over the classes in the
-            truth, weighted by their true pixels; `image_iou`: mean over images of the mean IoU of the classes in the
-            image's truth or prediction; the counts `pixels`, and `images` with a known pixel.
+            `pixel_accuracy`: fraction of correct pixels; `mean_accuracy`: pixel accuracy of each class, averaged over
+            the classes in the ground truth; `miou`: mean of :meth:`class_iou` over the classes that are not absent;
+            `fw_iou`: mean of :meth:`class_iou` over the classes in the ground truth, weighted by their number of true
+            pixels; `image_iou`: mean over images of the mean IoU of the classes in the image's ground truth or
+            prediction; `pixels`: number of known pixels; `images`: number of images with a known pixel.
         """
         right, true = np.diagonal(self.counts), self.counts.sum(axis=1)
         pixels, iou = int(true.sum()), self.class_iou()
@@ -115,16 +117,16 @@ class ConfusionMatrix:
         }
 
     def class_iou(self) -> np.ndarray:
-        """Return each class's intersection over union, float64; NaN for absent classes."""
+        """Return the intersection over union of each class, float64; NaN for absent classes."""
         true, predicted = self.counts.sum(axis=1), self.counts[:, :-1].sum(axis=0)
         return _iou(true, predicted, np.diagonal(self.counts), self.ignore)
 
     def absent(self) -> list[int]:
-        """Return the classes that occur neither in the truth nor in the predictions."""
+        """Return the classes that occur neither in the ground truth nor in the predictions."""
         return np.flatnonzero(np.isnan(self.class_iou())).tolist()
 
     def per_image(self) -> dict[str, dict[str, float]]:
-        """Return `image_iou`, `pixel_accuracy` and `pixels` of each named image, by name, in the order of names."""
+        """Return `image_iou`, `pixel_accuracy` and `pixels` of each named image, sorted by name."""
         result: dict[str, dict[str, float]] = {}
         for name, (pixels, right, iou) in sorted(self.by_name.items()):
             accuracy = right / pixels if pixels else math.nan
@@ -132,21 +134,22 @@ class ConfusionMatrix:
         return result
 
     def miou_with_missed(self, missed: int = 1) -> float:
-        """Return `miou` with `missed` more classes whose IoU is 0: with 59 classes and one missed, miou * 59 / 60."""
+        """Return `miou` as if there were `missed` more classes with an IoU of 0: for 59 classes, miou * 59 / 60."""
         iou = self.class_iou()
         present = np.count_nonzero(~np.isnan(iou))
         return float(np.nansum(iou) / (present + missed)) if present else math.nan
 
     def without(self, label: int) -> "ConfusionMatrix":
-        """Return the matrix as if pixels of the class `label` were unknown; higher labels are one lower in it.
+        """Return a confusion matrix without the pixels of true class `label`; higher labels move down by one.
 
-        Other pixels for which it was predicted stay wrong. The numbers of single images are not in the result.
+        Pixels of other classes that were predicted as `label` still count as wrong. The result has no values for
+        single images.
 
         Raises:
-            ValueError: there is no such class, or no other.
+            ValueError: `label` is not a class, or it is the only one.
         """
         if not 0 <= label < self.classes or self.classes < 2:
-            raise ValueError(f"class {label} of {self.classes} cannot be left out")
+            raise ValueError(f"cannot leave out class {label} of {self.classes} classes")
         result = ConfusionMatrix(self.classes - 1, None)
         rest = np.delete(self.counts, label, axis=0)
         result.counts = np.delete(rest, label, axis=1)
@@ -155,7 +158,7 @@ class ConfusionMatrix:
 
 
 def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -> Counts:
-    """Return the counts, with checks; an array of one image has a batch dimension in them."""
+    """Check the arguments and count pixels; a single image is counted as a batch of one."""
     require_numbers(prediction=prediction, truth=truth)
     prediction, truth = plain(prediction), plain(truth)
     shape, scores = tuple(truth.shape), tuple(prediction.shape) != tuple(truth.shape)
@@ -180,7 +183,7 @@ def _counts(prediction: Array, truth: Array, classes: int, ignore: int | None) -
 
 
 def _image_scores(images: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Return [known pixels, right ones, IoU] of each image."""
+    """Return [known pixels, correct pixels, image IoU] of each image."""
     true, predicted, right = images.swapaxes(0, 1)
     iou = _iou(true, predicted, right, ignore)
     present = np.count_nonzero(~np.isnan(iou), axis=1)
@@ -199,5 +202,5 @@ def _iou(true: np.ndarray, predicted: np.ndarray, right: np.ndarray, ignore: int
     union = true + predicted - right
     iou = np.divide(right, union, out=np.full(union.shape, np.nan), where=union > 0)
     if ignore is not None and 0 <= ignore < union.shape[-1]:
-        iou[..., ignore] = np.nan  # never true: a single prediction of it would add a class with IoU 0
+        iou[..., ignore] = np.nan  # never true: a pixel predicted as `ignore` would add a class with IoU 0
     return iou

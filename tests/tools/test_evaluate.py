@@ -140,7 +140,7 @@ def truncated(folder: Path) -> None:
             ["--entry", "davis", "--split", "vall"],
             "data.davis: split: 'vall' is not one of train, val",
         ),
-        (None, ["--save-predictions", "tests"], "tests holds something already"),
+        (None, ["--save-predictions", "tests"], "tests is not an empty folder"),
     ],
 )
 def test_a_network_that_cannot_be_measured_says_why(

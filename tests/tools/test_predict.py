@@ -94,7 +94,7 @@ def test_files_that_are_there_stay_unless_told_otherwise(
     earlier.parent.mkdir(parents=True)
     earlier.write_text("earlier")
     assert main(arguments) == 1
-    assert "1 of the files exist" in capsys.readouterr().err
+    assert "1 of the files exist already" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["masks/dog/9.png"]
     assert earlier.read_text() == "earlier"
     assert main([*arguments, "--overwrite"]) == 0
@@ -177,7 +177,7 @@ def test_what_the_view_does_not_give_is_refused(
 ) -> None:
     assert main([*arguments, "--what", "flow", SCALES]) == 1
     said = capsys.readouterr().err
-    assert "--what flow: seen by evaluation.tta `multi_scale` this network predicts mask_logits only" in said
+    assert "--what flow: with evaluation.tta `multi_scale` this network predicts mask_logits only" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -203,7 +203,7 @@ def test_flow_of_one_image_alone_is_refused(
 ) -> None:
     alone = [*arguments, "--frames", str(tmp_path / "frames/cat/1.png")]
     assert main([*alone, "--what", "flow"]) == 1
-    assert "nothing to write: flow needs a frame that another one follows" in capsys.readouterr().err
+    assert "nothing to write: predicting flow needs at least two frames" in capsys.readouterr().err
     assert main(alone) == 0
     assert files(tmp_path / "out") == ["masks/1.png", "overlay/1.png"]
 

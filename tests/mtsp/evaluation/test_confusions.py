@@ -38,7 +38,7 @@ def test_a_direction_has_its_own_mistakes_and_what_is_no_class_too() -> None:
     found = worst_confusions(counts)
     assert found[:2] == [Confusion(1, 0, 3, 3 / 8), Confusion(0, 1, 2, 2 / 10)]
     assert found[2:] == [Confusion(2, 0, 1, 1 / 3), Confusion(2, 4, 1, 1 / 3), Confusion(0, 2, 1, 1 / 10)]
-    with pytest.raises(ValueError, match="confusions of 4 classes are 4x4, got 4x5"):
+    with pytest.raises(ValueError, match="confusion matrix of 4 classes must be 4x4, got 4x5"):
         confused_pairs(counts)
 
 
@@ -76,5 +76,5 @@ def test_the_figure_shows_the_mistaken_examples_only(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_or_counted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         draw_pairs(tmp_path / "pairs.png", [], NAMES, {}, lambda index: np.zeros((1, 1, 3)))
-    with pytest.raises(ValueError, match="confusions of 3 classes are 3x3, got 4x4"):
+    with pytest.raises(ValueError, match="confusion matrix of 3 classes must be 3x3, got 4x4"):
         class_rows(COUNTS, NAMES[:3])

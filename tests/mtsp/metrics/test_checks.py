@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
     "strings": (lambda array: array.astype(str), r" of type <U\d+; expected numbers"),  # "0" is no background
     "dates": (lambda array: array.astype("datetime64[s]"), r" of type datetime64\[s\]; expected numbers"),
     "spans": (lambda array: array.astype("timedelta64[s]"), r" of type timedelta64\[s\]; expected numbers"),
-    "masked": (lambda array: np.ma.masked_equal(array, array.flat[0]), " has masked entries, which would count"),
+    "masked": (lambda array: np.ma.masked_equal(array, array.flat[0]), " has masked entries, which would be counted"),
     "float8": (lambda array: torch.from_numpy(array).float().to(torch.float8_e4m3fn), r" of type .*float\(\)"),
     "complex halves": (lambda array: torch.from_numpy(array).to(torch.complex32), " of type .*expected real numbers"),
     "sparse": (lambda array: torch.from_numpy(array).to_sparse(), r" has the layout .*to_dense\(\)"),

@@ -149,7 +149,7 @@ def test_other_ks_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("shape", "labels", "message"),
     [
-        ((2, 3), [0, 3], r"label 3 of image 1 of the batch is none of 0..2"),
+        ((2, 3), [0, 3], r"label 3 of image 1 of the batch is not in 0..2"),
         ((2, 3), [-1, 0], r"label -1 of image 0"),
         ((2, 3), [0, 1, 2], r"logits \(2, 3\) and labels \(3,\): expected BK and B"),
         ((2, 3), [0.0, 1.0], "labels must be whole numbers, got float64"),
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_named(shape: tuple[int, int], labels: list[float],
 
 
 def test_scores_of_other_classes_do_not_add_up() -> None:
-    with pytest.raises(ValueError, match="3 classes and 15 bins and of 4 classes and 15 bins cannot be merged"):
+    with pytest.raises(ValueError, match="cannot merge scores of 3 classes and 15 bins and 4 classes and 15 bins"):
         ClassificationScores(3).merge(ClassificationScores(4))
     with pytest.raises(ValueError, match="must be at least 1"):
         ClassificationScores(3, ks=(0,))
@@ -223,11 +223,11 @@ def test_predictions_without_confidences_are_not_calibrated() -> None:
     ("predictions", "labels", "confidences", "message"),
     [
         ([0, 1], [0], None, r"predictions \(2,\), labels \(1,\) and confidences \(2,\): expected B of each"),
-        ([4], [0], None, "a prediction is none of 0..3"),
+        ([4], [0], None, "a prediction is not in 0..3"),
         ([[0, 2, 0]], [0], None, "a class is predicted twice for an image"),
         ([[[0]]], [0], None, r"predictions \(1, 1, 1\), labels \(1,\)"),
         (3, 0, None, r"predictions \(\), labels \(\) and confidences \(\): expected B of each"),
-        ([0], [3], None, "a label is none of 0..2"),
+        ([0], [3], None, "a label is not in 0..2"),
         ([0.5], [0], None, "a prediction of type float64; expected a whole number"),
         ([0], [0], [1.5], "a confidence is outside"),
     ],

@@ -278,7 +278,7 @@ def test_masks_that_cannot_be_compared_are_named() -> None:
         DavisMeasure().update("dog/1", np.zeros((3, 4), bool), np.zeros((4, 3), bool))
     with pytest.raises(ValueError, match="dog/1: the predicted mask is 3x4, the true one 4x3"):
         DavisMeasure().update_objects("dog/1", np.zeros((3, 4), np.uint8), np.zeros((4, 3), np.uint8))
-    with pytest.raises(ValueError, match="float64 and bool; scores must be cut at a threshold first"):
+    with pytest.raises(ValueError, match="float64 and bool; compare scores with a threshold first"):
         region_similarity(np.zeros((3, 4)), np.zeros((3, 4), bool))
 
 
