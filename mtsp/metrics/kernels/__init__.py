@@ -1,1 +1,1 @@
-"""Compiled loops and exact sums, with which the metrics are computed."""
+"""Compiled loops and exact sums that the metrics use."""

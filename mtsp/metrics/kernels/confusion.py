@@ -1,11 +1,11 @@
 """Count pixels by true and predicted class, in one pass over labels or class scores.
 
-The rows of a table of counts are the true classes, then the ignored pixels, then other true labels; its columns are the
-predicted classes, then all other predictions.
+The rows of a count table are the true classes, then ignored pixels, then any other true label. Its columns are the
+predicted classes, then any other prediction.
 
-With few classes, each image is first counted in a table of its own, which costs little beside its pixels. With many,
-that table would have more cells than the image has pixels. Scores of 16 bits are compared as whole numbers, without a
-float32 copy. The loops are in `confusion_loops.py`.
+With few classes, each image is first counted in its own table, which adds little time. With many classes, this table
+could have more cells than the image has pixels, so images are counted directly in the common table. 16-bit scores are
+compared as integers, without a float32 copy. The compiled loops are in `confusion_loops.py`.
 """
 
 import math
@@ -20,31 +20,32 @@ from mtsp.metrics.kernels.jit import Array, as_numpy, frozen, in_threads, memory
 _CELLS_AT_ONCE = 1 << 22  # most cells of all threads' tables, or of all images' on a device: 32 MB; in lanes 128 MB
 _DEVICE_LANES, _CELLS_IN_LANES = 64, 1 << 18  # tables of each image on a device, if all have fewer cells than this
 _CELLS_OF_ONE = 1 << 14  # most cells of an image's own table: four lanes fit into the second-level cache
-_PIXELS_A_CELL = 16  # fewest pixels per cell for an image to have its own table
-_PIXELS_A_THREAD = 1 << 16  # fewest
-_NOTHING = -(1 << 62)  # ignored label that no image has
+_PIXELS_A_CELL = 16  # smallest number of pixels per cell for which an image has its own table
+_PIXELS_A_THREAD = 1 << 16  # smallest number of pixels per thread
+_NOTHING = -(1 << 62)  # stands for `ignore` None: no image has this label
 _HALF, _BFLOAT = ((np.int16(infinity), np.int16(0x7FFF)) for infinity in (0x7C00, 0x7F80))  # float16 and bfloat16
 
 
 class Counts(NamedTuple):
-    """Pixels of some images, counted by true and predicted class."""
+    """Numbers of pixels by true and predicted class, for a batch of images."""
 
     table: np.ndarray
-    """Pixels of all images, int64, (classes + 2) x (classes + 1)."""
+    """Count table of all images together, int64, (classes + 2) x (classes + 1)."""
     images: np.ndarray
-    """Margins of each image, int64, N x 3 x classes: true, predicted and right pixels among the known ones. During the
-    count there is one more place, for predictions that are no class."""
+    """Margins of each image, int64, N x 3 x classes: number of true, predicted and correct known pixels of each class.
+    While counting, there is an additional last entry for predictions out of range."""
 
 
 def count_classes(prediction: Array, truth: Array, classes: int, ignore: int | None, *, scores: bool) -> Counts:
-    """Return the counts of some images.
+    """Return the counts of a batch of images.
 
     Args:
-        prediction: labels of the shape of `truth`, or class scores, B x classes x H x W.
-        truth: whole numbers, B x pixels in any shape, with scores BHW.
-        classes: labels are 0..classes-1.
+        prediction: labels with the shape of `truth`, or class scores, B x classes x H x W.
+        truth: integer labels, B x any shape; BHW if `prediction` holds scores.
+        classes: number of classes; labels are 0..classes-1.
         ignore: true label that is not counted as a class, even if it is below `classes`.
-        scores: whether `prediction` is scores: the highest wins, of equal ones the first; NaN among them is no class.
+        scores: whether `prediction` holds scores. The highest score wins, of equal scores the lower class; a pixel with
+            a NaN score has no predicted class.
     """
     unknown = _NOTHING if ignore is None else ignore
     if on_host(prediction):
@@ -105,15 +106,15 @@ def _in_slabs(
     classes: int,
     few: bool,
 ) -> Counts:
-    """Return the counts of ...HW predictions and BHW truth, `count` being called on parts of both in threads.
+    """Return the counts of ...HW predictions and BHW truth; `count` is called for parts of both, in threads.
 
-    `few`: whether the classes are so few that an image is counted in lanes.
+    `few` is True if there are so few classes that each image is counted in lanes.
     """
     shape = (classes + 2, classes + 1)
     images = np.zeros((len(truth), 3, classes + 1), np.int64)
     if not truth.size:
         return Counts(np.zeros(shape, np.int64), images[:, :, :classes])
-    if _rows_join(prediction) and _rows_join(truth):  # parts need not end where rows do
+    if _rows_join(prediction) and _rows_join(truth):  # then parts need not end at the end of a row
         prediction, truth = (array.reshape(*array.shape[:-2], 1, -1) for array in (prediction, truth))
     slabs = _slabs(truth.shape, math.prod(shape), few)
 
@@ -129,9 +130,9 @@ def _in_slabs(
 
 
 def _slabs(shape: tuple[int, ...], cells: int, few: bool) -> list[tuple[slice, slice, slice]]:
-    """Return parts of BHW for threads: whole images if there are enough, else a part of each image.
+    """Return slices of a BHW array for threads: whole images if there are enough, else a part of each image.
 
-    Each part has a table of `cells`; if these are few, a thread may have several parts.
+    Each part has a table with `cells` cells. If `few`, there are more parts than threads.
     """
     images, height, _ = shape
     every = slice(None)
@@ -150,12 +151,12 @@ def _rows_join(array: np.ndarray) -> bool:
 
 
 def _dense(array: np.ndarray) -> np.ndarray:
-    """Return `array`, copied unless the pixels of its rows are neighbors in memory."""
+    """Return `array`, copied unless its rows are contiguous in memory."""
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
 
 
 def _lane_cells(truth: np.ndarray, classes: int) -> int:
-    """Return the cells of an image's own table: 0 if they are too many, or its pixels more than 32 bits count."""
+    """Return the number of cells of an image's own table; 0 if there are too many cells or pixels for one."""
     cells, pixels = (classes + 2) * (classes + 1), math.prod(truth.shape[1:])
     return cells if cells <= min(_CELLS_OF_ONE, pixels // _PIXELS_A_CELL) and pixels < 1 << 32 else 0
 
@@ -166,11 +167,11 @@ def _labels(labels: np.ndarray, what: str) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{what} of type {labels.dtype}; labels are whole numbers")
     labels = labels.astype(labels.dtype.newbyteorder("="), copy=False)
-    return labels.view(np.int64) if labels.dtype == np.uint64 else labels  # a label above 2**63 is no class either way
+    return labels.view(np.int64) if labels.dtype == np.uint64 else labels  # above 2**63: out of range in both types
 
 
 def _unsigned(ignore: int, *labels: np.ndarray) -> Any:
-    """Return `ignore` as an unsigned number to compare these labels with; 64 bits would be slow for small ones."""
+    """Return `ignore` as an unsigned integer to compare `labels` with; of 32 bits for small labels."""
     if any(some.itemsize > 2 for some in labels):
         return np.uint64(ignore % (1 << 64))
     possible = -(1 << 15) <= ignore < 1 << 16
@@ -178,7 +179,7 @@ def _unsigned(ignore: int, *labels: np.ndarray) -> Any:
 
 
 def _comparable(scores: Array) -> tuple[np.ndarray, Special]:
-    """Return scores as numpy; 16-bit floats, which numba does not have, as int16 bits with their special values."""
+    """Return scores as numpy; 16-bit floats, which numba does not support, as int16 bits with their special values."""
     if isinstance(scores, np.ndarray):
         if np.iscomplexobj(scores):
             raise ValueError(f"scores of type {scores.dtype}; scores are real numbers")
@@ -197,7 +198,7 @@ def _comparable(scores: Array) -> tuple[np.ndarray, Special]:
 
 
 def _as_bits(values: np.ndarray, special: Special) -> tuple[np.ndarray, Special]:
-    """Return floats of 32 and 64 bits as whole numbers, as :func:`_comparable` does those of 16."""
+    """Return 32- and 64-bit floats as integers, as :func:`_comparable` does for 16-bit floats."""
     if not np.issubdtype(values.dtype, np.floating):
         return values, special
     bits = np.dtype(f"i{values.itemsize}").type
@@ -210,7 +211,7 @@ def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, found: Co
     table, images = found
     rows, columns = table.shape
     for guesses, labels, margins in zip(prediction, truth, images, strict=True):
-        guesses, labels = guesses.astype(np.int64), labels.astype(np.int64)  # a byte cannot hold what follows
+        guesses, labels = guesses.astype(np.int64), labels.astype(np.int64)  # the sums below do not fit into a byte
         row = np.where((labels >= 0) & (labels < rows - 2), labels, rows - 1)
         row[labels == ignore] = rows - 2
         column = np.where((guesses >= 0) & (guesses < columns - 1), guesses, columns - 1)
@@ -221,19 +222,19 @@ def _add_numpy(prediction: np.ndarray, truth: np.ndarray, ignore: int, found: Co
 
 
 def _torch_counts(prediction: Any, truth: Any, classes: int, ignore: int, scores: bool) -> Counts:
-    """Return the counts of tensors, computed where the prediction lies; waits for the device once, at the end.
+    """Return the counts of tensors, computed on the prediction's device; wait for the device only once, at the end.
 
-    `bincount` would wait to learn the largest cell. Neighbors are counted in different tables ("lanes"): with few
-    classes, all threads would otherwise wait for the same few cells.
+    `bincount` would wait for the largest cell index. Neighboring pixels are counted in different tables ("lanes");
+    otherwise, with few classes, all threads would wait for the same few cells.
     """
     import torch
 
     prediction = prediction.detach()
     truth = torch.as_tensor(truth, device=prediction.device).long()
     if scores:
-        best, guess = prediction.max(dim=1)  # several times faster than argmax, and NaN wins, too
+        best, guess = prediction.max(dim=1)  # several times faster than argmax; NaN wins in both
         prediction = guess.masked_fill_(best.isnan(), classes)
-    prediction = prediction.long()  # in a byte, the number of classes may be another number
+    prediction = prediction.long()  # the number of classes may not fit into a byte
     row = torch.where((truth >= 0) & (truth < classes), truth, classes + 1).masked_fill_(truth == ignore, classes)
     column = torch.where((prediction >= 0) & (prediction < classes), prediction, classes)
     images, size = len(truth), (classes + 2) * (classes + 1)

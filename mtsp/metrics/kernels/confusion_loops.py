@@ -1,13 +1,14 @@
-"""Compiled loops that count classes: of labels, of scores whose pixels are neighbors in memory, and of other scores.
+"""Compiled loops that count classes: from labels, from scores with contiguous pixels, and from scores in other layouts.
 
-They work on blocks of pixels that stay in the first-level cache: vector code finds each pixel's cell of the table, then
-the cells are counted in the image's own tables ("lanes"), which are added to the table of all images and to the image's
-margins when the image is done. If a table would have too many cells, the latter are counted in directly. Arrays are
-given as memory and steps (:func:`~mtsp.metrics.kernels.jit.memory`), since numba counts references to views.
+The loops work on blocks of pixels that fit into the first-level cache. Vector code computes the cell of each pixel in
+the count table. Then the pixels are counted in the image's own tables ("lanes"), which are added to the table of all
+images and to the image's margins at the end of the image. If a lane would have too many cells, pixels are counted
+directly in the table and the margins. Arrays are passed as memory and steps
+(:func:`~mtsp.metrics.kernels.jit.memory`), since numba's reference counting makes views slow.
 
-Where the pixels of a plane are neighbors, the best classes of a block are found first, four planes at a time, so that
-every score is read once and no image of labels exists. Otherwise each pixel's best class is found among its own scores,
-which are neighbors in a channels_last tensor.
+If the pixels of a score plane are contiguous, the best classes of a block are found first, four planes at a time, so
+that every score is read once and no image of labels is stored. Otherwise, the best class of each pixel is found among
+its own scores, which are contiguous in a channels_last tensor.
 """
 
 import functools
@@ -19,13 +20,14 @@ import numpy as np
 from mtsp.metrics.kernels.jit import Steps, compiled
 
 BLOCK = 2048
-"""Pixels that are counted at a time."""
+"""Number of pixels in a block."""
 
 LANES = 4
-"""Tables that neighbors are counted in by turns: they often have one label, and a counter would wait for itself."""
+"""Number of tables for neighboring pixels to use in turn. Neighbors often have the same label, and counting them in one
+cell would make each wait for the one before."""
 
 Special = tuple[Any, Any] | None
-"""For scores given as bits of floats: infinity's bits, and all bits but the sign, which stand for every NaN."""
+"""For scores stored as bits of floats: the bits of infinity, and all bits except the sign, which represent any NaN."""
 
 
 @functools.cache
@@ -52,7 +54,7 @@ def _count_labels(  # pragma: no cover, runs as machine code
 ) -> None:  # fmt: skip
     """Add BHW labels to the table of all images and to the margins of each.
 
-    Labels of 64 bits have no cells: a pass over cells would leave the memory idle, which is what they wait for.
+    64-bit labels are counted without the pass over cells: they are limited by memory, which would be idle meanwhile.
     """
     images, height, width = shape
     wide = prediction.itemsize == 8 and truth.itemsize == 8
@@ -72,13 +74,13 @@ def _count_planes(  # pragma: no cover, runs as machine code
     best: np.ndarray, guess: np.ndarray,
     lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, shape: tuple[int, int, int],
 ) -> None:  # fmt: skip
-    """Add BKHW scores, of which the pixels of a row are neighbors, and BHW labels; `best` and `guess` hold a block.
+    """Count BKHW scores with contiguous rows, and BHW labels; `best` and `guess` have room for a block.
 
-    If four does not divide the classes, the last plane is compared more than once, which changes nothing.
+    If the number of classes is not a multiple of four, the last plane is compared repeatedly, which is harmless.
     """
     images, height, width = shape
     classes = table.shape[1] - 1
-    kind = guess.dtype.type  # no wider than need be: in 64 bits, classes would fill twice the vectors of their scores
+    kind = guess.dtype.type  # as narrow as possible: 64-bit classes would need more vectors than their scores
     cells = np.empty(BLOCK, np.uint32)
     for image in range(images):
         for y in range(height):
@@ -113,10 +115,11 @@ def _count_pixels(  # pragma: no cover, runs as machine code
     pixel: np.ndarray, frozen_pixel: np.ndarray, guess: np.ndarray,
     lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, shape: tuple[int, int, int],
 ) -> None:  # fmt: skip
-    """Add BKHW scores of any steps, whole numbers or bits of floats, and BHW labels; `guess` holds a block.
+    """Count BKHW scores with any steps, stored as integers or bits of floats, and BHW labels; `guess` has room for a
+    block.
 
-    Where the classes of a pixel are not neighbors, they are first copied to `pixel`; `frozen_pixel` is the same memory,
-    read-only, as `scores` is.
+    If the scores of a pixel are not contiguous, they are first copied to `pixel`. `frozen_pixel` is a read-only view of
+    it, since `scores` is read-only, too.
     """
     images, height, width = shape
     classes = table.shape[1] - 1
@@ -141,9 +144,9 @@ def _count_pixels(  # pragma: no cover, runs as machine code
 def _highest(  # pragma: no cover, runs as machine code
     scores: np.ndarray, place: int, count: int, special: Special
 ) -> Any:
-    """Return the class of the highest of the scores from `place` on, of equal ones the first; `count` if one is NaN.
+    """Return the class with the highest of `count` scores from `place` on, of equal scores the lower class.
 
-    The scores are whole numbers: of floats, vector code would not find the greatest where NaN is among them.
+    Return `count` if a score is NaN. Scores are integers, since vector code for floats ignores NaN.
     """
     first, classes = np.uint64(place), np.int32(count)
     top = _ordered(scores[first], special)
@@ -160,7 +163,7 @@ def _highest(  # pragma: no cover, runs as machine code
 
 
 def _ordered(score: Any, special: Special) -> Any:  # pragma: no cover, runs as machine code
-    """Return a number that compares as the score does; for the bits of a NaN, the greatest one."""
+    """Return a number that is ordered like the score; for the bits of NaN, the largest number."""
     if special is None:
         return score
     infinity, nan = special
@@ -171,7 +174,7 @@ def _ordered(score: Any, special: Special) -> Any:  # pragma: no cover, runs as 
 
 
 def _better(held: tuple[Any, Any], score: Any, k: Any) -> tuple[Any, Any]:  # pragma: no cover, runs as machine code
-    """Return the better score and its class; NaN is better than any number."""
+    """Return the higher score and its class; NaN is higher than any number."""
     take = (score > held[0]) | (score != score)
     return score if take else held[0], k if take else held[1]
 
@@ -180,17 +183,17 @@ def _count_block(  # pragma: no cover, runs as machine code
     prediction: np.ndarray, truth: np.ndarray, pixels: tuple[int, int, int], ignore: Any,
     cells: np.ndarray, lanes: np.ndarray, table: np.ndarray, margins: np.ndarray, image: int,
 ) -> None:  # fmt: skip
-    """Count a block: in the lanes, or with many classes in the table of all images and the margins of the image.
+    """Count a block in the lanes or, with many classes, in the table of all images and the margins of the image.
 
     Args:
         prediction: memory of predicted labels.
         truth: memory of true labels.
-        pixels: where the block begins in `prediction`, where in `truth`, and its length.
-        ignore: true label that is not counted as a class, of the unsigned type that labels are compared in.
-        cells: room for a block; none for 64-bit labels.
-        lanes: tables of the image, LANES x cells; no cells if there would be too many.
+        pixels: start of the block in `prediction`, start in `truth`, and number of pixels.
+        ignore: true label that is not counted as a class, in the unsigned type that labels are compared in.
+        cells: room for a block; empty for 64-bit labels.
+        lanes: tables of the image, LANES x cells; empty if there would be too many cells.
         table: counts of all images.
-        margins: of each image.
+        margins: margins of each image.
         image: index of the block's image.
     """
     unsigned = np.uint64(pixels[0]), np.uint64(pixels[1]), np.uint64(pixels[2])
@@ -239,7 +242,7 @@ def _count_cells(  # pragma: no cover, runs as machine code
     prediction: np.ndarray, truth: np.ndarray, pixels: tuple[Any, Any, Any], ignore: Any,
     cells: np.ndarray, lanes: np.ndarray, columns: int,
 ) -> None:  # fmt: skip
-    """Count a block in the lanes by way of `cells`, which are computed as vector code."""
+    """Count a block in the lanes, after vector code has computed its `cells`."""
     ours, theirs, count = pixels
     classes, width = type(ignore)(columns - 1), np.uint32(columns)
     for i in range(count):
@@ -254,10 +257,10 @@ def _count_cells(  # pragma: no cover, runs as machine code
 
 
 def _cell(label: Any, guess: Any, ignore: Any, classes: Any) -> tuple[Any, Any]:  # pragma: no cover, machine code
-    """Return row and column in the unsigned type of `ignore`, in which a label below 0 is a large one."""
+    """Return row and column in the unsigned type of `ignore`, in which negative labels become large ones."""
     kind = type(ignore)
     label, other = kind(label), kind(classes + kind(1))
-    row = other if label == classes else min(label, other)  # row `classes` is of the ignored
+    row = other if label == classes else min(label, other)  # row `classes` counts ignored pixels
     return classes if label == ignore else row, min(kind(guess), classes)
 
 

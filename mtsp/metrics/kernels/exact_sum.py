@@ -1,15 +1,15 @@
-"""Sums that are the same on one process and on many."""
+"""Sums that do not depend on the number of processes."""
 
 import math
 from collections.abc import Iterable
 
 
 class ExactSums:
-    """Sums of columns of numbers that do not depend on the order or grouping of the terms.
+    """One sum per column that does not depend on the order or grouping of the terms.
 
-    Each sum is the exact one, rounded, kept together with its rounding error (:func:`math.fsum` of both): 106 bits.
-    Infinite and NaN terms make the sum what they make any sum. So do finite terms that add up to more than a float
-    holds, even if others would take it back.
+    Each sum is stored as the rounded exact sum (:func:`math.fsum`) and its rounding error, which together have 106
+    bits. Infinite and NaN terms give the same result as in an ordinary sum. Finite terms that overflow a float give
+    infinity, even if later terms would bring the sum back into range.
     """
 
     def __init__(self, columns: int) -> None:
@@ -19,7 +19,7 @@ class ExactSums:
         """Add the terms of each column to its sum; columns may differ in length.
 
         Raises:
-            ValueError: another number of columns; nothing was added.
+            ValueError: the number of columns is wrong; in this case nothing is added.
         """
         sums = [_exact_sum([*column, *held]) for column, *held in zip(columns, self.high, self.low, strict=True)]
         self.high, self.low = map(list, zip(*sums, strict=True))
@@ -29,7 +29,7 @@ class ExactSums:
         self.add(zip(other.high, other.low, strict=True))
 
     def values(self) -> list[float]:
-        """Return the sums."""
+        """Return the sum of each column."""
         return list(self.high)
 
 
@@ -38,5 +38,5 @@ def _exact_sum(terms: list[float]) -> tuple[float, float]:
     try:
         total = math.fsum(terms)
         return total, math.fsum([*terms, -total]) if math.isfinite(total) else 0.0
-    except (OverflowError, ValueError):  # beyond all floats, or infinity less itself
+    except (OverflowError, ValueError):  # overflow, or infinity minus infinity
         return sum(terms), 0.0

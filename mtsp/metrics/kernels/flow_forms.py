@@ -1,7 +1,7 @@
-"""The sums of flow errors, in three forms: a compiled loop, numpy, and torch for other devices.
+"""Compute the sums of flow errors in three ways: with a compiled loop, with numpy, and with torch on other devices.
 
-Their numbers are the same but for rounding. All compute an error in the precision of the flow; numpy and torch add in
-float64, the compiled loop (`flow_loops.py`) that of blocks of pixels only.
+Their results are the same up to rounding. All compute errors in the precision of the flow. numpy and torch sum them in
+float64; the compiled loop (`flow_loops.py`) uses float64 only for the sums of blocks of pixels.
 """
 
 import math
@@ -12,13 +12,13 @@ import numpy as np
 from mtsp.metrics.kernels.flow_loops import BAND, KNOWN_FLOW, SUMS, adder
 from mtsp.metrics.kernels.jit import in_threads, threads
 
-_PIXELS_FOR_THREADS = 1 << 16  # waking another thread takes longer than adding up fewer
+_PIXELS_FOR_THREADS = 1 << 16  # for fewer pixels, waking another thread takes longer than summing
 _ANGLE = SUMS.index("angle")
 _ERRORS = slice(SUMS.index("error_slow"), SUMS.index("error_fast") + 1)
 
 
 def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None, angular: bool) -> np.ndarray:
-    """Return B x len(SUMS) of B2HW arrays and a BHW one; angles are NaN unless `angular`."""
+    """Return the sums of each image, B x len(SUMS), of B2HW flow and BHW validity; angles are NaN unless `angular`."""
     kind = np.float32 if np.result_type(prediction, truth, np.float32).itemsize == 4 else np.float64
     prediction, truth = prediction.astype(kind, copy=False), truth.astype(kind, copy=False)
     images, _, height, width = prediction.shape
@@ -32,7 +32,7 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
     def rows_of(band: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image, rows = band // per_image, slice(band % per_image * BAND, (band % per_image + 1) * BAND)
         ours, theirs = (np.ascontiguousarray(flow[image, :, rows]) for flow in (prediction, truth))
-        return ours, theirs, usable[image, rows]  # contiguous, since numpy adds in the order in memory
+        return ours, theirs, usable[image, rows]  # flow is contiguous, since numpy sums in memory order
 
     def add_in_numpy(part: slice) -> None:
         for band in range(part.start, part.stop):
@@ -45,7 +45,7 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
     sums = bands.reshape(images, per_image, len(SUMS)).sum(axis=1)
     if np.isfinite(sums[:, : _ANGLE + angular]).all():
         return sums
-    # Squares that float32 cannot hold are finite in float64: a diverged network has finite flow.
+    # Sum again in float64 where squares overflowed float32, as the finite flow of a diverged network may do.
     for band in np.flatnonzero(~np.isfinite(bands[:, _ERRORS]).all(axis=1)):
         ours, theirs, known = rows_of(int(band))
         bands[band] = numpy_sums(ours.astype(np.float64), theirs.astype(np.float64), known, angular)
@@ -55,7 +55,7 @@ def host_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | Non
 
 
 def numpy_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, angular: bool) -> np.ndarray:
-    """Return the sums of 2HW flow, of the same type."""
+    """Return the sums of one image with numpy; both 2HW arrays have the same type."""
     with np.errstate(over="ignore", invalid="ignore"):
         terms = _terms(np, prediction, truth, valid != 0, angular)
     sums = np.array([term.sum(dtype=np.float64) for term in terms])
@@ -64,13 +64,13 @@ def numpy_sums(prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, ang
 
 
 def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.ndarray:
-    """Return the sums of B2HW tensors, computed where the prediction lies; only 12 numbers an image leave it."""
+    """Return the sums of B2HW tensors, computed on the prediction's device; only 12 values per image are copied."""
     import torch
 
     prediction, truth = prediction.detach(), torch.as_tensor(truth, device=prediction.device)
     kind = torch.promote_types(torch.promote_types(prediction.dtype, truth.dtype), torch.float32)
     if any(not flow.is_floating_point() and flow.element_size() > 2 for flow in (prediction, truth)):
-        kind = torch.float64  # as numpy has it
+        kind = torch.float64  # as in numpy
     prediction, truth = prediction.to(kind), truth.to(kind)
     usable = True if valid is None else torch.as_tensor(valid, device=prediction.device) != 0
     terms = _terms(torch, prediction, truth, usable, angular)
@@ -85,18 +85,18 @@ def torch_sums(prediction: Any, truth: Any, valid: Any, angular: bool) -> np.nda
 
 
 def _terms(xp: Any, prediction: Any, truth: Any, usable: Any, angular: bool) -> list[Any]:
-    """Return what each pixel adds to the sums, in the order of `SUMS`; angles in radians.
+    """Return the terms that each pixel adds to the sums, in the order of `SUMS`; angles are in radians.
 
-    Without boolean indexing, which costs more than the arithmetic. An angle is the arctangent of cross product over dot
-    product of (dx, dy, 1): an arccosine would lose all angles below 0.02 degrees to rounding. Both products are divided
-    by the longest component, which keeps them finite.
+    The terms are masked without boolean indexing, which takes longer than the arithmetic. An angle is the arctangent of
+    cross product over dot product of the two vectors (dx, dy, 1); an arccosine would lose all angles below 0.02 degrees
+    to rounding. Both products are divided by the largest component, which keeps them finite.
 
     Args:
         xp: numpy or torch.
         prediction: ...2HW.
-        truth: as `prediction`, of the same type.
-        usable: ...HW bool, or True for all.
-        angular: whether to compute angles; NaN without.
+        truth: ...2HW, of the same type as `prediction`.
+        usable: ...HW bool, or True for all pixels.
+        angular: whether to compute angles; if False, they are NaN.
     """
     known = (xp.abs(truth) <= KNOWN_FLOW).all(axis=-3) & usable
     finite = xp.isfinite(prediction).all(axis=-3)

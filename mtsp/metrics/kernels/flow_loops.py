@@ -1,8 +1,9 @@
-"""Compiled loop that adds up flow errors, for the accuracy that :func:`mtsp.metrics.flow.flow_sums` states.
+"""Compiled loop that sums flow errors, with the accuracy stated by :func:`mtsp.metrics.flow.flow_sums`.
 
-Every array is read from memory once; angles, and blocks with NaN or unknown flow, read it again from the cache. Errors
-of `_BLOCK` neighbors are added in the precision of the flow, the sums of blocks in float64. Errors are not negative, so
-a float32 addition is off by at most 2^-24 of the block's sum, and that sum by 512 x 2^-24 of itself at worst.
+Every array is read from memory once. Angles, and blocks with NaN or unknown flow, are read again from the cache. The
+errors of `_BLOCK` neighboring pixels are summed in the precision of the flow, and the block sums in float64. Errors are
+not negative, so each float32 addition has an error of at most 2^-24 of the block's sum, and all of them together at
+most 512 x 2^-24.
 """
 
 import functools
@@ -15,33 +16,35 @@ import numpy as np
 from mtsp.metrics.kernels.jit import Steps, compiled, frozen, memory
 
 KNOWN_FLOW = 1e6
-"""Flow with a component of more pixels than this is unknown. Middlebury's code says 1e9, and its files have 1.7e9."""
+"""Flow with a larger component, in pixels, is unknown. Middlebury's code uses 1e9 as limit, its files store 1.7e9."""
 
 SUMS = (
     *("pixels", "lost", "slow", "fast", "error_slow", "error_mid", "error_fast"),
     *("over_1", "over_3", "over_5", "fl", "angle"),
 )
-"""Sums of an image: known pixels with a finite prediction, and without one; pixels with a true length below 10 px, and
-of 40 px or more; errors in the three speed bins, in px; pixels with an error above 1, 3, 5 px; Fl; degrees."""
+"""Names of the sums of an image: number of known pixels with and without a finite prediction; number of pixels with a
+true length below 10 px, and of at least 40 px; sum of the end-point errors in each of the three speed bins, in px;
+number of pixels with an error above 1, 3 and 5 px; number of Fl outliers; sum of the angular errors, in degrees."""
 
 _PIXELS, _LOST, _SLOW, _FAST, _ERROR_SLOW, _ERROR_MID, _ERROR_FAST, _OVER_1, _OVER_3, _OVER_5, _FL, _ANGLE = range(
     len(SUMS)
 )
 
 BAND = 32
-"""Rows that are added up first, whatever the batch and the threads, so that the numbers do not depend on these."""
+"""Number of rows that are summed first. It is fixed, so that the sums do not depend on the batch or the threads."""
 
-_BLOCK = 512  # pixels of a row added up in the precision of the flow; float64 would halve the width of the vectors
-_FAR = 1e9  # px; numpy computes the angles of a block whose errors add up to more: in the loop, floats would overflow
+_BLOCK = 512  # pixels of a row summed in the precision of the flow; float64 would halve the vector width
+_FAR = 1e9  # px; numpy computes the angles of a block with a larger error sum, since floats would overflow here
 
 _Block = tuple[Any, Any, Any, Any, Any, Any]
-"""Pixels of a row: the first, the one after the last, and where in memory our u, our v, their u and their v begin."""
+"""A block of a row: first pixel, pixel after the last, and positions in memory of the row's predicted u and v, true u
+and v."""
 
 
 @functools.cache
 def _kernel() -> Callable[..., Any] | None:
-    # Sums may be reordered, which vector code needs. NaN and infinity must keep their meaning, and products must be
-    # rounded before they are added, as in numpy and in any order in memory.
+    # Vector code requires that sums may be reordered. NaN and infinity must keep their meaning, and products must be
+    # rounded before they are added, as in numpy, for every memory layout.
     calls = (_is_near, _begin, _copy_row, _vector, _unsigned, _add_block, _drop_lost, _angles_of_block)
     return compiled(_add_bands, calls=calls, fastmath={"reassoc", "nsz"})
 
@@ -49,14 +52,14 @@ def _kernel() -> Callable[..., Any] | None:
 def adder(
     prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray, angular: bool, bands: np.ndarray
 ) -> Callable[[slice], None] | None:
-    """Return a function that adds up a part of the bands, to be called in any thread; None without numba.
+    """Return a function that sums a slice of the bands and can be called in any thread; None without numba.
 
     Args:
         prediction: B2HW.
-        truth: B2HW, of the same type.
-        valid: BHW, of bytes.
-        angular: whether to add up angles. Without, and where floats would overflow, the sum of a band is NaN.
-        bands: receives the sums of `BAND` rows at a time, image after image, N x len(SUMS) float64.
+        truth: B2HW, of the same type as `prediction`.
+        valid: BHW, one byte per pixel.
+        angular: whether to sum angles. If False, or if floats would overflow, the sum of angles of a band is NaN.
+        bands: receives the sums of each band of `BAND` rows, image after image, N x len(SUMS) float64.
     """
     code = _kernel()
     if code is None:
@@ -73,14 +76,14 @@ def adder(
 
 
 def _memory(array: np.ndarray) -> tuple[np.ndarray, Steps]:
-    """Return memory and steps of flow, without the step from u to v if they are pairs: loops are compiled for both."""
+    """Return memory and steps of flow; four steps if u and v are stored as pairs, else five."""
     run, at = memory(array)
     return run, (at[0], at[1], at[3], 2) if array.ndim == 4 and (at[2], at[4]) == (1, 2) else at
 
 
 @functools.cache
 def _arctangent(kind: type) -> tuple[Any, ...]:
-    """Return coefficients of arctan(t) / t in powers of t * t, off by 6 roundings at most for t <= tan(pi / 8)."""
+    """Return coefficients of arctan(t) / t in powers of t * t; at most 6 roundings off for t <= tan(pi / 8)."""
     degree, edge = 5 if kind is np.float32 else 12, math.tan(math.pi / 8) ** 2
     squares = (np.polynomial.chebyshev.chebpts1(degree + 1) + 1) / 2 * edge
     series = np.polynomial.Chebyshev.fit(squares, np.arctan(np.sqrt(squares)) / np.sqrt(squares), degree, [0, edge])
@@ -93,12 +96,12 @@ def _add_bands(  # pragma: no cover, runs as machine code
     rows: np.ndarray, frozen_rows: np.ndarray, mask: np.ndarray, frozen_mask: np.ndarray,
     first: int, last: int, bands: np.ndarray,
 ) -> None:  # fmt: skip
-    """Add to `bands` the sums of the bands from `first` to before `last`.
+    """Write the sums of the bands `first` to `last` - 1 to `bands`.
 
-    Rows of flow in which neither items nor pairs are neighbors are first copied to `rows`, such rows of validity to
-    `mask`; `frozen_...` are read-only views of both, so that all arrays that are read have one type. So the same loop
-    adds up all layouts, with and without angles, and they agree to the last bit. Nothing in here makes a view of an
-    array: numba's counting of references took a third of the time.
+    Rows of flow that are not contiguous, neither as items nor as pairs, are first copied to `rows`, and such rows of
+    validity to `mask`. `frozen_rows` and `frozen_mask` are read-only views of these, so that all arrays that are read
+    have one type. Thus one loop handles all memory layouts, with and without angles, and the results agree to the last
+    bit. The loop makes no views of arrays, since numba's reference counting took a third of the time.
     """
     ours_near, theirs_near, flags_near = _is_near(ours_at), _is_near(theirs_at), valid_at[3] == 1
     ours, theirs = prediction if ours_near else frozen_rows, truth if theirs_near else frozen_rows
@@ -133,12 +136,12 @@ def _add_bands(  # pragma: no cover, runs as machine code
 
 
 def _is_near(at: Steps) -> bool:  # pragma: no cover, runs as machine code
-    """Return whether the items of a row of flow, or pairs of them, are neighbors in memory."""
+    """Return whether a row of flow is contiguous in memory, as items or as pairs."""
     return len(at) == 4 or at[-1] == 1
 
 
 def _begin(at: Steps, image: int, y: int) -> tuple[int, int]:  # pragma: no cover, runs as machine code
-    """Return where the two components of a row begin."""
+    """Return the positions in memory of the two components of a row."""
     u = at[0] + image * at[1] + y * at[-2]
     return u, u + (1 if len(at) == 4 else at[2])
 
@@ -146,7 +149,7 @@ def _begin(at: Steps, image: int, y: int) -> tuple[int, int]:  # pragma: no cove
 def _copy_row(  # pragma: no cover, runs as machine code
     run: np.ndarray, u: int, v: int, step: int, width: int, rows: np.ndarray, place: int
 ) -> tuple[int, int]:
-    """Copy the two components of a row to `rows`, one after the other, and return where they begin there."""
+    """Copy the two components of a row to `rows`, one after the other, and return their positions there."""
     for x in range(width):
         rows[place + x], rows[place + width + x] = run[u + step * x], run[v + step * x]
     return place, place + width
@@ -155,14 +158,14 @@ def _copy_row(  # pragma: no cover, runs as machine code
 def _vector(  # pragma: no cover, runs as machine code
     run: np.ndarray, at: Steps, u: Any, v: Any, x: Any
 ) -> tuple[Any, Any]:
-    """Return the two components of a pixel of a row that begins at `u` and `v`; a pair begins at `u`."""
+    """Return the two components of pixel `x` of a row that begins at `u` and `v` (pairs begin at `u`)."""
     if len(at) == 4:
         return run[u + np.uint64(2) * x], run[u + np.uint64(2) * x + np.uint64(1)]
     return run[u + x], run[v + x]
 
 
 def _unsigned(block: _Block) -> _Block:  # pragma: no cover, runs as machine code
-    """Return `block` in unsigned numbers: a check for negative indices would prevent vector code."""
+    """Return `block` as unsigned integers, since a check for negative indices would prevent vector code."""
     start, stop, our_u, our_v, their_u, their_v = block
     ours, theirs = (np.uint64(our_u), np.uint64(our_v)), (np.uint64(their_u), np.uint64(their_v))
     return np.uint64(start), np.uint64(stop), *ours, *theirs
@@ -172,15 +175,15 @@ def _add_block(  # pragma: no cover, runs as machine code
     ours: np.ndarray, ours_at: Steps, theirs: np.ndarray, theirs_at: Steps,
     usable: np.ndarray, k: Any, block: _Block, unsure: bool, bands: np.ndarray, band: int,
 ) -> float:  # fmt: skip
-    """Add to all sums but those of angles and lost pixels, and return the sum of the block's errors.
+    """Add a block to all sums except those of angles and lost pixels, and return the sum of its errors.
 
-    If `unsure`, return -1 and add nothing unless the sum of all squares shows that every usable pixel has a known truth
-    and a finite prediction, which costs less than a look at each.
+    If `unsure`, first check that every usable pixel has a known truth and a finite prediction; if not, add nothing and
+    return -1. The check uses the sum of all squares, which is faster than checking each pixel.
 
-    LLVM makes the widest vector code of this form: all numbers have the type of the flow (counts of a block are exact
-    in it), selections take the place of branches, and unused pixels are masked once, by an error of 0 and a speed of
-    NaN, which is in no bin. With `squares += square + speed if used else zero` in place of `both = ...` the loop became
-    scalar, eight times slower. After a change, run the bench.
+    LLVM generates the widest vector code for this form: all values have the type of the flow (which holds the counts of
+    a block exactly), there are selections instead of branches, and unused pixels are masked once, with an error of 0
+    and a speed of NaN, which is in no bin. With `squares += square + speed if used else zero` in place of `both = ...`
+    the loop was not vectorized and eight times slower. Run the benchmark after a change.
     """
     start, stop, our_u, our_v, their_u, their_v = _unsigned(block)
     k = np.uint64(k)
@@ -231,7 +234,8 @@ def _drop_lost(  # pragma: no cover, runs as machine code
     ours: np.ndarray, ours_at: Steps, theirs: np.ndarray, theirs_at: Steps,
     usable: np.ndarray, k: Any, block: _Block, mask: np.ndarray,
 ) -> int:  # fmt: skip
-    """Mark in `mask` usable pixels with known truth and finite prediction; return how many lack only the latter."""
+    """Set `mask` for usable pixels with known truth and finite prediction; return the number of known pixels without a
+    finite prediction."""
     start, stop, our_u, our_v, their_u, their_v = _unsigned(block)
     k = np.uint64(k)
     lost = 0
@@ -249,7 +253,8 @@ def _angles_of_block(  # pragma: no cover, runs as machine code
     ours: np.ndarray, ours_at: Steps, theirs: np.ndarray, theirs_at: Steps,
     usable: np.ndarray, k: Any, block: _Block, arctangent: tuple[float, ...],
 ) -> float:  # fmt: skip
-    """Return the sum of the angles, radians. It is vector code: arctangent is a series, and division does not raise."""
+    """Return the sum of the angles in radians. A series for the arctangent and np.divide, which does not raise, allow
+    vector code."""
     start, stop, our_u, our_v, their_u, their_v = _unsigned(block)
     k = np.uint64(k)
     kind = ours.dtype.type

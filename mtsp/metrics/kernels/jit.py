@@ -1,8 +1,8 @@
 """Compile loops with numba at their first call, read arrays without a copy, and run loops in threads.
 
-Compiled code is kept on disk, or in memory where no folder can be written; without numba every metric has a numpy form.
-The threads are Python's, since compiled loops release the interpreter, and numba's own OpenMP threads kill a forked
-child that uses them after its parent did.
+Compiled code is cached on disk, or in memory if no folder is writable. Without numba, metrics use numpy instead.
+Loops run in Python threads, since compiled code releases the GIL. numba's own OpenMP threads are not used: they kill a
+forked process that uses them after its parent did.
 """
 
 import functools
@@ -23,24 +23,24 @@ Array: TypeAlias = Union[np.ndarray, "torch.Tensor"]
 """A numpy array, or a torch tensor on any device."""
 
 Steps = tuple[int, ...]
-"""Place of an array's first item in its memory, then the distance between items along each axis."""
+"""Position of an array's first item in its memory, then the distance between items along each axis."""
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
 
 def on_host(array: Array) -> bool:
-    """Return whether the memory of `array` can be read from here: numpy, or a torch tensor on the CPU."""
+    """Return whether `array` is in CPU memory: a numpy array, or a torch tensor on the CPU."""
     return isinstance(array, np.ndarray) or array.device.type == "cpu"
 
 
 def plain(array: Array) -> Array:
-    """Return a numpy array without its subclass, which may have other rules for indices and sums; a tensor as it is."""
+    """Return a numpy subclass, which may index or sum differently, as a plain numpy array; a tensor unchanged."""
     return np.asarray(array) if isinstance(array, np.ndarray) else array
 
 
 def as_numpy(array: Array) -> np.ndarray:
-    """Return `array` as numpy: the same memory where it is on the CPU. float16 and bfloat16 become float32."""
+    """Return `array` as a numpy array, without a copy if it is on the CPU. float16 and bfloat16 become float32."""
     array = plain(array)
     if not isinstance(array, np.ndarray):
         array = array.detach()
@@ -51,16 +51,16 @@ def as_numpy(array: Array) -> np.ndarray:
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view, so that a loop is compiled once and not again for arrays that were read-only before."""
+    """Return a read-only view, so that a loop is not compiled twice, for writable and for read-only arrays."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 def memory(array: np.ndarray) -> tuple[np.ndarray, Steps]:
-    """Return the memory of `array` as one read-only run of items, and the steps between its items.
+    """Return the memory of `array` as a one-dimensional read-only array, and the steps between its items.
 
-    So a loop is compiled once for all strides. Only an array whose steps are not whole items is copied.
+    With these, a loop is compiled once for all strides. Only an array with steps of fractional items is copied.
     """
     size = array.itemsize
     if any(step % size for step in array.strides):
@@ -77,13 +77,13 @@ def memory(array: np.ndarray) -> tuple[np.ndarray, Steps]:
 def compiled(
     loop: Callable[..., Any], *, calls: Sequence[Callable[..., Any]] = (), fastmath: bool | set[str] = False
 ) -> Callable[..., Any] | None:
-    """Return `loop`, a function of this package's top level, as machine code, or None where numba cannot be used.
+    """Return the function `loop` compiled to machine code, or None if numba cannot be used.
 
     Args:
-        loop: plain numpy indexing; compiled per type of its arguments when first called with them.
-        calls: all functions that it calls, directly or not, from the same file: the cache would not notice a change of
-            another one.
-        fastmath: numba's relaxations of float arithmetic. Never `True` where NaN must be seen.
+        loop: module-level function with plain numpy indexing; compiled at the first call with each type of arguments.
+        calls: all functions that `loop` calls, directly or not. They must be in the same file, since the cache does not
+            notice changes in other files.
+        fastmath: numba's relaxations of float arithmetic. Never `True` in a loop that must detect NaN.
     """
     try:
         import numba
@@ -95,7 +95,7 @@ def compiled(
         _callable_by_loops(function)
     try:
         code = numba.njit(loop, nogil=True, cache=True, fastmath=fastmath)
-    except RuntimeError:  # numba found no folder that it may write its cache to
+    except RuntimeError:  # numba found no writable folder for its cache
         return numba.njit(loop, nogil=True, fastmath=fastmath)
 
     @functools.wraps(loop)
@@ -103,7 +103,7 @@ def compiled(
         nonlocal code
         try:
             return code(*arguments)
-        except OSError:  # compiled, but the disk refused the cache entry: the second call finds the code in memory
+        except OSError:  # compiled, but the cache could not be written; a second call uses the code in memory
             return code(*arguments)
         except (EOFError, pickle.UnpicklingError):  # a damaged cache entry
             code = numba.njit(loop, nogil=True, fastmath=fastmath)
@@ -120,7 +120,7 @@ def _callable_by_loops(function: Callable[..., Any]) -> None:
 
 
 def threads() -> int:
-    """Return how many threads to use: `OMP_NUM_THREADS` (torchrun sets it), or the processors we may run on."""
+    """Return the number of threads to use: `OMP_NUM_THREADS` (set by torchrun), or else the available processors."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
@@ -128,13 +128,13 @@ def threads() -> int:
 
 
 def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
-    """Return `function` of each task, in order, computed in as many threads as :func:`threads` says.
+    """Return the result of `function` for each task, in order, computed in :func:`threads` threads.
 
-    The calling thread is one of them: if it only waited, the system would often wake the others on its one processor,
+    The calling thread works, too. When it only waited, the system often woke the other threads on the same processor,
     and small arrays took twice the time.
 
     Raises:
-        Exception: what a task raised, once no other is running.
+        Exception: the exception of a task, once no other task is running.
     """
     others = min(threads(), len(tasks)) - 1
     if others < 1:
@@ -155,7 +155,7 @@ def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> 
         work()
     finally:
         waiting.clear()
-        # Do not wait for a helper that has not begun: the pool may be busy with the tasks of another caller.
+        # Do not wait for a helper that has not started: the pool may be busy with the tasks of another caller.
         failures = [helper.exception() for helper in helpers if not helper.cancel()]
     for failure in filter(None, failures):
         raise failure
