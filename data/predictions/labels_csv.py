@@ -1,8 +1,9 @@
-"""Predicted classes of labeled images: a row for each image in `labels.csv`, and a report on each class.
+"""Write, read and score the predicted classes of labeled images in `labels.csv`, and report the accuracy of each class.
 
-The columns are `name`, `truth` (if it is known), `prediction`, `probability` (of the prediction, six digits), and
-`prediction_2` to `prediction_5`, the next best classes. Classes are named as the data set names them, or numbered from
-0 ("class 3"; a bare "3" may be counted from 0 or 1 and is refused). Scoring needs `name` and `prediction` only.
+The table has a row per image. Its columns are `name`, `truth` (if known), `prediction`, `probability` (of the
+prediction, six digits), and `prediction_2` to `prediction_5`, the next best classes. Classes have the names of the data
+set, or numbers from 0 ("class 3"; a bare "3" is refused, since it may count from 0 or 1). Scoring needs only `name` and
+`prediction`.
 """
 
 import csv
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BEST = 5
-"""How many classes of an image a table has."""
+"""Number of best classes per image in the table."""
 
 
 class LabelPrediction(NamedTuple):
@@ -38,11 +39,11 @@ class LabelPrediction(NamedTuple):
     label: int
     probability: float
     next_best: tuple[int, ...] = ()
-    """The classes after `label`, at most four."""
+    """The next best classes after `label`, at most four."""
 
 
 def label_prediction(position: int, name: str, truth: int | None, logits: "Tensor") -> LabelPrediction:
-    """Return the best classes by K logits of an image; of equal logits the lower class comes first."""
+    """Return the best classes of an image from its K logits; of equal logits, the lower class comes first."""
     label, *others = logits.argsort(descending=True, stable=True)[:BEST].tolist()
     return LabelPrediction(position, name, truth, label, float(logits.softmax(0)[label]), tuple(others))
 
@@ -51,9 +52,9 @@ def save_predictions(file: Path, classes: Sequence[str], predictions: Sequence[L
     """Write a row for each image.
 
     Args:
-        file: the CSV file; its folder is made if need be.
-        classes: names of the classes; without, they are numbered.
-        predictions: at least one; all with a true class, or none.
+        file: CSV file to write; its folder is created if it does not exist.
+        classes: class names; if empty, classes are numbered.
+        predictions: at least one; either all or none have a true class.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -74,20 +75,21 @@ def _name(label: int, classes: Sequence[str]) -> str:
 
 
 def score_predictions(file: Path, dataset: SampleDataset) -> ClassificationScores:
-    """Return the scores of the predictions in a table; rows of images that are not in `dataset` are skipped.
+    """Return the scores of the predictions in a table. Rows of images that are not in `dataset` are skipped.
 
-    NaN are the likelihood, which needs all classes; top-5 accuracy if one of an image's five best classes is missing;
-    and the calibration errors if a probability is missing. A prediction with the probability "nan", from logits that
-    were not finite, counts as wrong.
+    The likelihood is NaN, since it needs the probabilities of all classes. Top-5 accuracy is NaN if an image lacks one
+    of its five best classes, and the calibration errors are NaN if a probability is missing. A prediction with the
+    probability "nan", written for logits that were not finite, counts as wrong.
 
     Args:
-        file: the table, or the folder that has it as labels.csv.
+        file: the table, or a folder with a labels.csv.
         dataset: labeled images.
 
     Raises:
-        MissingDataError: no such table, or images without a row, the first ten and their number.
-        DataError: a row that cannot be read, a second one for an image, a class that the data set does not have, or a
-            truth that differs from the data set's.
+        MissingDataError: the table does not exist, or images have no row; the message has their number and the first
+            ten.
+        DataError: a row cannot be read, an image has two rows, the data set does not have a class, or the true class
+            in the table differs from the data set.
     """
     file = file / "labels.csv" if file.is_dir() else file
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
@@ -137,9 +139,9 @@ def _label(called: str, numbers: Mapping[str, int], classes: Sequence[str], wher
 def _scored(
     best: dict[str, dict[int, int]], chances: dict[str, float | None], truths: dict[str, int], classes: int
 ) -> ClassificationScores:
-    """Return the scores of each image's classes by rank, down to the last rank that all have.
+    """Return the scores of the best classes, down to the last rank that all images have.
 
-    The best one's probability is None where it is unknown, and NaN where the logits were not finite.
+    `chances` holds the probability of the best class: None if unknown, NaN if the logits were not finite.
     """
     depth = next(
         rank for rank in range(BEST, 0, -1) if all(best[name].keys() >= {*range(1, rank + 1)} for name in truths)
@@ -153,7 +155,7 @@ def _scored(
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
-    """Yield the line number, the cells by column and the rank of each `prediction`; a line has up to five."""
+    """Yield line number, cells by column, and rank for each of the up to five predictions in a line."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -183,7 +185,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
 
 
 def _probability(text: str, where: str) -> float | None:
-    """Return the number in a cell, which may be NaN; None if it is empty."""
+    """Return the number in a cell, which may be NaN; None if the cell is empty."""
     if not text:
         return None
     try:
@@ -198,7 +200,7 @@ def _probability(text: str, where: str) -> float | None:
 def report_classes(
     folder: Path, name: str, data: Examples, labels: ClassificationScores, predictions: Sequence[LabelPrediction]
 ) -> None:
-    """Write a table of each class's accuracy, and a figure of the pairs that are confused most."""
+    """Write a table with the accuracy of each class, and a figure of the most confused pairs of classes."""
     from mtsp.figures.panels import to_image
 
     names = getattr(data, "classes", ()) or [f"class {label}" for label in range(labels.classes)]

@@ -41,19 +41,19 @@ def truth_of(
     *,
     objects: bool = False,
 ) -> SampleDataset:
-    """Return the data set called `name`, its files checked to be there.
+    """Build the data set `name` and check that its files exist.
 
     Args:
         name: a key of `DATASETS`.
-        root: the data set's folder.
-        split: which part; None: :func:`held_out`.
-        resolution: folder of DAVIS below Annotations; None: 480p.
+        root: folder of the data set.
+        split: split to load; None uses :func:`held_out`.
+        resolution: resolution of DAVIS, a folder in Annotations; None uses 480p.
         settings: other settings of the data set, `key=value`, such as `passes=[clean]`.
-        objects: require masks that hold the number of each object.
+        objects: whether masks must hold object ids.
 
     Raises:
-        ConfigError: an unknown name, settings that this data set does not have, or masks that number no objects.
-        DataError: its files are not as they should be.
+        ConfigError: the name is unknown, the data set does not have a setting, or its masks hold no object ids.
+        DataError: files of the data set are missing or invalid.
     """
     if name not in DATASETS:
         raise ConfigError(f"there is no data set called {name!r}; choose one of {', '.join(sorted(DATASETS))}")
@@ -82,7 +82,7 @@ def truth_of(
 
 
 def held_out(name: str) -> str | None:
-    """Return the split of the data set `name` to measure on: val, else test; None if it has neither."""
+    """Return the default split for scoring the data set `name`: val, or else test; None if it has neither."""
     field = DATASETS[name].config.model_fields.get("split")
     if field is None:
         return None
@@ -98,25 +98,27 @@ def score(
     objects: Literal["first", "all"] | None = None,
     every_frame: bool = False,
 ) -> list[Scores]:
-    """Return the scores of the predictions in the folder `predictions`, one entry for each metric.
+    """Return the scores of the predictions in `predictions`, one entry per metric.
 
-    The metrics are those of the data set's kind, see :data:`~mtsp.evaluation.metrics.METRICS`, for the first label that
-    it has. Files are read in threads and added up in the data set's order: the numbers do not depend on the threads.
+    The kind of data set and its first label determine the metrics, see :data:`~mtsp.evaluation.metrics.METRICS`. Files
+    are read in threads and scores are summed in the order of the data set, so results do not depend on the number of
+    threads.
 
     Args:
-        dataset: names and labels.
-        predictions: folder with a .png or .flo for each name; for labeled images the table of
-            :mod:`data.predictions.labels_csv`, or the folder that has it as labels.csv.
-        workers: threads; None: one per processor.
-        objects: masks number several objects, which are scored separately: those of each sequence's first true mask, as
-            in the official evaluation of DAVIS 2017, or `all`, from the first true frame of each. Predictions of frames
-            that do not count may be missing. None: masks are object or background.
-        every_frame: count the first and the last frame of a video, too.
+        dataset: data set with the true labels and the names of the predictions.
+        predictions: folder with a .png or .flo file for each name. For labeled images, the table of
+            :mod:`data.predictions.labels_csv`, or a folder with a labels.csv.
+        workers: number of threads; None uses one per processor.
+        objects: score each object separately, in masks of object ids: `first` scores the objects in the first true mask
+            of each sequence, as the official evaluation of DAVIS 2017; `all` scores every object, from the first frame
+            with the object in the true mask. Frames that are not scored need no prediction. None scores masks of one
+            object and background.
+        every_frame: whether to score the first and the last frame of a video, too.
 
     Raises:
-        MissingDataError: missing predictions, the first ten and their number.
-        DataError: a file that cannot be read, differs in size from its label or holds NaN; an object that the
-            sequence does not have.
+        MissingDataError: predictions are missing; the message has their number and the first ten.
+        DataError: a file cannot be read, differs in size from its label or holds NaN; or an object is predicted that
+            the sequence does not have.
     """
     labels = dataset.labels(0)
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
@@ -177,7 +179,7 @@ def score(
 
 
 def _object_reader(dataset: SampleDataset, folder: Path, files: Sequence[Path], every_frame: bool) -> _Reader:
-    """Return the reader of masks that number several objects; frames that do not count need no prediction."""
+    """Return a reader for masks of object ids; frames that are not scored need no prediction."""
     frames: dict[str, list[int]] = {}
     for i in sorted(range(len(files)), key=lambda i: natural_order(dataset.ids[i].rpartition("/")[2])):
         frames.setdefault(dataset.ids[i].rpartition("/")[0], []).append(i)
@@ -200,7 +202,7 @@ def _object_reader(dataset: SampleDataset, folder: Path, files: Sequence[Path], 
 
 
 def _require_numbers(dataset: SampleDataset, index: int) -> None:
-    """Raise DataError if a sequence's first true mask has pixels of 255 alone."""
+    """Raise DataError if the first true mask of a sequence has only the values 0 and 255."""
     truth = _true_mask(dataset, index)
     if truth.any() and not truth[truth != IGNORE].any():
         raise DataError(
@@ -210,10 +212,10 @@ def _require_numbers(dataset: SampleDataset, index: int) -> None:
 
 
 def _check_objects(davis: DavisMeasure, folder: Path) -> None:
-    """Warn of objects and sequences that are not scored.
+    """Warn about objects and sequences that are not scored.
 
     Raises:
-        DataError: a predicted object that no true mask of its sequence has, or no sequence has an object.
+        DataError: an object is predicted that no true mask of its sequence has, or no sequence has an object.
     """
     for sequence, frames in davis.frames.items():
         true = sorted({number for frame in frames.values() for number in frame.true})

@@ -1,4 +1,4 @@
-"""DAVIS: short videos in which one object (2016), or each of several (2017), is masked in every frame.
+"""DAVIS: short videos with masks of one object (2016) or several objects (2017) in every frame.
 
 Layout: JPEGImages/480p/<sequence>/00000.jpg, Annotations/480p/<sequence>/00000.png, ImageSets/{480p,2016,2017}/
 {train,val}.txt. 2016 has 50 sequences: train 30 (2079 frames), val 20 (1376 frames); 2017 has train 60, val 30.
@@ -32,29 +32,29 @@ from mtsp.types import Kind, Sample
 
 
 class DavisConfig(Config):
-    """Which frames of DAVIS to read."""
+    """Select the frames of DAVIS to read."""
 
     kind: ClassVar[Kind] = "video"
     name: Literal["davis"]
     root: Path
-    """The folder that has JPEGImages, Annotations and ImageSets."""
+    """Folder that contains JPEGImages, Annotations and ImageSets."""
     split: Literal["train", "val", "trainval"] = "train"
     resolution: str = "480p"
-    """The folder below JPEGImages and Annotations: 480p or 1080p, or your own."""
+    """Name of the folder in JPEGImages and Annotations: 480p, 1080p or your own."""
     sequences: tuple[str, ...] | None = None
-    """Only these sequences of the split."""
+    """Names of the sequences to read; by default, all sequences of the split."""
     next_frame: bool = True
     """Also read the following frame, which only a network with a flow branch needs."""
 
     def build(self) -> "Davis":
-        """Return the data set, its files checked to be there."""
+        """Build the data set and check that its files exist."""
         return Davis(self)
 
 
 class Davis:
-    """Frames, the frames that follow them, and masks: 1 on the object, 0 elsewhere. Names are like "surf/00054".
+    """Frames with the following frame and a mask: 1 on the object, 0 elsewhere. Names are like "surf/00054".
 
-    The split is ImageSets/<resolution>/<split>.txt, a line per frame ("/JPEGImages/480p/surf/00000.jpg
+    A split is read from ImageSets/<resolution>/<split>.txt, a line per frame ("/JPEGImages/480p/surf/00000.jpg
     /Annotations/480p/surf/00000.png"), or ImageSets/2016 or 2017 /<split>.txt, a line per sequence ("surf"); either
     form is read from either place. A trainval that has no file is train and val. The next frame is the next one of
     the same sequence in the split; a sequence's last frame is paired with itself.

@@ -1,4 +1,4 @@
-"""Your own frames, with masks or without: images in a folder, or in one subfolder per video."""
+"""Your own frames, with or without masks: images in a folder, or in one subfolder per video."""
 
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from mtsp.types import IGNORE, Kind, Sample
 
 
 class FolderConfig(Config):
-    """Which images to read, and what their masks hold."""
+    """Select the images to read, and describe the values in their masks."""
 
     name: Literal["folder"]
     kind: Literal["video", "images"] = "video"
@@ -37,16 +37,16 @@ class FolderConfig(Config):
     frames: Path
     """A folder of images, or of one subfolder of images per video."""
     masks: Path | None = None
-    """The same with masks: <frames>/dog/0001.jpg has <masks>/dog/0001.png. None: there are no labels."""
+    """Folder of masks in the same layout: <frames>/dog/0001.jpg has the mask <masks>/dog/0001.png. Null: no masks."""
     classes: int | None = Field(default=None, ge=2, le=IGNORE)
-    """Masks hold the ids 0 to classes - 1, and 255 where the class is unknown; any other id is an error."""
+    """Number of classes. Masks hold the ids 0 to classes - 1, and 255 for unknown pixels; other ids are errors."""
     foreground: bool = False
-    """Any value above 0 is class 1, as in masks of 0 and 255. False: a mask's values are class ids."""
+    """True: all values above 0 are class 1, as in masks of 0 and 255. False: mask values are class ids."""
     unknown: tuple[Literal[255], ...] | None = None
-    """`[255]`: 255 means unknown. Null: so it does, unless no mask has anything but 0 and 255."""
+    """`[255]`: 255 means unknown. Null: 255 means unknown, but masks are refused if all hold only 0 and 255."""
     exif: Literal["apply", "ignore"] | None = None
-    """What an EXIF note to turn an image does: `apply` turns the image to its mask, `ignore` leaves it as stored.
-    Null: as stored, and the file is named in a warning where there are masks."""
+    """How to use an image's EXIF orientation: `apply` rotates the image, `ignore` reads it as stored. Null reads it as
+    stored, and warns about the file if there are masks."""
     next_frame: bool = True
     """Also read the following frame, which only a network with a flow branch needs."""
 
@@ -62,20 +62,20 @@ class FolderConfig(Config):
         return self
 
     def build(self) -> "Folder":
-        """Return the data set, its files checked to be there."""
+        """Build the data set and check that its files exist."""
         return Folder(self)
 
 
 class Folder:
-    """Images, the ones that follow them, and masks. Names are relative to the folder, "dog/0001".
+    """Images with the following image and a mask. Names are relative to the folder, such as "dog/0001".
 
-    Images follow each other by the numbers in their names (2 before 10) within a subfolder; its last one is paired
-    with itself. An indexed mask's ids are its palette indices, a gray one's its values.
+    Images of a subfolder are ordered by the numbers in their names (2 before 10); the last image is paired with itself.
+    The ids of an indexed mask are its palette indices, and those of a gray mask its values.
 
     Raises:
-        DataError: there are no images, links to none, or images without mask or the reverse (the first ten and
-            their number).
-            When read: a mask of RGB colors, of another size than its image, or with ids that are no classes.
+        DataError: there are no images, a link leads nowhere, an image has no mask, or a mask has no image; the message
+            has their number and the first ten. On reading: a mask has RGB colors, differs in size from its image, or
+            has ids that are not classes.
     """
 
     def __init__(self, config: FolderConfig) -> None:
@@ -126,7 +126,7 @@ class Folder:
         return sample
 
     def labels(self, index: int) -> Labels:
-        """Return the mask of example `index`, if there are masks. Its frame is not decoded."""
+        """Return the mask of example `index`, if there are masks, without decoding the frame."""
         if self._masks is None:
             return Labels(name=self.ids[index])
         return Labels(name=self.ids[index], mask=self._mask(self._masks[index]))
@@ -150,7 +150,7 @@ class Folder:
 
 
 def _tree(folder: Path) -> dict[str, Path]:
-    """Return the images in `folder` and its subfolders, of any depth, by name, those of one folder together."""
+    """Return the images in `folder` and in subfolders of any depth, by name; images of a folder are adjacent."""
     if not folder.is_dir():
         raise MissingDataError(f"no folder {folder}")
     return {
