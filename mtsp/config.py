@@ -86,7 +86,7 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except RecursionError as error:
-        raise ConfigError("nested too deeply") from error
+        raise ConfigError("the config is nested too deeply") from error
 
 
 def find(name: str | Path) -> Path:
@@ -132,7 +132,7 @@ def parse(kind: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:
     """
 
     def refuse(value: Any) -> str:
-        raise ConfigError(f"{value!r} is not a value that a config can hold")
+        raise ConfigError(f"{value!r} is not a valid config value")
 
     try:
         return kind.model_validate_json(json.dumps(values, default=refuse), strict=True)
@@ -144,7 +144,7 @@ def _override(values: dict[str, Any], text: str) -> str | None:
     """Apply one override `a.b.c=value`; return a description of the problem with it, or None."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        return f"{text!r} is not key=value, as in train.batch_size=4"
+        return f"{text!r} is not key=value, for example train.steps=100"
     try:
         parsed = parse_yaml(value) if value else ""
     except ConfigError as error:

@@ -46,7 +46,7 @@ class RMSPropConfig(Config):
     """Decay of the running mean of squared gradients."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     eps: float = Field(default=1.0, gt=0)
-    """Added to the root of the mean square (TensorFlow adds it under the root); Inception uses 1."""
+    """Constant added to the root of the mean square (TensorFlow adds it under the root); Inception uses 1."""
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameter groups, without weight decay: the regularizer does that."""
@@ -68,7 +68,7 @@ class ScheduleConfig(Config):
     power: float = Field(default=0.9, gt=0)
     """poly: exponent in (1 - done) ** power, where `done` is the fraction of the run that is done."""
     every: int | None = Field(default=None, gt=0)
-    """step: number of steps after which the learning rate is multiplied by `factor`, again and again."""
+    """step: interval in steps; the learning rate is multiplied by `factor` after each interval."""
     milestones: tuple[Annotated[int, Field(gt=0)], ...] = ()
     """step: steps at which the learning rate is multiplied by `factor`, instead of `every`."""
     factor: float = Field(default=0.5, gt=0, lt=1)
@@ -83,7 +83,7 @@ class ScheduleConfig(Config):
                 names = " or ".join(f"`name: {user}`" for user in users)
                 raise ValueError(f"`{key}` does nothing in a {self.name} schedule; leave it out, or set {names}")
         if self.name == "step" and (self.every is None) == (not self.milestones):
-            raise ValueError("a step schedule needs one of `every` and `milestones`")
+            raise ValueError("a step schedule needs exactly one of `every` and `milestones`")
         return self
 
     def lr_factor(self, step: int, steps: int) -> float:

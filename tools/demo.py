@@ -48,7 +48,7 @@ class DataSet(NamedTuple):
     write: Callable[..., None]
     config: "SyntheticConfig"
     validation: float
-    """Fraction of the clips."""
+    """Fraction of the clips that is used for validation."""
 
 
 @program

@@ -303,9 +303,9 @@ def _require_writable(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise ValueError(f"--out {out}: {there} is a file; give a folder")
+        raise ValueError(f"--out {out}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK):
-        raise ValueError(f"--out {out}: {there} cannot be written; give another folder")
+        raise ValueError(f"--out {out}: {there} cannot be written; name another folder")
     if (out / "classes.txt").exists() and not arguments.overwrite:
         raise ValueError(f"{out / 'classes.txt'} exists; add --overwrite, or choose another --out")
 

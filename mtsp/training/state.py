@@ -22,7 +22,7 @@ from mtsp.types import Examples
 
 
 class LoadedWeights(Protocol):
-    """Report of the pretrained weights that a branch was loaded with."""
+    """Report on the pretrained weights that were loaded into a branch."""
 
     @property
     def description(self) -> str:
@@ -31,7 +31,7 @@ class LoadedWeights(Protocol):
 
     @property
     def left_out(self) -> Sequence[str]:
-        """Names of the source's tensors that the branch does not have."""
+        """Names of tensors in the source that the branch does not have."""
         ...
 
 

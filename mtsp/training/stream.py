@@ -67,7 +67,7 @@ def _begin_worker(worker: int) -> None:
     """Use one thread, ignore signals, and exit with the parent; otherwise the fork server keeps orphans alive."""
     import cv2
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # the fork server may be older than `_start_fork_server`
+    for number in (signal.SIGINT, signal.SIGTERM):  # another part of the program may have started the fork server
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -185,7 +185,7 @@ class SinglePass(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Images per round."""
+        """Number of images per round, over all processes."""
         return self.batch * self.accelerator.num_processes
 
     def images_of(self, rounds: int) -> int:

@@ -36,7 +36,7 @@ def test_warmup_rises_linearly_to_the_full_rate() -> None:
 
 
 def test_a_step_schedule_that_does_not_say_when_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a step schedule needs one of `every` and `milestones`"):
+    with pytest.raises(ConfigError, match="a step schedule needs exactly one of `every` and `milestones`"):
         parse(ScheduleConfig, {"name": "step"})
 
 

@@ -83,7 +83,7 @@ def makers(library: str) -> Iterator[tuple[str, Make]]:
         where["transformers"] = "transformers.optimization"
         classes = vars(importlib.import_module(where.get(library, module.__name__)))
     chosen = {name: kind for name, kind in classes.items() if _is_optimizer(kind) and not name.startswith("_")}
-    # LBFGS takes many steps in one; tests/mtsp/regularizers/test_hook.py covers it. The other takes none.
+    # LBFGS takes many steps in one call (tested in tests/mtsp/regularizers/test_hook.py); the other takes none.
     for left_out in ("LBFGS", "lbfgs", "LayerWiseDummyOptimizer"):
         chosen.pop(left_out, None)
     for name in sorted(chosen):
