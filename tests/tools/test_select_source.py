@@ -223,7 +223,7 @@ def test_unreadable_images_are_left_out_if_asked(
     assert "a/2.png" in capsys.readouterr().err
     assert main([*arguments, "--skip-unreadable"]) == 0
     said = capsys.readouterr().err
-    assert "set: 1 images cannot be read: " in said
+    assert "set: 1 images cannot be read and were skipped: " in said
     assert "a/2.png" in said
     assert Centroids.load(tmp_path / "out/class_means/set.safetensors").counts.tolist() == [1, 2]
 
@@ -300,7 +300,7 @@ def test_mistakes_are_one_line(source: str, target: str, tmp_path: Path, capsys:
             ["--source", source, "--target", target, "--out", str(tmp_path / "done"), "--k", "1"],
             "classes.txt exists; add --overwrite",
         ),
-        (["--source", source, "--target", target, "--out", str(tmp_path / "file"), "--k", "1"], "file is a file; give"),
+        (["--source", source, "--target", target, "--out", str(tmp_path / "file"), "--k", "1"], "file is a file; name"),
     ]:
         assert main(arguments) == 1, message
         said = capsys.readouterr().err
