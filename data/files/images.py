@@ -1,8 +1,8 @@
 """Read and write RGB images as numpy arrays. Masks: :mod:`data.files.masks`. Flow: :mod:`data.files.flow_formats`.
 
-Readers return the file as it was written or raise :class:`data.types.DataError` with its path: a truncated, mislabeled
-or oversized file never becomes data. A flipped bit is noticed in any header and anywhere in a PNG, whose checksums are
-verified; the pixels of a JPEG have no checksum.
+Readers return the pixels as written, or raise :class:`data.types.DataError` with the path if a file is truncated,
+mislabeled or oversized. Damage is detected in all headers and, by checksum, everywhere in a PNG, but not in the pixels
+of a JPEG, which have no checksum.
 """
 
 import io
@@ -21,7 +21,7 @@ from data.files.png import MAGIC, PngHeader, png_header
 from data.types import DataError, MissingDataError
 
 MAX_PIXELS = 1 << 26
-"""Largest image that is decoded, 8192 x 8192 pixels; a PNG of 261 kB can claim 16384 x 16384."""
+"""Largest number of pixels to decode, 8192 x 8192, since a PNG of 261 kB can claim 16384 x 16384 pixels."""
 
 MAX_BYTES = 1 << 29
 _LOG = logging.getLogger("mtsp")
@@ -44,23 +44,24 @@ IMAGE_SUFFIXES = frozenset(_FORMATS)
 
 
 Exif = Literal["ignore", "warn", "apply"]
-"""What is done about a camera's note that an image is to be turned."""
+"""How to use the EXIF orientation of an image: ignore it, warn about it, or apply it."""
 
 
 def read_image(path: Path, *, any_format: bool = False, exif: Exif = "ignore") -> np.ndarray:
-    """Return an image, HW3 uint8, RGB as stored: a camera's note to turn it (EXIF) is ignored, as labels ignore it.
+    """Return an image as HW3 uint8 RGB.
 
-    Gray, CMYK and indexed images become RGB, transparency is dropped, 16 bits become 8.
+    Gray, CMYK and indexed images are converted to RGB, transparency is dropped, and 16 bits are reduced to 8. By
+    default, pixels are returned as stored and the EXIF orientation is ignored, since labels usually ignore it, too.
 
     Args:
-        path: of the image.
-        any_format: read it also if its suffix names another format than it has, as happens to images from the web:
+        path: file of the image.
+        any_format: also read a file with a format other than its suffix says, which is common for images from the web:
             n02105855_2933.jpg of Stanford Dogs is a PNG.
-        exif: "apply" turns the image as its note says; "warn" logs a warning, once for each file, that there is one.
+        exif: "apply" rotates the image by its EXIF orientation; "warn" logs a warning, once per file, if it has one.
 
     Raises:
-        DataError: not a whole image of the suffix's format, several images in one file, or more than
-            :data:`MAX_PIXELS`.
+        DataError: the file is damaged, not of the format of its suffix, has several images, or has more than
+            :data:`MAX_PIXELS` pixels.
     """
     data = read_file(path)
     found = open_image(path, data, any_format=any_format)
@@ -73,7 +74,7 @@ def read_image(path: Path, *, any_format: bool = False, exif: Exif = "ignore") -
 
 
 def orientation(path: Path) -> int:
-    """Return how an image is to be turned by its EXIF note, 1 (as stored) to 8. Raises DataError."""
+    """Return the EXIF orientation of an image, 1 (as stored) to 8. Raises DataError."""
     return open_image(path, read_file(path), any_format=True).orientation
 
 
@@ -81,8 +82,8 @@ def _decoded(path: Path, data: bytes, found: "OpenedImage") -> np.ndarray:
     image = found.image
     if image.format in ("JPEG", "MPO") and (pixels := decode_jpeg(path, data)) is not None:
         return _of_size(path, image, pixels)
-    # OpenCV decodes a PNG faster than PIL, to the same pixels, and refuses one that lacks rows. It fills what a
-    # truncated JPEG lacks with gray; so does PIL, unless the file does not end with the end marker.
+    # OpenCV decodes a PNG faster than PIL, with the same pixels, and refuses one with missing rows. Both fill missing
+    # parts of a JPEG with gray, but PIL raises an error if the end marker is missing.
     if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")):
         pixels = decode(path, data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         return _of_size(path, image, pixels)
@@ -110,10 +111,10 @@ def _warn_of_orientation(path: Path, tag: int) -> None:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write `image`, HW3 uint8 RGB, in the format of the suffix: .png, .jpg (quality 95), .ppm and others.
+    """Write `image`, HW3 uint8 RGB, in the format of its suffix: .png, .jpg (quality 95), .ppm and others.
 
     Raises:
-        DataError: another shape or type, or a suffix that names no format.
+        DataError: the shape or type is wrong, or the suffix is unknown.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise DataError(f"{path}: an image is HW3 uint8, got {'x'.join(map(str, image.shape))} {image.dtype}")
@@ -122,7 +123,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open a file to read bytes. Raises DataError."""
+    """Open a file to read bytes. Raises DataError if it cannot be opened."""
     try:
         return path.open("rb")
     except FileNotFoundError as error:
@@ -161,13 +162,13 @@ class OpenedImage(NamedTuple):
 
     image: Image.Image
     depth: int = 8
-    """Bits of a stored gray value or index."""
+    """Number of bits of a stored gray value or index."""
     orientation: int = 1
     png: PngHeader | None = None
 
 
 def open_image(path: Path, data: bytes, *, any_format: bool = False) -> OpenedImage:
-    """Return the image in `data`, not decoded yet: of the format that its name says, one image and not too large."""
+    """Open the image in `data` without decoding it; check its format, its size, and that it is a single image."""
     expected = _format(path)
     png = None
     if data[:8] == MAGIC or (expected == "PNG" and not any_format):
@@ -199,7 +200,7 @@ def open_image(path: Path, data: bytes, *, any_format: bool = False) -> OpenedIm
 
 
 def pixels_of(path: Path, image: Image.Image, mode: str | None = None) -> np.ndarray:
-    """Return the pixels as they are stored: Pillow turns a TIFF by its orientation, and no other format."""
+    """Return the pixels as stored, undoing the rotation that Pillow applies to TIFF files only."""
     tag = orientation_in(image.getexif()) if image.format == "TIFF" else 1
     try:
         pixels = np.array(image if mode is None else image.convert(mode))
@@ -209,7 +210,7 @@ def pixels_of(path: Path, image: Image.Image, mode: str | None = None) -> np.nda
 
 
 def _deep_gray(path: Path, image: Image.Image) -> np.ndarray:
-    """Return 16-bit gray as 8-bit RGB, HW3: PIL's own conversion turns everything above 255 white."""
+    """Return 16-bit gray as 8-bit RGB, HW3; PIL's own conversion would make all values above 255 white."""
     if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PPM"):
         raise DataError(f"{path}: pixels of kind {image.mode}, whose range is not known; store 8 or 16 bits a channel")
     return np.repeat((pixels_of(path, image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
@@ -227,7 +228,7 @@ def decode(path: Path, data: bytes, flags: int) -> np.ndarray:
 
 
 def check_png(path: Path, data: bytes) -> PngHeader:
-    """Return the header of a PNG of allowed size whose parts all have their checksums; DataError for any other."""
+    """Return the header of a PNG; raise DataError if it is too large or a checksum is wrong."""
     header = png_header(path, data)
     check_size(path, header.width, header.height)
     return header

@@ -1,4 +1,4 @@
-"""Decode JPEG files strictly: what libjpeg only warns about, such as a scan that ends early, is an error."""
+"""Decode JPEG files strictly: warnings of libjpeg, such as for a scan that ends early, become errors."""
 
 import logging
 import re
@@ -18,12 +18,12 @@ _DAMAGE = re.compile(r"corrupt|premature|bogus|inconsistent|truncated|unsupporte
 
 
 def decode_jpeg(path: Path, data: bytes) -> np.ndarray | None:
-    """Return the pixels of a JPEG, HW3 uint8 RGB; None where simplejpeg does not read its kind (CMYK) or is missing.
+    """Return the pixels of a JPEG, HW3 uint8 RGB; None if it is CMYK or simplejpeg is not installed.
 
-    Pillow and OpenCV decode to the same pixels, but fill what a damaged file lacks with gray and say nothing.
+    Pillow and OpenCV decode to the same pixels, but silently fill missing parts of a damaged file with gray.
 
     Raises:
-        DataError: the file is damaged, in the words of libjpeg.
+        DataError: the file is damaged; the message is libjpeg's.
     """
     if simplejpeg is None:
         _warn_once()

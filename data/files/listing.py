@@ -1,6 +1,6 @@
 """List the files of a data set and check them before anything is decoded.
 
-A data set lists its files when it is built and is refused if one is missing: not after hours of training.
+A data set lists its files when it is built, so that a missing file is found before training and not hours later.
 """
 
 import errno
@@ -29,7 +29,7 @@ def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> 
     """Return the first folder that contains `inside`: `root` or one of its subfolders `below`.
 
     Raises:
-        MissingDataError: there is none.
+        MissingDataError: no folder contains it.
     """
     for place in (root, *(root / name for name in below)):
         if (place / inside).exists():
@@ -39,12 +39,12 @@ def find_root(kind: str, root: Path, inside: str, below: Sequence[str] = ()) -> 
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images in `folder` by stem, in natural order; none if there is no such folder.
+    """Return the images in `folder` by stem, in natural order; an empty dict if the folder does not exist.
 
-    Letters with accents are composed in the names (NFC), however the file's own name has them.
+    Accented letters in the stems are composed (NFC), whatever their form in the file name.
 
     Raises:
-        DataError: two images differ in their suffix only.
+        DataError: two images differ only in their suffix.
     """
     found: dict[str, Path] = {}
     entries = folder.iterdir() if folder.is_dir() else ()
@@ -58,7 +58,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def tell_skipped(root: Path, folders: Iterable[Path]) -> None:
-    """Warn, once for each `root`, of files in these folders that are no images: how many, and the first of them."""
+    """Warn, once per `root`, about files in `folders` that cannot be read as images: their number and the first ten."""
     if root in _told:
         return
     skipped = []
@@ -78,7 +78,7 @@ def _may_be_image(path: Path) -> bool:
 
 
 def named(path: Path) -> Path:
-    """Return the file that is called so, its letters composed or not (NFC, NFD); `path` itself if there is none."""
+    """Return the existing file with this name in composed or decomposed letters (NFC, NFD); `path` if there is none."""
     if path.name.isascii() and path.parent.as_posix().isascii():
         return path
     if path.exists() or path == path.parent:
@@ -90,7 +90,7 @@ def named(path: Path) -> Path:
 
 
 def similar(name: str, others: Iterable[str]) -> str:
-    """Return "; there is 'b'" where another name differs only in blanks or capitals, else nothing."""
+    """Return a hint for a message if one of `others` differs from `name` only in blanks or capitals, else ""."""
     wanted = _look(name)
     found = next((other for other in others if _look(other) == wanted), None)
     return "" if found is None else f"; for {name!r} there is {found!r}"
@@ -101,14 +101,14 @@ def _look(name: str) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Return whether the name is that of an image. Hidden files are none, such as macOS's ._1.jpg beside 1.jpg."""
+    """Return whether `path` has an image suffix and is not hidden, as macOS's ._1.jpg next to 1.jpg is."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the direct subfolders of `folder`, sorted by name; none if there is no such folder.
+    """Return the direct subfolders of `folder`, sorted by name; an empty list if the folder does not exist.
 
-    Folders that programs leave behind are skipped: .ipynb_checkpoints, __MACOSX, @eaDir.
+    Folders that programs leave behind are skipped, such as .ipynb_checkpoints, __MACOSX and @eaDir.
     """
     if not folder.is_dir():
         return []
@@ -118,9 +118,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def folders_below(folder: Path, root: Path | None = None) -> list[Path]:
-    """Return `folder` and its :func:`subfolders` of any depth, sorted by path. Links are followed.
+    """Return `folder` and its :func:`subfolders` of any depth, sorted by path, following links.
 
-    A link to a folder above itself is skipped; so is one to a folder above `root`, if `folder` is a part of its tree.
+    Links to a parent folder of the link are skipped, and so are links to `root` or its parent folders.
     """
     above = frozenset() if root is None else _itself_and_above(root)
     return sorted(_below(folder, above))
@@ -141,7 +141,7 @@ def _itself_and_above(folder: Path) -> frozenset[Path]:
 
 
 def require_order(kind: str, root: Path, ids: Iterable[str]) -> None:
-    """Raise DataError if names of frames do not tell their order within a folder."""
+    """Raise DataError if the order of the frames in a folder is ambiguous by their names."""
     folders: dict[str, list[str]] = {}
     for name in ids:
         folder, _, frame = name.rpartition("/")
@@ -155,7 +155,7 @@ def inside(root: Path, entry: str, where: Path) -> Path:
     """Return the path of an entry of the split file `where`, relative to `root`; a leading slash means `root`.
 
     Raises:
-        DataError: it leads out of `root`, directly or by a symbolic link.
+        DataError: the path leads out of `root`, directly or through a symbolic link.
     """
     parts = PurePosixPath(entry.lstrip("/")).parts
     path = named(root.joinpath(*parts))
@@ -167,12 +167,12 @@ def inside(root: Path, entry: str, where: Path) -> Path:
 
 
 def require_files(kind: str, root: Path, files: Iterable[Path]) -> None:
-    """Raise MissingDataError, which names the first ten and counts all, unless all `files` exist.
+    """Raise MissingDataError if any of `files` is missing; the message has their number and the first ten.
 
-    Each folder is listed once: one call for each of FlyingThings3D's quarter million files takes minutes on a network
-    disk. Only links are checked one by one.
+    Each folder is listed only once, since a call for each of the quarter million files of FlyingThings3D takes minutes
+    on a network disk. Only links are checked one by one.
     """
-    listed: dict[Path, dict[str, bool]] = {}  # for each folder: its entries, and whether they are files
+    listed: dict[Path, dict[str, bool]] = {}  # folder -> name of entry -> whether it is a file
     missing: dict[Path, None] = {}
     no_files: dict[Path, None] = {}
     for file in files:
@@ -200,7 +200,7 @@ def _entries(folder: Path) -> dict[str, bool]:
 
 
 def _leads_to(asked: Callable[[], bool]) -> bool:
-    """Evaluate a check of os.DirEntry; a loop of symbolic links, for which it raises, gives False."""
+    """Return the result of an os.DirEntry check; False for a loop of symbolic links, for which the check raises."""
     try:
         return asked()
     except OSError as error:
@@ -210,13 +210,13 @@ def _leads_to(asked: Callable[[], bool]) -> bool:
 
 
 def first_ten(files: Iterable[Path], root: Path) -> str:
-    """Return "12 files (a, b, ...)" with the first ten, relative to `root`."""
+    """Return "12 files (a, b, ...)" with the first ten paths, relative to `root`."""
     names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in files]
     return f"{len(names)} file{'s' if len(names) > 1 else ''} ({first_names(names)})"
 
 
 def require_unique(kind: str, root: Path, ids: Sequence[str]) -> None:
-    """Raise DataError if there are no `ids`, or one twice."""
+    """Raise DataError if `ids` is empty or has duplicates."""
     if not ids:
         raise DataError(f"{kind} at {root}: no examples in what was asked for")
     if len(set(ids)) < len(ids):

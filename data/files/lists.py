@@ -12,10 +12,10 @@ from data.types import DataError, MissingDataError
 def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
     """Return variables of a MATLAB file (up to version 7.2), each as an array of one dimension.
 
-    A cell of text is an array of str, a struct has named fields.
+    A cell array of text becomes an array of str, and a struct becomes an array with named fields.
 
     Raises:
-        DataError: the file is missing or cannot be read, lacks a variable, or scipy is not installed.
+        DataError: the file is missing, cannot be read or lacks a variable, or scipy is not installed.
     """
     try:
         from scipy.io import loadmat
@@ -34,7 +34,7 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises DataError with its path."""
+    """Return the content of a JSON file. Raises DataError if it cannot be read."""
     _require(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -46,7 +46,7 @@ def read_lines(path: Path) -> list[list[str]]:
     """Return the words of each non-blank line of a split file.
 
     Raises:
-        DataError: there is no such file, it is not text, or it holds nothing.
+        DataError: the file is missing, not text, or empty.
     """
     try:
         lines = [words for line in path.read_text(encoding="utf-8-sig").splitlines() if (words := line.split())]
@@ -60,7 +60,7 @@ def read_lines(path: Path) -> list[list[str]]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Return the non-blank lines of a file, stripped. Raises DataError with its path."""
+    """Return the non-blank lines of a file, stripped. Raises DataError if it cannot be read."""
     _require(path)
     try:
         return [name for line in path.read_text(encoding="utf-8-sig").splitlines() if (name := line.strip())]

@@ -1,4 +1,4 @@
-"""What an indexed mask says by its colors, where an image tool has put its palette into another order."""
+"""Read indexed masks by color, since image tools may have reordered their palettes."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -12,15 +12,16 @@ Color = tuple[int, int, int]
 
 
 def foreground_table(path: Path, colors: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Return which indices are the object, 256 bool: those that are not black. Black is background, by color.
+    """Return for each index whether it is the object, 256 bool: black indices are background, all others the object.
 
     Args:
-        path: of the mask.
-        colors: of each index, N3 uint8.
-        used: indices that the mask has.
+        path: file of the mask, for messages.
+        colors: color of each index, N3 uint8.
+        used: indices that occur in the mask.
 
     Raises:
-        DataError: colors do not tell: nothing is black although index 0 is there, or everything is.
+        DataError: the colors do not identify the background: no used index is black although index 0 is used, or all
+            are black.
     """
     bright = np.zeros(256, bool)
     bright[: len(colors)] = colors.any(axis=1)
@@ -41,12 +42,12 @@ def foreground_table(path: Path, colors: np.ndarray, used: np.ndarray) -> np.nda
 
 
 def id_table(path: Path, colors: np.ndarray, used: np.ndarray) -> np.ndarray | None:
-    """Return the id of each index, 256 uint8, by the colors of PASCAL VOC and DAVIS; None: the ids are the indices.
+    """Return the id of each index, 256 uint8, by the colors of PASCAL VOC and DAVIS; None if ids are the indices.
 
-    Colors of no id contradict nothing.
+    Colors that belong to no id do not contradict the indices.
 
     Raises:
-        DataError: some indices have colors of other ids, and not all colors are known.
+        DataError: some indices have the colors of other ids, and other indices have unknown colors.
     """
     ids = _voc_ids()
     known = [ids.get(tuple(colors[i].tolist())) if i < len(colors) else None for i in used.tolist()]
@@ -70,10 +71,9 @@ def _voc_ids() -> dict[Color, int]:
 
 
 class SameColors:
-    """Notices files of one folder that give the same color to different indices.
+    """Detect masks in a folder that use the same color at different indices.
 
-    A palette says which index is which color; an image tool that sorts it anew does so for each file in another way,
-    and indices are ids no more.
+    An image tool that sorts the palette does so differently for each file, so that indices are no longer ids.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class SameColors:
         self._seen: set[bytes] = set()
 
     def check(self, path: Path, colors: np.ndarray, used: np.ndarray) -> None:
-        """Take the colors of one file. Raises DataError if another file had one of them at another index."""
+        """Check the colors of one file. Raises DataError if an earlier file has one of them at another index."""
         key = colors.tobytes() + used.tobytes()
         if key in self._seen:
             return

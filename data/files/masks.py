@@ -1,4 +1,4 @@
-"""Read and write masks as numpy arrays of the values that are stored: indexed, gray or color images without loss."""
+"""Read and write masks as numpy arrays of their stored values, from indexed, gray or color images without loss."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +19,18 @@ from mtsp.types import IGNORE
 def read_mask(
     path: Path, *, colors: Literal["voc"] | None = None, same: mask_colors.SameColors | None = None
 ) -> np.ndarray:
-    """Return a mask, HW uint8, of the stored values: the indices of an indexed image, the values of a gray one.
+    """Return the stored values of a mask, HW uint8: the indices of an indexed image, or the values of a gray image.
 
     Args:
-        path: of the mask.
-        colors: "voc": ids are known to have the colors of PASCAL VOC and DAVIS; a file in which these colors contradict
-            the indices is read by color.
-        same: of a folder of masks; a file is refused that has a color at another index than the others.
+        path: file of the mask.
+        colors: "voc" if ids have the colors of PASCAL VOC and DAVIS. A file in which these colors contradict the
+            indices is then read by color.
+        same: state shared by the masks of a folder. A mask is refused if it has a color at another index than an
+            earlier mask.
 
     Raises:
-        DataError: not a whole image of the suffix's format, one of RGB or 16-bit pixels, which hold no ids, or one of
-            a format that does not keep them, as JPEG.
+        DataError: the file is damaged, not of the format of its suffix, has RGB or 16-bit pixels, which are no ids, or
+            has a lossy format such as JPEG.
     """
     data = read_file(path)
     found = _open_mask(path, data)
@@ -50,11 +51,14 @@ def read_mask(
 
 
 def read_foreground(path: Path) -> np.ndarray:
-    """Return where a mask is not zero, HW bool: gray, RGB or RGBA, whose alpha does not count; indexed where not black.
+    """Return the foreground of a mask, HW bool.
+
+    The foreground of a gray, RGB or RGBA mask is where a value other than alpha is not zero. The foreground of an
+    indexed mask is where its color is not black.
 
     Raises:
-        DataError: not a whole image of the suffix's format, one whose colors and indices do not tell the background,
-            or one of a format that does not keep values: zeros around an object of a JPEG are not zero.
+        DataError: the file is damaged, not of the format of its suffix, its colors and indices do not identify the
+            background, or it has a lossy format such as JPEG, which does not keep zeros.
     """
     image = _open_mask(path, read_file(path)).image
     pixels = pixels_of(path, image)
@@ -68,13 +72,13 @@ def read_foreground(path: Path) -> np.ndarray:
 
 
 class ObjectOrUnknown:
-    """Tells whether 255 means "unknown" in a folder of masks, or the object, as in masks of 0 and 255.
+    """Check whether the value 255 means "unknown" or the object in a folder of masks.
 
-    Where no mask has an id between, 255 may be either. Read as unknown, an object is no class at all, and a network
-    that predicts nothing scores 1: the masks are refused.
+    If no mask has an id from 1 to 254, 255 could mean either, and the masks are refused: if objects were read as
+    unknown, a network that predicts only background would score 1.
 
     Args:
-        masks: all of them; they are looked at until one has an id.
+        masks: all masks of the folder; they are read until one has an id from 1 to 254.
     """
 
     def __init__(self, masks: Sequence[Path]) -> None:
@@ -82,7 +86,7 @@ class ObjectOrUnknown:
         self._settled = False
 
     def check(self, path: Path, mask: np.ndarray) -> None:
-        """Raise DataError if this mask has 255, and no mask of the folder has an id from 1 to 254."""
+        """Raise DataError if `mask` has the value 255 and no mask of the folder has an id from 1 to 254."""
         if not self._settled and not _has_ids(mask) and (mask == IGNORE).any():
             if not any(_has_ids(read_mask(other)) for other in self._masks):
                 raise DataError(
@@ -100,7 +104,7 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write `mask`, HW uint8 or bool, as an indexed PNG in the colors of DAVIS and PASCAL VOC.
 
     Raises:
-        DataError: another shape or type.
+        DataError: the shape or type is wrong.
     """
     if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_) or mask.size == 0:
         raise DataError(f"{path}: a mask is HW uint8 or bool, got {'x'.join(map(str, mask.shape))} {mask.dtype}")
@@ -116,7 +120,7 @@ def _palette_of(image: Image.Image) -> np.ndarray:
 def _by_color(
     path: Path, image: Image.Image, pixels: np.ndarray, colors: str | None, same: mask_colors.SameColors | None
 ) -> np.ndarray:
-    """Return the ids of an indexed mask: its indices, or what its palette says where it is known to say more."""
+    """Return the ids of an indexed mask: its indices, or the ids of its colors if these contradict the indices."""
     used = np.flatnonzero(np.bincount(pixels.reshape(-1), minlength=256))
     stored = _palette_of(image)
     if colors == "voc" and (table := mask_colors.id_table(path, stored, used)) is not None:
@@ -127,11 +131,11 @@ def _by_color(
 
 
 _LOSSLESS_TIFF = {None, 1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
-"""Values of the tag Compression that keep values as they are."""
+"""Lossless values of the TIFF tag Compression."""
 
 
 def _open_mask(path: Path, data: bytes) -> OpenedImage:
-    """Return a mask, not decoded yet, of a format that keeps the values that were written."""
+    """Open a mask without decoding it; raise DataError if its format is lossy."""
     found = open_image(path, data)
     image = found.image
     lossy = image.format
@@ -145,9 +149,7 @@ def _open_mask(path: Path, data: bytes) -> OpenedImage:
     elif image.format not in ("JPEG", "MPO", "AVIF"):
         lossy = None
     if lossy is not None:
-        raise DataError(
-            f"{path}: the mask is a {lossy}, which changes values a little where they meet; make it anew as a PNG"
-        )
+        raise DataError(f"{path}: the mask is a {lossy}, which changes ids slightly; create the mask again as a PNG")
     if found.png is not None:
         require_all_rows(path, found.png, data)
     return found

@@ -1,4 +1,4 @@
-"""How a camera was held: the EXIF tag that says how a stored image is to be turned to be looked at."""
+"""Read and apply the EXIF orientation, which says how to rotate or flip a stored image for display."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ _TAG = 0x0112
 
 
 def orientation_in(exif: bytes | Image.Exif) -> int:
-    """Return the orientation in EXIF data, 1 to 8; 1 (as stored) if there is none that means anything."""
+    """Return the orientation in EXIF data, 1 to 8; 1 (as stored) if it is missing or invalid."""
     try:
         if isinstance(exif, bytes):
             if not exif:
@@ -16,13 +16,13 @@ def orientation_in(exif: bytes | Image.Exif) -> int:
             notes.load(exif)
             exif = notes
         tag = exif.get(_TAG, 1)
-    except Exception:  # a note that cannot be parsed, in whatever way, says nothing
+    except Exception:  # treat EXIF data that cannot be parsed as missing
         return 1
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an image, HW or HWC, as it is to be looked at; `orientation` as in EXIF, 1 to 8."""
+    """Return an image, HW or HWC, rotated and flipped for display by an EXIF `orientation` of 1 to 8."""
     swapped = pixels.swapaxes(0, 1)
     shown = {
         1: pixels,
@@ -38,5 +38,5 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def unturned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return the stored image whose :func:`turned` one is `pixels`."""
+    """Undo :func:`turned`: return the image as stored."""
     return turned(pixels, {6: 8, 8: 6}.get(orientation, orientation))

@@ -1,4 +1,4 @@
-"""Read gray PGM files with the values that they store: Pillow spreads them over 0 to 255."""
+"""Read gray PGM files with their stored values, which Pillow would scale to 0 to 255."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,10 @@ _HEADER = re.compile(rb"(P[25])%s(\d{1,6})%s(\d{1,6})%s(\d{1,6})\s" % ((_SPACE,)
 
 
 def read_pgm(path: Path, data: bytes) -> np.ndarray:
-    """Return the stored values, HW uint8, of a PGM of up to 8 bits, as bytes (P5) or as text (P2).
+    """Return the stored values, HW uint8, of a PGM file with up to 8 bits, in binary (P5) or text form (P2).
 
     Raises:
-        DataError: another kind of file, one of 16 bits, values above its maxval, or too few of them.
+        DataError: not a gray PGM file, 16-bit values, values above maxval, or too few values.
     """
     found = _HEADER.match(data)
     if found is None:

@@ -1,4 +1,4 @@
-"""Look into a PNG file without decoding it: its parts and their checksums, depth, length of its pixels, EXIF note."""
+"""Check a PNG file without decoding it: read its header and EXIF data, verify its checksums and number of pixels."""
 
 import struct
 import zlib
@@ -13,22 +13,22 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 class PngHeader(NamedTuple):
-    """What a PNG says of itself before its pixels."""
+    """Header of a PNG file, and the position of its pixels."""
 
     width: int
     height: int
     depth: int
-    """Bits of a sample."""
+    """Number of bits per channel."""
     color: int
     """0 gray, 2 RGB, 3 indexed, 4 gray with alpha, 6 RGB with alpha."""
     interlaced: bool
     exif: bytes
-    """Its eXIf part, empty if it has none."""
+    """Content of the eXIf chunk; empty if there is none."""
     pixels: tuple[slice, ...]
-    """Where its compressed pixels are."""
+    """Positions of the compressed pixels in the file."""
 
     def scan_bytes(self) -> int:
-        """Return the number of bytes that its pixels have when inflated, filter bytes included."""
+        """Return the number of bytes of the decompressed pixels, including filter bytes."""
         passes = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
         total = 0
         for x, y, dx, dy in passes:
@@ -39,10 +39,10 @@ class PngHeader(NamedTuple):
 
 
 def png_header(path: Path, data: bytes) -> PngHeader:
-    """Return the header of a PNG, once every part is found to be there with its checksum.
+    """Return the header of a PNG after verifying that all chunks are complete and have the right checksum.
 
     Raises:
-        DataError: not a PNG, a part that is cut off or damaged, or an animation.
+        DataError: the file is not a PNG, a chunk is cut off or damaged, or the PNG is animated.
     """
     if data[:8] != MAGIC:
         raise DataError(f"{path}: not a PNG image, {f'it starts with {data[:8]!r}' if data else 'it is empty'}")
@@ -73,10 +73,10 @@ def png_header(path: Path, data: bytes) -> PngHeader:
 
 
 def require_all_rows(path: Path, header: PngHeader, data: bytes) -> None:
-    """Check that the pixels of a PNG inflate to as many bytes as its header says: PIL leaves the others black.
+    """Check that a PNG has all pixels that its header claims, since PIL would leave missing ones black.
 
     Raises:
-        DataError: they do not.
+        DataError: the pixels are damaged, or there are too few or too many.
     """
     expected = header.scan_bytes()
     inflate = zlib.decompressobj()
