@@ -18,12 +18,12 @@ from mtsp.text import did_you_mean
 
 
 class Encoded(Normalized):
-    """A branch with an image encoder, to be subclassed: normalizes frames and runs `encoder` on them.
+    """Base of branches with an image encoder: normalizes frames and runs `encoder` on them.
 
     Args:
         name: `resnet50_caffe`, `resnet101_caffe`, an encoder of segmentation-models-pytorch (`resnet101`, whose keys
             are torchvision's), or `tu-` and a network of timm (`tu-efficientnet_lite0`).
-        output_stride: 8 or 16: no map is coarser, coarse stages are dilated instead of strided. 32: as published.
+        output_stride: 8 or 16: stages beyond this stride are dilated instead of strided. 32: as published.
 
     Raises:
         ValueError: there is no such encoder, it lacks maps at strides 4, 8, 16 and 32, or cannot be dilated.
@@ -41,7 +41,7 @@ class Encoded(Normalized):
         return self.encoder(self.normalized(frame))[-4:]
 
     def published_layout(self, file: WeightsFile) -> Layout:
-        """Return how a published file fits the encoder; see :class:`models.pretrained.layouts.Published`."""
+        """Map the tensors of a published file to the encoder; see :class:`models.pretrained.layouts.Published`."""
         if self.encoder_name in BLOCKS:
             return caffe_layout(self.encoder, file.tensors).under("encoder.")
         tensors, others = split_encoder(file.tensors)
@@ -76,13 +76,13 @@ def build(name: str, *, pretrained: bool = False, output_stride: int = 32) -> nn
     if name.split(".")[0] not in known:
         otherwise = "known are those of segmentation-models-pytorch (resnet50) and, after tu-, those of timm"
         raise ValueError(f"no encoder {name!r}; {did_you_mean(name, [*BLOCKS, *known], otherwise)}")
-    stride = output_stride if name.startswith("tu-") else 32  # smp dilates by another rule, see _dilate
+    stride = output_stride if name.startswith("tu-") else 32  # smp dilates in a different way, see _dilate
     weights = "imagenet" if pretrained else None
     try:
         encoder = smp.encoders.get_encoder(name, in_channels=3, depth=5, weights=weights, output_stride=stride)
-    except Exception as error:  # which kind depends on the library and its version
+    except Exception as error:  # the type of error depends on the library and its version
         if stride != 32:
-            build(name)  # raises the better error if it has not even the four strides
+            build(name)  # gives a better error if the encoder lacks the four strides
             raise ValueError(_CANNOT_DILATE.format(name, output_stride)) from error
         raise ValueError(f"encoder {name!r} has no feature maps at strides 4, 8, 16, 32: {error}") from error
     info = getattr(getattr(encoder, "model", None), "feature_info", None)
@@ -98,9 +98,9 @@ def build(name: str, *, pretrained: bool = False, output_stride: int = 32) -> nn
 def _dilate(encoder: nn.Module, name: str, output_stride: int) -> None:
     """Replace the strides in the coarse stages of an encoder of segmentation-models-pytorch by dilation.
 
-    Only layers after a strided convolution are dilated, not that convolution itself, so that every second (fourth)
-    pixel is what the published encoder computes. EncNet's authors, torchvision and timm do the same; the library's own
-    `make_dilated` dilates the whole stage.
+    Only layers after a strided convolution are dilated, not that convolution itself, so every second (fourth) pixel
+    has the value that the published encoder computes. EncNet's authors, torchvision and timm do the same; the
+    library's own `make_dilated` dilates the whole stage.
     """
     try:
         stages: dict[int, Sequence[nn.Module]] = encoder.get_stages()  # pyright: ignore[reportCallIssue]
@@ -122,13 +122,13 @@ def _dilate(encoder: nn.Module, name: str, output_stride: int) -> None:
     with evaluating(encoder), torch.no_grad():
         maps = encoder(image)[-4:]
     if [x.shape[-1] for x in maps] != [64 // min(stride, output_stride) for stride in (4, 8, 16, 32)]:
-        raise ValueError(_CANNOT_DILATE.format(name, output_stride))  # it strides by pooling
+        raise ValueError(_CANNOT_DILATE.format(name, output_stride))  # the encoder strides by pooling
 
 
 def _dilate_convolution(conv: nn.Conv2d, dilation: int) -> None:
     if max(conv.kernel_size) == 1:
         return
-    if hasattr(conv, "static_padding"):  # EfficientNet pads in a layer of its own, for one image size
+    if hasattr(conv, "static_padding"):  # EfficientNet pads in a separate layer, for a fixed image size
         conv.static_padding = nn.Identity()
         conv.padding = tuple(size // 2 for size in conv.kernel_size)
     conv.dilation = tuple(dilation * rate for rate in conv.dilation)
@@ -137,5 +137,5 @@ def _dilate_convolution(conv: nn.Conv2d, dilation: int) -> None:
 
 
 _CANNOT_DILATE = (
-    "encoder {!r} cannot be dilated to output stride {}: take another (resnet50, tu-resnet50s), or stride 32"
+    "encoder {!r} cannot be dilated to output stride {}: use another encoder (resnet50, tu-resnet50s) or stride 32"
 )

@@ -1,4 +1,4 @@
-"""EncNet as PyTorch-Encoding and FastFCN publish it: the key map of its head, and where its encoder is."""
+"""EncNet as published by PyTorch-Encoding and FastFCN: map the keys of the head, and find the encoder."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from models.pretrained.layouts import Layout, LayoutError, WeightsFile, looks_li
 
 _ENCODER = "pretrained."
 
-_HEAD = {  # beginning of their key: ours
+_HEAD = {  # prefix of a published key: prefix of our key
     "head.conv5.": "reduce.",
     "head.connect.": "lateral.",
     "head.fusion.": "join.",
@@ -29,7 +29,7 @@ _HEAD = {  # beginning of their key: ours
 
 
 def split_encoder(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the encoder of a published EncNet and what is left out; another file's tensors are returned unchanged."""
+    """Return the encoder of a published EncNet and the left-out tensors; tensors of other files stay unchanged."""
     encoder = {key.removeprefix(_ENCODER): value for key, value in tensors.items() if key.startswith(_ENCODER)}
     if not encoder:
         return tensors, []
@@ -37,10 +37,10 @@ def split_encoder(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[s
 
 
 def encnet_layout(head: nn.Module, task_layers: tuple[str, ...], file: WeightsFile) -> Layout:
-    """Return how the head in a file of a whole published EncNet fits a :class:`models.encnet.network.EncHead`.
+    """Map the head of a published EncNet to a :class:`models.encnet.network.EncHead`.
 
-    The encoder, which belongs to the other branch, is left out, and so are layers for other classes and an auxiliary or
-    SE head that `head` does not have.
+    The file holds the whole network. The encoder, which belongs to the branch `backbone`, is left out, and so are
+    layers for other classes and an auxiliary or SE head that `head` does not have.
     """
     tensors, own = file.tensors, head.state_dict()
     seen = f"it looks like {looks_like(tensors)}"
@@ -62,8 +62,8 @@ def encnet_layout(head: nn.Module, task_layers: tuple[str, ...], file: WeightsFi
         else:
             option = next((option for option in ("lateral", "jpu") if ours.startswith(f"{option}.")), "")
             hint = f"; set {option}=true in the model's config" if option else ""
-            raise LayoutError(f"{seen}, but this head has no place for {key}{hint}")
+            raise LayoutError(f"{seen}, but this head has no layer for {key}{hint}")
     for key in own:
         if key not in used and not key.startswith(task_layers) and not key.endswith("num_batches_tracked"):
-            raise LayoutError(f"{seen}, but it has nothing for {key} of this head")
+            raise LayoutError(f"{seen}, but the file has no tensor for {key} of this head")
     return Layout(used, left_out, {}, "an EncNet head of PyTorch-Encoding")

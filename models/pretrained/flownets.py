@@ -1,5 +1,5 @@
-"""FlowNetS as FlowNetPytorch and NVIDIA's flownet2-pytorch publish it. Our FlowNetS has their names: the key map is
-the identity; what differs are the missing biases, the normalization and the channel order."""
+"""FlowNetS as published by FlowNetPytorch and NVIDIA's flownet2-pytorch. Our FlowNetS has the same parameter names;
+only missing biases, the normalization and the channel order differ."""
 
 from typing import Any
 
@@ -18,15 +18,19 @@ _DECODER = ("deconv", "predict_flow", "upsampled_flow")
 
 
 def flownets_layout(network: nn.Module, file: WeightsFile) -> Layout:
-    """Return how a published FlowNetS checkpoint of 33, 42 or 63 tensors fits a :class:`models.flow.flownets.FlowNetS`.
+    """Map the tensors of a published FlowNetS checkpoint to a :class:`models.flow.flownets.FlowNetS`.
 
-    33: FlowNetPytorch, no biases in the decoder; trained on RGB, except the one converted from Caffe (BGR), which is
-    recognized by "caffe" in its name or by a container without an epoch. 63: the same with batch normalization. 42:
-    NVIDIA's FlowNet2-S, RGB, minus each pair's own mean. ptlflow has the same names and subtracts each frame's own
-    mean: a checkpoint of Lightning, as it saves, is refused. FlowNetPytorch's published networks have the mean
-    :data:`PINARD_MEAN`; what its present code trains has that of FlyingChairs, which nothing in the file shows: the
-    branch's `mean` says so. Biases that a file does not have are zero, which is exact. The
-    input channels of BGR weights are reversed, so that frames are always RGB.
+    The number of tensors identifies the source:
+
+    - 33: FlowNetPytorch, without biases in the decoder. Trained on RGB, except for the checkpoint converted from Caffe
+      (BGR), which is recognized by "caffe" in its name or by a container without an epoch.
+    - 63: FlowNetPytorch with batch normalization.
+    - 42: NVIDIA's FlowNet2-S, trained on RGB minus the mean of each pair. ptlflow has the same names, but subtracts the
+      mean of each frame; its checkpoints, saved by Lightning, are refused.
+
+    FlowNetPytorch's published networks have the mean :data:`PINARD_MEAN`. Networks trained by its current code have the
+    mean of FlyingChairs, which the file does not show; set the branch's `mean` for them. Missing biases are set to
+    zero, which is exact. The input channels of BGR weights are reversed, so that frames are always RGB.
     """
     tensors, own = file.tensors, network.state_dict()
     buffers = {name for name, _ in network.named_buffers(recurse=False)}
@@ -34,7 +38,7 @@ def flownets_layout(network: nn.Module, file: WeightsFile) -> Layout:
     if {"conv3_1.0.weight", "upsampled_flow6_to_5.weight"} - tensors.keys() or "conv_redir.0.weight" in tensors:
         raise LayoutError(f"it looks like {looks_like(tensors)}; expected {_EXPECTED}")
     if (channels := tensors["conv1.0.weight"].shape[1]) != 6:
-        raise LayoutError(f"its conv1 takes {channels} channels, as a refining FlowNetS in a stack; expected 6")
+        raise LayoutError(f"its conv1 takes {channels} channels, like a refining FlowNetS in a stack; expected 6")
     if batch_norm != ("conv1.1.running_mean" in tensors):
         has, instead = ("no ", "false") if batch_norm else ("", "true")
         raise LayoutError(f"it is FlowNetS with {has}batch norm; set flow.batch_norm={instead} in the model's config")
@@ -49,19 +53,19 @@ def flownets_layout(network: nn.Module, file: WeightsFile) -> Layout:
         lightning = file.name.endswith(".ckpt") or any(key in file.fields for key in _OF_LIGHTNING)
         if lightning:
             raise LayoutError(
-                f"its {len(tensors)} tensors are named as those of NVIDIA and of ptlflow; a checkpoint of Lightning is "
-                "ptlflow's, whose frames are each normalized by their own mean, which is not supported"
+                f"its {len(tensors)} tensors are named as by NVIDIA and ptlflow; Lightning checkpoints are from ptlflow, "
+                "which subtracts the mean of each frame; that is not supported"
             )
         values["own_mean"] = True
         name = f"FlowNetS of NVIDIA ({len(tensors)} tensors; RGB minus each pair's mean)"
     elif "caffe" in file.name.lower() or ("arch" in file.fields and "epoch" not in file.fields):
         used["conv1.0.weight"] = used["conv1.0.weight"][:, [2, 1, 0, 5, 4, 3]]
         values["mean"] = PINARD_MEAN[::-1] * 2
-        name = f"FlowNetS converted from Caffe ({len(tensors)} tensors; BGR, turned into RGB)"
+        name = f"FlowNetS converted from Caffe ({len(tensors)} tensors; converted from BGR to RGB)"
     else:
         values["mean"] = PINARD_MEAN * 2
         name = (
-            f"FlowNetS of FlowNetPytorch ({len(tensors)} tensors; RGB minus {PINARD_MEAN} as its published networks; "
-            "what its present code trains wants the branch's mean: [0.45, 0.432, 0.411])"
+            f"FlowNetS of FlowNetPytorch ({len(tensors)} tensors; RGB minus {PINARD_MEAN}, as published; "
+            "for networks trained by its current code, set the branch's mean: [0.45, 0.432, 0.411])"
         )
     return Layout(used, [], values, name)

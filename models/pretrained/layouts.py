@@ -1,13 +1,13 @@
-"""Match the tensors of a file to the names of a branch: what a branch may define so that published weights load.
+"""Map the tensors of a file to the parameter names of a branch.
 
 A branch is any `nn.Module` that is an attribute of a network. A file whose keys are the branch's own parameter names
-(with or without the branch's name in front) loads without any code: see :mod:`models.pretrained.own`. A branch may
-define as well
+(with or without the branch's name in front) loads without any code: see :mod:`models.pretrained.own`. To load other
+weights, a branch may define
 
-- `task_layers`: beginnings of the names that belong to one task or number of classes, `("classify.",)`. A file may
-  lack them, or have them in other shapes; then they stay as initialized. Default: `("head.",)`.
-- `published_layout(file)`, see :class:`Published`: matches files with other names.
-- `download()`, see :class:`Downloadable`: the source called `imagenet`.
+- `task_layers`: prefixes of the names of layers that depend on the task or the number of classes, `("classify.",)`. If
+  a file lacks these layers or has other shapes, they stay as initialized. Default: `("head.",)`.
+- `published_layout(file)`, see :class:`Published`: maps files with other names.
+- `download()`, see :class:`Downloadable`: downloads weights for the source `imagenet`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class LayoutError(ValueError):
-    """A file's tensors do not fit. The message says what they look like and what was expected."""
+    """The tensors of a file do not fit. The message says which network they look like and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -29,32 +29,32 @@ class WeightsFile:
     name: str = ""
     """File name without its folder."""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """The entries beside the tensors, as an epoch."""
+    """Other entries of the file, for example the epoch."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Tensors of a file under the names that they have in a branch."""
+    """Tensors of a file under their names in a branch."""
 
     tensors: dict[str, Tensor]
     left_out: list[str]
     """Tensors of the file that are not used: `key: reason`."""
     buffers: dict[str, Any]
-    """Values of the branch's buffers that describe the input and the unit of the output, as `mean` and `std`."""
+    """Values for buffers of the branch that describe its input and the unit of its output, such as `mean` and `std`."""
     description: str
-    """The kind of file, for people."""
+    """Description of the file for messages."""
 
     def under(self, prefix: str) -> "Layout":
-        """Return the layout with `prefix` before the names of its tensors. Its buffers stay the branch's."""
+        """Return the layout with `prefix` added to the names of its tensors, but not of its buffers."""
         return replace(self, tensors={prefix + key: value for key, value in self.tensors.items()})
 
 
 @runtime_checkable
 class Published(Protocol):
-    """A branch into which files with other parameter names load."""
+    """A branch that can load files with other parameter names."""
 
     def published_layout(self, file: WeightsFile) -> Layout:
-        """Return how the file fits. Raises LayoutError if it does not."""
+        """Map the file's tensors to the branch. Raises LayoutError if they do not fit."""
         ...
 
 
@@ -68,7 +68,7 @@ class Downloadable(Protocol):
 
 
 def looks_like(tensors: Mapping[str, Tensor]) -> str:
-    """Describe the network that a file's keys look like."""
+    """Describe the network that the keys of a file look like."""
     signs = {
         "conv_redir.0.weight": "FlowNetC",
         "upsampled_flow6_to_5.weight": "FlowNetS",

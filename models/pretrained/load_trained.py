@@ -1,4 +1,4 @@
-"""Load a trained network: the start of evaluation and prediction."""
+"""Load a trained network for evaluation and prediction."""
 
 import json
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from mtsp.training.experiment import Experiment
 
 
 def load_trained(experiment: Experiment[Any, Any], path: Path) -> nn.Module:
-    """Return an experiment's network with all weights and buffers from a file of its run. Nothing is downloaded.
+    """Return an experiment's network with all weights and buffers loaded from a file of its run, without downloads.
 
     Args:
         experiment: config of the run; its branches' pretrained `weights` are not used.
         path: RUN/weights.safetensors, or a checkpoint, RUN/checkpoints/step-00001000, verified byte by byte.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: it cannot be read, is damaged, or belongs to another network; one line.
+        FileNotFoundError: `path` does not exist.
+        ValueError: the file cannot be read, is damaged, or belongs to another network; the message has one line.
     """
     tensors = _tensors(path)
     model = experiment.model.build()
@@ -35,7 +35,7 @@ def load_trained(experiment: Experiment[Any, Any], path: Path) -> nn.Module:
 
 
 def trained_classes(path: Path) -> tuple[str, ...]:
-    """Return the names of the classes that the weights at `path` were trained on; none where they do not tell.
+    """Return the class names that the weights at `path` were trained on; empty if the file does not store them.
 
     Raises:
         ValueError: the file cannot be read.

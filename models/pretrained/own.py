@@ -1,4 +1,4 @@
-"""Weights in a branch's own names: files that mtsp saved, and state dicts of the branch's module."""
+"""Load weights that have a branch's parameter names: files saved by mtsp, and state dicts of the branch's module."""
 
 from torch import nn
 
@@ -6,10 +6,10 @@ from models.pretrained.layouts import Layout, LayoutError, WeightsFile
 
 
 def own_layout(branch: str, target: nn.Module, file: WeightsFile) -> Layout | None:
-    """Return how a file with the branch's own names fits, or None if it has none of them.
+    """Map a file that has the branch's parameter names to the branch; return None if it has none of these names.
 
-    The names may have the branch's name in front, as in a file of a whole network. Layers of the branch's `task_layers`
-    (default: `head.`) may be missing or have other shapes; all others must be there.
+    The names may begin with the branch's name, as in a file of a whole network. Layers of the branch's `task_layers`
+    (default: `head.`) may be missing or have other shapes; all other layers must be present.
 
     Raises:
         LayoutError: other tensors are missing or unknown.

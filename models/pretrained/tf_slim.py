@@ -1,17 +1,17 @@
-"""TF-slim's Inception-V3, which DSTL publishes, in torchvision's names and layout.
+"""Convert TF-slim's Inception-V3, published by DSTL, to torchvision's names and layout.
 
-The checkpoints of DSTL's repository (pre-trained on iNaturalist, ImageNet or both) are TensorFlow's. Where `tensorflow`
-is installed they load directly; elsewhere, write their arrays to a NumPy file on a machine that has it:
+The checkpoints of DSTL's repository (pre-trained on iNaturalist, ImageNet or both) are TensorFlow checkpoints. If
+`tensorflow` is installed, they load directly; otherwise, write their arrays to a NumPy file on a machine that has it:
 
     import numpy, tensorflow
     reader = tensorflow.train.load_checkpoint("inception_v3_iNat_299.ckpt")
     numpy.savez("inat.npz", **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
 
-Differences from torchvision's Inception-V3 beside the names: kernels are height, width, input, output; batch
-normalization has no scale (it is 1); pixels are x / 127.5 - 1; ImageNet's 1001 classes begin with a background. Where a
+Besides the names, it differs from torchvision's Inception-V3: kernels are stored as height, width, input, output; batch
+normalization has no scale (it is 1); pixels are x / 127.5 - 1; ImageNet's 1001 classes begin with a background. If a
 file has moving averages of the weights, they are used instead of the weights, as DSTL does to extract features.
 
-One difference stays: at the border, the 3x3 average pooling of slim's nine blocks leaves the padding out of the mean;
+One difference remains: at the border, the 3x3 average pooling in slim's nine blocks excludes the padding from the mean;
 torchvision counts it as zeros, also for its own weights, which were converted from TensorFlow.
 
 The key map is from slim's source (tensorflow/models, slim/nets/inception_v3.py). Tested once against TensorFlow:
@@ -34,13 +34,13 @@ from models.pretrained.layouts import Layout, LayoutError, looks_like
 
 _SCOPE = "InceptionV3/"
 _AVERAGE = "/ExponentialMovingAverage"
-_TABLE = bytes.fromhex("57fb808b247547db")  # last bytes of an index, and of a checkpoint in the older format
+_TABLE = bytes.fromhex("57fb808b247547db")  # last bytes of an index file, and of a checkpoint in the older format
 
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 
 
 def _block(layers: str) -> dict[str, str]:
-    """Return slim's name and torchvision's of each layer; `1/0b_5x5` stands for `Branch_1/Conv2d_0b_5x5`."""
+    """Return a dict from slim's to torchvision's layer names; `1/0b_5x5` stands for `Branch_1/Conv2d_0b_5x5`."""
     pairs = (pair.split() for pair in layers.split(","))
     return {f"Branch_{theirs.replace('/', '/Conv2d_')}": ours for theirs, ours in pairs}
 
@@ -49,7 +49,7 @@ _MIXED_5 = _block(
     "0/0a_1x1 branch1x1, 1/0a_1x1 branch5x5_1, 1/0b_5x5 branch5x5_2, 2/0a_1x1 branch3x3dbl_1, "
     "2/0b_3x3 branch3x3dbl_2, 2/0c_3x3 branch3x3dbl_3, 3/0b_1x1 branch_pool"
 )
-_MIXED_6A = _block(  # the ones called 1a_1x1 are 3x3
+_MIXED_6A = _block(  # layers named 1a_1x1 are 3x3
     "0/1a_1x1 branch3x3, 1/0a_1x1 branch3x3dbl_1, 1/0b_3x3 branch3x3dbl_2, 1/1a_1x1 branch3x3dbl_3"
 )
 _MIXED_6 = _block(
@@ -93,7 +93,7 @@ class Slim(NamedTuple):
     """Variables of slim's Inception-V3 as torchvision's tensors."""
 
     tensors: dict[str, Tensor]  # with torchvision's names and layout
-    names: dict[str, str]  # slim's name for each of torchvision's; a scale of 1 has none
+    names: dict[str, str]  # slim's name by torchvision's name; a scale of 1 has no entry
     left_out: list[str]  # `name: reason`
     description: str
 
@@ -106,10 +106,10 @@ def is_slim(tensors: Mapping[str, Tensor]) -> bool:
 def convert(tensors: Mapping[str, Tensor]) -> Slim:
     """Convert the variables of slim's Inception-V3 to torchvision's tensors.
 
-    An optimizer's variables and the step are left out. The auxiliary head may be missing, and the last layers.
+    Variables of an optimizer and the step are left out. The auxiliary head and the last layers may be missing.
 
     Raises:
-        LayoutError: something else is missing or unknown, or only some weights have a moving average.
+        LayoutError: any other variable is missing or unknown, or only some weights have a moving average.
     """
     ours = {
         f"{layer}/{theirs}": f"{name}.{kind}"
@@ -140,7 +140,7 @@ def convert(tensors: Mapping[str, Tensor]) -> Slim:
 
 
 def head_layout(label: nn.Linear, last: str, slim: Slim, *, aux_head: bool) -> Layout:
-    """Return how slim's last layers fit a head. With one class more than the head, the first (background) is left out.
+    """Map slim's last layers to a head. If they have one more class, the first class (background) is left out.
 
     See :func:`models.pretrained.torchvision_timm.head_layout`.
     """
@@ -154,14 +154,14 @@ def head_layout(label: nn.Linear, last: str, slim: Slim, *, aux_head: bool) -> L
 
 
 def in_slims_names(layout: Layout, slim: Slim) -> Layout:
-    """Return a layout of converted tensors, with those left out under their names in the file."""
+    """Return the layout of converted tensors, in which left-out tensors have their names in the file."""
     lines = [line.partition(": ") for line in layout.left_out]
     left_out = [f"{slim.names[key]}: {reason}" for key, _, reason in lines if key in slim.names]
     return replace(layout, left_out=[*left_out, *slim.left_out], description=slim.description)
 
 
 def checkpoint_at(path: Path) -> Path | None:
-    """Return TensorFlow's name of the checkpoint at `path`, or None if it is something else.
+    """Return TensorFlow's name of the checkpoint at `path`, or None if `path` is not a TensorFlow checkpoint.
 
     A checkpoint is one file, or several (`.index`, `.data-00000-of-00001`); `path` may be any of them.
     """
@@ -179,7 +179,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the variables of a TensorFlow checkpoint that :func:`checkpoint_at` found.
 
     Raises:
-        ValueError: TensorFlow is not installed, or cannot read it.
+        ValueError: TensorFlow is not installed, or cannot read the checkpoint.
     """
     try:
         from tensorflow import train  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
@@ -191,18 +191,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         reader: Any = train.load_checkpoint(str(path))
         arrays = {name: np.asarray(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()}
-    except Exception as error:  # TensorFlow raises many kinds for a damaged file
+    except Exception as error:  # TensorFlow raises many types of errors for damaged files
         raise ValueError(f"{path} cannot be read by TensorFlow: {' '.join(str(error).split())[:200]}") from error
     return numbers(arrays)
 
 
 def numbers(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Return the numeric arrays of a TensorFlow checkpoint as tensors; it may hold others, as the graph of a saver."""
+    """Return the numeric arrays of a TensorFlow checkpoint as tensors; other arrays, such as a saver's graph, are
+    skipped."""
     return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items() if value.dtype.kind in "fiub"}
 
 
 def _layers() -> dict[str, tuple[str, dict[str, str]]]:
-    """Return for each layer of slim's torchvision's name and the names of its variables."""
+    """Return torchvision's name and the names of the variables for each of slim's layers."""
     normed = {layer: layer for layer in _STEM} | _AUXILIARY
     usual = {theirs: actual for actual, theirs in _MISNAMED.items()}
     for block, layers in _BLOCKS.items():

@@ -1,4 +1,4 @@
-"""Fit classifiers of torchvision, timm and EfficientNet-PyTorch into an encoder, a backbone or a last layer."""
+"""Load classifiers of torchvision, timm and EfficientNet-PyTorch into an encoder, a backbone or a last layer."""
 
 import re
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _CLASSIFIERS = ("fc.", "_fc.", "classifier.", "head.", "last_linear.", "conv_head.", "_conv_head.", "_bn1.", "bn2.")
-"""Beginnings of the keys after the last feature map in torchvision, timm and EfficientNet-PyTorch."""
+"""Prefixes of the keys of layers after the last feature map, in torchvision, timm and EfficientNet-PyTorch."""
 
 _LAST_LAYERS = ("_fc", "last_linear")
-"""Names of the last layer in files of other libraries than the backbone's own."""
+"""Names of the last layer in files of libraries other than the backbone's own."""
 
 
 def normalization(encoder: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std (RGB of values in [0, 1]) that an encoder expects: timm's own, or ImageNet's."""
+    """Return the mean and std (RGB, for values in [0, 1]) that an encoder expects: timm's setting, or ImageNet's."""
     default_cfg = getattr(getattr(encoder, "model", None), "default_cfg", None) or {}
     return tuple(default_cfg.get("mean", IMAGENET_MEAN)), tuple(default_cfg.get("std", IMAGENET_STD))
 
 
 def encoder_layout(encoder: nn.Module, name: str, tensors: dict[str, Tensor]) -> Layout:
-    """Return how a classifier's weights fit an encoder; its last layers are left out.
+    """Map a classifier's weights to an encoder; the last layers of the classifier are left out.
 
-    EfficientNet-Lite weights, which have no squeeze-and-excitation, expect (x - 127) / 128 of x in 0..255. They were
-    trained with TensorFlow's padding and epsilon, as timm's `tf_` networks have: of 100 photos of ImageNet classes, the
+    EfficientNet-Lite weights, which have no squeeze-and-excitation, expect (x - 127) / 128 for x in 0..255. They were
+    trained with TensorFlow's padding and epsilon, as in timm's `tf_` networks: of 100 photos of ImageNet classes, the
     Lite0 weights classify 86 correctly in tf_efficientnet_lite0 and 72 in efficientnet_lite0, whose keys are the same.
     """
     own = encoder.state_dict()
@@ -67,13 +67,13 @@ def backbone_layout(
     aux_head: bool,
     normalization: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Layout:
-    """Return how a classifier's weights fit its backbone: all but the layers that classify.
+    """Map a classifier's weights to its backbone; the layers that classify are left out.
 
     Args:
         network: the backbone, without its last layer.
-        name: its name, for messages.
-        tensors: the whole classifier.
-        classifiers: names of the layers that classify; the auxiliary one may be among them.
+        name: name of the backbone, for messages.
+        tensors: tensors of the whole classifier.
+        classifiers: names of the layers that classify, possibly including that of the auxiliary head.
         aux_head: whether the backbone has Inception-V3's auxiliary head.
         normalization: mean and std that the backbone's own weights expect.
     """
@@ -99,18 +99,18 @@ def backbone_layout(
 
 
 def head_layout(label: nn.Linear, last: str, tensors: dict[str, Tensor], *, aux_head: bool) -> Layout:
-    """Return how a classifier's last layers become the layers `label` and `aux_head` of a head.
+    """Map a classifier's last layers to the layers `label` and `aux_head` of a head.
 
     Args:
-        label: the head's last layer, with as many classes as the file's.
+        label: the head's last layer; it must have as many classes as the file.
         last: name of the last layer in files of the backbone's own library.
-        tensors: the whole classifier.
+        tensors: tensors of the whole classifier.
         aux_head: whether the head has a last layer for Inception-V3's auxiliary head.
     """
     names = (last, *_LAST_LAYERS)
     name = next((name for name in names if getattr(tensors.get(f"{name}.weight"), "ndim", 0) == 2), None)
     if name is None:
-        raise LayoutError(f"it looks like {looks_like(tensors)}, without a last layer that is known here")
+        raise LayoutError(f"it looks like {looks_like(tensors)}, without a known last layer")
     sources = {"label": name} | ({"aux_head": "AuxLogits.fc"} if aux_head else {})
     keys = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in sources.items() for kind in ("weight", "bias")}
     if missing := [key for key in keys.values() if key not in tensors]:
@@ -124,7 +124,7 @@ def head_layout(label: nn.Linear, last: str, tensors: dict[str, Tensor], *, aux_
 
 
 def _efficientnet_names(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return timm's name of each key of EfficientNet-PyTorch, which numbers the blocks through all stages."""
+    """Return timm's name for each key of EfficientNet-PyTorch, which numbers blocks across all stages."""
     places = {match[1] for key in own if (match := re.search(r"blocks[._](\d+[._]\d+)\.", key))}
     stages = [tuple(int(n) for n in re.split(r"[._]", place)) for place in places]
     blocks = [f"blocks.{stage}.{block}" for stage, block in sorted(stages)]

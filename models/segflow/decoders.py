@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.blocks import on_grid
 
 SCALES = (1e-4, 1e-2, 1.0)
-"""Factors on encoder maps at strides 8, 16, 32, before they are joined with the flow features."""
+"""Factors on the encoder maps at strides 8, 16, 32 before they are concatenated with the flow features."""
 
 
 class ScoreHead(nn.Module):
@@ -18,15 +18,16 @@ class ScoreHead(nn.Module):
 
     Encoder and flow features are concatenated at strides 8, 16 and 32. The convolutions start at zero.
 
-    With `crops`, as released: fixed factors on the encoder maps, fixed bilinear deconvolutions without padding, and
-    cuts where maps are larger than the level they join, which shift the two streams by up to 43 pixels. Without: the
-    flow features lie on the encoder's grid, factors are learned, and maps are enlarged without a shift.
+    With `crops`, as released: factors on the encoder maps are fixed, bilinear deconvolutions are fixed and have no
+    padding, and maps that are larger than the maps they join are cropped, which shifts the two streams by up to 43
+    pixels. Without `crops`: flow features lie on the encoder's grid, factors are learned, and maps are enlarged
+    without a shift.
 
     Args:
-        encoder: channels of the encoder's maps at strides 8, 16, 32.
-        motion: channels of the flow features there; empty without a flow branch.
+        encoder: numbers of channels of the encoder's maps at strides 8, 16, 32.
+        motion: numbers of channels of the flow features at these strides; empty without a flow branch.
         channels: number of score maps.
-        crops: first row and column of the cuts from the flow features at strides 8, 16, 32; None: they fit.
+        crops: first row and column of the crops from the flow features at strides 8, 16, 32; None: no crops.
     """
 
     scales: Tensor
@@ -50,11 +51,12 @@ class ScoreHead(nn.Module):
             self.register_buffer("up8", bilinear_kernel(channels, 8), persistent=False)
 
     def forward(self, encoder: Sequence[Tensor], motion: Sequence[Tensor]) -> Tensor:
-        """Return score maps: with `crops` at stride 1, some pixels too large at the bottom right; else at stride 8.
+        """Return score maps, with `crops` at stride 1 and a few pixels too large at the bottom right, else at stride 8.
 
         Args:
-            encoder: BChw at strides 8, 16, 32 (more maps may come before).
-            motion: BChw at strides 8, 16, 32, on the encoder's grid or larger (then cut); empty without a flow branch.
+            encoder: BChw at strides 8, 16, 32 (additional maps may precede them).
+            motion: BChw at strides 8, 16, 32, on the encoder's grid, or larger and then cropped; empty without a flow
+                branch.
         """
         score3, score4, score5 = (
             score(self._joined(level, encoder[level - 3], motion))
@@ -84,11 +86,11 @@ class PyramidHead(nn.Module):
     fine by 3x3 convolutions. GroupNorm makes it independent of the batch size and of frozen batch-norm statistics.
 
     Args:
-        encoder: channels of the encoder's maps at strides 4, 8, 16, 32.
-        motion: channels of the flow features at strides 8, 16, 32; empty without a flow branch.
-        channels: of the output.
-        width: channels inside; a multiple of 8.
-        zero: start with an output of zero.
+        encoder: numbers of channels of the encoder's maps at strides 4, 8, 16, 32.
+        motion: numbers of channels of the flow features at strides 8, 16, 32; empty without a flow branch.
+        channels: number of channels of the output.
+        width: number of channels inside; a multiple of 8.
+        zero: initialize the last layer so that the output is zero.
     """
 
     def __init__(self, encoder: Sequence[int], motion: Sequence[int], channels: int, *, width: int, zero: bool) -> None:
@@ -96,7 +98,7 @@ class PyramidHead(nn.Module):
         joined = [width, *(2 * width if motion else width for _ in range(3))]
         self.lateral = nn.ModuleList([_block(count, width, 1) for count in encoder])
         self.exchange = nn.ModuleList([_block(count, width, 1) for count in motion])
-        self.context = nn.Conv2d(joined[3], width, 1)  # applied to the mean over the image: which objects there are
+        self.context = nn.Conv2d(joined[3], width, 1)  # applied to the mean over the image
         self.merge = nn.ModuleList(
             [_block(count + (width if level < 3 else 0), width, 3) for level, count in enumerate(joined)]
         )
@@ -105,7 +107,12 @@ class PyramidHead(nn.Module):
             _zero(self.predict)
 
     def forward(self, encoder: Sequence[Tensor], motion: Sequence[Tensor]) -> Tensor:
-        """Return BChw at stride 4, of `encoder`, BChw at strides 4 to 32, and `motion`, on its grid at 8, 16, 32."""
+        """Return the output, BChw at stride 4.
+
+        Args:
+            encoder: BChw at strides 4, 8, 16, 32.
+            motion: BChw at strides 8, 16, 32, on the encoder's grid.
+        """
         levels = [lateral(features) for lateral, features in zip(self.lateral, encoder, strict=True)]
         for level, (exchange, features) in enumerate(zip(self.exchange, motion, strict=True), start=1):
             levels[level] = torch.cat([levels[level], exchange(features)], dim=1)
@@ -116,7 +123,7 @@ class PyramidHead(nn.Module):
 
 
 def bilinear_kernel(channels: int, factor: int) -> Tensor:
-    """Return the weight, C1kk with k = 2 * factor, of a grouped deconvolution that enlarges `factor` times."""
+    """Return the weight, C1kk with k = 2 * factor, of a grouped deconvolution that enlarges maps by `factor`."""
     place = torch.arange(2 * factor, dtype=torch.float32)
     tent = 1 - (place - (factor - 0.5)).abs() / factor
     return torch.outer(tent, tent).expand(channels, 1, -1, -1).contiguous()

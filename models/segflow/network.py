@@ -19,8 +19,8 @@ from mtsp.config import Config
 from mtsp.types import Outputs
 
 RELEASED_SIZE = (480, 854)
-STRIDES = (4, 8, 16, 32, 64)  # of FlowNetS's pyramid
-RESIDUAL_UNIT = 20.0  # pixels: the flow head's output is in the unit that FlowNetS predicts in
+STRIDES = (4, 8, 16, 32, 64)  # strides of FlowNetS's pyramid
+RESIDUAL_UNIT = 20.0  # pixels; the unit of the flow head's output, the same as in FlowNetS
 
 
 class SegFlowConfig(Config):
@@ -29,33 +29,33 @@ class SegFlowConfig(Config):
     name: Literal["segflow"]
 
     mode: Literal["released", "paper", "modern"] = "modern"
-    """`released`: as in the authors' files, 480x854 only; the flow is FlowNetS's own, because their flow head's weights
-    are zero. `paper`: the same, with the output of the flow head as the flow. `modern`: any size and encoder, aligned
-    features."""
+    """`released`: as in the authors' files, 480x854 only; the flow is FlowNetS's own, because the weights of the flow
+    head are zero. `paper`: the same, with the output of the flow head as the flow. `modern`: any size and encoder,
+    aligned features."""
 
     encoder: str = "resnet101"
-    """Any name that :mod:`models.encoders.build` knows. In `released` and `paper`, resnet50 and resnet101 mean
-    Caffe's."""
+    """Encoder name, see :mod:`models.encoders.build`. In `released` and `paper`, resnet50 and resnet101 are Caffe's."""
 
     classes: int = Field(default=2, gt=1, lt=256)
-    """Number of classes of the mask, background included."""
+    """Number of classes of the mask, including background."""
 
     flow: FlowNetSConfig | None = FlowNetSConfig()
-    """null: no flow branch (SegFlow*), and `next_frame` is ignored."""
+    """Config of the flow branch. null: no flow branch (SegFlow*), and `next_frame` is ignored."""
 
     decoder: Literal["scores", "fpn"] | None = None
-    """`scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. null: `fpn` in mode `modern`, else `scores`."""
+    """Decoder of both heads. `scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. null: `fpn` in mode
+    `modern`, else `scores`."""
 
     width: int = Field(default=64, gt=0, multiple_of=8)
-    """Channels in the segmentation head's feature pyramid."""
+    """Number of channels in the segmentation head's feature pyramid."""
 
     flow_width: int = Field(default=32, gt=0, multiple_of=8)
-    """Channels in the flow head's feature pyramid."""
+    """Number of channels in the flow head's feature pyramid."""
 
     @model_validator(mode="after")
     def _fits(self) -> "SegFlowConfig":
         if self.mode != "modern" and self.decoder == "fpn":
-            raise ValueError(f"mode {self.mode} has decoder scores, not fpn; leave decoder out, or use mode modern")
+            raise ValueError(f"mode {self.mode} does not support decoder fpn; leave out decoder, or use mode modern")
         return self
 
     @property
@@ -64,7 +64,7 @@ class SegFlowConfig(Config):
         return self.mode == "modern" and self.decoder != "scores"
 
     def build(self) -> "SegFlow":
-        """Return the network, with fresh weights."""
+        """Return the network with newly initialized weights."""
         return SegFlow(self)
 
 
@@ -97,14 +97,14 @@ class SegFlow(nn.Module):
     """A segmentation branch on an image encoder, and a flow branch on FlowNetS; each head reads the features of both.
 
     FlowNetS's features at strides 4, 8, 16 are pooled and concatenated with the encoder's at strides 8, 16, 32, once
-    for the segmentation head and once for the flow head. Encoder and FlowNetS do not see each other's features.
+    for the segmentation head and once for the flow head. Encoder and FlowNetS do not use each other's features.
 
     Departures. All modes: each branch normalizes the frames itself (in the authors' files a counter decides whether a
-    mean is subtracted twice), and `released` leaves out the flow head, which the authors never trained and whose output
-    is zero. `modern`: sides are padded to multiples of 32 and the outputs cut back; flow features lie on the encoder's
-    grid; the feature pyramid of :class:`PyramidHead` replaces sums of score maps unless `decoder: scores`; the flow
-    head predicts a residual to FlowNetS's flow that is zero at first, so the flow is right before the head has learned
-    anything.
+    mean is subtracted twice). `released`: the flow head is left out, because the authors never trained it and its
+    output is zero. `modern`: height and width are padded to multiples of 32 and outputs are cropped back; flow
+    features lie on the encoder's grid; the feature pyramid of :class:`PyramidHead` replaces sums of score maps unless
+    `decoder: scores`; the flow head predicts a residual to FlowNetS's flow that is zero at first, so the initial flow
+    is that of FlowNetS.
     """
 
     def __init__(self, config: SegFlowConfig) -> None:
@@ -122,7 +122,7 @@ class SegFlow(nn.Module):
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Names of the branches, which begin all parameter names."""
+        """Names of the branches, which are the prefixes of all parameter names."""
         return ("segmentation",) if self.flow is None else ("segmentation", "flow")
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
@@ -130,10 +130,11 @@ class SegFlow(nn.Module):
 
         Args:
             frame: B3HW, RGB in [0, 1]; 480x854 in modes `released` and `paper`, any size in `modern`.
-            next_frame: as `frame`. None: `frame` again, as SegFlow pairs the last frame of a clip.
+            next_frame: the following frame, same format. None: use `frame` again, as SegFlow does for the last frame
+                of a clip.
 
         Raises:
-            ValueError: the mode does not take frames of this size.
+            ValueError: the mode does not accept frames of this size.
         """
         next_frame = frame if next_frame is None else next_frame
         if self.mode == "modern":
@@ -150,10 +151,10 @@ class SegFlow(nn.Module):
         return outputs
 
     def after_loading(self, branch: str) -> None:
-        """Change freshly loaded weights of `branch` as the mode demands.
+        """Adjust newly loaded weights of `branch` to the mode.
 
         `released` sets the layers that enlarge the flow between FlowNetS's scales to bilinear interpolation, as the
-        authors' training script does (by accident: it selects layers by "up" in their names).
+        authors' training script does (by accident, since it selects layers with "up" in their names).
         """
         if self.mode == "released" and branch == "flow" and self.flow is not None:
             kernel = bilinear_kernel(1, 2)[0, 0]

@@ -218,7 +218,7 @@ def test_other_encoders_have_maps_at_the_asked_stride_and_the_same_weights(name:
 
 @pytest.mark.parametrize("name", ["densenet121", "tu-densenet121", "mit_b0", "resnet50_caffe"])
 def test_an_encoder_that_cannot_be_dilated_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(ValueError, match=r"encoder '.*' cannot be dilated to output stride 8: take another") as caught:
+    with pytest.raises(ValueError, match=r"encoder '.*' cannot be dilated to output stride 8: use another") as caught:
         build(name, output_stride=8)
     assert "\n" not in str(caught.value)
 
@@ -386,10 +386,10 @@ def test_published_weights_fit_a_head_without_se_and_auxiliary_head(tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lateral": False}, "no place for head.connect.0.0.weight; set lateral=true in the model's config"),
+        ({"lateral": False}, "no layer for head.connect.0.0.weight; set lateral=true in the model's config"),
         ({"width": 24}, r"head.conv5.0.weight has shape \(16, 512, 3, 3\), expected \(24, 512, 3, 3\)"),
         ({"codewords": 8}, r"head.encmodule.encoding.3.codewords has shape \(4, 16\), expected \(8, 16\)"),
-        ({"first_release": True}, "no place for head.encmodule.encoding.0.weight"),
+        ({"first_release": True}, "no layer for head.encmodule.encoding.0.weight"),
     ],
 )
 def test_published_weights_of_another_head_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -403,7 +403,7 @@ def test_published_weights_without_what_the_head_has_are_refused(tmp_path: Path)
     network, path = published(tmp_path)
     state = {key: value for key, value in network.state_dict().items() if "connect" not in key and "fusion" not in key}
     torch.save(state, path)
-    with pytest.raises(ValueError, match=r"it has nothing for lateral.0.0.weight of this head"):
+    with pytest.raises(ValueError, match=r"the file has no tensor for lateral.0.0.weight of this head"):
         load_branch(small(), "head", path)
 
 

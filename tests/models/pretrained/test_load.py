@@ -335,7 +335,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch: 
 
 
 def test_a_branch_or_a_download_that_does_not_exist_is_named() -> None:
-    with pytest.raises(ValueError, match="SegFlow has no branch 'flow'; it has: segmentation"):
+    with pytest.raises(ValueError, match="SegFlow has no branch 'flow'; its branches: segmentation"):
         load_branch(segflow(flow=None), "flow", "imagenet")
     with pytest.raises(ValueError, match="branch 'flow' has no image encoder"):
         load_branch(flow_network(), "flow", "imagenet")

@@ -113,7 +113,8 @@ def test_a_branch_can_know_other_names_and_a_download(tmp_path: Path) -> None:
 def test_a_branch_that_does_not_know_a_file_says_what_it_can_do(tmp_path: Path) -> None:
     file = saved(tmp_path / "w.safetensors", {"layer4.0.conv1.weight": torch.zeros(1)})
     with pytest.raises(
-        ValueError, match=r"ResNet of torchvision .*own names, as 'conv.weight', or .* published_layout"
+        ValueError,
+        match=r"ResNet of torchvision .*expected names of this branch, as 'conv.weight', or .* published_layout",
     ):
         load_branch(Network(Trunk()), "trunk", file)
     with pytest.raises(ValueError, match="expected a stem"):

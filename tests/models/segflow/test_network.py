@@ -237,7 +237,7 @@ def test_a_caffe_resnet_strides_in_its_first_convolution_and_pools_without_paddi
 
 
 def test_a_decoder_that_the_mode_does_not_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match="mode paper has decoder scores, not fpn"):
+    with pytest.raises(ConfigError, match="mode paper does not support decoder fpn"):
         parse(SegFlowConfig, {"name": "segflow", "mode": "paper", "decoder": "fpn"})
 
 
