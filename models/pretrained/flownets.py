@@ -53,7 +53,7 @@ def flownets_layout(network: nn.Module, file: WeightsFile) -> Layout:
         lightning = file.name.endswith(".ckpt") or any(key in file.fields for key in _OF_LIGHTNING)
         if lightning:
             raise LayoutError(
-                f"its {len(tensors)} tensors are named as by NVIDIA and ptlflow; Lightning checkpoints are from ptlflow, "
+                f"its {len(tensors)} tensors are named as by NVIDIA and ptlflow; Lightning ones are from ptlflow, "
                 "which subtracts the mean of each frame; that is not supported"
             )
         values["own_mean"] = True
