@@ -43,12 +43,12 @@ def level(module: str) -> int:
 
 
 def module_of(file: Path) -> str:
-    """Dotted name of a file: mtsp/files/atomic.py is mtsp.files.atomic."""
+    """Dotted name of a file: mtsp/files/atomic_file.py is mtsp.files.atomic_file."""
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def ours(file: Path) -> set[str]:
-    """Our own modules that a file imports: `from mtsp.files import atomic` and `from mtsp.files.atomic import sync`."""
+    """Our own modules that a file imports: `from mtsp.files import lock` and `from mtsp.files.lock import locked`."""
     known = {module_of(file) for file in FILES}
     names = imported(file.read_text(encoding="utf-8"))
     return {name if name in known else name.rpartition(".")[0] for name in names} & known - {module_of(file)}

@@ -90,7 +90,7 @@ def demo(
     """
     from PIL import Image
 
-    from mtsp.files.atomic import write_atomically
+    from mtsp.files.atomic_file import write_atomically
     from mtsp.reports.runs import comparison_markdown
 
     if fresh:
@@ -138,7 +138,7 @@ def synthesize(root: Path, data: Mapping[str, DataSet]) -> None:
         ConfigError: data sets that exist were made with other settings.
     """
     from mtsp.config import ConfigError
-    from mtsp.files.atomic import write_atomically
+    from mtsp.files.atomic_file import write_atomically
     from mtsp.files.progress import progress
 
     made_from = {name: [one.config.model_dump(mode="json"), one.validation] for name, one in data.items()}

@@ -134,7 +134,7 @@ def _measure_entry(
     from data.predictions.labels_csv import LabelPrediction, label_prediction, report_classes, save_predictions
     from mtsp.config import ConfigError
     from mtsp.evaluation.evaluate import evaluate
-    from mtsp.evaluation.metrics import ImageLabels
+    from mtsp.evaluation.metrics_by_kind import ImageLabels
     from mtsp.evaluation.scores import scores_of
     from mtsp.files.progress import bar
 

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _require_writable(arguments)
 
     from data.classification.class_lists import write_lists
-    from mtsp.files.atomic import write_atomically
+    from mtsp.files.atomic_file import write_atomically
     from mtsp.transfer.centroids import merge
     from mtsp.transfer.selection import union
     from mtsp.transfer.selection_output import select, write_selection

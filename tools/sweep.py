@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _commands(folder: Path, planned: "Sequence[Row]", seeds: Sequence[int]) -> Iterator[str]:
     """Write the config of each row and yield the command of each run, to launch elsewhere or on several processes."""
-    from mtsp.files.atomic import write_atomically
+    from mtsp.files.atomic_file import write_atomically
     from mtsp.training.experiment import as_yaml
 
     for seed in seeds:

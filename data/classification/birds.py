@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from data.classification.labeled_images import HELD_OUT, Annotations, LabeledConfig, Members, contiguous
+from data.files.list_files import read_lines
 from data.files.listing import find_root
-from data.files.lists import read_lines
 from data.types import DataError
 
 _FLAGS = {"1": "train", "0": "test"}

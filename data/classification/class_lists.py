@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.types import DataError
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 
 
 def write_lists(out: Path, sources: Sequence[str], names: Sequence[str], purpose: str) -> None:

@@ -7,8 +7,8 @@ Mining Discriminative Components with Random Forests", ECCV 2014.
 from typing import Literal
 
 from data.classification.labeled_images import Annotations, LabeledConfig, Members
+from data.files.list_files import read_json
 from data.files.listing import find_root
-from data.files.lists import read_json
 from data.types import DataError
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from data.classification.labeled_images import Annotations, LabeledConfig, LabeledImage, Members, contiguous
+from data.files.list_files import read_names
 from data.files.listing import folders_below, images_by_stem, subfolders, tell_skipped
-from data.files.lists import read_names
 from data.types import DataError, MissingDataError
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}

@@ -12,7 +12,7 @@ from pydantic import model_validator
 
 from data.classification.image_folder import read_tree
 from data.classification.labeled_images import Annotations, LabeledConfig, Members, contiguous
-from data.files.lists import read_json
+from data.files.list_files import read_json
 from data.types import DataError, MissingDataError
 
 _FOLDERS = {

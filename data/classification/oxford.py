@@ -9,8 +9,8 @@ default `trainval` does here.
 from typing import Literal
 
 from data.classification.labeled_images import HELD_OUT, Annotations, LabeledConfig, LabeledImage, Members
+from data.files.list_files import read_mat, read_names
 from data.files.listing import find_root
-from data.files.lists import read_mat, read_names
 from data.types import DataError
 
 _IDS = {"train": ("trnid",), "val": ("valid",), "trainval": ("trnid", "valid"), "test": ("tstid",)}

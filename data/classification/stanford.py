@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from data.classification.labeled_images import Annotations, LabeledConfig, Members, contiguous
+from data.files.list_files import read_mat
 from data.files.listing import find_root
-from data.files.lists import read_mat
 from data.types import DataError
 
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from data.files.list_files import read_lines
 from data.files.listing import find_root
-from data.files.lists import read_lines
 from data.flow.pairs import FlowConfig, FlowPair
 from data.types import DataError
 

@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from data.files.list_files import read_lines
 from data.files.listing import find_root, images_by_stem, subfolders
-from data.files.lists import read_lines
 from data.flow.pairs import FlowConfig, FlowPair
 from data.types import DataError, MissingDataError
 from mtsp.text import natural_order

@@ -18,7 +18,7 @@ import numpy as np
 
 from data.types import DataError, MissingDataError, SampleDataset
 from mtsp.evaluation.confusions import class_rows, class_table, confused_pairs, draw_pairs
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 from mtsp.metrics import ClassificationScores
 from mtsp.text import first_names
 from mtsp.types import Examples

@@ -18,7 +18,7 @@ from data.types import DataError, MissingDataError, SampleDataset
 from data.video.davis import Davis, DavisConfig
 from data.video.folder import FolderConfig
 from mtsp.config import ConfigError, parse, parse_yaml
-from mtsp.evaluation.metrics import METRICS, ImageLabels, Metric, VideoMasks, VideoObjects
+from mtsp.evaluation.metrics_by_kind import METRICS, ImageLabels, Metric, VideoMasks, VideoObjects
 from mtsp.evaluation.scores import Scores, scores_of
 from mtsp.files.progress import bar
 from mtsp.files.read_ahead import read_ahead
@@ -100,9 +100,9 @@ def score(
 ) -> list[Scores]:
     """Return the scores of the predictions in `predictions`, one entry per metric.
 
-    The kind of data set and its first label determine the metrics, see :data:`~mtsp.evaluation.metrics.METRICS`. Files
-    are read in threads and scores are summed in the order of the data set, so results do not depend on the number of
-    threads.
+    The kind of data set and its first label determine the metrics, see
+    :data:`~mtsp.evaluation.metrics_by_kind.METRICS`. Files are read in threads and scores are summed in the order of
+    the data set, so results do not depend on the number of threads.
 
     Args:
         dataset: data set with the true labels and the names of the predictions.

@@ -8,8 +8,8 @@ object classes in video", Pattern Recognition Letters 2009; Badrinarayanan et al
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from data.files.list_files import read_lines
 from data.files.listing import find_root, inside
-from data.files.lists import read_lines
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage
 from data.types import DataError

@@ -7,8 +7,8 @@ from unicodedata import normalize
 import numpy as np
 from pydantic import model_validator
 
+from data.files.list_files import read_names
 from data.files.listing import folders_below, images_by_stem, named, similar, tell_skipped
-from data.files.lists import read_names
 from data.files.mask_colors import SameColors
 from data.files.masks import ObjectOrUnknown, read_foreground, read_mask
 from data.segmentation.label_map import LabelMap

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from data.files.list_files import read_json
 from data.files.listing import find_root
-from data.files.lists import read_json
 from data.files.masks import write_mask
 from data.segmentation.label_map import LabelMap
 from data.segmentation.pascal_voc import read_voc_list

@@ -7,8 +7,8 @@ Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retros
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from data.files.list_files import read_lines
 from data.files.listing import find_root, inside
-from data.files.lists import read_lines
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage, SegmentedImages
 from data.types import MissingDataError

@@ -14,6 +14,7 @@ from unicodedata import normalize
 import numpy as np
 
 from data.files.images import read_image
+from data.files.list_files import read_lines
 from data.files.listing import (
     find_root,
     images_by_stem,
@@ -23,7 +24,6 @@ from data.files.listing import (
     require_size,
     require_unique,
 )
-from data.files.lists import read_lines
 from data.files.masks import read_foreground, read_mask
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config

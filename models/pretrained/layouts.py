@@ -1,8 +1,8 @@
 """Map the tensors of a file to the parameter names of a branch.
 
 A branch is any `nn.Module` that is an attribute of a network. A file whose keys are the branch's own parameter names
-(with or without the branch's name in front) loads without any code: see :mod:`models.pretrained.own`. To load other
-weights, a branch may define
+(with or without the branch's name in front) loads without any code: see :mod:`models.pretrained.mtsp_weights`. To load
+other weights, a branch may define
 
 - `task_layers`: prefixes of the names of layers that depend on the task or the number of classes, `("classify.",)`. If
   a file lacks these layers or has other shapes, they stay as initialized. Default: `("head.",)`.

@@ -15,7 +15,7 @@ from torch import nn
 
 from models.pretrained import files
 from models.pretrained.layouts import Downloadable, Layout, LayoutError, Published, looks_like
-from models.pretrained.own import own_layout
+from models.pretrained.mtsp_weights import own_layout
 
 
 @dataclass(frozen=True)

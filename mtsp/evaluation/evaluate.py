@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtsp.batches import collate, evaluating, to_device
 from mtsp.distributed.sharding import is_sharded
-from mtsp.evaluation.metrics import METRICS, Metric
+from mtsp.evaluation.metrics_by_kind import METRICS, Metric
 from mtsp.evaluation.tta import Tta, single_view
 from mtsp.files.read_ahead import read_ahead
 from mtsp.types import Batch, Examples, Kind, Outputs
@@ -51,9 +51,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the network on every example once, at the resolution of the labels.
 
-    The kind of data set determines the metrics, see :data:`~mtsp.evaluation.metrics.METRICS`. Each of n processes takes
-    every n-th example, without padding and without collective operations in the loop. All processes return the same
-    result, which does not depend on their number.
+    The kind of data set determines the metrics, see :data:`~mtsp.evaluation.metrics_by_kind.METRICS`. Each of n
+    processes takes every n-th example, without padding and without collective operations in the loop. All processes
+    return the same result, which does not depend on their number.
 
     Args:
         accelerator: provides the device and the processes.

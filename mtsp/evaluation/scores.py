@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mtsp.evaluation.metrics import Metric
-from mtsp.files.atomic import write_atomically
+from mtsp.evaluation.metrics_by_kind import Metric
+from mtsp.files.atomic_file import write_atomically
 from mtsp.text import first_names
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import save
 
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 from mtsp.files.tensors import read_tensors
 from mtsp.fisher.estimate import FisherSum
 

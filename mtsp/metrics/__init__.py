@@ -4,10 +4,10 @@ Metric objects hold plain Python and numpy values, so they can be pickled and se
 that score a single image are public, too.
 """
 
-from mtsp.metrics.boundary import boundary_measure, region_and_boundary, region_similarity
 from mtsp.metrics.classification import ClassificationScores, ImageScores, image_scores
 from mtsp.metrics.davis import DavisMeasure, statistics
 from mtsp.metrics.flow import FlowErrors, flow_sums
+from mtsp.metrics.region_boundary import boundary_measure, region_and_boundary, region_similarity
 from mtsp.metrics.segmentation import ConfusionMatrix, confusion
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The DAVIS metrics of videos: J and F for each object in each frame, and their statistics.
 
-After Perazzi et al., CVPR 2016, section 4, for one object (see :mod:`mtsp.metrics.boundary`), and Pont-Tuset et al.,
-"The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675), section 3, for several objects. Results
+After Perazzi et al., CVPR 2016, section 4, for one object (see :mod:`mtsp.metrics.region_boundary`), and Pont-Tuset et
+al., "The 2017 DAVIS Challenge on Video Object Segmentation" (arXiv:1704.00675), section 3, for several objects. Results
 equal those of the official evaluation code (2016, and 2017 semi-supervised), with three departures:
 
 - Decay is also correct for more than 256 frames, where the 8-bit frame indices of the official code wrap around.
@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mtsp.metrics.boundary import BOUND, as_pair, region_and_boundary
 from mtsp.metrics.kernels.jit import Array, as_numpy
+from mtsp.metrics.region_boundary import BOUND, as_pair, region_and_boundary
 from mtsp.text import natural_order
 
 
@@ -56,7 +56,7 @@ class DavisMeasure:
     of a sequence. Results for a data set are means over its objects, whatever the length of their sequences.
 
     Args:
-        bound: tolerance of F, see :func:`mtsp.metrics.boundary.boundary_measure`.
+        bound: tolerance of F, see :func:`mtsp.metrics.region_boundary.boundary_measure`.
         every_frame: score the first and the last frame, too, as in the unsupervised task of 2017.
         objects: `first` scores the objects in the first true mask of a sequence; `all` scores every object, from the
             first frame with the object in the true mask.

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from mtsp.config import parse_yaml
-from mtsp.evaluation.metrics import headlines
+from mtsp.evaluation.metrics_by_kind import headlines
 from mtsp.tracking.metrics_file import METRICS, read_metrics
 
 EXPERIMENT = "experiment.yaml"

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from mtsp.config import ConfigError, parse
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 from mtsp.regularizers import Pace
 from mtsp.regularizers.configs import PenaltyConfig
 from mtsp.reports.runs import HEADLINES, markdown_table

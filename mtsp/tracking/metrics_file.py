@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 
 METRICS = "metrics.jsonl"
 

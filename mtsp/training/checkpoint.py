@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtsp.files.atomic import sync
+from mtsp.files.atomic_file import sync
 
 FORMAT = 1
 _MANIFEST = "manifest.json"

@@ -21,9 +21,9 @@ from mtsp.fisher.inputs import Labels
 from mtsp.fisher.partial import PartialEstimate
 from mtsp.training.checks import align_classes
 from mtsp.training.experiment import AnyExperiment
+from mtsp.training.sample_stream import Concatenated, SinglePass
 from mtsp.training.signals import StopSignals
 from mtsp.training.state import PretrainedNetwork
-from mtsp.training.stream import Concatenated, SinglePass
 from mtsp.types import IGNORE, Examples
 
 MOST_PASSES = 100_000

@@ -19,7 +19,7 @@ from mtsp.distributed.accelerator import make_accelerator
 from mtsp.distributed.sharding import full_states, is_sharded
 from mtsp.distributed.sync_batchnorm import synchronize
 from mtsp.evaluation.evaluate import Evaluation, describe
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 from mtsp.files.lock import locked
 from mtsp.files.progress import training_progress
 from mtsp.files.tensors import write_tensors
@@ -31,9 +31,9 @@ from mtsp.training.ema import Ema
 from mtsp.training.experiment import AnyExperiment, as_yaml
 from mtsp.training.loop import train
 from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
+from mtsp.training.sample_stream import Shard, micro_batches
 from mtsp.training.signals import StopSignals
 from mtsp.training.state import PretrainedNetwork, StepResult, TrainingRun, TrainState
-from mtsp.training.stream import Shard, micro_batches
 from mtsp.training.summary import print_summary
 from mtsp.training.validate import validate, validation_due
 from mtsp.types import Batch

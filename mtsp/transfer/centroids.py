@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 from mtsp.text import first_names
 
 SUFFIX = ".safetensors"

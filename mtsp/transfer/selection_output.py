@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from mtsp.files.atomic import write_atomically
+from mtsp.files.atomic_file import write_atomically
 from mtsp.files.progress import progress
 from mtsp.transfer.centroids import Centroids
 from mtsp.transfer.distances import distances, emd, similarity, single_class, transport

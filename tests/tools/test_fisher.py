@@ -20,7 +20,7 @@ from mtsp.fisher.estimate import FisherSum, diagonal_fisher, load_fisher, mean_o
 from mtsp.fisher.partial import PartialEstimate
 from mtsp.training import checkpoint
 from mtsp.training import estimate_fisher as program
-from mtsp.training.stream import SinglePass
+from mtsp.training.sample_stream import SinglePass
 from tests import two_processes
 from tools import train as training
 from tools.build import AnyExperiment, build_network

@@ -14,7 +14,7 @@ from data.files.flow_formats import write_flo
 from data.files.images import write_image
 from data.files.masks import write_mask
 from data.predictions.score import score
-from mtsp.evaluation.metrics import FlowFields
+from mtsp.evaluation.metrics_by_kind import FlowFields
 from mtsp.evaluation.scores import scores_of, table
 from mtsp.types import Kind, Sample
 from tools.score import main as run

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data.files.images import write_image
 from data.files.masks import read_foreground, write_mask
-from mtsp.evaluation.metrics import VideoObjects
+from mtsp.evaluation.metrics_by_kind import VideoObjects
 from mtsp.evaluation.scores import scores_of, without_frames
 from tools.score import main as run
 

@@ -17,7 +17,8 @@ import torch
 from rich.table import Table
 from segmentation_models_pytorch.metrics import get_stats
 
-from mtsp.metrics import ConfusionMatrix, boundary, confusion, region_and_boundary
+from mtsp.metrics import ConfusionMatrix, confusion, region_and_boundary
+from mtsp.metrics import region_boundary as boundary
 from tools.bench.timing import Program, compared, medians
 
 CLASSES, IGNORE = 60, 255

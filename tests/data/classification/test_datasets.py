@@ -15,7 +15,7 @@ from data.catalog.datasets import DATASETS
 from data.catalog.verify import verify
 from data.classification.labeled_images import read_classes
 from data.files.images import write_image
-from data.files.lists import read_lines, read_names
+from data.files.list_files import read_lines, read_names
 from mtsp.config import ConfigError, parse
 
 scipy_io = pytest.importorskip("scipy.io")

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mtsp.evaluation.evaluate import at_resolution, evaluate
-from mtsp.evaluation.metrics import VideoMasks
+from mtsp.evaluation.metrics_by_kind import VideoMasks
 from mtsp.evaluation.tta import Network
 from mtsp.types import IGNORE, Batch, Kind, Outputs
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
 
 from data.files.masks import read_foreground
-from mtsp.metrics import DavisMeasure, boundary, boundary_measure, region_and_boundary, region_similarity, statistics
+from mtsp.metrics import DavisMeasure, boundary_measure, region_and_boundary, region_similarity, statistics
+from mtsp.metrics import region_boundary as boundary
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")

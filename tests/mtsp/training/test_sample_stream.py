@@ -8,7 +8,7 @@ import torch
 
 from mtsp.batches import collate
 from mtsp.files.read_ahead import read_ahead
-from mtsp.training.stream import Shard, micro_batches
+from mtsp.training.sample_stream import Shard, micro_batches
 from mtsp.types import Batch, Kind
 
 
