@@ -173,9 +173,9 @@ class ClassificationScores:
         Returns:
             `top1`, `top5` and so on for each k in `ks`: fraction of images with the true class among the best k;
             `class_accuracy`: top-1 accuracy of each class, averaged over the classes that have images; `ece`, the
-            expected calibration error: mean over images of |accuracy - confidence| of the image's bin (Guo et al.,
+            expected calibration error: mean over images of `abs(accuracy - confidence)` of the image's bin (Guo et al.,
             "On Calibration of Modern Neural Networks", ICML 2017, section 2); `mce`, the maximum calibration error:
-            the largest |accuracy - confidence| of any bin; `nll`: mean negative log-likelihood in nats; `images`:
+            the largest `abs(accuracy - confidence)` of any bin; `nll`: mean negative log-likelihood in nats; `images`:
             number of images; `nan_predictions`: number of images with logits that are not finite.
         """
         images = self.pairs.total()
@@ -215,8 +215,8 @@ class ClassificationScores:
     def reliability(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return four arrays with a value per confidence bin, for a reliability diagram.
 
-        They are the number of images, the accuracy, the mean confidence, and |accuracy - confidence|; the last three
-        are NaN in empty bins.
+        They are the number of images, the accuracy, the mean confidence, and `abs(accuracy - confidence)`; the last
+        three are NaN in empty bins.
         """
         empty = np.full((2, self.bins), np.nan)
         sums = np.stack([self.right, self.sums.values()[:-1]])
