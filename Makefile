@@ -8,6 +8,8 @@ export MPLBACKEND := Agg
 demo: install ## train the small SegFlow on the embedded default and show what it learned
 	$(BIN)/python tools/demo.py
 
+# Two workers of one thread each: more threads slow each other down.
+test: export OMP_NUM_THREADS := 1
 test: install
 	$(BIN)/python -m pytest -n 2
 
