@@ -108,8 +108,8 @@ def test_the_l2_row_has_beta_unless_it_is_said_otherwise(values: dict[str, Any])
         ),
         ({"regularizer": {"name": "l1sp", "alpha": 1.0, "beta": 0.0}}, {}, "l1sp has no time constants to sweep"),
         ({"regularizer": {"name": "spd", "alpha": 1.0, "beta": 0.0}}, {}, "spd has no time constants to sweep"),
-        ({}, {"taus": [10, 0]}, "from 1 up, got 0"),
-        ({}, {"taus": [10, 10]}, "the same: 10, 10"),
+        ({}, {"taus": [10, 0]}, "must be at least 1 step, got 0"),
+        ({}, {"taus": [10, 10]}, "two time constants are equal: 10, 10"),
     ],
 )
 def test_what_has_no_strengths_to_sweep_is_refused(
