@@ -63,7 +63,7 @@ class Regularizer:
     new_penalty: ClassVar[Penalty] = SquaredDistance()
     """Penalty of new weights: 1/2 ||w||^2."""
     attachment: ClassVar[type[Attachment]] = Attachment
-    """How it acts in a step."""
+    """Class that applies the pull in each optimizer step."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a regularizer does in each optimizer step, from the optimizer's hooks to the weights."""
+"""Apply a regularizer in each optimizer step, through the hooks of the optimizer."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping

@@ -1,8 +1,9 @@
-"""A pull is tried out before it is believed: on a twin of the optimizer, with and without it, for a few steps.
+"""Try a pull on a copy of the optimizer: run a few steps with and without it, and compare.
 
-The twin has the optimizer's class, settings and wrappers, and one small weight of its own. What the pull adds to the
-steps is measured and compared with what was asked for, so that a pull that is undone, made twice or made at another
-rate than the optimizer's is refused. Coupled, the measure is the same penalty's gradient added by hand.
+The copy ("twin") has the class, settings and wrappers of the optimizer, and one small weight of its own. A pull that
+does not arrive once and at the requested size is refused, for example because a wrapper undoes it or because the
+optimizer moves weights at a learning rate other than `lr`. In coupled mode, the reference is a run in which the
+gradient of the same penalty is added by hand.
 """
 
 import copy
@@ -23,18 +24,18 @@ from mtsp.regularizers.rates import estimates_lr, step_lr
 
 _STEPS = 12
 _SHARE = 0.1
-"""Of the distance, which each step of the rehearsal is to take away where the pull moves the weight itself."""
+"""Fraction of the distance that the pull should remove in each step, except in coupled mode."""
 _LR = 1e-4
 """Learning rate: small, so that an optimizer whose steps grow with its weights (LAMB) responds little to the pull."""
 _PATIENCE = 4
-"""Moves of a weight that are accepted before the first step: loading and perturbing weights are some."""
+"""Number of times a weight may change before the first step, for example by loading or perturbing weights."""
 _KINDS = 4
-"""Parameter groups that are rehearsed at most; groups whose settings differ in the rate alone are alike."""
+"""Largest number of parameter groups that are tried; groups that differ only in the learning rate count as one."""
 _RATE = ("params", "param_names", "lr", "lr_scale", "initial_lr", "full_lr", "max_lr", "min_lr", "name")
 _OWN = ("__getstate__", "step")
-"""Attributes that are bound to the optimizer itself: schedulers and Accelerate put a step of theirs there."""
+"""Attributes that are not copied: schedulers and Accelerate replace them with wrappers bound to the optimizer."""
 _NEAR, _SLOWEST, _FASTEST = 0.05, 1e-3, 1e3
-"""What is accepted: so much off the share that was asked for, and such mean moves for a learning rate of 1."""
+"""Tolerance of the fraction that arrived; smallest and largest accepted mean move at a learning rate of 1."""
 
 
 Run = Literal["free", "pulled", "by hand", "steep"]
@@ -43,11 +44,11 @@ Attach = Callable[[Any, nn.Module, Mode, float, Tensor], Any]
 
 
 class Watch:
-    """Looks at one weight in each backward pass, until a step that is hooked is made.
+    """Raise an error if a weight changes repeatedly although the optimizer's `step()` is never called.
 
     Args:
-        weight: one that is pulled.
-        name: of the optimizer that was attached to.
+        weight: a weight that is pulled; it is compared with its last value in each backward pass.
+        name: name of the optimizer, for the message.
     """
 
     def __init__(self, weight: nn.Parameter, name: str) -> None:
@@ -67,22 +68,22 @@ class Watch:
             )
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop watching the weight."""
         self._handle.remove()
 
 
 class Seen(NamedTuple):
-    """What a rehearsal has measured."""
+    """Result of a rehearsal."""
 
     arrived: float
-    """What arrived of the pull, as a share of what was asked for, in the step where that was furthest from 1. One step
-    in five is left out: Lookahead and Ranger take half of everything back in some."""
+    """Fraction of the requested pull that arrived, in the step where it differs most from 1. The worst fifth of the
+    steps is left out, since Lookahead and Ranger take back half of everything in some steps."""
     moved: float
-    """The mean move of the optimizer alone in a step at a rate of 1; NaN where it depends on the gradient's size."""
+    """Mean move per step without the pull at a learning rate of 1; NaN if it depends on the size of the gradient."""
 
 
 class Unrehearsed(Exception):
-    """No twin of this optimizer makes a step outside its training loop."""
+    """A copy of this optimizer cannot step outside its training loop."""
 
 
 def check_arrival(chain: Sequence[Any], mode: Mode, groups: Iterable[int], attach: Attach) -> None:
@@ -162,7 +163,7 @@ def _measured(twin: "Callable[[], _Twin]", mode: Mode, attach: Attach) -> Seen:
 
 
 def _compared(free: "_Course", pulled: "_Course", by_hand: "_Course") -> Iterator[float]:
-    """What the pull made of each step, as a share of what the same gradient makes that is added by hand."""
+    """Return the effect of the pull in each step, as a fraction of the effect of the same gradient added by hand."""
     for a, b, c in zip(free.points[1:], pulled.points[1:], by_hand.points[1:], strict=True):
         wanted = c - a
         if float(wanted.norm()) > 1e-6 * float(c.norm()) or (wanted.any() and estimates_lr(free.group)):
@@ -170,7 +171,7 @@ def _compared(free: "_Course", pulled: "_Course", by_hand: "_Course") -> Iterato
 
 
 def _added(free: "_Course", pulled: "_Course", *, after: bool) -> Iterator[float]:
-    """What each step has added to the difference that the pull makes, as a share of what it was to take away."""
+    """Return the distance that the pull removed in each step, as a fraction of the distance it should remove."""
     for step, share in enumerate(pulled.shares):
         before, now = ([course.points[step + i] for course in (free, pulled)] for i in (0, 1))
         added = (now[1] - now[0]) - (before[1] - before[0])
@@ -179,13 +180,13 @@ def _added(free: "_Course", pulled: "_Course", *, after: bool) -> Iterator[float
 
 
 def _furthest(arrived: Iterable[float]) -> float:
-    """The share furthest from 1, without one in five."""
+    """Return the fraction that differs most from 1, after leaving out the worst fifth."""
     shares = sorted(arrived, key=lambda share: abs(share - 1), reverse=True)
     return shares[len(shares) // 5] if shares else nan
 
 
 class _Course(NamedTuple):
-    """One run: its points, the first included, what they are pulled to, and what each step claims."""
+    """Run the steps once; return all values of the weight, its target, and the fraction that each step claims."""
 
     group: dict[str, Any]
     points: list[Tensor]
@@ -227,7 +228,7 @@ def _run(twin: "_Twin", kind: Run, mode: Mode, attach: Attach) -> _Course:
 
 
 class _Twin:
-    """An optimizer like another at its start, in the same wrappers, over one small weight.
+    """A new optimizer of the same class, settings and wrappers as another, over one small weight.
 
     Args:
         chain: the optimizer in its wrappers.
@@ -265,7 +266,7 @@ class _Twin:
             self._outermost = _wrapped(self._outermost, wrapper, inner)
 
     def show(self, gradient: Tensor) -> Tensor:
-        """Make this the weight's gradient; return a loss that has it."""
+        """Set the gradient of the weight, and return a loss with this gradient."""
         weight, loss = self.weight, (self.weight * gradient).sum()
         if self._closed:
             with torch.enable_grad():
@@ -286,7 +287,7 @@ def _like(optimizer: Any) -> Any:
 
 
 def _wrapped(twin: Any, wrapper: Any, inner: Any) -> Any:
-    """A twin of the wrapper around the twin of what is inside."""
+    """Copy a wrapper around the copy of the optimizer inside it."""
     outer = _like(wrapper)
     for key, value in vars(wrapper).items():
         if value is inner:
@@ -308,12 +309,12 @@ def _kinds(optimizer: Any, groups: Iterable[int]) -> list[int]:
 
 
 def _dtypes(weight: Tensor) -> list[torch.dtype]:
-    """float64 shows most; what knows float32 alone gets that."""
+    """Try float64, which shows small errors best, then float32."""
     return [torch.float32] if weight.device.type == "mps" else [torch.float64, torch.float32]
 
 
 def _copied(value: Any) -> Any:
-    """A copy of a setting or a counter; what may hold weights is shared, since nobody writes to it."""
+    """Copy settings and counters; share objects that may hold weights, which are not written to."""
     if isinstance(value, Tensor):
         return value.detach().clone() if value.numel() <= 64 else value
     if isinstance(value, torch.Generator):
@@ -323,7 +324,7 @@ def _copied(value: Any) -> Any:
 
 @contextmanager
 def _without_gradients(optimizer: Any) -> Iterator[None]:
-    """Take the gradients away meanwhile, so that a step leaves alone what it might still hold of the real weights."""
+    """Remove the gradients of the real weights inside a `with`, so that no step changes them."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     gradients = [weight.grad for weight in weights]
     try:
@@ -337,7 +338,7 @@ def _without_gradients(optimizer: Any) -> Iterator[None]:
 
 @contextmanager
 def _randomness_kept(optimizer: Any) -> Iterator[None]:
-    """Optimizers that round or sample at random leave the run's random numbers as they were."""
+    """Restore the random number generators afterwards: some optimizers round or sample at random."""
     devices = {w.device for group in optimizer.param_groups for w in group["params"] if w.device.type == "cuda"}
     python, numpy = random.getstate(), sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy is not None else None
