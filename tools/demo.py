@@ -211,7 +211,7 @@ def _experiment(name: str, folder: Path, overrides: Sequence[str]) -> "AnyExperi
 
 def _train(experiment: "AnyExperiment", run_dir: Path) -> bool:
     """Train unless the run is finished, from a checkpoint if there is one; return False if Ctrl-C stopped the run."""
-    from mtsp.training.resume import is_finished
+    from mtsp.training.checkpoint.resume import is_finished
     from tools.train import train
 
     may_differ = ("tracking", "evaluation")

@@ -89,7 +89,7 @@ def grouped(runs: Iterable[RunLog]) -> dict[str, list[RunLog]]:
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     """Return the first key except the seed in which two experiments differ, with both values, or None."""
-    from mtsp.training.resume import differences
+    from mtsp.training.checkpoint.resume import differences
 
     for key, a, b in differences(one, other):
         paths = [re.sub(r"\d+", "#", text) for text in (a, b) if isinstance(text, str) and "/" in text]

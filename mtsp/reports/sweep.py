@@ -15,8 +15,8 @@ from mtsp.files.atomic_file import write_atomically
 from mtsp.regularizers import Pace
 from mtsp.regularizers.configs import PenaltyConfig
 from mtsp.reports.runs import HEADLINES, markdown_table
+from mtsp.training.checkpoint.resume import is_finished
 from mtsp.training.experiment import AnyExperiment
-from mtsp.training.resume import is_finished
 
 LENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1)
 """Default time constants as multiples of the number of steps, from weak to strong regularization."""

@@ -26,11 +26,11 @@ from mtsp.files.tensors import write_tensors
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
+from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore, save
 from mtsp.training.checks import align_classes, look, require_whole_images
 from mtsp.training.ema import Ema
 from mtsp.training.experiment import AnyExperiment, as_yaml
 from mtsp.training.loop import train
-from mtsp.training.resume import checkpoint_to_resume, require_same_fisher, restore, save
 from mtsp.training.sample_stream import Shard, micro_batches
 from mtsp.training.signals import StopSignals
 from mtsp.training.state import PretrainedNetwork, StepResult, TrainingRun, TrainState

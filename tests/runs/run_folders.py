@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtsp.training import checkpoint
+from mtsp.training.checkpoint import files
 from tools.train import main
 
 
@@ -23,7 +23,7 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def steps_saved(run_dir: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(run_dir / "checkpoints")]
+    return [int(path.name.removeprefix("step-")) for path in files.checkpoints(run_dir / "checkpoints")]
 
 
 def rewound(run_dir: Path, step: int, to: Path) -> Path:
@@ -31,7 +31,7 @@ def rewound(run_dir: Path, step: int, to: Path) -> Path:
     shutil.copytree(run_dir, to)
     for name in ("weights.safetensors", "results.json"):
         (to / name).unlink(missing_ok=True)
-    for path in checkpoint.checkpoints(to / "checkpoints"):
+    for path in files.checkpoints(to / "checkpoints"):
         if int(path.name.removeprefix("step-")) > step:
             shutil.rmtree(path)
     return to

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtsp.training import checkpoint
 from mtsp.training import run as training_run
+from mtsp.training.checkpoint import files
 from tests.runs.run_folders import ChildProcess, command, steps_saved
 from tools.train import main
 
@@ -109,9 +109,9 @@ class KillAt:
         from mtsp.tracking.tracker import Tracker
 
         for owner, name in (
-            (checkpoint, "save_file"),
-            (checkpoint, "_hash"),
-            (checkpoint, "sync"),
+            (files, "save_file"),
+            (files, "_hash"),
+            (files, "sync"),
             (Path, "rename"),
             (Path, "write_text"),
             (shutil, "rmtree"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from data.files.images import write_image
 from data.files.masks import write_mask
 from mtsp.config import ConfigError
-from mtsp.training import checkpoint
+from mtsp.training.checkpoint import files
 from tests import two_processes
 from tools.evaluate import main as evaluate
 from tools.score import main as score
@@ -90,7 +90,7 @@ def classifying(images: Path) -> dict[str, Any]:
 def rewound(run_dir: Path, to: Path) -> Path:
     """A copy of a run as it was after its first checkpoint."""
     shutil.copytree(run_dir, to)
-    shutil.rmtree(checkpoint.checkpoints(to / "checkpoints")[-1])
+    shutil.rmtree(files.checkpoints(to / "checkpoints")[-1])
     for name in ("weights.safetensors", "results.json"):
         (to / name).unlink()
     return to
@@ -144,7 +144,7 @@ def test_a_classifier_learns_and_its_averaged_weights_are_measured_and_exported(
     assert results["colors"]["top1"] > 0.5  # by chance 1/3
     assert results["colors"]["images"] == 18
     weights = load_file(tmp_path / "run/weights.safetensors")
-    last = checkpoint.load(tmp_path / "run/checkpoints/step-00000040")
+    last = files.load(tmp_path / "run/checkpoints/step-00000040")
     assert last.ema is not None
     averages = last.ema["averages"]
     name = next(name for name in weights if name.startswith("head.") and name.endswith(".weight"))
@@ -212,9 +212,9 @@ def test_a_checkpoint_without_an_average_is_not_resumed_by_a_run_that_needs_it(
 ) -> None:
     train(classifying, tmp_path / "whole")
     run_dir = rewound(tmp_path / "whole", tmp_path / "without")
-    found = checkpoint.newest(run_dir / "checkpoints")
+    found = files.newest(run_dir / "checkpoints")
     assert found is not None
     folder, step = run_dir / "checkpoints", found.state["step"]
-    checkpoint.save(folder, step, found.model, found.optimizer, found.state, keep_last=1)
+    files.save(folder, step, found.model, found.optimizer, found.state, keep_last=1)
     with pytest.raises(ValueError, match="has no averaged weights; start a new run"):
         train(classifying, run_dir, "auto")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mtsp.anchors import capture
 from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
 from mtsp.regularizers import L2SP
-from mtsp.training.checkpoint import Checkpoint, load, save
+from mtsp.training.checkpoint.files import Checkpoint, load, save
 
 
 def network() -> nn.Module:

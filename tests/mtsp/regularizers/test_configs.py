@@ -18,7 +18,7 @@ from mtsp.optim import AdamConfig, OptimizerConfig, RMSPropConfig, SGDConfig
 from mtsp.regularizers import L2SP, Pace
 from mtsp.regularizers.configs import AnyRegularizer, L2SPConfig, NoneConfig, RegularizerConfig
 from mtsp.reports.sweep import rows
-from mtsp.training import checkpoint
+from mtsp.training.checkpoint import files
 from mtsp.training.experiment import as_yaml, stage_at
 from tools.build import AnyExperiment, read_experiment
 from tools.train import main
@@ -287,7 +287,7 @@ def test_a_run_by_pace_is_the_run_by_its_numbers_and_resumes_as_if_uninterrupted
     tuned["branches"]["flow"]["alpha"] = {"time_constant": 30}
     train(tuned, tmp_path / "paced")
     shutil.copytree(tmp_path / "paced", tmp_path / "resumed")
-    shutil.rmtree(checkpoint.checkpoints(tmp_path / "resumed/checkpoints")[-1])
+    shutil.rmtree(files.checkpoints(tmp_path / "resumed/checkpoints")[-1])
     (tmp_path / "resumed/results.json").unlink()
     train(tuned, tmp_path / "resumed", "auto")
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "paced")

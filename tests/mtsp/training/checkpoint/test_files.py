@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtsp.training import checkpoint
-from mtsp.training.checkpoint import CheckpointError, checkpoints, load, newest, save
+from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint.files import CheckpointError, checkpoints, load, newest, save
 
 
 def saved(folder: Path, step: int, keep_last: int = 2, ema: dict[str, Any] | None = None) -> Path:
@@ -77,7 +77,7 @@ def test_a_pickle_that_executes_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["optimizer.pt"] = {
         "bytes": (path / "optimizer.pt").stat().st_size,
-        "sha256": checkpoint._hash(path / "optimizer.pt"),
+        "sha256": files._hash(path / "optimizer.pt"),
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="cannot be loaded"):
@@ -102,7 +102,7 @@ def test_a_failed_save_leaves_the_checkpoint_before_and_no_rest(
 _SAVER = """
 import sys, torch
 from pathlib import Path
-from mtsp.training.checkpoint import save, newest
+from mtsp.training.checkpoint.files import save, newest
 folder = Path(sys.argv[1])
 found = newest(folder)
 step = found.state["step"] if found else 0

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError, parse_yaml
 from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
-from mtsp.training import checkpoint
+from mtsp.training.checkpoint import files
 from mtsp.training.checks import other_data
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.state import Position, TrainingRun
@@ -28,7 +28,7 @@ FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*
 _LOG = logging.getLogger("mtsp")
 
 
-def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> checkpoint.Checkpoint | None:
+def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> files.Checkpoint | None:
     """Return the verified checkpoint to continue from, or None for a new run.
 
     `resume` is as in :func:`mtsp.training.run.run_experiment`. All processes must find the same checkpoint.
@@ -39,21 +39,21 @@ def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | 
     """
     folder = run_dir / "checkpoints"
     if resume is None:
-        if checkpoint.checkpoints(folder) or (run_dir / "results.json").exists():
+        if files.checkpoints(folder) or (run_dir / "results.json").exists():
             raise ConfigError(f"{run_dir} contains a run; continue it with --resume auto, or choose another --run-dir")
         return None
-    found = checkpoint.newest(folder) if resume == "auto" else checkpoint.load(Path(resume))
-    if found is None and checkpoint.checkpoints(folder):
-        raise checkpoint.CheckpointError(f"all checkpoints in {folder} are damaged; delete them to start over")
+    found = files.newest(folder) if resume == "auto" else files.load(Path(resume))
+    if found is None and files.checkpoints(folder):
+        raise files.CheckpointError(f"all checkpoints in {folder} are damaged; delete them to start over")
     steps = [found.state["step"] if found is not None else 0]
     if accelerator.num_processes > 1 and len(set(steps := gather_object(steps))) > 1:
-        raise checkpoint.CheckpointError(
+        raise files.CheckpointError(
             f"the processes found checkpoints of different steps, {steps}; put {folder} on a disk that all nodes share"
         )
     return found
 
 
-def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
+def restore(run: TrainingRun, saved: files.Checkpoint) -> None:
     """Restore weights, optimizer, position and averages from a checkpoint; log settings that have changed since then.
 
     Raises:
@@ -67,26 +67,24 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
     if state["processes"] != accelerator.num_processes:
         _LOG.info("processes: now %d, was %d; dropout will differ", accelerator.num_processes, state["processes"])
     if state["anchors"] != fingerprint(run.pretrained.anchors):
-        raise checkpoint.CheckpointError(
+        raise files.CheckpointError(
             f"{saved.path} was trained with anchors that differ from the branches' `weights`; restore those files"
         )
     if other := other_data(run.fingerprints, state["data"]):
-        raise checkpoint.CheckpointError(
+        raise files.CheckpointError(
             f"{saved.path} was trained on other data: {'; '.join(other)}; restore these files, or start a new run"
         )
     if state["sharded"] != (sharded := is_sharded(run.network)):
         here, there = ("with", "without") if sharded else ("without", "with")
-        raise checkpoint.CheckpointError(f"{saved.path} was saved {there} FSDP and cannot be resumed {here} it")
+        raise files.CheckpointError(f"{saved.path} was saved {there} FSDP and cannot be resumed {here} it")
     if run.ema is not None and saved.ema is None:
-        raise checkpoint.CheckpointError(
-            f"{saved.path} has no averaged weights; start a new run, or leave out train.ema"
-        )
+        raise files.CheckpointError(f"{saved.path} has no averaged weights; start a new run, or leave out train.ema")
     try:
         load_full_states(run.network, run.state.optimizer.optimizer, saved.model, saved.optimizer)
         if run.ema is not None and saved.ema is not None:
             run.ema.load_state_dict(saved.ema)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise checkpoint.CheckpointError(f"{saved.path} has another network: {str(error).splitlines()[0]}") from error
+        raise files.CheckpointError(f"{saved.path} has another network: {str(error).splitlines()[0]}") from error
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if state["step"] > run.experiment.train.steps:
@@ -97,14 +95,14 @@ def restore(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
     run.validated_at = state["validated_at"]
 
 
-def require_same_fisher(run: TrainingRun, saved: checkpoint.Checkpoint) -> None:
+def require_same_fisher(run: TrainingRun, saved: files.Checkpoint) -> None:
     """Check that the attached regularizer reads the same Fisher information as when the checkpoint was saved.
 
     Raises:
         CheckpointError: the Fisher information differs.
     """
     if saved.state.get("fisher") != _fisher(run):
-        raise checkpoint.CheckpointError(f"{saved.path} was trained with another `regularizer.fisher`; restore it")
+        raise files.CheckpointError(f"{saved.path} was trained with another `regularizer.fisher`; restore it")
 
 
 def _fisher(run: TrainingRun) -> str | None:
@@ -133,7 +131,7 @@ def save(run: TrainingRun) -> None:
             "tracker": run.tracker.state(),
         }
         folder, keep_last = run.folder / "checkpoints", run.experiment.train.keep_last
-        checkpoint.save(folder, run.position.step, model, optimizer, state, keep_last=keep_last, ema=ema)
+        files.save(folder, run.position.step, model, optimizer, state, keep_last=keep_last, ema=ema)
     accelerator.wait_for_everyone()
 
 

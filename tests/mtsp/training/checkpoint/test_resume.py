@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mtsp.config import ConfigError, parse
-from mtsp.training.resume import Difference, require_resumable
+from mtsp.training.checkpoint.resume import Difference, require_resumable
 from tools.build import AnyExperiment
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: write, read, keep and delete them, and continue a run from one."""
