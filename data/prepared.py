@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import cv2
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from data.augment import geometry
 from data.augment.augment import Augmentation, AugmentConfig, check_sizes
@@ -36,6 +36,9 @@ class DataConfig(Config):
     to `size`; the aspect ratio is kept. The usual value is 0.875. Null: stretch the whole image to `size`."""
     limit: int | None = Field(default=None, gt=0)
     """Use only this many examples, evenly spaced. Not for videos with masks, as they are scored as a whole."""
+    cache: Annotated[ByteSize, Field(gt=0)] | None = None
+    """Largest size of a cache of decoded samples in shared memory, as in `2GB`, for each training process; its workers
+    share it. Null: decode every time. Use it where all samples, decoded, fit into memory."""
 
     @model_validator(mode="after")
     def _videos_stay_whole(self) -> "DataConfig":
@@ -61,11 +64,16 @@ class DataConfig(Config):
     def build(self) -> Examples:
         """Return the examples after checking that their files exist. Raises DataError."""
         augmentation = None if self.augment is None else self.augment.build()
-        return PreparedExamples(self.build_dataset(), augmentation, self.size, self.crop_pct)
+        dataset = self.build_dataset()
+        if self.cache is not None:
+            from data.cache import CachedDataset
+
+            dataset = CachedDataset(dataset, self.cache)
+        return PreparedExamples(dataset, augmentation, self.size, self.crop_pct)
 
     def build_dataset(self) -> SampleDataset:
         """Return the data set of decoded examples, neither resized nor augmented. Raises DataError."""
-        dataset = self.dataset.build()
+        dataset: SampleDataset = self.dataset.build()
         if self.limit is None or self.limit >= len(dataset):
             return dataset
         indices = [i * len(dataset) // self.limit for i in range(self.limit)]

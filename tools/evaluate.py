@@ -156,7 +156,7 @@ def _measure_entry(
             data,
             tta=experiment.evaluation.tta.build(),
             batch_size=experiment.evaluation.batch,
-            workers=experiment.train.workers,
+            workers=experiment.train.worker_count(),
             channels_last=experiment.train.channels_last,
             after_example=after_example,
         )

@@ -80,7 +80,7 @@ def estimate(
     examples: Any = Concatenated(list(data.values()))
     pretrained.model.to(accelerator.device)
     settings = _settled(settings, task, len(examples), _passes(pretrained, examples, task, accelerator.device))
-    workers = experiment.train.workers
+    workers = experiment.train.worker_count()
     rounds = SinglePass(examples, accelerator, settings.examples, settings.batch, settings.seed, workers)
     generator = torch.Generator(accelerator.device)
     sums = _sum(pretrained, task, settings, generator)

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from mtsp.config import Config
+from mtsp.distributed.processors import processors_per_process
 from mtsp.evaluation.tta import AnyTta, NoTtaConfig
 from mtsp.optim import OptimizerConfig, ScheduleConfig
 from mtsp.regularizers.configs import AnyRegularizer, NoneConfig, PaceConfig, RegularizerConfig, StrengthConfig
@@ -73,11 +74,18 @@ class TrainConfig(Config):
     """Running average of the weights to evaluate and export; null: use the last weights."""
     channels_last: bool = True
     compile: bool = False
-    workers: int = Field(default=2, ge=0)
-    """Number of worker processes that decode and augment, per training process; in evaluation, decoding threads."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Number of worker processes that decode and augment, per training process; in evaluation, decoding threads.
+    `auto`: the machine's processors, divided among its training processes, less one for training, and at most 8."""
     save_every: Positive = 500
     keep_last: Positive = 2
     """Number of checkpoints to keep."""
+
+    def worker_count(self) -> int:
+        """Return `workers` as a number on this machine."""
+        if self.workers != "auto":
+            return self.workers
+        return min(8, processors_per_process() - 1)
 
 
 class EvaluationConfig(Config):

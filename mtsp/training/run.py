@@ -181,7 +181,7 @@ def _open_stream(run: TrainingRun, name: str, size: int, first: int) -> Generato
         seed=(run.experiment.seed, zlib.crc32(name.encode())),
         shard=Shard(accelerator.process_index, accelerator.num_processes, config.accumulate),
         collate=collate,
-        workers=config.workers,
+        workers=config.worker_count(),
         pin_memory=accelerator.device.type == "cuda",
     )
 

@@ -40,7 +40,7 @@ def validate(run: TrainingRun) -> None:
                 examples,
                 tta=run.experiment.evaluation.tta.build(),
                 batch_size=run.experiment.evaluation.batch,
-                workers=run.experiment.train.workers,
+                workers=run.experiment.train.worker_count(),
                 channels_last=run.experiment.train.channels_last,
                 after_example=partial(_draw, figures, shown, examples),
             )

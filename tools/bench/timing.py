@@ -1,7 +1,6 @@
 """Help benchmarks parse options, time programs in turn, measure peak memory, describe the machine, and make tables."""
 
 import argparse
-import os
 import platform
 import statistics
 import sys
@@ -13,6 +12,7 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mtsp.distributed.processors import processors
 from tools.command_line import at_least_one
 
 Program = Callable[[], object]
@@ -76,7 +76,7 @@ def machine() -> str:
     """Return one line that describes processor, usable cores, GPU (if any), and torch."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = processors()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     threads = f"{torch.get_num_threads()} threads; torch {torch.__version__}"
     return f"{name or platform.processor() or platform.machine()}, {cores} cores{gpu}, {threads}"

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from mtsp.distributed.processors import processors
+
 if TYPE_CHECKING:
     import torch
 
@@ -124,7 +126,7 @@ def threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors()
 
 
 def in_threads(function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:

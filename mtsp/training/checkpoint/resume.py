@@ -16,7 +16,9 @@ from mtsp.training.checks import other_data
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.state import Position, TrainingRun
 
-FREE_TO_CHANGE = ("tracking", "evaluation", "train.workers", "train.save_every", "train.keep_last", "train.steps")
+FREE_TO_CHANGE = (
+    "tracking", "evaluation", "train.workers", "train.save_every", "train.keep_last", "train.steps", "data.*.cache",
+)  # fmt: skip
 """Settings that may change on resume, including all settings nested in them."""
 
 FREE_TO_MOVE = ("data.*.dataset.root", "data.*.dataset.frames", "branches.*.weights", "regularizer.fisher")

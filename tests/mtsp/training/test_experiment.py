@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from mtsp.config import ConfigError, parse
+from mtsp.distributed import processors
+from mtsp.training.experiment import StageConfig, TrainConfig
 from tools.build import AnyExperiment
 
 
@@ -40,3 +42,18 @@ def test_branches_that_are_all_frozen_are_refused_in_one_line(values: dict[str, 
 def test_a_stage_in_which_no_branch_learns_is_refused(values: dict[str, Any]) -> None:
     values["train"]["stages"][1]["learn"] = []
     assert "train.stages.1.learn: names no branch" in refusal(values)
+
+
+@pytest.mark.parametrize(
+    ("available", "started", "expected"),
+    [(2, "1", 1), (16, "1", 8), (16, "8", 1), (8, "2", 3), (1, "1", 0), (2, "4", 0)],  # 8 // 2 - 1 = 3; at most 8
+)
+def test_automatic_workers_leave_one_processor_for_training(
+    monkeypatch: pytest.MonkeyPatch, available: int, started: str, expected: int
+) -> None:
+    monkeypatch.setattr(processors, "processors", lambda: available)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
+    train = TrainConfig(steps=1, stages=(StageConfig(steps=1, batch_size={"a": 1}),))
+    assert train.workers == "auto"
+    assert train.worker_count() == expected
+    assert train.model_copy(update={"workers": 5}).worker_count() == 5

@@ -32,6 +32,7 @@ def changed(saved: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     [
         ("train.steps", 8),
         ("train.workers", 1),
+        ("data.davis.cache", 1_000_000),
         ("tracking.log_every", 7),
         ("evaluation.data", ["davis_val"]),
         ("data.davis.dataset.root", "elsewhere/DAVIS"),
