@@ -1,5 +1,6 @@
 """Your own images and masks: two folders, and the meaning of the values in the masks."""
 
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 from unicodedata import normalize
@@ -59,16 +60,9 @@ class MaskFolderConfig(SegmentedConfig):
     def build(self) -> SegmentedImages:
         """Return the data set after checking that its files exist. Raises DataError."""
         root, images = self.files()
-        same, doubt = SameColors(), ObjectOrUnknown([image.mask for image in images])
-
-        def read(path: Path) -> np.ndarray:
-            if self.foreground:
-                return read_foreground(path).astype(np.uint8)
-            mask = read_mask(path, same=same)
-            if self.unknown is None and len(self.classes) > 1:
-                doubt.check(path, mask)
-            return mask
-
+        guessed = not self.foreground and self.unknown is None and len(self.classes) > 1
+        doubt = ObjectOrUnknown([image.mask for image in images]) if guessed else None
+        read = partial(_read, foreground=self.foreground, same=SameColors(), doubt=doubt)
         return SegmentedImages(self.title, root, images, self.label_map(), read=read, exif=self.exif or "warn")
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
@@ -92,3 +86,12 @@ class MaskFolderConfig(SegmentedConfig):
         masks = [named(self.masks / f"{name}{self.mask_suffix}.png") for name in names]
         images = [SegmentedImage(name, found[name], mask) for name, mask in zip(names, masks, strict=True)]
         return self.frames, images
+
+
+def _read(path: Path, *, foreground: bool, same: SameColors, doubt: ObjectOrUnknown | None) -> np.ndarray:
+    if foreground:
+        return read_foreground(path).astype(np.uint8)
+    mask = read_mask(path, same=same)
+    if doubt is not None:
+        doubt.check(path, mask)
+    return mask

@@ -1,5 +1,6 @@
 """What 255 means in a folder of masks, and masks without a known pixel: said, or refused."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,13 @@ def test_foreground_has_two_classes_and_no_other_values(tmp_path: Path) -> None:
 def test_three_classes_may_leave_a_file_with_the_first_and_unknown_ones(tmp_path: Path) -> None:
     folder(tmp_path, [0, 255, 0], [0, 1, 2])
     assert read(tmp_path, "mask_folder", classes=["a", "b", "c"]) == [[0, 255, 0], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    "settings", [TWO["mask_folder"], TWO["mask_folder"] | {"foreground": True}, TWO["mask_folder"] | {"unknown": [255]}]
+)
+def test_worker_processes_can_be_given_a_folder_of_masks(tmp_path: Path, settings: dict[str, Any]) -> None:
+    folder(tmp_path, [0, 1, 1])
+    values = {"name": "mask_folder", "frames": str(tmp_path / "frames"), "masks": str(tmp_path / "masks"), **settings}
+    dataset = pickle.loads(pickle.dumps(parse(DataConfig, {"dataset": values}).build_dataset()))
+    assert dataset[0]["mask"].tolist() == [[0, 1, 1]]
