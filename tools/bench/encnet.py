@@ -31,9 +31,9 @@ from mtsp.distributed.accelerator import computes_bf16
 from mtsp.evaluation.tta import MultiScaleConfig
 from mtsp.tasks import SegmentationConfig, Tasks
 from mtsp.types import Batch, Outputs
+from tools.bench.step import CUDA, GIB, training_step
+from tools.bench.step import Variant as Format
 from tools.bench.timing import machine, parser, table
-from tools.bench.train import CUDA, GIB, training_step
-from tools.bench.train import Variant as Format
 from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
 from tools.command_line import program
 

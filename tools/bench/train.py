@@ -1,175 +1,223 @@
-"""Measure time, memory and FLOP/s of SegFlow's training step in fp32, bf16, channels_last, and compiled.
+"""Compare whole training programs: mtsp, a bare PyTorch loop, timm, Lightning, and the Trainer of transformers.
 
-    python tools/bench/train.py [--size 480x854] [--batch-size 4] [--encoder resnet101] [--rounds 3] [--quick]
+    python tools/bench/train.py [--case classification] [--steps 30] [--rounds 3] [--quick]
 
-A step is forward, both losses, backward, the pull of L2-SP, and SGD with momentum. Each variant runs in its own
-process, so that its memory is measured separately. The variants take turns in several rounds, and the median step is
-shown. Peak FLOP/s are those of a large matrix product of the same type, measured in the same rounds. The FLOP of a step
-are counted from the network's convolutions and matrix products (torch.utils.flop_counter).
+All programs of a case train the same network on the same generated files with the same batch size, in float32, with
+one worker process, and pull the weights towards their start: mtsp and the bare loop with `L2SP`, the others with the
+loss term that tllib adds. The bare loop has its batches in memory and writes nothing, so it is the limit; mtsp logs,
+tracks and saves checkpoints. Each program runs in its own process, the programs take turns, and the median over the
+rounds is shown. The first five steps do not count.
 """
 
-import multiprocessing
+import json
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
-import torch
+import cv2
+import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
-from models.segflow.network import SegFlowConfig
-from mtsp.regularizers import L2SP
-from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
-from mtsp.types import Batch
-from tools.bench.timing import machine, parser, table
-from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
-from tools.command_line import at_least_one, height_width, program
+from tools.bench import loops
+from tools.bench.timing import machine, parser, peak_memory, table
+from tools.command_line import at_least_one, program
 
-GIB = 2**30
-CUDA = DEVICE == "cuda"
-SIDE = 8192 if CUDA else 1536  # of the square matrices in the measurement of peak FLOP/s
+WARM_UP = 5  # steps
+LIMIT = "bare loop, data in memory"
 
 
-class Variant(NamedTuple):
-    """Number format, memory format and compilation of a training step."""
+class Case(NamedTuple):
+    """A network and its data, and the programs that train it."""
 
-    name: str
-    bf16: bool = False
-    channels_last: bool = False
-    compiled: bool = False
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """Memory format of images and weights."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
-
-
-VARIANTS = (
-    Variant("fp32"),
-    Variant("fp32, channels_last", channels_last=True),
-    Variant("bf16", bf16=True),
-    Variant("bf16, channels_last", bf16=True, channels_last=True),
-    Variant("bf16, channels_last, compiled", bf16=True, channels_last=True, compiled=True),
-)
-
-
-class Workload(NamedTuple):
-    """Network and batch size of a training step."""
-
-    encoder: str
-    height: int
-    width: int
-    batch_size: int
-
-    def network(self) -> torch.nn.Module:
-        """Return SegFlow in mode modern."""
-        return SegFlowConfig(name="segflow", encoder=self.encoder).build()
-
-    def flop(self) -> int:
-        """Return the number of floating-point operations in a step, without computing the step."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with torch.device("meta"):
-            network, frame = self.network(), torch.empty(self.batch_size, 3, self.height, self.width)
-        with FlopCounterMode(display=False) as counter:
-            outputs = network(frame, frame)
-            (outputs["mask_logits"].sum() + outputs["flow"].sum()).backward()
-        return counter.get_total_flops()
+    write: Callable[[Path], dict[str, Any]]
+    programs: dict[str, Callable[[dict[str, Any], Path, loops.Tick], None]]
 
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    command_line = parser(__doc__, rounds=3, quick="run one step of each variant, only to test that the benchmark runs")
+    command_line = parser(__doc__, rounds=3, quick="run six steps of each program, only to test that they run")
     add = command_line.add_argument
-    add("--size", type=height_width, metavar="HxW", help="size of frames (default: 480x854 on a GPU, else 128x224)")
-    add("--batch-size", type=at_least_one, help="number of frame pairs in a step (default: 4 on a GPU, else 1)")
-    add("--encoder", default="resnet101", help="encoder of the segmentation branch (default: resnet101)")
-    add("--limit", type=float, help="time limit in seconds, 2/3 of it for warm-up (default: GPU 1200, CPU 170)")
+    add("--case", choices=list(CASES), nargs="*", default=list(CASES), help="cases to measure (default: all)")
+    add("--steps", type=at_least_one, default=30, help="measured steps of each program (default: %(default)s)")
+    add("--child", nargs=3, metavar=("CASE", "PROGRAM", "FOLDER"), help="run one program; used by this program itself")
     options = command_line.parse_args(arguments)
-    height, width = options.size or ((480, 854) if CUDA else (64, 96) if options.quick else (128, 224))
-    work = Workload(options.encoder, height, width, options.batch_size or (4 if CUDA else 1))
-    rounds, steps = (1, 1) if options.quick else (options.rounds, 10 if CUDA else 2)
-    limit = options.limit or (1200.0 if CUDA else 60.0 if options.quick else 170.0)
-    multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.segflow.network"])
-    console = Console(width=120)
+    rounds, steps = (1, 1) if options.quick else (options.rounds, options.steps)
+    if options.child:
+        case, name, folder = options.child
+        print(json.dumps(_measured(CASES[case], name, Path(folder), steps)))
+        return 0
+    console = Console(width=100)
     console.print(machine(), highlight=False)
-
-    flop = work.flop()
-    peaks = {bf16: Worker(_product, bf16) for bf16 in (False, True)}
-    workers = {variant: Worker(_step, work, variant) for variant in VARIANTS}
-    take_turns([*peaks.values(), *workers.values()], rounds, steps=steps, limit=limit, warm_up_fraction=2 / 3)
-    console.print(_table(work, flop, peaks, workers))
+    for case in options.case:
+        with tempfile.TemporaryDirectory() as folder:
+            CASES[case].write(Path(folder))
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in CASES[case].programs}
+            for _ in range(rounds):
+                for name in found:
+                    found[name] += _child(case, name, Path(folder), steps)
+        console.print(_table(case, found))
     return 0
 
 
-def _table(work: Workload, flop: int, peaks: dict[bool, Worker], workers: dict[Variant, Worker]) -> Table:
-    size = f"{work.batch_size} x {work.height}x{work.width}"
-    title = f"SegFlow, {work.encoder}, {size}: {flop / 1e9:,.0f} GFLOP a step"
-    drawn = table(title, "variant", "s/step", "images/s", "GFLOP/s", "peak GFLOP/s", "of peak", "memory GiB")
-    for variant, worker in workers.items():
-        if not worker.seconds:
-            drawn.add_row(variant.name, worker.problem)
+def _child(case: str, name: str, folder: Path, steps: int) -> list[dict[str, float]]:
+    """Run one program in its own process; return what it measured, or nothing if its library is not installed."""
+    if (library := name.split()[0].lower()) in ("timm", "lightning", "transformers") and find_spec(library) is None:
+        return []
+    command = [sys.executable, __file__, "--steps", str(steps), "--child", case, name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{name} failed:\n{done.stderr}")
+    return [json.loads(done.stdout.splitlines()[-1])]
+
+
+def _measured(case: Case, name: str, folder: Path, steps: int) -> dict[str, float]:
+    values = json.loads((folder / "experiment.json").read_text())
+    values["train"]["steps"] = WARM_UP + steps
+    ticks: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        case.programs[name](values, Path(scratch), lambda: ticks.append(time.perf_counter()))
+    size = sum(values["train"]["stages"][0]["batch_size"].values())
+    seconds = (ticks[-1] - ticks[WARM_UP - 1]) / (len(ticks) - WARM_UP)
+    return {"images_per_second": size / seconds, "seconds": seconds, "peak": peak_memory()}
+
+
+def _table(case: str, found: dict[str, list[dict[str, float]]]) -> Any:
+    drawn = table(case, "program", "images/s", "s/step", "of the bare loop", "peak MiB")
+    limit = median(run["images_per_second"] for run in found[LIMIT])
+    for name, runs in found.items():
+        if not runs:
+            drawn.add_row(name, "not installed")
             continue
-        seconds, products = worker.median, peaks[variant.bf16].seconds
-        peak = 2 * SIDE**3 / min(products) if products else float("nan")
-        speeds = (f"{seconds:.3f}", f"{work.batch_size / seconds:.2f}", f"{flop / seconds / 1e9:,.0f}")
-        peaks_of_this = (f"{peak / 1e9:,.0f}", f"{100 * flop / seconds / peak:.0f} %", f"{worker.peak / GIB:.2f}")
-        drawn.add_row(variant.name, *speeds, *peaks_of_this)
-    drawn.caption = "memory: on the GPU" if CUDA else "memory: the process's largest resident set (VmHWM)"
+        speed, seconds, peak = (median(run[key] for run in runs) for key in ("images_per_second", "seconds", "peak"))
+        drawn.add_row(name, f"{speed:.1f}", f"{seconds:.3f}", f"{100 * speed / limit:.0f} %", f"{peak / 2**20:.0f}")
     return drawn
 
 
-def _step(work: Workload, variant: Variant) -> Callable[[], object]:
-    torch.manual_seed(0)
-    model = work.network().to(DEVICE).train()
-    model = model.to(memory_format=variant.layout)  # pyright: ignore[reportCallIssue]
-    if variant.compiled:
-        model.compile()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
-    L2SP(model, anchors=dict(model.named_parameters()), alpha=0.1, beta=0.1).attach(optimizer)
-    size = (work.batch_size, 3, work.height, work.width)
-    frame, next_frame = (torch.rand(size, device=DEVICE).contiguous(memory_format=variant.layout) for _ in range(2))
-    mask = torch.randint(0, 2, (work.batch_size, work.height, work.width), device=DEVICE)
-    flow = torch.randn(work.batch_size, 2, work.height, work.width, device=DEVICE)
-    batch = Batch(name=["noise"] * work.batch_size, frame=frame, next_frame=next_frame, mask=mask, flow=flow)
-    tasks = Tasks(segmentation=SegmentationConfig(), flow=FlowConfig())
-    return training_step(model, optimizer, tasks, batch, bf16=variant.bf16)
+def _experiment(folder: Path, **sections: Any) -> dict[str, Any]:
+    """Write and return an experiment whose one entry of data is called train, with batches of 8 or 16."""
+    (size,) = sections.pop("batch")
+    values = {
+        "name": "bench",
+        "regularizer": {"name": "l2sp", "alpha": loops.ALPHA, "beta": loops.BETA},
+        "optimizer": {"name": "sgd", "lr": loops.LR, "momentum": 0.9},
+        "train": {
+            "steps": 1, "save_every": 10, "workers": 1,
+            "stages": [{"steps": 1, "batch_size": {name: size for name in sections["data"]}}],
+        },
+        "evaluation": {"data": [], "at_start": False},
+        **sections,
+    }  # fmt: skip
+    (folder / "experiment.json").write_text(json.dumps(values))
+    return values
 
 
-def training_step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tasks: Tasks, batch: Batch, *, bf16: bool
-) -> Callable[[], object]:
-    """Return a function that runs a training step on this batch: forward, losses, backward, optimizer."""
-    counts = tasks.counts(batch)
+def _pretrained(folder: Path, values: dict[str, Any], branches: Sequence[str]) -> dict[str, Any]:
+    """Save weights of the network as it starts, and name them as pretrained weights of `branches`."""
+    from mtsp.config import parse
+    from mtsp.files.tensors import write_tensors
+    from tools.build import AnyExperiment, build_network
 
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
-            outputs = model(batch["frame"], batch.get("next_frame"))
-        sums = tasks.sums(outputs, batch)
-        torch.stack([total / counts[name] for name, total in sums.items()]).sum().backward()
-        optimizer.step()
-        wait_for_gpu()
-
-    return step
+    plain = {**values, "regularizer": {"name": "none"}}
+    write_tensors(folder / "start.safetensors", build_network(parse(AnyExperiment, plain)).model.state_dict(), None)
+    for branch in branches:
+        values["branches"][branch] = {"weights": str(folder / "start.safetensors")}
+    (folder / "experiment.json").write_text(json.dumps(values))
+    return values
 
 
-def _product(bf16: bool) -> Callable[[], object]:
-    """Return a function that multiplies square matrices; on a GPU fp32 uses TF32, as in the convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    kind = torch.bfloat16 if bf16 else torch.float32
-    left, right = (torch.randn(SIDE, SIDE, device=DEVICE).to(kind) for _ in range(2))
+def _photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return smooth noise, which makes a JPEG about as large as that of a photo."""
+    layers = [cv2.resize(rng.normal(size=(height // s, width // s, 3)), (width, height)) * s**0.5 for s in (2, 8, 32)]
+    return np.clip(110 + 8 * np.sum(layers, axis=0), 0, 255).astype(np.uint8)
 
-    def product() -> None:
-        torch.mm(left, right)
-        wait_for_gpu()
 
-    return product
+def _classification(folder: Path) -> dict[str, Any]:
+    from data.files.images import write_image
 
+    rng = np.random.default_rng(0)
+    for number in range(128):
+        place = folder / "images" / f"class{number % 8}" / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_image(place, _photo(rng, 240, 320))
+    values = _experiment(
+        folder, batch=(16,),
+        model={"name": "classifier", "backbone": "resnet18", "classes": 8}, branches={"backbone": {}, "head": {}},
+        data={"train": {"dataset": {"name": "image_folder", "root": str(folder / "images")},
+                        "augment": {"crop": [128, 128], "area": [0.25, 1.0], "flip": 0.5}}},
+        tasks={"classification": {}},
+    )  # fmt: skip
+    return _pretrained(folder, values, ["backbone"])
+
+
+def _segflow(folder: Path) -> dict[str, Any]:
+    from data.synthetic.clips import SyntheticConfig
+    from data.synthetic.writers import write_davis, write_flying_chairs
+
+    write_davis(SyntheticConfig(clips=8, frames=5, height=96, width=128), folder / "DAVIS", validation=0.2)
+    write_flying_chairs(SyntheticConfig(clips=32, frames=2, height=96, width=128), folder / "Chairs", validation=0.1)
+    augment = {"scale": [0.9, 1.2], "rotate": 10, "translate": [0.1, 0.1], "flip": 0.5}
+    values = _experiment(
+        folder, batch=(6,),
+        model={"name": "segflow", "encoder": "tu-mobilenetv3_small_050", "width": 32, "flow_width": 16,
+               "flow": {"width": 0.125}},
+        branches={"segmentation": {}, "flow": {}},
+        data={"davis": {"dataset": {"name": "davis", "root": str(folder / "DAVIS"), "split": "train"},
+                        "augment": augment},
+              "chairs": {"dataset": {"name": "flying_chairs", "root": str(folder / "Chairs"), "split": "train"},
+                         "augment": augment}},
+        tasks={"segmentation": {"class_balance": False}, "flow": {}},
+    )  # fmt: skip
+    return _pretrained(folder, values, ["segmentation", "flow"])
+
+
+def _encnet(folder: Path) -> dict[str, Any]:
+    from data.files.images import write_image
+    from data.files.masks import write_mask
+
+    rng = np.random.default_rng(0)
+    for kind in ("frames", "masks"):
+        (folder / kind).mkdir()
+    for number in range(48):
+        write_image(folder / "frames" / f"{number:03d}.jpg", _photo(rng, 240, 320))
+        blobs = cv2.resize(rng.normal(size=(6, 8)), (320, 240))
+        write_mask(folder / "masks" / f"{number:03d}.png", np.digitize(blobs, [-1, 0, 1]).astype(np.uint8))
+    values = _experiment(
+        folder, batch=(4,),
+        model={"name": "encnet", "encoder": "resnet18", "classes": 4, "output_stride": 8},
+        branches={"backbone": {}, "head": {}},
+        data={"train": {"dataset": {"name": "mask_folder", "frames": str(folder / "frames"),
+                                    "masks": str(folder / "masks"), "classes": ["a", "b", "c", "d"]},
+                        "augment": {"crop": [128, 128], "position": "random", "scale": [0.8, 1.25], "flip": 0.5}}},
+        tasks={"segmentation": {"class_balance": False, "aux_loss": 0.2, "se_loss": 0.2}},
+    )  # fmt: skip
+    return _pretrained(folder, values, ["backbone"])
+
+
+CASES = {
+    "classification": Case(
+        _classification,
+        {
+            LIMIT: loops.bare,
+            "mtsp": loops.mtsp,
+            "timm loader and loop": loops.timm_loop,
+            "transformers Trainer": loops.transformers_trainer,
+            "Lightning Trainer": loops.lightning_trainer,
+        },
+    ),
+    "segflow": Case(_segflow, {LIMIT: loops.bare, "mtsp": loops.mtsp}),
+    "encnet": Case(
+        _encnet, {LIMIT: loops.bare, "mtsp": loops.mtsp, "plain loop, PIL and torchvision v2": loops.masks_loader}
+    ),
+}
 
 if __name__ == "__main__":
     sys.exit(main())
