@@ -24,7 +24,7 @@ docs: install ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
 
 bench: install ## every benchmark, small sizes; see tools/bench for options
-	for program in $(filter-out %/metrics_masks.py %/timing.py %/workers.py,$(wildcard tools/bench/*.py)); do $(BIN)/python $$program || exit 1; done
+	for program in $(filter-out %/metrics_masks.py %/timing.py %/workers.py %/loops.py,$(wildcard tools/bench/*.py)); do $(BIN)/python $$program || exit 1; done
 
 install: $(VENV)/.installed
 
