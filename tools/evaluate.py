@@ -135,7 +135,7 @@ def _measure_entry(
     from mtsp.config import ConfigError
     from mtsp.evaluation.evaluate import evaluate
     from mtsp.evaluation.metrics_by_kind import ImageLabels
-    from mtsp.evaluation.scores import scores_of
+    from mtsp.evaluation.scores import require_known, scores_of
     from mtsp.files.progress import bar
 
     predictions: list[LabelPrediction] = []
@@ -163,6 +163,9 @@ def _measure_entry(
     classes = getattr(data, "classes", ())
     if not measured.metrics:
         raise ConfigError(f"data.{name}: no metric applies: the data has no labels for this network's outputs")
+    for label, unknown in measured.unknown.items():
+        if accelerator.is_main_process or len(unknown) == len(data):
+            require_known(f"{label} of data.{name}", unknown, len(data))
     labels = next((metric.scores for metric in measured.metrics if isinstance(metric, ImageLabels)), None)
     if labels is not None and (report is not None or folder is not None):
         everyone = sorted(gather_object(predictions) if accelerator.num_processes > 1 else predictions)

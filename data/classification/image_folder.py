@@ -7,10 +7,8 @@ from pydantic import model_validator
 
 from data.classification.labeled_images import Annotations, LabeledConfig, LabeledImage, Members, contiguous
 from data.files.list_files import read_names
-from data.files.listing import folders_below, images_by_stem, subfolders, tell_skipped
+from data.files.listing import folders_below, images_by_stem, split_folders, subfolders, tell_skipped
 from data.types import DataError, MissingDataError
-
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 
 class ImageFolderConfig(LabeledConfig):
@@ -51,8 +49,9 @@ class ImageFolderConfig(LabeledConfig):
 
 def _require_classes(root: Path) -> None:
     """Raise DataError if the folders are the splits of a data set; they would be read as classes."""
-    splits = [folder.name for folder in subfolders(root) if folder.name.lower() in _SPLITS]
-    if splits and (len(splits) > 1 or len(subfolders(root)) == 1) and any(subfolders(root / name) for name in splits):
+    splits, others = split_folders(root), subfolders(root)
+    nested = len(splits) > 1 and any(subfolders(root / name) for name in splits)
+    if splits and (nested or len(splits) == len(others)):
         raise DataError(
             f"{root}: the folders {', '.join(splits)} are splits, but would be read as classes; set `root` to one "
             f"of them, for example {root / splits[0]}"

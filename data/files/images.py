@@ -105,7 +105,7 @@ def _warn_of_orientation(path: Path, tag: int) -> None:
     if path not in _warned:
         _warned.add(path)
         _LOG.warning(
-            "%s: its EXIF note says to turn it (orientation %d), and its labels may be drawn on the turned one; it is "
+            "%s: its EXIF has orientation %d (turned), and its labels may be drawn on the turned image; it is "
             "read as stored. Say `exif: apply` (turn images) or `exif: ignore` where the data set has it", path, tag
         )  # fmt: skip
 

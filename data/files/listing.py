@@ -21,7 +21,9 @@ _NO_IMAGES = {
     "", ".csv", ".db", ".flo", ".html", ".ini", ".json", ".log", ".mat", ".md", ".pfm", ".tsv", ".txt", ".xml",
     ".yaml", ".yml",
 }  # fmt: skip
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 _told: set[Path] = set()
+_with_splits: set[Path] = set()
 _LEFT_BEHIND = ("__MACOSX", "@eaDir")  # written by macOS into zip files, by Synology disks for thumbnails
 
 
@@ -75,6 +77,21 @@ def tell_skipped(root: Path, folders: Iterable[Path]) -> None:
 
 def _may_be_image(path: Path) -> bool:
     return path.suffix.lower() not in IMAGE_SUFFIXES | _NO_IMAGES
+
+
+def split_folders(root: Path) -> list[str]:
+    """Return the names of the folders directly in `root` that are called like the splits of a data set."""
+    return [folder.name for folder in subfolders(root) if folder.name.lower() in _SPLITS]
+
+
+def tell_splits(root: Path) -> None:
+    """Warn, once per `root`, if it holds several splits of a data set, which are all read."""
+    if root not in _with_splits and len(splits := split_folders(root)) > 1:
+        _with_splits.add(root)
+        _LOG.warning(
+            "images at %s: the folders %s look like splits, and all of them are read; to read one, name %s",
+            root, ", ".join(splits), root / splits[0],
+        )  # fmt: skip
 
 
 def named(path: Path) -> Path:
@@ -230,5 +247,5 @@ def require_size(frame: Path, pixels: np.ndarray, other: Path, labels: np.ndarra
     if pixels.shape[:2] != labels.shape[:2]:
         sizes = ("x".join(map(str, array.shape[:2])) for array in (labels, pixels))
         tag = orientation(frame) if frame.suffix.lower() in IMAGE_SUFFIXES else 1
-        hint = f" and an EXIF note to turn it, orientation {tag}; `exif: apply` turns it" if tag != 1 else ""
+        hint = f" and the EXIF orientation {tag}; `exif: apply` turns it" if tag != 1 else ""
         raise DataError(f"{other} has {next(sizes)} pixels, but {frame} has {next(sizes)}{hint}")

@@ -19,7 +19,7 @@ from data.video.davis import Davis, DavisConfig
 from data.video.folder import FolderConfig
 from mtsp.config import ConfigError, parse, parse_yaml
 from mtsp.evaluation.metrics_by_kind import METRICS, ImageLabels, Metric, VideoMasks, VideoObjects
-from mtsp.evaluation.scores import Scores, scores_of
+from mtsp.evaluation.scores import Scores, is_known, require_known, scores_of
 from mtsp.files.progress import bar
 from mtsp.files.read_ahead import read_ahead
 from mtsp.metrics import DavisMeasure
@@ -153,7 +153,7 @@ def score(
         prediction, truth = read(i, files[i])
         for metric in found:
             metric.update([dataset.ids[i]], prediction[None], {key: value[None] for key, value in truth.items()})
-        return found, _is_known(truth)
+        return found, is_known(truth, label)
 
     total = metrics()
     unknown: list[str] = []
@@ -165,13 +165,7 @@ def score(
                 metric.merge(one)
             unknown += [] if known else [name]
             advance()
-    if len(unknown) == len(files):
-        raise DataError(f"no true {label} is known anywhere, as {unknown[0]}: there is nothing to compare with")
-    if unknown:
-        _LOG.warning(
-            "%d of %d true labels are unknown everywhere and count for nothing: %s",
-            len(unknown), len(files), first_names(unknown),
-        )  # fmt: skip
+    require_known(label, unknown, len(files))
     for metric in total:
         if isinstance(metric, VideoObjects):
             _check_objects(metric.davis, predictions)
@@ -239,12 +233,6 @@ def _check_objects(davis: DavisMeasure, folder: Path) -> None:
             "objects that are not in the first true mask are not scored, as by DAVIS 2017's rules: %s; --objects all "
             "scores them from their first frame on", first_names(listed),
         )  # fmt: skip
-
-
-def _is_known(truth: dict[str, np.ndarray]) -> bool:
-    if "mask" in truth:
-        return bool((truth["mask"] != IGNORE).any())
-    return "flow_valid" not in truth or bool(truth["flow_valid"].any())
 
 
 def _true_mask(dataset: SampleDataset, index: int) -> np.ndarray:

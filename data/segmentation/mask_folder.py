@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import model_validator
 
 from data.files.list_files import read_names
-from data.files.listing import folders_below, images_by_stem, named, similar, tell_skipped
+from data.files.listing import folders_below, images_by_stem, named, similar, tell_skipped, tell_splits
 from data.files.mask_colors import SameColors
 from data.files.masks import ObjectOrUnknown, read_foreground, read_mask
 from data.segmentation.label_map import LabelMap
@@ -76,7 +76,9 @@ class MaskFolderConfig(SegmentedConfig):
         }
         tell_skipped(self.frames, folders_below(self.frames))
         names = list(found)
-        if self.split is not None:
+        if self.split is None:
+            tell_splits(self.frames)
+        else:
             names = [normalize("NFC", name) for name in read_names(self.split)]
             if lacking := [name for name in names if name not in found]:
                 raise MissingDataError(

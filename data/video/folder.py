@@ -18,6 +18,7 @@ from data.files.listing import (
     require_unique,
     similar,
     tell_skipped,
+    tell_splits,
 )
 from data.files.mask_colors import SameColors
 from data.files.masks import ObjectOrUnknown, read_foreground, read_mask
@@ -86,6 +87,8 @@ class Folder:
         frames = _tree(config.frames)
         self.ids = list(frames)
         tell_skipped(config.frames, folders_below(config.frames))
+        if config.masks is not None:
+            tell_splits(config.frames)
         require_unique("images", config.frames, self.ids)
         if config.next_frame or config.kind == "video":
             require_order("images", config.frames, self.ids)

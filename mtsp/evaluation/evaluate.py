@@ -1,10 +1,11 @@
 """Evaluate a network on every example once, on any number of processes, and merge their results at the end."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mtsp.batches import collate, evaluating, to_device
 from mtsp.distributed.sharding import is_sharded
 from mtsp.evaluation.metrics_by_kind import METRICS, Metric
+from mtsp.evaluation.scores import is_known
 from mtsp.evaluation.tta import Tta, single_view
 from mtsp.files.read_ahead import read_ahead
 from mtsp.types import Batch, Examples, Kind, Outputs
@@ -25,6 +27,8 @@ class Evaluation(NamedTuple):
     """Metrics of one data set: those with labels in the data set and with an output of the network."""
 
     metrics: tuple[Metric, ...] = ()
+    unknown: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Ids of the examples of which no pixel of a label, "mask" or "flow", is known: no value counts them."""
 
     def values(self) -> dict[str, float]:
         """Return all finite values, by name, for the tracker."""
@@ -73,6 +77,7 @@ def evaluate(
             torch.distributed.broadcast(buffer, 0)
     on_device = partial(to_device, device=accelerator.device, channels_last=channels_last)
     measured: dict[type[Metric], Metric] = {}
+    unknown: list[tuple[int, str, str]] = []
     mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
     samples = read_ahead(examples.__getitem__, mine, threads=workers, ahead=2 * workers)
     groups = 0
@@ -84,12 +89,16 @@ def evaluate(
                     prediction: Tensor = outputs[metric.output]
                     measured.setdefault(metric, metric(prediction.shape[1])).update(batch["name"], prediction, batch)
             for place, index in enumerate(indices):
-                after_example(index, _one_of(batch, place), _one_of(outputs, place))
+                one = _one_of(batch, place)
+                unknown += [
+                    (index, m.label, one["name"][0]) for m in measured if m.label in one and not is_known(one, m.label)
+                ]
+                after_example(index, one, _one_of(outputs, place))
             groups += 1
         if is_sharded(bare):  # every process must join every forward pass, even with one example fewer
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
                 tta(bare, on_device(collate([examples[0]])))
-    return _merged(accelerator, examples.kind, measured)
+    return _merged(accelerator, examples.kind, measured, unknown)
 
 
 def at_resolution(outputs: Outputs, batch: Batch) -> Outputs:
@@ -129,16 +138,24 @@ def _one_of(values: Any, place: int) -> Any:
     return {key: value[place : place + 1] for key, value in values.items()}
 
 
-def _merged(accelerator: Accelerator, kind: Kind, measured: dict[type[Metric], Metric]) -> Evaluation:
+def _merged(
+    accelerator: Accelerator,
+    kind: Kind,
+    measured: dict[type[Metric], Metric],
+    unknown: list[tuple[int, str, str]],
+) -> Evaluation:
     """Return the metrics merged over all processes, in the order of `METRICS`."""
-    everyone = gather_object([measured]) if accelerator.num_processes > 1 else [measured]
+    everyone = [measured]
+    if accelerator.num_processes > 1:
+        everyone, unknown = gather_object([measured]), sorted(gather_object(unknown))
     metrics: list[Metric] = []
     for metric in METRICS[kind]:
         present = [one[metric] for one in everyone if metric in one]
         for other in present[1:]:
             present[0].merge(other)
         metrics += present[:1]
-    return Evaluation(tuple(metrics))
+    labels = {metric.label: [name for _, label, name in unknown if label == metric.label] for metric in metrics}
+    return Evaluation(tuple(metrics), labels)
 
 
 def describe(values: Mapping[str, float]) -> str:

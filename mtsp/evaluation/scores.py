@@ -7,6 +7,7 @@ null in the JSON, empty in the CSV and a dash in the table, not 0.
 import csv
 import io
 import json
+import logging
 import math
 import sys
 from collections import Counter
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mtsp.evaluation.metrics_by_kind import Metric
 from mtsp.files.atomic_file import write_atomically
 from mtsp.text import first_names
+from mtsp.types import IGNORE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_LOG = logging.getLogger("mtsp")
 MOST_ROWS = 60
 """Largest number of rows in a table. A longer table leaves out the objects, and if still too long, the sequences."""
 
@@ -44,6 +47,27 @@ def scores_of(metrics: Iterable[Metric], classes: Sequence[str] = ()) -> list[Sc
 def without_frames(scores: Scores) -> list[str]:
     """Return the videos without a scored frame: by the rules of DAVIS, those with only one or two frames."""
     return [name for name, part in scores.values.get("per_sequence", {}).items() if part.get("frames") == []]
+
+
+def is_known(labels: Mapping[str, Any], label: str) -> bool:
+    """Return whether any pixel of the true `label`, "mask" or "flow", of an example is known; True for a class."""
+    if label == "mask":
+        return bool((labels["mask"] != IGNORE).any())
+    return label != "flow" or "flow_valid" not in labels or bool(labels["flow_valid"].any())
+
+
+def require_known(label: str, unknown: Sequence[str], total: int) -> None:
+    """Warn about the examples `unknown`, of `total`, without any known pixel: no value counts them.
+
+    Raises ValueError if there are no others.
+    """
+    if unknown and len(unknown) == total:
+        raise ValueError(f"no true {label} has a known pixel (such as {unknown[0]}): there is nothing to compare with")
+    if unknown:
+        _LOG.warning(
+            "%d of %d examples have no known pixel in their true %s and count for nothing: %s",
+            len(unknown), total, label, first_names(unknown),
+        )  # fmt: skip
 
 
 def joined(scores: Sequence[Scores]) -> dict[str, Any]:

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from mtsp.anchors import fingerprint, named_weights
 from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Storage
-from mtsp.regularizers.checks import belongs_to_loop, check_same_anchors, unwrapped
+from mtsp.regularizers.checks import (
+    NEVER_ATTACHED,
+    belongs_to_loop,
+    check_same_anchors,
+    expect_attachment,
+    unwrapped,
+)
 from mtsp.regularizers.hook import Attachment, attach_squared
 from mtsp.regularizers.penalties import Mode, Penalty, SquaredDistance
 from mtsp.regularizers.rates import resolve_mode
@@ -101,6 +107,7 @@ class Regularizer:
         self._storage = Storage(anchor_dtype, offload)
         self._attachments: dict[int, Attachment] = {}
         self._asked = False  # whether the loop says which steps are measured
+        expect_attachment(self)
 
     @classmethod
     def check_mode(cls, mode: Mode) -> None:
@@ -164,6 +171,7 @@ class Regularizer:
         if not self._attachments:
             self._warn_of_weights_left_out(optimizer)
         attachment.start(watch=verify)
+        NEVER_ATTACHED.pop(self, None)
         self._attachments[id(optimizer)] = attachment
 
     def _warn_of_weights_left_out(self, optimizer: torch.optim.Optimizer) -> None:

@@ -1,17 +1,24 @@
 """Checks made before a regularizer acts on an optimizer: nothing is regularized twice, too strongly, or not at all."""
 
 import gc
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from mtsp.anchors import named_weights
 from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, placed
 from mtsp.regularizers.penalties import StepFraction
 from mtsp.regularizers.targets import Target
 
 _ZERO = "ZeroRedundancyOptimizer"
+_hooked: list[Any] = []  # the hook of all optimizers, made once
+NEVER_ATTACHED: WeakKeyDictionary[Any, WeakSet[Any]] = WeakKeyDictionary()
+"""Regularizers that were never attached, each with the optimizers that hold none of its weights."""
 
 
 def unwrapped(optimizer: Any) -> list[Any]:
@@ -147,6 +154,32 @@ def forbid_copy() -> Any:
         "a copy of this optimizer would not be regularized; detach() first, and attach to the copy (its state_dict() "
         "can be saved)"
     )
+
+
+def expect_attachment(regularizer: Any) -> None:
+    """Warn at the first step of any optimizer that moves the weights of `regularizer`, unless it is attached by then.
+
+    An optimizer with other weights is looked at once; after the first `attach`, a step costs nothing.
+    """
+    if not _hooked:
+        _hooked.append(register_optimizer_step_pre_hook(_before_any_step))
+    NEVER_ATTACHED[regularizer] = WeakSet()
+
+
+def _before_any_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for regularizer, seen in list(NEVER_ATTACHED.items()):
+        if optimizer in seen:
+            continue
+        seen.add(optimizer)
+        held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        weights = named_weights(regularizer.model)
+        if any(name in regularizer.targets and id(weight) in held for name, weight in weights.items()):
+            del NEVER_ATTACHED[regularizer]
+            warnings.warn(
+                f"{type(regularizer).__name__} was built but never attached: it does not act on the weights that "
+                f"{type(optimizer).__name__} moves. Call attach(optimizer) before the first step",
+                stacklevel=3,
+            )
 
 
 def _optimizers_in(wrapper: Any) -> list[Any]:

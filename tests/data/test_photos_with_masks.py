@@ -1,4 +1,4 @@
-"""Photos whose EXIF note says to turn them, beside masks: said by name, never a silent misalignment."""
+"""Photos whose EXIF orientation turns them, beside masks: said by name, never a silent misalignment."""
 
 import logging
 from pathlib import Path

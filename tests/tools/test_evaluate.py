@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from data.files.flow_formats import read_flo
+from data.files.masks import write_mask
 from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_scene_flow
 from mtsp.config import parse
@@ -110,6 +112,29 @@ def test_an_entry_and_its_split_can_be_chosen(network: list[str], tmp_path: Path
     assert list(found) == ["davis"]
     assert found["davis"]["split"] == "val"
     assert len(found["davis"]["per_sequence"]) == 1  # train has three
+
+
+def test_masks_without_a_known_pixel_are_counted_aloud_and_refused_if_there_are_no_others(
+    network: list[str], synthetic: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "own"
+    shutil.copytree(synthetic / "DAVIS/JPEGImages/480p", root / "frames")
+    masks = [
+        root / "masks" / path.relative_to(root / "frames").with_suffix(".png")
+        for path in (root / "frames").rglob("*.jpg")
+    ]
+    for place, path in enumerate(sorted(masks)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mask(path, np.full((64, 96), 255 if place in (1, 4) else place % 2, np.uint8))
+    own = f"data.davis.dataset={{name: folder, frames: {root / 'frames'}, masks: {root / 'masks'}}}"
+    found = scored([*network, own, "--entry", "davis"], tmp_path)["entries"]["davis"]
+    assert "2 of 12 examples have no known pixel in their true mask of data.davis" in caplog.text
+    # Of three frames a sequence only the middle one counts: the second and the fifth mask are middle ones.
+    assert [len(part["frames"]) for part in found["per_sequence"].values()] == [0, 0, 1, 1]
+    for path in masks:
+        write_mask(path, np.full((64, 96), 255, np.uint8))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*network, own.replace("}", ", unknown: [255]}"), "--entry", "davis"]) == 1
 
 
 def of_another_network(folder: Path) -> None:

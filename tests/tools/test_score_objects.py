@@ -162,7 +162,7 @@ def test_a_frame_that_is_unknown_everywhere_does_not_count(tmp_path: Path, caplo
     found = scored([*arguments, "--objects"], tmp_path)
     assert found["per_object"]["a_1"]["frames"] == ["00002"]
     assert found["J_mean"] == 0.5  # with the unknown frame it would be 0.75
-    assert "1 of 4 true labels are unknown everywhere and count for nothing: a/00001" in caplog.text
+    assert "1 of 4 examples have no known pixel in their true mask and count for nothing: a/00001" in caplog.text
 
 
 def test_unknown_pixels_count_for_nothing(tmp_path: Path) -> None:

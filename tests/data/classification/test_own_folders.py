@@ -10,6 +10,7 @@ from PIL import Image
 
 from data import DataConfig
 from data.files.images import write_image
+from data.files.masks import write_mask
 from data.types import DataError
 from mtsp.config import parse
 
@@ -29,6 +30,36 @@ def test_the_folder_above_the_splits_is_refused(tmp_path: Path, splits: tuple[st
     with pytest.raises(DataError, match=rf"root.*{splits[0]}"):
         build(tmp_path)
     assert build(tmp_path / splits[0]).classes == ("cat", "dog")
+
+
+def test_splits_without_class_folders_are_no_two_classes(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        write_image(tmp_path / split / f"{split}.png", GRAY)
+    with pytest.raises(DataError, match="train, val are splits"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["folder", "mask_folder"])
+def test_images_with_masks_of_several_splits_are_all_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        write_image(tmp_path / f"images/{split}/{split}1.png", GRAY)
+        write_mask(tmp_path / f"masks/{split}/{split}1.png", np.ones((4, 4), np.uint8))
+
+    def own(*below: str) -> Any:
+        places = {kind: str(tmp_path.joinpath(kind, *below)) for kind in ("images", "masks")}
+        classes = {"classes": ["no", "yes"]} if name == "mask_folder" else {}
+        values = {"name": name, "frames": places["images"], "masks": places["masks"], **classes}
+        return parse(DataConfig, {"dataset": values}).build_dataset()
+
+    assert list(own("train").ids) == ["train1"]
+    assert not caplog.records
+    assert list(own().ids) == ["train/train1", "val/val1"]
+    assert f"{tmp_path}/images: the folders train, val look like splits" in caplog.text
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -98,6 +98,29 @@ def test_a_number_is_a_place_among_the_classes_unless_a_class_is_called_so(tmp_p
         assert scored(where, tmp_path)["top1"] == 1
 
 
+def test_a_number_that_a_spreadsheet_made_of_a_class_name_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Classes 001 to 008, all but the last predicted right: 0.875. As numbers, 1 would be the class at place 1: 002."""
+    names = [f"{i:03d}" for i in range(1, 9)]
+    for name in names:
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        write_image(tmp_path / f"birds/{name}/a.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "saved").mkdir()
+    where = ["--dataset", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
+    rows = [f"{name}/a,{name},{name if name != '008' else '001'}" for name in names]
+    write(tmp_path, ["name,truth,prediction", *rows])
+    assert scored(where, tmp_path)["top1"] == 0.875
+    saved_again = [",".join([row.split(",")[0], *(str(int(name)) for name in row.split(",")[1:])]) for row in rows]
+    assert saved_again[0] == "001/a,1,1"
+    write(tmp_path, ["name,truth,prediction", *saved_again])
+    assert run(where) == 1
+    assert "line 2: no class is called '1'; a spreadsheet may have made it of '001'" in capsys.readouterr().err
+    write(tmp_path, ["name,truth,prediction", *rows[:3], "004/a,004,4", *rows[4:]])
+    assert run(where) == 1
+    assert "line 5: no class is called '4'; a spreadsheet may have made it of '004'" in capsys.readouterr().err
+
+
 SEVEN = ("auk", "bunting", "crow", "dove", "emu", "finch", "gull")
 
 

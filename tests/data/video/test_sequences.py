@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data import DataConfig
+from data.catalog.verify import verify
 from data.files.images import write_image
 from data.files.masks import write_mask
 from data.types import DataError
@@ -74,6 +75,18 @@ def test_nested_sequences_are_scored_each(nested: Path, tmp_path: Path) -> None:
     assert found["per_sequence"]["aeroplane/0001"]["J"] == [1.0] * 4
     assert found["per_sequence"]["boat/0001"]["J"] == pytest.approx([4 / 6] * 2)
     assert found["J_mean"] == pytest.approx((1 + 4 / 6) / 2)
+
+
+def test_verify_reads_nested_sequences_and_names_a_damaged_frame_by_its_path(nested: Path) -> None:
+    # Both splits list all 10 frames.
+    assert verify("davis", nested, published=False) == ({"train": 10, "val": 10}, [])
+    counted = verify("davis", nested).problems
+    assert "train: aeroplane/0001 has 6 frames, published are 0" in counted
+    assert "train: boat/0001 has 4 frames, published are 0" in counted
+    (nested / "JPEGImages/480p/boat/0001/00002.png").write_bytes(b"no image")
+    problems = verify("davis", nested, published=False).problems
+    assert len(problems) == 2  # one of each split
+    assert all("480p/boat/0001/00002.png: not a PNG image" in problem for problem in problems)
 
 
 def test_one_name_for_two_frames_is_refused(tmp_path: Path) -> None:

@@ -54,6 +54,35 @@ def exact(pull: Tensor) -> bool:
     return torch.allclose(pull, torch.full_like(pull, ALPHA), rtol=0, atol=1e-12)
 
 
+def test_a_regularizer_that_is_never_attached_is_noticed_at_the_first_step() -> None:
+    model, other = network(), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    forgotten = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=ALPHA, beta=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.optim.SGD(other.parameters(), lr=0.0).step()  # of another network: nothing to say
+    with pytest.warns(UserWarning, match="L2SP was built but never attached: .* that SGD moves") as told:
+        optimizer.step()
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # it is said once
+    del forgotten
+
+
+def test_a_regularizer_that_is_attached_or_gone_is_not_missed() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    L2SP(model, anchors=capture(model, ["0.weight"]), alpha=ALPHA, beta=0.0)  # built for its table, say
+    regularizer = L2SP(model, anchors=capture(model, ["0.weight"]), alpha=ALPHA, beta=0.0)
+    regularizer.attach(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+        regularizer.detach()
+        optimizer.step()  # as asked
+
+
 def aliased(model: nn.Module) -> Callable[[], Tensor]:
     anchor = model.get_parameter("0.weight").detach()  # no clone: it follows the weight
     return lambda: ALPHA / 2 * (model.get_parameter("0.weight") - anchor).square().sum()
