@@ -85,6 +85,7 @@ def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **set
 def run_synthesize(name: str, root: Path, values: dict[str, Any]) -> None:
     """Write synthetic data in the layout of `name`. Raises ConfigError, FileExistsError or the writer's errors."""
     from data.synthetic.clips import SyntheticConfig
+    from data.synthetic.dead_leaves import DeadLeavesConfig
     from data.synthetic.layouts import LAYOUTS
     from data.synthetic.scenes import ScenesConfig
     from mtsp.config import parse
@@ -96,8 +97,8 @@ def run_synthesize(name: str, root: Path, values: dict[str, Any]) -> None:
         layout.write(config, root, progress=progress)
     if isinstance(config, SyntheticConfig):
         print(f"{root}: {config.clips} clips of {config.frames} frames, {config.height}x{config.width}")
-    elif isinstance(config, ScenesConfig):
-        print(f"{root}: {config.images} scenes, {config.height}x{config.width}")
+    elif isinstance(config, ScenesConfig | DeadLeavesConfig):
+        print(f"{root}: {config.images} images, {config.height}x{config.width}")
 
 
 def run_convert(name: str, root: Path, annotations: Path | None, *, partial_copy: bool) -> None:
@@ -262,7 +263,9 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--size", type=height_width, metavar="HxW", help="size of the frames in pixels")
     make.add_argument("--textures", metavar="DIR", help="folder of photos to texture background and objects")
     make.add_argument("--domain", help="domain, source or target, which differ in shapes and colors")
-    make.epilog = "Set other keys of SyntheticConfig or ScenesConfig as key=value, for example objects=[1,3]."
+    make.epilog = (
+        "Set other keys of SyntheticConfig, ScenesConfig or DeadLeavesConfig as key=value, for example objects=[1,3]."
+    )
     convert.add_argument("--annotations", type=Path, help="annotation file (default: ROOT/trainval_merged.json)")
     convert.add_argument(
         "--partial", action="store_true", help="the file is partial: skip comparison with published numbers"

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from data.synthetic.clips import SyntheticConfig
+from data.synthetic.dead_leaves import DeadLeavesConfig, write_dead_leaves
 from data.synthetic.scenes import ScenesConfig, write_scenes
 from data.synthetic.writers import write_davis, write_flying_chairs, write_scene_flow
 from mtsp.config import Config
@@ -36,5 +37,6 @@ LAYOUTS: dict[str, Layout] = {
     "monkaa": Layout(SyntheticConfig, partial(write_scene_flow, name="Monkaa"), _SMALL),
     "driving": Layout(SyntheticConfig, partial(write_scene_flow, name="Driving"), _SMALL),
     "pascal_context": Layout(ScenesConfig, write_scenes, {}),
+    "dead_leaves": Layout(DeadLeavesConfig, write_dead_leaves, {}),
 }  # fmt: skip
 """Layouts by the name of the data set that uses them."""

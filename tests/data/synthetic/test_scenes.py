@@ -83,7 +83,7 @@ def test_the_command_writes_scenes_and_refuses_a_folder_that_holds_something(
     root = tmp_path / "scenes"
     command = ["synthesize", "pascal_context", "--root", str(root), "--size", "32x48", "images=4"]
     assert main(command) == 0
-    assert capsys.readouterr().out == f"{root}: 4 scenes, 32x48\n"
+    assert capsys.readouterr().out == f"{root}: 4 images, 32x48\n"
     assert main(command) == 1
     assert "exists and is not empty" in capsys.readouterr().err
     assert main(["synthesize", "pascal_context", "--root", str(tmp_path / "b"), "--clips", "4"]) == 1
