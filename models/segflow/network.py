@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from models.blocks import on_grid
 from models.encoders.build import Encoded
-from models.flow.flownets import FlowBranch, FlowNetS, FlowNetSConfig, Motion, enlarged
+from models.flow import AnyFlow
+from models.flow.branch import FlowBranch, FlowNetwork, Motion, enlarged
+from models.flow.flownets import FlowNetS, FlowNetSConfig
 from models.segflow.decoders import PyramidHead, ScoreHead, bilinear_kernel
 from mtsp.config import Config
 from mtsp.types import Outputs
 
 RELEASED_SIZE = (480, 854)
-STRIDES = (4, 8, 16, 32, 64)  # strides of FlowNetS's pyramid
 RESIDUAL_UNIT = 20.0  # pixels; the unit of the flow head's output, the same as in FlowNetS
 
 
@@ -39,8 +40,8 @@ class SegFlowConfig(Config):
     classes: int = Field(default=2, gt=1, lt=256)
     """Number of classes of the mask, including background."""
 
-    flow: FlowNetSConfig | None = FlowNetSConfig()
-    """Config of the flow branch. null: no flow branch (SegFlow*), and `next_frame` is ignored."""
+    flow: AnyFlow | None = FlowNetSConfig()
+    """Config of the flow branch, by default FlowNetS. null: no flow branch (SegFlow*), and `next_frame` is ignored."""
 
     decoder: Literal["scores", "fpn"] | None = None
     """Decoder of both heads. `scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. null: `fpn` in mode
@@ -56,6 +57,8 @@ class SegFlowConfig(Config):
     def _fits(self) -> "SegFlowConfig":
         if self.mode != "modern" and self.decoder == "fpn":
             raise ValueError(f"mode {self.mode} does not support decoder fpn; leave out decoder, or use mode modern")
+        if self.mode != "modern" and self.flow is not None and self.flow.name != "flownets":
+            raise ValueError(f"mode {self.mode} does not support flow {self.flow.name}; use flownets, or mode modern")
         return self
 
     @property
@@ -81,9 +84,9 @@ class Segmentation(Encoded):
 
 
 class Flow(FlowBranch):
-    """The flow branch: `network`, FlowNetS with its normalization, and `head`, which mode `released` lacks."""
+    """The flow branch: `network`, with its normalization, and `head`, which mode `released` lacks."""
 
-    def __init__(self, network: FlowNetS, config: SegFlowConfig, encoder: tuple[int, ...]) -> None:
+    def __init__(self, network: FlowNetwork, config: SegFlowConfig, encoder: tuple[int, ...]) -> None:
         super().__init__(network)
         motion = network.exchanged_channels
         self.head = None
@@ -94,17 +97,18 @@ class Flow(FlowBranch):
 
 
 class SegFlow(nn.Module):
-    """A segmentation branch on an image encoder, and a flow branch on FlowNetS; each head reads the features of both.
+    """A segmentation branch on an image encoder, and a flow branch; each head reads the features of both.
 
     FlowNetS's features at strides 4, 8, 16 are pooled and concatenated with the encoder's at strides 8, 16, 32, once
-    for the segmentation head and once for the flow head. Encoder and FlowNetS do not use each other's features.
+    for the segmentation head and once for the flow head. SPyNet's features already have strides 8, 16 and 32. Encoder
+    and flow network do not use each other's features.
 
     Departures. All modes: each branch normalizes the frames itself (in the authors' files a counter decides whether a
     mean is subtracted twice). `released`: the flow head is left out, because the authors never trained it and its
     output is zero. `modern`: height and width are padded to multiples of 32 and outputs are cropped back; flow
     features lie on the encoder's grid; the feature pyramid of :class:`PyramidHead` replaces sums of score maps unless
-    `decoder: scores`; the flow head predicts a residual to FlowNetS's flow that is zero at first, so the initial flow
-    is that of FlowNetS.
+    `decoder: scores`; the flow head predicts a residual to the flow network's flow that is zero at first, so the
+    initial flow is that of the flow network.
     """
 
     def __init__(self, config: SegFlowConfig) -> None:
@@ -112,7 +116,7 @@ class SegFlow(nn.Module):
         self.mode = config.mode
         network = None
         if config.flow is not None:
-            network = FlowNetS(config.flow, "crop" if self.mode == "modern" else "resize")
+            network = _flow_network(config.flow, "crop" if self.mode == "modern" else "resize")
         encoder = config.encoder
         if self.mode != "modern" and encoder in ("resnet50", "resnet101"):
             encoder = f"{encoder}_caffe"
@@ -171,17 +175,14 @@ class SegFlow(nn.Module):
         outputs = Outputs()
         if self.flow is not None:
             motion: Motion = self.flow.network(frame, next_frame)
-            pooled = [
-                on_grid(F.max_pool2d(x, 3, stride=2, padding=1), like)
-                for x, like in zip(motion[1:], features[1:], strict=True)
-            ]
+            pooled = [_pooled(x, like) for x, like in zip(motion.features, features[1:], strict=True)]
             assert self.flow.head is not None
             residual = self.flow.head(features, pooled) * RESIDUAL_UNIT
-            flow = motion.pyramid[0] + on_grid(residual, motion.pyramid[0])
+            flow = motion.flow + on_grid(residual, motion.flow)
             outputs["flow"] = on_grid(flow, frame)[..., :height, :width]
             outputs["flow_pyramid"] = [
                 x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
-                for x, stride in zip(motion.pyramid, STRIDES, strict=True)
+                for x, stride in zip(motion.pyramid, self.flow.network.strides, strict=True)
             ]
         logits = self.segmentation.head(features, pooled)
         outputs["mask_logits"] = on_grid(logits, frame)[..., :height, :width]
@@ -194,14 +195,23 @@ class SegFlow(nn.Module):
         outputs = Outputs()
         if self.flow is not None:
             motion: Motion = self.flow.network(frame, next_frame)
-            pooled = [F.max_pool2d(x, 3, stride=2, ceil_mode=True) for x in motion[1:]]
+            pooled = [F.max_pool2d(x, 3, stride=2, ceil_mode=True) for x in motion.features]
             outputs["flow_pyramid"] = motion.pyramid
             if self.flow.head is None:
-                outputs["flow"] = enlarged(motion.pyramid[0], frame, crop=False)
+                outputs["flow"] = enlarged(motion.flow, frame, crop=False)
             else:
                 outputs["flow"] = self.flow.head(features, pooled)[..., :height, :width]
         outputs["mask_logits"] = self.segmentation.head(features, pooled)[..., :height, :width]
         return outputs
+
+
+def _flow_network(config: AnyFlow, sizes: Literal["crop", "resize"]) -> FlowNetwork:
+    return FlowNetS(config.model_copy(update={"sizes": sizes})) if config.name == "flownets" else config.network()
+
+
+def _pooled(x: Tensor, like: Tensor) -> Tensor:
+    """Return the map on the grid of `like`, max-pooled before if it is twice as fine."""
+    return on_grid(F.max_pool2d(x, 3, stride=2, padding=1) if x.shape[-1] > like.shape[-1] else x, like)
 
 
 def _score_head(
