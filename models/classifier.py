@@ -5,6 +5,7 @@ Learning", CVPR 2018) fine-tunes the Inception-V3 of Szegedy et al., "Rethinking
 2016). Its selection of source classes is in :mod:`mtsp.transfer`.
 """
 
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from models.blocks import Normalized
 from models.pretrained import tf_slim, torchvision_timm
 from models.pretrained.layouts import Layout, WeightsFile
+from models.pretrained.torchvision_download import download_torchvision
 from models.pretrained.torchvision_timm import IMAGENET_MEAN, IMAGENET_STD
 from mtsp.config import Config
 from mtsp.text import did_you_mean
@@ -151,17 +153,15 @@ class Backbone(Normalized):
         )
         return layout if slim is None else tf_slim.in_slims_names(layout, slim)
 
-    def download(self) -> Layout:
+    def download(self, source: str) -> Layout:
         """Download ImageNet weights of torchvision or timm; see :class:`models.pretrained.layouts.Downloadable`."""
-        if self.name.startswith("torchvision:"):
-            from torchvision.models import get_model
-
-            network = get_model(self.name.removeprefix("torchvision:"), weights="DEFAULT")
-        else:
+        name = self.name.removeprefix("torchvision:")
+        if source == "imagenet" and name == self.name:
             import timm
 
-            network = timm.create_model(self.name, pretrained=True)
-        return self.published_layout(WeightsFile(network.state_dict()))
+            return self.published_layout(WeightsFile(timm.create_model(name, pretrained=True).state_dict()))
+        weights = download_torchvision(name, "torchvision" if source == "imagenet" else source)
+        return replace(self.published_layout(WeightsFile(weights.tensors)), description=weights.description)
 
 
 class _Features(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from models.flow.flownets import FlowNetSConfig
+from models.flow.raft import RAFTConfig
 from models.flow.spynet import SPyNetConfig
 
 
@@ -13,6 +14,9 @@ def _name(section: Any) -> Any:
 
 
 AnyFlow = Annotated[
-    Annotated[FlowNetSConfig, Tag("flownets")] | Annotated[SPyNetConfig, Tag("spynet")], Discriminator(_name)
+    Annotated[FlowNetSConfig, Tag("flownets")]
+    | Annotated[RAFTConfig, Tag("raft")]
+    | Annotated[SPyNetConfig, Tag("spynet")],
+    Discriminator(_name),
 ]
 """Config of any flow network; without a name, of FlowNetS."""

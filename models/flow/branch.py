@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.pretrained.layouts import Layout, WeightsFile
+from models.pretrained.layouts import Layout, LayoutError, WeightsFile
 from mtsp.config import Config
 from mtsp.types import Outputs
 
@@ -40,6 +40,10 @@ class FlowNetwork(nn.Module):
     def published_layout(self, file: WeightsFile) -> Layout:
         """Map the tensors of a published file to the network. Raises LayoutError if they do not fit."""
 
+    def download(self, source: str) -> Layout:
+        """Download weights from `source`; see :class:`models.pretrained.layouts.Downloadable`."""
+        raise LayoutError(f"no library publishes weights of {type(self).__name__} as {source}; give a file")
+
 
 class FlowNetworkConfig(Config):
     """Base config of the flow networks: of SegFlow's flow branch, or of a network that is trained alone."""
@@ -62,7 +66,14 @@ class FlowBranch(nn.Module):
 
     def published_layout(self, file: WeightsFile) -> Layout:
         """Map the tensors of a published file to the branch; see :meth:`FlowNetwork.published_layout`."""
-        layout = self.network.published_layout(file).under("network.")
+        return self._inside(self.network.published_layout(file))
+
+    def download(self, source: str) -> Layout:
+        """Download weights of the network; see :meth:`FlowNetwork.download`."""
+        return self._inside(self.network.download(source))
+
+    def _inside(self, layout: Layout) -> Layout:
+        layout = layout.under("network.")
         return replace(layout, buffers={f"network.{key}": value for key, value in layout.buffers.items()})
 
 
@@ -85,6 +96,8 @@ class FlowNet(nn.Module):
         outputs = Outputs(flow=enlarged(motion.flow, frame, crop=network.sizes == "crop"))
         if self.training and motion.pyramid:
             outputs["flow_pyramid"] = motion.pyramid
+        if self.training and motion.sequence:
+            outputs["flow_sequence"] = motion.sequence
         return outputs
 
 

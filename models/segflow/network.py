@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.blocks import on_grid
+from models.encnet.encoding import Context
 from models.encoders.build import Encoded
 from models.flow import AnyFlow
 from models.flow.branch import FlowBranch, FlowNetwork, Motion, enlarged
 from models.flow.flownets import FlowNetS, FlowNetSConfig
-from models.segflow.decoders import PyramidHead, ScoreHead, bilinear_kernel
+from models.segflow.decoders import ContextHead, PyramidHead, ScoreHead, bilinear_kernel
 from mtsp.config import Config
 from mtsp.types import Outputs
 
@@ -43,20 +44,25 @@ class SegFlowConfig(Config):
     flow: AnyFlow | None = FlowNetSConfig()
     """Config of the flow branch, by default FlowNetS. null: no flow branch (SegFlow*), and `next_frame` is ignored."""
 
-    decoder: Literal["scores", "fpn"] | None = None
-    """Decoder of both heads. `scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. null: `fpn` in mode
-    `modern`, else `scores`."""
+    decoder: Literal["scores", "fpn", "context"] | None = None
+    """Decoder of both heads. `scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. `context`: `fpn`, and
+    EncNet's context module in the segmentation head, for many classes. null: `fpn` in mode `modern`, else `scores`."""
 
     width: int = Field(default=64, gt=0, multiple_of=8)
     """Number of channels in the segmentation head's feature pyramid."""
+
+    codewords: int = Field(default=32, gt=0)
+    """Number of codewords of the decoder `context`."""
 
     flow_width: int = Field(default=32, gt=0, multiple_of=8)
     """Number of channels in the flow head's feature pyramid."""
 
     @model_validator(mode="after")
     def _fits(self) -> "SegFlowConfig":
-        if self.mode != "modern" and self.decoder == "fpn":
-            raise ValueError(f"mode {self.mode} does not support decoder fpn; leave out decoder, or use mode modern")
+        if self.mode != "modern" and self.decoder in ("fpn", "context"):
+            raise ValueError(
+                f"mode {self.mode} does not support decoder {self.decoder}; leave out decoder, or use mode modern"
+            )
         if self.mode != "modern" and self.flow is not None and self.flow.name != "flownets":
             raise ValueError(f"mode {self.mode} does not support flow {self.flow.name}; use flownets, or mode modern")
         return self
@@ -77,7 +83,9 @@ class Segmentation(Encoded):
     def __init__(self, encoder: str, config: SegFlowConfig, motion: tuple[int, ...]) -> None:
         super().__init__(encoder)
         channels = self.encoder_channels
-        if config.uses_fpn:
+        if config.decoder == "context":
+            self.head = ContextHead(channels, motion, config.classes, width=config.width, codewords=config.codewords)
+        elif config.uses_fpn:
             self.head = PyramidHead(channels, motion, config.classes, width=config.width, zero=False)
         else:
             self.head = _score_head(config, channels, motion, config.classes, crops=(4, 2, 1))
@@ -100,15 +108,15 @@ class SegFlow(nn.Module):
     """A segmentation branch on an image encoder, and a flow branch; each head reads the features of both.
 
     FlowNetS's features at strides 4, 8, 16 are pooled and concatenated with the encoder's at strides 8, 16, 32, once
-    for the segmentation head and once for the flow head. SPyNet's features already have strides 8, 16 and 32. Encoder
-    and flow network do not use each other's features.
+    for the segmentation head and once for the flow head. SPyNet's features already have strides 8, 16 and 32, and
+    RAFT's are at stride 8 only. Encoder and flow network do not use each other's features.
 
     Departures. All modes: each branch normalizes the frames itself (in the authors' files a counter decides whether a
     mean is subtracted twice). `released`: the flow head is left out, because the authors never trained it and its
     output is zero. `modern`: height and width are padded to multiples of 32 and outputs are cropped back; flow
     features lie on the encoder's grid; the feature pyramid of :class:`PyramidHead` replaces sums of score maps unless
-    `decoder: scores`; the flow head predicts a residual to the flow network's flow that is zero at first, so the
-    initial flow is that of the flow network.
+    `decoder: scores`; `decoder: context` adds EncNet's context module (:class:`ContextHead`); the flow head predicts a
+    residual to the flow network's flow that is zero at first, so the initial flow is that of the flow network.
     """
 
     def __init__(self, config: SegFlowConfig) -> None:
@@ -150,8 +158,6 @@ class SegFlow(nn.Module):
                 f"SegFlow in mode {self.mode} takes frames of 480x854, got {frame.shape[-2]}x{frame.shape[-1]}; "
                 "resize them, or use mode modern, which takes any size"
             )
-        if not self.training:
-            outputs.pop("flow_pyramid", None)
         return outputs
 
     def after_loading(self, branch: str) -> None:
@@ -175,16 +181,23 @@ class SegFlow(nn.Module):
         outputs = Outputs()
         if self.flow is not None:
             motion: Motion = self.flow.network(frame, next_frame)
-            pooled = [_pooled(x, like) for x, like in zip(motion.features, features[1:], strict=True)]
+            pooled = [_pooled(x, like) for x, like in zip(motion.features, features[1:], strict=False)]
             assert self.flow.head is not None
             residual = self.flow.head(features, pooled) * RESIDUAL_UNIT
             flow = motion.flow + on_grid(residual, motion.flow)
             outputs["flow"] = on_grid(flow, frame)[..., :height, :width]
-            outputs["flow_pyramid"] = [
-                x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
-                for x, stride in zip(motion.pyramid, self.flow.network.strides, strict=True)
-            ]
-        logits = self.segmentation.head(features, pooled)
+            if self.training and motion.pyramid:
+                outputs["flow_pyramid"] = [
+                    x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+                    for x, stride in zip(motion.pyramid, self.flow.network.strides, strict=True)
+                ]
+            if self.training and motion.sequence:
+                outputs["flow_sequence"] = [x[..., :height, :width] for x in motion.sequence]
+        logits: Tensor | Context = self.segmentation.head(features, pooled)
+        if isinstance(logits, Context):
+            if logits.se_logits is not None:
+                outputs["se_logits"] = logits.se_logits
+            logits = logits.features
         outputs["mask_logits"] = on_grid(logits, frame)[..., :height, :width]
         return outputs
 
@@ -196,7 +209,8 @@ class SegFlow(nn.Module):
         if self.flow is not None:
             motion: Motion = self.flow.network(frame, next_frame)
             pooled = [F.max_pool2d(x, 3, stride=2, ceil_mode=True) for x in motion.features]
-            outputs["flow_pyramid"] = motion.pyramid
+            if self.training:
+                outputs["flow_pyramid"] = motion.pyramid
             if self.flow.head is None:
                 outputs["flow"] = enlarged(motion.flow, frame, crop=False)
             else:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from models.flow.flownets import FlowNetSConfig
 from models.segflow.network import SegFlow, SegFlowConfig
 from mtsp.config import ConfigError, parse
 
 torch.set_num_threads(1)
 BRANCHES = {
     "flownets": {"name": "flownets", "width": 0.0625},
+    "raft": {"name": "raft", "size": "small", "iterations": 2, "eval_iterations": 2},
     "spynet": {"name": "spynet"},
 }
 
@@ -30,8 +32,7 @@ def small(flow: str, **changes: Any) -> SegFlow:
 
 def test_without_a_name_the_flow_branch_is_flownets() -> None:
     config = parse(SegFlowConfig, {"name": "segflow", "flow": {"width": 0.5}})
-    assert config.flow is not None
-    assert (config.flow.name, config.flow.width) == ("flownets", 0.5)
+    assert config.flow == FlowNetSConfig(width=0.5)
 
 
 @pytest.mark.parametrize("decoder", ["fpn", "scores"])
