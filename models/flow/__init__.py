@@ -1,22 +1,5 @@
-"""Optical flow networks. A config selects one by `name`, as SegFlow's flow branch or alone."""
+"""Optical flow networks."""
 
-from typing import Annotated, Any
+from models.flow.flownets import FlowNet, FlowNetConfig
 
-from pydantic import Discriminator, Tag
-
-from models.flow.flownets import FlowNetSConfig
-from models.flow.raft import RAFTConfig
-from models.flow.spynet import SPyNetConfig
-
-
-def _name(section: Any) -> Any:
-    return section.get("name", "flownets") if isinstance(section, dict) else getattr(section, "name", "flownets")
-
-
-AnyFlow = Annotated[
-    Annotated[FlowNetSConfig, Tag("flownets")]
-    | Annotated[RAFTConfig, Tag("raft")]
-    | Annotated[SPyNetConfig, Tag("spynet")],
-    Discriminator(_name),
-]
-"""Config of any flow network; without a name, of FlowNetS."""
+__all__ = ["FlowNet", "FlowNetConfig"]

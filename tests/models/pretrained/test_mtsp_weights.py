@@ -30,8 +30,7 @@ class Renamed(Trunk):
         used = {key.replace("stem.", "conv."): value for key, value in file.tensors.items()}
         return Layout(used, [], {}, "a file with a stem")
 
-    def download(self, source: str) -> Layout:
-        assert source == "imagenet"
+    def download(self) -> Layout:
         tensors = {"stem.weight": torch.ones(4, 3, 3, 3), "stem.bias": torch.ones(4)}
         return self.published_layout(WeightsFile(tensors))
 
@@ -120,5 +119,5 @@ def test_a_branch_that_does_not_know_a_file_says_what_it_can_do(tmp_path: Path) 
         load_branch(Network(Trunk()), "trunk", file)
     with pytest.raises(ValueError, match="expected a stem"):
         load_branch(Network(Renamed()), "trunk", file)
-    with pytest.raises(ValueError, match="branch 'trunk' has no weights to download; give a file instead of imagenet"):
+    with pytest.raises(ValueError, match="branch 'trunk' has no image encoder"):
         load_branch(Network(Trunk()), "trunk", "imagenet")
