@@ -22,6 +22,10 @@ SCALE_WEIGHTS = (0.005, 0.01, 0.02, 0.08, 0.32)
 """Weights of the five flow scales in FlowNetS's Caffe training files, finest scale first."""
 
 
+MAX_FLOW = 400.0
+"""Pixels that move farther than this many pixels have no part in :func:`sequence_loss`, as in RAFT's training."""
+
+
 class LossSum(NamedTuple):
     """A loss before the division `total / count`. Both are float32 scalars; only `total` has a gradient."""
 
@@ -42,6 +46,11 @@ def se_count(mask: Tensor) -> Tensor:
 def flow_count(truth: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the number that :func:`end_point_error` averages over: known pixels."""
     return torch.tensor(truth[:, 0].numel(), device=truth.device) if valid is None else valid.sum()
+
+
+def sequence_count(truth: Tensor, valid: Tensor | None = None, *, max_flow: float = MAX_FLOW) -> Tensor:
+    """Return the number that :func:`sequence_loss` averages over: known pixels that move by less than `max_flow`."""
+    return _slow(truth, valid, max_flow).sum()
 
 
 def image_count(labels: Tensor) -> Tensor:
@@ -184,6 +193,48 @@ def multiscale_epe(
             coarse, known = _shrunk(truth, valid, flow.shape[-2], flow.shape[-1])
             total = total + weight * _error(flow.float() / scale, coarse / scale, known, eps).sum()
         return LossSum(total, image_count(truth).float())
+
+
+def sequence_loss(
+    sequence: Sequence[Tensor],
+    truth: Tensor,
+    valid: Tensor | None = None,
+    *,
+    decay: float = 0.8,
+    max_flow: float = MAX_FLOW,
+) -> LossSum:
+    """Return RAFT's loss of successive estimates, in pixels. `count` is the number of known, not too fast pixels.
+
+    After Teed and Deng (arXiv:2003.12039), equation 7: the absolute error, averaged over dx and dy, is summed over the
+    estimates with weight decay^(n - 1 - i) for estimate i of n. The authors divide by the number of all pixels, of
+    which unknown pixels add nothing; here only the pixels that count are divided by.
+
+    Args:
+        sequence: predicted flows, B2HW each, best last, in pixels.
+        truth: B2HW, ground truth in pixels.
+        valid: BHW bool, where `truth` is known; None: everywhere. Unknown pixels may hold NaN.
+        decay: weight of an estimate in proportion to that of the next.
+        max_flow: pixels that move this far or farther, in pixels, are left out.
+
+    Raises:
+        ValueError: an estimate has another size than `truth`.
+    """
+    if odd := [tuple(flow.shape) for flow in sequence if flow.shape != truth.shape]:
+        raise ValueError(f"flow of shape {odd[0]} does not fit a truth of shape {tuple(truth.shape)}")
+    with torch.autocast(truth.device.type, enabled=False):
+        truth = truth.float()
+        used = _slow(truth, valid, max_flow)
+        total = truth.new_zeros(())
+        for flow in sequence:
+            error = torch.where(used[:, None], flow.float() - truth, 0.0).abs().sum() / 2
+            total = decay * total + error
+        return LossSum(total, used.sum().float())
+
+
+def _slow(truth: Tensor, valid: Tensor | None, max_flow: float) -> Tensor:
+    """Return BHW bool: where the truth is known and its length is below `max_flow`; NaN is not."""
+    slow = truth.float().square().sum(1) < max_flow**2
+    return slow if valid is None else slow & valid
 
 
 def _check_classes(labels: Tensor, known: Tensor, classes: int, what: str) -> None:

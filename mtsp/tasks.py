@@ -21,6 +21,8 @@ from mtsp.losses import (
     multiscale_epe,
     se_count,
     se_loss,
+    sequence_count,
+    sequence_loss,
 )
 from mtsp.types import Batch, Outputs
 
@@ -30,6 +32,7 @@ _OUTPUTS = {
     "segmentation_se": "se_logits",
     "flow": "flow",
     "flow_multiscale": "flow_pyramid",
+    "flow_sequence": "flow_sequence",
     "classification": "label_logits",
     "classification_aux": "aux_label_logits",
 }
@@ -111,16 +114,23 @@ class FlowConfig(Task):
     multiscale: float = Field(default=0.0, ge=0)
     """Weight of FlowNetS's multi-scale loss: a sum over pixels and a mean over images, as FlowNet's authors use."""
     multiscale_weights: tuple[float, ...] = SCALE_WEIGHTS
-    """Weights of the scales in the multi-scale loss, finest first."""
+    """Weights of the scales in the multi-scale loss, finest first: as many as the network has, SPyNet six."""
+    sequence: float = Field(default=0.0, ge=0)
+    """Weight of RAFT's loss, which sums the errors of all its successive estimates."""
+    sequence_decay: float = Field(default=0.8, gt=0, le=1)
+    """Weight of an estimate in proportion to that of the next, in the loss of successive estimates."""
     eps: float = Field(default=1e-6, gt=0)
     """Added under the root of the end-point error, in squared pixels, so that the gradient is finite at zero."""
 
     @property
     def names(self) -> list[str]:
         """Names of the losses in use."""
-        return ["flow"] * bool(self.weight) + ["flow_multiscale"] * bool(self.multiscale)
+        given = {"flow": self.weight, "flow_multiscale": self.multiscale, "flow_sequence": self.sequence}
+        return [name for name, weight in given.items() if weight]
 
     def _count(self, name: str, batch: Any) -> Tensor:
+        if name == "flow_sequence":
+            return sequence_count(batch["flow"], batch.get("flow_valid"))
         per_pixel = name == "flow" and self.reduction == "mean"
         return flow_count(batch["flow"], batch.get("flow_valid")) if per_pixel else image_count(batch["flow"])
 
@@ -128,6 +138,8 @@ class FlowConfig(Task):
         truth, valid = batch["flow"], batch.get("flow_valid")
         if name == "flow":
             return self.weight * end_point_error(prediction, truth, valid, eps=self.eps).total
+        if name == "flow_sequence":
+            return self.sequence * sequence_loss(prediction, truth, valid, decay=self.sequence_decay).total
         return self.multiscale * multiscale_epe(prediction, truth, valid, weights=self.multiscale_weights).total
 
 

@@ -61,6 +61,7 @@ class Outputs(TypedDict):
     mask_logits: NotRequired[Tensor]  # BKHW, at the input's resolution
     flow: NotRequired[Tensor]  # B2HW, (dx, dy) in pixels of the input's resolution, frame -> next_frame
     flow_pyramid: NotRequired[list[Tensor]]  # B2hw, finest first, pixels of the *input's* resolution; training only
+    flow_sequence: NotRequired[list[Tensor]]  # B2HW like `flow`, estimates of rising quality, best last; training only
     label_logits: NotRequired[Tensor]  # BK, class of the whole image
     aux_mask_logits: NotRequired[Tensor]  # BKHW, of a head on earlier features; training only
     se_logits: NotRequired[Tensor]  # BK, whether the class is anywhere in `mask`; training only

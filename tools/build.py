@@ -7,12 +7,9 @@ import torch
 
 from data import DataConfig
 from models import AnyModel
-from models.pretrained.downloads import imagenet_download, why_unreachable
-from models.pretrained.files import locate
 from models.pretrained.load import load_branch
-from models.pretrained.tf_slim import checkpoint_at
 from mtsp import anchors
-from mtsp.config import CONFIGS, ConfigError, load
+from mtsp.config import ConfigError, load
 from mtsp.training.experiment import Experiment
 from mtsp.training.state import PretrainedNetwork
 
@@ -22,38 +19,6 @@ AnyExperiment = Experiment[AnyModel, DataConfig]  # pyright: ignore[reportInvali
 def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
     """Return the experiment in a config file. Raises ConfigError with all mistakes in the file."""
     return load(AnyExperiment, path, overrides)
-
-
-def missing_weights(experiment: AnyExperiment) -> list[str]:
-    """Return a line for each branch whose pretrained weights are missing, or cannot be downloaded."""
-    found = []
-    for name, branch in experiment.branches.items():
-        if branch.weights is not None and (why := _why_missing(experiment, branch.weights)):
-            found.append(f"branches.{name}.weights: {why}")
-    return found
-
-
-def _why_missing(experiment: AnyExperiment, weights: str) -> str:
-    if weights == "imagenet":
-        network = getattr(experiment.model, "encoder", None) or getattr(experiment.model, "backbone", None)
-        download = None if network is None else imagenet_download(network)
-        if download is None or download.kept is not None or not (why := why_unreachable(download.url)):
-            return ""
-        place = "" if download.place is None else f" as {download.place}, or"
-        return (
-            f"imagenet needs {download.url}, which cannot be reached ({why}); fetch that file elsewhere and put it "
-            f"here{place} anywhere, and name it in place of imagenet"
-        )
-    try:
-        path = locate(weights)
-    except (ValueError, OSError) as error:
-        return str(error)
-    if path.is_file() or checkpoint_at(path) is not None:
-        return ""
-    run = path.parent.name
-    maker = CONFIGS / f"{run}.yaml"
-    hint = f"; python tools/train.py --config {run}.yaml writes it" if maker.is_file() else ""
-    return f"no file {path.absolute()}{hint}"
 
 
 def build_network(experiment: AnyExperiment) -> PretrainedNetwork:

@@ -16,6 +16,7 @@ from data.classification.inaturalist import INaturalistConfig
 from data.classification.oxford import AircraftConfig, FlowersConfig
 from data.classification.stanford import StanfordCarsConfig, StanfordDogsConfig
 from data.flow.flying_chairs import FlyingChairsConfig
+from data.flow.hd1k import Hd1kConfig
 from data.flow.kitti import KittiConfig
 from data.flow.middlebury import MiddleburyConfig
 from data.flow.scene_flow import DrivingConfig, FlyingThingsConfig, MonkaaConfig
@@ -26,6 +27,7 @@ from data.segmentation.cityscapes import CityscapesConfig
 from data.segmentation.mask_folder import MaskFolderConfig
 from data.segmentation.pascal_context import PUBLISHED, PascalContextConfig
 from data.segmentation.pascal_voc import PascalVocConfig
+from data.segmentation.sbd import SbdConfig
 from data.types import DatasetConfig
 from data.video.davis import DavisConfig
 from data.video.folder import FolderConfig
@@ -92,10 +94,12 @@ drift-chicane 52 drift-straight 50 goat 90 horsejump-high 50 kite-surf 50 libby 
 paragliding-launch 80 parkour 100 scooter-black 43 soapbox 99
 """)
 
+_BERKELEY = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping"
 _CALTECH = "https://data.caltech.edu/records/65de6-vp158/files"
 _CODALAB = "https://codalabuser.blob.core.windows.net/public"
 _DOGS = "http://vision.stanford.edu/aditya86/ImageNetDogs"
 _FREIBURG = "https://lmb.informatik.uni-freiburg.de"
+_HCI = "http://hci-benchmark.iwr.uni-heidelberg.de/media/downloads"
 _INATURALIST = "https://ml-inat-competition-datasets.s3.amazonaws.com/2017"
 _KITTI = "https://s3.eu-central-1.amazonaws.com/avg-kitti"
 _MIDDLEBURY = "https://vision.middlebury.edu/flow/data/comp/zip"
@@ -142,6 +146,11 @@ _ROWS = (
     ),
     Row(KittiConfig, {"all": 200}, archives=(Archive(f"{_KITTI}/data_scene_flow.zip"),)),
     Row(
+        Hd1kConfig,
+        {"all": None},
+        archives=tuple(Archive(f"{_HCI}/hd1k_{part}.zip") for part in ("input", "flow_gt")),
+    ),
+    Row(
         MiddleburyConfig,
         {"val": 8},
         archives=tuple(Archive(f"{_MIDDLEBURY}/other-{part}.zip") for part in ("color-twoframes", "gt-flow")),
@@ -165,6 +174,17 @@ _ROWS = (
         archives=(
             Archive(
                 f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", "md5:6cd6e144f989b92b3379bac3b3de84fd", strip="VOCdevkit"
+            ),
+        ),
+    ),
+    Row(
+        SbdConfig,
+        {"train": 8498, "val": 2857},
+        archives=(
+            Archive(
+                f"{_BERKELEY}/semantic_contours/benchmark.tgz",
+                "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+                strip="benchmark_RELEASE",
             ),
         ),
     ),

@@ -1,1 +1,1 @@
-"""Data sets of frame pairs with optical flow: FlyingChairs, Scene Flow, Sintel, KITTI, Middlebury."""
+"""Data sets of frame pairs with optical flow: FlyingChairs, Scene Flow, Sintel, KITTI, HD1K, Middlebury."""

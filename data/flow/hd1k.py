@@ -5,12 +5,14 @@ Source: Kondermann et al., "The HCI Benchmark Suite: Stereo and Flow Ground Trut
 Autonomous Driving", CVPR 2016 Workshops.
 """
 
-from itertools import groupby
+import re
+from itertools import groupby, pairwise
 from typing import ClassVar, Literal
 
 from data.files.listing import find_root, images_by_stem
 from data.flow.pairs import FlowConfig, FlowPair
 
+_NAME = re.compile(r"([0-9]+)_([0-9]+)")
 _FRAMES, _FLOWS = "hd1k_input/image_2", "hd1k_flow_gt/flow_occ"
 
 
@@ -31,18 +33,15 @@ class Hd1kConfig(FlowConfig):
         root = find_root(self.title, self.root, _FRAMES, below=["hd1k", "HD1K"])
         frames, flows = images_by_stem(root / _FRAMES), images_by_stem(root / _FLOWS)
         wanted = {"train": (1, 2, 3, 4, 5), "val": (0,), "all": range(6)}[self.split]
-        named = sorted({_numbers(stem) for stem in frames.keys() | flows.keys()} - {None})
         pairs = []
-        for sequence, members in groupby(named, key=lambda pair: pair[0]):
-            numbers = [number for _, number in members]
-            # A hole between the first and the last frame is an error, which require_files names.
-            for number in range(numbers[0], numbers[-1]) if sequence % 6 in wanted else ():
-                stem, following = (f"{sequence:06d}_{n:04d}" for n in (number, number + 1))
-                frame, next_frame = (frames.get(s, root / _FRAMES / f"{s}.png") for s in (stem, following))
-                pairs.append(FlowPair(stem, frame, next_frame, root / _FLOWS / f"{stem}.png"))
+        found = sorted(match.groups() for stem in frames.keys() | flows.keys() if (match := _NAME.fullmatch(stem)))
+        for sequence, members in groupby(found, key=lambda name: name[0]):
+            names = [name for _, name in members]
+            step = min((int(b) - int(a) for a, b in pairwise(names)), default=1)
+            # A frame missing between the first and the last one is named by the check for missing files.
+            numbers = range(int(names[0]), int(names[-1]) + step, step)
+            stems = [f"{sequence}_{number:0{len(names[0])}d}" for number in numbers]
+            for stem, following in pairwise(stems) if int(sequence) % 6 in wanted else ():
+                first, second = (frames.get(name, root / _FRAMES / f"{name}.png") for name in (stem, following))
+                pairs.append(FlowPair(stem, first, second, root / _FLOWS / f"{stem}.png"))
         return pairs
-
-
-def _numbers(stem: str) -> tuple[int, int] | None:
-    sequence, _, frame = stem.partition("_")
-    return (int(sequence), int(frame)) if sequence.isdecimal() and frame.isdecimal() else None

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -10,8 +11,7 @@ from data.files.images import Exif, read_image
 from data.files.listing import (
     first_ten,
     folders_below,
-    image_tree,
-    in_split,
+    images_by_stem,
     require_files,
     require_order,
     require_size,
@@ -24,6 +24,7 @@ from data.files.mask_colors import SameColors
 from data.files.masks import ObjectOrUnknown, read_foreground, read_mask
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
+from mtsp.text import natural_order
 from mtsp.types import IGNORE, Kind, Sample
 
 
@@ -49,8 +50,6 @@ class FolderConfig(Config):
     stored, and warns about the file if there are masks."""
     next_frame: bool = True
     """Also read the following frame, which only a network with a flow branch needs."""
-    split: Path | None = None
-    """Text file with one video (a subfolder of `frames`) or one image per line. Null: use all."""
 
     @model_validator(mode="after")
     def _kind_fits_the_classes(self) -> "FolderConfig":
@@ -85,11 +84,10 @@ class Folder:
         self.kind: Kind = config.kind
         count = (2 if config.foreground else config.classes or 0) if config.kind == "images" else 0
         self.classes = tuple(map(str, range(count)))
-        frames = image_tree(config.frames)
-        frames = {name: frames[name] for name in in_split(config.split, frames, config.frames)}
+        frames = _tree(config.frames)
         self.ids = list(frames)
         tell_skipped(config.frames, folders_below(config.frames))
-        if config.masks is not None and config.split is None:
+        if config.masks is not None:
             tell_splits(config.frames)
         require_unique("images", config.frames, self.ids)
         if config.next_frame or config.kind == "video":
@@ -98,7 +96,7 @@ class Folder:
         require_files("images", config.frames, self._frames)
         self._masks: list[Path] | None = None
         if config.masks is not None:
-            masks = image_tree(config.masks)
+            masks = _tree(config.masks)
             without_mask = [path for name, path in frames.items() if name not in masks]
             without_frame = [path for name, path in masks.items() if name not in frames]
             if without_mask:
@@ -106,7 +104,7 @@ class Folder:
                 raise MissingDataError(
                     f"no mask in {config.masks} for {first_ten(without_mask, config.frames)}{similar(names[0], masks)}"
                 )
-            if without_frame and config.split is None:
+            if without_frame:
                 raise MissingDataError(f"no frame in {config.frames} for {first_ten(without_frame, config.masks)}")
             self._masks = [masks[name] for name in self.ids]
             require_files("masks", config.masks, self._masks)
@@ -152,3 +150,14 @@ class Folder:
         if self._config.unknown is None:
             self._doubt.check(path, mask)
         return mask
+
+
+def _tree(folder: Path) -> dict[str, Path]:
+    """Return the images in `folder` and in subfolders of any depth, by name; images of a folder are adjacent."""
+    if not folder.is_dir():
+        raise MissingDataError(f"no folder {folder}")
+    return {
+        normalize("NFC", (place / stem).relative_to(folder).as_posix()): path
+        for place in sorted(folders_below(folder), key=lambda place: natural_order(place.as_posix()))
+        for stem, path in images_by_stem(place).items()
+    }

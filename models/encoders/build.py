@@ -12,6 +12,7 @@ from models.encoders.caffe_resnet import BLOCKS, CaffeResNet
 from models.pretrained.caffe_resnet import caffe_layout
 from models.pretrained.encnet import split_encoder
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile
+from models.pretrained.torchvision_download import download_torchvision
 from models.pretrained.torchvision_timm import encoder_layout, normalization
 from mtsp.batches import evaluating
 from mtsp.text import did_you_mean
@@ -48,11 +49,16 @@ class Encoded(Normalized):
         layout = encoder_layout(self.encoder, self.encoder_name, tensors)
         return replace(layout, left_out=[*layout.left_out, *others]).under("encoder.")
 
-    def download(self) -> Layout:
+    def download(self, source: str) -> Layout:
         """Download the encoder's ImageNet weights; see :class:`models.pretrained.layouts.Downloadable`."""
         if self.encoder_name in BLOCKS:
             hint = "give a file of Caffe blobs, or use mode modern"
             raise LayoutError(f"nobody publishes PyTorch weights of {self.encoder_name}: {hint}")
+        if source != "imagenet":
+            weights = download_torchvision(self.encoder_name, source)
+            layout = encoder_layout(self.encoder, self.encoder_name, weights.tensors)
+            buffers = {"mean": weights.mean, "std": weights.std}
+            return replace(layout, buffers=buffers, description=weights.description).under("encoder.")
         encoder = build(self.encoder_name, pretrained=True)
         mean, std = normalization(encoder)
         buffers: dict[str, Any] = {"mean": mean, "std": std}

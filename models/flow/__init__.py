@@ -1,5 +1,22 @@
-"""Optical flow networks."""
+"""Optical flow networks. A config selects one by `name`, as SegFlow's flow branch or alone."""
 
-from models.flow.flownets import FlowNet, FlowNetConfig
+from typing import Annotated, Any
 
-__all__ = ["FlowNet", "FlowNetConfig"]
+from pydantic import Discriminator, Tag
+
+from models.flow.flownets import FlowNetSConfig
+from models.flow.raft import RAFTConfig
+from models.flow.spynet import SPyNetConfig
+
+
+def _name(section: Any) -> Any:
+    return section.get("name", "flownets") if isinstance(section, dict) else getattr(section, "name", "flownets")
+
+
+AnyFlow = Annotated[
+    Annotated[FlowNetSConfig, Tag("flownets")]
+    | Annotated[RAFTConfig, Tag("raft")]
+    | Annotated[SPyNetConfig, Tag("spynet")],
+    Discriminator(_name),
+]
+"""Config of any flow network; without a name, of FlowNetS."""

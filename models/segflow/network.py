@@ -11,18 +11,21 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.blocks import ClassesConfig, on_grid
+from models.blocks import on_grid
+from models.encnet.encoding import Context
 from models.encoders.build import Encoded
-from models.flow.flownets import FlowBranch, FlowNetS, FlowNetSConfig, Motion, enlarged
-from models.segflow.decoders import PyramidHead, ScoreHead, bilinear_kernel
+from models.flow import AnyFlow
+from models.flow.branch import FlowBranch, FlowNetwork, Motion, enlarged
+from models.flow.flownets import FlowNetS, FlowNetSConfig
+from models.segflow.decoders import ContextHead, PyramidHead, ScoreHead, bilinear_kernel
+from mtsp.config import Config
 from mtsp.types import Outputs
 
 RELEASED_SIZE = (480, 854)
-STRIDES = (4, 8, 16, 32, 64)  # strides of FlowNetS's pyramid
 RESIDUAL_UNIT = 20.0  # pixels; the unit of the flow head's output, the same as in FlowNetS
 
 
-class SegFlowConfig(ClassesConfig):
+class SegFlowConfig(Config):
     """Config of :class:`SegFlow`."""
 
     name: Literal["segflow"]
@@ -35,26 +38,33 @@ class SegFlowConfig(ClassesConfig):
     encoder: str = "resnet101"
     """Encoder name, see :mod:`models.encoders.build`. In `released` and `paper`, resnet50 and resnet101 are Caffe's."""
 
-    classes: int | None = Field(default=2, gt=1, lt=256)
-    """Number of classes of the mask, including background; null: as many as the data have."""
+    classes: int = Field(default=2, gt=1, lt=256)
+    """Number of classes of the mask, including background."""
 
-    flow: FlowNetSConfig | None = FlowNetSConfig()
-    """Config of the flow branch. null: no flow branch (SegFlow*), and `next_frame` is ignored."""
+    flow: AnyFlow | None = FlowNetSConfig()
+    """Config of the flow branch, by default FlowNetS. null: no flow branch (SegFlow*), and `next_frame` is ignored."""
 
-    decoder: Literal["scores", "fpn"] | None = None
-    """Decoder of both heads. `scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. null: `fpn` in mode
-    `modern`, else `scores`."""
+    decoder: Literal["scores", "fpn", "context"] | None = None
+    """Decoder of both heads. `scores`: SegFlow's sums of score maps. `fpn`: a feature pyramid. `context`: `fpn`, and
+    EncNet's context module in the segmentation head, for many classes. null: `fpn` in mode `modern`, else `scores`."""
 
     width: int = Field(default=64, gt=0, multiple_of=8)
     """Number of channels in the segmentation head's feature pyramid."""
+
+    codewords: int = Field(default=32, gt=0)
+    """Number of codewords of the decoder `context`."""
 
     flow_width: int = Field(default=32, gt=0, multiple_of=8)
     """Number of channels in the flow head's feature pyramid."""
 
     @model_validator(mode="after")
     def _fits(self) -> "SegFlowConfig":
-        if self.mode != "modern" and self.decoder == "fpn":
-            raise ValueError(f"mode {self.mode} does not support decoder fpn; leave out decoder, or use mode modern")
+        if self.mode != "modern" and self.decoder in ("fpn", "context"):
+            raise ValueError(
+                f"mode {self.mode} does not support decoder {self.decoder}; leave out decoder, or use mode modern"
+            )
+        if self.mode != "modern" and self.flow is not None and self.flow.name != "flownets":
+            raise ValueError(f"mode {self.mode} does not support flow {self.flow.name}; use flownets, or mode modern")
         return self
 
     @property
@@ -73,16 +83,18 @@ class Segmentation(Encoded):
     def __init__(self, encoder: str, config: SegFlowConfig, motion: tuple[int, ...]) -> None:
         super().__init__(encoder)
         channels = self.encoder_channels
-        if config.uses_fpn:
-            self.head = PyramidHead(channels, motion, config.class_count, width=config.width, zero=False)
+        if config.decoder == "context":
+            self.head = ContextHead(channels, motion, config.classes, width=config.width, codewords=config.codewords)
+        elif config.uses_fpn:
+            self.head = PyramidHead(channels, motion, config.classes, width=config.width, zero=False)
         else:
-            self.head = _score_head(config, channels, motion, config.class_count, crops=(4, 2, 1))
+            self.head = _score_head(config, channels, motion, config.classes, crops=(4, 2, 1))
 
 
 class Flow(FlowBranch):
-    """The flow branch: `network`, FlowNetS with its normalization, and `head`, which mode `released` lacks."""
+    """The flow branch: `network`, with its normalization, and `head`, which mode `released` lacks."""
 
-    def __init__(self, network: FlowNetS, config: SegFlowConfig, encoder: tuple[int, ...]) -> None:
+    def __init__(self, network: FlowNetwork, config: SegFlowConfig, encoder: tuple[int, ...]) -> None:
         super().__init__(network)
         motion = network.exchanged_channels
         self.head = None
@@ -93,17 +105,18 @@ class Flow(FlowBranch):
 
 
 class SegFlow(nn.Module):
-    """A segmentation branch on an image encoder, and a flow branch on FlowNetS; each head reads the features of both.
+    """A segmentation branch on an image encoder, and a flow branch; each head reads the features of both.
 
     FlowNetS's features at strides 4, 8, 16 are pooled and concatenated with the encoder's at strides 8, 16, 32, once
-    for the segmentation head and once for the flow head. Encoder and FlowNetS do not use each other's features.
+    for the segmentation head and once for the flow head. SPyNet's features already have strides 8, 16 and 32, and
+    RAFT's are at stride 8 only. Encoder and flow network do not use each other's features.
 
     Departures. All modes: each branch normalizes the frames itself (in the authors' files a counter decides whether a
     mean is subtracted twice). `released`: the flow head is left out, because the authors never trained it and its
     output is zero. `modern`: height and width are padded to multiples of 32 and outputs are cropped back; flow
     features lie on the encoder's grid; the feature pyramid of :class:`PyramidHead` replaces sums of score maps unless
-    `decoder: scores`; the flow head predicts a residual to FlowNetS's flow that is zero at first, so the initial flow
-    is that of FlowNetS.
+    `decoder: scores`; `decoder: context` adds EncNet's context module (:class:`ContextHead`); the flow head predicts a
+    residual to the flow network's flow that is zero at first, so the initial flow is that of the flow network.
     """
 
     def __init__(self, config: SegFlowConfig) -> None:
@@ -111,7 +124,7 @@ class SegFlow(nn.Module):
         self.mode = config.mode
         network = None
         if config.flow is not None:
-            network = FlowNetS(config.flow, "crop" if self.mode == "modern" else "resize")
+            network = _flow_network(config.flow, "crop" if self.mode == "modern" else "resize")
         encoder = config.encoder
         if self.mode != "modern" and encoder in ("resnet50", "resnet101"):
             encoder = f"{encoder}_caffe"
@@ -145,8 +158,6 @@ class SegFlow(nn.Module):
                 f"SegFlow in mode {self.mode} takes frames of 480x854, got {frame.shape[-2]}x{frame.shape[-1]}; "
                 "resize them, or use mode modern, which takes any size"
             )
-        if not self.training:
-            outputs.pop("flow_pyramid", None)
         return outputs
 
     def after_loading(self, branch: str) -> None:
@@ -170,19 +181,23 @@ class SegFlow(nn.Module):
         outputs = Outputs()
         if self.flow is not None:
             motion: Motion = self.flow.network(frame, next_frame)
-            pooled = [
-                on_grid(F.max_pool2d(x, 3, stride=2, padding=1), like)
-                for x, like in zip(motion[1:], features[1:], strict=True)
-            ]
+            pooled = [_pooled(x, like) for x, like in zip(motion.features, features[1:], strict=False)]
             assert self.flow.head is not None
             residual = self.flow.head(features, pooled) * RESIDUAL_UNIT
-            flow = motion.pyramid[0] + on_grid(residual, motion.pyramid[0])
+            flow = motion.flow + on_grid(residual, motion.flow)
             outputs["flow"] = on_grid(flow, frame)[..., :height, :width]
-            outputs["flow_pyramid"] = [
-                x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
-                for x, stride in zip(motion.pyramid, STRIDES, strict=True)
-            ]
-        logits = self.segmentation.head(features, pooled)
+            if self.training and motion.pyramid:
+                outputs["flow_pyramid"] = [
+                    x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
+                    for x, stride in zip(motion.pyramid, self.flow.network.strides, strict=True)
+                ]
+            if self.training and motion.sequence:
+                outputs["flow_sequence"] = [x[..., :height, :width] for x in motion.sequence]
+        logits: Tensor | Context = self.segmentation.head(features, pooled)
+        if isinstance(logits, Context):
+            if logits.se_logits is not None:
+                outputs["se_logits"] = logits.se_logits
+            logits = logits.features
         outputs["mask_logits"] = on_grid(logits, frame)[..., :height, :width]
         return outputs
 
@@ -193,14 +208,24 @@ class SegFlow(nn.Module):
         outputs = Outputs()
         if self.flow is not None:
             motion: Motion = self.flow.network(frame, next_frame)
-            pooled = [F.max_pool2d(x, 3, stride=2, ceil_mode=True) for x in motion[1:]]
-            outputs["flow_pyramid"] = motion.pyramid
+            pooled = [F.max_pool2d(x, 3, stride=2, ceil_mode=True) for x in motion.features]
+            if self.training:
+                outputs["flow_pyramid"] = motion.pyramid
             if self.flow.head is None:
-                outputs["flow"] = enlarged(motion.pyramid[0], frame, crop=False)
+                outputs["flow"] = enlarged(motion.flow, frame, crop=False)
             else:
                 outputs["flow"] = self.flow.head(features, pooled)[..., :height, :width]
         outputs["mask_logits"] = self.segmentation.head(features, pooled)[..., :height, :width]
         return outputs
+
+
+def _flow_network(config: AnyFlow, sizes: Literal["crop", "resize"]) -> FlowNetwork:
+    return FlowNetS(config.model_copy(update={"sizes": sizes})) if config.name == "flownets" else config.network()
+
+
+def _pooled(x: Tensor, like: Tensor) -> Tensor:
+    """Return the map on the grid of `like`, max-pooled before if it is twice as fine."""
+    return on_grid(F.max_pool2d(x, 3, stride=2, padding=1) if x.shape[-1] > like.shape[-1] else x, like)
 
 
 def _score_head(

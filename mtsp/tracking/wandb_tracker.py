@@ -1,5 +1,6 @@
 """Report to Weights & Biases."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import numpy as np
 
 from mtsp.tracking.external import ExternalTracker
 
-LOGIN_SECONDS = 30
-"""Seconds that wandb waits for the user to enter a key in the terminal."""
+_LOG = logging.getLogger("mtsp")
+
 INIT_SECONDS = 20.0
 """Seconds that wandb waits for its server. Version 0.31.0 then takes about 10 s more (measured on a closed port)."""
 FINISH_SECONDS = 120.0
@@ -17,7 +18,7 @@ FINISH_SECONDS = 120.0
 
 
 class WandbTracker(ExternalTracker):
-    """Reports to wandb, which writes to `run_dir/wandb`; without a key or a server it continues offline.
+    """Reports to wandb, which writes to `run_dir/wandb`; without a login or a server it continues offline.
 
     Args:
         run_dir: the run's folder.
@@ -37,18 +38,25 @@ class WandbTracker(ExternalTracker):
     def _open(self, mode: str) -> Any:
         import wandb
 
+        logged_in = True
         if mode == "offline":
             wandb.teardown()  # after a failed init, its service still holds the run id
-        elif not wandb.login(timeout=LOGIN_SECONDS, verify=False):
-            raise RuntimeError("no API key; `wandb login` stores one")
+        elif not (logged_in := wandb.login(prompt=False, verify=False)):
+            _LOG.warning(
+                "wandb: no login (`wandb login` stores one); the run is recorded offline in %s (`wandb sync`)",
+                self._run_dir / "wandb",
+            )
+        settings = wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
+        if not logged_in:
+            settings.silent = True
         run = wandb.init(
             **self._about,
             dir=self._run_dir,
             id=self.run_id,
             resume="allow",
-            mode=mode,  # pyright: ignore[reportArgumentType]
+            mode=mode if logged_in else "offline",  # pyright: ignore[reportArgumentType]
             reinit="create_new",  # do not touch a run of the caller's notebook
-            settings=wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
+            settings=settings,
         )
         # Use a separate step metric: wandb's own `step` restarts at 0 when a run is resumed offline, and wandb drops
         # values logged at a smaller step.

@@ -6,13 +6,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from mtsp.training.memory import predict_memory
 from mtsp.training.state import TrainingRun
 
 _LOG = logging.getLogger("mtsp")
 
 
 def print_summary(run: TrainingRun) -> None:
-    """Print for each branch the numbers of pretrained, new and free weights, alpha and beta, and the weights' source.
+    """Print for each branch the numbers of pretrained, new and free weights, alpha and beta, and the weights' source;
+    then the memory that a training step will take.
 
     With the regularizer mars, a column `radius` replaces `alpha`.
     """
@@ -30,13 +32,12 @@ def print_summary(run: TrainingRun) -> None:
             if name.startswith(f"{branch}."):
                 pull = targets.get(name)
                 sizes["free" if pull is None else "shared" if pull.shared else "new"] += weight.numel()
-        frozen = experiment.branches[branch].freeze
-        tau = regularizer.time_constant(branch) if regularizer is not None and not frozen else None
+        tau = regularizer.time_constant(branch) if regularizer is not None else None
         table.add_row(
-            branch + (" (frozen)" if frozen else ""),
+            branch + (" (frozen)" if experiment.branches[branch].freeze else ""),
             *(f"{size / 1e6:.2f} M" for size in sizes.values()),
-            *(f"{strength[branch]:g}" if strength and not frozen else "-" for strength in (alpha, beta)),
-            "-" if frozen else f"{lr:g}",
+            *(f"{strength[branch]:g}" if strength else "-" for strength in (alpha, beta)),
+            f"{lr:g}",
             "-" if tau is None else f"{tau:,.0f}",
         )
     Console(stderr=True).print(table)
@@ -45,3 +46,9 @@ def print_summary(run: TrainingRun) -> None:
         _LOG.info("%s starts from %s", branch, loaded.description if loaded else "random weights, all of them new")
         if loaded and loaded.left_out:
             _LOG.info("%s left out %d tensors of its source: %s", branch, len(loaded.left_out), loaded.left_out[0])
+    if (memory := predict_memory(run)) is not None:
+        now, optimizer, gradients, activations = (size / 2**30 for size in memory)
+        _LOG.info(
+            "memory of a step: about %.2f GiB (now %.2f, optimizer %.2f, gradients %.2f, activations %.2f)",
+            memory.peak / 2**30, now, optimizer, gradients, activations,
+        )  # fmt: skip

@@ -13,8 +13,9 @@ from mtsp.losses import (
     label_cross_entropy,
     multiscale_epe,
     se_loss,
+    sequence_loss,
 )
-from mtsp.tasks import ClassificationConfig, SegmentationConfig, Tasks
+from mtsp.tasks import ClassificationConfig, FlowConfig, SegmentationConfig, Tasks
 from mtsp.types import IGNORE, Batch, Outputs
 
 
@@ -237,3 +238,30 @@ def test_a_task_weighs_its_main_auxiliary_and_presence_losses() -> None:
     assert tasks.names == [
         "segmentation", "segmentation_aux", "segmentation_se", "classification", "classification_aux"
     ]  # fmt: skip
+
+
+def test_the_sequence_loss_weighs_later_estimates_more_and_leaves_out_unknown_and_fast_pixels() -> None:
+    truth = torch.tensor([[[[3.0, math.nan, 400.0, 0.0]], [[4.0, 0.0, 0.0, 0.0]]]])  # B2HW of four pixels
+    valid = torch.tensor([[[True, False, True, True]]])
+    first, second = torch.zeros(1, 2, 1, 4), torch.full((1, 2, 1, 4), 3.0)
+    total, count = sequence_loss([first, second], truth, valid, decay=0.8)
+    # first: (3 + 4) / 2 at pixel 0, nothing at pixel 3; second: (0 + 1) / 2 and (3 + 3) / 2
+    assert total.item() == pytest.approx(0.8 * 3.5 + 0.5 + 3.0)
+    assert count.item() == 2  # pixel 1 is unknown, pixel 2 too fast
+    task = Tasks(flow=FlowConfig(weight=0.0, sequence=0.5))
+    batch = Batch(name=["a"], frame=torch.zeros(1, 3, 1, 4), flow=truth, flow_valid=valid)
+    assert task.counts(batch)["flow_sequence"].item() == 2
+    assert task.sums(Outputs(flow_sequence=[first, second]), batch)["flow_sequence"].item() == pytest.approx(3.15)
+
+
+def test_the_gradient_of_the_sequence_loss_is_finite_where_the_truth_is_nan() -> None:
+    flow = torch.zeros(1, 2, 1, 2, requires_grad=True)
+    truth = torch.tensor([[[[1.0, math.nan]], [[0.0, math.nan]]]])
+    sequence_loss([flow], truth, torch.tensor([[[True, False]]])).total.backward()
+    assert flow.grad is not None
+    assert flow.grad.flatten().tolist() == [-0.5, 0.0, 0.0, 0.0]
+
+
+def test_an_estimate_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"flow of shape \(1, 2, 1, 3\) does not fit a truth"):
+        sequence_loss([torch.zeros(1, 2, 1, 3)], torch.zeros(1, 2, 1, 4))

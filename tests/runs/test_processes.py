@@ -26,7 +26,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_processes_end_as_one(several: dict[str, Any], train: Train, tmp_path: Path) -> None:
+FLOW = {  # the flow branch and its own loss
+    "flownets": ({"width": 0.04}, {"multiscale": 0.01}),
+    "spynet": ({"name": "spynet"}, {"multiscale": 0.01, "multiscale_weights": [0.1] * 6}),
+    "raft": ({"name": "raft", "size": "small", "iterations": 2, "eval_iterations": 2}, {"sequence": 0.01}),
+}
+
+
+@pytest.mark.parametrize("flow", FLOW)
+def test_two_processes_end_as_one(several: dict[str, Any], train: Train, tmp_path: Path, flow: str) -> None:
+    """With stages in which one branch learns, the other, or both."""
+    several["model"]["flow"], loss = FLOW[flow]
+    several["tasks"]["flow"] = {"weight": 0.1, **loss}
+    (tmp_path / "several.yaml").write_text(json.dumps(several))
     train(several, tmp_path / "one")
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"ACCELERATE_USE_CPU": "true"}  # what torchrun sets, and what the user must

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from mtsp.evaluation.scores import scores_of, table
 from mtsp.types import Kind, Sample
 from tools.score import main as run
 
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MTSP_DATA", ""))
 real_data = pytest.mark.skipif("MTSP_DATA" not in os.environ, reason="MTSP_DATA names no folder of real data")
 
@@ -70,6 +73,23 @@ def middlebury(tmp_path: Path) -> list[str]:
 def scored(arguments: list[str], folder: Path) -> dict:
     assert run([*arguments, "--json", str(folder / "scores.json")]) == 0
     return json.loads((folder / "scores.json").read_text())
+
+
+def test_stored_predictions_are_scored_without_the_libraries_of_networks(davis: list[str]) -> None:
+    slow = {
+        "torch",
+        "torchvision",
+        "timm",
+        "segmentation_models_pytorch",
+        "accelerate",
+        "wandb",
+        "matplotlib",
+        "pandas",
+    }
+    code = f"import sys; from tools.score import main; main({davis}); print({slow} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.strip().endswith("set()")
+    assert "mean over sequences" in done.stdout
 
 
 def test_masks_are_scored_by_sequence(davis: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

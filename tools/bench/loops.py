@@ -51,7 +51,7 @@ def bare(values: dict[str, Any], folder: Path, tick: Tick) -> None:
             order = torch.randint(len(examples), (IN_MEMORY, size), generator=rng).tolist()
             seeded = [[examples.train_sample(i, _generator(i)) for i in part] for part in order]
             batches.append([_channels_last(collate(samples)) for samples in seeded])
-    optimizer = experiment.optimizer.build(list(network.parameters()))
+    optimizer = experiment.optimizer.build([{"params": list(network.parameters())}])
     L2SP(network, anchors=_anchors(network), alpha=ALPHA, beta=BETA).attach(optimizer)
     for number in range(experiment.train.steps):
         losses = []
@@ -131,8 +131,9 @@ def timm_loop(values: dict[str, Any], folder: Path, tick: Tick) -> None:
 
     entry, size = values["data"]["train"], _size(values)
     crop = entry["augment"]["crop"]
+    dataset: Any = create_dataset("", root=entry["dataset"]["root"])
     loader: Any = create_loader(
-        create_dataset("", root=entry["dataset"]["root"]), (3, *crop), size, is_training=True, use_prefetcher=False,
+        dataset, (3, *crop), size, is_training=True, use_prefetcher=False,
         scale=tuple(entry["augment"]["area"]), color_jitter=0.0, num_workers=1, interpolation="bilinear",
         persistent_workers=True,
     )  # fmt: skip
@@ -200,7 +201,7 @@ def lightning_trainer(values: dict[str, Any], folder: Path, tick: Tick) -> None:
             self.log("loss", loss)
             return loss
 
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
             tick()
 
         def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -52,22 +52,38 @@ def png(
 
 
 def tiff(
-    samples: np.ndarray, depth: int = 8, *, photometric: int = 1, orientation: int = 1, colors: Sequence[int] = ()
+    samples: np.ndarray,
+    depth: int = 8,
+    *,
+    photometric: int = 1,
+    orientation: int = 1,
+    colors: Sequence[int] = (),
+    rows: int | None = None,
+    tile: int | None = None,
 ) -> bytes:
-    """An uncompressed little-endian TIFF of one strip, samples HW or HW3 as they are stored."""
+    """An uncompressed little-endian TIFF of samples HW or HW3 as they are stored.
+
+    It has one strip, or strips of `rows` rows, or tiles of `tile` x `tile` pixels, the last ones padded with zeros.
+    """
     values = samples[..., None] if samples.ndim == 2 else samples
     height, width, channels = values.shape
-    lines = []
-    for row in values.reshape(height, -1):
-        bits = np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - depth :]
-        lines.append(np.packbits(bits.reshape(-1)).tobytes() if depth < 8 else row.astype(f"<u{depth // 8}").tobytes())
-    strip = b"".join(lines)
+    high, wide = (tile, tile) if tile is not None else (rows or height, width)
+    padded = np.pad(values, ((0, -height % high if tile else 0), (0, -width % wide), (0, 0)))
+    parts = [
+        _lines(padded[y : y + high, x : x + wide], depth) for y in range(0, height, high) for x in range(0, width, wide)
+    ]
+    strip = b"".join(parts)
+    sizes = [len(part) for part in parts]
+    starts = [8 + sum(sizes[:i]) for i in range(len(parts))]
     tags: list[tuple[int, int, Sequence[int]]] = [
         (256, 4, [width]), (257, 4, [height]), (258, 3, [depth] * channels), (259, 3, [1]), (262, 3, [photometric]),
-        (273, 4, [8]), (274, 3, [orientation]), (277, 3, [channels]), (278, 4, [height]), (279, 4, [len(strip)]),
+        *([] if tile else [(273, 4, starts)]), (274, 3, [orientation]), (277, 3, [channels]),
+        *([] if tile else [(278, 4, [high]), (279, 4, sizes)]),
     ]  # fmt: skip
     if colors:
         tags.append((320, 3, colors))
+    if tile:
+        tags += [(322, 4, [tile]), (323, 4, [tile]), (324, 4, starts), (325, 4, sizes)]
     at = 8 + len(strip) + len(strip) % 2
     beyond, entries = b"", b""
     start = at + 2 + 12 * len(tags) + 4
@@ -81,3 +97,11 @@ def tiff(
         entries += struct.pack("<HHI", tag, kind, len(numbers)) + place
     directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0) + beyond
     return b"II*\0" + struct.pack("<I", at) + strip + b"\0" * (len(strip) % 2) + directory
+
+
+def _lines(values: np.ndarray, depth: int) -> bytes:
+    lines = []
+    for row in values.reshape(len(values), -1):
+        bits = np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - depth :]
+        lines.append(np.packbits(bits.reshape(-1)).tobytes() if depth < 8 else row.astype(f"<u{depth // 8}").tobytes())
+    return b"".join(lines)

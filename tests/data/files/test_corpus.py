@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.files.flow_formats import read_flow, read_pfm
 from data.files.images import read_image
 from data.files.masks import read_mask
 from data.types import DataError
@@ -107,6 +108,10 @@ def jpegs() -> list[Cell]:
         cells.append(Cell("RGB inside.jpg", data, decoded("jpeg8_decode", data, outcolorspace="RGB")))
         data = imagecodecs.jpeg8_encode(big.astype(np.uint16) << 4, level=95, bitspersample=12)
         cells.append(Cell("12 bit.jpg", data, None))
+        # The inks of CMYK.jpg in transformed colors, as Photoshop stores them: luma, chroma and black.
+        inks = np.dstack([big, np.full(big.shape[:2], 255, np.uint8)])
+        stored = imagecodecs.jpeg8_encode(inks, level=95, colorspace="CMYK", outcolorspace="YCCK", subsampling="444")
+        cells.append(Cell("YCCK.jpg", stored, big, tolerance=8))
         lossless = imagecodecs.jpeg8_encode(big, lossless=True)
         cells.append(Cell("lossless.jpg", lossless, big))
     # Cyan, magenta, yellow and black as Adobe's programs store them, inverted: what is shown is close to the source.
@@ -136,6 +141,16 @@ def others() -> list[Cell]:
         Cell("gray 2 bit.tif", tiff(ids, 2), gray(ids * 85), ids),
         Cell("gray 1 bit.tif", tiff(two, 1), gray(two * 255), two),
         Cell("gray turned.tif", tiff(ids * 60, orientation=8), gray(ids * 60), ids * 60),
+        *(
+            Cell(f"{name} {way}.tif", tiff(pixels, depth, photometric=color, **how), shown, stored)
+            for way, how in {"strips": {"rows": 4}, "tiles": {"tile": 16}}.items()
+            for name, pixels, depth, color, shown, stored in (
+                ("RGB", RGB, 8, 2, RGB, None),
+                ("gray", ids * 60, 8, 1, gray(ids * 60), ids * 60),
+                ("gray 4 bit", ids, 4, 1, gray(ids * 17), ids),
+                ("gray 1 bit", two, 1, 1, gray(two * 255), two),
+            )
+        ),
         Cell("white is zero.tif", tiff(ids * 60, photometric=0), gray(255 - ids * 60), None),
         Cell("indexed.tif", indexed("TIFF"), shown, ids),
         *(Cell(f"{c}.tif", saved(RGB, "TIFF", compression=c), RGB) for c in ("tiff_lzw", "tiff_deflate", "packbits")),
@@ -163,6 +178,45 @@ def others() -> list[Cell]:
         Cell("P5 deep.pgm", b"P5 26 21 65535\n" + deep[..., 0].astype(">u2").tobytes(), gray(RGB[..., 0]), None),
     ]
     return cells
+
+
+PFM = {
+    "little.pfm": (b"PF\n4 3\n-1.0\n", "<"),
+    "big.pfm": (b"PF\n4 3\n1.0\n", ">"),
+    "scaled.pfm": (b"PF\n4 3\n-0.003922\n", "<"),
+    "exponent.pfm": (b"PF\n4 3\n-1e0\n", "<"),
+    "lines of Windows.pfm": (b"PF\r\n4 3\r\n-1\r\n", "<"),
+    "sizes on two lines.pfm": (b"PF\n4\n3\n-1.0\n", "<"),
+    "blanks.pfm": (b"PF \n4  3 \n-1.0 \n", "<"),
+    "gray.pfm": (b"Pf\n4 3\n-1.0\n", "<"),
+    "gray big.pfm": (b"Pf\n4 3\n+1\n", ">"),
+    "half floats.pfm": (b"PF\n4 3\n0\n", None),
+    "with alpha.pfm": (b"PF4\n4 3\n-1.0\n", None),
+    "comment.pfm": (b"PF\n# by a program\n4 3\n-1.0\n", None),
+    "one line.pfm": (b"PF 4 3 -1.0\n", None),
+    "other size.pfm": (b"PF\n4 2\n-1.0\n", None),
+    "swapped size.pfm": (b"PF\n5 3\n-1.0\n", None),
+    "a photo.pfm": (b"P6\n4 3\n255\n", None),
+}
+"""Header of each file, and the byte order of its values; None: it is to be refused."""
+
+
+@pytest.mark.parametrize("name", PFM)
+def test_a_pfm_file_is_read_bottom_row_last_or_refused(tmp_path: Path, name: str) -> None:
+    header, order = PFM[name]
+    values = RNG.normal(0, 9, (3, 4, 1 if header.startswith(b"Pf") else 3)).astype(np.float32)
+    path = tmp_path / name
+    path.write_bytes(header + b"".join(struct.pack(f"{order or '<'}f", value) for value in values[::-1].reshape(-1)))
+    if order is None:
+        with pytest.raises(DataError, match=name):
+            read_pfm(path)
+        return
+    np.testing.assert_array_equal(read_pfm(path), values.squeeze())
+    if values.shape[2] == 3:
+        np.testing.assert_array_equal(read_flow(path)[0], values[..., :2])
+    else:
+        with pytest.raises(DataError, match=r"a gray \.pfm holds no flow"):
+            read_flow(path)
 
 
 def decoded(codec: str, data: bytes, **options: Any) -> np.ndarray | None:

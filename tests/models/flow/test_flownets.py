@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.flow.flownets import FlowNet, FlowNetConfig, FlowNetS, FlowNetSConfig
+from models.flow.flownets import FlowNetS, FlowNetSConfig
 
 torch.set_num_threads(1)
 SMALL = FlowNetSConfig(width=0.0625)  # 4 to 64 channels
@@ -49,9 +49,9 @@ def test_shapes_at_the_resized_frame_are_those_of_the_table(published: FlowNetS)
         (1, 2, 16, 28),
         (1, 2, 8, 14),
     ]
-    assert tuple(motion.concat2.shape) == (1, 194, 128, 224)
-    assert tuple(motion.concat3.shape) == (1, 386, 64, 112)
-    assert tuple(motion.concat4.shape) == (1, 770, 32, 56)
+    assert tuple(motion.features[0].shape) == (1, 194, 128, 224)
+    assert tuple(motion.features[1].shape) == (1, 386, 64, 112)
+    assert tuple(motion.features[2].shape) == (1, 770, 32, 56)
     assert published.get_parameter("predict_flow5.weight").shape[1] == 1026  # concat5
 
 
@@ -71,7 +71,7 @@ def test_any_size_gives_maps_of_a_quarter_rounded_up(size: tuple[int, int]) -> N
 
 def constant(sizes: str, u: float, v: float) -> FlowNetS:
     """A network whose predictions are (u, v) before their unit, at every scale."""
-    network = FlowNetS(SMALL, "resize" if sizes == "resize" else "crop")
+    network = FlowNetS(SMALL.model_copy(update={"sizes": sizes}))
     for level in (2, 3, 4, 5, 6):
         predictor = network.get_submodule(f"predict_flow{level}")
         assert isinstance(predictor, nn.Conv2d)
@@ -123,7 +123,7 @@ def test_normalization_and_unit_are_saved_with_the_weights() -> None:
 
 
 def test_as_a_network_its_flow_is_as_large_as_the_frame_and_the_pyramid_is_for_training() -> None:
-    network = FlowNet(FlowNetConfig(name="flownets", network=SMALL))
+    network = SMALL.build()
     frame = torch.rand(1, 3, 33, 50)
     outputs = network(frame, frame)
     assert outputs["flow"].shape == (1, 2, 33, 50)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.flow.flownets import FlowNet, FlowNetConfig, FlowNetSConfig
+from models.flow.branch import FlowNet
+from models.flow.flownets import FlowNetSConfig
 from models.segflow.network import SegFlow, SegFlowConfig
 
 WIDTH = 0.0625
@@ -15,7 +16,7 @@ CONVS = ["conv1", "conv2", "conv3", "conv3_1", "conv4", "conv4_1", "conv5", "con
 
 def flow_network(*, batch_norm: bool = False) -> FlowNet:
     torch.manual_seed(1)
-    return FlowNet(FlowNetConfig(name="flownets", network=FlowNetSConfig(width=WIDTH, batch_norm=batch_norm)))
+    return FlowNetSConfig(width=WIDTH, batch_norm=batch_norm).build()
 
 
 def segflow(encoder: str = "tu-tf_efficientnet_lite0", **changes: Any) -> SegFlow:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.flow.flownets import FlowNetS
 from models.pretrained.load import load_branch
 from tests.models.pretrained.published import flow_network, flownets_file, saved, segflow
 
@@ -33,9 +34,9 @@ def test_each_flownets_layout_loads_whole_with_its_own_normalization(
     assert not any(state[key].any() for key in absent)
     assert loaded.fresh == loaded.left_out == []
     assert {f"flow.network.{key}" for key in file} <= set(loaded.names)
-    assert network.flow.network.own_mean.item() is own_mean
+    assert network.get_buffer("flow.network.own_mean").item() is own_mean
     if not own_mean:
-        torch.testing.assert_close(network.flow.network.mean, torch.tensor(PINARD * 2))
+        torch.testing.assert_close(network.get_buffer("flow.network.mean"), torch.tensor(PINARD * 2))
     assert f"{tensors} tensors" in loaded.description
     assert ("[0.45, 0.432, 0.411]" in loaded.description) is not own_mean  # what it may be as well
 
@@ -46,13 +47,13 @@ def test_a_mean_that_is_given_is_of_both_frames_and_told(tmp_path: Path) -> None
     chairs = (0.45, 0.432, 0.411)
     file = saved(tmp_path / "checkpoint.pth.tar", {"epoch": 3, "arch": "flownets", "state_dict": flownets_file(33)})
     loaded = load_branch(network, "flow", file, mean=chairs)
-    torch.testing.assert_close(network.flow.network.mean, torch.tensor(chairs * 2))
+    torch.testing.assert_close(network.get_buffer("flow.network.mean"), torch.tensor(chairs * 2))
     assert "; mean (0.45, 0.432, 0.411) as the config says; " in loaded.description
     nvidia = saved(tmp_path / "nvidia.pth.tar", {"state_dict": flownets_file(42)})
     load_branch(network, "flow", nvidia)
-    assert network.flow.network.own_mean.item()
+    assert network.get_buffer("flow.network.own_mean").item()
     load_branch(network, "flow", nvidia, mean=chairs)
-    assert not network.flow.network.own_mean.item()
+    assert not network.get_buffer("flow.network.own_mean").item()
     with pytest.raises(ValueError, match="branch 'flow' does not normalize frames by a std; leave out std"):
         load_branch(network, "flow", file, std=(1.0, 1.0, 1.0))
 
@@ -73,7 +74,9 @@ def test_flownets_from_caffe_takes_bgr_and_is_turned_round(tmp_path: Path, name:
     file = flownets_file(33)
     load_branch(network, "flow", saved(tmp_path / name, {"arch": "flownets", "state_dict": file}))
     frame, next_frame = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
-    seen = network.flow.network._normalized(frame, next_frame)
+    inner = network.flow.network
+    assert isinstance(inner, FlowNetS)
+    seen = inner._normalized(frame, next_frame)
     ours = network.get_submodule("flow.network.conv1.0")(seen)
     bgr = torch.cat([frame.flip(1), next_frame.flip(1)], dim=1) - torch.tensor(PINARD * 2).view(1, 6, 1, 1)
     theirs = nn.functional.conv2d(bgr, file["conv1.0.weight"], file["conv1.0.bias"], stride=2, padding=3)
@@ -86,7 +89,7 @@ def test_a_prefix_of_dataparallel_is_stripped_and_a_numpy_error_is_read(tmp_path
     container = {"epoch": 1, "state_dict": file, "best_EPE": np.float64(1.95), "div_flow": 10}
     load_branch(network, "flow", saved(tmp_path / "flownets.pth", container))
     assert torch.equal(network.get_parameter("flow.network.conv6_1.0.bias"), file["module.conv6_1.0.bias"])
-    assert network.flow.network.div_flow.item() == 10
+    assert network.get_buffer("flow.network.div_flow").item() == 10
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_what_mtsp_saved_loads_whole_or_by_branch(tmp_path: Path) -> None:
     for parameter in source.parameters():
         nn.init.normal_(parameter)
     assert source.flow is not None
-    source.flow.network.own_mean.fill_(True)
+    source.get_buffer("flow.network.own_mean").fill_(True)
     state = {key: value.contiguous() for key, value in source.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
     loaded = load_branch(target, "flow", tmp_path / "model.safetensors")
@@ -299,7 +299,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch: 
 def test_a_branch_or_a_download_that_does_not_exist_is_named() -> None:
     with pytest.raises(ValueError, match="SegFlow has no branch 'flow'; its branches: segmentation"):
         load_branch(segflow(flow=None), "flow", "imagenet")
-    with pytest.raises(ValueError, match="branch 'flow' has no image encoder"):
+    with pytest.raises(ValueError, match="no library publishes weights of FlowNetS as imagenet; give a file"):
         load_branch(flow_network(), "flow", "imagenet")
     with pytest.raises(ValueError, match="nobody publishes PyTorch weights of resnet50_caffe"):
         load_branch(segflow("resnet50_caffe", flow=None), "segmentation", "imagenet")

@@ -30,7 +30,8 @@ class Renamed(Trunk):
         used = {key.replace("stem.", "conv."): value for key, value in file.tensors.items()}
         return Layout(used, [], {}, "a file with a stem")
 
-    def download(self) -> Layout:
+    def download(self, source: str) -> Layout:
+        assert source == "imagenet"
         tensors = {"stem.weight": torch.ones(4, 3, 3, 3), "stem.bias": torch.ones(4)}
         return self.published_layout(WeightsFile(tensors))
 
@@ -119,5 +120,5 @@ def test_a_branch_that_does_not_know_a_file_says_what_it_can_do(tmp_path: Path) 
         load_branch(Network(Trunk()), "trunk", file)
     with pytest.raises(ValueError, match="expected a stem"):
         load_branch(Network(Renamed()), "trunk", file)
-    with pytest.raises(ValueError, match="branch 'trunk' has no image encoder"):
+    with pytest.raises(ValueError, match="branch 'trunk' has no weights to download; give a file instead of imagenet"):
         load_branch(Network(Trunk()), "trunk", "imagenet")

@@ -244,4 +244,4 @@ def test_a_decoder_that_the_mode_does_not_have_is_refused() -> None:
 def test_networks_are_chosen_by_name() -> None:
     adapter = TypeAdapter(AnyModel)
     assert isinstance(adapter.validate_python({"name": "segflow", "flow": None}), SegFlowConfig)
-    assert adapter.validate_python({"name": "flownets", "network": {"width": 0.0625}}).build().branches == ("flow",)
+    assert adapter.validate_python({"name": "flownets", "width": 0.0625}).build().branches == ("flow",)
