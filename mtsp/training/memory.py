@@ -76,25 +76,38 @@ def saved_bytes(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     sizes: dict[int, tuple[int, Tensor]] = {}  # the tensors are kept, so that no address is used twice
-    device = next(network.parameters()).device.type
-    named = [(name, tensor.detach()) for name, tensor in (*network.named_parameters(), *network.named_buffers())]
-    with FakeTensorMode() as mode, _fixed_norms(network):
-        state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in named}
-        for name in learning:
-            state[name].requires_grad_()
-        weights = {tensor.untyped_storage()._cdata for tensor in state.values()}
+    mode = FakeTensorMode()
+    state = fake_state(network, mode, learning)
+    weights = {tensor.untyped_storage()._cdata for tensor in state.values()}
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                sizes[storage._cdata] = (storage.nbytes(), tensor)
-            return tensor
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            sizes[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with hooks, torch.autocast(device, torch.bfloat16, enabled=bf16):
-            outputs = functional_call(network, state, tuple(torch.zeros(*shape, device=device) for shape in shapes))
+    with mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = fake_forward(network, state, shapes, bf16=bf16)
     kept = [size for size, _ in sizes.values()]
     return sum(kept) + 2 * max(kept, default=0) + 2 * sum(4 * tensor.numel() for tensor in _tensors(outputs))
+
+
+def fake_state(network: nn.Module, mode: Any, learning: Sequence[str]) -> dict[str, Tensor]:
+    """Return the parameters and buffers as tensors without contents, of torch's FakeTensorMode `mode`."""
+    named = (*network.named_parameters(), *network.named_buffers())
+    state: dict[str, Tensor] = {name: mode.from_tensor(tensor.detach()) for name, tensor in named}
+    for name in learning:
+        state[name].requires_grad_()
+    return state
+
+
+def fake_forward(
+    network: nn.Module, state: dict[str, Tensor], shapes: Sequence[Sequence[int]], *, bf16: bool = False
+) -> Any:
+    """Return the outputs of the network with such a `state`; call it inside the mode of the state."""
+    device = next(iter(state.values())).device.type
+    with _fixed_norms(network), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        return functional_call(network, state, tuple(torch.zeros(*shape, device=device) for shape in shapes))
 
 
 def optimizer_bytes(build: Callable[[Any], torch.optim.Optimizer]) -> float:
