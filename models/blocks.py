@@ -6,6 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtsp.config import Config
+
+
+class ClassesConfig(Config):
+    """Base of the configs of networks with a number of classes, which may be left to the data."""
+
+    classes: int | None
+
+    @property
+    def class_count(self) -> int:
+        """The number of classes. Raises ValueError if `classes` is null: the data were not looked at."""
+        if self.classes is None:
+            raise ValueError("model.classes is null; give the number of classes, or the experiment.yaml of a run")
+        return self.classes
+
 
 def conv_norm_relu(channels_in: int, channels_out: int, kernel: int) -> nn.Sequential:
     """Return a convolution without bias that keeps the size, batch normalization, and a ReLU."""

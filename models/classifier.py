@@ -11,12 +11,11 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.blocks import Normalized
+from models.blocks import ClassesConfig, Normalized
 from models.pretrained import tf_slim, torchvision_timm
 from models.pretrained.layouts import Layout, WeightsFile
 from models.pretrained.torchvision_download import download_torchvision
 from models.pretrained.torchvision_timm import IMAGENET_MEAN, IMAGENET_STD
-from mtsp.config import Config
 from mtsp.text import did_you_mean
 from mtsp.types import Outputs
 
@@ -25,13 +24,14 @@ SMALLEST, SMALLEST_TRAINED = 75, 299
 """Smallest height and width for Inception-V3, without and with its auxiliary head in training."""
 
 
-class ClassifierConfig(Config):
+class ClassifierConfig(ClassesConfig):
     """Config of :class:`Classifier`."""
 
     name: Literal["classifier"]
     backbone: str = INCEPTION
     """A timm network (`tf_efficientnet_lite0`, `resnet50`), or `torchvision:` and the name of a torchvision network."""
-    classes: int = Field(gt=1)
+    classes: int | None = Field(default=None, gt=1)
+    """Number of classes; null: as many as the data to train on have."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout rate of the pooled features before the head. TF-slim's Inception-V3, used by DSTL, has 0.2."""
     aux_head: bool | None = None
@@ -64,7 +64,7 @@ class Classifier(nn.Module):
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.backbone = Backbone(config.backbone, aux_head=config.aux_head is not False)
-        self.head = Head(self.backbone, config.classes, config.dropout)
+        self.head = Head(self.backbone, config.class_count, config.dropout)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
         """Predict the class of `frame`; in training also predict it with the auxiliary head, from earlier features.

@@ -108,7 +108,11 @@ def capture(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, T
 
     Raises:
         ValueError: one of `names` is not in the model, or none belongs to a convolution or linear layer.
+        TypeError: `names` is a string.
     """
+    if isinstance(names, str):
+        inside = f'[name for name, _ in model.named_parameters() if name.startswith("{names}")]'
+        raise TypeError(f"`names` is the string {names!r}; give a list of names: {inside}")
     weights, first = named_weights(model), dict(aliases(model))
     if names is None:
         names = penalized(model)

@@ -116,6 +116,8 @@ def load(kind: type[_ConfigT], path: str | Path, overrides: Sequence[str] = ()) 
     if not isinstance(values, dict):
         raise ConfigError(f"{path} cannot be run: expected `key: value` lines, got {type(values).__name__}")
     problems = [problem for override in overrides if (problem := _override(values, override))]
+    if cut_off := [problem for problem in problems if "is cut off at a space" in problem]:
+        problems = cut_off  # the others are its pieces
     try:
         config = parse(kind, values)
     except ConfigError as error:
@@ -144,10 +146,12 @@ def _override(values: dict[str, Any], text: str) -> str | None:
     """Apply one override `a.b.c=value`; return a description of the problem with it, or None."""
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        return f"{text!r} is not key=value, for example train.steps=100"
+        return f"{text!r} is not key=value, for example train.steps=100; put quotes around a value with spaces"
     try:
         parsed = parse_yaml(value) if value else ""
     except ConfigError as error:
+        if value[0] in "{[" and value[-1] not in "}]":
+            return f"{key}: {value} is cut off at a space; put quotes around all of it: {key}='{value} ...'"
         return f"{key}: {error}"
     *sections, last = key.split(".")
     here: Any = values

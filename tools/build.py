@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data import DataConfig
 from models import AnyModel
+from models.pretrained.downloads import published_download, why_unreachable
+from models.pretrained.files import locate
 from models.pretrained.load import load_branch
+from models.pretrained.tf_slim import checkpoint_at
 from mtsp import anchors
-from mtsp.config import ConfigError, load
+from mtsp.config import CONFIGS, ConfigError, load
 from mtsp.training.experiment import Experiment
 from mtsp.training.state import PretrainedNetwork
 
@@ -19,6 +23,40 @@ AnyExperiment = Experiment[AnyModel, DataConfig]  # pyright: ignore[reportInvali
 def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
     """Return the experiment in a config file. Raises ConfigError with all mistakes in the file."""
     return load(AnyExperiment, path, overrides)
+
+
+def missing_weights(experiment: AnyExperiment) -> list[str]:
+    """Return a line for each branch whose pretrained weights are missing, or cannot be downloaded."""
+    found = []
+    for name, branch in experiment.branches.items():
+        if branch.weights is not None and (why := _why_missing(experiment.model, name, branch.weights)):
+            found.append(f"branches.{name}.weights: {why}")
+    return found
+
+
+def _why_missing(model: Any, branch: str, weights: str) -> str:
+    if weights.partition(":")[0] in ("imagenet", "torchvision"):
+        flow = getattr(model, "flow", None) or getattr(model, "network", None) if branch == "flow" else None
+        name = getattr(model, "encoder", None) or getattr(model, "backbone", None)
+        network = name if flow is None else f"{flow.name}_{getattr(flow, 'size', '')}"
+        download = None if network is None else published_download(network, weights)
+        if download is None or download.kept is not None or not (why := why_unreachable(download.url)):
+            return ""
+        place = "" if download.place is None else f" as {download.place}, or"
+        return (
+            f"{weights} needs {download.url}, which cannot be reached ({why}); fetch that file elsewhere and put it "
+            f"here{place} anywhere, and name it in place of {weights}"
+        )
+    try:
+        path = locate(weights)
+    except (ValueError, OSError) as error:
+        return str(error)
+    if path.is_file() or checkpoint_at(path) is not None:
+        return ""
+    run = path.parent.name
+    maker = CONFIGS / f"{run}.yaml"
+    hint = f"; python tools/train.py --config {run}.yaml writes it" if maker.is_file() else ""
+    return f"no file {path.absolute()}{hint}"
 
 
 def build_network(experiment: AnyExperiment) -> PretrainedNetwork:

@@ -46,13 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     from mtsp.training.estimate_fisher import Settings, estimate
-    from tools.build import build_network, read_experiment
+    from tools.build import build_network, missing_weights, read_experiment
 
     if options.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {options.seed}")
     settings = Settings(options.mode, options.examples, options.draws, options.seed, options.batch_size, options.chunk)
     experiment = read_experiment(options.config, options.overrides)
-    done = estimate(experiment, options.out, settings, build_network=build_network, overwrite=options.overwrite)
+    build = {"build_network": build_network, "missing_weights": missing_weights}
+    done = estimate(experiment, options.out, settings, **build, overwrite=options.overwrite)
     return 0 if done else stopped()
 
 

@@ -184,7 +184,7 @@ def frames_of(path: Path, *, paired: bool = True) -> Frames:
 
     Raises:
         MissingDataError: `path` does not exist, or has no images.
-        DataError: the file is not a video, or PyAV is not installed.
+        DataError: the file is no image and no video, or PyAV is not installed.
     """
     from data.files.images import IMAGE_SUFFIXES, read_image
     from data.types import MissingDataError
@@ -281,6 +281,10 @@ def _video(path: Path, paired: bool) -> Frames:
     from data.types import DataError
     from mtsp.types import Sample
 
+    with path.open("rb") as file:
+        start = file.read(1024)
+    if start.isascii() and b"\0" not in start:
+        raise DataError(f"{path} is no image and no video; --frames takes an image, a video, or a folder of images")
     try:
         import av  # pyright: ignore[reportMissingImports]
     except ImportError as error:

@@ -1,10 +1,12 @@
 """Download a data set, verify it, render its masks, draw its labels, or write synthetic data in its layout.
 
-    python tools/prepare_data.py download davis --root datasets/DAVIS
-    python tools/prepare_data.py verify davis --root datasets/DAVIS
-    python tools/prepare_data.py synthesize davis --root datasets/synthetic --clips 20 --size 240x432 objects=[1,3]
-    python tools/prepare_data.py convert pascal_context --root datasets/PASCAL-Context
-    python tools/prepare_data.py labels camvid --out camvid.png [--root datasets/CamVid] [--example 3] [split=val]
+    python tools/prepare_data.py download davis --root inputs/DAVIS
+    python tools/prepare_data.py verify davis --root inputs/DAVIS
+    python tools/prepare_data.py synthesize davis --root inputs/synthetic --clips 20 --size 240x432 objects=[1,3]
+    python tools/prepare_data.py convert pascal_context --root inputs/PASCAL-Context
+    python tools/prepare_data.py labels camvid --out camvid.png [--root inputs/CamVid] [--example 3] [split=val]
+    python tools/prepare_data.py verify --config my_run.yaml          # all data of a config, with counts per class
+    python tools/prepare_data.py labels --config my_run.yaml --out example.png [--entry val]
 
 ROOT is the data set's own folder, the `root` of a config. Run an interrupted download again to continue it.
 Exit codes: 0 without problems; 1 after an error, or if verify found problems; 130 if stopped by Ctrl-C.
@@ -26,7 +28,10 @@ from tools.command_line import height_width, program
 
 if TYPE_CHECKING:
     from data.catalog.datasets import Archive, Row
+    from data.catalog.verify import Report
+    from data.types import DatasetConfig
     from mtsp.files.progress import Advance
+    from tools.build import AnyExperiment
 
 _SHOWN_PROBLEMS = 20
 
@@ -70,6 +75,39 @@ def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **set
 
     with bar(f"reading {name}", stays=True) as progress:
         report = verify(name, root, published=not partial_copy, workers=workers, progress=progress, **settings)
+    return _print_report(f"{name} at {root}", report)
+
+
+def run_verify_config(file: Path, overrides: Sequence[str], entry: str | None, workers: int) -> int:
+    """Check all data of a config and print problems and classes; return the exit code."""
+    from data.catalog.verify import verify_entries
+    from mtsp.files.progress import bar
+    from tools.build import read_experiment
+
+    entries = _entries(read_experiment(file, overrides), entry)
+    with bar(f"reading the data of {file}", stays=True) as progress:
+        report = verify_entries(entries, workers=workers, progress=progress)
+    for name, found in report.classes.items():
+        total = max(1, sum(found.pixels))
+        width = max(map(len, found.names))
+        print(f"{name}: {'examples with each class, and its percentage of the pixels' if found.pixels else 'images'}")
+        for i, label in enumerate(found.names):
+            share = f"{100 * found.pixels[i] / total:8.2f} %" if found.pixels else ""
+            print(f"  {label:{width}} {found.examples[i]:8,}{share}")
+    return _print_report(str(file), report)
+
+
+def _entries(experiment: "AnyExperiment", entry: str | None) -> "dict[str, DatasetConfig]":
+    """Return the data sets of a config, or only the one called `entry`. Raises ConfigError."""
+    from mtsp.config import ConfigError
+
+    if entry is not None and entry not in experiment.data:
+        raise ConfigError(f"there is no data entry {entry!r}; the config has {', '.join(experiment.data)}")
+    return {name: section.dataset for name, section in experiment.data.items() if entry in (None, name)}
+
+
+def _print_report(title: str, report: "Report") -> int:
+    """Print problems and numbers of examples; return the exit code."""
     for line in report.problems[:_SHOWN_PROBLEMS]:
         print(line)
     if len(report.problems) > _SHOWN_PROBLEMS:
@@ -78,7 +116,7 @@ def run_verify(name: str, root: Path, *, partial_copy: bool, workers: int, **set
     state = f"{len(report.problems)} problems" if report.problems else "no problems"
     if any("published are" in problem for problem in report.problems):
         state += "; add --partial to skip published numbers for a partial or synthetic data set"
-    print(f"{name} at {root}: {sum(report.counts.values())} examples read ({counts}): {state}")
+    print(f"{title}: {sum(report.counts.values())} examples read ({counts}): {state}")
     return 1 if report.problems else 0
 
 
@@ -116,29 +154,47 @@ def run_convert(name: str, root: Path, annotations: Path | None, *, partial_copy
     print(f"{folder}: masks of " + ", ".join(f"{count} {split}" for split, count in rendered.counts.items()))
 
 
-def run_labels(name: str, root: Path | None, example: int, out: Path, values: dict[str, Any]) -> None:
-    """Draw the label map of a data set, or one of its examples if `root` is set. Raises ConfigError or DataError."""
-    from data.catalog.datasets import DATASETS
+def run_labels(config: Any, example: int | None, out: Path) -> None:
+    """Draw the label map of a data set, or one of its examples. Raises ConfigError or DataError."""
     from data.files.images import write_image
+    from data.segmentation.label_map import LabelMap
     from data.segmentation.legend import labeled_example, legend
-    from data.segmentation.segmented_images import SegmentedConfig
     from data.types import DataError
-    from mtsp.config import parse
+    from mtsp.config import ConfigError
 
-    rows = {key: row for key, row in DATASETS.items() if row.splits and issubclass(row.config, SegmentedConfig)}
-    kind: type[SegmentedConfig] = rows[_known(name, rows, "be drawn")].config
-    config = parse(kind, {"name": name, "root": str(root or "."), **values})
-    if root is None:
-        write_image(out, legend(config.label_map()))
+    if config.kind == "video":
+        label_map = LabelMap(config.name, ("background", "object"), (0, 1))
+    elif hasattr(config, "label_map"):
+        label_map = config.label_map()
+    else:
+        raise ConfigError(f"{config.name} has no masks to draw")
+    if example is None:
+        write_image(out, legend(label_map))
     else:
         dataset = config.build()
         if not 0 <= example < len(dataset):
-            raise DataError(f"{name} at {root} has no example {example}; choose 0 to {len(dataset) - 1}")
+            raise DataError(f"{config.name} has no example {example}; choose 0 to {len(dataset) - 1}")
         sample = dataset[example]
-        assert "mask" in sample
-        write_image(out, labeled_example(sample["frame"], sample["mask"], config.label_map()))
+        if "mask" not in sample:
+            raise DataError(f"{config.name} has no masks to draw")
+        write_image(out, labeled_example(sample["frame"], sample["mask"], label_map))
         print(sample["name"])
-    print(f"{out}: {len(config.label_map().classes)} classes of {name}")
+    print(f"{out}: {len(label_map.classes)} classes of {config.name}")
+
+
+def _labels_config(arguments: argparse.Namespace) -> Any:
+    """Return the data set to draw: an entry of --config, or a published one, at --root if it is set."""
+    from data.catalog.datasets import DATASETS
+    from data.segmentation.segmented_images import SegmentedConfig
+    from mtsp.config import parse
+    from tools.build import read_experiment
+
+    if arguments.config is not None:
+        experiment = read_experiment(arguments.config, arguments.settings)
+        return next(iter(_entries(experiment, arguments.entry).values()))
+    rows = {key: row for key, row in DATASETS.items() if row.splits and issubclass(row.config, SegmentedConfig)}
+    kind = rows[_known(arguments.name, rows, "be drawn")].config
+    return parse(kind, {"name": arguments.name, "root": str(arguments.root or "."), **_settings(arguments)})
 
 
 @program
@@ -150,6 +206,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [word for word in settings if word.startswith("-") or not takes_settings]:
         parser.error(f"{arguments.command} does not accept {' '.join(unknown)}")
     arguments.settings = settings
+    if arguments.command in ("verify", "labels") and arguments.config is not None:
+        if arguments.name is not None and "=" in arguments.name:  # argparse takes the first key=value for the name
+            arguments.settings, arguments.name = [arguments.name, *settings], None
+        if arguments.name is not None or arguments.root is not None:
+            parser.error("name a data set and --root, or a --config; not both")
+    elif arguments.name is None or (arguments.command == "verify" and arguments.root is None):
+        parser.error(f"{arguments.command} needs the name of a data set and --root, or --config FILE")
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -168,9 +231,12 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.command == "convert":
         run_convert(name, root, arguments.annotations, partial_copy=arguments.partial)
     elif arguments.command == "labels":
-        run_labels(name, root, arguments.example, arguments.out, _settings(arguments))
+        drawn = arguments.config is not None or root is not None
+        run_labels(_labels_config(arguments), arguments.example if drawn else None, arguments.out)
     elif arguments.command == "synthesize":
         run_synthesize(name, root, _synthesis(arguments))
+    elif arguments.config is not None:
+        return run_verify_config(arguments.config, arguments.settings, arguments.entry, arguments.workers)
     else:
         _known(name, [key for key, row in DATASETS.items() if row.splits], "be verified")
         settings = _settings(arguments) | ({"resolution": arguments.resolution} if arguments.resolution else {})
@@ -243,8 +309,14 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="render the masks of pascal_context from its annotation file")
     labels = commands.add_parser("labels", help="draw a label map, or an example and its labels if --root is set")
     for command in (get, check, make, convert, labels):
-        command.add_argument("name", help="name of the data set; an unknown name lists the known ones")
-        command.add_argument("--root", type=Path, required=command is not labels, help="folder of the data set")
+        own = command in (check, labels)
+        command.add_argument(
+            "name", nargs="?" if own else None, help="name of the data set; an unknown name lists the known ones"
+        )
+        command.add_argument("--root", type=Path, required=not own, help="folder of the data set")
+        if own:
+            command.add_argument("--config", type=Path, metavar="FILE", help="data of this config instead: your own")
+            command.add_argument("--entry", help="only this entry of the config's `data`")
     get.add_argument("--url", help="address of an archive to download instead, for example on a mirror")
     checksum = get.add_mutually_exclusive_group()
     for kind in ("md5", "sha1", "sha256"):

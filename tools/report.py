@@ -42,8 +42,9 @@ def _runs(arguments: argparse.Namespace) -> None:
         print(f"skipped {path}: no {METRICS} in it", file=sys.stderr)
     runs = [RunLog.read(path) for path in found]
     if arguments.command == "curves":
-        curves(runs, arguments.out, arguments.metrics or CURVES)
-        print(arguments.out)
+        out = arguments.out or found[0] / "curves.png"
+        curves(runs, out, arguments.metrics or CURVES)
+        print(out)
     else:
         text = table(runs, arguments.metrics or HEADLINES, _published_numbers(arguments.paper))
         print(text, end="")
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show; * matches any text")
     curves = commands.add_parser("curves", parents=[runs], help="draw metrics over steps")
     curves.add_argument(
-        "--out", type=Path, default=Path("curves.png"), metavar="FILE", help="PNG to write (default: curves.png)"
+        "--out", type=Path, metavar="FILE", help="PNG to write (default: curves.png in the first run's folder)"
     )
     table = commands.add_parser("table", parents=[runs], help="print the last values as a Markdown table")
     table.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this file")

@@ -28,6 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="continue from the newest checkpoint (auto) or from this checkpoint"
     )
+    parser.add_argument("--new", type=Path, metavar="FILE", help="write a config for your own data to FILE and stop")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--masks", nargs=2, type=Path, metavar=("IMAGES", "MASKS"), help="--new: images and their masks")
+    kinds.add_argument("--images", nargs=1, type=Path, metavar="FOLDER", help="--new: a folder of images per class")
+    kinds.add_argument("--videos", nargs=2, type=Path, metavar=("FRAMES", "MASKS"), help="--new: a folder per video")
+    parser.add_argument("--val", nargs="+", type=Path, metavar="FOLDER", help="--new: the same for validation")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     parser.add_argument("--print-schema", action="store_true", help="show the JSON schema of configs and stop")
     options = parser.parse_intermixed_args(arguments)
@@ -36,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(json.dumps(AnyExperiment.model_json_schema(), indent=1))
         return 0
+    if options.new is not None:
+        return _new(parser, options)
     if options.config is None:
         parser.error("--config is missing; name a YAML file, for example --config davis_segflow.yaml")
 
@@ -50,12 +58,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _new(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Write a config for the data that the options name, and say what it assumes."""
+    kind = next((kind for kind in ("masks", "images", "videos") if getattr(options, kind) is not None), None)
+    if kind is None:
+        parser.error("--new needs your data: --masks IMAGES MASKS, --images FOLDER, or --videos FRAMES MASKS")
+    folders = getattr(options, kind)
+    if options.val is not None and len(options.val) != len(folders):
+        parser.error(f"--val needs {len(folders)} folders, as --{kind} has")
+    if options.overrides:
+        parser.error(f"{options.overrides[0]}: give key=value when you train, or edit {options.new}")
+    from tools.new_config.write import write_config
+
+    for line in write_config(options.new, kind, folders, options.val):
+        print(f"- {line}")
+    print(f"wrote {options.new}; to train: python tools/train.py --config {options.new}")
+    return 0
+
+
 def train(experiment: "AnyExperiment", run_dir: Path, resume: str | None = None) -> dict[str, dict[str, float]] | None:
     """Run an experiment with the networks and data sets of mtsp; see :func:`mtsp.training.run.run_experiment`."""
     from mtsp.training.run import run_experiment
-    from tools.build import build_network
+    from tools.build import build_network, missing_weights
 
-    return run_experiment(experiment, run_dir, build_network=build_network, resume=resume)
+    return run_experiment(
+        experiment, run_dir, build_network=build_network, missing_weights=missing_weights, resume=resume
+    )
 
 
 if __name__ == "__main__":

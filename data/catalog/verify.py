@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,20 @@ from data.types import DataError, DatasetConfig, SampleDataset
 from mtsp.types import IGNORE, Sample
 
 
+class ClassCounts(NamedTuple):
+    """How often the classes of a split or entry occur."""
+
+    names: tuple[str, ...]
+    examples: list[int]  # number of examples of each class, or with a pixel of it
+    pixels: list[int]  # number of pixels of each class; empty for labels of whole images
+
+
 class Report(NamedTuple):
     """Result of :func:`verify`."""
 
-    counts: dict[str, int]  # number of examples of each split
+    counts: dict[str, int]  # number of examples of each split or entry
     problems: list[str]  # one line per problem, with the file or the name of the example
+    classes: dict[str, ClassCounts]  # of each split or entry that has classes
 
 
 def verify(
@@ -45,34 +54,76 @@ def verify(
         progress: called with (number of examples read, total number of examples).
         settings: other values of the data set's config, for example `resolution` of DAVIS.
     """
+    row = DATASETS[name]
+    try:
+        entries = {
+            split: row.config(**{"name": name, "root": root, "split": split, **row.settings, **settings})
+            for split in row.splits
+        }
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return verify_entries(entries, row=row if published else None, workers=workers, progress=progress)
+
+
+def verify_entries(
+    entries: Mapping[str, DatasetConfig],
+    *,
+    row: Row | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Read all examples of several data sets; return their numbers, the problems, and how often each class occurs.
+
+    Args:
+        entries: configs of the data sets, by names for the report.
+        row: published numbers to compare with, where `entries` are the splits of a published data set.
+        workers: number of processes that read; 1: read in this process.
+        progress: called with (number of examples read, total number of examples).
+    """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    row = DATASETS[name]
     counts: dict[str, int] = {}
     problems: list[str] = []
     tasks: list[tuple[DatasetConfig, int]] = []
-    for split in row.splits:
+    owners: list[str] = []
+    names: dict[str, tuple[str, ...]] = {}
+    for entry, config in entries.items():
         try:
-            config = row.config(**{"name": name, "root": root, "split": split, **row.settings, **settings})
             dataset = config.build()
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         except DataError as error:
-            counts[split] = 0
-            problems.append(f"{split}: {error}")
+            counts[entry] = 0
+            problems.append(f"{entry}: {error}")
             continue
-        counts[split] = len(dataset)
+        counts[entry] = len(dataset)
         tasks += [(config, index) for index in range(len(dataset))]
-        if published:
-            problems += _miscounted(row, split, dataset)
-        if row.kind == "pairs":
-            problems += _unexplained(split, dataset)
-    for done, found in enumerate(_read_all(tasks, workers), start=1):
+        owners += [entry] * len(dataset)
+        names[entry] = _class_names(config, dataset)
+        if row is not None:
+            problems += _miscounted(row, entry, dataset)
+        if config.kind == "pairs":
+            problems += _unexplained(entry, dataset)
+    pixels = {entry: np.zeros((2, len(classes)), np.int64) for entry, classes in names.items()}
+    for done, (owner, (found, seen)) in enumerate(zip(owners, _read_all(tasks, workers), strict=True), start=1):
         problems += found
+        if len(seen) == len(names[owner]):
+            pixels[owner] += [seen > 0, seen]
         if progress is not None:
             progress(done, len(tasks))
-    return Report(counts, problems)
+    classes = {
+        entry: ClassCounts(
+            names[entry], table[0].tolist(), [] if entries[entry].kind == "labeled" else table[1].tolist()
+        )
+        for entry, table in pixels.items()
+        if names[entry]
+    }
+    return Report(counts, problems, classes)
+
+
+def _class_names(config: DatasetConfig, dataset: SampleDataset) -> tuple[str, ...]:
+    if config.kind == "video" and getattr(config, "masks", "") is not None:
+        return ("background", "object")
+    return tuple(getattr(dataset, "classes", ()))
 
 
 def find_faults(sample: Sample, classes: int | None = None) -> list[str]:
@@ -185,19 +236,26 @@ def _miscounted(row: Row, split: str, dataset: SampleDataset) -> Iterator[str]:
 _datasets: dict[DatasetConfig, SampleDataset] = {}  # built once per process: listing files is slow
 
 
-def _read(task: tuple[DatasetConfig, int]) -> list[str]:
-    """Return the problems of one example."""
+def _read(task: tuple[DatasetConfig, int]) -> tuple[list[str], np.ndarray]:
+    """Return the problems of one example, and the number of pixels of each class, or 1 for the class of the image."""
     config, index = task
     if config not in _datasets:
         _datasets[config] = config.build()
+    dataset = _datasets[config]
+    classes = len(_class_names(config, dataset))
+    seen = np.zeros(classes, np.int64)
     try:
-        sample = _datasets[config][index]
+        sample = dataset[index]
     except DataError as error:
-        return [str(error)]
-    return [f"{sample['name']}: {fault}" for fault in find_faults(sample, 2 if config.kind == "video" else None)]
+        return [str(error)], seen
+    if "mask" in sample and classes:
+        seen = np.bincount(sample["mask"].reshape(-1), minlength=classes)[:classes]
+    elif "label" in sample:
+        seen[sample["label"]] = 1
+    return [f"{sample['name']}: {fault}" for fault in find_faults(sample, classes or None)], seen
 
 
-def _read_all(tasks: list[tuple[DatasetConfig, int]], workers: int) -> Iterator[list[str]]:
+def _read_all(tasks: list[tuple[DatasetConfig, int]], workers: int) -> Iterator[tuple[list[str], np.ndarray]]:
     _datasets.clear()  # the disk may have changed since the last call
     if workers == 1:
         yield from map(_read, tasks)

@@ -1,5 +1,6 @@
 """Your own labeled images: one folder per class, or a list of files and labels as in DSTL."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -7,7 +8,7 @@ from pydantic import model_validator
 
 from data.classification.labeled_images import Annotations, LabeledConfig, LabeledImage, Members, contiguous
 from data.files.list_files import read_names
-from data.files.listing import folders_below, images_by_stem, split_folders, subfolders, tell_skipped
+from data.files.listing import folders_below, images_by_stem, in_split, split_folders, subfolders, tell_skipped
 from data.types import DataError, MissingDataError
 
 
@@ -21,6 +22,9 @@ class ImageFolderConfig(LabeledConfig):
     list: Path | None = None
     """Use only the images listed in this file, in lines like `class/image.jpg: 17` as in DSTL's train.txt and
     val.txt."""
+    split: Path | None = None
+    """Text file with one image per line, relative to `root`, without suffix. The classes stay those of all folders.
+    Null: use all images."""
     one_class_per_image: bool = False
     """Treat each image directly in `root` as a class named after its file: one photo per class, for domain
     similarity."""
@@ -29,6 +33,8 @@ class ImageFolderConfig(LabeledConfig):
     def _one_source_of_labels(self) -> "ImageFolderConfig":
         if self.one_class_per_image and self.list is not None:
             raise ValueError("`list` and `one_class_per_image` both define the classes; set only one of them")
+        if self.split is not None and (self.one_class_per_image or self.list is not None):
+            raise ValueError("`split` selects images in folders by class; leave out `list` and `one_class_per_image`")
         return self
 
     def annotations(self) -> Annotations:
@@ -44,7 +50,10 @@ class ImageFolderConfig(LabeledConfig):
         _require_classes(self.root)
         found = read_tree("images", self.root)
         tell_skipped(self.root, folders_below(self.root))
-        return found
+        if self.split is None:
+            return found
+        kept = set(in_split(self.split, [image.name for image in found.images], self.root))
+        return replace(found, images=[image for image in found.images if image.name in kept], every_class=False)
 
 
 def _require_classes(root: Path) -> None:

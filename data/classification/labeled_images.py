@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from data.files.images import orientation, read_image
+from data.files.list_files import read_classes
 from data.files.listing import inside, require_files, require_unique
-from data.types import DataError, Labels, MissingDataError
+from data.types import DataError, Labels
 from mtsp.config import Config
 from mtsp.text import first_names
 from mtsp.types import Kind, Sample
@@ -175,22 +176,6 @@ class LabeledImages:
     def subset(self, indices: Iterable[int]) -> "LabeledImages":
         """Return a data set of these examples with the same classes."""
         return LabeledImages(self.classes, [self.images[index] for index in indices], exif=self._exif)
-
-
-def read_classes(path: Path) -> list[str]:
-    """Return the class names in a file; for its format see :attr:`LabeledConfig.classes`. Raises DataError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise MissingDataError(f"no list of classes at {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list of classes cannot be read: {error}") from error
-    names = [name for line in lines if not line.startswith("#") and (name := line.split("\t")[0].strip())]
-    if not names:
-        raise DataError(f"{path}: the list of classes is empty")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path}: {len(twice)} classes are listed twice, for example {twice[0]!r}")
-    return names
 
 
 def with_classes(annotations: Annotations, wanted: Sequence[str], where: Path) -> Annotations:

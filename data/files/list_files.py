@@ -68,6 +68,23 @@ def read_names(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
+def read_classes(path: Path) -> list[str]:
+    """Return the class names in a file; one per line: a name ends at a tab; blank lines and lines
+    that begin with # are skipped. Raises DataError."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise MissingDataError(f"no list of classes at {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the list of classes cannot be read: {error}") from error
+    names = [name for line in lines if not line.startswith("#") and (name := line.split("\t")[0].strip())]
+    if not names:
+        raise DataError(f"{path}: the list of classes is empty")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: {len(twice)} classes are listed twice, for example {twice[0]!r}")
+    return names
+
+
 def _require(path: Path) -> None:
     if not path.is_file():
         raise MissingDataError(f"{path}: no such file")

@@ -13,6 +13,7 @@ from unicodedata import normalize
 import numpy as np
 
 from data.files.images import IMAGE_SUFFIXES, orientation
+from data.files.list_files import read_names
 from data.types import DataError, MissingDataError
 from mtsp.text import ambiguous_order, first_names, natural_order
 
@@ -57,6 +58,40 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
                 raise DataError(f"{folder}: both {found[stem].name} and {path.name}; keep one of them")
             found[stem] = path
     return found
+
+
+def image_tree(folder: Path) -> dict[str, Path]:
+    """Return the images in `folder` and in subfolders of any depth, by name; images of a folder are adjacent.
+
+    A name is the path relative to `folder` without suffix, with composed accents. Raises MissingDataError if there is
+    no such folder.
+    """
+    if not folder.is_dir():
+        raise MissingDataError(f"no folder {folder.absolute()}")
+    return {
+        normalize("NFC", (place / stem).relative_to(folder).as_posix()): path
+        for place in sorted(folders_below(folder), key=lambda place: natural_order(place.as_posix()))
+        for stem, path in images_by_stem(place).items()
+    }
+
+
+def in_split(split: Path | None, names: Iterable[str], folder: Path) -> list[str]:
+    """Return those of `names` that the text file `split` lists, in the order of `names`; all of them without a file.
+
+    A line names an example ("park/1") or a folder of examples ("park"). Raises DataError if a line names nothing.
+    """
+    known = list(names)
+    if split is None:
+        return known
+    wanted = {normalize("NFC", name) for name in read_names(split)}
+    chosen = [name for name in known if name in wanted or any(name.startswith(f"{place}/") for place in wanted)]
+    folders = {parent.as_posix() for name in chosen for parent in PurePosixPath(name).parents}
+    if lacking := sorted(wanted - {*chosen} - folders):
+        raise MissingDataError(
+            f"{split}: {len(lacking)} of {len(wanted)} lines name no example in {folder}, for example "
+            f"{lacking[0]!r}{similar(lacking[0], known)}"
+        )
+    return chosen
 
 
 def tell_skipped(root: Path, folders: Iterable[Path]) -> None:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from typing import Literal
-from unicodedata import normalize
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -11,7 +10,8 @@ from data.files.images import Exif, read_image
 from data.files.listing import (
     first_ten,
     folders_below,
-    images_by_stem,
+    image_tree,
+    in_split,
     require_files,
     require_order,
     require_size,
@@ -24,7 +24,6 @@ from data.files.mask_colors import SameColors
 from data.files.masks import ObjectOrUnknown, read_foreground, read_mask
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
-from mtsp.text import natural_order
 from mtsp.types import IGNORE, Kind, Sample
 
 
@@ -50,6 +49,8 @@ class FolderConfig(Config):
     stored, and warns about the file if there are masks."""
     next_frame: bool = True
     """Also read the following frame, which only a network with a flow branch needs."""
+    split: Path | None = None
+    """Text file with one video (a subfolder of `frames`) or one image per line. Null: use all."""
 
     @model_validator(mode="after")
     def _kind_fits_the_classes(self) -> "FolderConfig":
@@ -84,10 +85,11 @@ class Folder:
         self.kind: Kind = config.kind
         count = (2 if config.foreground else config.classes or 0) if config.kind == "images" else 0
         self.classes = tuple(map(str, range(count)))
-        frames = _tree(config.frames)
+        frames = image_tree(config.frames)
+        frames = {name: frames[name] for name in in_split(config.split, frames, config.frames)}
         self.ids = list(frames)
         tell_skipped(config.frames, folders_below(config.frames))
-        if config.masks is not None:
+        if config.masks is not None and config.split is None:
             tell_splits(config.frames)
         require_unique("images", config.frames, self.ids)
         if config.next_frame or config.kind == "video":
@@ -96,7 +98,7 @@ class Folder:
         require_files("images", config.frames, self._frames)
         self._masks: list[Path] | None = None
         if config.masks is not None:
-            masks = _tree(config.masks)
+            masks = image_tree(config.masks)
             without_mask = [path for name, path in frames.items() if name not in masks]
             without_frame = [path for name, path in masks.items() if name not in frames]
             if without_mask:
@@ -104,7 +106,7 @@ class Folder:
                 raise MissingDataError(
                     f"no mask in {config.masks} for {first_ten(without_mask, config.frames)}{similar(names[0], masks)}"
                 )
-            if without_frame:
+            if without_frame and config.split is None:
                 raise MissingDataError(f"no frame in {config.frames} for {first_ten(without_frame, config.masks)}")
             self._masks = [masks[name] for name in self.ids]
             require_files("masks", config.masks, self._masks)
@@ -150,14 +152,3 @@ class Folder:
         if self._config.unknown is None:
             self._doubt.check(path, mask)
         return mask
-
-
-def _tree(folder: Path) -> dict[str, Path]:
-    """Return the images in `folder` and in subfolders of any depth, by name; images of a folder are adjacent."""
-    if not folder.is_dir():
-        raise MissingDataError(f"no folder {folder}")
-    return {
-        normalize("NFC", (place / stem).relative_to(folder).as_posix()): path
-        for place in sorted(folders_below(folder), key=lambda place: natural_order(place.as_posix()))
-        for stem, path in images_by_stem(place).items()
-    }

@@ -11,17 +11,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.blocks import conv_norm_relu, resized
+from models.blocks import ClassesConfig, conv_norm_relu, resized
 from models.encnet.encoding import EncModule
 from models.encnet.jpu import JointPyramidUpsampling
 from models.encoders.build import Encoded
 from models.pretrained.encnet import encnet_layout
 from models.pretrained.layouts import Layout, WeightsFile
-from mtsp.config import Config
 from mtsp.types import Outputs
 
 
-class EncNetConfig(Config):
+class EncNetConfig(ClassesConfig):
     """Config of :class:`EncNet`. The defaults give the network of the published PASCAL-Context results."""
 
     name: Literal["encnet"]
@@ -30,8 +29,8 @@ class EncNetConfig(Config):
     """Encoder name, see :mod:`models.encoders.build`. `tu-resnet50s` and `tu-resnet101s` have three 3x3 convolutions in
     their stem, as in the published networks; `resnet50` is torchvision's."""
 
-    classes: int = Field(default=59, gt=1, lt=256)
-    """Number of classes of the mask, including background if it is a class."""
+    classes: int | None = Field(default=59, gt=1, lt=256)
+    """Number of classes of the mask, including background if it is a class; null: as many as the data have."""
 
     output_stride: Literal[8, 16, 32] | None = None
     """Stride of the coarsest map; later stages are dilated. null: 8, or 32 with `jpu`."""
@@ -148,12 +147,12 @@ class EncHead(nn.Module):
         self.context = EncModule(
             width,
             config.codewords,
-            config.classes if config.se_head else None,
+            config.class_count if config.se_head else None,
             first_release=config.first_release,
             size_invariant=config.size_invariant,
         )
         self.drop = _dropout(config)
-        self.classify = nn.Conv2d(width, config.classes, 1)
+        self.classify = nn.Conv2d(width, config.class_count, 1)
         self.aux_head = AuxiliaryHead(middle, config) if config.aux_head else None
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
@@ -185,7 +184,7 @@ class AuxiliaryHead(nn.Sequential):
         super().__init__()
         self.reduce = conv_norm_relu(channels, channels // 4, 3)
         self.drop = _dropout(config)
-        self.classify = nn.Conv2d(channels // 4, config.classes, 1)
+        self.classify = nn.Conv2d(channels // 4, config.class_count, 1)
 
 
 def _dropout(config: EncNetConfig) -> nn.Module:

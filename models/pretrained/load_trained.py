@@ -26,7 +26,10 @@ def load_trained(experiment: Experiment[Any, Any], path: Path) -> nn.Module:
         ValueError: the file cannot be read, is damaged, or belongs to another network; the message has one line.
     """
     tensors = _tensors(path)
-    model = experiment.model.build()
+    section = experiment.model
+    if getattr(section, "classes", 0) is None and (classes := trained_classes(path)):
+        section = section.model_copy(update={"classes": len(classes)})
+    model = section.build()
     own = model.state_dict()
     if odd := _difference(tensors, own):
         raise ValueError(f"{path} holds another network than the config's {experiment.model.name}: {odd}")

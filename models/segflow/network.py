@@ -11,21 +11,20 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.blocks import on_grid
+from models.blocks import ClassesConfig, on_grid
 from models.encnet.encoding import Context
 from models.encoders.build import Encoded
 from models.flow import AnyFlow
 from models.flow.branch import FlowBranch, FlowNetwork, Motion, enlarged
 from models.flow.flownets import FlowNetS, FlowNetSConfig
 from models.segflow.decoders import ContextHead, PyramidHead, ScoreHead, bilinear_kernel
-from mtsp.config import Config
 from mtsp.types import Outputs
 
 RELEASED_SIZE = (480, 854)
 RESIDUAL_UNIT = 20.0  # pixels; the unit of the flow head's output, the same as in FlowNetS
 
 
-class SegFlowConfig(Config):
+class SegFlowConfig(ClassesConfig):
     """Config of :class:`SegFlow`."""
 
     name: Literal["segflow"]
@@ -38,8 +37,8 @@ class SegFlowConfig(Config):
     encoder: str = "resnet101"
     """Encoder name, see :mod:`models.encoders.build`. In `released` and `paper`, resnet50 and resnet101 are Caffe's."""
 
-    classes: int = Field(default=2, gt=1, lt=256)
-    """Number of classes of the mask, including background."""
+    classes: int | None = Field(default=2, gt=1, lt=256)
+    """Number of classes of the mask, including background; null: as many as the data have."""
 
     flow: AnyFlow | None = FlowNetSConfig()
     """Config of the flow branch, by default FlowNetS. null: no flow branch (SegFlow*), and `next_frame` is ignored."""
@@ -84,11 +83,13 @@ class Segmentation(Encoded):
         super().__init__(encoder)
         channels = self.encoder_channels
         if config.decoder == "context":
-            self.head = ContextHead(channels, motion, config.classes, width=config.width, codewords=config.codewords)
+            self.head = ContextHead(
+                channels, motion, config.class_count, width=config.width, codewords=config.codewords
+            )
         elif config.uses_fpn:
-            self.head = PyramidHead(channels, motion, config.classes, width=config.width, zero=False)
+            self.head = PyramidHead(channels, motion, config.class_count, width=config.width, zero=False)
         else:
-            self.head = _score_head(config, channels, motion, config.classes, crops=(4, 2, 1))
+            self.head = _score_head(config, channels, motion, config.class_count, crops=(4, 2, 1))
 
 
 class Flow(FlowBranch):

@@ -1,8 +1,9 @@
 """Lock a run's folder, so that only one run at a time writes to it."""
 
 import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mtsp.config import ConfigError
@@ -19,6 +20,12 @@ def locked(run_dir: Path) -> Iterator[None]:
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.stat(run_dir / ".lock")  # the file is gone if another run has just ended: then it locks nothing
         except OSError as error:
             raise ConfigError(f"{run_dir} is in use by another run; choose another --run-dir") from error
-        yield
+        try:
+            yield
+        finally:
+            (run_dir / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                run_dir.rmdir()  # only if nothing was written: the run failed before its start

@@ -5,7 +5,8 @@ Mistakes that would make all results wrong are reported as warnings or errors.
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,57 @@ SAMPLES = 12
 """Number of samples to check in each data entry, evenly spaced and decoded as for evaluation."""
 
 _LOG = logging.getLogger("mtsp")
+
+
+def open_data(experiment: AnyExperiment, names: Collection[str], problems: Sequence[str] = ()) -> dict[str, Examples]:
+    """Return data entries of the experiment after checking that their files exist.
+
+    Nothing is decoded, so that all missing files are told at once, before anything that takes long.
+
+    Args:
+        experiment: the resolved config.
+        names: names of the entries.
+        problems: lines about other missing files, such as weights.
+
+    Raises:
+        ConfigError: files of any entry are missing, or there are `problems`: a line for each.
+    """
+    data: dict[str, Examples] = {}
+    found = list(problems)
+    for name in (name for name in experiment.data if name in names):
+        try:
+            data[name] = experiment.data[name].build()
+        except (ValueError, OSError) as error:
+            found.append(f"data.{name}: {error}")
+    if found:
+        raise ConfigError("\n".join(found))
+    return data
+
+
+def missing_fisher(experiment: AnyExperiment) -> list[str]:
+    """Return a line if the regularizer's file of Fisher information is missing."""
+    file = getattr(experiment.regularizer, "fisher", None)
+    if file is None or Path(file).is_file():
+        return []
+    hint = f"write it with python tools/fisher.py --config THIS --out {file}"
+    return [f"regularizer.fisher: no file {Path(file).absolute()}; {hint}"]
+
+
+def with_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> AnyExperiment:
+    """Return the experiment with `model.classes` as many as the data that it trains on have, if it is null.
+
+    Raises:
+        ConfigError: these data have no classes.
+    """
+    if getattr(experiment.model, "classes", 0) is not None:
+        return experiment
+    trained = [data[name] for stage in experiment.train.stages for name in stage.batch_size if name in data]
+    classes = next((len(names) for one in trained if (names := class_names(one))), 0)
+    if not classes and any(one.kind == "video" for one in trained):
+        classes = 2
+    if not classes:
+        raise ConfigError("model.classes is null, but the data to train on have no classes; set their number")
+    return experiment.model_copy(update={"model": experiment.model.model_copy(update={"classes": classes})})
 
 
 def align_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, Examples]:
@@ -152,7 +204,7 @@ def settings_to_doubt(experiment: AnyExperiment, data: Mapping[str, Examples]) -
         for branch, rate in experiment.learning_rates().items()
         if rate > limit
     ]
-    if experiment.train.precision != "fp32" and not torch.cuda.is_available():
+    if experiment.train.precision in ("bf16", "fp16") and not torch.cuda.is_available():
         lines.append(
             f"train.precision is {experiment.train.precision}, but there is no GPU here: training on the CPU is slow"
         )

@@ -19,7 +19,7 @@ from mtsp.files.progress import progress
 from mtsp.fisher.estimate import FisherSum, save_fisher
 from mtsp.fisher.inputs import Labels
 from mtsp.fisher.partial import PartialEstimate
-from mtsp.training.checks import align_classes
+from mtsp.training.checks import align_classes, open_data, with_classes
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.sample_stream import Concatenated, SinglePass
 from mtsp.training.signals import StopSignals
@@ -55,6 +55,7 @@ def estimate(
     settings: Settings,
     *,
     build_network: Callable[[AnyExperiment], PretrainedNetwork],
+    missing_weights: Callable[[AnyExperiment], Sequence[str]] = lambda experiment: (),
     overwrite: bool = False,
 ) -> bool:
     """Estimate the Fisher information and write it to a file. Return True when done, False if a signal stopped it.
@@ -64,6 +65,7 @@ def estimate(
         out: file to write. While the estimate runs, its partial sums are saved in a `.part` file beside `out`.
         settings: number of images, and how labels are chosen.
         build_network: returns the network with its pretrained weights; may download them.
+        missing_weights: returns a line for each file of weights that is missing or cannot be downloaded.
         overwrite: replace an existing file.
 
     Raises:
@@ -72,11 +74,14 @@ def estimate(
     _require_place(out, overwrite)
     task = _task(experiment)
     accelerator = make_accelerator("fp32")
+    names = {name for stage in experiment.train.stages for name in stage.batch_size}
+    opened = open_data(experiment, names, missing_weights(experiment))
+    experiment = with_classes(experiment, opened)
     with accelerator.main_process_first():  # one process downloads, the others find the file
         pretrained = build_network(experiment)
     if not pretrained.anchors:
         raise ConfigError("branches: none has pretrained `weights`, so there is nothing to estimate")
-    data = _data(experiment, task)
+    data = _data(experiment, opened, task)
     examples: Any = Concatenated(list(data.values()))
     pretrained.model.to(accelerator.device)
     settings = _settled(settings, task, len(examples), _passes(pretrained, examples, task, accelerator.device))
@@ -156,9 +161,9 @@ def _task(experiment: AnyExperiment) -> str:
     return wanted[0]
 
 
-def _data(experiment: AnyExperiment, task: str) -> dict[str, Examples]:
+def _data(experiment: AnyExperiment, opened: Mapping[str, Examples], task: str) -> dict[str, Examples]:
     names = dict.fromkeys(name for stage in experiment.train.stages for name in stage.batch_size)
-    built = {name: experiment.data[name].build() for name in names}
+    built = {name: opened[name] for name in names}
     label = _OUTPUT_AND_LABEL[task][1]
     found = {name: one for name, one in built.items() if label in one.train_sample(0, np.random.default_rng(0))}
     if not found:

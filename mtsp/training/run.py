@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from mtsp.optim import parameter_groups
 from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore, save
-from mtsp.training.checks import align_classes, look, require_whole_images
+from mtsp.training.checks import align_classes, look, missing_fisher, open_data, require_whole_images, with_classes
 from mtsp.training.ema import Ema
 from mtsp.training.experiment import AnyExperiment, as_yaml
 from mtsp.training.loop import train
@@ -46,6 +46,7 @@ def run_experiment(
     run_dir: Path,
     *,
     build_network: Callable[[AnyExperiment], PretrainedNetwork],
+    missing_weights: Callable[[AnyExperiment], Sequence[str]] = lambda experiment: (),
     resume: str | None = None,
 ) -> dict[str, dict[str, float]] | None:
     """Train an experiment from the start or from a checkpoint, and write all results to `run_dir`.
@@ -54,6 +55,8 @@ def run_experiment(
         experiment: the resolved config.
         run_dir: folder for the results; created if it does not exist.
         build_network: returns the network with its pretrained weights; may download them.
+        missing_weights: returns a line for each file of weights that is missing or cannot be downloaded. These and all
+            missing files of data are told at once, before anything is downloaded, built or decoded.
         resume: None starts a new run; `auto` continues from the newest complete checkpoint, or starts a new run if
             there is none; any other string is the path of a checkpoint to continue from.
 
@@ -67,11 +70,12 @@ def run_experiment(
     main = accelerator.is_main_process
     with locked(run_dir) if main else nullcontext(), StopSignals() as signals:
         saved = checkpoint_to_resume(accelerator, run_dir, resume)
+        used = {*experiment.evaluation.data}.union(*(stage.batch_size for stage in experiment.train.stages))
+        data = open_data(experiment, used, [*missing_weights(experiment), *missing_fisher(experiment)])
+        experiment = with_classes(experiment, data)
+        data = align_classes(experiment, data)
         with accelerator.main_process_first():  # one process downloads, the others find the file
             pretrained = build_network(experiment)
-        used = {*experiment.evaluation.data}.union(*(stage.batch_size for stage in experiment.train.stages))
-        data = {name: section.build() for name, section in experiment.data.items() if name in used}
-        data = align_classes(experiment, data)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
         state = _prepare(experiment, accelerator, pretrained.model)
         run = TrainingRun(experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state))

@@ -32,12 +32,13 @@ def print_summary(run: TrainingRun) -> None:
             if name.startswith(f"{branch}."):
                 pull = targets.get(name)
                 sizes["free" if pull is None else "shared" if pull.shared else "new"] += weight.numel()
-        tau = regularizer.time_constant(branch) if regularizer is not None else None
+        frozen = experiment.branches[branch].freeze
+        tau = regularizer.time_constant(branch) if regularizer is not None and not frozen else None
         table.add_row(
-            branch + (" (frozen)" if experiment.branches[branch].freeze else ""),
+            branch + (" (frozen)" if frozen else ""),
             *(f"{size / 1e6:.2f} M" for size in sizes.values()),
-            *(f"{strength[branch]:g}" if strength else "-" for strength in (alpha, beta)),
-            f"{lr:g}",
+            *(f"{strength[branch]:g}" if strength and not frozen else "-" for strength in (alpha, beta)),
+            "-" if frozen else f"{lr:g}",
             "-" if tau is None else f"{tau:,.0f}",
         )
     Console(stderr=True).print(table)

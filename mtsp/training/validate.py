@@ -33,6 +33,8 @@ def validate(run: TrainingRun) -> None:
         wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
         shown: set[int] = {index - index % accelerator.num_processes for index in wanted}
         figures: dict[str, np.ndarray] = {}
+        if step == 0 and accelerator.is_main_process:
+            _LOG.info("evaluating %d examples of %s first; evaluation.at_start=false skips this", len(examples), name)
         with run.ema_weights():
             run.validation[name] = evaluate(
                 accelerator,

@@ -350,7 +350,7 @@ def no_file(folder: Path, begun: dict[str, torch.Tensor]) -> None:
         (no_hashes, "does not say at which weights it was estimated; create it with tools/fisher.py"),
         (some_weights, "has no Fisher information of some pretrained weights: 1 of "),
         (another_file, "fisher.safetensors does not hold Fisher information"),
-        (no_file, "fisher.safetensors; estimate it with tools/fisher.py, or write it with save_fisher"),
+        (no_file, "fisher.safetensors; write it with python tools/fisher.py --config THIS --out "),
     ],
 )
 def test_a_file_of_other_weights_does_not_hold_these(

@@ -250,7 +250,7 @@ def test_a_classifier_writes_the_most_probable_classes(
 
 
 def test_a_video_without_pyav_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "clip.mp4").write_bytes(b"no video")
+    (tmp_path / "clip.mp4").write_bytes(b"\0no video")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"clip.mp4: reading a video needs PyAV: pip install mtsp\[video\]"):
         frames_of(tmp_path / "clip.mp4")
@@ -273,5 +273,5 @@ def test_a_video_gives_its_frames_in_pairs(tmp_path: Path) -> None:
         assert np.array_equal(raw.get("next_frame", 0), after["frame"])
     assert "next_frame" not in found[-1]
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(ValueError, match=r"text.mp4: not a video"):
+    with pytest.raises(ValueError, match=r"text.mp4 is no image and no video"):
         frames_of(tmp_path / "text.mp4")

@@ -219,7 +219,7 @@ def test_a_table_that_is_missing_or_no_text_says_why(
     assert run(arguments) == 1
     assert "saved/labels.csv: the table cannot be read" in capsys.readouterr().err
     assert run([*arguments, "--split", "test"]) == 1
-    assert "image_folder has no splits; leave out --split" in capsys.readouterr().err
+    assert "error: test: no such file" in capsys.readouterr().err
 
 
 def test_a_data_set_is_measured_on_val_or_else_on_test() -> None:

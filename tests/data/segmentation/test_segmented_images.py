@@ -164,7 +164,7 @@ def test_own_masks_mean_what_the_config_says(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("park/1\n")
     assert own(tmp_path, **settings, split=str(tmp_path / "train.txt")).ids == ["park/1"]
     (tmp_path / "train.txt").write_text("park/1\npark/3\n")
-    with pytest.raises(MissingDataError, match=r"1 names have no image in .*, for example 'park/3'"):
+    with pytest.raises(MissingDataError, match=r"1 of 2 lines name no example in .*, for example 'park/3'"):
         own(tmp_path, **settings, split=str(tmp_path / "train.txt"))
 
 
