@@ -21,6 +21,10 @@ class LayoutError(ValueError):
     """The tensors of a file do not fit. The message says which network they look like and what was expected."""
 
 
+class DownloadError(ValueError):
+    """Weights cannot be downloaded. The message says which file to put where."""
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """Content of a checkpoint file."""

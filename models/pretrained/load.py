@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from models.pretrained import files
-from models.pretrained.layouts import Downloadable, Layout, LayoutError, Published, looks_like
+from models.pretrained.layouts import Downloadable, DownloadError, Layout, LayoutError, Published, looks_like
 from models.pretrained.mtsp_weights import own_layout
 
 
@@ -140,7 +140,7 @@ def _download(branch: str, target: nn.Module, source: str) -> Layout:
         layout = target.download(source)
         _check(layout, target)
         return layout
-    except LayoutError as error:
+    except (LayoutError, DownloadError) as error:
         raise ValueError(f"branches.{branch}.weights: {error}") from error
     except Exception as error:  # the type of error depends on the library and its version
         why = f"{' '.join(str(error).split())[:160]}; give a file"

@@ -1,6 +1,7 @@
 """Weights that torchvision downloads; its cache holds constructed files of their names, so nothing is downloaded."""
 
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -77,3 +78,15 @@ def test_weights_that_torchvision_does_not_have_are_told_without_a_download() ->
         load_branch(other, "segmentation", "torchvision")
     with pytest.raises(ValueError, match="imagenet is not a source for raft_small; give torchvision, torchvision:NAME"):
         load_branch(network, "flow", "imagenet")
+
+
+def test_a_download_that_fails_names_the_file_and_its_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fails)
+    with pytest.raises(ValueError, match="cannot be downloaded") as error:
+        load_branch(segflow(), "flow", "torchvision")
+    url = "https://download.pytorch.org/models/raft_small_C_T_V2-01064c6d.pth"
+    why = "<urlopen error Name or service not known>"
+    assert str(error.value) == f"branches.flow.weights: {url} cannot be downloaded ({why}); put that file into {cache}"
