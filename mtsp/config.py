@@ -27,9 +27,9 @@ class ConfigError(ValueError):
 
 
 class Config(pydantic.BaseModel):
-    """A section of an experiment: immutable; unknown keys are errors, and values are not converted."""
+    """A section of an experiment: immutable; unknown keys are errors, values are not converted, numbers are finite."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,25 +5,35 @@ arguments appear at once. Slow imports are therefore inside the functions that u
 """
 
 import argparse
+import faulthandler
 import functools
+import json
 import logging
 import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+STOPPED = 75
+"""Exit code of a program that a signal stopped and that has saved its work: EX_TEMPFAIL, try again."""
 
 
 def program(main: Callable[..., int]) -> Callable[..., int]:
     """Wrap a program's main: set up logging, and turn errors that the user can fix into one line and exit code 1.
 
     These errors are ValueError, OSError, FloatingPointError and MemoryError. Any other exception is a bug in mtsp and
-    keeps its traceback. Ctrl-C gives exit code 130.
+    keeps its traceback. Ctrl-C gives exit code 130. torchrun, which prints the first error of its processes last, gets
+    the line too; of the processes that it started, only the first prints it itself.
     """
 
     @functools.wraps(main)
     def wrapped(arguments: Sequence[str] | None = None, **settings: Any) -> int:
+        if not faulthandler.is_enabled():
+            faulthandler.enable()  # stacks of all threads, when torch aborts a process that hangs
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         if int(os.environ.get("RANK", "0")) == 0:  # only one of several processes logs
             logging.getLogger("mtsp").setLevel(logging.INFO)
@@ -33,10 +43,22 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
             print("interrupted", file=sys.stderr)
             return 130
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            _report(error)
             return 1
 
     return wrapped
+
+
+def _report(error: Exception) -> None:
+    """Print an error, and give it to torchrun. The error of a process that only misses another one is no cause."""
+    consequence = isinstance(error, ConnectionAbortedError)
+    text = f"{error}" if consequence else f"error: {error}"
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is None or os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
+    if file is not None:
+        told = {"message": text, "timestamp": int(time.time()) + 60 * consequence}  # torchrun shows the first as cause
+        Path(file).write_text(json.dumps(told), encoding="utf-8")
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -50,9 +72,9 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 
 def stopped() -> int:
-    """Print that a signal stopped the program and how to continue; return the exit code."""
+    """Print that a signal stopped the program and how to continue; return the exit code `STOPPED`."""
     print("stopped; the same command continues from here", file=sys.stderr, flush=True)
-    return 130
+    return STOPPED
 
 
 def above_zero(text: str) -> float:

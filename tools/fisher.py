@@ -25,7 +25,7 @@ from tools.command_line import add_config, at_least_one, program, stopped
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and estimate; return 130 if a signal stopped it."""
+    """Parse the command line and estimate; return 75 if a signal stopped it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config(parser)
     add = parser.add_argument

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and sweep; return 130 if a signal stopped it."""
+    """Parse the command line and sweep; return 75 if a signal stopped it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     add_config(parser)
     parser.add_argument("--run-dir", type=Path, help="folder for all runs and the table (default: runs/NAME-sweep)")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import add_config, program
+from tools.command_line import STOPPED, add_config, program
 
 if TYPE_CHECKING:
     from tools.build import AnyExperiment
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and train."""
+    """Parse the command line and train; return `STOPPED` if a signal stopped the run, which is then saved."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     add_config(parser, required=False)
     parser.add_argument("--run-dir", type=Path, help="where to write the results (default: runs/NAME)")
     parser.add_argument(
-        "--resume", metavar="auto|PATH", help="continue from the newest checkpoint (auto) or from this checkpoint"
+        "--resume",
+        metavar="auto|must|PATH",
+        help="continue from the newest checkpoint (auto: start if there is none; must: stop then) or from this one",
     )
     parser.add_argument("--new", type=Path, metavar="FILE", help="write a config for your own data to FILE and stop")
     kinds = parser.add_mutually_exclusive_group()
@@ -54,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.print_config:
         print(as_yaml(experiment), end="")
         return 0
-    train(experiment, options.run_dir or Path("runs") / experiment.name, options.resume)
-    return 0
+    results = train(experiment, options.run_dir or Path("runs") / experiment.name, options.resume)
+    return STOPPED if results is None else 0
 
 
 def _new(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

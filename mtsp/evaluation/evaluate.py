@@ -23,6 +23,10 @@ from mtsp.files.read_ahead import read_ahead
 from mtsp.types import Batch, Examples, Kind, Outputs
 
 
+class EvaluationStopped(Exception):
+    """Raised on all processes when one of them was asked to stop during an evaluation."""
+
+
 class Evaluation(NamedTuple):
     """Metrics of one data set: those with labels in the data set and with an output of the network."""
 
@@ -52,6 +56,7 @@ def evaluate(
     workers: int = 0,
     channels_last: bool = True,
     after_example: Callable[[int, Batch, Outputs], None] = lambda index, batch, outputs: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate the network on every example once, at the resolution of the labels.
 
@@ -70,6 +75,10 @@ def evaluate(
         channels_last: memory format of the images; should match the network's.
         after_example: called after each example, on the process that evaluates it, with its index, a batch of one, and
             the outputs.
+        stop: returns whether this process asks to stop; called before each batch.
+
+    Raises:
+        EvaluationStopped: a process asked to stop; the others finish their examples first.
     """
     bare = accelerator.unwrap_model(model)
     if accelerator.num_processes > 1 and not is_sharded(bare):
@@ -81,8 +90,12 @@ def evaluate(
     mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
     samples = read_ahead(examples.__getitem__, mine, threads=workers, ahead=2 * workers)
     groups = 0
+    stopped = False
     with closing(samples), evaluating(bare):
         for indices, batch in _batches(zip(mine, samples, strict=True), 1 if is_sharded(bare) else batch_size):
+            stopped = stopped or stop()
+            if stopped and not is_sharded(bare):
+                break
             outputs = at_resolution(tta(bare, on_device(batch)), batch)
             for metric in METRICS[examples.kind]:
                 if metric.label in batch and metric.output in outputs:
@@ -98,7 +111,7 @@ def evaluate(
         if is_sharded(bare):  # every process must join every forward pass, even with one example fewer
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
                 tta(bare, on_device(collate([examples[0]])))
-    return _merged(accelerator, examples.kind, measured, unknown)
+    return _merged(accelerator, examples.kind, measured, unknown, stopped)
 
 
 def at_resolution(outputs: Outputs, batch: Batch) -> Outputs:
@@ -143,11 +156,15 @@ def _merged(
     kind: Kind,
     measured: dict[type[Metric], Metric],
     unknown: list[tuple[int, str, str]],
+    stopped: bool,
 ) -> Evaluation:
     """Return the metrics merged over all processes, in the order of `METRICS`."""
-    everyone = [measured]
+    everyone, stops = [measured], [stopped]
     if accelerator.num_processes > 1:
-        everyone, unknown = gather_object([measured]), sorted(gather_object(unknown))
+        everyone, stops = zip(*gather_object([(measured, stopped)]), strict=True)
+        unknown = sorted(gather_object(unknown))
+    if any(stops):
+        raise EvaluationStopped
     metrics: list[Metric] = []
     for metric in METRICS[kind]:
         present = [one[metric] for one in everyone if metric in one]

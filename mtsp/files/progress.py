@@ -1,5 +1,6 @@
 """Show progress: a bar in a terminal, otherwise a line from time to time."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 _LINE_EVERY = 10.0  # seconds between two lines if there is no terminal
+
+
+@contextmanager
+def console_may_close() -> Iterator[None]:
+    """Within the context, ignore that a terminal was closed or a pipe broke; after that, discard what stderr is told.
+
+    Ctrl-C ends `tee` in `train.py 2>&1 | tee log` before the run has saved.
+    """
+    try:
+        yield
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        os.close(nothing)
 
 
 class Advance(Protocol):
@@ -84,13 +99,19 @@ def training_progress(shown: bool, steps: int, start: int) -> Iterator[Callable[
     if shown and sys.stderr.isatty():
         counters = (MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
         with bar("training", steps, done=start, stays=True, counters=counters) as advance:
-            yield lambda step, losses: advance(step, note=losses)
+
+            def move(step: int, losses: str) -> None:
+                with console_may_close():
+                    advance(step, note=losses)
+
+            yield move
         return
     began = time.perf_counter()
 
     def line(step: int, losses: str) -> None:
         if shown and (step % max(1, steps // 20) == 0 or step == steps):
             left = (steps - step) * (time.perf_counter() - began) / (step - start)
-            print(f"step {step}/{steps}  {losses}  {left:,.0f} s left", file=sys.stderr, flush=True)
+            with console_may_close():
+                print(f"step {step}/{steps}  {losses}  {left:,.0f} s left", file=sys.stderr, flush=True)
 
     yield line

@@ -19,15 +19,16 @@ _LOG = logging.getLogger("mtsp")
 class MetricsFile:
     """`metrics.jsonl`, open for appending. Raises OSError if it cannot be written.
 
-    A resumed run drops the lines after `resume_step`. A new run (None) renames a file that is not empty to
+    A resumed run drops the lines after `resume_step`, and those of that step with names that begin as one of `again`,
+    which it will log again. A new run (None) renames a file that is not empty to
     `metrics.1.jsonl`, or uses the next free number.
     """
 
-    def __init__(self, path: Path, resume_step: int | None) -> None:
+    def __init__(self, path: Path, resume_step: int | None, again: tuple[str, ...] = ()) -> None:
         self._path = path
         try:
             if resume_step is not None:
-                _drop_after(path, resume_step)
+                _drop_after(path, resume_step, again)
             elif path.is_file() and path.stat().st_size:
                 _move_aside(path)
             # Unbuffered: each line is one write, which raises at once if the disk is full.
@@ -88,20 +89,24 @@ def cannot_write(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"cannot write: {reason}; lines written before are kept", str(path))
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keep the complete lines up to `step`. The file is replaced atomically."""
+def _drop_after(path: Path, step: int, again: tuple[str, ...]) -> None:
+    """Keep the complete lines up to `step`, except those that will be logged again. The file is replaced atomically."""
     if not path.exists():
         _LOG.warning("%s is missing: the curves of the resumed run begin at step %d", path, step)
         return
     old = path.read_bytes()
     lines = [line for line in old.split(b"\n") if line]
     rows = [(line, _parse(line)) for line in lines]
-    new = b"".join(line + b"\n" for line, row in rows if row is not None and row["step"] <= step)
+    new = b"".join(line + b"\n" for line, row in rows if row is not None and _is_kept(row, step, again))
     if new != old:
         broken = sum(row is None for _, row in rows)
         later = len(lines) - broken - new.count(b"\n")
         _LOG.info("%s: dropped %d lines after step %d and %d broken ones", path, later, step, broken)
         write_atomically(path, new)
+
+
+def _is_kept(row: Mapping[str, Any], step: int, again: tuple[str, ...]) -> bool:
+    return row["step"] < step or (row["step"] == step and not any(name.startswith(again) for name in row))
 
 
 def _move_aside(path: Path) -> None:

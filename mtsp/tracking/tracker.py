@@ -47,14 +47,14 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: Path | None, metrics: MetricsFile | None, others: Sequence[ExternalTracker], step: int
+        self, folder: Path | None, metrics: MetricsFile | None = None, others: Sequence[ExternalTracker] = ()
     ) -> None:
-        self._folder, self._metrics, self._others, self._step = folder, metrics, others, step
+        self._folder, self._metrics, self._others = folder, metrics, others
 
     @classmethod
     def silent(cls) -> Self:
         """Return a tracker that writes nothing."""
-        return cls(None, None, (), 0)
+        return cls(None)
 
     @classmethod
     def open(
@@ -64,6 +64,7 @@ class Tracker:
         experiment: Mapping[str, Any],
         run_name: str,
         resume_state: Mapping[str, Any] | None = None,
+        again: tuple[str, ...] = (),
     ) -> Self:
         """Return the tracker of a new or resumed run. Call it on the main process.
 
@@ -76,6 +77,7 @@ class Tracker:
             experiment: the resolved config as plain data, shown beside the curves.
             run_name: name of the run in the trackers.
             resume_state: the result of :meth:`state` in the checkpoint to continue from; None for a new run.
+            again: how the names of values begin that will be logged again for the checkpoint's own step.
 
         Raises:
             ConfigError: a tracker is not installed.
@@ -86,7 +88,7 @@ class Tracker:
         resume = resume_state or {}
         resume_step: int | None = resume.get("step")
         run_dir.mkdir(parents=True, exist_ok=True)
-        metrics = MetricsFile(run_dir / METRICS, resume_step)
+        metrics = MetricsFile(run_dir / METRICS, resume_step, again)
         others: list[ExternalTracker] = []
         mode = os.environ.get("WANDB_MODE", config.mode)
         if "wandb" in config.trackers and mode != "disabled":
@@ -95,7 +97,7 @@ class Tracker:
             others.append(WandbTracker(run_dir, mode, run_id, **about))
         if "tensorboard" in config.trackers:
             others.append(TensorBoardTracker(run_dir, resume_step, experiment))
-        return cls(run_dir, metrics, others, resume_step or 0)
+        return cls(run_dir, metrics, others)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Report `values` at optimizer step `step`.
@@ -107,7 +109,6 @@ class Tracker:
             return
         numbers = {name: float(value) for name, value in values.items()}
         self._metrics.append(step, numbers)
-        self._step = step
         for other in self._others:
             other.log(step, numbers)
 
@@ -130,10 +131,10 @@ class Tracker:
         for other in self._others:
             other.figures(step, images)
 
-    def state(self) -> dict[str, Any]:
-        """Return the tracker's state for a checkpoint, as plain data. Call it after `log` of the checkpoint's step."""
+    def state(self, step: int) -> dict[str, Any]:
+        """Return the tracker's state for a checkpoint of this step, as plain data."""
         run_ids = [other.run_id for other in self._others if isinstance(other, WandbTracker)]
-        return {"step": self._step, "wandb_id": run_ids[0] if run_ids else None}
+        return {"step": step, "wandb_id": run_ids[0] if run_ids else None}
 
     def close(self) -> None:
         """Finish the files and the trackers; wait at most about two minutes for an upload."""

@@ -1,7 +1,10 @@
 """Report to Weights & Biases."""
 
 import logging
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ from mtsp.tracking.external import ExternalTracker
 
 _LOG = logging.getLogger("mtsp")
 
+ANSWER_SECONDS = 5.0
+"""Seconds in which the server must answer a first request; wandb itself takes 40 s to give up, and 20 s at the end."""
 INIT_SECONDS = 20.0
-"""Seconds that wandb waits for its server. Version 0.31.0 then takes about 10 s more (measured on a closed port)."""
+"""Seconds that wandb waits for its server, which has answered a first request."""
 FINISH_SECONDS = 120.0
 """Seconds that wandb may upload after the last step; remaining data stays on disk for `wandb sync`."""
 
@@ -41,11 +46,14 @@ class WandbTracker(ExternalTracker):
         logged_in = True
         if mode == "offline":
             wandb.teardown()  # after a failed init, its service still holds the run id
-        elif not (logged_in := wandb.login(prompt=False, verify=False)):
-            _LOG.warning(
-                "wandb: no login (`wandb login` stores one); the run is recorded offline in %s (`wandb sync`)",
-                self._run_dir / "wandb",
-            )
+            wandb.setup(wandb.Settings(mode="offline"))  # else it asks the server at its end, and waits 12 s for it
+        else:
+            _require_answer(wandb.setup().settings.base_url)
+            if not (logged_in := wandb.login(prompt=False, verify=False)):
+                _LOG.warning(
+                    "wandb: no login (`wandb login` stores one); the run is recorded offline in %s (`wandb sync`)",
+                    self._run_dir / "wandb",
+                )
         settings = wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
         if not logged_in:
             settings.silent = True
@@ -74,3 +82,9 @@ class WandbTracker(ExternalTracker):
 
     def _close(self, sink: Any) -> None:
         sink.finish()
+
+
+def _require_answer(url: str) -> None:
+    """Raise OSError unless the server answers, with whatever status."""
+    with suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=ANSWER_SECONDS):
+        pass

@@ -14,6 +14,7 @@ from mtsp.optim import OptimizerConfig, ScheduleConfig
 from mtsp.regularizers.configs import AnyRegularizer, NoneConfig, PaceConfig, RegularizerConfig, StrengthConfig
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import TrackingConfig
+from mtsp.training.checkpoint.retention import BestConfig, IntervalConfig
 from mtsp.training.ema import EmaConfig
 
 ModelT = TypeVar("ModelT", bound=Config)
@@ -78,9 +79,21 @@ class TrainConfig(Config):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of worker processes that decode and augment, per training process; in evaluation, decoding threads.
     `auto`: the machine's processors, divided among its training processes, less one for training, and at most 8."""
-    save_every: Positive = 500
+    save_every: Positive | IntervalConfig = 500
+    """Number of steps between checkpoints, or `{seconds: 600}`."""
+    async_save: bool = True
+    """Write checkpoints in a thread while the training goes on. It needs memory for a copy of the run's state."""
     keep_last: Positive = 2
-    """Number of checkpoints to keep."""
+    """Number of checkpoints to keep, besides those that the settings below keep."""
+    keep_every: Positive | None = None
+    """Also keep the checkpoints of steps that are a multiple of this number."""
+    keep_best: BestConfig | None = None
+    """Also keep the best checkpoint by a metric, such as `{metric: davis_val/J_mean, goal: max}`; a checkpoint is then
+    saved before each validation."""
+    keep_before_spike: int = Field(default=2, ge=0)
+    """Number of loss spikes, counted from the last, before which the newest checkpoint is also kept."""
+    timeout: float = Field(default=1800.0, gt=0)
+    """Number of seconds that a process waits for the other processes before the run ends with an error."""
 
     def worker_count(self) -> int:
         """Return `workers` as a number on this machine."""
@@ -147,6 +160,10 @@ class Experiment(Config, Generic[ModelT, DataT]):
                     wrong.append(f"{place}.learn: {branch} cannot learn, branches.{branch}.freeze is true")
         unknown = [name for name in self.evaluation.data if name not in self.data]
         wrong += [f"evaluation.data: no entry {name!r} in `data`; there is {data}" for name in unknown]
+        best = self.train.keep_best
+        if best is not None and best.metric.partition("/")[0] not in self.evaluation.data:
+            measured = ", ".join(self.evaluation.data) or "none"
+            wrong.append(f"train.keep_best.metric: {best.metric} is not of an entry of evaluation.data ({measured})")
         name = self.regularizer.name
         if name not in ("l2", "none") and not any(branch.weights for branch in self.branches.values()):
             wrong.append(f"regularizer: {name} needs a branch with pretrained `weights`; if there is none, use l2")

@@ -8,13 +8,14 @@ there, so the result does not depend on how the batch is divided. Gradients are 
 import contextlib
 import math
 from collections.abc import Callable, Generator, Sequence
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mtsp.batches import to_device
 from mtsp.optim import ScheduleConfig, set_learning_rates
@@ -23,8 +24,9 @@ from mtsp.training.state import Position, StepResult, TrainState
 from mtsp.types import LABELS, Batch, Outputs
 
 
-class NonFiniteLoss(FloatingPointError):
-    """Raised when a loss is NaN or infinite. The message names step and loss; the weights have not been changed."""
+class NonFiniteStep(FloatingPointError):
+    """Raised when a loss or the gradient is NaN or infinite. The message names step and samples; the weights have not
+    been changed."""
 
 
 def train(
@@ -39,6 +41,7 @@ def train(
     accumulate: int = 1,
     clip: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], bool] = lambda: False,
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[StepResult, dict[str, float]], None] = lambda result, rates: None,
 ) -> bool:
@@ -55,12 +58,14 @@ def train(
         seed: with step and process, seeds the network's own randomness (dropout).
         accumulate: number of micro-batches that each process splits its part of a batch into.
         clip: largest gradient norm, or None for no clipping.
-        stop: returns whether this process asks to stop; called once per step. If one process asks, all stop.
+        stop: returns whether this process asks to stop; called late in every step. If one process asks, all stop.
+        save: returns whether this process asks to save; called as `stop`. The result of the step then says so.
         before_step: called before every step.
         after_step: called after every step with its losses and learning rates; may save or validate.
 
     Raises:
-        NonFiniteLoss: a loss is NaN or infinite. Raised on all processes at once, before the weights change.
+        NonFiniteStep: a loss or the gradient is NaN or infinite. Raised on all processes at once, before the weights
+            change. With fp16, an infinite gradient instead lowers the loss scale, and the step is skipped.
         ValueError: a sample cannot be read.
     """
     streams: dict[str, Generator[Batch, None, None]] = {}
@@ -80,7 +85,7 @@ def train(
                 micro_batches += [next(streams[key]) for _ in range(accumulate)]
             seed_model(seed, position.step, state.accelerator.process_index)  # opening streams draws numbers
             before_step()
-            result = optimizer_step(state, micro_batches, step=position.step + 1, clip=clip, stop=stop())
+            result = optimizer_step(state, micro_batches, step=position.step + 1, clip=clip, stop=stop, save=save)
             position.step += 1
             for name, size in stage.batch_size.items():
                 position.batches[f"{name}:{size}"] += 1
@@ -91,7 +96,13 @@ def train(
 
 
 def optimizer_step(
-    state: TrainState, micro_batches: Sequence[Batch], *, step: int, clip: float | None = None, stop: bool = False
+    state: TrainState,
+    micro_batches: Sequence[Batch],
+    *,
+    step: int,
+    clip: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], bool] = lambda: False,
 ) -> StepResult:
     """Take one optimizer step on the micro-batches of all processes; return its losses over the global batch."""
     accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
@@ -99,8 +110,8 @@ def optimizer_step(
     names = state.tasks.names  # from the config, not the labels: the same on every process
     batch_counts = [state.tasks.counts(batch) for batch in batches]
     local_counts = [sum(int(counts.get(name, 0)) for counts in batch_counts) for name in names]
-    samples = sum(len(batch["name"]) for batch in batches)
-    *global_counts, samples, stops = _sum_over_processes(accelerator, [*local_counts, samples, int(stop)])
+    samples = tuple(name for batch in batches for name in batch["name"])
+    *global_counts, size = _sum_over_processes(accelerator, [*local_counts, len(samples)])
     counts = dict(zip(names, global_counts, strict=True))
 
     sums: list[dict[str, Tensor]] = []
@@ -119,23 +130,40 @@ def optimizer_step(
             # DDP averages gradients over processes, but the loss is already divided by the global count: undo it.
             accelerator.backward(loss * accelerator.num_processes)
 
-    values = _sum_over_processes(accelerator, [sum(float(s[name]) for s in sums if name in s) for name in names])
+    local_sums = [sum(float(s[name]) for s in sums if name in s) for name in names]
+    *values, stops, saves = _sum_over_processes(accelerator, [*local_sums, stop(), save()])  # asked late in the step
     losses = {name: value / counts[name] for name, value in zip(names, values, strict=True) if counts[name]}
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     if not all(map(math.isfinite, losses.values())):
-        optimizer.zero_grad()
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         culprits = [
             name
             for batch, totals in zip(batches, sums, strict=True)
             if not all(bool(total.isfinite()) for total in totals.values())
             for name in batch["name"]
         ]
-        culprits = gather_object(culprits) if accelerator.num_processes > 1 else culprits
-        raise NonFiniteLoss(f"the loss is not finite at step {step}: {listed}; in a batch of {', '.join(culprits[:8])}")
-    norm = None if clip is None else float(cast(Tensor, accelerator.clip_grad_norm_(model.parameters(), clip)))
+        _refuse(state, f"the loss is not finite at step {step}: {listed}", culprits)
+    norm = _gradient_norm(state, clip)
+    if accelerator.scaler is None and not math.isfinite(norm):
+        _refuse(state, f"the gradient is not finite at step {step}, though the loss is: {listed}", samples)
     optimizer.step()
     optimizer.zero_grad()
-    return StepResult({"loss": sum(losses.values()), **losses}, norm, int(samples), stops > 0)
+    clipped = None if clip is None else norm
+    return StepResult({"loss": sum(losses.values()), **losses}, clipped, int(size), samples, stops > 0, saves > 0)
+
+
+def _gradient_norm(state: TrainState, clip: float | None) -> float:
+    """Return the norm of the gradient over all weights; clip the gradient to the norm `clip`."""
+    if clip is not None:
+        return float(cast(Tensor, state.accelerator.clip_grad_norm_(state.model.parameters(), clip)))
+    norm: Any = get_total_norm([weight.grad for weight in state.model.parameters() if weight.grad is not None])
+    return float(getattr(norm, "full_tensor", lambda: norm)())  # FSDP2 shards the gradient
+
+
+def _refuse(state: TrainState, reason: str, culprits: Sequence[str]) -> NoReturn:
+    """Raise NonFiniteStep with the names of samples of all processes, before the optimizer's step."""
+    state.optimizer.zero_grad()
+    names = gather_object(list(culprits)) if state.accelerator.num_processes > 1 else culprits
+    raise NonFiniteStep(f"{reason}; in a batch of {', '.join(names[:8])}")
 
 
 def set_trainable(state: TrainState, learn: tuple[str, ...] | None) -> None:

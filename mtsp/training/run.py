@@ -11,14 +11,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from mtsp.batches import collate
 from mtsp.config import ConfigError
-from mtsp.distributed.accelerator import make_accelerator
+from mtsp.distributed.accelerator import make_accelerator, other_processes_may_fail
 from mtsp.distributed.sharding import full_states, is_sharded
 from mtsp.distributed.sync_batchnorm import synchronize
-from mtsp.evaluation.evaluate import Evaluation, describe
+from mtsp.evaluation.evaluate import Evaluation, EvaluationStopped, describe
 from mtsp.files.atomic_file import write_atomically
 from mtsp.files.lock import locked
 from mtsp.files.progress import training_progress
@@ -26,10 +27,11 @@ from mtsp.files.tensors import write_tensors
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
-from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore, save
+from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore
+from mtsp.training.checkpoint.saver import Saver
 from mtsp.training.checks import align_classes, look, missing_fisher, open_data, require_whole_images, with_classes
 from mtsp.training.ema import Ema
-from mtsp.training.experiment import AnyExperiment, as_yaml
+from mtsp.training.experiment import AnyExperiment, as_yaml, stage_at
 from mtsp.training.loop import train
 from mtsp.training.sample_stream import Shard, micro_batches
 from mtsp.training.signals import StopSignals
@@ -58,7 +60,8 @@ def run_experiment(
         missing_weights: returns a line for each file of weights that is missing or cannot be downloaded. These and all
             missing files of data are told at once, before anything is downloaded, built or decoded.
         resume: None starts a new run; `auto` continues from the newest complete checkpoint, or starts a new run if
-            there is none; any other string is the path of a checkpoint to continue from.
+            there is none; `must` is an error if there is none; any other string is the path of a checkpoint to
+            continue from.
 
     Returns:
         Metrics of the final weights by data entry, or None if a signal stopped the run, which is then saved.
@@ -66,9 +69,9 @@ def run_experiment(
     Raises:
         ValueError, OSError, FloatingPointError: with a message that says how to fix it.
     """
-    accelerator = make_accelerator(experiment.train.precision)
-    main = accelerator.is_main_process
-    with locked(run_dir) if main else nullcontext(), StopSignals() as signals:
+    accelerator = make_accelerator(experiment.train.precision, experiment.train.timeout)
+    main, lock = accelerator.is_main_process, locked(run_dir)
+    with lock if main else nullcontext(), other_processes_may_fail(accelerator), StopSignals() as signals:
         saved = checkpoint_to_resume(accelerator, run_dir, resume)
         used = {*experiment.evaluation.data}.union(*(stage.batch_size for stage in experiment.train.stages))
         data = open_data(experiment, used, [*missing_weights(experiment), *missing_fisher(experiment)])
@@ -78,7 +81,9 @@ def run_experiment(
             pretrained = build_network(experiment)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
         state = _prepare(experiment, accelerator, pretrained.model)
-        run = TrainingRun(experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state))
+        run = TrainingRun(
+            experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state), stop=signals.received
+        )
         run.fingerprints = look(experiment, data)
         if saved is not None:
             restore(run, saved)
@@ -90,9 +95,10 @@ def run_experiment(
             print_summary(run)
             tracked = None if saved is None else saved.state["tracker"]
             values = experiment.model_dump(mode="json")
-            run.tracker = Tracker.open(experiment.tracking, run_dir, values, experiment.name, tracked)
+            again = tuple(f"{name}/" for name in experiment.evaluation.data) if validation_due(run) else ()
+            run.tracker = Tracker.open(experiment.tracking, run_dir, values, experiment.name, tracked, again)
         try:
-            validation = _train(run, signals)
+            validation = _train(run)
             results = None if validation is None else _write_results(run, validation)
         finally:
             run.tracker.close()
@@ -144,35 +150,41 @@ def _attach_regularizer(run: TrainingRun) -> Regularizer | None:
     return regularizer
 
 
-def _train(run: TrainingRun, signals: StopSignals) -> dict[str, Evaluation] | None:
+def _train(run: TrainingRun) -> dict[str, Evaluation] | None:
     """Train to the end; return the last validation, or None if a signal stopped the run, which is then saved."""
     config, position = run.experiment.train, run.position
-    if validation_due(run):  # before the first step, or if a signal came between a step and its validation
-        validate(run)
-    run.meter.restart()
-    with training_progress(run.state.accelerator.is_main_process, config.steps, position.step) as advance:
-        stopped = train(
-            run.state,
-            position,
-            steps=config.steps,
-            stages=config.stages,
-            schedule=run.experiment.schedule,
-            open_stream=partial(_open_stream, run),
-            seed=run.experiment.seed,
-            accumulate=config.accumulate,
-            clip=config.clip,
-            stop=signals.received,
-            before_step=partial(_before_step, run),
-            after_step=partial(_after_step, run, advance),
-        )
-    if stopped and position.step < config.steps:
-        _LOG.warning("stopped and saved at step %d of %d; continue with --resume auto", position.step, config.steps)
-        return None
-    if run.validation is None:  # resumed at its last step: the curves already have these metrics
-        run.tracker.close()
-        run.tracker = Tracker.silent()
-        validate(run)
-    return run.validation
+    with Saver(run) as saver:
+        try:
+            if validation_due(run):  # before the first step, or if the run stopped between a step and its validation
+                validate(run)
+            run.meter.restart()
+            with training_progress(run.state.accelerator.is_main_process, config.steps, position.step) as advance:
+                stopped = train(
+                    run.state,
+                    position,
+                    steps=config.steps,
+                    stages=config.stages,
+                    schedule=run.experiment.schedule,
+                    open_stream=partial(_open_stream, run),
+                    seed=run.experiment.seed,
+                    accumulate=config.accumulate,
+                    clip=config.clip,
+                    stop=run.stop,
+                    save=saver.asks,
+                    before_step=partial(_before_step, run),
+                    after_step=partial(_after_step, run, saver, advance),
+                )
+            if run.validation is None and not stopped:  # resumed at its last step: the curves already have it
+                run.tracker.close()
+                run.tracker = Tracker.silent()
+                validate(run)
+        except EvaluationStopped:
+            stopped = True
+            saver.save()
+    if not stopped:
+        return run.validation
+    _LOG.warning("stopped and saved at step %d of %d; continue with --resume auto", position.step, config.steps)
+    return None
 
 
 def _open_stream(run: TrainingRun, name: str, size: int, first: int) -> Generator[Batch, None, None]:
@@ -187,6 +199,7 @@ def _open_stream(run: TrainingRun, name: str, size: int, first: int) -> Generato
         collate=collate,
         workers=config.worker_count(),
         pin_memory=accelerator.device.type == "cuda",
+        timeout=config.timeout,
     )
 
 
@@ -201,9 +214,13 @@ def _before_step(run: TrainingRun) -> None:
 
 
 def _after_step(
-    run: TrainingRun, advance: Callable[[int, str], None], result: StepResult, rates: Mapping[str, float]
+    run: TrainingRun,
+    saver: Saver,
+    advance: Callable[[int, str], None],
+    result: StepResult,
+    rates: Mapping[str, float],
 ) -> None:
-    """Update the averages, and log, validate and save in steps where these are due."""
+    """Update the averages, and log, save and validate in steps where these are due."""
     config, step = run.experiment.train, run.position.step
     if run.ema is not None:
         run.ema.update(run.network)
@@ -211,16 +228,29 @@ def _after_step(
     advance(step, describe(result.losses))
     if _is_logged(run, step):
         _log_training(run, rates)
-    last = step == config.steps
-    stopping = result.stop and not last  # after a signal there may be no time to validate before saving
-    if last:
-        save(run)  # before validation, so that an error in it does not lose the run
-    if validation_due(run) and not stopping:
+    _watch_loss(run, saver, result)
+    saver.check()
+    validates = validation_due(run) and not result.stop  # after a signal there may be no time for it
+    asked = result.stop or result.save or step == config.steps
+    if asked or saver.due() or (validates and config.keep_best is not None):
+        saver.save()  # before validation, so that neither an error in it nor its end loses steps
+        run.meter.restart()
+    if validates:
         validate(run)
         run.meter.restart()
-    if step % config.save_every == 0 or last or stopping:
-        save(run)
-        run.meter.restart()
+
+
+def _watch_loss(run: TrainingRun, saver: Saver, result: StepResult) -> None:
+    """Warn if the loss is suddenly many times larger, and keep the checkpoint before that."""
+    step, stages, loss = run.position.step, run.experiment.train.stages, result.losses["loss"]
+    before = run.spikes.add(str(stages.index(stage_at(stages, step - 1))), loss)
+    if before is None:
+        return
+    names = gather_object(list(result.names)) if run.state.accelerator.num_processes > 1 else result.names
+    kept = saver.keep_before(step)
+    checkpoint = "there is no checkpoint before" if kept is None else f"the checkpoint of step {kept} is kept"
+    samples = ", ".join(names[:8])
+    _LOG.warning("LOSS SPIKE at step %d: %.4g, before at most %.4g; %s; %s", step, loss, before, samples, checkpoint)
 
 
 def _log_training(run: TrainingRun, rates: Mapping[str, float]) -> None:

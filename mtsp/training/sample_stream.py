@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, get_worker_info
 
 from mtsp.batches import Failure, collate, to_device
+from mtsp.training.signals import STOP
 from mtsp.types import Batch, Examples, Kind
 
 
@@ -47,8 +48,10 @@ def _positions(batch_size: int, start: int, shard: Shard) -> Iterator[list[int]]
 class _AugmentedSamples(Dataset[Batch | Failure]):
     """A data set indexed by position in the endless sequence; it returns augmented samples."""
 
-    def __init__(self, examples: Examples, seed: Sequence[int]) -> None:
+    def __init__(self, examples: Examples, seed: Sequence[int], workers: int = 0) -> None:
         self.examples, self.seed = examples, tuple(seed)
+        self.reading = multiprocessing.get_context("forkserver").RawArray("q", [-1] * workers)
+        """Index of the last sample that each worker process began to read."""
         self.permutation: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, position: int) -> Batch | Failure:
@@ -57,6 +60,8 @@ class _AugmentedSamples(Dataset[Batch | Failure]):
             order = np.random.default_rng([*self.seed, 0, epoch]).permutation(len(self.examples))
             self.permutation = (epoch, order)
         index = int(self.permutation[1][place])
+        if (worker := get_worker_info()) is not None:
+            self.reading[worker.id] = index
         try:
             return self.examples.train_sample(index, np.random.default_rng([*self.seed, 1, epoch, index]))
         except (ValueError, OSError) as error:
@@ -67,7 +72,7 @@ def _begin_worker(worker: int) -> None:
     """Use one thread, ignore signals, and exit with the parent; otherwise the fork server keeps orphans alive."""
     import cv2
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # another part of the program may have started the fork server
+    for number in STOP:  # another part of the program may have started the fork server
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -82,16 +87,17 @@ def _begin_worker(worker: int) -> None:
 
 
 def _start_fork_server() -> None:
-    """Start the server that workers are forked from, with Ctrl-C and SIGTERM blocked in it and in the workers.
+    """Start the server that workers are forked from, with the signals in `STOP` blocked in it and in the workers.
 
     A terminal and torchrun send these signals to all processes of a run. The main process finishes its step, saves and
     stops. It needs the workers until then, and ends them itself.
     """
     from multiprocessing import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()  # before blocking: starting it unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     try:
+        resource_tracker.ensure_running()  # it inherits what is blocked, and unblocks SIGINT and SIGTERM here
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -107,6 +113,7 @@ def micro_batches(
     collate: Callable[[Sequence[Batch]], Batch],
     workers: int = 0,
     pin_memory: bool = False,
+    timeout: float = 0.0,
 ) -> Generator[Batch, None, None]:
     """Yield this process's micro-batches endlessly, `shard.accumulate` per global batch, starting at batch `start`.
 
@@ -119,9 +126,11 @@ def micro_batches(
         collate: combines samples into a batch.
         workers: number of processes that decode and augment; with 0, the calling process does.
         pin_memory: use pinned memory, for faster copies to a GPU.
+        timeout: number of seconds to wait for a batch from the worker processes; 0: without limit.
 
     Raises:
-        ValueError: the batch cannot be divided evenly, or (while iterating) a sample cannot be read.
+        ValueError: the batch cannot be divided evenly, or (while iterating) a sample cannot be read, or a worker
+            process was killed or does not answer.
     """
     shares = shard.processes * shard.accumulate
     if batch_size % shares:
@@ -131,8 +140,9 @@ def micro_batches(
         )
     if workers:
         _start_fork_server()
+    samples = _AugmentedSamples(examples, seed, workers)
     loader = DataLoader(
-        _AugmentedSamples(examples, seed),
+        samples,
         batch_sampler=_positions(batch_size, start, shard),
         collate_fn=partial(_collate, collate),
         num_workers=workers,
@@ -140,11 +150,36 @@ def micro_batches(
         worker_init_fn=_begin_worker if workers else None,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=2 if workers else None,
+        timeout=timeout if workers else 0,
     )
-    for batch in loader:
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)  # torch's handler raises wherever the main process is, not in next()
+    while True:
+        try:
+            batch = next(batches)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader"):
+                raise
+            raise ValueError(_lost_worker(batches, samples)) from error
         if isinstance(batch, Failure):
             raise ValueError(batch.message)
         yield batch
+
+
+def _lost_worker(batches: Any, samples: _AugmentedSamples) -> str:
+    """Return what is known about worker processes that died or do not answer."""
+    ids = getattr(samples.examples, "ids", range(len(samples.examples)))
+    processes = batches._workers
+    ended = [number for number, process in enumerate(processes) if not process.is_alive()]
+    names = ", ".join(f"sample {ids[samples.reading[number]]}" for number in ended or range(len(processes)))
+    if not ended:
+        return f"the data workers do not answer; they are reading {names}"
+    code = processes[ended[0]].exitcode
+    reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    hint = "; if memory ran out, use fewer train.workers" if code == -signal.SIGKILL else ""
+    return f"a data worker {reason}; the last that it read is {names}{hint}"
 
 
 def _collate(collate: Callable[[Sequence[Batch]], Batch], samples: list[Any]) -> Batch | Failure:

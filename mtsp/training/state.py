@@ -1,7 +1,7 @@
 """Hold the state of a training run: network, optimizer, position, averages since the last log, last validation."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.ema import Ema
 from mtsp.training.experiment import AnyExperiment
+from mtsp.training.spikes import Spikes
 from mtsp.types import Examples
 
 
@@ -59,7 +60,9 @@ class StepResult(NamedTuple):
     losses: dict[str, float]  # weighted terms, and their sum as "loss"
     gradient_norm: float | None  # before clipping; None if the run does not clip
     samples: int
-    stop: bool  # whether a signal asked any process to stop
+    names: tuple[str, ...]  # of the samples of this process
+    stop: bool = False  # whether any process asked to stop
+    save: bool = False  # whether any process asked to save
 
 
 @dataclass
@@ -131,6 +134,11 @@ class TrainingRun:
     """The last validation by data entry; None if there was none since the start or the resume."""
     validated_at: int = -1
     """Step of the last validation, which may have been before a resume."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """Value of the metric of `train.keep_best` by step."""
+    spikes: Spikes = field(default_factory=Spikes)
+    stop: Callable[[], bool] = lambda: False
+    """Returns whether a signal has asked this process to stop."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from mtsp.evaluation.evaluate import describe, evaluate
+from mtsp.config import ConfigError
+from mtsp.evaluation.evaluate import Evaluation, describe, evaluate
 from mtsp.figures.masks import background_class
 from mtsp.figures.panels import panel
 from mtsp.training.state import TrainingRun
@@ -24,9 +25,14 @@ def validation_due(run: TrainingRun) -> bool:
 
 
 def validate(run: TrainingRun) -> None:
-    """Evaluate the network on every entry of `evaluation.data`; log the metrics and a few figures."""
+    """Evaluate the network on every entry of `evaluation.data`; log the metrics and a few figures.
+
+    Raises:
+        EvaluationStopped: a signal asked the run to stop.
+        ConfigError: there is no metric of the name in `train.keep_best`.
+    """
     accelerator, step = run.state.accelerator, run.position.step
-    run.validation, run.validated_at = {}, step
+    validation: dict[str, Evaluation] = {}
     for name in run.experiment.evaluation.data:
         examples = run.data[name]
         count = min(run.experiment.tracking.images, len(examples))
@@ -36,7 +42,7 @@ def validate(run: TrainingRun) -> None:
         if step == 0 and accelerator.is_main_process:
             _LOG.info("evaluating %d examples of %s first; evaluation.at_start=false skips this", len(examples), name)
         with run.ema_weights():
-            run.validation[name] = evaluate(
+            validation[name] = evaluate(
                 accelerator,
                 run.state.model,
                 examples,
@@ -45,11 +51,20 @@ def validate(run: TrainingRun) -> None:
                 workers=run.experiment.train.worker_count(),
                 channels_last=run.experiment.train.channels_last,
                 after_example=partial(_draw, figures, shown, examples),
+                stop=run.stop,
             )
-        evaluation = run.validation[name]
+        evaluation = validation[name]
         run.tracker.log(step, {f"{name}/{k}": v for k, v in evaluation.values().items()})
         run.tracker.figures(step, {f"{name}/{k}": v for k, v in figures.items()})
         _LOG.info("step %d  %s", step, describe({f"{name}/{k}": v for k, v in evaluation.headlines().items()}))
+    run.validation, run.validated_at = validation, step
+    if (best := run.experiment.train.keep_best) is not None:
+        values = {f"{name}/{k}": v for name, evaluation in validation.items() for k, v in evaluation.values().items()}
+        if best.metric not in values:
+            raise ConfigError(
+                f"train.keep_best.metric: no {best.metric} in this validation; it has {', '.join(values)}"
+            )
+        run.scores[step] = values[best.metric]
 
 
 def _draw(

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from mtsp.training.checkpoint import files
+from mtsp.training.signals import STOP
 from tools.train import main
 
 
@@ -58,7 +59,7 @@ def command(config: Path, run_dir: Path, *more: str) -> list[str]:
 def _child(arguments: list[str], log: Path, environment: dict[str, str], prepare: Callable[[], None] | None) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 2)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})  # as the fork server has them blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # as the fork server has them blocked
     os.environ.update(environment)
     torch.set_num_threads(1)
     if prepare is not None:

@@ -54,11 +54,19 @@ def test_a_finished_run_resumed_is_what_it_was(
 
 
 def test_resuming_where_nothing_is_saved_yet_begins_anew(
-    whole: Path, values: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path
+    whole: Path,
+    values: dict[str, Any],
+    train: Train,
+    outcome: Outcome,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "time": 1.0, "davis_val/J_mean": 0.5}\n')
+    with pytest.raises(ValueError, match=r"there is no checkpoint in .*; use --resume auto to start a new run"):
+        train(values, tmp_path / "run", "must")
     train(values, tmp_path / "run", "auto")
+    assert "has curves but no checkpoint: THE RUN STARTS ANEW at step 1" in caplog.text
     assert outcome(tmp_path / "run") == outcome(whole)
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 
 from mtsp.training import run as training_run
 from mtsp.training.checkpoint import files
+from mtsp.training.signals import STOP
 from tests.runs.run_folders import ChildProcess, command, steps_saved
+from tools.command_line import STOPPED
 from tools.train import main
 
 Outcome = Callable[[Path], Any]
@@ -33,9 +36,9 @@ def signals_at(monkeypatch: pytest.MonkeyPatch, batch: int, number: int) -> None
     monkeypatch.setattr(training_run, "collate", collate_and_signal)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP)
 def test_a_signal_saves_and_ends_the_run_which_then_goes_on(
-    number: int,
+    number: signal.Signals,
     whole: Path,
     config: Path,
     outcome: Outcome,
@@ -48,31 +51,77 @@ def test_a_signal_saves_and_ends_the_run_which_then_goes_on(
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         signals_at(patch, 3, number)  # step 3 of 6: nothing would be saved here
-        assert main(command(config, run_dir)) == 0
+        assert main(command(config, run_dir)) == STOPPED
     assert steps_saved(run_dir) == [2, 3]
     assert not (run_dir / "results.json").exists()
-    assert "stopping after this step; press Ctrl-C again to stop at once" in capsys.readouterr().err
+    assert f"{number.name}: saving and stopping after this step" in capsys.readouterr().err
     assert "stopped and saved at step 3 of 6; continue with --resume auto" in caplog.text
     assert signal.getsignal(number) == before
     assert main(command(config, run_dir, "--resume", "auto")) == 0
     assert outcome(run_dir) == outcome(whole)
 
 
-def signal_twice() -> None:
-    collate = training_run.collate
+class SignalRepeatedly:
+    """All signals of `STOP` and Ctrl-C again, at once, as a launcher repeats them; then Ctrl-C `patience` s later."""
 
-    def collate_and_signal(samples: Any) -> Any:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return collate(samples)
+    def __init__(self, patience: float | None = None) -> None:
+        self.patience = patience
 
-    training_run.collate = collate_and_signal
+    def __call__(self) -> None:
+        collate = training_run.collate
+
+        def collate_and_signal(samples: Any) -> Any:
+            for number in (*STOP, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            if self.patience is not None:
+                time.monotonic = lambda real=time.monotonic: real() + (self.patience or 0)
+                os.kill(os.getpid(), signal.SIGINT)
+            return collate(samples)
+
+        training_run.collate = collate_and_signal
 
 
-def test_a_second_signal_ends_the_process_at_once(config: Path, tmp_path: Path) -> None:
-    run = ChildProcess(command(config, tmp_path / "run"), tmp_path / "log", prepare=signal_twice)
-    assert run.ended() == 128 + signal.SIGTERM
+def test_repeated_signals_are_one_request(config: Path, tmp_path: Path) -> None:
+    run = ChildProcess(command(config, tmp_path / "run"), tmp_path / "log", prepare=SignalRepeatedly())
+    assert run.ended() == STOPPED
+    assert steps_saved(tmp_path / "run") == [1]
+
+
+def test_ctrl_c_some_seconds_after_the_first_signal_ends_the_process_at_once(config: Path, tmp_path: Path) -> None:
+    run = ChildProcess(command(config, tmp_path / "run"), tmp_path / "log", prepare=SignalRepeatedly(6.0))
+    assert run.ended() == 128 + signal.SIGINT
     assert steps_saved(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("example", "step"), [(1, 0), (5, 3), (9, 6)])  # an evaluation has four examples
+def test_a_signal_in_an_evaluation_is_heard_at_once(
+    example: int,
+    step: int,
+    whole: Path,
+    config: Path,
+    outcome: Outcome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mtsp.evaluation import evaluate as evaluation
+
+    batches, count = evaluation._batches, 0
+
+    def batches_and_signal(*arguments: Any) -> Any:
+        nonlocal count
+        for batch in batches(*arguments):
+            assert count < example, "the evaluation went on"
+            count += 1
+            if count == example:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_batches", batches_and_signal)
+        assert main(command(config, tmp_path / "run")) == STOPPED
+    assert steps_saved(tmp_path / "run")[-1] == step
+    assert main(command(config, tmp_path / "run", "--resume", "must")) == 0
+    assert outcome(tmp_path / "run")[:2] == outcome(whole)[:2]
 
 
 def test_worker_processes_outlive_the_signals_that_a_terminal_sends_to_all(
@@ -87,7 +136,7 @@ def test_worker_processes_outlive_the_signals_that_a_terminal_sends_to_all(
         workers = multiprocessing.active_children()
         assert workers
         for worker in workers:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP:
                 os.kill(worker.pid or 0, number)
         return step(*arguments, **keywords)
 

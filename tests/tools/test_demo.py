@@ -132,6 +132,6 @@ def test_a_stopped_run_stops_the_demo(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "train", lambda *_, **__: None)  # as tools.train.run ends after Ctrl-C
-    assert main([], folder=tmp_path, data=DATA, overrides=TINY) == 130
+    assert main([], folder=tmp_path, data=DATA, overrides=TINY) == 75
     assert "continues from here" in capsys.readouterr().err
     assert not (tmp_path / "table.md").exists()

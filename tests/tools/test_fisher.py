@@ -122,9 +122,9 @@ def test_stopped_and_taken_up_again_it_is_the_same_to_the_bit(
     assert estimating(tmp_path, "whole.safetensors", *how) == 0
     with monkeypatch.context() as patched:
         patched.setattr(program, "StopSignals", Impatient)
-        assert estimating(tmp_path, "fisher.safetensors", *how) == 130
+        assert estimating(tmp_path, "fisher.safetensors", *how) == 75
         assert "the same command continues from here" in capsys.readouterr().err
-        assert estimating(tmp_path, "fisher.safetensors", *how) == 130
+        assert estimating(tmp_path, "fisher.safetensors", *how) == 75
     assert (tmp_path / "fisher.safetensors.part").is_file()
     assert not (tmp_path / "fisher.safetensors").exists()
     assert estimating(tmp_path, "fisher.safetensors", *how, "--seed", "1") == 1  # it would add what does not belong
@@ -151,7 +151,7 @@ def test_sums_over_other_data_or_in_another_order_are_not_taken_up(
     (tmp_path / "grays.yaml").write_text(json.dumps(values))
     with monkeypatch.context() as patched:
         patched.setattr(program, "StopSignals", Impatient)
-        assert estimating(tmp_path) == 130
+        assert estimating(tmp_path) == 75
     part = (tmp_path / "fisher.safetensors.part").read_bytes()
     capsys.readouterr()
     assert estimating(tmp_path, "fisher.safetensors", f"train.stages=[{{steps: 1, batch_size: {batches}}}]") == 1

@@ -1,4 +1,4 @@
-"""Save a run, and continue it from a checkpoint."""
+"""Continue a run from a checkpoint."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,20 @@ from accelerate.utils import gather_object
 
 from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError, parse_yaml
-from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
+from mtsp.distributed.sharding import is_sharded, load_full_states
+from mtsp.tracking.metrics_file import METRICS, read_metrics
 from mtsp.training.checkpoint import files
 from mtsp.training.checks import other_data
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.state import Position, TrainingRun
 
 FREE_TO_CHANGE = (
-    "tracking", "evaluation", "train.workers", "train.save_every", "train.keep_last", "train.steps", "data.*.cache",
-)  # fmt: skip
+    "tracking",
+    "evaluation",
+    "data.*.cache",
+    *(f"train.{name}" for name in ("steps", "workers", "timeout", "save_every", "async_save")),
+    *(f"train.{name}" for name in ("keep_last", "keep_every", "keep_best", "keep_before_spike")),
+)
 """Settings that may change on resume, including all settings nested in them."""
 
 FREE_TO_MOVE = ("data.*.dataset.root", "data.*.dataset.frames", "branches.*.weights", "regularizer.fisher")
@@ -37,16 +42,27 @@ def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | 
 
     Raises:
         ConfigError: `run_dir` already contains a run, and `resume` is None.
-        CheckpointError: no checkpoint is complete, or the processes found different checkpoints.
+        CheckpointError: no checkpoint is complete, there is none and `resume` is `must`, or the processes found
+            different checkpoints.
     """
     folder = run_dir / "checkpoints"
+    if accelerator.is_main_process:
+        files.recover(folder)
+    accelerator.wait_for_everyone()
     if resume is None:
         if files.checkpoints(folder) or (run_dir / "results.json").exists():
             raise ConfigError(f"{run_dir} contains a run; continue it with --resume auto, or choose another --run-dir")
         return None
-    found = files.newest(folder) if resume == "auto" else files.load(Path(resume))
-    if found is None and files.checkpoints(folder):
-        raise files.CheckpointError(f"all checkpoints in {folder} are damaged; delete them to start over")
+    found = files.newest(folder) if resume in ("auto", "must") else files.load(Path(resume))
+    if found is None:
+        if files.checkpoints(folder):
+            raise files.CheckpointError(f"all checkpoints in {folder} are damaged; delete them to start over")
+        if resume == "must":
+            raise files.CheckpointError(f"there is no checkpoint in {folder}; use --resume auto to start a new run")
+        if (run_dir / METRICS).exists():
+            _LOG.warning(
+                "%s has curves but no checkpoint: THE RUN STARTS ANEW at step 1; --resume must refuses this", run_dir
+            )
     steps = [found.state["step"] if found is not None else 0]
     if accelerator.num_processes > 1 and len(set(steps := gather_object(steps))) > 1:
         raise files.CheckpointError(
@@ -95,6 +111,17 @@ def restore(run: TrainingRun, saved: files.Checkpoint) -> None:
     run.position = Position(state["step"], state["batches"])
     run.meter.values = state["meter"]
     run.validated_at = state["validated_at"]
+    run.scores = {int(step): score for step, score in state["scores"].items()}
+    run.spikes.losses, run.spikes.saved_before = state["losses"], state["before_spikes"]
+    if run.validated_at < state["step"] and _has_validation(run):
+        run.validated_at = state["step"]
+
+
+def _has_validation(run: TrainingRun) -> bool:
+    """Return whether the curves have the whole validation of this step: a checkpoint is saved before it."""
+    path, step, wanted = run.folder / METRICS, run.position.step, run.experiment.evaluation.data
+    rows = [row for row in read_metrics(path) if row["step"] == step] if path.is_file() else []
+    return all(any(key.startswith(f"{name}/") for row in rows for key in row) for name in wanted)
 
 
 def require_same_fisher(run: TrainingRun, saved: files.Checkpoint) -> None:
@@ -103,38 +130,13 @@ def require_same_fisher(run: TrainingRun, saved: files.Checkpoint) -> None:
     Raises:
         CheckpointError: the Fisher information differs.
     """
-    if saved.state.get("fisher") != _fisher(run):
+    if saved.state.get("fisher") != fisher_of(run):
         raise files.CheckpointError(f"{saved.path} was trained with another `regularizer.fisher`; restore it")
 
 
-def _fisher(run: TrainingRun) -> str | None:
+def fisher_of(run: TrainingRun) -> str | None:
+    """Return the fingerprint of the Fisher information that the regularizer uses, or None."""
     return None if run.regularizer is None else run.regularizer.state_dict().get("fisher")
-
-
-def save(run: TrainingRun) -> None:
-    """Save a checkpoint from the main process; the other processes wait until it is on the disk."""
-    accelerator = run.state.accelerator
-    model, optimizer = full_states(run.network, run.state.optimizer.optimizer)
-    ema = None if run.ema is None else run.ema.state_dict()
-    if accelerator.is_main_process:
-        state = {
-            "step": run.position.step,
-            "batches": run.position.batches,
-            "experiment": run.experiment.model_dump(mode="json"),
-            "anchors": fingerprint(run.pretrained.anchors),
-            "data": run.fingerprints,
-            "classes": run.classes,
-            "fisher": _fisher(run),
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-            "processes": accelerator.num_processes,
-            "sharded": is_sharded(run.network),
-            "meter": run.meter.values,
-            "validated_at": run.validated_at,
-            "tracker": run.tracker.state(),
-        }
-        folder, keep_last = run.folder / "checkpoints", run.experiment.train.keep_last
-        files.save(folder, run.position.step, model, optimizer, state, keep_last=keep_last, ema=ema)
-    accelerator.wait_for_everyone()
 
 
 class Difference(NamedTuple):

@@ -30,7 +30,7 @@ def scalars(run_dir: Path) -> list[tuple[int, float]]:
 def test_tensorboard_gets_numbers_and_figures_and_a_resumed_run_replaces_what_is_done_again(tmp_path: Path) -> None:
     first = opened(tmp_path, trackers=("tensorboard",))
     first.log(10, {"loss": 3})
-    state = first.state()
+    state = first.state(10)
     first.log(20, {"loss": 2})
     first.figures(20, {"val": FIGURE})
     first.close()

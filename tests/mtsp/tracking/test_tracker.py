@@ -54,7 +54,7 @@ def test_a_resumed_run_leaves_one_curve(tmp_path: Path) -> None:
     first = opened(tmp_path)
     first.log(10, {"loss": 3})
     first.log(20, {"loss": 2})
-    state = json.loads(json.dumps(first.state()))
+    state = json.loads(json.dumps(first.state(20)))
     first.log(20, {"val/J": 0.5})  # of the checkpoint's own step: kept
     first.log(30, {"loss": 1})  # after it: done again by the resumed run
     second = opened(tmp_path, state)
@@ -65,10 +65,15 @@ def test_a_resumed_run_leaves_one_curve(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
-def test_the_state_of_a_resumed_run_is_that_of_the_first_until_it_logs(tmp_path: Path) -> None:
+def test_what_a_resumed_run_logs_again_for_the_step_of_its_checkpoint_is_dropped(tmp_path: Path) -> None:
     first = opened(tmp_path)
-    first.log(20, {"loss": 2})
-    assert opened(tmp_path, first.state()).state() == first.state()
+    for step, values in ((10, {"val/J": 0.4}), (20, {"loss": 2.0}), (20, {"val/J": 0.5})):
+        first.log(step, values)
+    Tracker.open(TrackingConfig(), tmp_path, EXPERIMENT, "test", first.state(20), ("val/", "other/")).close()
+    assert [(row["step"], row.get("val/J")) for row in read_metrics(tmp_path / "metrics.jsonl")] == [
+        (10, 0.4),
+        (20, None),
+    ]
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 20, "lo', b'{"step": 20}', b"\0\0\0\0\n"])
@@ -112,7 +117,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_no_line(tmp_path: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert steps(tmp_path) == [1]
-    opened(tmp_path, tracker.state()).log(2, {})
+    opened(tmp_path, tracker.state(1)).log(2, {})
     assert steps(tmp_path) == [1, 2]
 
 

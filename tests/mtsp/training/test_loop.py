@@ -13,7 +13,7 @@ from mtsp.optim import ScheduleConfig, parameter_groups
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.training.experiment import StageConfig
-from mtsp.training.loop import NonFiniteLoss, optimizer_step, seed_model, set_trainable, train
+from mtsp.training.loop import NonFiniteStep, optimizer_step, seed_model, set_trainable, train
 from mtsp.training.state import Position, TrainState
 from mtsp.types import IGNORE, Batch, Outputs
 
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_changes_no_weight() -
     poisoned = example(2, 24)
     poisoned["flow"][0, 0, 0, 0] = math.nan  # pyright: ignore[reportTypedDictNotRequiredAccess]
     said = r"not finite at step 2: segmentation 0\.\d+, flow nan; in a batch of frame 2$"
-    with pytest.raises(NonFiniteLoss, match=said):
+    with pytest.raises(NonFiniteStep, match=said):
         optimizer_step(run.parts, [poisoned], step=2)
     assert all(torch.equal(value, before[name]) for name, value in run.weights().items())
     assert all(parameter.grad is None for parameter in run.model.parameters())
@@ -325,3 +325,32 @@ def test_a_label_that_the_network_does_not_predict_is_refused_not_counted_as_lea
         ValueError, match=r"frame 0 has the labels flow, mask and the network returns mask_logits: some task"
     ):
         optimizer_step(fixture.parts, [example(0, 5)], step=1)
+
+
+class InfiniteSlope(nn.Module):
+    """Logits whose loss is finite and whose gradient is not: the root of 0 has an infinite slope."""
+
+    branches = ("segmentation",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.segmentation = nn.Conv2d(3, 2, 1)
+
+    def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
+        logits = self.segmentation(frame)
+        return Outputs(mask_logits=logits + (logits - logits.detach()).pow(2).sqrt())
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_names_the_samples_and_changes_no_weight(clip: float | None) -> None:
+    model: Any = InfiniteSlope()
+    optimizer = torch.optim.SGD(parameter_groups(model, {"segmentation": 0.1}), lr=0.1)
+    accelerator = Accelerator(cpu=True)
+    model, prepared = accelerator.prepare(model, optimizer)
+    state = TrainState(accelerator, model, prepared, BOTH, ("segmentation",))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = example(3, 24)
+    del batch["flow"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    with pytest.raises(NonFiniteStep, match=r"the gradient is not finite at step 7, though .* in a batch of frame 3$"):
+        optimizer_step(state, [batch], step=7, clip=clip)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
