@@ -1,6 +1,6 @@
 """Collate samples into batches, move batches to a device, and put a network in evaluation mode."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -46,6 +46,18 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True)
                 value = value.contiguous(memory_format=torch.channels_last)
         moved[key] = value
     return moved  # pyright: ignore[reportReturnType]
+
+
+def tensors_in(outputs: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested dicts and sequences."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping):
+        for value in outputs.values():
+            yield from tensors_in(value)
+    elif isinstance(outputs, Sequence):
+        for value in outputs:
+            yield from tensors_in(value)
 
 
 @contextmanager

@@ -184,6 +184,10 @@ class Tasks(Config):
         """Names of all losses in use, also of those without a label in some batch."""
         return [name for task in self.wanted for name in task.names]
 
+    def outputs(self, batch: Batch) -> list[str]:
+        """Return the outputs of a network from which the losses of this batch's labels are computed."""
+        return [_OUTPUTS[name] for task in self.wanted if task.label in batch for name in task.names]
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return, by name of the loss, the number to divide each loss by in this batch."""
         return {name: count for task in self.wanted for name, count in task.counts(batch).items()}

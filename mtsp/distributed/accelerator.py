@@ -28,10 +28,10 @@ def make_accelerator(precision: str, timeout: float | None = None) -> Accelerato
     if mixed == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision: fp16 needs a GPU; use bf16 or fp32")
     # Which weights get a gradient depends on the step's labels and frozen branches. Unless DDP looks for unused
-    # weights, it waits for their gradients and raises at the next step.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # weights, it waits for their gradients and raises at the next step. Training turns this off where all get one.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=None if timeout is None else timedelta(seconds=timeout))
-    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[unused, group])
+    accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[ddp, group])
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise ConfigError(

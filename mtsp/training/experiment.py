@@ -76,6 +76,9 @@ class TrainConfig(Config):
     """Running average of the weights to evaluate and export; null: use the last weights."""
     channels_last: bool = True
     compile: bool = False
+    checkpoint_activations: bool = False
+    """Keep only the inputs of the network's repeated blocks, and compute what is inside them anew in the backward pass:
+    the same numbers in less memory and more time."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of worker processes that decode and augment, per training process; in evaluation, decoding threads.
     `auto`: the machine's processors, divided among its training processes, less one for training, and at most 8."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from mtsp.batches import collate
 from mtsp.config import ConfigError
+from mtsp.cost.recompute import recompute_blocks
 from mtsp.distributed.accelerator import make_accelerator, other_processes_may_fail
 from mtsp.distributed.sharding import full_states, is_sharded
 from mtsp.distributed.sync_batchnorm import synchronize
@@ -37,8 +38,9 @@ from mtsp.training.sample_stream import Shard, micro_batches
 from mtsp.training.signals import StopSignals
 from mtsp.training.state import PretrainedNetwork, StepResult, TrainingRun, TrainState
 from mtsp.training.summary import print_summary
+from mtsp.training.unused_weights import search_for_unused
 from mtsp.training.validate import validate, validation_due
-from mtsp.types import Batch
+from mtsp.types import Batch, Examples
 
 _LOG = logging.getLogger("mtsp")
 
@@ -80,7 +82,7 @@ def run_experiment(
         with accelerator.main_process_first():  # one process downloads, the others find the file
             pretrained = build_network(experiment)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
-        state = _prepare(experiment, accelerator, pretrained.model)
+        state = _prepare(experiment, accelerator, pretrained.model, data)
         run = TrainingRun(
             experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state), stop=signals.received
         )
@@ -107,12 +109,17 @@ def run_experiment(
     return results
 
 
-def _prepare(experiment: AnyExperiment, accelerator: Accelerator, model: nn.Module) -> TrainState:
+def _prepare(
+    experiment: AnyExperiment, accelerator: Accelerator, model: nn.Module, data: Mapping[str, Examples]
+) -> TrainState:
     """Build the optimizer, and have Accelerate place and wrap network and optimizer."""
     if experiment.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if accelerator.num_processes > 1:
+        search_for_unused(experiment, accelerator, model, data)
         model = synchronize(model, accelerator.device)
+    if experiment.train.checkpoint_activations:
+        _LOG.info("the activations of %d blocks are computed anew in the backward pass", recompute_blocks(model))
     if experiment.train.compile:
         model.compile()
     optimizer = experiment.optimizer.build(parameter_groups(model, experiment.learning_rates()))

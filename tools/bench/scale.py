@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
 from mtsp.config import CONFIGS
-from mtsp.training.memory import fake_forward, fake_state, saved_bytes
+from mtsp.cost.dry_run import fake_forward, fake_state, saved_bytes
 from tools.build import AnyExperiment, read_experiment
 from tools.command_line import program
 

@@ -1,0 +1,1 @@
+"""Know what a training step costs before it is taken, and lower it."""
