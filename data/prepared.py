@@ -1,7 +1,7 @@
 """Prepare the examples of a data set for training and evaluation: augment, resize, convert to tensors."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cv2
 import numpy as np
@@ -13,13 +13,24 @@ from data.augment.crops import center_crop, scaled
 from data.augment.geometry import Size
 from data.catalog.datasets import AnyDataset
 from data.classification.labeled_images import LabeledImages
-from data.types import Labels, SampleDataset
+from data.types import DataError, Labels, SampleDataset
 from data.video.davis import DavisConfig
 from mtsp.config import Config
 from mtsp.types import IGNORE, Batch, Examples, Kind, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class HoldoutConfig(Config):
+    """A split of a training set that has no validation set."""
+
+    fraction: float = Field(gt=0, lt=1)
+    """Fraction of the examples to hold out; of labeled images, this fraction of each class, at least one."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the choice of held-out examples."""
+    part: Literal["rest", "held_out"]
+    """Which part to use: the rest for training, or the held-out examples for validation."""
 
 
 class DataConfig(Config):
@@ -34,6 +45,9 @@ class DataConfig(Config):
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Center crop of labeled images at evaluation, as in timm: this fraction of the shorter side is cropped and resized
     to `size`; the aspect ratio is kept. The usual value is 0.875. Null: stretch the whole image to `size`."""
+    holdout: HoldoutConfig | None = None
+    """Split the data set, to choose settings without the test set; null: use all examples. Videos with masks cannot be
+    split."""
     limit: int | None = Field(default=None, gt=0)
     """Use only this many examples, evenly spaced. Not for videos with masks, as they are scored as a whole."""
     cache: Annotated[ByteSize, Field(gt=0)] | None = None
@@ -43,12 +57,14 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _videos_stay_whole(self) -> "DataConfig":
         # J and F leave out the first and last frame of each video.
-        if self.limit is None or self.dataset.kind != "video" or getattr(self.dataset, "masks", "") is None:
+        whole = self.limit is None and self.holdout is None
+        if whole or self.dataset.kind != "video" or getattr(self.dataset, "masks", "") is None:
             return self
         fewer = "set `dataset.sequences`"
         if not isinstance(self.dataset, DavisConfig):
             fewer = "set `dataset.frames` and `dataset.masks` to folders with fewer sequences"
-        raise ValueError(f"`limit` would split sequences, which are scored as a whole; to use fewer, {fewer}")
+        key = "holdout" if self.limit is None else "limit"
+        raise ValueError(f"`{key}` would split sequences, which are scored as a whole; to use fewer, {fewer}")
 
     @model_validator(mode="after")
     def _only_a_class_survives_a_crop(self) -> "DataConfig":
@@ -74,10 +90,27 @@ class DataConfig(Config):
     def build_dataset(self) -> SampleDataset:
         """Return the data set of decoded examples, neither resized nor augmented. Raises DataError."""
         dataset: SampleDataset = self.dataset.build()
+        if self.holdout is not None:
+            dataset = _part(dataset, self.holdout)
         if self.limit is None or self.limit >= len(dataset):
             return dataset
         indices = [i * len(dataset) // self.limit for i in range(self.limit)]
         return dataset.subset(indices) if isinstance(dataset, LabeledImages) else Subset(dataset, indices)
+
+
+def _part(dataset: SampleDataset, holdout: HoldoutConfig) -> SampleDataset:
+    """Return the held-out examples or the rest. Raises DataError if a class has a single image."""
+    groups: dict[int, list[int]] = {}
+    for index, label in enumerate(getattr(dataset, "targets", [0] * len(dataset))):
+        groups.setdefault(label, []).append(index)
+    if single := [members[0] for members in groups.values() if len(members) < 2]:
+        raise DataError(f"holdout: {dataset.ids[single[0]]} is the only one of its class, which cannot be split")
+    held_out: set[int] = set()
+    for label, members in sorted(groups.items()):
+        count = min(len(members) - 1, max(1, round(len(members) * holdout.fraction)))
+        held_out |= {members[i] for i in np.random.default_rng([holdout.seed, label]).permutation(len(members))[:count]}
+    indices = [i for i in range(len(dataset)) if (i in held_out) == (holdout.part == "held_out")]
+    return dataset.subset(indices) if isinstance(dataset, LabeledImages) else Subset(dataset, indices)
 
 
 class Subset:

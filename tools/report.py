@@ -1,21 +1,29 @@
-"""Make tables and curves of finished or running experiments, and the paper's analysis of linear regression.
+"""Make tables and curves of experiments, the page of the paper's tables, and its analysis of linear regression.
 
     python tools/report.py curves runs/l2 runs/l2sp --out curves.png
     python tools/report.py table runs/*-seed? --metrics 'davis/*' chairs/epe --paper paper.yaml
+    python tools/report.py evidence runs/*-tuned/runs.csv --out evidence
+    python tools/report.py paper runs/segflow_davis_l2sp-seed? --evidence runs/*-tuned/runs.csv --out paper
     python tools/report.py paper-analysis --out paper-analysis
 
 Runs with the same name and different seeds share one curve and one table row, with mean and standard deviation.
-`paper-analysis` needs no run: it computes the paper's Table 7, checks it by simulation, and draws Figure 1.
+`evidence` compares regularizers in runs of `tools/sweep.py --tune`. `paper` has every row of the paper's Tables 3 to 6,
+with our numbers for those that were run. `paper-analysis` needs no run: it computes the paper's Table 7, checks it by
+simulation, and draws Figure 1.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
 from tools.command_line import program
+
+if TYPE_CHECKING:
+    from mtsp.reports.protocol import Run
 
 
 @program
@@ -24,9 +32,67 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "paper-analysis":
         _paper_analysis(arguments.out)
+    elif arguments.command == "evidence":
+        _evidence(arguments.files, arguments.out)
+    elif arguments.command == "paper":
+        _paper(arguments.runs, arguments.evidence or [], arguments.out)
     else:
         _runs(arguments)
     return 0
+
+
+def _evidence(files: Sequence[Path], folder: Path) -> None:
+    """Print the tables of runs of `tools/sweep.py --tune`; write them, and the figure if there are runs for it."""
+    from mtsp.reports import evidence
+
+    runs = _compared(files)
+    text = _evidence_text(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evidence.md").write_text(text, encoding="utf-8")
+    print(text, folder / "evidence.md", sep="\n")
+    if any(run.phase == "curve" for run in runs):
+        evidence.draw(runs, folder / "evidence.png")
+        print(folder / "evidence.png")
+
+
+def _evidence_text(files: Sequence[Path]) -> str:
+    from mtsp.reports import evidence
+
+    runs = _compared(files)
+    found = evidence.differences(runs)
+    tables = evidence.results_table(runs), evidence.comparison_table(found)
+    return "\n".join((*tables, evidence.verdicts(found)))
+
+
+def _compared(files: Sequence[Path]) -> "list[Run]":
+    from mtsp.reports.protocol import read_csv
+
+    return [run for file in files for run in read_csv(file)]
+
+
+def _paper(folders: Sequence[Path], evidence: Sequence[Path], out: Path) -> None:
+    """Print and write the page of the paper's tables."""
+    import json
+
+    from mtsp.reports import paper
+    from tools.build import read_experiment
+
+    rows = paper.paper_rows()
+    experiments = {row.config: read_experiment(f"paper/{row.config}.yaml").model_dump(mode="json") for row in rows}
+    runs: dict[str, list[dict[str, float]]] = {}
+    for folder in folders:
+        name = read_experiment(folder / "experiment.yaml").name
+        if name not in experiments:
+            raise ValueError(f"{folder} is a run of {name}, which is not a config of configs/paper")
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        values = {f"{data}/{key}": value for data, found in results.items() for key, value in found.items()}
+        runs.setdefault(name, []).append(values)
+    lines = paper.page(rows, experiments, runs)
+    text = _evidence_text(evidence) if evidence else ""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "paper.md").write_text(paper.as_markdown(lines, text), encoding="utf-8")
+    (out / "paper.html").write_text(paper.as_html(lines, text), encoding="utf-8")
+    print(paper.as_markdown(lines, text), out / "paper.md", out / "paper.html", sep="\n")
 
 
 def _runs(arguments: argparse.Namespace) -> None:
@@ -92,6 +158,17 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this file")
     table.add_argument(
         "--paper", type=Path, metavar="FILE", help="YAML file of published values: {run name: {metric: value}}"
+    )
+    compared = commands.add_parser("evidence", help="compare regularizers: means, paired differences, figure")
+    compared.add_argument("files", nargs="+", type=Path, metavar="CSV", help="runs.csv of tools/sweep.py --tune")
+    compared.add_argument(
+        "--out", type=Path, default=Path("evidence"), metavar="DIR", help="folder to write (default: evidence)"
+    )
+    paper = commands.add_parser("paper", help="show every row of the paper's tables beside our runs")
+    paper.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="finished runs of configs/paper")
+    paper.add_argument("--evidence", nargs="+", type=Path, metavar="CSV", help="add the tables of these runs.csv")
+    paper.add_argument(
+        "--out", type=Path, default=Path("paper"), metavar="DIR", help="folder to write (default: paper)"
     )
     analysis = commands.add_parser("paper-analysis", help="compute the paper's Table 7 and Figure 1")
     default = "paper-analysis"

@@ -1,10 +1,15 @@
 """Compare L2-SP at five strengths, L2, and no regularization on one experiment.
 
     python tools/sweep.py --config F.yaml [--seeds 3] [key=value ...]
+    python tools/sweep.py --config F.yaml --tune [--seeds 10] [key=value ...]
 
 Strengths are time constants: the number of steps in which the pull alone would reduce a weight's distance from its
 start to 1/e, at the full learning rate. Each run has its own run folder, as from tools/train.py. The same command
 continues a stopped sweep and skips finished runs. `table.md` and `runs.csv` are written after each run.
+
+With --tune, none, L2, L2-SP and SPD get the same budget: for each, the learning rate and the strength are chosen on
+training data that is held out, then all seeds run with the chosen settings and are measured on the test data.
+`tools/report.py evidence` makes the table of their `runs.csv`.
 """
 
 import argparse
@@ -17,10 +22,11 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import add_config, program, stopped
+from tools.command_line import above_zero, add_config, program, stopped
 
 if TYPE_CHECKING:
     from mtsp.reports.sweep import Row
+    from tools.build import AnyExperiment
 
 
 @program
@@ -40,6 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 times train.steps)"
     )
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show in the table; * matches any text")
+    parser.add_argument("--tune", action="store_true", help="choose settings on held-out training data, then test")
+    parser.add_argument(
+        "--tuning-seeds", type=int, default=1, metavar="N", help="splits to average over while tuning (default: 1)"
+    )
+    parser.add_argument(
+        "--holdout",
+        type=above_zero,
+        default=0.25,
+        metavar="F",
+        help="fraction of training data to hold out (default: 0.25)",
+    )
+    parser.add_argument("--regularizers", nargs="+", metavar="NAME", help="with --tune: none, l2, l2sp, spd")
+    parser.add_argument(
+        "--curve-seeds", type=int, default=0, metavar="N", help="with --tune: also test every strength with N seeds"
+    )
     parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
     options = parser.parse_intermixed_args(arguments)
 
@@ -50,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tools.train import train
 
     experiment = read_experiment(options.config, options.overrides)
+    if options.tune:
+        return _tune(experiment, options)
     folder = options.run_dir or Path("runs") / f"{experiment.name}-sweep"
     try:
         taus = [float(word) for word in options.taus.split(",")] if options.taus else None
@@ -68,6 +91,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if text is None:
         return stopped()
     print(text, end="")
+    return 0
+
+
+def _tune(experiment: "AnyExperiment", options: argparse.Namespace) -> int:
+    """Choose settings, test them, and print where their numbers are; return 130 if a signal stopped a run."""
+    from mtsp.reports.protocol import STRENGTHS, Protocol
+    from mtsp.reports.sweep import seeds_from
+    from tools.train import train
+
+    folder = options.run_dir or Path("runs") / f"{experiment.name}-tuned"
+    protocol = Protocol(
+        experiment,
+        folder,
+        train=train,
+        holdout=options.holdout,
+        regularizers=options.regularizers or tuple(STRENGTHS),
+        tuning_seeds=options.tuning_seeds,
+    )
+    chosen = protocol.tune() if protocol.measure_start() else None
+    if chosen is None or not protocol.test(list(chosen.values()), seeds_from(experiment, options.seeds)):
+        return stopped()
+    curve = seeds_from(experiment, options.curve_seeds)
+    if not protocol.test(protocol.strengths_of(chosen), curve, phase="curve"):
+        return stopped()
+    print(folder / "runs.csv")
     return 0
 
 

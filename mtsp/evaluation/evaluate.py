@@ -33,15 +33,17 @@ class Evaluation(NamedTuple):
     metrics: tuple[Metric, ...] = ()
     unknown: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Ids of the examples of which no pixel of a label, "mask" or "flow", is known: no value counts them."""
+    derived: Mapping[str, float] = MappingProxyType({})
+    """Further values, computed from other evaluations; they are headlines, too."""
 
     def values(self) -> dict[str, float]:
         """Return all finite values, by name, for the tracker."""
-        found = {name: value for metric in self.metrics for name, value in metric.compute().items()}
+        found = {name: value for metric in self.metrics for name, value in metric.compute().items()} | {**self.derived}
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
     def headlines(self) -> dict[str, float]:
         """Return the few of :meth:`values` that the console shows."""
-        wanted = {name for metric in self.metrics for name in metric.headlines}
+        wanted = {name for metric in self.metrics for name in metric.headlines} | self.derived.keys()
         return {name: value for name, value in self.values().items() if name in wanted}
 
 

@@ -5,6 +5,7 @@ tracker and in `results.json`, and its `headlines` on the console and in reports
 tools/evaluate.py and tools/score.py show its `columns`; their JSON has all values.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -197,6 +198,14 @@ METRICS: dict[Kind, tuple[type[Metric], ...]] = {
 def headlines() -> tuple[str, ...]:
     """Return the names of the headline values of all metrics, without duplicates."""
     return tuple(dict.fromkeys(name for kind in METRICS.values() for metric in kind for name in metric.headlines))
+
+
+_LOWER = re.compile(r"(^|/)(loss|penalty|distance|ece|nll)(/|$)|(^|/)(epe|out_|fl_|[jf]_decay)[^/]*$", re.IGNORECASE)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether a lower value of the metric, such as `epe` or `chairs/epe`, is better."""
+    return _LOWER.search(metric) is not None
 
 
 def _worst(counts: np.ndarray, names: Sequence[str], unit: str) -> list[dict[str, Any]]:

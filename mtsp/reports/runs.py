@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from mtsp.config import parse_yaml
-from mtsp.evaluation.metrics_by_kind import headlines
+from mtsp.evaluation.metrics_by_kind import headlines, lower_is_better
 from mtsp.tracking.metrics_file import METRICS, read_metrics
 
 EXPERIMENT = "experiment.yaml"
@@ -21,8 +21,6 @@ HEADLINES = tuple(f"*/{name}" for name in headlines())
 """Metrics that a table shows by default; `*` matches any text, including `/`."""
 CURVES = ("loss*", "train/*", "penalty*", *HEADLINES, "*distance*", "lr*")
 """Metrics that curves show by default."""
-
-_LOWER = re.compile(r"(^|/)(loss|penalty|distance)(/|$)|(^|/)(epe|out_|fl_|[jf]_decay)[^/]*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -249,7 +247,7 @@ def comparison_markdown(rows: Mapping[str, Mapping[str, float]], columns: Mappin
 
 
 def _headings(columns: Mapping[str, str]) -> list[str]:
-    return [f"{heading} {'↓' if _LOWER.search(metric) else '↑'}" for metric, heading in columns.items()]
+    return [f"{heading} {'↓' if lower_is_better(metric) else '↑'}" for metric, heading in columns.items()]
 
 
 def _compared(
@@ -260,7 +258,7 @@ def _compared(
     for metric in columns:
         values = [row[metric] for row in rows.values() if math.isfinite(row.get(metric, math.nan))]
         if len(values) > 1:
-            best[metric] = _number(min(values) if _LOWER.search(metric) else max(values))
+            best[metric] = _number(min(values) if lower_is_better(metric) else max(values))
     for label, row in rows.items():
         texts = {metric: _number(row[metric]) if metric in row else "-" for metric in columns}
         yield label, [(text, best.get(metric) == text) for metric, text in texts.items()]

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from mtsp.config import Config
 from mtsp.distributed.processors import processors_per_process
+from mtsp.evaluation.corruptions import CorruptionsConfig
+from mtsp.evaluation.forgetting import SourceConfig
 from mtsp.evaluation.tta import AnyTta, NoTtaConfig
 from mtsp.optim import OptimizerConfig, ScheduleConfig
 from mtsp.regularizers.configs import AnyRegularizer, NoneConfig, PaceConfig, RegularizerConfig, StrengthConfig
@@ -20,6 +22,9 @@ from mtsp.training.ema import EmaConfig
 ModelT = TypeVar("ModelT", bound=Config)
 DataT = TypeVar("DataT", bound=Config)
 Positive = Annotated[int, Field(gt=0)]
+
+SOURCE = "source"
+"""Name of the source task in results and curves."""
 
 
 class BranchConfig(Config):
@@ -119,6 +124,11 @@ class EvaluationConfig(Config):
     change."""
     tta: AnyTta = NoTtaConfig()
     """Test-time augmentation: scores of the whole image, or sums of the scores over several crops or scales."""
+    source: SourceConfig | None = None
+    """Also measure the source task, to see what fine-tuning forgets; null: do not. The share that is retained is known
+    if `at_start` is true."""
+    corruptions: CorruptionsConfig | None = None
+    """Also measure the final weights on corrupted images; null: do not."""
 
 
 class Experiment(Config, Generic[ModelT, DataT]):
@@ -167,6 +177,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
         if best is not None and best.metric.partition("/")[0] not in self.evaluation.data:
             measured = ", ".join(self.evaluation.data) or "none"
             wrong.append(f"train.keep_best.metric: {best.metric} is not of an entry of evaluation.data ({measured})")
+        wrong += self._source_mistakes()
         name = self.regularizer.name
         if name not in ("l2", "none") and not any(branch.weights for branch in self.branches.values()):
             wrong.append(f"regularizer: {name} needs a branch with pretrained `weights`; if there is none, use l2")
@@ -187,6 +198,36 @@ class Experiment(Config, Generic[ModelT, DataT]):
             for key in keys
             if getattr(branch, key) is not None
         ]
+
+    def _source_mistakes(self) -> list[str]:
+        """Return an error for each name in the sections `source` and `corruptions` of `evaluation` that is unknown."""
+        source, corruptions = self.evaluation.source, self.evaluation.corruptions
+        wrong = []
+        if source is not None:
+            if source.data not in self.data:
+                wrong.append(
+                    f"evaluation.source.data: no entry {source.data!r} in `data`; there is {', '.join(self.data)}"
+                )
+            wrong += [
+                f"evaluation.source.heads: no branch {name!r}; there is {', '.join(self.branches)}"
+                for name in source.heads
+                if name not in self.branches
+            ]
+            if source.heads.keys() >= self.branches.keys():
+                wrong.append("evaluation.source.heads: names all branches, so no fine-tuned branch would be measured")
+            if SOURCE in self.evaluation.data:
+                wrong.append(f"evaluation.data: results name the source task {SOURCE!r}; rename this entry of `data`")
+        if corruptions is not None and (odd := [n for n in corruptions.data if n not in self.evaluation.data]):
+            wrong.append(f"evaluation.corruptions.data: {odd[0]!r} is not in evaluation.data")
+        return wrong
+
+    def source_experiment(self) -> "Experiment[ModelT, DataT]":
+        """Return the experiment with the network of the source task: its number of classes and its old heads."""
+        source = self.evaluation.source
+        assert source is not None
+        model = self.model if source.classes is None else self.model.model_copy(update={"classes": source.classes})
+        heads = {name: self.branches[name].model_copy(update={"weights": file}) for name, file in source.heads.items()}
+        return self.model_copy(update={"model": model, "branches": {**self.branches, **heads}})
 
     def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return alpha and beta of each branch as numbers; for mars, alpha is the radius.

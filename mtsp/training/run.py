@@ -21,6 +21,7 @@ from mtsp.distributed.accelerator import make_accelerator, other_processes_may_f
 from mtsp.distributed.sharding import full_states, is_sharded
 from mtsp.distributed.sync_batchnorm import synchronize
 from mtsp.evaluation.evaluate import Evaluation, EvaluationStopped, describe
+from mtsp.evaluation.forgetting import SourceConfig, SourceTask
 from mtsp.files.atomic_file import write_atomically
 from mtsp.files.lock import locked
 from mtsp.files.progress import training_progress
@@ -39,7 +40,7 @@ from mtsp.training.signals import StopSignals
 from mtsp.training.state import PretrainedNetwork, StepResult, TrainingRun, TrainState
 from mtsp.training.summary import print_summary
 from mtsp.training.unused_weights import search_for_unused
-from mtsp.training.validate import validate, validation_due
+from mtsp.training.validate import evaluator, validate, validation_due
 from mtsp.types import Batch, Examples
 
 _LOG = logging.getLogger("mtsp")
@@ -76,9 +77,12 @@ def run_experiment(
     with lock if main else nullcontext(), other_processes_may_fail(accelerator), StopSignals() as signals:
         saved = checkpoint_to_resume(accelerator, run_dir, resume)
         used = {*experiment.evaluation.data}.union(*(stage.batch_size for stage in experiment.train.stages))
-        data = open_data(experiment, used, [*missing_weights(experiment), *missing_fisher(experiment)])
-        experiment = with_classes(experiment, data)
-        data = align_classes(experiment, data)
+        source = experiment.evaluation.source
+        missing = [*missing_weights(experiment), *missing_fisher(experiment)]
+        missing += [] if source is None else missing_weights(experiment.source_experiment())
+        opened = open_data(experiment, used | ({source.data} if source else set()), list(dict.fromkeys(missing)))
+        experiment = with_classes(experiment, {name: opened[name] for name in opened if name in used})
+        data = align_classes(experiment, {name: opened[name] for name in opened if name in used})
         with accelerator.main_process_first():  # one process downloads, the others find the file
             pretrained = build_network(experiment)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
@@ -86,6 +90,8 @@ def run_experiment(
         run = TrainingRun(
             experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state), stop=signals.received
         )
+        if source is not None:
+            run.source = _source_task(run, source, opened[source.data], build_network)
         run.fingerprints = look(experiment, data)
         if saved is not None:
             restore(run, saved)
@@ -134,6 +140,29 @@ def _prepare(
         frozen=tuple(name for name, branch in branches.items() if branch.freeze),
         frozen_norm=tuple(name for name, branch in branches.items() if branch.freeze_norm),
         channels_last=experiment.train.channels_last,
+    )
+
+
+def _source_task(
+    run: TrainingRun,
+    source: SourceConfig,
+    examples: Examples,
+    build_network: Callable[[AnyExperiment], PretrainedNetwork],
+) -> SourceTask:
+    """Build the network of the source task and measure it before fine-tuning."""
+    experiment, accelerator = run.experiment, run.state.accelerator
+    if is_sharded(run.network):
+        raise ConfigError("evaluation.source: weights sharded by FSDP are not measured; leave it out, or use DDP")
+    network = build_network(experiment.source_experiment()).model.to(accelerator.device)
+    if experiment.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return SourceTask(
+        source,
+        network,
+        examples,
+        branches=tuple(experiment.branches),
+        evaluate=evaluator(run),
+        measure_start=experiment.evaluation.at_start,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtsp.evaluation.classes import class_names
 from mtsp.evaluation.evaluate import Evaluation
+from mtsp.evaluation.forgetting import SourceTask
 from mtsp.regularizers import Regularizer
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import Tracker
@@ -124,6 +125,7 @@ class TrainingRun:
     pretrained: PretrainedNetwork
     data: Mapping[str, Examples]
     regularizer: Regularizer | None = None
+    source: SourceTask | None = None
     ema: Ema | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
     fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from data.video.davis import DavisConfig
 from mtsp.config import CONFIGS
 from mtsp.optim import parameter_groups
 from mtsp.regularizers import L2SP, time_constant
+from mtsp.reports.paper import paper_rows
 from tests.configs.shipped import shipped
 from tools.build import AnyExperiment, read_experiment
 from tools.train import main
@@ -112,16 +113,14 @@ def test_names_are_unique_and_are_those_of_the_files() -> None:
     assert len(set(names.values())) == len(EXPERIMENTS)
 
 
-def test_every_segflow_row_of_the_paper_has_its_config() -> None:
-    regularizers = ("l2", "l2sp_beta1e0", "l2sp_beta1e-1", "l2sp_beta1e-2")
-    flow = {
-        f"segflow_{data}_{which}_{r}"
-        for data in ("monkaa", "driving")
-        for which in ("clean", "final")
-        for r in regularizers
-    }
-    davis = {f"segflow_{star}davis_{r}" for star in ("", "star_") for r in ("l2", "l2sp")}
-    assert {path.stem for path in PAPER} >= flow | davis
+def test_every_row_of_the_paper_has_its_config_and_every_config_its_row() -> None:
+    rows = {row.config: row for row in paper_rows()}
+    assert len(rows) == 42
+    assert rows.keys() == {path.stem for path in EXPERIMENTS if path.parent.name == "paper"}
+    for path in EXPERIMENTS:
+        if path.parent.name == "paper":
+            entries = {metric.partition("/")[0] for metric in rows[path.stem].paper}
+            assert entries <= set(read_experiment(path).evaluation.data)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=ids)
@@ -129,12 +128,11 @@ def test_a_row_of_the_paper_has_the_strengths_and_rates_that_are_known(path: Pat
     experiment = read_experiment(path)
     alpha, beta = experiment.strengths()
     words = path.stem.split("_")
-    last = words[-1]
-    expected = (
-        (5e-4, 5e-4) if last == "l2" else (0.1, 0.1) if last == "l2sp" else (0.1, float(last.removeprefix("beta")))
-    )
-    assert {(alpha[name], beta[name]) for name in alpha} == {expected}
-    assert experiment.regularizer.name == ("l2" if last == "l2" else "l2sp")
+    row = next(row for row in paper_rows() if row.config == path.stem)
+    assert {(alpha[name], beta[name]) for name in alpha} == {(row.alpha, row.beta)}
+    assert experiment.regularizer.name == {"L2": "l2", "L2-SP": "l2sp"}[row.regularizer]
+    ((metric, number),) = row.paper.items()
+    assert (f"Paper: EPE {number:.2f}." if metric.endswith("epe") else f"Paper: IoU {number:.1f} ") in header(path)
     rates = experiment.learning_rates()
     assert rates == {"segmentation": 1e-8, "flow": 1e-9} if "star" not in words else {"segmentation": 1e-8}
     assert experiment.tasks.segmentation is not None
@@ -165,24 +163,18 @@ def test_a_flow_row_is_measured_both_ways_on_its_own_pass(path: Path) -> None:
     assert [stage.learn for stage in experiment.train.stages] == [("segmentation",), ("flow",)]
 
 
-ENCNET = {  # Table 4: alpha, beta, and the mIoU and pixel accuracy that are printed
-    "pascal_context_encnet50_l2": (1e-4, 1e-4, "50.84", "79.09"),
-    "pascal_context_encnet50_l2sp_beta1e-3": (1e-4, 1e-3, "50.31", "79.10"),
-    "pascal_context_encnet50_l2sp_alpha1e-3": (1e-3, 1e-4, "51.12", "79.18"),
-    "pascal_context_encnet50_l2sp": (1e-4, 1e-4, "51.17", "79.20"),
-    "pascal_context_encnet101_l2": (1e-4, 1e-4, "54.10", "80.70"),
-    "pascal_context_encnet101_l2sp": (1e-4, 1e-4, "54.12", "80.81"),
-}
+ENCNET = {row.config: row for row in paper_rows() if row.system.startswith("EncNet")}
 
 
 @pytest.mark.parametrize("name", ENCNET)
 def test_an_encnet_row_of_the_paper_has_its_strengths_and_the_recipe_of_the_published_networks(name: str) -> None:
     path = CONFIGS / "paper" / f"{name}.yaml"
     experiment = read_experiment(path)
-    alpha, beta, miou, accuracy = ENCNET[name]
+    alpha, beta = ENCNET[name].alpha, ENCNET[name].beta
+    miou, accuracy = ENCNET[name].paper.values()
     assert experiment.regularizer.name == ("l2" if name.endswith("_l2") else "l2sp")
     assert experiment.strengths() == ({"backbone": alpha, "head": alpha}, {"backbone": beta, "head": beta})
-    assert f"Paper: mIoU {miou}, pixel acc. {accuracy}." in header(path)
+    assert f"Paper: mIoU {miou:.2f}, pixel acc. {accuracy:.2f}." in header(path)
     assert experiment.learning_rates() == {"backbone": 1e-3, "head": 1e-2}
     assert experiment.train.steps == 80 * (4996 // 16)
     assert [stage.batch_size for stage in experiment.train.stages] == [{"context": 16}]

@@ -10,29 +10,11 @@ from data.catalog.datasets import DATASETS
 from models.classifier import ClassifierConfig
 from mtsp.config import CONFIGS
 from mtsp.regularizers import time_constant
+from mtsp.reports.paper import paper_rows
 from tools.build import read_experiment
 
 ROWS = sorted((CONFIGS / "paper").glob("dstl_*.yaml"))
-TABLE_6 = {
-    "l2": (4e-5, 4e-5, 88.47),
-    "l2sp": (1e-3, 1e-3, 89.19),
-    "l2sp_alpha1e-4_beta1e-4": (1e-4, 1e-4, 89.07),
-    "l2sp_beta1e-2": (1e-3, 1e-2, 88.53),
-    "l2sp_alpha1e-2": (1e-2, 1e-3, 89.12),
-    "l2sp_alpha1e-1": (1e-1, 1e-3, 89.00),
-}
-TABLE_3 = {
-    "flowers102": (97.21, 97.68),
-    "stanford_cars": (90.19, 90.67),
-    "aircraft": (85.89, 86.83),
-    "food101": (88.16, 88.75),
-    "nabirds": (87.64, 88.32),
-}
-EXPECTED = {f"dstl_cub200_{row}": values for row, values in TABLE_6.items()} | {
-    f"dstl_{target}_{row}": (*TABLE_6[row][:2], accuracy)
-    for target, accuracies in TABLE_3.items()
-    for row, accuracy in zip(("l2", "l2sp"), accuracies, strict=True)
-}
+EXPECTED = {row.config: row for row in paper_rows() if row.system.startswith("DSTL")}
 
 
 def test_every_row_has_its_config() -> None:
@@ -42,7 +24,8 @@ def test_every_row_has_its_config() -> None:
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
 def test_a_row_has_its_strengths_and_the_papers_number(path: Path) -> None:
     experiment, text = read_experiment(path), path.read_text()
-    alpha, beta, accuracy = EXPECTED[path.stem]
+    row = EXPECTED[path.stem]
+    alpha, beta, (accuracy,) = row.alpha, row.beta, row.paper.values()
     assert experiment.regularizer.name == ("l2" if path.stem.endswith("_l2") else "l2sp")
     assert experiment.strengths() == (
         dict.fromkeys(experiment.branches, alpha),

@@ -1,5 +1,6 @@
 """Examples as tensors: sizes, ranges and units by hand, and what a batch refuses."""
 
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from data import AnyDataset, DataConfig, Labels
 from data.augment.augment import AugmentConfig
 from data.augment.color import ColorConfig
+from data.files.images import write_image
 from data.prepared import PreparedExamples
+from data.types import DataError
 from mtsp.config import ConfigError, parse
 from mtsp.types import Examples, Kind, Sample
 
@@ -172,3 +175,35 @@ def test_frames_of_more_than_two_classes_are_no_video() -> None:
         parse(DataConfig, {"dataset": OWN | {"masks": "masks", "classes": 5}})
     with pytest.raises(ConfigError, match=r"set `classes`, the number of classes in the masks"):
         parse(DataConfig, {"dataset": OWN | {"masks": "masks", "kind": "images"}})
+
+
+def test_a_split_holds_out_the_same_part_of_every_class(tmp_path: Path) -> None:
+    for name, count in (("a", 10), ("b", 5)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            write_image(tmp_path / name / f"{index}.png", np.zeros((4, 4, 3), np.uint8))
+    dataset = {"name": "image_folder", "root": str(tmp_path)}
+
+    def part(which: str, seed: int = 0) -> list[str]:
+        section = {"fraction": 0.4, "seed": seed, "part": which}
+        return list(parse(DataConfig, {"dataset": dataset, "holdout": section}).build_dataset().ids)
+
+    rest, held_out = part("rest"), part("held_out")
+    assert sorted(rest + held_out) == sorted(parse(DataConfig, {"dataset": dataset}).build_dataset().ids)
+    assert [sum(name.startswith(f"{c}/") for name in held_out) for c in "ab"] == [4, 2]  # 0.4 of 10 and of 5
+    assert part("held_out") == held_out != part("held_out", seed=1)
+
+
+def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write_image(tmp_path / "a/1.png", np.zeros((4, 4, 3), np.uint8))
+    section = {"fraction": 0.5, "part": "rest"}
+    dataset = {"name": "image_folder", "root": str(tmp_path)}
+    with pytest.raises(DataError, match="holdout: a/1 is the only one of its class"):
+        parse(DataConfig, {"dataset": dataset, "holdout": section}).build()
+
+
+def test_a_split_of_videos_is_refused() -> None:
+    section = {"fraction": 0.5, "part": "rest"}
+    with pytest.raises(ConfigError, match="`holdout` would split sequences"):
+        parse(DataConfig, {"dataset": {"name": "davis", "root": "x"}, "holdout": section})
