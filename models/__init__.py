@@ -7,12 +7,13 @@ from pydantic import Field
 from models.classifier import ClassifierConfig
 from models.encnet import EncNetConfig
 from models.flow.flownets import FlowNetSConfig
+from models.flow.pwcnet import PwcNetConfig
 from models.flow.raft import RAFTConfig
 from models.flow.spynet import SPyNetConfig
 from models.segflow import SegFlowConfig
 
 AnyModel = Annotated[
-    SegFlowConfig | FlowNetSConfig | RAFTConfig | SPyNetConfig | EncNetConfig | ClassifierConfig,
+    SegFlowConfig | FlowNetSConfig | PwcNetConfig | RAFTConfig | SPyNetConfig | EncNetConfig | ClassifierConfig,
     Field(discriminator="name"),
 ]
 """Config of any network in this package."""

@@ -1,13 +1,19 @@
-"""Predict: `python tools/predict.py --config RUN/experiment.yaml --checkpoint RUN/... --frames DIR --out DIR`.
+"""Predict masks and flow: `python tools/predict.py --video in.mp4 --out out --movie`.
 
-`--frames` is an image, a folder of images, a folder with one subfolder per video, or a video file (needs PyAV). Image
-size and test-time augmentation are those of the config's `evaluation`. The program writes these files to `--out` for
-each frame, at the frame's resolution:
+Without --config and --checkpoint, a small SegFlow that comes with mtsp finds the moving objects and the flow of any
+video. For a network of your own, give --config RUN/experiment.yaml --checkpoint RUN/weights.safetensors.
+
+`--video` is a video file (needs PyAV). `--frames` is an image, a folder of images, or a folder with one subfolder per
+video. Image size and test-time augmentation are those of the config's `evaluation`. The program writes these files to
+`--out` for each frame, at the frame's resolution:
 
     masks/<video>/<frame>.png       class of each pixel, as an indexed PNG
     flow/<video>/<frame>.flo        (dx, dy) to the next frame, in pixels of the frame
     overlay/<video>/<frame>.png     the mask drawn over the frame
     flow_color/<video>/<frame>.png  the flow in the colors of the usual wheel
+
+`--movie` writes movie/<video>.mp4 instead: frame, mask and flow side by side, in H.264, with the times of the video's
+frames (a folder's are shown at 24 frames per second). The file appears when it is complete.
 
 The last frame of a video has no flow. For a network without flow, images may differ in size. For a classifier,
 `labels.csv` lists the five most probable classes of each image, by name if the weights or the data of `evaluation` have
@@ -16,7 +22,9 @@ class names.
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
     from mtsp.evaluation.tta import Tta
-    from mtsp.types import Sample
+    from mtsp.types import Outputs, Sample
     from tools.build import AnyExperiment
 
 SUFFIXES = {"masks": ".png", "flow": ".flo", "overlay": ".png", "flow_color": ".png", "labels": ".csv"}
@@ -40,6 +48,10 @@ _NEEDS = {
     "masks": "mask_logits", "overlay": "mask_logits", "flow": "flow", "flow_color": "flow", "labels": "label_logits",
 }  # fmt: skip
 
+SHIPPED_CONFIG = "shipped_segflow.yaml"
+SHORT_SIDE = 256  # pixels; the shipped network learned from frames of 216 rows
+_FOLDER_RATE = 24  # frames per second of a folder's movie, as DAVIS
+
 
 class Look(NamedTuple):
     """Preprocessing and test-time augmentation of a frame."""
@@ -48,6 +60,14 @@ class Look(NamedTuple):
     size: tuple[int, int] | None = None  # height and width to resize frames to; None keeps their size
     crop_pct: float | None = None  # fraction of the shorter side to crop before resizing; None: whole
     channels_last: bool = True
+    short_side: int | None = None  # scale larger frames to this shorter side, if there is no size
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int] | None:
+        """Return height and width to resize a frame of this size to; None keeps its size."""
+        if self.size is not None or self.short_side is None or self.short_side >= min(height, width):
+            return self.size
+        factor = self.short_side / min(height, width)
+        return round(height * factor), round(width * factor)
 
 
 class Frames(NamedTuple):
@@ -56,7 +76,7 @@ class Frames(NamedTuple):
     names: Sequence[str] | None  # None for a video file, which must be read first
     total: int | None
     folder: str  # folder of the frames' names if they are from a video file, else ""
-    pairs: "Iterator[Sample]"  # the last frame of a video has no next_frame
+    pairs: "Iterator[tuple[Fraction, Sample]]"  # time in seconds; the last frame of a video has no next_frame
 
 
 class Prediction(NamedTuple):
@@ -71,25 +91,33 @@ class Prediction(NamedTuple):
 @program
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    arguments = _parser().parse_intermixed_args(argv)
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    if (arguments.config is None) != (arguments.checkpoint is None):
+        parser.error("--config and --checkpoint belong together; give both, or none for the shipped network")
     import torch
     from rich.console import Console
 
+    from models.pretrained.files import locate
     from models.pretrained.load_trained import load_trained
     from mtsp.config import ConfigError
     from mtsp.distributed.accelerator import make_accelerator
     from mtsp.files.progress import bar
     from tools.build import read_experiment
 
-    experiment = read_experiment(arguments.config, arguments.settings)
+    arguments.checkpoint = arguments.checkpoint or locate("shipped")
+    experiment = read_experiment(arguments.config or SHIPPED_CONFIG, arguments.settings)
     look = evaluated_look(experiment)
     if arguments.size is not None:
         look = look._replace(size=arguments.size)
+    elif arguments.config is None:
+        look = look._replace(short_side=SHORT_SIDE)
     model = load_trained(experiment, arguments.checkpoint)
     paired = "flow" in getattr(model, "branches", ())
-    frames = frames_of(arguments.frames, paired=paired)
+    source = arguments.frames or arguments.video
+    frames = frames_of(source, paired=paired)
     if not arguments.overwrite:
-        _refuse_to_overwrite(arguments.out, arguments.what or tuple(SUFFIXES), frames)
+        _refuse_to_overwrite(arguments.out, _what(arguments), frames, movie=arguments.movie)
     accelerator = make_accelerator(experiment.train.precision)
     if accelerator.num_processes > 1:
         raise ConfigError("predict.py runs in one process; start one for each folder of frames")
@@ -98,34 +126,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
     with bar("predicting", frames.total) as advance:
 
-        def predictions() -> "Iterator[tuple[Sample, Prediction]]":
-            for raw in frames.pairs:
-                yield raw, predict(model, raw, look, accelerator.device)
+        def predictions() -> "Iterator[tuple[Fraction, Sample, Prediction]]":
+            for time, raw in frames.pairs:
+                yield time, raw, predict(model, raw, look, accelerator.device)
                 advance()
 
         written = _write_all(arguments, experiment, predictions())
     if not written:
-        raise ValueError(f"{arguments.frames}: nothing to write: predicting flow needs at least two frames")
+        raise ValueError(f"{source}: nothing to write: predicting flow needs at least two frames")
     Console(stderr=True).print(f"{written:,} files in {arguments.out}", markup=False, highlight=False)
     return 0
 
 
+def _what(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Return the kinds of files to write for each frame."""
+    return arguments.what if arguments.what is not None else () if arguments.movie else tuple(SUFFIXES)
+
+
 def _write_all(
-    arguments: argparse.Namespace, experiment: "AnyExperiment", predictions: "Iterable[tuple[Sample, Prediction]]"
+    arguments: argparse.Namespace,
+    experiment: "AnyExperiment",
+    predictions: "Iterator[tuple[Fraction, Sample, Prediction]]",
 ) -> int:
     """Write the predictions of all frames; return the number of files."""
     from data.predictions.labels_csv import LabelPrediction, label_prediction, save_predictions
     from models.pretrained.load_trained import trained_classes
 
-    what = arguments.what or tuple(SUFFIXES)
-    written, background = 0, _background(experiment) if "overlay" in what else 0
+    what = _what(arguments)
+    draws = arguments.movie or "overlay" in what
+    written, background = 0, _background(experiment) if draws else 0
     labels: list[LabelPrediction] = []
+    movies = _Movies(arguments.out, arguments.flow_radius, background) if arguments.movie else None
     try:
-        for raw, prediction in predictions:
-            _require_kinds(arguments.what or (), prediction.outputs, experiment.evaluation.tta.name)
-            written += write(arguments.out, what, raw, prediction, arguments.flow_radius, background)
-            if "labels" in what and prediction.label_logits is not None:
-                labels.append(label_prediction(len(labels), raw["name"], None, prediction.label_logits))
+        with closing(predictions), movies or ExitStack():
+            for time, raw, prediction in predictions:
+                _require_kinds(arguments.what or (), prediction.outputs, experiment.evaluation.tta.name)
+                written += write(arguments.out, what, raw, prediction, arguments.flow_radius, background)
+                if movies is not None:
+                    written += movies.add(time, raw, prediction)
+                if "labels" in what and prediction.label_logits is not None:
+                    labels.append(label_prediction(len(labels), raw["name"], None, prediction.label_logits))
     finally:  # an unreadable image must not lose the predictions before it
         if labels:
             save_predictions(
@@ -133,6 +173,39 @@ def _write_all(
             )
             written += 1
     return written
+
+
+class _Movies(ExitStack):
+    """Writes a movie for each video; one is complete when the next begins or the context ends without an error."""
+
+    def __init__(self, out: Path, radius: float | None, background: int | None) -> None:
+        super().__init__()
+        self._out, self._radius, self._background = out, radius, background
+        self._video: Path | None = None
+
+    def add(self, time: Fraction, raw: "Sample", prediction: Prediction) -> int:
+        """Add a frame; return 1 if it is the first of a movie, else 0."""
+        from data.files.movies import MovieWriter
+        from mtsp.config import ConfigError
+        from mtsp.figures.side_by_side import SideBySide
+
+        has_flow = "flow" in prediction.outputs
+        if not has_flow and prediction.mask is None:
+            raise ConfigError("--movie: this network predicts neither masks nor flow")
+        video = _movie_file(self._out, raw["name"])
+        begins = video != self._video
+        if begins:
+            self.close()
+            self._writer, self._video = self.enter_context(MovieWriter(video)), video
+            self._panels = SideBySide(self._background, self._radius)
+        image = self._panels.draw(raw["frame"], prediction.mask, prediction.flow, has_flow=has_flow)
+        self._writer.add(time, image)
+        return int(begins)
+
+
+def _movie_file(out: Path, name: str) -> Path:
+    """Return the movie that the frame `name`, "video/frame" or "frame", belongs to."""
+    return out / "movie" / f"{name.rpartition('/')[0] or 'frames'}.mp4"
 
 
 def _require_kinds(what: Sequence[str], outputs: Sequence[str], tta: str) -> None:
@@ -193,31 +266,44 @@ def frames_of(path: Path, *, paired: bool = True) -> Frames:
 
     if path.is_dir():
         dataset = FolderConfig(name="folder", frames=path, next_frame=paired).build()
-        return Frames(dataset.ids, len(dataset), "", (_without_itself(dataset[i]) for i in range(len(dataset))))
+        samples = (_without_itself(dataset[i]) for i in range(len(dataset)))
+        return Frames(dataset.ids, len(dataset), "", _timed(samples))
     if not path.is_file():
         raise MissingDataError(f"{path}: no such folder, image or video")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Frames([path.stem], 1, "", (Sample(name=path.stem, frame=read_image(file)) for file in (path,)))
+        samples = (Sample(name=path.stem, frame=read_image(file)) for file in (path,))
+        return Frames([path.stem], 1, "", _timed(samples))
     return _video(path, paired)
+
+
+def outputs_of(
+    model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.device"
+) -> "tuple[Outputs, tuple[int, int]]":
+    """Return the network's outputs for one frame, at the network's resolution, and the frame's height and width."""
+    import torch
+
+    from data.augment.crops import center_crop
+    from data.prepared import resized, to_tensors
+    from mtsp.batches import collate, to_device
+    from mtsp.types import Sample
+
+    height, width = raw["frame"].shape[:2]
+    if look.crop_pct is not None and look.size is not None:
+        raw = Sample(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.crop_pct))
+    size = look.frame_size(height, width)
+    small = to_tensors(resized(raw, size) if size is not None else raw)
+    batch = to_device(collate([small]), device, channels_last=look.channels_last)
+    with torch.no_grad():
+        return look.tta(model, batch), (height, width)
 
 
 def predict(model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.device") -> Prediction:
     """Return the prediction of `model` for one frame, resized from the network's input to the frame's resolution."""
     import torch
 
-    from data.augment.crops import center_crop
-    from data.prepared import resized, to_tensors
-    from mtsp.batches import collate, to_device
     from mtsp.figures.panels import resize_flow
-    from mtsp.types import Sample
 
-    height, width = raw["frame"].shape[:2]
-    if look.crop_pct is not None and look.size is not None:
-        raw = Sample(name=raw["name"], frame=center_crop(raw["frame"], look.size, look.crop_pct))
-    small = to_tensors(resized(raw, look.size) if look.size is not None else raw)
-    batch = to_device(collate([small]), device, channels_last=look.channels_last)
-    with torch.no_grad():
-        outputs = look.tta(model, batch)
+    outputs, (height, width) = outputs_of(model, raw, look, device)
     mask = flow = label_logits = None
     if "mask_logits" in outputs:
         logits = outputs["mask_logits"].float()
@@ -277,41 +363,43 @@ def _without_itself(raw: "Sample") -> "Sample":
     return raw
 
 
+def _timed(samples: "Iterator[Sample]") -> "Iterator[tuple[Fraction, Sample]]":
+    """Yield each frame with its time in its video, at the rate of folders."""
+    video, number = None, 0
+    for raw in samples:
+        folder = raw["name"].rpartition("/")[0]
+        number = number + 1 if folder == video else 0
+        video = folder
+        yield Fraction(number, _FOLDER_RATE), raw
+
+
 def _video(path: Path, paired: bool) -> Frames:
+    from data.files.movies import open_movie
     from data.types import DataError
     from mtsp.types import Sample
 
     with path.open("rb") as file:
         start = file.read(1024)
     if start.isascii() and b"\0" not in start:
-        raise DataError(f"{path} is no image and no video; --frames takes an image, a video, or a folder of images")
-    try:
-        import av  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise DataError(f"{path}: reading a video needs PyAV: pip install mtsp[video]; or give a folder") from error
-    try:
-        container: Any = av.open(str(path))
-        stream = container.streams.video[0]
-    except (av.FFmpegError, IndexError) as error:
-        raise DataError(f"{path}: cannot be read as a video ({error})") from error
+        raise DataError(f"{path} is no image and no video; --video takes a video, --frames an image or a folder")
+    movie = open_movie(path)
 
-    def pairs() -> "Iterator[Sample]":
-        with container:
-            images = (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
-            try:
-                for number, (image, following) in enumerate(pairwise(chain[Any](images, [None]))):
-                    raw = Sample(name=f"{path.stem}/{number:05d}", frame=image)
-                    if following is not None and paired:
-                        raw["next_frame"] = following
-                    yield raw
-            except av.FFmpegError as error:
-                raise DataError(f"{path}: cannot decode the rest of the video ({error})") from error
+    def pairs() -> "Iterator[tuple[Fraction, Sample]]":
+        with closing(movie.frames):
+            for number, (frame, following) in enumerate(pairwise(chain[Any](movie.frames, [None]))):
+                time, image = frame
+                raw = Sample(name=f"{path.stem}/{number:05d}", frame=image)
+                if following is not None and paired:
+                    raw["next_frame"] = following[1]
+                yield time, raw
 
-    return Frames(None, stream.frames or None, path.stem, pairs())
+    return Frames(None, movie.total, path.stem, pairs())
 
 
-def _refuse_to_overwrite(out: Path, what: Sequence[str], frames: Frames) -> None:
-    found = []
+def _refuse_to_overwrite(out: Path, what: Sequence[str], frames: Frames, *, movie: bool = False) -> None:
+    names = frames.names if frames.names is not None else [f"{frames.folder}/0"]
+    movies = dict.fromkeys(_movie_file(out, name) for name in names) if movie else ()
+    found = [file for file in movies if file.exists()]
     for kind in what:
         if kind == "labels":
             files = [out / "labels.csv"]
@@ -342,13 +430,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="experiment config, for example RUN/experiment.yaml")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="RUN/weights.safetensors or RUN/checkpoints/...")
-    parser.add_argument(
-        "--frames", type=Path, required=True, help="an image, a video, a folder of images, or a folder of such folders"
-    )
+    parser.add_argument("--config", help="experiment config, as RUN/experiment.yaml (default: the shipped network)")
+    parser.add_argument("--checkpoint", type=Path, help="weights of --config, as RUN/weights.safetensors")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--video", type=Path, metavar="FILE", help="a video file")
+    source.add_argument("--frames", type=Path, help="an image, a folder of images, or a folder of such folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--what", type=_kinds, help=f"outputs to write: {','.join(SUFFIXES)} (default: all possible)")
+    parser.add_argument("--movie", action="store_true", help="write a movie; with --what, also those files")
     parser.add_argument("--size", type=_size, metavar="HxW", help="size of resized frames (default: as in evaluation)")
     parser.add_argument(
         "--flow-radius", type=above_zero, metavar="PX", help="flow length drawn in full color (default: longest)"

@@ -25,6 +25,7 @@ from mtsp.config import Config
 _TAIL = 0.7  # Weibull shape: 1 is exponential, smaller values have heavier tails
 _REACH = 0.35  # largest distance of an object from the middle of its path, as a fraction of the shorter side
 _BEND_PROBABILITY = 0.5
+_MARGIN = 1.3  # size of the background's texture, in images
 
 
 class SyntheticConfig(Config):
@@ -62,6 +63,9 @@ class SyntheticConfig(Config):
     """Fraction of the objects that are recognizable by appearance. 0: only motion separates objects from background."""
     textures: Path | None = None
     """Folder of photos to texture the background and all things that are not recognizable by appearance."""
+    textures_alike: bool = False
+    """Show photos on things at the scale of the background, not shrunk to a thing's size, so that how fine a texture is
+    does not tell a thing from the background."""
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of the noise added independently to every frame, in gray levels. The flow stays exact."""
 
@@ -145,7 +149,7 @@ def _draw_camera(config: SyntheticConfig, rng: np.random.Generator) -> np.ndarra
 
 
 def _draw_background(config: SyntheticConfig, rng: np.random.Generator, camera: np.ndarray) -> Layer:
-    height, width = round(1.3 * config.height), round(1.3 * config.width)
+    height, width = round(_MARGIN * config.height), round(_MARGIN * config.width)
     texture = _draw_looks(config, rng, height, width, recognized=False)
     amplitude, frequency, phase = _draw_wave(config, rng, size=config.height, probability=0.5 * _BEND_PROBABILITY)
     return Layer(texture, None, np.zeros((0, 2)), camera, 0.5 * amplitude, frequency, phase, foreground=False)
@@ -182,7 +186,8 @@ def _draw_looks(
     config: SyntheticConfig, rng: np.random.Generator, height: int, width: int, *, recognized: bool
 ) -> np.ndarray:
     if config.textures is not None and not recognized:
-        return draw_photo(rng, height, width, _photos(config.textures))
+        whole = (round(_MARGIN * config.height), round(_MARGIN * config.width)) if config.textures_alike else None
+        return draw_photo(rng, height, width, _photos(config.textures), whole)
     world = _WORLDS[config.domain]
     palette, patterns = (world.things, world.thing_patterns) if recognized else (world.scene, world.scene_patterns)
     return draw_texture(rng, height, width, patterns[rng.integers(len(patterns))], palette)

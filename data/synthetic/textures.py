@@ -34,14 +34,22 @@ def draw_texture(rng: np.random.Generator, height: int, width: int, pattern: Pat
     return _with_grain(rng, color, rng.uniform(6, 24))
 
 
-def draw_photo(rng: np.random.Generator, height: int, width: int, photos: tuple[Path, ...]) -> np.ndarray:
+def draw_photo(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    photos: tuple[Path, ...],
+    whole: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Return a random crop of a random photo, mirrored and recolored at random, HW3 uint8 RGB.
 
     The size of the crop is between half of the largest crop that fits into the photo and that crop, so that small
-    objects show parts of things.
+    objects show parts of things. With `whole`, the photo has the scale of such a crop of this height and width.
     """
     photo = read_photo(photos[rng.integers(len(photos))])
     fit = min(photo.shape[0] / height, photo.shape[1] / width)
+    if whole is not None:
+        fit = min(fit, photo.shape[0] / whole[0], photo.shape[1] / whole[1])
     scale = fit * rng.uniform(0.5, 1.0)
     rows, columns = max(1, int(height * scale)), max(1, int(width * scale))
     top = rng.integers(photo.shape[0] - rows + 1)

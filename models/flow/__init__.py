@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from models.flow.flownets import FlowNetSConfig
+from models.flow.pwcnet import PwcNetConfig
 from models.flow.raft import RAFTConfig
 from models.flow.spynet import SPyNetConfig
 
@@ -15,6 +16,7 @@ def _name(section: Any) -> Any:
 
 AnyFlow = Annotated[
     Annotated[FlowNetSConfig, Tag("flownets")]
+    | Annotated[PwcNetConfig, Tag("pwcnet")]
     | Annotated[RAFTConfig, Tag("raft")]
     | Annotated[SPyNetConfig, Tag("spynet")],
     Discriminator(_name),

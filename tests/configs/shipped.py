@@ -7,7 +7,7 @@ from pathlib import Path
 def shipped(configs: Path) -> list[Path]:
     """Return the experiments in `configs` that git tracks; all of them where there is no git.
 
-    Launch files for Accelerate are no experiments, and configs/own/ is for users.
+    Launch files for Accelerate and settings of tools/adapt.py are no experiments, and configs/own/ is for users.
     """
     command = ["git", "-C", str(configs), "ls-files", "-z", "*.yaml"]
     try:
@@ -15,4 +15,4 @@ def shipped(configs: Path) -> list[Path]:
         paths = [configs / name for name in listed if name]
     except (OSError, subprocess.CalledProcessError):
         paths = list(configs.rglob("*.yaml"))
-    return sorted(path for path in paths if path.exists() and path.parent.name not in ("accelerate", "own"))
+    return sorted(path for path in paths if path.exists() and path.parent.name not in ("accelerate", "adapt", "own"))

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from mtsp.files.tensors import write_tensors
 from mtsp.types import Outputs
 from tools.build import AnyExperiment
 from tools.evaluate import main as evaluate
-from tools.predict import Look, frames_of, main, predict
+from tools.predict import Look, main, predict
 
 
 @pytest.fixture
@@ -247,31 +245,3 @@ def test_a_classifier_writes_the_most_probable_classes(
     assert "labels.csv; add --overwrite to replace them" in capsys.readouterr().err
     assert main([*arguments, "--what", "masks"]) == 1
     assert "--what masks: this network predicts label_logits only" in capsys.readouterr().err
-
-
-def test_a_video_without_pyav_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "clip.mp4").write_bytes(b"\0no video")
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"clip.mp4: reading a video needs PyAV: pip install mtsp\[video\]"):
-        frames_of(tmp_path / "clip.mp4")
-
-
-def test_a_video_gives_its_frames_in_pairs(tmp_path: Path) -> None:
-    av = pytest.importorskip("av", reason="PyAV is not installed: pip install mtsp[video]")
-    grays = (40, 120, 200)
-    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for gray in grays:
-            image = av.VideoFrame.from_ndarray(np.full((48, 64, 3), gray, np.uint8), format="rgb24")
-            container.mux(stream.encode(image))
-        container.mux(stream.encode())
-    found = list(frames_of(tmp_path / "clip.mp4").pairs)
-    assert [raw["name"] for raw in found] == ["clip/00000", "clip/00001", "clip/00002"]
-    assert [abs(float(raw["frame"].mean()) - gray) < 8 for raw, gray in zip(found, grays, strict=True)] == [True] * 3
-    for raw, after in pairwise(found):
-        assert np.array_equal(raw.get("next_frame", 0), after["frame"])
-    assert "next_frame" not in found[-1]
-    (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(ValueError, match=r"text.mp4 is no image and no video"):
-        frames_of(tmp_path / "text.mp4")
