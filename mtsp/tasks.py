@@ -4,11 +4,13 @@ A task whose label is missing in a batch contributes nothing. The loss of one op
 micro-batches and processes, divided by a count over all of them: never a mean of means.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from mtsp.batches import collate
 from mtsp.config import Config
 from mtsp.losses import (
     SCALE_WEIGHTS,
@@ -191,6 +193,15 @@ class Tasks(Config):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return, by name of the loss, the number to divide each loss by in this batch."""
         return {name: count for task in self.wanted for name, count in task.counts(batch).items()}
+
+    def integer_counts(self, batch: Batch) -> dict[str, int]:
+        """Return :meth:`counts` as integers."""
+        return {name: int(count) for name, count in self.counts(batch).items()}
+
+    def collate(self, samples: Sequence[Batch]) -> Batch:
+        """Return samples as one batch with its `counts`, so that a GPU need not count labels. Raises as `collate`."""
+        batch = collate(samples)
+        return batch | {"counts": self.integer_counts(batch)}  # pyright: ignore[reportReturnType]
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted losses of this batch, before division."""

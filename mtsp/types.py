@@ -53,6 +53,7 @@ class Batch(TypedDict):
     flow: NotRequired[Tensor]  # B2HW float, (dx, dy) in pixels of this resolution, frame -> next_frame
     flow_valid: NotRequired[Tensor]  # BHW bool, where flow is known; absent = everywhere
     label: NotRequired[Tensor]  # B long, class of the whole image
+    counts: NotRequired[dict[str, int]]  # numbers that the losses are divided by, see `mtsp.tasks.Tasks.counts`
 
 
 class Outputs(TypedDict):

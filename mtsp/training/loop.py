@@ -108,8 +108,8 @@ def optimizer_step(
     accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
     batches = [to_device(batch, accelerator.device, channels_last=state.channels_last) for batch in micro_batches]
     names = state.tasks.names  # from the config, not the labels: the same on every process
-    batch_counts = [state.tasks.counts(batch) for batch in batches]
-    local_counts = [sum(int(counts.get(name, 0)) for counts in batch_counts) for name in names]
+    batch_counts = [batch.get("counts") or state.tasks.integer_counts(batch) for batch in micro_batches]
+    local_counts = [sum(counts.get(name, 0) for counts in batch_counts) for name in names]
     samples = tuple(name for batch in batches for name in batch["name"])
     *global_counts, size = _sum_over_processes(accelerator, [*local_counts, len(samples)])
     counts = dict(zip(names, global_counts, strict=True))
@@ -130,8 +130,14 @@ def optimizer_step(
             # DDP averages gradients over processes, but the loss is already divided by the global count: undo it.
             accelerator.backward(loss * accelerator.num_processes)
 
-    local_sums = [sum(float(s[name]) for s in sums if name in s) for name in names]
-    *values, stops, saves = _sum_over_processes(accelerator, [*local_sums, stop(), save()])  # asked late in the step
+    asked = torch.tensor([stop(), save()], dtype=torch.float64)  # late in the step
+    zero = asked.new_zeros((), device=accelerator.device)
+    local_sums = [sum((s[name].double() for s in sums if name in s), start=zero) for name in names]
+    summed = torch.cat([torch.stack(local_sums), asked.to(accelerator.device)])
+    if accelerator.num_processes > 1:
+        summed = cast(Tensor, accelerator.reduce(summed, "sum"))
+    gradient_norm = _gradient_norm(state, clip).double().reshape(1).to(summed.device)
+    *values, stops, saves, norm = torch.cat([summed, gradient_norm]).tolist()  # the only wait for the GPU
     losses = {name: value / counts[name] for name, value in zip(names, values, strict=True) if counts[name]}
     listed = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     if not all(map(math.isfinite, losses.values())):
@@ -142,7 +148,6 @@ def optimizer_step(
             for name in batch["name"]
         ]
         _refuse(state, f"the loss is not finite at step {step}: {listed}", culprits)
-    norm = _gradient_norm(state, clip)
     if accelerator.scaler is None and not math.isfinite(norm):
         _refuse(state, f"the gradient is not finite at step {step}, though the loss is: {listed}", samples)
     optimizer.step()
@@ -151,12 +156,13 @@ def optimizer_step(
     return StepResult({"loss": sum(losses.values()), **losses}, clipped, int(size), samples, stops > 0, saves > 0)
 
 
-def _gradient_norm(state: TrainState, clip: float | None) -> float:
+def _gradient_norm(state: TrainState, clip: float | None) -> Tensor:
     """Return the norm of the gradient over all weights; clip the gradient to the norm `clip`."""
     if clip is not None:
-        return float(cast(Tensor, state.accelerator.clip_grad_norm_(state.model.parameters(), clip)))
-    norm: Any = get_total_norm([weight.grad for weight in state.model.parameters() if weight.grad is not None])
-    return float(getattr(norm, "full_tensor", lambda: norm)())  # FSDP2 shards the gradient
+        norm: Any = state.accelerator.clip_grad_norm_(state.model.parameters(), clip)
+    else:
+        norm = get_total_norm([weight.grad for weight in state.model.parameters() if weight.grad is not None])
+    return getattr(norm, "full_tensor", lambda: norm)()  # FSDP2 shards the gradient
 
 
 def _refuse(state: TrainState, reason: str, culprits: Sequence[str]) -> NoReturn:
@@ -188,9 +194,7 @@ def seed_model(seed: int, step: int, process: int) -> None:
 
 
 def _sum_over_processes(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
-    if not values:
-        return []
-    stacked = torch.tensor(values, dtype=torch.float64)
-    if accelerator.num_processes > 1:
-        stacked = cast(Tensor, accelerator.reduce(stacked.to(accelerator.device), "sum"))
-    return stacked.tolist()
+    if accelerator.num_processes == 1:
+        return list(values)
+    stacked = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    return cast(Tensor, accelerator.reduce(stacked, "sum")).tolist()

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mtsp.batches import collate
 from mtsp.config import ConfigError
 from mtsp.cost.recompute import recompute_blocks
 from mtsp.distributed.accelerator import make_accelerator, other_processes_may_fail
@@ -232,7 +231,7 @@ def _open_stream(run: TrainingRun, name: str, size: int, first: int) -> Generato
         start=first,
         seed=(run.experiment.seed, zlib.crc32(name.encode())),
         shard=Shard(accelerator.process_index, accelerator.num_processes, config.accumulate),
-        collate=collate,
+        collate=run.experiment.tasks.collate,
         workers=config.worker_count(),
         pin_memory=accelerator.device.type == "cuda",
         timeout=config.timeout,

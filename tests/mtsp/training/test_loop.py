@@ -1,7 +1,7 @@
 """One optimizer step worked out by hand; what is held stays."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mtsp import losses
 from mtsp.optim import ScheduleConfig, parameter_groups
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
@@ -354,3 +355,41 @@ def test_a_gradient_that_is_not_finite_names_the_samples_and_changes_no_weight(c
     with pytest.raises(NonFiniteStep, match=r"the gradient is not finite at step 7, though .* in a batch of frame 3$"):
         optimizer_step(state, [batch], step=7, clip=clip)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_a_step_waits_for_the_gpu_once(monkeypatch: pytest.MonkeyPatch, clip: float | None) -> None:
+    """To read a tensor's value in Python is to wait; the labels' classes are checked on CPUs only."""
+    fixture = Fixture(fresh(), BOTH)
+    L2SP(fixture.model, anchors=dict(fixture.model.named_parameters()), alpha=0.1, beta=0.1).attach(fixture.optimizer)
+    batches = [BOTH.collate([one]) for one in (unbatched(1, 20), unbatched(2, 4))]
+    waits: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(Tensor, name)
+
+        def read(tensor: Tensor, *arguments: Any) -> Any:
+            waits.append(name)
+            return original(tensor, *arguments)
+
+        return read
+
+    monkeypatch.setattr(losses, "_check_classes", lambda *arguments: None)
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
+        monkeypatch.setattr(Tensor, name, counted(name))
+    optimizer_step(fixture.parts, batches, step=1, clip=clip)
+    assert waits == ["tolist"]
+
+
+def test_counts_made_by_a_worker_are_used() -> None:
+    one, other = Fixture(fresh(), BOTH, lr=1.0), Fixture(fresh(), BOTH, lr=1.0)
+    batch = BOTH.collate([unbatched(1, 20)])
+    assert batch.get("counts") == {"segmentation": 20, "flow": 20}
+    optimizer_step(one.parts, [batch], step=1)
+    optimizer_step(other.parts, [example(1, 20)], step=1)
+    assert all(map(torch.equal, one.weights().values(), other.weights().values()))
+
+
+def unbatched(seed: int, known: int) -> Batch:
+    """Return an example without the batch dimension, as a data set gives it."""
+    return {key: value if key == "name" else value[0] for key, value in example(seed, known).items()}  # pyright: ignore
