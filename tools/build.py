@@ -36,7 +36,7 @@ def missing_weights(experiment: AnyExperiment) -> list[str]:
 
 def _why_missing(model: Any, branch: str, weights: str) -> str:
     if weights.partition(":")[0] in ("imagenet", "torchvision"):
-        flow = getattr(model, "flow", None) or getattr(model, "network", None) if branch == "flow" else None
+        flow = getattr(model, "flow", model) if branch == "flow" else None
         name = getattr(model, "encoder", None) or getattr(model, "backbone", None)
         network = name if flow is None else f"{flow.name}_{getattr(flow, 'size', '')}"
         download = None if network is None else published_download(network, weights)

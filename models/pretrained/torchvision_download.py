@@ -1,6 +1,5 @@
 """Download weights that torchvision publishes, by torchvision's own names."""
 
-import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +8,6 @@ from torch import Tensor
 
 from models.pretrained.layouts import DownloadError, LayoutError
 from mtsp.text import did_you_mean
-
-SECONDS = 20.0
-"""Seconds after which a server that does not answer is given up."""
 
 
 class TorchvisionWeights(NamedTuple):
@@ -50,15 +46,11 @@ def download_torchvision(network: str, source: str) -> TorchvisionWeights:
         raise LayoutError(f"torchvision has no weights {name!r} of {network}; {hint}")
     weights = published[name] if name else published.DEFAULT
     transforms = weights.transforms()
-    seconds = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SECONDS)
     try:
         tensors = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         why = " ".join(str(error).split())[:160]
         raise DownloadError(f"{weights.url} cannot be downloaded ({why}); put that file into {folder}") from error
-    finally:
-        socket.setdefaulttimeout(seconds)
     mean, std = (tuple(v) if (v := getattr(transforms, key, None)) else None for key in ("mean", "std"))
     return TorchvisionWeights(tensors, mean, std, f"torchvision's {weights} of {network} ({len(tensors)} tensors)")

@@ -5,15 +5,16 @@
 
 The error is the mean over the known pixels of each pair, then over pairs, in pixels; beside it is that of no motion.
 Networks without weights have no error. Pairs are predicted one at a time and at their full size. RAFT makes 24 updates.
+Time is CPU time with one thread, which other processes disturb less than wall-clock time: the median of several turns.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from time import process_time
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
@@ -26,7 +27,6 @@ from models.flow.spynet import SPyNetConfig
 from models.pretrained.load import load_branch
 from mtsp.config import Config, ConfigError, parse, parse_yaml
 from mtsp.metrics import FlowErrors
-from mtsp.types import Sample
 from tools.bench.timing import machine, medians, parser, table
 from tools.command_line import at_least_one, program
 
@@ -56,18 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := weights.keys() - NETWORKS.keys():
         raise ConfigError(f"--weights: no network {min(unknown)!r}; there are {', '.join(NETWORKS)}")
     datasets = dict(_dataset(text) for text in options.data)
+    torch.set_num_threads(1)
     console = Console(width=110)
     console.print(machine())
     networks = {name: config.build().eval() for name, config in NETWORKS.items()}
     for name, source in weights.items():
         console.print(f"{name}: {load_branch(networks[name], 'flow', source).description}")
     drawn = table(
-        f"flow of one pair of {size[0]}x{size[1]}", "network", "parameters", "ms", *(f"{n}: px" for n in datasets)
+        f"flow of one pair of {size[0]}x{size[1]}", "network", "parameters", "CPU ms", *(f"{n}: px" for n in datasets)
     )
     drawn.add_row("no motion", "", "", *(f"{_error(None, data):.2f}" for data in datasets.values()))
     frames = torch.rand(2, 1, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        spent = medians({name: lambda network=network: network(*frames) for name, network in networks.items()}, rounds)
+        turns = {name: lambda network=network: network(*frames) for name, network in networks.items()}
+        spent = medians(turns, rounds, clock=process_time)
         for name, network in networks.items():
             errors = [f"{_error(network, data):.2f}" if name in weights else "-" for data in datasets.values()]
             parameters = sum(weight.numel() for weight in network.parameters())
@@ -99,9 +101,8 @@ def _dataset(text: str) -> tuple[str, SampleDataset]:
 def _error(network: FlowNet | None, data: SampleDataset) -> float:
     """Return the mean end-point error of the pairs with flow; None predicts no motion."""
     errors = FlowErrors(angular=False)
-    for index in track(range(len(data)), "measuring", transient=True):
-        sample: Sample = data[index]
-        batch = to_tensors(sample)
+    for index in range(len(data)):
+        batch = to_tensors(data[index])
         if "flow" not in batch or "next_frame" not in batch:
             continue
         truth = batch["flow"][None]
