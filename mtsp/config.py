@@ -80,7 +80,7 @@ _Loader.compose_node = _alias  # pyright: ignore[reportAttributeAccessIssue]
 def parse_yaml(text: str) -> Any:
     """Return the plain data in a YAML text; `1e-3` is a number. Never runs code. Raises ConfigError."""
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"the config has {len(text):,} bytes; at most {MAX_BYTES:,} are allowed")
+        raise ConfigError(f"the config has more than {MAX_BYTES:,} characters, the most that are allowed")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -110,7 +110,8 @@ def load(kind: type[_ConfigT], path: str | Path, overrides: Sequence[str] = ()) 
     """
     path = find(path)
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            values = parse_yaml(file.read(MAX_BYTES + 1))
     except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):

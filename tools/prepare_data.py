@@ -13,6 +13,7 @@ Exit codes: 0 without problems; 1 after an error, or if verify found problems; 1
 """
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
@@ -41,30 +42,35 @@ def run_download(name: str, root: Path, archives: "Sequence[Archive]", *, keep: 
 
     After a DownloadError, `root` contains only completely unpacked archives.
     """
-    from data.catalog.download import download, require_space, unpack
+    from data.catalog.download import WORK, ArchiveError, download, require_space, unpack
 
-    work = root / ".downloads"
+    work = root / WORK
     work.mkdir(parents=True, exist_ok=True)
     for archive in archives:
         file = Path(urllib.parse.unquote(urllib.parse.urlsplit(archive.url).path)).name or name
-        done = work / f"{file}.done"
+        place = work / f"{hashlib.sha256(archive.url.encode()).hexdigest()[:8]}-{file}"  # two URLs may end alike
+        done = place.with_name(f"{place.name}.done")
         if done.exists():
             print(f"{file}: already unpacked")
             continue
         with _bytes_bar(file) as progress:
-            download(archive.url, work / file, checksum=archive.checksum, progress=progress)
+            download(archive.url, place, checksum=archive.checksum, progress=progress)
         if archive.packed:
-            unpacked = work / f"{file}.unpacked"
-            require_space(work, (work / file).stat().st_size)
-            with _bytes_bar(f"unpacking {file}") as progress:
-                unpack(work / file, unpacked, strip=archive.strip, progress=progress)
+            unpacked = place.with_name(f"{place.name}.unpacked")
+            require_space(work, place.stat().st_size)
+            try:
+                with _bytes_bar(f"unpacking {file}") as progress:
+                    unpack(place, unpacked, strip=archive.strip, progress=progress)
+            except ArchiveError as error:
+                place.unlink()
+                raise ArchiveError(f"{archive.url}: {error}; deleted, run again to fetch it anew") from error
             _merge(unpacked, root)
             shutil.rmtree(unpacked)
             if not keep:
-                (work / file).unlink()
+                place.unlink()
         else:
-            os.replace(work / file, root / file)
-        done.touch()
+            os.replace(place, root / file)
+        done.write_text(f"{archive.url}\n")
         print(f"{file}: " + ("checksum matches" if archive.checksum else "length matches (no checksum is published)"))
 
 

@@ -6,9 +6,11 @@ Range header and the standard library's zip and tar readers.
 
 import hashlib
 import http.client
+import json
 import lzma
 import os
 import shutil
+import struct
 import tarfile
 import urllib.error
 import urllib.parse
@@ -17,23 +19,55 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, Self
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of bytes so far and the total number of bytes (None if unknown)."""
 
+WORK = ".downloads"
+"""Folder inside a data set's root with downloads in progress, and with marks of what is unpacked."""
+
 _CHUNK = 1 << 20
-_TIMEOUT = 60.0  # seconds without receiving a byte
+_TIMEOUT = 20.0  # seconds without receiving a byte
 # RuntimeError: the zip is encrypted; its subclass NotImplementedError: unknown compression method.
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+# UnicodeDecodeError: the name of a member.
+_DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, UnicodeDecodeError,
+)  # fmt: skip
+_END: Any = tarfile.EOFHeaderError  # pyright: ignore[reportAttributeAccessIssue]
+_HEADER, _TAR_DAMAGED = tarfile.HeaderError, tarfile.ReadError
 
 
 class DownloadError(ValueError):
     """A file could not be downloaded or unpacked. The message names it and says whether to run again."""
 
 
+class ArchiveError(DownloadError):
+    """A file is not a whole archive, or not one that is safe to unpack."""
+
+
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to http and https only; urllib would also follow them to ftp."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _require_web(newurl, f"{req.full_url} redirects to ")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_WebRedirects)
+
+
+def _require_web(url: str, before: str = "") -> None:
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise DownloadError(
+            f"{before}{url}, which is not an http or https address"
+            if before
+            else f"{url} is not an http or https address"
+        )
+
+
 def download(
-    url: str, path: Path, *, checksum: str | None = None, progress: Progress | None = None, attempts: int = 5
+    url: str, path: Path, *, checksum: str | None = None, progress: Progress | None = None, attempts: int = 3
 ) -> None:
     """Download `url` to `path`, which appears only when it is complete and has the right checksum.
 
@@ -48,10 +82,10 @@ def download(
         attempts: give up after this many consecutive connections without receiving a byte.
 
     Raises:
-        DownloadError: the server refuses or does not answer, the disk is too small, or the checksum is wrong.
+        DownloadError: the server refuses or does not answer, the disk is too small, the checksum is wrong, or the
+            server sent a web page instead.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DownloadError(f"{url} is not an http or https address")
+    _require_web(url)
     if path.exists():
         _check(path, checksum, url)
         return
@@ -59,6 +93,8 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     _fetch(url, part, progress, attempts)
     _check(part, checksum, url)
+    if checksum is None:
+        _require_no_page(part, url)
     os.replace(part, path)
     _version(part).unlink(missing_ok=True)
 
@@ -91,8 +127,10 @@ def unpack(archive: Path, folder: Path, *, strip: str | None = None, progress: P
         elif tarfile.is_tarfile(archive):
             _untar(archive, folder, strip, progress)
         else:
-            raise DownloadError(f"{archive} is neither a zip nor a tar archive")
-    except (*_DAMAGED, OSError) as error:
+            raise ArchiveError(f"{archive} is neither a zip nor a tar archive")
+    except _DAMAGED as error:
+        raise ArchiveError(f"{archive} cannot be unpacked: {error}") from error
+    except OSError as error:
         raise DownloadError(f"{archive} cannot be unpacked: {error}") from error
 
 
@@ -117,13 +155,14 @@ def _fetch(url: str, part: Path, progress: Progress | None, attempts: int) -> No
 
 def _continue(url: str, part: Path, progress: Progress | None) -> bool:
     """Request the missing bytes of `part` and append them; return whether `part` is complete now."""
-    start = _size(part)
+    start, known = _size(part), _stored_version(part)
     headers = {"User-Agent": "mtsp", "Accept-Encoding": "identity"}
-    if start and _version(part).exists():
-        headers |= {"Range": f"bytes={start}-", "If-Range": _version(part).read_text(encoding="utf-8")}
+    validator = known.get("ETag") or known.get("Last-Modified")
+    if start and validator:
+        headers |= {"Range": f"bytes={start}-", "If-Range": validator}
     request = urllib.request.Request(url, headers=headers)
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        response = _OPENER.open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         # 416: the file has no bytes after `start`. Either `part` is complete, or the file has become shorter.
         if error.code != 416:
@@ -133,16 +172,26 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
         part.unlink()
         return False
     with response:
-        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        span = response.headers.get("Content-Range", "")
+        if response.status != 206:
             start = 0
+        elif not span.startswith(f"bytes {start}-"):
+            raise DownloadError(f"{url}: the server was asked for bytes {start}- and sends {span!r}; delete {part}")
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        if version is None or version.startswith("W/"):
-            _version(part).unlink(missing_ok=True)  # without a strong ETag or a date the download cannot be resumed
-        else:
-            _version(part).write_text(version, encoding="utf-8")
-        require_space(part.parent, 0 if total is None else total - start)
+        version = {key: response.headers[key] for key in ("ETag", "Last-Modified") if response.headers.get(key)}
+        version = {key: text for key, text in version.items() if not text.startswith("W/")}
+        if total is not None:
+            version["total"] = str(total)
+        if start and any(known[key] != version[key] for key in known.keys() & version.keys()):
+            part.unlink()  # the server sends the rest of another file: start over
+            _version(part).unlink()
+            return False
+        _version(part).write_text(json.dumps(version), encoding="utf-8")
+        try:
+            require_space(part.parent, 0 if total is None else total - start)
+        except DownloadError as error:
+            raise DownloadError(f"{url}: {error}") from error
         with part.open("ab" if start else "wb") as file:
             while chunk := response.read1(_CHUNK):
                 file.write(chunk)
@@ -150,6 +199,15 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
                 if progress is not None:
                     progress(start, total)
     return total is None or _size(part) == total
+
+
+def _require_no_page(path: Path, url: str) -> None:
+    """Raise DownloadError and delete the file if it is a web page, which servers send instead of a missing file."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")) and not url.endswith((".html", ".htm")):
+        path.unlink()
+        raise DownloadError(f"{url}: the server sent a web page instead of the file; look at it in a browser")
 
 
 def _check(path: Path, checksum: str | None, url: str) -> None:
@@ -167,11 +225,12 @@ def _check(path: Path, checksum: str | None, url: str) -> None:
 def _unzip(archive: Path, folder: Path, strip: str | None, progress: Progress | None) -> None:
     with zipfile.ZipFile(archive) as opened:
         members = opened.infolist()
+        _require_directory(archive, members)
         targets = [_target(archive, folder, member.filename, strip) for member in members]  # before any is written
         for member in members:
             kind = (member.external_attr >> 28) & 0xF  # file type in the Unix mode; 0 if there is none
             if kind not in (0, 0x4, 0x8):
-                raise DownloadError(f"{archive}: {member.filename!r} is a link or a device, only files are unpacked")
+                raise ArchiveError(f"{archive}: {member.filename!r} is a link or a device, only files are unpacked")
         require_space(folder, sum(member.file_size for member in members))
         done, total = 0, sum(member.compress_size for member in members)
         for member, target in zip(members, targets, strict=True):
@@ -183,10 +242,26 @@ def _unzip(archive: Path, folder: Path, strip: str | None, progress: Progress | 
                 progress(done, total)
 
 
+def _require_directory(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raise BadZipFile if the directory at the end of a zip, which zipfile trusts, disagrees with the rest of it."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - (1 << 16) - 22))
+        end = file.read().rpartition(b"PK\x05\x06")[2]
+        total = int.from_bytes(end[6:8], "little")
+        if total not in (len(members), 0xFFFF):  # 0xFFFF: the number is in a record of its own
+            raise zipfile.BadZipFile(f"its directory has {len(members)} entries, not {total}")
+        for member in members:
+            file.seek(member.header_offset)
+            flags, *found = struct.unpack("<6xH6x3L4x", file.read(30).ljust(30, b"\0"))
+            told = [member.CRC, member.compress_size, member.file_size]
+            if not flags & 8 and found != told and 0xFFFFFFFF not in found:  # 8: the numbers follow the content
+                raise zipfile.BadZipFile(f"its directory and {member.filename!r} itself disagree")
+
+
 def _untar(archive: Path, folder: Path, strip: str | None, progress: Progress | None) -> None:
     total = archive.stat().st_size
     require_space(folder, total)
-    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as opened:
+    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*", tarinfo=_StrictMember) as opened:
         for member in opened:
             target = _target(archive, folder, member.name, strip)
             if member.isfile():
@@ -195,18 +270,35 @@ def _untar(archive: Path, folder: Path, strip: str | None, progress: Progress | 
                 with source:
                     _write(source, target)
             elif not member.isdir():
-                raise DownloadError(f"{archive}: {member.name!r} is a link or a device, only files are unpacked")
+                raise ArchiveError(f"{archive}: {member.name!r} is a link or a device, only files are unpacked")
             if progress is not None:
                 progress(raw.tell(), total)
+        while opened.fileobj is not None and opened.fileobj.read(_CHUNK):
+            pass  # to the end, where gzip and others keep a checksum
+
+
+class _StrictMember(tarfile.TarInfo):
+    """A member of a tar archive. tarfile takes a damaged or missing header for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except _END:
+            raise
+        except _HEADER as error:
+            raise _TAR_DAMAGED(f"a header is damaged or missing: {error}") from error
 
 
 def _target(archive: Path, folder: Path, name: str, strip: str | None) -> Path:
     """Return the path to unpack a member to. Raises DownloadError unless it is inside `folder`."""
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or any(bad in name for bad in "\\\0") or (parts and ":" in parts[0]):
-        raise DownloadError(f"{archive}: {name!r} would be unpacked outside {folder}; the archive is refused")
+        raise ArchiveError(f"{archive}: {name!r} would be unpacked outside {folder}; the archive is refused")
     if strip is not None and parts[:1] == (strip,):
         parts = parts[1:]
+    if parts[:1] == (WORK,):
+        raise ArchiveError(f"{archive}: {name!r} is in the folder of the downloads themselves; the archive is refused")
     return folder.joinpath(*parts)
 
 
@@ -218,6 +310,15 @@ def _write(source: IO[bytes], path: Path) -> None:
 
 def _version(part: Path) -> Path:
     return part.with_name(f"{part.name}.version")
+
+
+def _stored_version(part: Path) -> dict[str, str]:
+    """Return what the server said of the file that `part` is the beginning of: ETag, Last-Modified, total."""
+    try:
+        known = json.loads(_version(part).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and all(isinstance(text, str) for text in known.values()) else {}
 
 
 def _size(path: Path) -> int:

@@ -62,13 +62,15 @@ def _annotated(kind: str, root: Path, where: Path, version: str, *, every_class:
         files = {row["id"]: row["file_name"] for row in found["images"]}
         numbers = {row["image_id"]: row["category_id"] for row in found["annotations"]}
         names = {row["id"]: f"{row.get('supercategory', '')}/{row['name']}".lstrip("/") for row in found["categories"]}
+        label_of = contiguous(names)
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{where}: expected images, annotations and categories in COCO's format: {error!r}") from error
     if odd := files.keys() ^ numbers.keys():
-        raise DataError(f"{where}: ids of images and annotations differ in {len(odd)} cases, the first is {min(odd)}")
+        raise DataError(
+            f"{where}: ids of images and annotations differ in {len(odd)} cases, for example {next(iter(odd))}"
+        )
     if unknown := set(numbers.values()) - names.keys():
-        raise DataError(f"{where}: category {min(unknown)} of an annotation is not in the list of categories")
-    label_of = contiguous(names)
+        raise DataError(f"{where}: category {next(iter(unknown))} of an annotation is not in the list of categories")
     members = Members(root, where)
     moved = (root / version).is_dir()
     images = []

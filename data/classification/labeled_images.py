@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from data.files.images import orientation, read_image
 from data.files.list_files import read_classes
-from data.files.listing import inside, require_files, require_unique
+from data.files.listing import inside, require_files, require_unicode, require_unique
 from data.types import DataError, Labels
 from mtsp.config import Config
 from mtsp.text import first_names
@@ -92,6 +92,7 @@ class LabeledConfig(Config):
                 f"{kind} at {root}: {len(empty)} of {len(classes)} classes have no images ({first_names(empty)}); "
                 "exclude them with a list in `classes`"
             )
+        require_unicode(kind, root, classes)
         require_files(kind, root, (image.path for image in annotations.images))
         images = label_subset(annotations, self.label_percent, self.label_seed)
         if self.per_class is not None:

@@ -8,6 +8,8 @@ of a JPEG, which have no checksum.
 import io
 import logging
 import os
+import re
+import stat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from data.files.jpeg import decode_jpeg
 from data.files.orientation import orientation_in, turned, unturned
+from data.files.pgm import without_comments
 from data.files.png import MAGIC, PngHeader, png_header
 from data.types import DataError, MissingDataError
 
@@ -123,21 +126,25 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open a file to read bytes. Raises DataError if it cannot be opened."""
+    """Open a file to read bytes. Raises DataError if it cannot be opened, or is a pipe or a device."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path}: cannot be opened: it is a folder, a pipe or a device")
         return path.open("rb")
     except FileNotFoundError as error:
         raise MissingDataError(f"{path}: no such file") from error
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be opened: {error}") from error
 
 
-def read_file(path: Path) -> bytes:
-    """Return the bytes of a file. Raises DataError if it cannot be read or is larger than an image can be."""
+def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a file. Raises DataError if it cannot be read or has more than `most` bytes."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; the most that is read of an image is {MAX_BYTES:,}")
+        if size > most:
+            raise DataError(f"{path}: {size:,} bytes, too large for such a file; at most {most:,} are read")
         try:
             return file.read()
         except OSError as error:
@@ -173,6 +180,8 @@ def open_image(path: Path, data: bytes, *, any_format: bool = False) -> OpenedIm
     png = None
     if data[:8] == MAGIC or (expected == "PNG" and not any_format):
         png = check_png(path, data)
+    if re.match(rb"P[1-6]", data):
+        data = without_comments(path, data)
     try:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:

@@ -14,7 +14,12 @@ except ImportError:  # pragma: no cover
     simplejpeg = None
 
 _LOG = logging.getLogger("mtsp")
-_DAMAGE = re.compile(r"corrupt|premature|bogus|inconsistent|truncated|unsupported marker|bad ", re.IGNORECASE)
+_UNUSUAL = re.compile(
+    "unsupported (?!marker)|unknown JFIF revision|Adobe color|precision|colorspace|color conversion|arithmetic|"
+    "subsampl",
+    re.IGNORECASE,
+)
+"""Messages of libjpeg about files that are not damaged, and that Pillow or OpenCV may be able to read."""
 
 
 def decode_jpeg(path: Path, data: bytes) -> np.ndarray | None:
@@ -35,9 +40,9 @@ def decode_jpeg(path: Path, data: bytes) -> np.ndarray | None:
             return None
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
-        if _DAMAGE.search(str(error)):
-            raise DataError(f"{path}: truncated or damaged: {error}") from error
-        return None
+        if _UNUSUAL.search(str(error)):
+            return None
+        raise DataError(f"{path}: truncated or damaged: {error}") from error
 
 
 _warned = False

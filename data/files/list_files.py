@@ -1,12 +1,20 @@
 """Read lists and labels from text, JSON and MATLAB files. Errors name the file."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.types import DataError, MissingDataError
+from data.files.images import read_file
+from data.types import DataError
+
+MAX_BYTES = 1 << 30
+"""Size of the largest list or label file that is read."""
+
+_SURROGATE = re.compile(r"\\u[dD][89abAB]")
 
 
 def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
@@ -21,9 +29,9 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:
         raise DataError(f"{path} is a MATLAB file; to read it: pip install mtsp[mat]") from error
-    _require(path)
+    data = read_file(path, MAX_BYTES)
     try:
-        found: dict[str, Any] = loadmat(str(path), squeeze_me=True)
+        found: dict[str, Any] = loadmat(io.BytesIO(data), squeeze_me=True)
     except Exception as error:  # scipy raises many types: ValueError, TypeError, zlib.error, OSError, ...
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: cannot be read as a MATLAB file: {reason}") from error
@@ -35,11 +43,14 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises DataError if it cannot be read."""
-    _require(path)
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        found = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    return found
 
 
 def read_lines(path: Path) -> list[list[str]]:
@@ -48,12 +59,7 @@ def read_lines(path: Path) -> list[list[str]]:
     Raises:
         DataError: the file is missing, not text, or empty.
     """
-    try:
-        lines = [words for line in path.read_text(encoding="utf-8-sig").splitlines() if (words := line.split())]
-    except FileNotFoundError as error:
-        raise MissingDataError(f"{path}: no such split file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the split file cannot be read: {error}") from error
+    lines = [words for line in read_text(path).splitlines() if (words := line.split())]
     if not lines:
         raise DataError(f"{path}: the split is empty")
     return lines
@@ -61,30 +67,28 @@ def read_lines(path: Path) -> list[list[str]]:
 
 def read_names(path: Path) -> list[str]:
     """Return the non-blank lines of a file, stripped. Raises DataError if it cannot be read."""
-    _require(path)
+    return [name for line in read_text(path).splitlines() if (name := line.strip())]
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 text file, without a byte order mark.
+
+    Raises:
+        DataError: the file is missing, not a regular file, larger than :data:`MAX_BYTES`, or not UTF-8.
+    """
     try:
-        return [name for line in path.read_text(encoding="utf-8-sig").splitlines() if (name := line.strip())]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        return read_file(path, MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read as text: {error}") from error
 
 
 def read_classes(path: Path) -> list[str]:
     """Return the class names in a file; one per line: a name ends at a tab; blank lines and lines
     that begin with # are skipped. Raises DataError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise MissingDataError(f"no list of classes at {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list of classes cannot be read: {error}") from error
+    lines = read_text(path).splitlines()
     names = [name for line in lines if not line.startswith("#") and (name := line.split("\t")[0].strip())]
     if not names:
         raise DataError(f"{path}: the list of classes is empty")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path}: {len(twice)} classes are listed twice, for example {twice[0]!r}")
     return names
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise MissingDataError(f"{path}: no such file")

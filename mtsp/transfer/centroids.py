@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtsp.files.atomic_file import write_atomically
+from mtsp.files.tensors import require_unchanged, write_hashed
 from mtsp.text import first_names
 
 SUFFIX = ".safetensors"
@@ -75,7 +75,7 @@ class Centroids:
 
         metadata = {"format": _FORMAT, "names": json.dumps(self.names), "features": self.features}
         tensors = {"means": np.ascontiguousarray(self.means, np.float32), "counts": self.counts.astype(np.int64)}
-        write_atomically(path, save(tensors, metadata))
+        write_hashed(path, tensors, metadata, save)
 
     @classmethod
     def load(cls, path: Path) -> "Centroids":
@@ -89,6 +89,7 @@ class Centroids:
 
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}, which should hold class means")
+        require_unchanged(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

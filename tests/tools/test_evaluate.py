@@ -153,7 +153,7 @@ def truncated(folder: Path) -> None:
     ("change", "extra", "message"),
     [
         (of_another_network, [], "tensors are missing, as segmentation.mean; 1 have no place, as segmentation.new"),
-        (truncated, [], "weights.safetensors cannot be read as weights"),
+        (truncated, [], "weights.safetensors is damaged: it does not have the SHA-256"),
         (None, ["model.width=16"], "holds another network than the config's segflow"),
         (None, ["model.widht=16"], "model.widht: unknown key; did you mean model.width?"),
         (None, ["--checkpoint", "nowhere"], "no weights at nowhere"),

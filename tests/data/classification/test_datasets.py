@@ -208,7 +208,7 @@ def test_inaturalist_annotations_that_disagree(species: Path) -> None:
     path = species / "train2017.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps({**found, "annotations": found["annotations"][1:]}))
-    with pytest.raises(DataError, match="ids of images and annotations differ in 1 cases, the first is 11"):
+    with pytest.raises(DataError, match="ids of images and annotations differ in 1 cases, for example 11"):
         read("inaturalist", species)
     path.write_text(json.dumps({**found, "categories": found["categories"][:1]}))
     with pytest.raises(DataError, match="category 3 of an annotation is not in the list of categories"):

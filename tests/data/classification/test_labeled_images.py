@@ -127,7 +127,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (lambda root: (root / "images/001.Auk/3.png").unlink(), r"CUB-200-2011 at .*: 1 file \(.*001.Auk/3.png\) missing"),
-    (lambda root: (root / "train_test_split.txt").unlink(), r"train_test_split.txt: no such split file"),
+    (lambda root: (root / "train_test_split.txt").unlink(), r"train_test_split.txt: no such file"),
     (
         lambda root: edit(root / "image_class_labels.txt", "0 1\n", ""),
         r"image_class_labels.txt: 1 ids do not match images.txt: '0' is not in image_class_labels.txt",

@@ -76,7 +76,7 @@ def test_flying_things_is_split_as_published_and_can_skip_unused_frames(tmp_path
     options: dict[str, Any] = {"passes": ["clean"], "directions": ["into_future"]}
     assert things(tmp_path, split="val", **options).ids == ["clean/into_future/left/TEST/B/0001/0006"]
     assert len(things(tmp_path, **options)) == 3
-    with pytest.raises(MissingDataError, match=r"all_unused_files\.txt: no such split file"):
+    with pytest.raises(MissingDataError, match=r"all_unused_files\.txt: no such file"):
         things(tmp_path, skip_unused=True, **options)
     (tmp_path / "all_unused_files.txt").write_text("TRAIN/A/0000/left/0009.png\nTRAIN/A/0000/right/0009.png\n")
     kept = things(tmp_path, skip_unused=True, **options).ids  # 8 -> 9 shows the unused frame too

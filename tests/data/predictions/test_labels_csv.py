@@ -217,7 +217,7 @@ def test_a_table_that_is_missing_or_no_text_says_why(
     assert "saved/labels.csv: there is no such table" in capsys.readouterr().err
     (tmp_path / "saved/labels.csv").write_bytes(b"\xff\xfe\x00")
     assert run(arguments) == 1
-    assert "saved/labels.csv: the table cannot be read" in capsys.readouterr().err
+    assert "saved/labels.csv: cannot be read as text" in capsys.readouterr().err
     assert run([*arguments, "--split", "test"]) == 1
     assert "error: test: no such file" in capsys.readouterr().err
 

@@ -156,7 +156,7 @@ def test_what_the_program_cannot_do_is_one_line(tmp_path: Path, capsys: pytest.C
         (["--end", tmp_path / "a.safetensors", "--start", tmp_path / "none"], "no weights at"),
         (
             ["--end", tmp_path / "broken.safetensors", "--start", tmp_path / "a.safetensors"],
-            "cannot be read as weights",
+            "cannot be read",
         ),
     ):
         line = [str(argument) for argument in (*arguments, "--out", tmp_path / "out.safetensors")]

@@ -1,0 +1,1 @@
+"""Damage files of every format that is read, and count what the readers make of them."""
