@@ -1,6 +1,7 @@
 """Write named tensors to safetensors files atomically, with a hash of the file, which is checked when it is read."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,16 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 def write_hashed(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None, save: Any) -> None:
     """Write what `save` of safetensors makes of tensors or arrays, with the hash of the file in its metadata.
 
-    The hash is that of the file with zeros in place of its digits.
+    The hash is that of the file with zeros in place of its digits. Equal content gives equal files: safetensors itself
+    writes metadata in any order.
     """
-    data = bytearray(save(tensors, {**(metadata or {}), "sha256": _NO_HASH}))
+    notes = dict(sorted({**(metadata or {}), "sha256": _NO_HASH}.items()))
+    data = save(tensors, notes)
+    size = int.from_bytes(data[:8], "little")
+    header = {**json.loads(data[8 : 8 + size]), "__metadata__": notes}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as in safetensors, the tensors begin at a multiple of 8
+    data = bytearray(len(text).to_bytes(8, "little") + text + data[8 + size :])
     found = _HASH.search(data)
     assert found is not None
     data[found.start(1) : found.end(1)] = hashlib.sha256(data).hexdigest().encode()
@@ -51,7 +59,8 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], Mapping[str, str]]":
     require_unchanged(path)
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            notes = {key: text for key, text in (file.metadata() or {}).items() if key != "sha256"}
+            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -68,4 +77,7 @@ def require_unchanged(path: Path) -> None:
         while piece := file.read(1 << 20):
             digest.update(piece)
     if digest.hexdigest().encode() != found[1]:
-        raise ValueError(f"{path} is damaged: it does not have the SHA-256 that it was written with")
+        raise ValueError(
+            f"{path} is damaged: it does not have the SHA-256 that it was written with (a program that changes weights "
+            "and keeps their metadata must leave out `sha256`)"
+        )

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from data.files.images import write_image
 from data.files.masks import write_mask
 from mtsp.config import ConfigError
+from mtsp.files.tensors import read_tensors, write_tensors
 from tools.evaluate import main as evaluate
 from tools.predict import main as predict
 
@@ -57,15 +57,13 @@ def colors(tmp_path: Path) -> dict[str, Any]:
 
 def always(weights: Path, label: int) -> None:
     """Change the weights so that the network says class `label` of every image."""
-    with safe_open(weights, "pt") as file:
-        notes = file.metadata()
-    tensors = load_file(weights)
+    tensors, notes = read_tensors(weights)
     for name, value in tensors.items():
         if name.startswith("head.") and value.shape[:1] == (3,):
             value.zero_()
             if value.ndim == 1:
                 value[label] = 1
-    save_file(tensors, weights, notes)
+    write_tensors(weights, tensors, notes)
 
 
 def measured(run: Path, folder: Path, entry: Path, *extra: str) -> dict[str, Any]:

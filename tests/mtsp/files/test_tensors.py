@@ -27,6 +27,14 @@ def test_tensors_and_metadata_come_back_and_other_programs_read_the_file(tmp_pat
     assert load_file(tmp_path / "a.safetensors").keys() == TENSORS.keys()
 
 
+def test_equal_content_gives_equal_files(tmp_path: Path) -> None:
+    notes = {f"note {i}": "é" * i for i in range(9)}
+    write_tensors(tmp_path / "a", TENSORS, notes)
+    write_tensors(tmp_path / "b", TENSORS, dict(reversed(notes.items())))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_tensors(tmp_path / "a")[1] == notes
+
+
 def test_a_file_of_another_program_has_no_hash_and_is_read(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     assert read_tensors(tmp_path / "a.safetensors")[0]["a"].tolist() == [1, 1]
