@@ -63,7 +63,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said
 
 
-TWO = {"classes": ["ground", "road"]}
+TWO: dict[str, Any] = {"classes": ["ground", "road"]}
 
 
 def test_1_masks_have_a_suffix_of_their_own(tmp_path: Path) -> None:

@@ -142,8 +142,8 @@ def others() -> list[Cell]:
         Cell("gray 1 bit.tif", tiff(two, 1), gray(two * 255), two),
         Cell("gray turned.tif", tiff(ids * 60, orientation=8), gray(ids * 60), ids * 60),
         *(
-            Cell(f"{name} {way}.tif", tiff(pixels, depth, photometric=color, **how), shown, stored)
-            for way, how in {"strips": {"rows": 4}, "tiles": {"tile": 16}}.items()
+            Cell(f"{name} {way}.tif", tiff(pixels, depth, photometric=color, rows=rows, tile=tile), shown, stored)
+            for way, rows, tile in (("strips", 4, None), ("tiles", None, 16))
             for name, pixels, depth, color, shown, stored in (
                 ("RGB", RGB, 8, 2, RGB, None),
                 ("gray", ids * 60, 8, 1, gray(ids * 60), ids * 60),
