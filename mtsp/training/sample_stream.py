@@ -159,8 +159,8 @@ def micro_batches(
     while True:
         try:
             batch = next(batches)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader"):
+        except (RuntimeError, ConnectionError) as error:  # while its tensors are fetched, a dead worker is the latter
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
                 raise
             raise ValueError(_lost_worker(batches, samples)) from error
         if isinstance(batch, Failure):
@@ -172,6 +172,8 @@ def _lost_worker(batches: Any, samples: _AugmentedSamples) -> str:
     """Return what is known about worker processes that died or do not answer."""
     ids = getattr(samples.examples, "ids", range(len(samples.examples)))
     processes = batches._workers
+    for process in processes:
+        process.join(1.0 / len(processes))  # one that was just killed may not have ended yet
     ended = [number for number, process in enumerate(processes) if not process.is_alive()]
     names = ", ".join(f"sample {ids[samples.reading[number]]}" for number in ended or range(len(processes)))
     if not ended:

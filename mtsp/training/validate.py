@@ -72,7 +72,8 @@ def validate(run: TrainingRun) -> None:
             raise ConfigError(
                 f"train.keep_best.metric: no {best.metric} in this validation; it has {', '.join(values)}"
             )
-        run.scores[step] = values[best.metric]
+        if step > 0:  # the start is no checkpoint
+            run.scores[step] = values[best.metric]
 
 
 def evaluator(run: TrainingRun) -> Callable[[nn.Module, Examples], Evaluation]:

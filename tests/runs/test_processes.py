@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mtsp.training.checkpoint import files
-from tests.runs.run_folders import ChildProcess, command, rows, same_but_for_rounding
+from tests.runs.run_folders import ChildProcess, command, rewound, rows, same_but_for_rounding
 from tools.train import main
 
 Train = Callable[..., dict[str, dict[str, float]]]
@@ -57,6 +57,25 @@ def test_two_processes_end_as_one(several: dict[str, Any], train: Train, tmp_pat
             assert row.get(name, 0.0) == pytest.approx(truth.get(name, 0.0), rel=1e-3)
     state = files.load(tmp_path / "two" / "checkpoints" / "step-00000006").state
     assert state["processes"] == 2
+
+
+def test_a_run_may_go_on_with_another_number_of_processes(
+    several: dict[str, Any], train: Train, tmp_path: Path
+) -> None:
+    """One process until step 2, two until step 4, then one again."""
+    several["train"]["keep_last"] = 3
+    (tmp_path / "several.yaml").write_text(json.dumps(several))
+    train(several, tmp_path / "one")
+    rewound(tmp_path / "one", 2, tmp_path / "two")
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    arguments = command(tmp_path / "several.yaml", tmp_path / "two", "--resume", "must")
+    environments = [
+        shared | {"ACCELERATE_USE_CPU": "true", "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)
+    ]
+    ranks = [ChildProcess(arguments, tmp_path / f"log-{n}", one) for n, one in enumerate(environments)]
+    assert [rank.ended() for rank in ranks] == [0, 0], "\n".join(rank.log.read_text() for rank in ranks)
+    train(several, rewound(tmp_path / "two", 4, tmp_path / "run"), "must")
+    same_but_for_rounding(tmp_path / "run", tmp_path / "one")
 
 
 def test_two_nodes_of_one_process_end_as_one_process(several: dict[str, Any], train: Train, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ class Saver:
 
     def keep_before(self, step: int) -> int | None:
         """Keep the newest checkpoint whose weights did not see step `step` - 1, and return its step, or None."""
+        self._wait()  # the newest may still be on its way
         limit, kept = self._run.experiment.train.keep_before_spike, self._run.spikes.saved_before
         steps = [files.step_of(path) for path in files.checkpoints(self._folder)]
         before = max((saved for saved in steps if saved < step - 1), default=None)

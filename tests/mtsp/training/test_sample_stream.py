@@ -1,5 +1,7 @@
 """Batches are a function of (seed, step), not of processes, workers, accumulation or resuming."""
 
+import os
+import signal
 from itertools import islice
 
 import numpy as np
@@ -17,8 +19,9 @@ class Numbers:
 
     kind: Kind = "labeled"
 
-    def __init__(self, length: int, bad: int | None = None) -> None:
-        self.length, self.bad = length, bad
+    def __init__(self, length: int, bad: int | None = None, deadly: int | None = None) -> None:
+        self.length, self.bad, self.deadly = length, bad, deadly
+        self.ids = [f"frame{index}" for index in range(length)]
 
     def __len__(self) -> int:
         return self.length
@@ -27,6 +30,8 @@ class Numbers:
         raise AssertionError("training draws")
 
     def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
         if index == self.bad:
             raise ValueError(f"frame{index}.png is truncated")
         return {"name": [str(index)], "frame": torch.tensor([index, rng.random()])}  # pyright: ignore[reportReturnType]
@@ -112,3 +117,14 @@ def test_samples_that_differ_in_labels_or_sizes_are_named() -> None:
         collate([one, labeled])
     with pytest.raises(ValueError, match=r"a and c .* their frame has sizes \(3, 4, 4\) and \(3, 4, 5\)"):
         collate([one, one, wide])
+
+
+def test_the_sample_that_a_killed_worker_was_reading_is_named_and_the_handler_of_its_end_is_not_torchs() -> None:
+    """Torch's handler would raise in the middle of a step."""
+    before = signal.getsignal(signal.SIGCHLD)
+    stream = micro_batches(
+        Numbers(6, deadly=4), batch_size=6, start=0, seed=[3], shard=Shard(), collate=collate, workers=1
+    )
+    with pytest.raises(ValueError, match="a data worker was ended by SIGKILL; the last that it read is sample frame4;"):
+        next(stream)
+    assert signal.getsignal(signal.SIGCHLD) == before

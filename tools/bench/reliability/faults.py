@@ -201,7 +201,7 @@ class Job:
 
 def environment() -> dict[str, str]:
     """Return the environment of launched jobs."""
-    return os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    return os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def forked(spec: str, arguments: list[str], log: str, own: dict[str, str]) -> None:
@@ -335,7 +335,7 @@ def kills(out: Path, options: argparse.Namespace) -> Iterator[Row]:
         setting = f"SIGKILL, {processes} process{'es' * (processes > 1)}, keep_last {keep_last}"
         done = [row for row in read(out, "kills") if row["attack"].startswith(setting)]
         count, number = sum(int(row["happened"].split()[0]) for row in done), len(done)
-        more = ["train.steps=120", "train.save_every=2", "evaluation.every=10", f"train.keep_last={keep_last}"]
+        more = ["train.steps=40", "train.save_every=2", "evaluation.every=10", f"train.keep_last={keep_last}"]
         truth = undisturbed(out, "long", *more, processes=processes)
         while count < wanted:
             rng, name = random.Random(f"{setting} {number}"), f"kills-{processes}-{keep_last}-{number}"
