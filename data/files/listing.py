@@ -84,8 +84,9 @@ def in_split(split: Path | None, names: Iterable[str], folder: Path) -> list[str
     if split is None:
         return known
     wanted = {normalize("NFC", name) for name in read_names(split)}
-    chosen = [name for name in known if name in wanted or any(name.startswith(f"{place}/") for place in wanted)]
-    folders = {parent.as_posix() for name in chosen for parent in PurePosixPath(name).parents}
+    above = {name: {parent.as_posix() for parent in PurePosixPath(name).parents} for name in known}
+    chosen = [name for name in known if name in wanted or not wanted.isdisjoint(above[name])]
+    folders = {folder for name in chosen for folder in above[name]}
     if lacking := sorted(wanted - {*chosen} - folders):
         raise MissingDataError(
             f"{split}: {len(lacking)} of {len(wanted)} lines name no example in {folder}, for example "

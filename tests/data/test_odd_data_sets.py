@@ -369,7 +369,7 @@ def test_25_split_lists_with_suffixes_comments_or_other_capitals(tmp_path: Path)
     for text, names in (("b\r\n\r\na \r\n", ["a", "b"]), ("a.jpg\n", None), ("A\n", None), ("# mine\na\n", None)):
         split.write_text(text)
         if names is None:
-            with pytest.raises(DataError, match=r"train\.txt: 1 names have no image"):
+            with pytest.raises(DataError, match=r"train\.txt: 1 of \d lines name no example"):
                 own(tmp_path, split=str(split), **TWO)
         else:
             assert own(tmp_path, split=str(split), **TWO).ids == names
