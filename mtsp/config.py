@@ -213,7 +213,7 @@ def _walk(kind: type[Config], values: Any, location: Iterable[Any]) -> tuple[str
     owner: type[Config] | None = kind
     for part in location:
         members = _sections(section)
-        if len(members) > 1 and (tagged := [m for m in members if _tag(m) == part]):
+        if len(members) > 1 and (tagged := [m for m in members if part in _tags(m)]):
             section = owner = tagged[0]
             continue
         if not isinstance(part, int) and str(part).startswith(("function-", "tuple[", "list[", "dict[", "is-")):
@@ -251,6 +251,6 @@ def _item(annotation: Any) -> Any:
     return next((member for member in reversed(get_args(annotation)) if member is not Ellipsis), None)
 
 
-def _tag(section: type[Config]) -> str | None:
+def _tags(section: type[Config]) -> tuple[Any, ...]:
     field = section.model_fields.get("name")
-    return next(iter(get_args(field.annotation)), None) if field else None
+    return get_args(field.annotation) if field else ()

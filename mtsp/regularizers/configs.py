@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from mtsp.config import Config
 from mtsp.fisher.estimate import fisher_of
-from mtsp.optim import OptimizerConfig
+from mtsp.optim.groups import longest_prefix
+from mtsp.optim.optimizers import OptimizerConfig
 from mtsp.regularizers.base import Regularizer
 from mtsp.regularizers.members import GLSP, L1SP, L2SP, MARS, SPD, CautiousL2SP, DirectionSP, GLSPFisher, L2SPFisher
 from mtsp.regularizers.penalties import Mode
 from mtsp.regularizers.rates import resolve_mode, strength_of
-from mtsp.regularizers.strength import Pace, half_life
+from mtsp.regularizers.strength import Pace, by_depth, half_life
+from mtsp.regularizers.targets import under
 
 
 class PaceConfig(Config):
@@ -74,7 +76,10 @@ Numbers = Mapping[str, float]
 class RegularizerConfig(Config):
     """Base of all regularizer sections."""
 
-    kind: ClassVar[type[Regularizer]] = L2SP
+    @property
+    def kind(self) -> type[Regularizer]:
+        """Class of the regularizer."""
+        return _KINDS[getattr(self, "name")]  # noqa: B009
 
     def strength(
         self, key: str, pace: Pace, lr: float, optimizer: OptimizerConfig, *, may_overshoot: bool = False
@@ -100,8 +105,6 @@ class RegularizerConfig(Config):
 class PenaltyConfig(RegularizerConfig):
     """Settings that all regularizers except mars share."""
 
-    to_zero: ClassVar[bool] = False
-
     alpha: StrengthConfig
     """Strength of the pull on pretrained weights: loss per squared distance (l1sp, glsp: per distance), or a pace. A
     branch can override it."""
@@ -116,68 +119,49 @@ class PenaltyConfig(RegularizerConfig):
         self.kind.check_mode(self.mode)
         return self
 
+
+class SPConfig(PenaltyConfig):
+    """A regularizer that its strengths describe."""
+
+    name: Literal["l2", "l2sp", "l2spk", "l1sp", "glsp", "directionsp", "spd", "cautiousl2sp"]
+    """l2: every convolution and linear weight is pulled to zero, the baseline of the papers. l2sp: pretrained weights
+    are pulled to their start, new ones to zero (equation 3 of the paper). l2spk: as l2sp, with an alpha that falls with
+    depth, from its value at the first layer of a branch to one n-th of it at the last of n. l1sp, glsp: absolute
+    distances; group lasso over output channels. Both are proximal by default, so that some weights stay exactly at
+    their start. directionsp: the direction of filters, for convolutions followed by a normalization layer. spd:
+    selective projection decay; alpha is a fraction of the distance and does not depend on the learning rate.
+    cautiousl2sp: decoupled l2sp, only on entries that the optimizer's update moves in the same direction."""
+
     def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Regularizer:
-        """Return the regularizer with these strengths by branch."""
-        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, zero=self.to_zero)
+        """Return the regularizer with these strengths by branch or module."""
+        if self.name == "l2spk":
+            alpha = {**alpha, **_by_depth(model, anchors, alpha)}
+        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, zero=self.name == "l2")
 
 
-class L2Config(PenaltyConfig):
-    """L2, the baseline of the papers: every convolution and linear weight is pulled to zero."""
-
-    to_zero = True
-    name: Literal["l2"]
-
-
-class L2SPConfig(PenaltyConfig):
-    """L2-SP, equation 3 of the paper: pretrained weights are pulled to their start, new ones to zero."""
-
-    name: Literal["l2sp"]
-
-
-class L1SPConfig(PenaltyConfig):
-    """L1-SP: sum of absolute distances; proximal by default, so that some weights stay exactly at their start."""
-
-    kind = L1SP
-    name: Literal["l1sp"]
-
-
-class GLSPConfig(PenaltyConfig):
-    """GL-SP: group lasso over output channels; proximal by default, so that some stay exactly at their start."""
-
-    kind = GLSP
-    name: Literal["glsp"]
-
-
-class DirectionSPConfig(PenaltyConfig):
-    """Filter-direction L2-SP, for convolutions followed by a normalization layer."""
-
-    kind = DirectionSP
-    name: Literal["directionsp"]
-
-
-class SPDConfig(PenaltyConfig):
-    """Selective projection decay; alpha is a fraction of the distance and does not depend on the learning rate."""
-
-    kind = SPD
-    name: Literal["spd"]
-
-
-class CautiousL2SPConfig(PenaltyConfig):
-    """Decoupled L2-SP, applied only to entries that the optimizer's update moves in the same direction."""
-
-    kind = CautiousL2SP
-    name: Literal["cautiousl2sp"]
+def _by_depth(model: nn.Module, anchors: Mapping[str, Tensor], alpha: Numbers) -> dict[str, float]:
+    """Return alpha of each weight that has an anchor, by its depth in its branch."""
+    factors: dict[str, float] = {}
+    for branch in dict.fromkeys(name.partition(".")[0] for name in anchors):
+        factors |= by_depth(model, 1.0, shared={name: None for name in anchors if under(name, branch)})
+    return {
+        name: factor * alpha[prefix]
+        for name, factor in factors.items()
+        if (prefix := longest_prefix(name, alpha)) is not None
+    }
 
 
 class FisherConfig(PenaltyConfig):
-    """Settings of the regularizers that use Fisher information."""
+    """A regularizer that uses Fisher information: how much each weight affects the predictions."""
 
+    name: Literal["l2spfisher", "glspfisher"]
+    """l2spfisher: squared distances. glspfisher: group lasso over output channels."""
     fisher: str
     """File written by `python tools/fisher.py --config THIS --out FILE`. The values are divided by their mean over the
     pretrained weights, so that alpha is comparable with the alpha of l2sp (glsp)."""
 
     def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Regularizer:
-        """Return the regularizer with these strengths by branch.
+        """Return the regularizer with these strengths by branch or module.
 
         Raises:
             FileNotFoundError: the Fisher file does not exist.
@@ -187,24 +171,9 @@ class FisherConfig(PenaltyConfig):
         return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, fisher=fisher)
 
 
-class L2SPFisherConfig(FisherConfig):
-    """L2-SP-Fisher: squared distances, weighted by how much each weight affects the predictions."""
-
-    kind = L2SPFisher
-    name: Literal["l2spfisher"]
-
-
-class GLSPFisherConfig(FisherConfig):
-    """GL-SP-Fisher: group lasso over output channels, weighted by how much each weight affects the predictions."""
-
-    kind = GLSPFisher
-    name: Literal["glspfisher"]
-
-
 class MARSConfig(RegularizerConfig):
     """MARS: bound the distance of each output channel from its start; there is no pull within the bound."""
 
-    kind = MARS
     name: Literal["mars"]
     radius: float = Field(gt=0, allow_inf_nan=False)
     """Upper bound on the sum of absolute distances of the weights of an output channel; the same in every branch."""
@@ -227,17 +196,17 @@ class NoneConfig(Config):
     name: Literal["none"]
 
 
-AnyRegularizer = (
-    L2Config
-    | L2SPConfig
-    | L1SPConfig
-    | GLSPConfig
-    | L2SPFisherConfig
-    | GLSPFisherConfig
-    | DirectionSPConfig
-    | SPDConfig
-    | CautiousL2SPConfig
-    | MARSConfig
-    | NoneConfig
-)
+_KINDS: dict[str, type[Regularizer]] = {
+    **dict.fromkeys(("l2", "l2sp", "l2spk"), L2SP),
+    "l1sp": L1SP,
+    "glsp": GLSP,
+    "directionsp": DirectionSP,
+    "spd": SPD,
+    "cautiousl2sp": CautiousL2SP,
+    "l2spfisher": L2SPFisher,
+    "glspfisher": GLSPFisher,
+    "mars": MARS,
+}
+
+AnyRegularizer = SPConfig | FisherConfig | MARSConfig | NoneConfig
 """Any `regularizer` section; its `name` selects the class."""

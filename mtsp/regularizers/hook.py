@@ -280,7 +280,8 @@ class Attachment:
         return fraction.to(device) if isinstance(fraction, Tensor) else fraction
 
     def step_fractions(self, *, full: bool = False) -> dict[str, tuple[float, int]]:
-        """Return, for each weight, the fraction of the distance that the pull alone takes in a step, and its size.
+        """Return, for each weight that learns, the fraction of the distance that the pull alone takes in a step, and
+        its size.
 
         At the present learning rate, or at the `full` one. NaN where the fraction is not constant.
         """
@@ -290,7 +291,8 @@ class Attachment:
             if has_time_constant(self.optimizer, self.mode) and bucket.penalty.proportional:
                 lr = self._full_lr(bucket.group) if full else float(present_lr(group))
                 fraction = lr * bucket.strength / momentum_divisor(self.optimizer, group, self.mode)
-            result |= {n: (fraction, w.numel()) for n, w in zip(bucket.names, bucket.weights, strict=True)}
+            weights = zip(bucket.names, bucket.weights, strict=True)
+            result |= {name: (fraction, weight.numel()) for name, weight in weights if weight.requires_grad}
         return result
 
     def _full_lr(self, group: int) -> float:

@@ -250,7 +250,7 @@ class _Twin:
             self.weight.copy_(values.sin().reshape(8, 6))
         own = {key: _copied(value) for key, value in group.items() if key not in ("params", "param_names")}
         for key in own.keys() & {"step", "k"}:  # of a run before this
-            own[key] = original.defaults.get(key, 0)
+            own[key] = torch.zeros_like(own[key]) if isinstance(own[key], Tensor) else original.defaults.get(key, 0)
         if own.get("lr") is not None and not estimates_lr(own):
             own["lr"] = torch.full_like(own["lr"], _LR) if isinstance(own["lr"], Tensor) else _LR
         if new:

@@ -156,7 +156,7 @@ def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], met
 
 def _pulled(experiment: AnyExperiment) -> list[str]:
     """Return the branches that are trained and have pretrained weights."""
-    return [name for name, branch in experiment.branches.items() if branch.weights and not branch.freeze]
+    return [name for name, branch in experiment.branches.items() if branch.weights and branch.learns]
 
 
 def _alpha(experiment: AnyExperiment, tau: float, lr: float) -> float:

@@ -2,17 +2,21 @@
 
 import itertools
 from bisect import bisect_right
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
+from torch import nn
 
 from mtsp.config import Config
 from mtsp.distributed.processors import processors_per_process
 from mtsp.evaluation.corruptions import CorruptionsConfig
 from mtsp.evaluation.forgetting import SourceConfig
 from mtsp.evaluation.tta import AnyTta, NoTtaConfig
-from mtsp.optim import OptimizerConfig, ScheduleConfig
+from mtsp.optim.groups import depth_scales, longest_prefix
+from mtsp.optim.optimizers import OptimizerConfig
+from mtsp.optim.schedule import ScheduleConfig
 from mtsp.regularizers.configs import AnyRegularizer, NoneConfig, PaceConfig, RegularizerConfig, StrengthConfig
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import TrackingConfig
@@ -27,6 +31,20 @@ SOURCE = "source"
 """Name of the source task in results and curves."""
 
 
+class ModuleConfig(Config):
+    """Settings of a module inside a branch; null: those of the branch, or of the longer module around it."""
+
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the module."""
+    alpha: StrengthConfig | None = None
+    """Regularization strength of the module's pretrained weights."""
+    beta: StrengthConfig | None = None
+    """Regularization strength of the module's new weights."""
+    freeze: bool | None = None
+    """Never train the module, and keep the statistics of its normalization layers. False: train it in a frozen
+    branch."""
+
+
 class BranchConfig(Config):
     """A named part of the network, with its own pretrained weights."""
 
@@ -39,6 +57,9 @@ class BranchConfig(Config):
     """Standard deviation to divide frames by (RGB); null: the one that the weights were trained with."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of the branch; null: the learning rate of `optimizer`."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Factor of the learning rate from each pretrained block to the one before it; new blocks, as a head, have the
+    branch's own. The strengths are the same in all blocks, or, set as a pace, reach that pace in each."""
     alpha: StrengthConfig | None = None
     """Regularization strength of the branch's pretrained weights; null: `regularizer.alpha`."""
     beta: StrengthConfig | None = None
@@ -47,12 +68,21 @@ class BranchConfig(Config):
     """Never train the branch, and keep the statistics of its normalization layers."""
     freeze_norm: bool = False
     """Train the branch, but keep the statistics of its batch normalization."""
+    modules: dict[str, ModuleConfig] = Field(default={})
+    """Settings of modules inside the branch, by their names: `{layer4: {lr: 1e-3}, layer1.0: {freeze: true}}`."""
 
     @model_validator(mode="after")
-    def _mean_of_weights(self) -> "BranchConfig":
+    def _weights_are_given(self) -> "BranchConfig":
         if self.weights is None and (self.mean or self.std):
             raise ValueError("`mean` and `std` need pretrained `weights`, but `weights` is null; leave them out")
+        if self.weights is None and self.layer_decay:
+            raise ValueError("`layer_decay` needs pretrained `weights`, but `weights` is null; leave it out")
         return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether any module of the branch is trained."""
+        return not self.freeze or any(module.freeze is False for module in self.modules.values())
 
 
 class StageConfig(Config):
@@ -153,7 +183,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
         wrong = self._ignored()
         if not self.tasks.wanted:
             wrong.append(f"tasks: there is nothing to learn; set one of {', '.join(type(self.tasks).model_fields)}")
-        if self.branches and all(branch.freeze for branch in self.branches.values()):
+        if self.branches and not any(branch.learns for branch in self.branches.values()):
             wrong.append("branches: all are frozen, so nothing would be trained; set `freeze: false` for one")
         try:
             self.strengths()
@@ -169,7 +199,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
             for branch in stage.learn or ():
                 if branch not in self.branches:
                     wrong.append(f"{place}.learn: no branch {branch!r}; there is {branches}")
-                elif self.branches[branch].freeze:
+                elif not self.branches[branch].learns:
                     wrong.append(f"{place}.learn: {branch} cannot learn, branches.{branch}.freeze is true")
         unknown = [name for name in self.evaluation.data if name not in self.data]
         wrong += [f"evaluation.data: no entry {name!r} in `data`; there is {data}" for name in unknown]
@@ -192,12 +222,15 @@ class Experiment(Config, Generic[ModelT, DataT]):
             "mars": (("alpha",), "ignored by regularizer mars, which uses one radius for all branches; leave it out"),
         }
         keys, reason = unused.get(self.regularizer.name, ((), ""))
-        return [
-            f"branches.{name}.{key}: {reason}"
-            for name, branch in self.branches.items()
+        lines = [
+            f"{place}.{key}: {reason}"
+            for place, section in self._places().items()
             for key in keys
-            if getattr(branch, key) is not None
+            if getattr(section, key) is not None
         ]
+        if self.optimizer.name == "adamw" and getattr(self.regularizer, "mode", "auto") == "coupled":
+            lines.append("regularizer.mode: adamw decouples the pull; set `mode: auto`, or `optimizer.name: adam`")
+        return lines
 
     def _source_mistakes(self) -> list[str]:
         """Return an error for each name in the sections `source` and `corruptions` of `evaluation` that is unknown."""
@@ -229,11 +262,44 @@ class Experiment(Config, Generic[ModelT, DataT]):
         heads = {name: self.branches[name].model_copy(update={"weights": file}) for name, file in source.heads.items()}
         return self.model_copy(update={"model": model, "branches": {**self.branches, **heads}})
 
-    def strengths(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return alpha and beta of each branch as numbers; for mars, alpha is the radius.
+    def _places(self) -> dict[str, "BranchConfig | ModuleConfig"]:
+        """Return the sections of all branches and modules by their keys in the config."""
+        places: dict[str, BranchConfig | ModuleConfig] = {}
+        for name, branch in self.branches.items():
+            places[f"branches.{name}"] = branch
+            places |= {f"branches.{name}.modules.{module}": section for module, section in branch.modules.items()}
+        return places
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Names of the branches, and of the modules with own settings: `backbone`, `backbone.layer4`."""
+        return [place.removeprefix("branches.").replace(".modules.", ".", 1) for place in self._places()]
+
+    @property
+    def frozen(self) -> dict[str, bool]:
+        """Whether each branch and each module with own settings never trains."""
+        return {prefix: bool(self._setting(prefix, "freeze")[0]) for prefix in self.prefixes}
+
+    def _setting(self, prefix: str, key: str) -> tuple[Any, str | None]:
+        """Return a setting of a branch or module and the key that sets it; None where it is left to the default."""
+        branch, _, module = prefix.partition(".")
+        modules = self.branches[branch].modules
+        while (around := longest_prefix(module, modules)) is not None:
+            if (value := getattr(modules[around], key)) is not None:
+                return value, f"branches.{branch}.modules.{around}.{key}"
+            module = around.rpartition(".")[0]
+        value = getattr(self.branches[branch], key)
+        return value, None if value is None else f"branches.{branch}.{key}"
+
+    def strengths(self, scales: Mapping[str, float] | None = None) -> tuple[dict[str, float], dict[str, float]]:
+        """Return alpha and beta of each branch and module as numbers; for mars, alpha is the radius.
 
         A strength set as a pace is 0 if it has no effect: `remaining` in a branch that never trains, and alpha in a
         branch without pretrained weights.
+
+        Args:
+            scales: factors of the learning rate by weight name, from :meth:`lr_scales`. Where the strength is set as a
+                pace, these weights have strengths of their own, at which they all have this pace.
 
         Raises:
             ValueError: a pace cannot be converted; the message has one line for each, with its key.
@@ -242,37 +308,55 @@ class Experiment(Config, Generic[ModelT, DataT]):
         if isinstance(section, NoneConfig):
             return {}, {}
         found: dict[str, dict[str, float]] = {"alpha": {}, "beta": {}}
-        wrong = []
+        wrong, prefixes = [], self.prefixes
         for key, numbers in found.items():
-            for name, branch in self.branches.items():
-                own = getattr(branch, key)
+            for prefix in prefixes:
+                own, place = self._setting(prefix, key)
+                strength = getattr(section, key) if place is None else own
                 try:
-                    numbers[name] = self._number(section, key, getattr(section, key) if own is None else own, name)
+                    numbers[prefix] = self._number(section, key, strength, prefix)
                 except ValueError as error:
-                    wrong.append(f"{'regularizer' if own is None else f'branches.{name}'}.{key}: {error}")
+                    wrong.append(f"{place or f'regularizer.{key}'}: {error}")
+                    continue
+                if isinstance(strength, PaceConfig):
+                    scaled = {n: s for n, s in (scales or {}).items() if longest_prefix(n, prefixes) == prefix}
+                    numbers |= {name: numbers[prefix] / scale for name, scale in scaled.items()}
         if wrong:
             raise ValueError("\n".join(dict.fromkeys(wrong)))
         return found["alpha"], found["beta"]
 
-    def _number(self, section: RegularizerConfig, key: str, strength: float | PaceConfig, branch: str) -> float:
+    def _number(self, section: RegularizerConfig, key: str, strength: float | PaceConfig, prefix: str) -> float:
         if not isinstance(strength, PaceConfig):
             return strength
-        steps = self._full_rate_steps(branch) if strength.remaining is not None else float("inf")
-        if not steps or (key == "alpha" and self.branches[branch].weights is None):
+        steps = self._full_rate_steps(prefix) if strength.remaining is not None else float("inf")
+        if not steps or (key == "alpha" and self.branches[prefix.partition(".")[0]].weights is None):
             return 0.0
-        return section.strength(key, strength.pace(steps), self.learning_rates()[branch], self.optimizer)
+        return section.strength(key, strength.pace(steps), self.learning_rates()[prefix], self.optimizer)
 
-    def _full_rate_steps(self, branch: str) -> float:
-        """Return the sum of the learning-rate factors over all steps in which the branch learns."""
-        if self.branches[branch].freeze:
+    def _full_rate_steps(self, prefix: str) -> float:
+        """Return the sum of the learning-rate factors over all steps in which the branch or module learns."""
+        if self.frozen[prefix]:
             return 0.0
-        plan = self.train
+        plan, branch = self.train, prefix.partition(".")[0]
         learns = [stage.learn is None or branch in stage.learn for stage in plan.stages for _ in range(stage.steps)]
         return sum(self.schedule.lr_factor(t, plan.steps) for t in range(plan.steps) if learns[t % len(learns)])
 
     def learning_rates(self) -> dict[str, float]:
-        """Return each branch's full learning rate."""
-        return {n: self.optimizer.lr if b.lr is None else b.lr for n, b in self.branches.items()}
+        """Return the full learning rate of each branch and module, before any layer decay."""
+        return {prefix: self._setting(prefix, "lr")[0] or self.optimizer.lr for prefix in self.prefixes}
+
+    def lr_scales(self, model: nn.Module, pretrained: Container[str]) -> dict[str, float]:
+        """Return the factors of layer decay by weight name; see :func:`mtsp.optim.groups.depth_scales`.
+
+        Args:
+            model: the network.
+            pretrained: names of the weights that have an anchor.
+        """
+        scales: dict[str, float] = {}
+        for name, branch in self.branches.items():
+            if branch.layer_decay is not None:
+                scales |= depth_scales(model, name, branch.layer_decay, pretrained)
+        return scales
 
 
 AnyExperiment = Experiment[Any, Any]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mtsp.batches import to_device
-from mtsp.optim import ScheduleConfig, set_learning_rates
+from mtsp.optim.schedule import ScheduleConfig, set_learning_rates
 from mtsp.training.experiment import StageConfig, stage_at
 from mtsp.training.state import Position, StepResult, TrainState
 from mtsp.types import LABELS, Batch, Outputs
@@ -176,13 +176,11 @@ def set_trainable(state: TrainState, learn: tuple[str, ...] | None) -> None:
     """Train the branches named in `learn` (None: all); freeze all other branches and their batch-norm statistics."""
     model = state.accelerator.unwrap_model(state.model)
     model.train()
-    for branch in state.branches:
-        module = model.get_submodule(branch)
-        learns = branch not in state.frozen and (learn is None or branch in learn)
-        module.requires_grad_(learns)
-        if not learns:
-            module.eval()
-        elif branch in state.frozen_norm:
+    for prefix in sorted((*state.branches, *state.modules)):  # a module comes after what is around it
+        branch = prefix.partition(".")[0]
+        learns = prefix not in state.frozen and (learn is None or branch in learn)
+        module = model.get_submodule(prefix).train(learns).requires_grad_(learns)
+        if branch in state.frozen_norm:
             for layer in module.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 
 from mtsp.config import ConfigError
 from mtsp.cost.recompute import recompute_blocks
@@ -25,7 +24,7 @@ from mtsp.files.atomic_file import write_atomically
 from mtsp.files.lock import locked
 from mtsp.files.progress import training_progress
 from mtsp.files.tensors import write_tensors
-from mtsp.optim import parameter_groups
+from mtsp.optim.groups import parameter_groups
 from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore
@@ -85,7 +84,7 @@ def run_experiment(
         with accelerator.main_process_first():  # one process downloads, the others find the file
             pretrained = build_network(experiment)
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
-        state = _prepare(experiment, accelerator, pretrained.model, data)
+        state = _prepare(experiment, accelerator, pretrained, data)
         run = TrainingRun(
             experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state), stop=signals.received
         )
@@ -115,9 +114,10 @@ def run_experiment(
 
 
 def _prepare(
-    experiment: AnyExperiment, accelerator: Accelerator, model: nn.Module, data: Mapping[str, Examples]
+    experiment: AnyExperiment, accelerator: Accelerator, pretrained: PretrainedNetwork, data: Mapping[str, Examples]
 ) -> TrainState:
     """Build the optimizer, and have Accelerate place and wrap network and optimizer."""
+    model = pretrained.model
     if experiment.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if accelerator.num_processes > 1:
@@ -127,7 +127,8 @@ def _prepare(
         _LOG.info("the activations of %d blocks are computed anew in the backward pass", recompute_blocks(model))
     if experiment.train.compile:
         model.compile()
-    optimizer = experiment.optimizer.build(parameter_groups(model, experiment.learning_rates()))
+    scales = experiment.lr_scales(model, pretrained.anchors)
+    optimizer = experiment.optimizer.build(parameter_groups(model, experiment.learning_rates(), scales))
     model, optimizer = accelerator.prepare(model, optimizer)
     branches = experiment.branches
     return TrainState(
@@ -136,7 +137,8 @@ def _prepare(
         optimizer,
         experiment.tasks,
         tuple(branches),
-        frozen=tuple(name for name, branch in branches.items() if branch.freeze),
+        frozen=tuple(prefix for prefix, frozen in experiment.frozen.items() if frozen),
+        modules=tuple(prefix for prefix in experiment.prefixes if "." in prefix),
         frozen_norm=tuple(name for name, branch in branches.items() if branch.freeze_norm),
         channels_last=experiment.train.channels_last,
     )
@@ -179,7 +181,7 @@ def _attach_regularizer(run: TrainingRun) -> Regularizer | None:
     section = run.experiment.regularizer
     if section.name == "none":
         return None
-    alpha, beta = run.experiment.strengths()
+    alpha, beta = run.experiment.strengths(run.experiment.lr_scales(run.network, run.pretrained.anchors))
     regularizer = section.build(run.network, anchors=run.pretrained.anchors, alpha=alpha, beta=beta)
     regularizer.attach(run.state.optimizer)
     return regularizer

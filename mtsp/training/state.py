@@ -76,7 +76,9 @@ class TrainState:
     tasks: Tasks
     branches: tuple[str, ...]
     frozen: tuple[str, ...] = ()
-    """Branches that never learn."""
+    """Branches, and modules inside branches, that never learn."""
+    modules: tuple[str, ...] = ()
+    """Modules inside branches with settings of their own: those that are not frozen learn in a frozen branch."""
     frozen_norm: tuple[str, ...] = ()
     """Branches that learn, but keep their batch-norm statistics."""
     channels_last: bool = True

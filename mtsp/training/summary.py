@@ -13,10 +13,11 @@ _LOG = logging.getLogger("mtsp")
 
 
 def print_summary(run: TrainingRun) -> None:
-    """Print for each branch the numbers of pretrained, new and free weights, alpha and beta, and the weights' source;
+    """Print the numbers of pretrained, new and free weights, alpha, beta and learning rate, and the weights' source;
     then the memory that a training step will take.
 
-    With the regularizer mars, a column `radius` replaces `alpha`.
+    There is a row for each branch, and for each module with settings of its own. With the regularizer mars, a column
+    `radius` replaces `alpha`.
     """
     experiment, regularizer = run.experiment, run.regularizer
     title = f"{experiment.name}: regularization of each branch ({experiment.regularizer.name})"
@@ -26,23 +27,27 @@ def print_summary(run: TrainingRun) -> None:
         table.add_column(column, justify="left" if column == "branch" else "right", no_wrap=True)
     alpha, beta = experiment.strengths()
     targets = regularizer.targets if regularizer is not None else {}
-    for branch, lr in experiment.learning_rates().items():
+    frozen = experiment.frozen
+    for prefix, lr in experiment.learning_rates().items():
         sizes = {"shared": 0, "new": 0, "free": 0}
         for name, weight in run.network.named_parameters():
-            if name.startswith(f"{branch}."):
+            if name.startswith(f"{prefix}."):
                 pull = targets.get(name)
                 sizes["free" if pull is None else "shared" if pull.shared else "new"] += weight.numel()
-        frozen = experiment.branches[branch].freeze
-        tau = regularizer.time_constant(branch) if regularizer is not None and not frozen else None
+        pulled = regularizer is not None and not frozen[prefix]
+        tau = regularizer.time_constant(prefix) if regularizer is not None and pulled else None
         table.add_row(
-            branch + (" (frozen)" if frozen else ""),
+            prefix + (" (frozen)" if frozen[prefix] else ""),
             *(f"{size / 1e6:.2f} M" for size in sizes.values()),
-            *(f"{strength[branch]:g}" if strength and not frozen else "-" for strength in (alpha, beta)),
-            "-" if frozen else f"{lr:g}",
+            *(f"{strength[prefix]:g}" if pulled else "-" for strength in (alpha, beta)),
+            "-" if frozen[prefix] else f"{lr:g}",
             "-" if tau is None else f"{tau:,.0f}",
         )
     Console(stderr=True).print(table)
+    scales = experiment.lr_scales(run.network, run.pretrained.anchors)
     for branch in run.state.branches:
+        if own := {scale for name, scale in scales.items() if name.startswith(f"{branch}.")}:
+            _LOG.info("%s: %d blocks, the first learns at %.2g times the rate", branch, len(own), min(own))
         loaded = run.pretrained.loaded.get(branch)
         _LOG.info("%s starts from %s", branch, loaded.description if loaded else "random weights, all of them new")
         if loaded and loaded.left_out:

@@ -35,7 +35,7 @@ def leaves_weights_unused(experiment: AnyExperiment, network: nn.Module, data: M
 
     The backward pass runs on tensors without contents.
     """
-    if frozen := [name for name, branch in experiment.branches.items() if branch.freeze]:
+    if frozen := [prefix for prefix, frozen in experiment.frozen.items() if frozen]:
         return f"frozen {', '.join(frozen)}"
     trainable = {name for name, weight in network.named_parameters() if weight.requires_grad}
     for stage in experiment.train.stages:

@@ -11,7 +11,7 @@ from torch import nn
 
 from data.video.davis import DavisConfig
 from mtsp.config import CONFIGS
-from mtsp.optim import parameter_groups
+from mtsp.optim.groups import parameter_groups
 from mtsp.regularizers import L2SP, time_constant
 from mtsp.reports.paper import paper_rows
 from tests.configs.shipped import shipped

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.cost.dry_run import optimizer_bytes, reached, saved_bytes
-from mtsp.optim import AdamConfig, SGDConfig
+from mtsp.optim.optimizers import AdamConfig, SGDConfig
 
 
 def convolutions() -> nn.Sequential:

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mtsp import losses
-from mtsp.optim import ScheduleConfig, parameter_groups
+from mtsp.optim.groups import parameter_groups
+from mtsp.optim.schedule import ScheduleConfig
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.training.experiment import StageConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
-from mtsp.training.experiment import BranchConfig, StageConfig
+from mtsp.training.experiment import StageConfig
 from mtsp.training.unused_weights import leaves_weights_unused, search_for_unused
 from mtsp.types import Batch
 
@@ -43,8 +43,7 @@ class Entry:
 def experiment(*stages: dict[str, int], learn: tuple[str, ...] | None = None, frozen: bool = False) -> Any:
     tasks = Tasks(segmentation=SegmentationConfig(aux_loss=0.2), flow=FlowConfig())
     planned = tuple(StageConfig(steps=1, batch_size=sizes, learn=learn) for sizes in stages)
-    branches = {"trunk": BranchConfig(), "flow": BranchConfig(freeze=frozen)}
-    return SimpleNamespace(tasks=tasks, train=SimpleNamespace(stages=planned), branches=branches)
+    return SimpleNamespace(tasks=tasks, train=SimpleNamespace(stages=planned), frozen={"trunk": False, "flow": frozen})
 
 
 DATA: Any = {MASKS: Entry(MASKS), FLOWS: Entry(FLOWS)}

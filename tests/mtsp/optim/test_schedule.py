@@ -1,13 +1,11 @@
-"""Schedules are functions of the step; every parameter is in the group of its branch."""
+"""Schedules are functions of the step."""
 
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from mtsp.config import ConfigError, parse
-from mtsp.optim import RMSPropConfig, ScheduleConfig, parameter_groups, set_learning_rates
+from mtsp.optim.schedule import ScheduleConfig
 
 
 def test_poly_falls_as_written() -> None:
@@ -64,28 +62,6 @@ def test_a_field_that_the_schedule_does_not_use_is_refused(values: dict[str, Any
 def test_a_resolved_schedule_which_has_every_default_is_read_again(values: dict[str, Any]) -> None:
     schedule = parse(ScheduleConfig, values)
     assert parse(ScheduleConfig, schedule.model_dump(mode="json")) == schedule
-
-
-def test_groups_follow_the_branches_and_the_schedule_keeps_their_ratio() -> None:
-    model = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
-    optimizer = torch.optim.SGD(parameter_groups(model, {"a": 0.1, "b": 0.02}))
-    assert [(g["name"], len(g["params"])) for g in optimizer.param_groups] == [("a", 2), ("b", 2)]
-    assert set_learning_rates(optimizer, 0.5) == {"a": 0.05, "b": 0.01}
-    assert set_learning_rates(optimizer, 1.0) == {"a": 0.1, "b": 0.02}
-
-
-def test_a_weight_of_no_branch_is_refused() -> None:
-    model = nn.ModuleDict({"a": nn.Linear(1, 1), "lost": nn.Linear(1, 1)})
-    with pytest.raises(ValueError, match=r"weight lost.weight belongs to none of the branches a$"):
-        parameter_groups(model, {"a": 0.1})
-
-
-def test_rmsprop_divides_by_the_root_of_the_running_mean_square() -> None:
-    weight = torch.nn.Parameter(torch.tensor([1.0]))
-    optimizer = RMSPropConfig(name="rmsprop", lr=0.1, decay=0.75, momentum=0.0, eps=1.0).build([{"params": [weight]}])
-    weight.grad = torch.tensor([2.0])
-    optimizer.step()
-    assert weight.item() == pytest.approx(1 - 0.1 * 2 / (1 + 1))  # mean square 0.25 * 4 = 1
 
 
 def test_a_milestone_before_the_first_step_is_refused() -> None:
