@@ -29,7 +29,7 @@ from pydantic import Field
 
 from data.augment.augment import AugmentConfig
 from mtsp.config import Config
-from mtsp.optim import OptimizerConfig
+from mtsp.optim.optimizers import OptimizerConfig
 from mtsp.regularizers.configs import AnyRegularizer
 from tools.command_line import program
 
@@ -113,7 +113,7 @@ class Adapter:
 
         from data.prepared import to_tensors
         from mtsp.batches import collate
-        from mtsp.optim import parameter_groups
+        from mtsp.optim.groups import parameter_groups
         from mtsp.training.loop import train
         from mtsp.training.state import Position, TrainState
 
