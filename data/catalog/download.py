@@ -50,7 +50,7 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects to http and https only; urllib would also follow them to ftp."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        _require_web(newurl, f"{req.full_url} redirects to ")
+        _require_web(newurl, f"{req.full_url}: its redirect to ")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -59,11 +59,7 @@ _OPENER = urllib.request.build_opener(_WebRedirects)
 
 def _require_web(url: str, before: str = "") -> None:
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DownloadError(
-            f"{before}{url}, which is not an http or https address"
-            if before
-            else f"{url} is not an http or https address"
-        )
+        raise DownloadError(f"{before}{url} is not an http or https address")
 
 
 def download(

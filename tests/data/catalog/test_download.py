@@ -181,7 +181,7 @@ def test_a_web_page_in_place_of_a_file_is_refused(site: str, tmp_path: Path, pag
     Server.files = {"/setid.mat": page}
     with pytest.raises(DownloadError, match=rf"{site}/setid\.mat: the server sent a web page"):
         download(f"{site}/setid.mat", tmp_path / "setid.mat")
-    assert list(tmp_path.glob("*.mat*")) == [] or [p.name for p in tmp_path.iterdir()] == ["setid.mat.part.version"]
+    assert not any((tmp_path / name).exists() for name in ("setid.mat", "setid.mat.part"))
     Server.files = {"/setid.mat": b"the real one"}
     download(f"{site}/setid.mat", tmp_path / "setid.mat")
     assert (tmp_path / "setid.mat").read_bytes() == b"the real one"
@@ -191,7 +191,7 @@ def test_redirects_lead_to_web_addresses_only(site: str, tmp_path: Path) -> None
     Server.files, Server.redirects = {"/a.zip": CONTENT}, {"/moved.zip": f"{site}/a.zip", "/gone.zip": "ftp://x/a.zip"}
     download(f"{site}/moved.zip", tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
-    with pytest.raises(DownloadError, match=rf"{site}/gone\.zip redirects to ftp://x/a\.zip, which is not an http"):
+    with pytest.raises(DownloadError, match=rf"{site}/gone\.zip: its redirect to ftp://x/a\.zip is not an http"):
         download(f"{site}/gone.zip", tmp_path / "b.zip")
 
 
