@@ -121,11 +121,12 @@ class Adapter:
         model.load_state_dict(self._start)
         if not self.config.steps:
             return model.to(accelerator.device).eval()
-        groups = parameter_groups(model, experiment.learning_rates())
+        scales = experiment.lr_scales(model, self._pretrained.anchors)
+        groups = parameter_groups(model, experiment.learning_rates(), scales)
         prepared, optimizer = accelerator.prepare(model, experiment.optimizer.build(groups))
         section = experiment.regularizer
         if section.name != "none":
-            alpha, beta = experiment.strengths()
+            alpha, beta = experiment.strengths(scales)
             regularizer = section.build(model, anchors=self._pretrained.anchors, alpha=alpha, beta=beta)
             regularizer.attach(optimizer)
         first = self._first(video, number)
@@ -139,8 +140,9 @@ class Adapter:
 
         branches = tuple(experiment.branches)
         channels_last = experiment.train.channels_last
+        tasks = experiment.tasks
         state = TrainState(
-            accelerator, prepared, optimizer, experiment.tasks, branches, (), branches, channels_last=channels_last
+            accelerator, prepared, optimizer, tasks, branches, frozen_norm=branches, channels_last=channels_last
         )
         train(
             state,
