@@ -10,6 +10,14 @@ from pydantic import Field
 
 from mtsp.config import Config
 
+Fused = Literal["auto"] | bool
+"""Whether torch updates all weights in one kernel; `auto`: on a GPU."""
+
+
+def is_fused(setting: Fused) -> bool | None:
+    """Return torch's argument `fused`; None leaves the choice to torch."""
+    return setting if setting != "auto" else (True if torch.cuda.is_available() else None)
+
 
 class SGDConfig(Config):
     """Stochastic gradient descent with momentum."""
@@ -18,10 +26,12 @@ class SGDConfig(Config):
     lr: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
+    fused: Fused = "auto"
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameter groups, without weight decay: the regularizer does that."""
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        fused = is_fused(self.fused)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)
 
 
 class AdamConfig(Config):
@@ -33,10 +43,11 @@ class AdamConfig(Config):
     lr: float = Field(gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
+    fused: Fused = "auto"
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameter groups, without weight decay: the regularizer does that."""
-        return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=is_fused(self.fused))
 
 
 class RMSPropConfig(Config):

@@ -76,6 +76,17 @@ Numbers = Mapping[str, float]
 class RegularizerConfig(Config):
     """Base of all regularizer sections."""
 
+    anchor_dtype: Literal["fp32", "bf16"] | None = None
+    """Number format of the anchors; null: that of the weights. bf16 takes half the memory, and rounds the anchors."""
+    offload: bool = False
+    """Keep the anchors in the memory of the CPU and copy them to the GPU block by block, in every step."""
+
+    @property
+    def storage(self) -> dict[str, Any]:
+        """Arguments of :class:`Regularizer` for where and how the anchors are kept."""
+        dtypes = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16}
+        return {"anchor_dtype": dtypes[self.anchor_dtype], "offload": self.offload}
+
     @property
     def kind(self) -> type[Regularizer]:
         """Class of the regularizer."""
@@ -136,7 +147,8 @@ class SPConfig(PenaltyConfig):
         """Return the regularizer with these strengths by branch or module."""
         if self.name == "l2spk":
             alpha = {**alpha, **_by_depth(model, anchors, alpha)}
-        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, zero=self.name == "l2")
+        options = {"mode": self.mode, "zero": self.name == "l2", **self.storage}
+        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, **options)
 
 
 def _by_depth(model: nn.Module, anchors: Mapping[str, Tensor], alpha: Numbers) -> dict[str, float]:
@@ -168,7 +180,8 @@ class FisherConfig(PenaltyConfig):
             ValueError: the file was estimated at weights other than the anchors.
         """
         fisher = fisher_of(Path(self.fisher), anchors)
-        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, mode=self.mode, fisher=fisher)
+        options = {"mode": self.mode, "fisher": fisher, **self.storage}
+        return self.kind(model, anchors=anchors, alpha=alpha, beta=beta, **options)
 
 
 class MARSConfig(RegularizerConfig):
@@ -187,7 +200,7 @@ class MARSConfig(RegularizerConfig):
 
     def build(self, model: nn.Module, *, anchors: Mapping[str, Tensor], alpha: Numbers, beta: Numbers) -> Regularizer:
         """Return the regularizer; `alpha` holds the radius of each branch."""
-        return MARS(model, anchors=anchors, radius=alpha, beta=beta)
+        return MARS(model, anchors=anchors, radius=alpha, beta=beta, **self.storage)
 
 
 class NoneConfig(Config):

@@ -329,3 +329,16 @@ def test_the_table_at_the_start_calls_the_radius_of_mars_by_its_name(
     assert heading[4:7] == ["radius", "beta", "lr"]
     (row,) = [line for line in lines if line[:1] == ["segmentation"]]
     assert row[-4:] == ["0.75", "0.25", "0.01", "-"]
+
+
+def test_anchors_are_kept_as_the_config_says() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    anchors = {"weight": torch.tensor([[1.0 + 2**-10, 1.0]])}  # bf16 has 8 bits, and rounds the first to 1
+    section = parse(SPConfig, {"name": "l2sp", "alpha": 1.0, "beta": 0.0, "anchor_dtype": "bf16", "offload": True})
+    kept = section.build(model, anchors=anchors, alpha={"": 1.0}, beta={"": 0.0}).targets["weight"].anchor
+    assert kept is not None
+    assert (kept.dtype, kept.tolist()) == (torch.bfloat16, [[1.0, 1.0]])
+    plain = parse(SPConfig, {"name": "l2sp", "alpha": 1.0, "beta": 0.0})
+    anchor = plain.build(model, anchors=anchors, alpha={"": 1.0}, beta={"": 0.0}).targets["weight"].anchor
+    assert anchor is not None
+    assert torch.equal(anchor, anchors["weight"])
