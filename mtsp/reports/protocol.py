@@ -132,8 +132,16 @@ class Protocol:
         return self._finished("start", one, self.folder / "start", Setting("none", 0.0, 1.0)) is not None
 
     def strengths_of(self, chosen: Mapping[str, Setting]) -> list[Setting]:
-        """Return every strength of every regularizer at its chosen learning rate."""
-        return [one._replace(strength=strength) for name, one in chosen.items() for strength in STRENGTHS[name]]
+        """Return every strength of every regularizer, all at the learning rate that was chosen without regularization.
+
+        At one rate, the strengths alone make the difference. If nothing is not compared, each keeps its own rate.
+        """
+        plain = chosen.get("none")
+        return [
+            one._replace(strength=strength, rate=one.rate if plain is None else plain.rate)
+            for name, one in chosen.items()
+            for strength in STRENGTHS[name]
+        ]
 
     def _best(self, settings: Sequence[Setting]) -> Setting | None:
         """Return the best setting on the validation data, the first of equals."""

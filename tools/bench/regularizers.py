@@ -1,12 +1,12 @@
 """Measure the cost of regularizers: time and memory of regularizer and optimizer in a training step.
 
-    python tools/bench/regularizers.py [--networks resnet50 resnet101 vit_b_16] [--rounds 30] [--quick]
+    python tools/bench/regularizers.py [--networks resnet50 resnet101 vit_b_16] [--rounds 30] [--step 64x224] [--quick]
 
 Weights and gradients are random; the measured time is the part of a step after the gradients of the loss are computed.
 The programs take turns, and the median time is shown. Penalties in the loss use autograd; `as tllib` reimplements
 tllib's `SPRegularization`: a loop over all named parameters with 0.5 * norm(p - p0) ** 2. Memory is the peak of a
-separate process, minus the peak of the optimizer with native weight decay. On a GPU, the time is also shown as a
-fraction of a training step of the network (batch 64, bfloat16 autocast).
+separate process, minus the peak of the optimizer with native weight decay. With --step (the default on a GPU), the time
+is also shown as a fraction of a training step of the network; on a GPU the step is in bfloat16 autocast.
 """
 
 import sys
@@ -25,7 +25,7 @@ from mtsp.anchors import capture
 from mtsp.regularizers import L2SP
 from tools.bench.timing import machine, medians, parser, table
 from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
-from tools.command_line import program
+from tools.command_line import height_width, program
 
 ALPHA, LR, MIB = 0.01, 1e-6, 2**20
 NATIVE, OURS, TLLIB = "native weight decay, fused", "L2SP, fused", "as tllib, fused"
@@ -34,11 +34,13 @@ WITHIN, FASTER = 1.6, 5.0
 
 
 def network(name: str) -> nn.Module:
-    """Return a torchvision network with random weights and random gradients."""
+    """Return a network of torchvision or timm with random weights and random gradients."""
+    import timm
     import torchvision
 
     torch.manual_seed(0)
-    model = getattr(torchvision.models, name)(weights=None).to(DEVICE)
+    known = getattr(torchvision.models, name, None)
+    model: nn.Module = (timm.create_model(name) if known is None else known(weights=None)).to(DEVICE)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
     return model
@@ -127,15 +129,15 @@ def peak(name: str, program: str) -> float:
     return worker.peak
 
 
-def training_step(name: str) -> Callable[[], object]:
+def training_step(name: str, batch_size: int, side: int) -> Callable[[], object]:
     """Return a complete training step of the network with native weight decay."""
     model = network(name)
     optimizer = sgd(model, weight_decay=ALPHA, fused=True)
-    images = torch.randn(64, 3, 224, 224, device=DEVICE)
+    images = torch.randn(batch_size, 3, side, side, device=DEVICE)
 
     def run() -> None:
         optimizer.zero_grad()
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
             loss = model(images).square().mean()
         loss.backward()
         optimizer.step()
@@ -143,7 +145,7 @@ def training_step(name: str) -> Callable[[], object]:
     return finished(run)
 
 
-def report(name: str, rounds: int, console: Console, *, measure_memory: bool) -> None:
+def report(name: str, rounds: int, console: Console, *, step: tuple[int, int] | None, measure_memory: bool) -> None:
     """Print one network's table."""
     spent = medians({key: step_of(name, key) for key in PROGRAMS}, rounds)
     weights = sum(p.numel() * p.element_size() for p in network(name).parameters())
@@ -158,10 +160,11 @@ def report(name: str, rounds: int, console: Console, *, measure_memory: bool) ->
     console.print(drawn)
     target = f" (target for ResNet-50: {FASTER:g})" if name == "resnet50" else ""
     console.print(f"{OURS} is {spent[TLLIB] / spent[OURS]:.1f} times as fast as {TLLIB}{target}")
-    if DEVICE == "cuda":
-        whole = medians({"step": training_step(name)}, rounds)["step"]
+    if step is not None:
+        whole = medians({"step": training_step(name, *step)}, rounds)["step"]
         share = (spent[OURS] - spent[NATIVE]) / whole
-        console.print(f"it adds {share:.2%} to a training step of {whole * 1e3:.1f} ms (target for ResNet-50: 1 %)")
+        told = f"{whole * 1e3:.1f} ms on {step[0]} images of {step[1]}x{step[1]}"
+        console.print(f"it adds {share:.2%} to a training step of {told} (target for ResNet-50 on a GPU: 1 %)")
 
 
 @program
@@ -169,12 +172,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     command_line = parser(__doc__, rounds=30, quick="use ResNet-18 and five rounds, and do not measure memory")
     command_line.add_argument("--networks", nargs="+", default=["resnet50", "resnet101", "vit_b_16"])
+    default = (64, 224) if DEVICE == "cuda" else None
+    command_line.add_argument(
+        "--step", type=height_width, metavar="BxS", default=default, help="images in a training step, and their side"
+    )
     options = command_line.parse_args(arguments)
     console = Console(width=120)
     console.print(machine())
     networks, rounds = (["resnet18"], 5) if options.quick else (options.networks, options.rounds)
     for name in networks:
-        report(name, rounds, console, measure_memory=not options.quick)
+        report(name, rounds, console, step=options.step, measure_memory=not options.quick)
     return 0
 
 

@@ -14,9 +14,9 @@ WIDTH = 0.0625
 CONVS = ["conv1", "conv2", "conv3", "conv3_1", "conv4", "conv4_1", "conv5", "conv5_1", "conv6", "conv6_1"]
 
 
-def flow_network(*, batch_norm: bool = False) -> FlowNet:
+def flow_network(*, batch_norm: bool = False, width: float = WIDTH) -> FlowNet:
     torch.manual_seed(1)
-    return FlowNetSConfig(width=WIDTH, batch_norm=batch_norm).build()
+    return FlowNetSConfig(width=width, batch_norm=batch_norm).build()
 
 
 def segflow(encoder: str = "tu-tf_efficientnet_lite0", **changes: Any) -> SegFlow:
@@ -25,10 +25,10 @@ def segflow(encoder: str = "tu-tf_efficientnet_lite0", **changes: Any) -> SegFlo
     return SegFlowConfig(name="segflow", encoder=encoder, **(small | changes)).build()
 
 
-def flownets_file(tensors: int) -> dict[str, Tensor]:
+def flownets_file(tensors: int, *, width: float = WIDTH) -> dict[str, Tensor]:
     """A FlowNetS checkpoint by the keys that the three published kinds have, with random values."""
     torch.manual_seed(0)
-    own = flow_network(batch_norm=tensors == 63).flow.network.state_dict()
+    own = flow_network(batch_norm=tensors == 63, width=width).flow.network.state_dict()
     layers = [f"{conv}.0.weight" for conv in CONVS]
     if tensors == 63:
         layers += [f"{c}.1.{kind}" for c in CONVS for kind in ("weight", "bias", "running_mean", "running_var")]

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from mtsp.reports.evidence import comparison_table, differences, holm, paired, results_table, verdicts, winner
-from mtsp.reports.protocol import Run, Setting, as_csv
+from mtsp.reports.protocol import Run, Setting, as_csv, read_csv
 from tools.report import main
 
 L2SP, L2, NONE = Setting("l2sp", 0.3, 1.0), Setting("l2", 1e-3, 3.0), Setting("none", 0.0, 1.0)
@@ -107,3 +107,12 @@ def test_the_program_writes_tables_and_the_figure(tmp_path: Path, capsys: pytest
     assert main(["evidence", str(tmp_path / "runs.csv"), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out/evidence.md").read_text() in capsys.readouterr().out
     assert (tmp_path / "out/evidence.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_tables_in_the_documentation_are_those_of_the_runs_beside_it() -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    recorded = [run for file in sorted((docs / "evidence").glob("*.csv")) for run in read_csv(file)]
+    text = (docs / "results.md").read_text(encoding="utf-8")
+    found = differences(recorded)
+    for part in (results_table(recorded), comparison_table(found), verdicts(found)):
+        assert part in text

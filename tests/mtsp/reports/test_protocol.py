@@ -129,9 +129,12 @@ def test_the_source_task_is_measured_before_fine_tuning(tmp_path: Path) -> None:
     assert [(run.phase, run.values) for run in compared.runs] == [("start", {"source/top1": 0.75})]
 
 
-def test_every_strength_is_run_at_the_chosen_rate(tmp_path: Path) -> None:
+def test_every_strength_is_run_at_the_rate_chosen_without_regularization(tmp_path: Path) -> None:
     found = protocol(tmp_path, Runs()).strengths_of({"l2": Setting("l2", 1e-2, 0.3)})
     assert found == [Setting("l2", strength, 0.3) for strength in STRENGTHS["l2"]]
+    both = {"none": Setting("none", 0.0, 3.0), "l2": Setting("l2", 1e-2, 0.3)}
+    found = protocol(tmp_path, Runs()).strengths_of(both)
+    assert found == [Setting("none", 0.0, 3.0), *(Setting("l2", strength, 3.0) for strength in STRENGTHS["l2"])]
 
 
 @pytest.mark.parametrize(
