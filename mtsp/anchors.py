@@ -6,9 +6,10 @@ Like `mtsp.regularizers`, this module needs only PyTorch.
 import ctypes
 import hashlib
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -95,7 +96,9 @@ def output_groups(model: nn.Module) -> dict[str, int]:
     }
 
 
-def capture(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+def capture(
+    model: nn.Module, names: Iterable[str] | None = None, *, rows: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Tensor]:
     """Return copies of the current values of the weights in `names` that regularizers act on.
 
     If `names` is None, copy every convolution and linear weight and warn with their number, because a randomly
@@ -106,8 +109,15 @@ def capture(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, T
     SGD without momentum has none, so a late capture goes unnoticed. To resume training, save the regularizer's
     `state_dict()` with the weights and pass it to `load_state_dict()`, which compares the anchors.
 
+    Args:
+        model: the network, with or without wrappers.
+        names: names of the pretrained weights; names of other parameters and buffers are ignored.
+        rows: for weights of which only some output channels are pretrained, the numbers of these channels. The other
+            rows of such an anchor are NaN, and are new: regularizers pull them to zero with beta.
+
     Raises:
-        ValueError: one of `names` is not in the model, or none belongs to a convolution or linear layer.
+        ValueError: one of `names` is not in the model, or none belongs to a convolution or linear layer; or the weight
+            of one of `rows` is not captured, or has no such row.
         TypeError: `names` is a string.
     """
     if isinstance(names, str):
@@ -133,7 +143,21 @@ def capture(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, T
             f"none of the {len(wanted)} pretrained tensors, the first {min(wanted, default=None)!r}, is a convolution "
             f"or linear weight of this model; its weights are named like {next(iter(penalized(model)), 'nothing')!r}"
         )
-    return {name: weights[name].detach().clone() for name in chosen}
+    anchors = {name: weights[name].detach().clone() for name in chosen}
+    for name, kept in (rows or {}).items():
+        _keep_rows(anchors, known_name(name, known), kept)
+    return anchors
+
+
+def _keep_rows(anchors: dict[str, Tensor], name: str, kept: Sequence[int]) -> None:
+    """Set all rows of an anchor to NaN except for those in `kept`."""
+    if name not in anchors:
+        raise ValueError(f"rows: {name} is not among the captured weights")
+    count = anchors[name].shape[0]
+    if not kept or not all(0 <= row < count for row in kept):
+        raise ValueError(f"rows: {name} has rows 0 to {count - 1}, got {list(kept)[:10]}")
+    others = sorted(set(range(count)) - set(kept))
+    anchors[name][others] = torch.nan
 
 
 def fingerprint(anchors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from data import DataConfig
 from models import AnyModel
+from models.kept_classes import load_keeping_classes
 from models.pretrained.downloads import published_download, why_unreachable
 from models.pretrained.files import locate
 from models.pretrained.load import load_branch
@@ -59,8 +60,12 @@ def _why_missing(model: Any, branch: str, weights: str) -> str:
     return f"no file {path.absolute()}{hint}"
 
 
-def build_network(experiment: AnyExperiment) -> PretrainedNetwork:
+def build_network(experiment: AnyExperiment, classes: Sequence[str] = ()) -> PretrainedNetwork:
     """Return the network with each branch's pretrained weights, and the anchors copied from them.
+
+    Args:
+        experiment: the experiment.
+        classes: names of the classes that are learned, for branches that keep some of their weights' classes.
 
     Raises:
         ConfigError: the network and the config have different branches.
@@ -74,12 +79,25 @@ def build_network(experiment: AnyExperiment) -> PretrainedNetwork:
             f"branches: the network {experiment.model.name} has {', '.join(names)}, "
             f"but the config describes {', '.join(experiment.branches) or 'none'}"
         )
-    loaded = {
-        name: load_branch(model, name, branch.weights, mean=branch.mean, std=branch.std)
-        for name, branch in experiment.branches.items()
-        if branch.weights is not None
-    }
-    references = {}
-    for branch in loaded.values():
-        references |= anchors.capture(model, branch.names)
+    loaded, references = {}, {}
+    for name, branch in experiment.branches.items():
+        if branch.weights is None:
+            continue
+        rows = {}
+        if branch.reuse:
+            loaded[name], rows = load_keeping_classes(
+                experiment.model,
+                model,
+                name,
+                branch.weights,
+                classes=classes,
+                reuse=branch.reuse,
+                mean=branch.mean,
+                std=branch.std,
+            )
+        else:
+            loaded[name] = load_branch(model, name, branch.weights, mean=branch.mean, std=branch.std)
+        pulled = set(anchors.penalized(model))
+        kept = {weight: numbers for weight, numbers in rows.items() if weight in pulled}
+        references |= anchors.capture(model, loaded[name].names, rows=kept)
     return PretrainedNetwork(model, references, loaded)

@@ -74,8 +74,10 @@ def summary(regularizer: Regularizer) -> str:
     kinds: dict[str, list[int]] = {"anchored": [], "new": [], "free": []}
     for name, weight in weights.items():
         if weight.requires_grad:
-            target = targets.get(name)
-            kinds["free" if target is None else "anchored" if target.shared else "new"].append(weight.numel())
+            if name not in targets:
+                kinds["free"].append(weight.numel())
+            for part in targets[name].parts if name in targets else ():
+                kinds["anchored" if part.shared else "new"].append(part.size(weight))
     counts = ", ".join(f"{len(sizes)} weights {kind} ({sum(sizes):,})" for kind, sizes in kinds.items())
     embeddings = [name for name, module in regularizer.model.named_modules() if isinstance(module, nn.Embedding)]
     held = [name for name in embeddings if any(under(target, name) for target in targets)]

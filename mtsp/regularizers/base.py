@@ -43,7 +43,8 @@ class Regularizer:
     Args:
         model: the network, wrapped or not. Kept by reference, so that parameters that FSDP2 swaps are found again.
         anchors: w0 by parameter name. Names of the model's biases and normalization layers are ignored; the values
-            are copied. With `zero=True` only the names count. None: no anchors, every weight is pulled to zero with
+            are copied. With `zero=True` only the names count. A row (output channel) of NaN has no anchor and is new,
+            see :func:`mtsp.anchors.capture`. None: no anchors, every weight is pulled to zero with
             beta.
         alpha: strength on the weights that have an anchor: a number, a :class:`~mtsp.regularizers.Pace`, or one of
             these by name prefix (`{"flow": 0.1}`; the longest prefix wins, and every weight must have one).
@@ -95,7 +96,8 @@ class Regularizer:
         self.model = model
         self.mode: Mode = mode
         self.targets = find_targets(model, anchors, alpha, beta, zero=zero, every=every, fisher=fisher)
-        for key in {"alpha" if target.shared else "beta" for target in self.targets.values() if target.pace}:
+        parts = [part for target in self.targets.values() for part in target.parts]
+        for key in {"alpha" if part.shared else "beta" for part in parts if part.pace}:
             self.check_pace(key)
         self._penalties = {True: self.shared_penalty, False: self.new_penalty}
         self._state = {"regularizer": type(self).__name__, **_fingerprints(self.targets, uses_fisher=uses_fisher)}
@@ -239,8 +241,8 @@ class Regularizer:
         for prefix in prefixes:
             squares = [both for name, both in measured.items() if under(name, prefix)]
             pull, gradient = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
-            names = [name for name in fractions if under(name, prefix)]
-            fraction = _mean([fractions[name] for name in [n for n in names if self.targets[n].shared] or names])
+            keys = [key for key in fractions if under(key[0], prefix)]
+            fraction = _mean([fractions[key] for key in [key for key in keys if key[1]] or keys])
             result[prefix] = Report(
                 distances.get(prefix, float("nan")),
                 (pull / gradient) ** 0.5 if 0 < gradient < float("inf") else float("nan"),
@@ -256,7 +258,7 @@ class Regularizer:
         L1-SP).
         """
         fractions = self._step_fractions(full=True)
-        fraction = _mean([fractions[name] for name in fractions if self.targets[name].shared and under(name, prefix)])
+        fraction = _mean([found for (name, shared), found in fractions.items() if shared and under(name, prefix)])
         return 1 / fraction if fraction > 0 else None
 
     def table(self) -> str:
@@ -287,9 +289,9 @@ class Regularizer:
                 "use the pretrained weights that run started from as anchors, captured before any checkpoint is loaded"
             )
 
-    def _step_fractions(self, *, full: bool = False) -> dict[str, tuple[float, int]]:
-        """For each weight, the fraction of the distance that a step takes, and the weight's size."""
-        found: dict[str, tuple[float, int]] = {}
+    def _step_fractions(self, *, full: bool = False) -> dict[tuple[str, bool], tuple[float, int]]:
+        """As :meth:`mtsp.regularizers.hook.Attachment.step_fractions`, of all attachments."""
+        found: dict[tuple[str, bool], tuple[float, int]] = {}
         for attachment in self._attachments.values():
             found |= attachment.step_fractions(full=full)
         return found

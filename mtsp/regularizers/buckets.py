@@ -37,6 +37,7 @@ class Bucket:
     anchors: list[Tensor] | None = None
     fisher: list[Tensor] | None = None
     largest_fisher: float = 1.0  # maximum over all weights; 1 without Fisher information
+    kept: Tensor | None = None  # numbers of the rows of the only weight that are meant; None: whole weights
     pre_step: list[Tensor] = field(default_factory=list)  # measured before the step by selective regularizers
 
 
@@ -46,6 +47,7 @@ class Block(NamedTuple):
     values: WeightBlock
     gradients: list[Tensor]
     parameters: list[nn.Parameter]
+    kept: Tensor | None = None  # numbers of the rows of the only parameter that are meant; None: whole weights
 
 
 def make_buckets(
@@ -68,10 +70,10 @@ def make_buckets(
         for weight in group["params"]:
             name = model_names.get(id(weight), "")
             target = targets.get(name)
-            if target is None or target.strength == 0:
+            if target is None or all(part.strength == 0 for part in target.parts):
                 continue
-            if not target.is_resolved:
-                raise ValueError(f"the strength of {name} is still a pace, {target.pace}; attach() converts it")
+            if odd := [part.pace for part in target.parts if not part.is_resolved]:
+                raise ValueError(f"the strength of {name} is still a pace, {odd[0]}; attach() converts it")
             if target.anchor is not None and target.anchor.shape != weight.shape:
                 raise ValueError(
                     f"{name} now has shape {tuple(weight.shape)}, its anchor has {tuple(target.anchor.shape)}: FSDP1 "
@@ -86,18 +88,23 @@ def make_buckets(
                 anchor=None if target.anchor is None else placed(target.anchor, weight, storage),
                 fisher=None if target.fisher is None else placed(target.fisher, weight, storage),
             )
-            penalty = penalties[target.shared]
-            channel_groups = target.channel_groups if penalty.by_row else 1
-            alike = (index, target.strength, target.rows, channel_groups, target.shared)
-            check_whole_rows(penalty, name, weight, target.rows)
-            bucket = buckets.setdefault((*alike, *_kind(weight)), Bucket(*alike, penalty))
-            bucket.names.append(name)
-            bucket.weights.append(weight)
-            bucket.largest_fisher = max(bucket.largest_fisher, target.largest_fisher)
-            if target.anchor is not None:
-                bucket.anchors = [*(bucket.anchors or []), local(target.anchor)]
-            if target.fisher is not None:
-                bucket.fisher = [*(bucket.fisher or []), local(target.fisher)]
+            for part in target.parts:
+                if part.strength == 0:
+                    continue
+                penalty = penalties[part.shared]
+                channel_groups = part.channel_groups if penalty.by_row else 1
+                alike = (index, part.strength, part.rows, channel_groups, part.shared)
+                check_whole_rows(penalty, name, weight, part.rows)
+                alone = None if part.kept is None else name
+                bucket = buckets.setdefault((*alike, *_kind(weight), alone), Bucket(*alike, penalty))
+                bucket.kept = local_rows(part.kept, weight)
+                bucket.names.append(name)
+                bucket.weights.append(weight)
+                bucket.largest_fisher = max(bucket.largest_fisher, part.largest_fisher)
+                if part.anchor is not None:
+                    bucket.anchors = [*(bucket.anchors or []), some_rows(local(part.anchor), bucket.kept)]
+                if part.fisher is not None:
+                    bucket.fisher = [*(bucket.fisher or []), some_rows(local(part.fisher), bucket.kept)]
     return list(buckets.values())
 
 
@@ -112,6 +119,9 @@ def blocks(bucket: Bucket, *, whole: bool = False) -> Iterator[Block]:
     Raises:
         ValueError: a gradient is sparse.
     """
+    if bucket.kept is not None:
+        yield from _block_of_rows(bucket, bucket.kept)
+        return
     limit = _BLOCK.get(bucket.weights[0].device.type, _OTHER_BLOCK)
     for indices in _grouped(active(bucket), [local(w).numel() for w in bucket.weights], limit):
         weights = [bucket.weights[i] for i in indices]
@@ -135,6 +145,19 @@ def blocks(bucket: Bucket, *, whole: bool = False) -> Iterator[Block]:
             continue
         for lists in _slices([locals_, anchors, fisher, gradients], limit):
             yield Block(WeightBlock(lists[0] or [], lists[1], lists[2], bucket.rows), lists[3] or [], weights)
+
+
+def _block_of_rows(bucket: Bucket, kept: Tensor) -> Iterator[Block]:
+    """Yield some rows of the bucket's only weight; what is changed in them is written back when the next is taken."""
+    if not active(bucket) or not (len(kept) or is_sharded(bucket.weights[0])):  # other shards wait for this one
+        return
+    weight = bucket.weights[0]
+    whole, gradient = local(weight).detach(), _gradient(weight, bucket.names[0])
+    rows, gradients = whole[kept], gradient[kept]
+    values = WeightBlock([rows], _like(bucket.anchors, [0], [rows]), _like(bucket.fisher, [0], [rows]), bucket.rows)
+    yield Block(values, [gradients], [weight], kept)
+    whole[kept] = rows
+    gradient[kept] = gradients
 
 
 def active(bucket: Bucket) -> list[int]:
@@ -173,6 +196,28 @@ def placed(value: Tensor, weight: Tensor, storage: Storage) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """Return this process's shard if FSDP2 has sharded the tensor, else the tensor; both share its memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+
+
+def local_rows(kept: Tensor | None, weight: Tensor) -> Tensor | None:
+    """Return the numbers that the rows `kept` of `weight` have in this process's shard, on its device.
+
+    Raises:
+        ValueError: the shards cut rows.
+    """
+    if kept is None or not is_sharded(weight):
+        return kept if kept is None else kept.to(weight.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    if any(place.is_shard() and not place.is_shard(0) for place in weight.placements):  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError("an anchor of some rows needs them whole, but the weight's shards cut them; shard dimension 0")
+    mask = torch.zeros(weight.shape[0], device=weight.device)
+    mask[kept.to(weight.device)] = 1
+    return local(distribute_tensor(mask, weight.device_mesh, weight.placements)).nonzero().flatten()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def some_rows(tensor: Tensor, kept: Tensor | None) -> Tensor:
+    """Return the rows `kept` of a tensor, in new memory; all of it, the tensor itself, if `kept` is None."""
+    return tensor if kept is None else tensor[kept.to(tensor.device)]
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mtsp.anchors import named_weights
-from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, placed
+from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, local_rows, placed, some_rows
 from mtsp.regularizers.penalties import StepFraction
 from mtsp.regularizers.targets import Target
 
@@ -78,7 +78,7 @@ def check_optimizer(optimizer: Any, names: Mapping[int, str], targets: Mapping[s
     if targets and not own:
         raise ValueError("the optimizer holds none of the model's weights; give it model.parameters()")
     unmoved = [
-        _equals(weight, target.anchor)
+        _equals(weight, target.anchor, target.kept)
         for weight, _, target in own
         if target.anchor is not None and _has_moved(optimizer.state.get(weight, {}))
     ]
@@ -194,9 +194,11 @@ def _optimizers_in(wrapper: Any) -> list[Any]:
     return list(found.values())
 
 
-def _equals(weight: Tensor, anchor: Tensor) -> bool:
-    """Whether they are equal in the coarser of their dtypes."""
+def _equals(weight: Tensor, anchor: Tensor, kept: Tensor | None) -> bool:
+    """Whether they are equal in the coarser of their dtypes, in the rows that have an anchor."""
+    kept = local_rows(kept, weight)
     value, start = local(weight).detach(), local(placed(anchor, weight, Storage(anchor.dtype)))
+    value, start = some_rows(value, kept), some_rows(start, kept)
     return torch.equal(value.to(start.dtype).to(value.dtype), start.to(value.device, value.dtype))
 
 

@@ -33,7 +33,8 @@ def fits(optimizer: Any, buckets: list[Bucket]) -> bool:
         fused(optimizer)
         and (scale is None or scale.device.type == "cpu")
         and all(
-            weight.dtype in (torch.float32, torch.float64)
+            bucket.kept is None
+            and weight.dtype in (torch.float32, torch.float64)
             and (anchor is None or (anchor.dtype, anchor.device) == (weight.dtype, weight.device))
             for bucket in buckets
             for weight, anchor in zip(bucket.weights, bucket.anchors or [None] * len(bucket.weights), strict=True)

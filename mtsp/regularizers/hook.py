@@ -190,8 +190,7 @@ class Attachment:
         self.check_overshoots(buckets)
         if self.measuring and not torch.compiler.is_compiling():
             scale = getattr(self.optimizer, "grad_scale", None)
-            for bucket in buckets:
-                self.measured |= reports.measured(bucket, scale)
+            self.measured |= reports.measured(buckets, scale)
             self.measuring = False
         self.act_before(buckets)
 
@@ -279,11 +278,11 @@ class Attachment:
             fraction = fraction * (1 - overflow.to(device, torch.float64).reshape(()))
         return fraction.to(device) if isinstance(fraction, Tensor) else fraction
 
-    def step_fractions(self, *, full: bool = False) -> dict[str, tuple[float, int]]:
-        """Return, for each weight that learns, the fraction of the distance that the pull alone takes in a step, and
-        its size.
+    def step_fractions(self, *, full: bool = False) -> dict[tuple[str, bool], tuple[float, int]]:
+        """Return the fraction of the distance that the pull alone takes in a step, and the number of entries.
 
-        At the present learning rate, or at the `full` one. NaN where the fraction is not constant.
+        For weights that learn, by their name and whether their pretrained or their new rows are meant. At the present
+        learning rate, or at the `full` one. NaN where the fraction is not constant.
         """
         result = {}
         for bucket in self.buckets():
@@ -291,8 +290,10 @@ class Attachment:
             if has_time_constant(self.optimizer, self.mode) and bucket.penalty.proportional:
                 lr = self._full_lr(bucket.group) if full else float(present_lr(group))
                 fraction = lr * bucket.strength / momentum_divisor(self.optimizer, group, self.mode)
-            weights = zip(bucket.names, bucket.weights, strict=True)
-            result |= {name: (fraction, weight.numel()) for name, weight in weights if weight.requires_grad}
+            for name, weight in zip(bucket.names, bucket.weights, strict=True):
+                if weight.requires_grad:
+                    part = next(part for part in self._targets[name].parts if part.shared == bucket.shared)
+                    result[name, bucket.shared] = fraction, part.size(weight)
         return result
 
     def _full_lr(self, group: int) -> float:

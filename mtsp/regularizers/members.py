@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.regularizers.base import Regularizer
-from mtsp.regularizers.buckets import Bucket, blocks, local, summed
+from mtsp.regularizers.buckets import Bucket, blocks, local, some_rows, summed
 from mtsp.regularizers.hook import Attachment
 from mtsp.regularizers.penalties import (
     AbsoluteDistance,
@@ -162,7 +162,7 @@ class _Cautious(Attachment):
             for block in blocks(bucket, whole=True):
                 pairs = zip(block.values.weights, block.values.displacements(), strict=True)
                 for (weight, d), parameter, gradient in zip(pairs, block.parameters, block.gradients, strict=True):
-                    update = _update(self.optimizer, parameter, gradient, sign)
+                    update = _update(self.optimizer, parameter, gradient, sign, block.kept)
                     weight.sub_((torch.where(update * d > 0, d, 0.0) * fraction).to(weight.dtype))
 
 
@@ -242,9 +242,9 @@ def _squares(tensors: list[Tensor]) -> Tensor:
     return torch.stack([tensor.float().square().sum() for tensor in tensors])
 
 
-def _update(optimizer: Any, weight: Tensor, gradient: Tensor, sign: int) -> Tensor:
+def _update(optimizer: Any, weight: Tensor, gradient: Tensor, sign: int, kept: Tensor | None) -> Tensor:
     state = optimizer.state.get(weight, {})
     for moment in ("exp_avg", "momentum_buffer"):
         if state.get(moment) is not None:
-            return local(state[moment])
+            return some_rows(local(state[moment]), kept)
     return gradient * sign

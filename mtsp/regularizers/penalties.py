@@ -285,7 +285,7 @@ def divided(tensors: list[Tensor], groups: int) -> list[Tensor]:
 def by_row(tensor: Tensor, rows: int) -> Tensor:
     """Return `tensor` as a matrix with one row per output channel; `rows` is their dimension."""
     moved = tensor.movedim(rows, 0) if tensor.dim() > 1 else tensor
-    return moved.reshape(moved.shape[0] if moved.dim() else 1, -1)
+    return moved.flatten(1) if moved.dim() > 1 else moved.reshape(-1, 1)
 
 
 def back(factor: Tensor, like: Tensor, rows: int) -> Tensor:

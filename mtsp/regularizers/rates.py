@@ -152,13 +152,15 @@ def resolve_paces(
         for weight in group["params"]:
             name = names.get(id(weight), "")
             target = targets.get(name)
-            if target is None or (target.is_resolved and not again):
+            if target is None or (all(part.is_resolved for part in target.parts) and not again):
                 continue
-            if target.pace is not None:
-                strength = strength_of(target.pace, optimizer, group, mode)
-                target = targets[name] = target._replace(strength=strength)
+            own, *rest = (
+                part if part.pace is None else part._replace(strength=strength_of(part.pace, optimizer, group, mode))
+                for part in target.parts
+            )
+            targets[name] = own._replace(rest=rest[0] if rest else None)
             coarse = weight.dtype in (torch.bfloat16, torch.float16) and mode != "coupled"
-            if coarse and 0 < full_lr(group) * target.strength < torch.finfo(weight.dtype).eps:
+            if coarse and 0 < full_lr(group) * own.strength < torch.finfo(weight.dtype).eps:
                 erased.append(name)
     if erased:
         warnings.warn(

@@ -6,7 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers.buckets import Bucket, Storage, blocks, check_whole_rows, local, placed, summed
+from mtsp.regularizers.buckets import (
+    Bucket,
+    Storage,
+    blocks,
+    check_whole_rows,
+    local,
+    local_rows,
+    placed,
+    some_rows,
+    summed,
+)
 from mtsp.regularizers.penalties import Penalty, SquaredDistance, WeightBlock
 from mtsp.regularizers.targets import Target, under
 
@@ -41,15 +51,15 @@ def total_penalty(penalties: Mapping[bool, Penalty], weights: Weights, targets: 
     """
     total = 0.0
     for name, weight in weights.items():
-        target = targets.get(name)
-        if target is None or target.strength == 0:
-            continue
-        if not target.is_resolved:
-            raise ValueError(f"the strength of {name} is still a pace, {target.pace}; attach() converts it")
-        penalty = penalties[target.shared]
-        check_whole_rows(penalty, name, weight, target.rows)
-        block = _block(weight, target.anchor, target.fisher, target.rows).divided(target.channel_groups)
-        total += target.strength * float(summed(penalty.value(block), weight))
+        for target in targets[name].parts if name in targets else ():
+            if target.strength == 0:
+                continue
+            if not target.is_resolved:
+                raise ValueError(f"the strength of {name} is still a pace, {target.pace}; attach() converts it")
+            penalty = penalties[target.shared]
+            check_whole_rows(penalty, name, weight, target.rows)
+            block = _block(weight, target.kept, target.anchor, target.fisher, target.rows)
+            total += target.strength * float(summed(penalty.value(block.divided(target.channel_groups)), weight))
     return total
 
 
@@ -61,31 +71,34 @@ def distances(weights: Weights, targets: Mapping[str, Target], prefixes: Iterabl
         for name, weight in weights.items():
             target = targets.get(name)
             if target is not None and target.anchor is not None and under(name, prefix):
-                moved += float(summed(_SQUARED.value(_block(weight, target.anchor)), weight))
-                start += float(summed(_SQUARED.value(_block(placed(target.anchor, weight, Storage()))), weight))
+                moved += float(summed(_SQUARED.value(_block(weight, target.kept, target.anchor)), weight))
+                start_block = _block(placed(target.anchor, weight, Storage()), target.kept)
+                start += float(summed(_SQUARED.value(start_block), weight))
         if start:
             result[prefix] = (moved / start) ** 0.5
     return result
 
 
-def measured(bucket: Bucket, scale: Tensor | None) -> dict[str, Tensor]:
+def measured(buckets: Iterable[Bucket], scale: Tensor | None) -> dict[str, Tensor]:
     """Return the squared norms of pull and gradient, as a tensor of two, by weight name, without waiting for a GPU.
 
     Args:
-        bucket: weights whose gradients do not contain the pull yet.
+        buckets: weights whose gradients do not contain the pull yet.
         scale: factor by which the gradients are still multiplied (by a GradScaler), if any.
     """
-    names = {id(weight): name for name, weight in zip(bucket.names, bucket.weights, strict=True)}
     result: dict[str, Tensor] = {}
-    for block in blocks(bucket):
-        pull = torch.stack(list(torch._foreach_norm(bucket.penalty.gradients(block.values)))).double() * bucket.strength
-        gradient = torch.stack(list(torch._foreach_norm(block.gradients))).double()
-        if scale is not None:
-            gradient = gradient / scale.to(gradient.device).double()
-        squares = summed(torch.stack([pull, gradient], dim=1).square(), block.parameters[0])
-        for weight, both in zip(block.parameters, squares, strict=True):  # a large weight is split into several blocks
-            name = names[id(weight)]
-            result[name] = result[name] + both if name in result else both
+    for bucket in buckets:
+        names = {id(weight): name for name, weight in zip(bucket.names, bucket.weights, strict=True)}
+        for block in blocks(bucket):
+            norms = torch._foreach_norm(bucket.penalty.gradients(block.values))
+            pull = torch.stack(list(norms)).double() * bucket.strength
+            gradient = torch.stack(list(torch._foreach_norm(block.gradients))).double()
+            if scale is not None:
+                gradient = gradient / scale.to(gradient.device).double()
+            squares = summed(torch.stack([pull, gradient], dim=1).square(), block.parameters[0])
+            for weight, both in zip(block.parameters, squares, strict=True):  # a weight may be in several blocks
+                name = names[id(weight)]
+                result[name] = result[name] + both if name in result else both
     return result
 
 
@@ -94,7 +107,10 @@ def table(weights: Weights, targets: Mapping[str, Target]) -> str:
     rows = []
     for name, weight in weights.items():
         target = targets.get(name)
-        rows.append((name, weight.numel(), _kind(weight, target), _strength(target)))
+        for part in (None,) if target is None else target.parts:
+            label = name if part is None or part.kept is None else f"{name} ({len(part.kept)} of {len(weight)} rows)"
+            size = weight.numel() if part is None else part.size(weight)
+            rows.append((label, size, _kind(weight, part), _strength(part)))
     for kind in dict.fromkeys(row[2] for row in rows):
         sizes = [row[1] for row in rows if row[2] == kind]
         rows.append((f"{len(sizes)} tensors", sum(sizes), kind, ""))
@@ -116,7 +132,18 @@ def _strength(target: Target | None) -> str:
     return f"{target.strength:g}" if target.is_resolved else str(target.pace)
 
 
-def _block(weight: Tensor, anchor: Tensor | None = None, fisher: Tensor | None = None, rows: int = 0) -> WeightBlock:
-    """This process's shard of one weight, in float64."""
-    beside = [None if v is None else [local(placed(v, weight, Storage())).double()] for v in (anchor, fisher)]
-    return WeightBlock([local(weight).detach().double()], beside[0], beside[1], rows)
+def _block(
+    weight: Tensor,
+    kept: Tensor | None = None,
+    anchor: Tensor | None = None,
+    fisher: Tensor | None = None,
+    rows: int = 0,
+) -> WeightBlock:
+    """This process's shard of one weight, or of its rows `kept`, in float64."""
+    kept = local_rows(kept, weight)
+    own, *beside = (
+        None if v is None else [some_rows(local(v).detach(), kept).double()]
+        for v in (weight, *(v if v is None else placed(v, weight, Storage()) for v in (anchor, fisher)))
+    )
+    assert own is not None
+    return WeightBlock(own, beside[0], beside[1], rows)

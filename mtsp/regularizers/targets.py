@@ -23,7 +23,7 @@ from mtsp.regularizers.strength import Pace, Strength
 
 
 class Target(NamedTuple):
-    """Anchor and strength of one regularized weight."""
+    """Anchor and strength of one regularized weight, or of some of its rows (output channels)."""
 
     strength: float  # NaN until `attach` converts the pace to a strength
     anchor: Tensor | None  # None: pulled to zero
@@ -33,11 +33,22 @@ class Target(NamedTuple):
     largest_fisher: float = 1.0  # 1 without Fisher information
     rows: int = 0  # dimension of the output channels
     channel_groups: int = 1  # number of groups of output channels along dimension 0
+    kept: Tensor | None = None  # numbers of the rows, along dimension 0; None: the whole weight
+    rest: "Target | None" = None  # target of the other rows, which are new
 
     @property
     def is_resolved(self) -> bool:
         """Whether the strength is a number; `attach` converts a pace to one."""
         return not isnan(self.strength)
+
+    @property
+    def parts(self) -> tuple["Target", ...]:
+        """The target itself, and that of the rows it does not cover, if there are any."""
+        return (self,) if self.rest is None else (self._replace(rest=None), self.rest)
+
+    def size(self, weight: Tensor) -> int:
+        """Return the number of entries of `weight` that it covers, in all shards."""
+        return weight.numel() if self.kept is None else weight.numel() // weight.shape[0] * len(self.kept)
 
 
 def find_targets(
@@ -78,15 +89,38 @@ def find_targets(
     for name in chosen:
         anchor, weight = given.get(name), weights[name]
         shared = anchor is not None
-        strength = _strength(name, alpha if shared else beta, "alpha" if shared else "beta")
-        pace = strength if isinstance(strength, Pace) else None
-        target = Target(float("nan") if isinstance(strength, Pace) else strength, None, shared, pace)
+        target = _target(name, alpha, "alpha") if shared else _target(name, beta, "beta")
+        target = target._replace(rows=rows[name], channel_groups=channel_groups[name])
         if anchor is not None:
-            _check(f"the anchor of {name}", anchor, weight, "leave it out to treat the weight as new")
+            kept = _kept_rows(name, anchor, target)
+            _check(f"the anchor of {name}", anchor, weight, "leave it out to treat the weight as new", kept)
             own = None if zero else _copy(anchor, weight.dtype)
-            target = target._replace(anchor=own, **_fisher(name, given_fisher, weight))
-        found[name] = target._replace(rows=rows[name], channel_groups=channel_groups[name])
+            target = target._replace(anchor=own, kept=kept, **_fisher(name, given_fisher, weight))
+            if kept is not None:
+                new = torch.tensor(sorted(set(range(len(weight))) - set(kept.tolist())))
+                target = target._replace(rest=_target(name, beta, "beta")._replace(rows=rows[name], kept=new))
+        found[name] = target
     return found
+
+
+def _target(name: str, strength: Strength, word: str) -> Target:
+    value = _strength(name, strength, word)
+    if isinstance(value, Pace):
+        return Target(float("nan"), None, word == "alpha", value)
+    return Target(value, None, word == "alpha")
+
+
+def _kept_rows(name: str, anchor: Tensor, target: Target) -> Tensor | None:
+    """Return the numbers of the rows that have an anchor, or None if all have: rows of NaN have none."""
+    whole = getattr(anchor, "full_tensor", lambda: anchor)()
+    if whole.is_meta or whole.dim() < 2:
+        return None
+    new = whole.isnan().flatten(1).all(1).cpu()
+    if new.all() or not new.any():
+        return None
+    if target.rows != 0 or target.channel_groups > 1:
+        raise ValueError(f"{name} belongs to a transposed layer, of which an anchor cannot cover some channels only")
+    return (~new).nonzero().flatten()
 
 
 def under(name: str, prefix: str) -> bool:
@@ -147,9 +181,10 @@ def _fisher(name: str, fisher: Mapping[str, Tensor] | None, weight: Tensor) -> d
     return {"fisher": _copy(value, weight.dtype), "largest_fisher": float(value.max())}
 
 
-def _check(what: str, value: Tensor, weight: Tensor, instead: str) -> None:
+def _check(what: str, value: Tensor, weight: Tensor, instead: str, kept: Tensor | None = None) -> None:
     if value.shape != weight.shape:
         raise ValueError(f"{what} has shape {tuple(value.shape)}, the weight {tuple(weight.shape)}; {instead}")
+    value = value if kept is None else getattr(value, "full_tensor", lambda: value)()[kept.to(value.device)]
     if not value.is_meta and not bool(value.isfinite().all()):
         raise ValueError(f"{what} has values that are NaN or infinite")
 

@@ -23,7 +23,7 @@ from mtsp.training.checks import align_classes, open_data, with_classes
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.sample_stream import Concatenated, SinglePass
 from mtsp.training.signals import StopSignals
-from mtsp.training.state import PretrainedNetwork
+from mtsp.training.state import PretrainedNetwork, learned_classes
 from mtsp.types import IGNORE, Examples
 
 MOST_PASSES = 100_000
@@ -54,7 +54,7 @@ def estimate(
     out: Path,
     settings: Settings,
     *,
-    build_network: Callable[[AnyExperiment], PretrainedNetwork],
+    build_network: Callable[[AnyExperiment, Sequence[str]], PretrainedNetwork],
     missing_weights: Callable[[AnyExperiment], Sequence[str]] = lambda experiment: (),
     overwrite: bool = False,
 ) -> bool:
@@ -64,7 +64,8 @@ def estimate(
         experiment: the config that names the weights, the training data and the task.
         out: file to write. While the estimate runs, its partial sums are saved in a `.part` file beside `out`.
         settings: number of images, and how labels are chosen.
-        build_network: returns the network with its pretrained weights; may download them.
+        build_network: takes the experiment and the names of its classes; returns the network with its pretrained
+            weights, and may download them.
         missing_weights: returns a line for each file of weights that is missing or cannot be downloaded.
         overwrite: replace an existing file.
 
@@ -78,7 +79,7 @@ def estimate(
     opened = open_data(experiment, names, missing_weights(experiment))
     experiment = with_classes(experiment, opened)
     with accelerator.main_process_first():  # one process downloads, the others find the file
-        pretrained = build_network(experiment)
+        pretrained = build_network(experiment, learned_classes(opened))
     if not pretrained.anchors:
         raise ConfigError("branches: none has pretrained `weights`, so there is nothing to estimate")
     data = _data(experiment, opened, task)

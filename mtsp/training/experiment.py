@@ -55,6 +55,10 @@ class BranchConfig(Config):
     """Mean to subtract from frames (RGB, values in [0, 1]); null: the mean that the weights were trained with."""
     std: tuple[float, float, float] | None = None
     """Standard deviation to divide frames by (RGB); null: the one that the weights were trained with."""
+    reuse: Literal["all"] | tuple[str, ...] | dict[str, str] = ()
+    """Classes of the data that `weights` can classify: their rows of the last layers are kept and anchored, and rows of
+    other classes stay new. Names, or `{name: name in the weights}` (of a run, or ImageNet's: `n01443537`, `goldfish`),
+    or `all` that both have. Empty: layers that depend on the classes are loaded only if all of them fit."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of the branch; null: the learning rate of `optimizer`."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
@@ -77,6 +81,8 @@ class BranchConfig(Config):
             raise ValueError("`mean` and `std` need pretrained `weights`, but `weights` is null; leave them out")
         if self.weights is None and self.layer_decay:
             raise ValueError("`layer_decay` needs pretrained `weights`, but `weights` is null; leave it out")
+        if self.weights is None and self.reuse:
+            raise ValueError("`reuse` needs pretrained `weights`, but `weights` is null; name them, or leave it out")
         return self
 
     @property
@@ -259,8 +265,9 @@ class Experiment(Config, Generic[ModelT, DataT]):
         source = self.evaluation.source
         assert source is not None
         model = self.model if source.classes is None else self.model.model_copy(update={"classes": source.classes})
-        heads = {name: self.branches[name].model_copy(update={"weights": file}) for name, file in source.heads.items()}
-        return self.model_copy(update={"model": model, "branches": {**self.branches, **heads}})
+        branches = {name: branch.model_copy(update={"reuse": ()}) for name, branch in self.branches.items()}
+        branches |= {name: branches[name].model_copy(update={"weights": file}) for name, file in source.heads.items()}
+        return self.model_copy(update={"model": model, "branches": branches})
 
     def _places(self) -> dict[str, "BranchConfig | ModuleConfig"]:
         """Return the sections of all branches and modules by their keys in the config."""

@@ -29,13 +29,21 @@ from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore
 from mtsp.training.checkpoint.saver import Saver
-from mtsp.training.checks import align_classes, look, missing_fisher, open_data, require_whole_images, with_classes
+from mtsp.training.checks import (
+    align_classes,
+    look,
+    missing_fisher,
+    open_data,
+    require_whole_images,
+    try_sizes,
+    with_classes,
+)
 from mtsp.training.ema import Ema
 from mtsp.training.experiment import AnyExperiment, as_yaml, stage_at
 from mtsp.training.loop import train
 from mtsp.training.sample_stream import Shard, micro_batches
 from mtsp.training.signals import StopSignals
-from mtsp.training.state import PretrainedNetwork, StepResult, TrainingRun, TrainState
+from mtsp.training.state import PretrainedNetwork, StepResult, TrainingRun, TrainState, learned_classes
 from mtsp.training.summary import print_summary
 from mtsp.training.unused_weights import search_for_unused
 from mtsp.training.validate import evaluator, validate, validation_due
@@ -48,7 +56,7 @@ def run_experiment(
     experiment: AnyExperiment,
     run_dir: Path,
     *,
-    build_network: Callable[[AnyExperiment], PretrainedNetwork],
+    build_network: Callable[[AnyExperiment, Sequence[str]], PretrainedNetwork],
     missing_weights: Callable[[AnyExperiment], Sequence[str]] = lambda experiment: (),
     resume: str | None = None,
 ) -> dict[str, dict[str, float]] | None:
@@ -57,7 +65,8 @@ def run_experiment(
     Args:
         experiment: the resolved config.
         run_dir: folder for the results; created if it does not exist.
-        build_network: returns the network with its pretrained weights; may download them.
+        build_network: takes the experiment and the names of its classes; returns the network with its pretrained
+            weights, and may download them.
         missing_weights: returns a line for each file of weights that is missing or cannot be downloaded. These and all
             missing files of data are told at once, before anything is downloaded, built or decoded.
         resume: None starts a new run; `auto` continues from the newest complete checkpoint, or starts a new run if
@@ -82,8 +91,9 @@ def run_experiment(
         experiment = with_classes(experiment, {name: opened[name] for name in opened if name in used})
         data = align_classes(experiment, {name: opened[name] for name in opened if name in used})
         with accelerator.main_process_first():  # one process downloads, the others find the file
-            pretrained = build_network(experiment)
+            pretrained = build_network(experiment, learned_classes(data))
         require_whole_images(experiment, {name: experiment.data[name] for name in experiment.evaluation.data})
+        try_sizes(experiment, pretrained.model, data)
         state = _prepare(experiment, accelerator, pretrained, data)
         run = TrainingRun(
             experiment, run_dir, state, pretrained, data, ema=_ema(experiment, state), stop=signals.received
@@ -148,13 +158,13 @@ def _source_task(
     run: TrainingRun,
     source: SourceConfig,
     examples: Examples,
-    build_network: Callable[[AnyExperiment], PretrainedNetwork],
+    build_network: Callable[[AnyExperiment, Sequence[str]], PretrainedNetwork],
 ) -> SourceTask:
     """Build the network of the source task and measure it before fine-tuning."""
     experiment, accelerator = run.experiment, run.state.accelerator
     if is_sharded(run.network):
         raise ConfigError("evaluation.source: weights sharded by FSDP are not measured; leave it out, or use DDP")
-    network = build_network(experiment.source_experiment()).model.to(accelerator.device)
+    network = build_network(experiment.source_experiment(), ()).model.to(accelerator.device)
     if experiment.train.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return SourceTask(

@@ -147,7 +147,7 @@ class TrainingRun:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that the network learns; empty if the data do not name classes."""
-        return next(filter(None, map(class_names, self.data.values())), ())
+        return learned_classes(self.data)
 
     @property
     def network(self) -> nn.Module:
@@ -157,3 +157,8 @@ class TrainingRun:
     def ema_weights(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its averaged weights, if the run keeps an average."""
         return nullcontext() if self.ema is None else self.ema.swapped(self.network)
+
+
+def learned_classes(data: Mapping[str, Examples]) -> tuple[str, ...]:
+    """Return the names of the classes that a network learns from data entries that are aligned; empty without names."""
+    return next(filter(None, map(class_names, data.values())), ())

@@ -32,8 +32,10 @@ def print_summary(run: TrainingRun) -> None:
         sizes = {"shared": 0, "new": 0, "free": 0}
         for name, weight in run.network.named_parameters():
             if name.startswith(f"{prefix}."):
-                pull = targets.get(name)
-                sizes["free" if pull is None else "shared" if pull.shared else "new"] += weight.numel()
+                if name not in targets:
+                    sizes["free"] += weight.numel()
+                for part in targets[name].parts if name in targets else ():
+                    sizes["shared" if part.shared else "new"] += part.size(weight)
         pulled = regularizer is not None and not frozen[prefix]
         tau = regularizer.time_constant(prefix) if regularizer is not None and pulled else None
         table.add_row(

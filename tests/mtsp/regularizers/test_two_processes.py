@@ -34,12 +34,22 @@ CASES: dict[str, tuple[type[Regularizer], dict[str, Any], Any]] = {
     "spd": (SPD, {}, lambda p: SGD(p, lr=0.05)),
     "cautious": (CautiousL2SP, {}, lambda p: ADAMW(p, lr=0.05, weight_decay=0.0)),
     "mars": (MARS, {}, lambda p: SGD(p, lr=0.05)),
+    "rows": (L2SP, {}, lambda p: SGD(p, lr=0.05, momentum=0.9)),
+    "rows group": (GLSP, {}, lambda p: SGD(p, lr=0.05)),
+    "rows group fisher": (GLSPFisher, {"fisher": True}, lambda p: SGD(p, lr=0.05)),
+    "rows spd": (SPD, {}, lambda p: SGD(p, lr=0.05)),
+    "rows cautious": (CautiousL2SP, {}, lambda p: ADAMW(p, lr=0.05, weight_decay=0.0)),
 }
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def captured(model: nn.Module, case: str) -> dict[str, Tensor]:
+    rows = {"0.weight": [1, 2]} if case.startswith("rows") else {}  # all in the shard of the first process
+    return capture(model, ["0.weight", "2.weight"], rows=rows)
 
 
 def trained(
@@ -87,7 +97,7 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
     results: dict[Any, Any] = {}
     for case in CASES:
         model = network()
-        anchors = capture(model, ["0.weight", "2.weight"])
+        anchors = captured(model, case)
         if case in ("coupled", "spd"):
             results["ddp", case] = trained(nn.parallel.DistributedDataParallel(model), anchors, case, share)
         model = network()
@@ -118,7 +128,7 @@ def test_two_processes_equal_one(in_two_processes: Callable[..., None], tmp_path
     assert "anchors differ between the processes" in results["unlike anchors"]
     for case in CASES:
         model = network()
-        weights, numbers = trained(model, capture(model, ["0.weight", "2.weight"]), case, slice(0, 4))
+        weights, numbers = trained(model, captured(model, case), case, slice(0, 4))
         for how in ("ddp", "fsdp"):
             if (how, case) not in results:
                 continue
