@@ -12,9 +12,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.blocks import ClassesConfig, Normalized
+from models.encoders.names import BackboneName, backbone_name
+from models.encoders.sizes import FrameSizes, Size, frame_sizes
+from models.encoders.timm_networks import inspected, timm_network
 from models.pretrained import tf_slim, torchvision_timm
 from models.pretrained.layouts import Layout, WeightsFile
-from models.pretrained.torchvision_download import download_torchvision
+from models.pretrained.timm_files import as_timm_reads
+from models.pretrained.torchvision_download import TorchvisionWeights, download_torchvision
 from models.pretrained.torchvision_timm import IMAGENET_MEAN, IMAGENET_STD
 from mtsp.text import did_you_mean
 from mtsp.types import Outputs
@@ -28,10 +32,13 @@ class ClassifierConfig(ClassesConfig):
     """Config of :class:`Classifier`."""
 
     name: Literal["classifier"]
-    backbone: str = INCEPTION
+    backbone: BackboneName = INCEPTION
     """A timm network (`tf_efficientnet_lite0`, `resnet50`), or `torchvision:` and the name of a torchvision network."""
     classes: int | None = Field(default=None, gt=1)
     """Number of classes; null: as many as the data to train on have."""
+    image_size: Size | None = None
+    """Height and width of the largest frames, for backbones that are built for one size (BEiT, Hiera, LeViT); null:
+    the published size."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout rate of the pooled features before the head. TF-slim's Inception-V3, used by DSTL, has 0.2."""
     aux_head: bool | None = None
@@ -63,7 +70,7 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
-        self.backbone = Backbone(config.backbone, aux_head=config.aux_head is not False)
+        self.backbone = Backbone(config.backbone, aux_head=config.aux_head is not False, image_size=config.image_size)
         self.head = Head(self.backbone, config.class_count, config.dropout)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
@@ -91,6 +98,7 @@ class Head(nn.Module):
     def __init__(self, backbone: "Backbone", classes: int, dropout: float) -> None:
         super().__init__()
         self.last = backbone.classifiers[0]
+        self.backbone_name = backbone.name
         self.dropout = nn.Dropout(dropout)
         self.label = nn.Linear(backbone.width, classes)
         self.aux_head = None if backbone.aux_width is None else nn.Linear(backbone.aux_width, classes)
@@ -101,6 +109,11 @@ class Head(nn.Module):
         if tf_slim.is_slim(file.tensors):
             return tf_slim.head_layout(self.label, self.last, tf_slim.convert(file.tensors), aux_head=aux_head)
         return torchvision_timm.head_layout(self.label, self.last, file.tensors, aux_head=aux_head)
+
+    def download(self, source: str) -> Layout:
+        """Download the last layers of an ImageNet classifier; see :class:`models.pretrained.layouts.Downloadable`."""
+        weights = _download(self.backbone_name, source)
+        return replace(self.published_layout(WeightsFile(weights.tensors)), description=weights.description)
 
 
 class Backbone(Normalized):
@@ -117,12 +130,19 @@ class Backbone(Normalized):
 
     task_layers = ("network.AuxLogits.",)
 
-    def __init__(self, name: str, *, aux_head: bool = True) -> None:
+    def __init__(self, name: str, *, aux_head: bool = True, image_size: Size | None = None) -> None:
+        name = backbone_name(name)
         published = name.removeprefix("torchvision:")
-        features = _timm(name) if published == name else _torchvision(published, aux_head)
+        if published == name:
+            features = _timm(name, image_size)
+        elif image_size is not None:
+            raise ValueError(f"image_size: {name} is built for its own size only; leave it out, or use one of timm")
+        else:
+            features = _torchvision(published, aux_head)
         super().__init__(*features.normalization)
         self.name = name
-        self.network, self.width, self.aux_width, self.classifiers, self.normalization = features
+        self.image_size = image_size
+        self.network, self.width, self.aux_width, self.classifiers, self.normalization, self.frame_sizes = features
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return pooled features BD of `frame` (B3HW, RGB in [0, 1]), and in training the auxiliary features, if
@@ -136,7 +156,7 @@ class Backbone(Normalized):
                     f"Inception-V3 {what} sides of {smallest} and more, got {frame.shape[-2]}x{frame.shape[-1]}; "
                     "set `crop` and `size` to [299, 299]"
                 )
-        out = self.network(self.normalized(frame))
+        out = self.network(self.frame_sizes.checked(self.normalized(frame), self.name))
         return (out, None) if isinstance(out, Tensor) else (out[0], out[1])
 
     def published_layout(self, file: WeightsFile) -> Layout:
@@ -146,22 +166,31 @@ class Backbone(Normalized):
         layout = torchvision_timm.backbone_layout(
             self.network,
             self.name,
-            file.tensors if slim is None else slim.tensors,
+            self._as_published(file.tensors) if slim is None else slim.tensors,
             classifiers=self.classifiers,
             aux_head=self.aux_width is not None,
             normalization=self.normalization,
         )
         return layout if slim is None else tf_slim.in_slims_names(layout, slim)
 
+    def _as_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        is_timms = not self.name.startswith("torchvision:")
+        return as_timm_reads(self.name, tensors, self.image_size) if is_timms else tensors
+
     def download(self, source: str) -> Layout:
         """Download ImageNet weights of torchvision or timm; see :class:`models.pretrained.layouts.Downloadable`."""
-        name = self.name.removeprefix("torchvision:")
-        if source == "imagenet" and name == self.name:
-            import timm
-
-            return self.published_layout(WeightsFile(timm.create_model(name, pretrained=True).state_dict()))
-        weights = download_torchvision(name, "torchvision" if source == "imagenet" else source)
+        weights = _download(self.name, source)
         return replace(self.published_layout(WeightsFile(weights.tensors)), description=weights.description)
+
+
+def _download(backbone: str, source: str) -> TorchvisionWeights:
+    name = backbone.removeprefix("torchvision:")
+    if source == "imagenet" and name == backbone:
+        import timm
+
+        tensors = timm.create_model(name, pretrained=True).state_dict()
+        return TorchvisionWeights(tensors, None, None, f"timm's weights of {name}")
+    return download_torchvision(name, "torchvision" if source == "imagenet" else source)
 
 
 class _Features(NamedTuple):
@@ -170,6 +199,7 @@ class _Features(NamedTuple):
     aux_width: int | None
     classifiers: tuple[str, ...]
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
+    frame_sizes: FrameSizes = FrameSizes()
 
 
 def _torchvision(name: str, aux_head: bool) -> _Features:
@@ -199,16 +229,23 @@ def _torchvision(name: str, aux_head: bool) -> _Features:
     return _Features(network, layer.in_features, aux_width, ("fc", "AuxLogits.fc"), ((0.5,) * 3, (0.5,) * 3))
 
 
-def _timm(name: str) -> _Features:
+def _timm(name: str, image_size: Size | None) -> _Features:
     import timm
 
     _require_known(name.split(".")[0], timm.list_models(), "timm")
-    network: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    kind = inspected(name)
+    network: Any = timm_network(name, image_size=image_size, num_classes=0)
     width = int(getattr(network, "head_hidden_size", None) or network.num_features)
     settings = network.default_cfg or {}
     last = settings.get("classifier", "")
     normalization = tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
-    return _Features(network, width, None, (last,) if isinstance(last, str) else tuple(last), normalization)
+    sizes = FrameSizes()
+    if kind.can_build_for_a_size:  # a convolutional network takes any size above its own smallest one
+        found = frame_sizes(network, lambda out, _: out.ndim == 2, native=image_size or kind.native)
+        sizes = sizes if found is None else found
+    if image_size is not None and sizes.fixed is None:
+        raise ValueError(f"image_size: {name} takes frames of any size; leave it out")
+    return _Features(network, width, None, (last,) if isinstance(last, str) else tuple(last), normalization, sizes)
 
 
 def _require_known(name: str, names: list[str], library: str) -> None:

@@ -112,7 +112,7 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             centered, words = _centered(x, codewords)
             scale = scale.to(words.dtype)
             distances = torch.matmul(centered, words.t()).mul_(-2)

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from models.blocks import ClassesConfig, conv_norm_relu, resized
 from models.encnet.encoding import EncModule
 from models.encnet.jpu import JointPyramidUpsampling
-from models.encoders.build import Encoded
+from models.encoders.encoded import Encoded
+from models.encoders.names import EncoderName
+from models.encoders.pyramids import Pyramid
+from models.encoders.sizes import Size
 from models.pretrained.encnet import encnet_layout
 from models.pretrained.layouts import Layout, WeightsFile
 from mtsp.types import Outputs
@@ -25,15 +28,24 @@ class EncNetConfig(ClassesConfig):
 
     name: Literal["encnet"]
 
-    encoder: str = "tu-resnet50s"
-    """Encoder name, see :mod:`models.encoders.build`. `tu-resnet50s` and `tu-resnet101s` have three 3x3 convolutions in
-    their stem, as in the published networks; `resnet50` is torchvision's."""
+    encoder: EncoderName = "resnet50s"
+    """Encoder name, see :class:`models.encoders.encoded.Encoded`. `resnet50s` and `resnet101s` have three 3x3
+    convolutions in their stem, as in the published networks; `resnet50` is torchvision's."""
+
+    image_size: Size | None = None
+    """Height and width of the largest frames, for encoders that are built for one size (Hiera, CoAtNet); null: the
+    published size."""
+
+    pyramid: Pyramid | None = None
+    """Feature pyramid of a plain vision transformer: `simple` (ViTDet's, from the last map) or `dpt` (DPT's, from four
+    depths). null: `simple`; other encoders have their own maps at four strides."""
 
     classes: int | None = Field(default=59, gt=1, lt=256)
     """Number of classes of the mask, including background if it is a class; null: as many as the data have."""
 
     output_stride: Literal[8, 16, 32] | None = None
-    """Stride of the coarsest map; later stages are dilated. null: 8, or 32 with `jpu`."""
+    """Stride of the coarsest map; later stages are dilated (a plain vision transformer needs no dilation). null: 8, or
+    32 with `jpu`."""
 
     jpu: bool = False
     """Use FastFCN's Joint Pyramid Upsampling instead of dilation."""
@@ -91,7 +103,12 @@ class EncNet(nn.Module):
 
     def __init__(self, config: EncNetConfig) -> None:
         super().__init__()
-        self.backbone = Encoded(config.encoder, output_stride=config.output_stride or (32 if config.jpu else 8))
+        self.backbone = Encoded(
+            config.encoder,
+            output_stride=config.output_stride or (32 if config.jpu else 8),
+            image_size=config.image_size,
+            pyramid=config.pyramid,
+        )
         self.head = EncHead(self.backbone.encoder_channels, config)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:

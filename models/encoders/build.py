@@ -1,147 +1,136 @@
 """Build image encoders by name, with feature maps at strides 4, 8, 16 and 32, or dilated to a stride of 8 or 16."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models.blocks import Normalized
 from models.encoders.caffe_resnet import BLOCKS, CaffeResNet
-from models.pretrained.caffe_resnet import caffe_layout
-from models.pretrained.encnet import split_encoder
-from models.pretrained.layouts import Layout, LayoutError, WeightsFile
-from models.pretrained.torchvision_download import download_torchvision
-from models.pretrained.torchvision_timm import encoder_layout, normalization
-from mtsp.batches import evaluating
-from mtsp.text import did_you_mean
+from models.encoders.dilation import dilate
+from models.encoders.names import encoder_name
+from models.encoders.plain_vit import PlainViT, four_depths
+from models.encoders.pyramids import Pyramid
+from models.encoders.sizes import STRIDES, FrameSizes, Size, frame_sizes, maps_fit
+from models.encoders.timm_networks import Inspected, inspected, is_timms, timm_network
+
+_OTHERS = "use resnet50, inceptionv4, convnext_tiny, swin_tiny_patch4_window7_224 or vit_small_patch16_dinov3"
 
 
-class Encoded(Normalized):
-    """Base of branches with an image encoder: normalizes frames and runs `encoder` on them.
+class BuiltEncoder(NamedTuple):
+    """An encoder, and the sizes of frames that it takes."""
+
+    module: nn.Module
+    """Returns a list of maps, whose last four are meant (all of them, for a plain vision transformer); it has
+    `out_channels`."""
+    sizes: FrameSizes
+
+
+def build(
+    name: str,
+    *,
+    pretrained: bool = False,
+    output_stride: int = 32,
+    image_size: Size | None = None,
+    pyramid: Pyramid | None = None,
+) -> BuiltEncoder:
+    """Build an encoder, and find the sizes of frames that it takes.
 
     Args:
-        name: `resnet50_caffe`, `resnet101_caffe`, an encoder of segmentation-models-pytorch (`resnet101`, whose keys
-            are torchvision's), or `tu-` and a network of timm (`tu-efficientnet_lite0`).
-        output_stride: 8 or 16: stages beyond this stride are dilated instead of strided. 32: as published.
+        name: see :func:`models.encoders.names.encoder_name`.
+        pretrained: download weights; only for encoders of segmentation-models-pytorch.
+        output_stride: 8 or 16: later stages are dilated, except in a plain vision transformer. 32: as published.
+        image_size: height and width that an encoder of one size is built for; None: its published size.
+        pyramid: pyramid that the maps of a plain vision transformer are for; None: `simple`.
 
     Raises:
-        ValueError: there is no such encoder, it lacks maps at strides 4, 8, 16 and 32, or cannot be dilated.
+        ValueError: see :class:`models.encoders.encoded.Encoded`.
     """
-
-    def __init__(self, name: str, *, output_stride: int = 32) -> None:
-        encoder = build(name, output_stride=output_stride)
-        super().__init__(*normalization(encoder))
-        self.encoder_name = name
-        self.encoder = encoder
-        self.encoder_channels = tuple(cast(Sequence[int], encoder.out_channels))[-4:]
-
-    def encode(self, frame: Tensor) -> list[Tensor]:
-        """Return BCHW maps at strides 4, 8, 16, 32 (at most the output stride) of `frame`, B3HW, RGB in [0, 1]."""
-        return self.encoder(self.normalized(frame))[-4:]
-
-    def published_layout(self, file: WeightsFile) -> Layout:
-        """Map the tensors of a published file to the encoder; see :class:`models.pretrained.layouts.Published`."""
-        if self.encoder_name in BLOCKS:
-            return caffe_layout(self.encoder, file.tensors).under("encoder.")
-        tensors, others = split_encoder(file.tensors)
-        layout = encoder_layout(self.encoder, self.encoder_name, tensors)
-        return replace(layout, left_out=[*layout.left_out, *others]).under("encoder.")
-
-    def download(self, source: str) -> Layout:
-        """Download the encoder's ImageNet weights; see :class:`models.pretrained.layouts.Downloadable`."""
-        if self.encoder_name in BLOCKS:
-            hint = "give a file of Caffe blobs, or use mode modern"
-            raise LayoutError(f"nobody publishes PyTorch weights of {self.encoder_name}: {hint}")
-        if source != "imagenet":
-            weights = download_torchvision(self.encoder_name, source)
-            layout = encoder_layout(self.encoder, self.encoder_name, weights.tensors)
-            buffers = {"mean": weights.mean, "std": weights.std}
-            return replace(layout, buffers=buffers, description=weights.description).under("encoder.")
-        encoder = build(self.encoder_name, pretrained=True)
-        mean, std = normalization(encoder)
-        buffers: dict[str, Any] = {"mean": mean, "std": std}
-        return Layout(encoder.state_dict(), [], buffers, f"weights of {self.encoder_name}").under("encoder.")
-
-
-def build(name: str, *, pretrained: bool = False, output_stride: int = 32) -> nn.Module:
-    """Build the encoder called `name`, with its own ImageNet weights (a download) if `pretrained`.
-
-    Raises:
-        ValueError: see :class:`Encoded`.
-    """
+    name = encoder_name(name)
     if name in BLOCKS:
-        if output_stride != 32:
-            raise ValueError(_CANNOT_DILATE.format(name, output_stride))
-        return CaffeResNet(BLOCKS[name])
-    import segmentation_models_pytorch as smp
-    import timm
+        _refuse_options(name, image_size, pyramid)
+        _refuse(output_stride != 32, _cannot_dilate(name, output_stride))
+        return BuiltEncoder(CaffeResNet(BLOCKS[name]), FrameSizes())
+    kind = inspected(name.removeprefix("tu-")) if is_timms(name) else None
+    if kind is None or kind.options or not kind.can_build_for_a_size:
+        _refuse_options(name, image_size, None)
+    native = image_size or (kind.native if kind is not None else (256, 256))
+    if kind is not None and kind.is_plain:
+        vit = _plain_vit(name, kind, image_size, pyramid)
+        sizes = frame_sizes(vit, vit.fits, native=native)
+        encoder: nn.Module = vit
+    else:
+        _refuse_options(name, None, pyramid)
+        encoder = _multiscale(name, kind, pretrained, output_stride, image_size)
+        sizes = _map_sizes(encoder, native, output_stride)
+    if sizes is None and image_size is not None:
+        wanted = [side + -side % 32 for side in image_size]
+        raise ValueError(f"{name} cannot be built for image_size {list(image_size)}; try {wanted}")
+    if sizes is None:  # as Inception-V3 of timm, which does not pad
+        raise ValueError(f"the maps of encoder {name!r} are not on the grid of strides 4, 8, 16, 32; {_OTHERS}")
+    if sizes.fixed is None:
+        _refuse_options(name, image_size, None)
+    return BuiltEncoder(encoder, sizes)
 
-    known = [f"tu-{network}" for network in timm.list_models()] + smp.encoders.get_encoder_names()
-    if name.split(".")[0] not in known:
-        otherwise = "known are those of segmentation-models-pytorch (resnet50) and, after tu-, those of timm"
-        raise ValueError(f"no encoder {name!r}; {did_you_mean(name, [*BLOCKS, *known], otherwise)}")
-    stride = output_stride if name.startswith("tu-") else 32  # smp dilates in a different way, see _dilate
-    weights = "imagenet" if pretrained else None
+
+def _plain_vit(name: str, kind: Inspected, image_size: Size | None, pyramid: Pyramid | None) -> PlainViT:
+    model = timm_network(name, image_size=image_size)
+    depths = four_depths(kind.depth) if pyramid == "dpt" else [kind.depth - 1]
+    model.prune_intermediate_layers(depths, prune_norm=False, prune_head=True)
+    return PlainViT(model, kind.strides[0], depths)
+
+
+def _multiscale(
+    name: str, kind: Inspected | None, pretrained: bool, output_stride: int, image_size: Size | None
+) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    stride, options, library_name = 32, {}, name  # smp dilates in a different way, see dilate
+    if kind is not None:
+        options: dict[str, Any] = kind.options if image_size is None else {"img_size": image_size}
+        stride, library_name = output_stride, f"tu-{name.removeprefix('tu-')}"
+        if not set(STRIDES) <= set(kind.strides):
+            strides = ", ".join(map(str, dict.fromkeys(kind.strides))) or "none that are known"
+            raise ValueError(
+                f"encoder {name!r} has no feature maps at strides 4, 8, 16, 32 (it has {strides}); {_OTHERS}"
+            )
+        if image_size is not None:
+            timm_network(name.removeprefix("tu-"), image_size=image_size)  # gives a better error if it cannot be built
     try:
-        encoder = smp.encoders.get_encoder(name, in_channels=3, depth=5, weights=weights, output_stride=stride)
+        encoder = smp.encoders.get_encoder(
+            library_name,
+            in_channels=3,
+            depth=5,
+            weights="imagenet" if pretrained else None,
+            output_stride=stride,
+            **options,
+        )
     except Exception as error:  # the type of error depends on the library and its version
+        if pretrained:
+            raise
         if stride != 32:
-            build(name)  # gives a better error if the encoder lacks the four strides
-            raise ValueError(_CANNOT_DILATE.format(name, output_stride)) from error
-        raise ValueError(f"encoder {name!r} has no feature maps at strides 4, 8, 16, 32: {error}") from error
-    info = getattr(getattr(encoder, "model", None), "feature_info", None)
-    strides = (4, 8, 16, 32) if info is None else tuple(info.reduction())
-    expected = tuple(min(stride, level) for level in (4, 8, 16, 32))
-    if strides[-4:] != expected:
-        raise ValueError(f"encoder {name!r} has feature maps at strides {strides}; {expected} are needed")
-    if stride != output_stride:
-        _dilate(encoder, name, output_stride)
+            raise ValueError(_cannot_dilate(name, output_stride)) from error
+        raise ValueError(f"encoder {name!r} has no feature maps at strides 4, 8, 16, 32: {error}; {_OTHERS}") from error
+    if stride != output_stride:  # an encoder that strides by pooling is not dilated, and its maps tell
+        done = dilate(encoder, output_stride) and _map_sizes(encoder, (256, 256), output_stride)
+        _refuse(not done, _cannot_dilate(name, output_stride))
     return encoder
 
 
-def _dilate(encoder: nn.Module, name: str, output_stride: int) -> None:
-    """Replace the strides in the coarse stages of an encoder of segmentation-models-pytorch by dilation.
-
-    Only layers after a strided convolution are dilated, not that convolution itself, so every second (fourth) pixel
-    has the value that the published encoder computes. EncNet's authors, torchvision and timm do the same; the
-    library's own `make_dilated` dilates the whole stage.
-    """
-    try:
-        stages: dict[int, Sequence[nn.Module]] = encoder.get_stages()  # pyright: ignore[reportCallIssue]
-        coarse = [stages[stride] for stride in (16, 32) if stride > output_stride]
-    except (AttributeError, NotImplementedError, KeyError) as error:
-        raise ValueError(_CANNOT_DILATE.format(name, output_stride)) from error
-    before = after = 1  # dilations before and after the strided convolution of a stage
-    for stage in coarse:
-        before = after
-        for conv in (module for part in stage for module in part.modules() if isinstance(module, nn.Conv2d)):
-            strides = max(conv.stride) > 1
-            if strides and conv.kernel_size[0] % 2 == 0:  # non-overlapping patches, as in a transformer
-                raise ValueError(_CANNOT_DILATE.format(name, output_stride))
-            _dilate_convolution(conv, before if strides else after)
-            if strides:
-                conv.stride = (1, 1)
-                after = 2 * before
-    image = torch.zeros(1, 3, 64, 64, device=next(encoder.parameters()).device)
-    with evaluating(encoder), torch.no_grad():
-        maps = encoder(image)[-4:]
-    if [x.shape[-1] for x in maps] != [64 // min(stride, output_stride) for stride in (4, 8, 16, 32)]:
-        raise ValueError(_CANNOT_DILATE.format(name, output_stride))  # the encoder strides by pooling
+def _map_sizes(encoder: nn.Module, native: Size, output_stride: int) -> FrameSizes | None:
+    return frame_sizes(encoder, lambda maps, size: maps_fit(maps, size, output_stride), native=native)
 
 
-def _dilate_convolution(conv: nn.Conv2d, dilation: int) -> None:
-    if max(conv.kernel_size) == 1:
-        return
-    if hasattr(conv, "static_padding"):  # EfficientNet pads in a separate layer, for a fixed image size
-        conv.static_padding = nn.Identity()
-        conv.padding = tuple(size // 2 for size in conv.kernel_size)
-    conv.dilation = tuple(dilation * rate for rate in conv.dilation)
-    if not isinstance(conv.padding, str):
-        conv.padding = tuple(dilation * rows for rows in conv.padding)
+def _refuse_options(name: str, image_size: Size | None, pyramid: Pyramid | None) -> None:
+    _refuse(image_size is not None, f"encoder {name} takes frames of any size; leave out image_size")
+    _refuse(pyramid is not None, f"encoder {name} has maps at several strides itself; leave out pyramid")
 
 
-_CANNOT_DILATE = (
-    "encoder {!r} cannot be dilated to output stride {}: use another encoder (resnet50, tu-resnet50s) or stride 32"
-)
+def _cannot_dilate(name: str, output_stride: int) -> str:
+    return (
+        f"encoder {name!r} cannot be dilated to output stride {output_stride}: set output_stride=32 or jpu=true in the "
+        "model's config, or use resnet50s or a plain vision transformer (vit_small_patch16_dinov3)"
+    )
+
+
+def _refuse(wrong: bool, message: str) -> None:
+    if wrong:
+        raise ValueError(message)

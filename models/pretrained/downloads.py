@@ -25,7 +25,7 @@ def published_download(network: str, source: str = "imagenet") -> Download | Non
     """Return the file of a network's published weights; None if the network is unknown or nobody publishes any.
 
     Args:
-        network: a name as in a config: `resnet50` or `tu-NAME` of :mod:`models.encoders.build`, a timm network,
+        network: a name as in a config: `resnet50` or `tu-NAME` of :mod:`models.encoders.names`, a timm network,
             `torchvision:NAME`, or `raft_small`.
         source: `imagenet`, `torchvision` or `torchvision:NAME`, as in `branches.NAME.weights`.
     """

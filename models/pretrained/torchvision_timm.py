@@ -10,7 +10,10 @@ from models.pretrained.layouts import Layout, LayoutError, looks_like
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_CLASSIFIERS = ("fc.", "_fc.", "classifier.", "head.", "last_linear.", "conv_head.", "_conv_head.", "_bn1.", "bn2.")
+_CLASSIFIERS = (
+    *("fc.", "_fc.", "classifier.", "head.", "last_linear.", "conv_head.", "_conv_head.", "_bn1.", "bn2.", "norm."),
+    *("fc_norm.", "head_dist.", "attn_pool.", "pre_logits.", "AuxLogits.", "mask_token"),
+)
 """Prefixes of the keys of layers after the last feature map, in torchvision, timm and EfficientNet-PyTorch."""
 
 _LAST_LAYERS = ("_fc", "last_linear")
@@ -39,8 +42,8 @@ def encoder_layout(encoder: nn.Module, name: str, tensors: dict[str, Tensor]) ->
             renamed = _efficientnet_names(tensors, own)
         squeezes = any("_se_reduce" in key for key in tensors)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if squeezes else ((127 / 255,) * 3, (128 / 255,) * 3)
-        if name.startswith("tu-") and "tf_" not in name:
-            kind += f", which fits tu-tf_{name.removeprefix('tu-')} better,"
+        if "_conv_stem.weight" not in own and "tf_" not in name:
+            kind += f", which fits tf_{name} better,"
     ours = {_plain(key.removeprefix("model.")): key for key in own}
     assert len(ours) == len(own), "two keys of an encoder differ only in dots and underscores"
     used, left_out, unknown = {}, [], []

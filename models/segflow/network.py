@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from models.blocks import ClassesConfig, on_grid
 from models.encnet.encoding import Context
-from models.encoders.build import Encoded
+from models.encoders.encoded import Encoded
+from models.encoders.names import EncoderName
+from models.encoders.pyramids import Pyramid
+from models.encoders.sizes import Size
 from models.flow import AnyFlow
 from models.flow.branch import FlowBranch, FlowNetwork, Motion, enlarged
 from models.flow.flownets import FlowNetS, FlowNetSConfig
@@ -34,8 +37,17 @@ class SegFlowConfig(ClassesConfig):
     head are zero. `paper`: the same, with the output of the flow head as the flow. `modern`: any size and encoder,
     aligned features."""
 
-    encoder: str = "resnet101"
-    """Encoder name, see :mod:`models.encoders.build`. In `released` and `paper`, resnet50 and resnet101 are Caffe's."""
+    encoder: EncoderName = "resnet101"
+    """Encoder name, see :class:`models.encoders.encoded.Encoded`. In `released` and `paper`, resnet50 and resnet101 are
+    Caffe's."""
+
+    image_size: Size | None = None
+    """Height and width of the largest frames, for encoders that are built for one size (Hiera, CoAtNet); null: the
+    published size."""
+
+    pyramid: Pyramid | None = None
+    """Feature pyramid of a plain vision transformer: `simple` (ViTDet's, from the last map) or `dpt` (DPT's, from four
+    depths). null: `simple`; other encoders have their own maps at four strides."""
 
     classes: int | None = Field(default=2, gt=1, lt=256)
     """Number of classes of the mask, including background; null: as many as the data have."""
@@ -80,7 +92,7 @@ class Segmentation(Encoded):
     """The segmentation branch: `encoder` with its normalization, and `head`."""
 
     def __init__(self, encoder: str, config: SegFlowConfig, motion: tuple[int, ...]) -> None:
-        super().__init__(encoder)
+        super().__init__(encoder, image_size=config.image_size, pyramid=config.pyramid)
         channels = self.encoder_channels
         if config.decoder == "context":
             self.head = ContextHead(

@@ -9,17 +9,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtsp.batches import evaluating, without_computing
 from mtsp.config import ConfigError
 from mtsp.evaluation.classes import align, class_names
+from mtsp.evaluation.tta import Tta
 from mtsp.text import first_names
 from mtsp.training.experiment import AnyExperiment
 from mtsp.types import IGNORE, Batch, Examples
 
 SAMPLES = 12
 """Number of samples to check in each data entry, evenly spaced and decoded as for evaluation."""
+
+_OTHER_SIZES = (224, 256, 299, 384, 512)
+"""Sides of the square frames that are tried to find sizes that work."""
 
 _LOG = logging.getLogger("mtsp")
 
@@ -118,6 +124,70 @@ def require_whole_images(experiment: AnyExperiment, entries: Mapping[str, Any]) 
             f"evaluation.tta: crops are cut from whole images, but data.{resized[0]} is resized first; set "
             f"data.{resized[0]}.size=null data.{resized[0]}.crop_pct=null"
         )
+
+
+def try_sizes(experiment: AnyExperiment, network: nn.Module, data: Mapping[str, Examples]) -> None:
+    """Run the network without computing on frames of every size that training and evaluation will use.
+
+    The sizes are those of a few samples of each entry; test-time augmentation makes its own of them.
+
+    Raises:
+        ConfigError: the network does not take frames of one of these sizes; the message names sizes that work.
+    """
+    trained = {name for stage in experiment.train.stages for name in stage.batch_size}
+    for name in sorted(trained & data.keys()):
+        batch = data[name].train_sample(0, np.random.default_rng(0))
+        _try(network, f"data.{name}, in training", batch["frame"].shape, "next_frame" in batch)
+    tta = experiment.evaluation.tta.build()
+    with evaluating(network):
+        for name in experiment.evaluation.data:
+            sizes = {}
+            for index in _spread(len(data[name])):
+                batch = data[name][index]
+                sizes.setdefault((batch["frame"].shape, "next_frame" in batch), batch)
+            for batch in sizes.values():
+                _try_tta(network, f"data.{name}, in evaluation", tta, batch)
+
+
+def _try_tta(network: nn.Module, place: str, tta: Tta, batch: Batch) -> None:
+    """Run the augmentation with a network that only looks at the sizes of frames."""
+    predicted: dict[tuple[Any, ...], Any] = {}
+
+    def shaped(frame: Tensor, next_frame: Tensor | None) -> Any:
+        key = (frame.shape, next_frame is not None)
+        if key not in predicted:
+            outputs = _try(network, place, frame.shape[1:], next_frame is not None)
+            predicted[key] = {name: torch.zeros(len(frame), *x.shape[1:]) for name, x in outputs.items()}
+        return predicted[key]
+
+    images = Batch(name=batch["name"], frame=batch["frame"][None])
+    if "next_frame" in batch:
+        images["next_frame"] = batch["next_frame"][None]
+    tta(shaped, images)
+
+
+def _try(network: nn.Module, place: str, size: tuple[int, ...], pair: bool) -> Any:
+    frame = torch.zeros(2, *size)  # two, because batch normalization refuses one
+    try:
+        return without_computing(network, frame, *([frame] if pair else []))
+    except ValueError as error:  # networks of this package say what to do
+        raise ConfigError(f"{place}: {error}") from error
+    except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+        why = " ".join(str(error).split())[:160]
+        others = [other for other in _OTHER_SIZES if _works(network, (size[0], other, other), pair)]
+        instead = f"sizes that work are {', '.join(f'{side}x{side}' for side in others)}" if others else "use another"
+        raise ConfigError(
+            f"{place}: the network does not take frames of {size[-2]}x{size[-1]} ({why}); {instead}"
+        ) from error
+
+
+def _works(network: nn.Module, size: tuple[int, ...], pair: bool) -> bool:
+    frame = torch.zeros(2, *size)
+    try:
+        without_computing(network, frame, *([frame] if pair else []))
+    except Exception:  # whatever a network raises for sizes that it does not take
+        return False
+    return True
 
 
 def look(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, dict[str, Any]]:

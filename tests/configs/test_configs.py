@@ -179,7 +179,7 @@ def test_an_encnet_row_of_the_paper_has_its_strengths_and_the_recipe_of_the_publ
     assert experiment.train.steps == 80 * (4996 // 16)
     assert [stage.batch_size for stage in experiment.train.stages] == [{"context": 16}]
     depth = "101" if "101" in name else "50"
-    assert experiment.model.model_dump()["encoder"] == f"tu-resnet{depth}s"
+    assert experiment.model.model_dump()["encoder"] == f"resnet{depth}s"
     text = " ".join(line.lstrip("# ") for line in header(path).splitlines())
     steps = [time_constant(s, lr, coupled=True, momentum=0.9) for s, lr in ((alpha, 1e-3), (beta, 1e-2))]
     assert f"backbone {said(steps[0])} (alpha), head {said(steps[1])} (beta)" in text

@@ -145,6 +145,11 @@ def odd_size(values: dict[str, Any], root: Path) -> None:
     values["model"] |= {"mode": "paper", "encoder": "tu-test_efficientnet"}
 
 
+def encoder_of_one_size(values: dict[str, Any], root: Path) -> None:
+    values["model"]["encoder"] = "convit_tiny"
+    values["data"]["davis_val"]["size"] = [250, 320]
+
+
 def mixed_sizes(values: dict[str, Any], root: Path) -> None:
     for pair in ("00001", "00002"):
         for end in ("img1.ppm", "img2.ppm", "flow.flo"):
@@ -191,8 +196,9 @@ MISTAKES = [
     (weights_of_another_network, "weights.pth does not fit branch 'segmentation'"),
     (pickle_that_executes, "weights.pth is a pickle that wants to run"),
     (no_anchor, "l2sp needs a branch with pretrained `weights`"),
-    (unknown_encoder, "no encoder 'tu-test_eficientnet'; did you mean tu-test_efficientnet"),
+    (unknown_encoder, "no encoder 'test_eficientnet'; did you mean test_efficientnet"),
     (odd_size, "takes frames of 480x854, got 64x96; resize them, or use mode modern"),
+    (encoder_of_one_size, "data.davis_val, in evaluation: convit_tiny is built for frames of at most 224x224, got"),
     (mixed_sizes, "cannot share a batch: their"),
     (unknown_data, "train.stages.0.batch_size.davs: no such entry in `data`; there is davis"),
     (batch_that_cannot_be_shared, "a global batch of 9 cannot be divided among 1 processes x 4 micro-batches"),

@@ -1,6 +1,6 @@
 """Compare EncNet's Encoding layer, training step and evaluation with other implementations.
 
-    python tools/bench/encnet.py [--only layer step evaluation] [--encoder tu-resnet50s] [--rounds 5] [--quick]
+    python tools/bench/encnet.py [--only layer step evaluation] [--encoder resnet50s] [--rounds 5] [--quick]
 
 Layer: forward and backward of 4 feature maps of 60x60 pixels with 512 channels and 32 codewords, as after ReLU. It is
 compared with the broadcast formula of mmsegmentation and PyTorch-Encoding, which makes a tensor of all residuals, and
@@ -103,10 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line.add_argument(
         "--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure (default: all)"
     )
-    command_line.add_argument("--encoder", help="encoder of the network (default: tu-resnet50s)")
+    command_line.add_argument("--encoder", help="encoder of the network (default: resnet50s)")
     options = command_line.parse_args(arguments)
     sizes = QUICK if options.quick else Sizes()
-    encoder = options.encoder or ("tu-resnet18" if options.quick else "tu-resnet50s")
+    encoder = options.encoder or ("tu-resnet18" if options.quick else "resnet50s")
     rounds = 1 if options.quick else options.rounds
     multiprocessing.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "models.encnet.network"])
     console = Console(width=120)

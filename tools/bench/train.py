@@ -167,7 +167,7 @@ def _segflow(folder: Path) -> dict[str, Any]:
     augment = {"scale": [0.9, 1.2], "rotate": 10, "translate": [0.1, 0.1], "flip": 0.5}
     values = _experiment(
         folder, batch=(6,),
-        model={"name": "segflow", "encoder": "tu-mobilenetv3_small_050", "width": 32, "flow_width": 16,
+        model={"name": "segflow", "encoder": "mobilenetv3_small_050", "width": 32, "flow_width": 16,
                "flow": {"width": 0.125}},
         branches={"segmentation": {}, "flow": {}},
         data={"davis": {"dataset": {"name": "davis", "root": str(folder / "DAVIS"), "split": "train"},

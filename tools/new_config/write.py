@@ -11,6 +11,7 @@ import yaml
 from data.classification.image_folder import ImageFolderConfig
 from data.files.listing import image_tree, subfolders
 from data.segmentation.label_map import ranges
+from models.encoders.names import encoder_name
 from mtsp.config import CONFIGS, ConfigError
 from mtsp.files.atomic_file import write_atomically
 from mtsp.types import IGNORE
@@ -239,7 +240,7 @@ def _backbone(machine: Machine, key: str, prefix: str, branch: str, told: list[s
     told.append(
         f"starts from {chosen.network}: {chosen.found}; set another in model.{key} and branches.{branch}.weights"
     )
-    return {f"model.{key}": prefix + chosen.network, f"branches.{branch}.weights": chosen.weights}
+    return {f"model.{key}": encoder_name(prefix + chosen.network), f"branches.{branch}.weights": chosen.weights}
 
 
 def _within(sizes: look.Sizes, short: int) -> tuple[int, int]:

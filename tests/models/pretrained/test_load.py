@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.encoders.build import Encoded
 from models.encoders.caffe_resnet import CaffeResNet
+from models.encoders.encoded import Encoded
 from models.pretrained.files import read
 from models.pretrained.load import load_branch
 from tests.models.pretrained.published import flow_network, flownets_file, saved, segflow
@@ -240,7 +240,7 @@ def test_a_refused_file_leaves_the_network_as_it_was(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_says_what_it_looks_like(tmp_path: Path) -> None:
     path = saved(tmp_path / "f.pth", flownets_file(33))
-    with pytest.raises(ValueError, match=r"looks like FlowNetS \(33 tensors.*expected weights of tu-tf_efficientnet"):
+    with pytest.raises(ValueError, match=r"looks like FlowNetS \(33 tensors.*expected weights of tf_efficientnet"):
         load_branch(segflow(), "segmentation", path)
     path = saved(tmp_path / "squeezenet.pth", {"features.3.squeeze.weight": torch.ones(1)})
     with pytest.raises(ValueError, match=r"looks like SqueezeNet .* expected FlowNetS of 33 \(FlowNetPytorch\)"):
@@ -325,11 +325,13 @@ def test_a_branch_or_a_download_that_does_not_exist_is_named() -> None:
 
 
 def test_imagenet_is_the_encoder_librarys_own_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.encoders import build as encoders
+    from models.encoders import encoded
+    from models.encoders.build import build
 
     network = segflow("resnet18", flow=None)
-    published = encoders.build("resnet18")
-    monkeypatch.setattr(encoders, "build", lambda name, pretrained=False: published)
+    built = build("resnet18")
+    published = built.module
+    monkeypatch.setattr(encoded, "build", lambda name, pretrained=False: built)
     loaded = load_branch(network, "segmentation", "imagenet")
     assert isinstance(network.segmentation, Encoded)
     for key, value in published.state_dict().items():

@@ -74,7 +74,7 @@ def test_weights_that_torchvision_does_not_have_are_told_without_a_download() ->
     ):
         load_branch(network, "flow", "torchvision:C_T_V3")
     other = SegFlowConfig(name="segflow", encoder="tu-test_efficientnet", width=8, flow=None).build()
-    with pytest.raises(ValueError, match="torchvision has no network 'tu-test_efficientnet'; give a file, or imagenet"):
+    with pytest.raises(ValueError, match="torchvision has no network 'test_efficientnet'; give a file, or imagenet"):
         load_branch(other, "segmentation", "torchvision")
     with pytest.raises(ValueError, match="imagenet is not a source for raft_small; give torchvision, torchvision:NAME"):
         load_branch(network, "flow", "imagenet")
