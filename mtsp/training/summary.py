@@ -17,8 +17,10 @@ def print_summary(run: TrainingRun) -> None:
     then the memory that a training step will take.
 
     There is a row for each branch, and for each module with settings of its own. With the regularizer mars, a column
-    `radius` replaces `alpha`.
+    `radius` replaces `alpha`. A logger that shows only warnings prints nothing.
     """
+    if not _LOG.isEnabledFor(logging.INFO):
+        return
     experiment, regularizer = run.experiment, run.regularizer
     title = f"{experiment.name}: regularization of each branch ({experiment.regularizer.name})"
     table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
