@@ -44,7 +44,7 @@ def encoder_layout(encoder: nn.Module, name: str, tensors: dict[str, Tensor]) ->
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if squeezes else ((127 / 255,) * 3, (128 / 255,) * 3)
         if "_conv_stem.weight" not in own and "tf_" not in name:
             kind += f", which fits tf_{name} better,"
-    ours = {_plain(key.removeprefix("model.")): key for key in own}
+    ours = {_plain(re.sub(r"^(model\.)+", "", key)): key for key in own}  # timm's feature extractors are wrapped twice
     assert len(ours) == len(own), "two keys of an encoder differ only in dots and underscores"
     used, left_out, unknown = {}, [], []
     for key, value in tensors.items():

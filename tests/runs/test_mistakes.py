@@ -148,6 +148,7 @@ def odd_size(values: dict[str, Any], root: Path) -> None:
 def encoder_of_one_size(values: dict[str, Any], root: Path) -> None:
     values["model"]["encoder"] = "convit_tiny"
     values["data"]["davis_val"]["size"] = [250, 320]
+    values["evaluation"]["data"] = ["davis_val"]
 
 
 def mixed_sizes(values: dict[str, Any], root: Path) -> None:
