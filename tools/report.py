@@ -67,7 +67,14 @@ def _evidence_text(files: Sequence[Path]) -> str:
 def _compared(files: Sequence[Path]) -> "list[Run]":
     from mtsp.reports.protocol import read_csv
 
-    return [run for file in files for run in read_csv(file)]
+    found: dict[tuple[object, ...], Path] = {}
+    runs = []
+    for file in files:
+        for run in read_csv(file):
+            if (other := found.setdefault(run[:4], file)) != file:
+                raise ValueError(f"{file} and {other} have the same run: {run.scenario}, {run.phase}, seed {run.seed}")
+            runs.append(run)
+    return runs
 
 
 def _paper(folders: Sequence[Path], evidence: Sequence[Path], out: Path) -> None:

@@ -16,7 +16,7 @@ from mtsp.reports.runs import markdown_table
 from mtsp.training.experiment import SOURCE
 
 NAMES = {"none": "nothing", "l2": "L2", "l2sp": "L2-SP", "spd": "SPD"}
-PAIRS = (("l2sp", "l2"), ("l2sp", "none"), ("spd", "l2sp"))
+PAIRS = (("l2sp", "l2"), ("l2sp", "none"), ("l2", "none"), ("spd", "l2sp"), ("spd", "none"))
 """Comparisons of the table: the first over the second."""
 LEVEL = 0.05
 
@@ -150,6 +150,9 @@ def verdicts(found: Sequence[Difference]) -> str:
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Write a PNG of target against source over strengths, with 95 % intervals, for scenarios with such runs.
 
+    The intervals are of the differences between settings: each value is taken relative to its seed's mean over all
+    settings, since seeds draw other labels and are harder or easier for all of them alike.
+
     Raises:
         ValueError: no scenario has runs of all strengths (`--curve-seeds`).
     """
@@ -164,12 +167,13 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     for plot, scenario in zip(figure.subplots(1, len(scenarios), squeeze=False)[0], scenarios, strict=True):
         curve = [run for run in runs if run.scenario == scenario and run.phase == "curve"]
         target, source = _target(curve[0]), _source(curve[0])
+        aligned = {metric: _without_seeds(curve, metric) for metric in (source, target)}
         for color, name in enumerate(dict.fromkeys(run.setting.regularizer for run in curve)):
             members = [run for run in curve if run.setting.regularizer == name]
             points = []
             for setting in sorted({run.setting for run in members}, key=lambda one: _weak_first(one)):
-                of_setting = [run.values for run in members if run.setting == setting]
-                points.append([_interval([values[metric] for values in of_setting]) for metric in (source, target)])
+                seeds = [run.seed for run in members if run.setting == setting]
+                points.append([_interval([aligned[metric][setting, seed] for seed in seeds]) for metric in aligned])
             (x, dx), (y, dy) = (zip(*axis, strict=True) for axis in zip(*points, strict=True))
             plot.errorbar(x, y, xerr=dx, yerr=dy, color=f"C{color}", marker="o", capsize=2, label=NAMES[name])
             if len(x) > 1:
@@ -211,6 +215,13 @@ def _source(run: Run) -> str:
 
 def _by_seed(runs: Iterable[Run], metric: str) -> dict[int, float]:
     return {run.seed: run.values[metric] for run in runs if metric in run.values}
+
+
+def _without_seeds(runs: Sequence[Run], metric: str) -> dict[tuple[Setting, int], float]:
+    """Return the metric of each run minus its seed's mean over all settings, plus the mean over all runs."""
+    seeds = {run.seed: mean(one.values[metric] for one in runs if one.seed == run.seed) for run in runs}
+    middle = mean(run.values[metric] for run in runs)
+    return {(run.setting, run.seed): run.values[metric] - seeds[run.seed] + middle for run in runs}
 
 
 def _weak_first(setting: Setting) -> float:

@@ -10,6 +10,7 @@ is also shown as a fraction of a training step of the network; on a GPU the step
 """
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed
 
 from mtsp.anchors import capture
 from mtsp.regularizers import L2SP
-from tools.bench.timing import machine, medians, parser, table
+from tools.bench.timing import Clock, machine, medians, parser, table
 from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
 from tools.command_line import height_width, program
 
@@ -145,9 +146,11 @@ def training_step(name: str, batch_size: int, side: int) -> Callable[[], object]
     return finished(run)
 
 
-def report(name: str, rounds: int, console: Console, *, step: tuple[int, int] | None, measure_memory: bool) -> None:
+def report(
+    name: str, rounds: int, console: Console, *, step: tuple[int, int] | None, measure_memory: bool, clock: Clock
+) -> None:
     """Print one network's table."""
-    spent = medians({key: step_of(name, key) for key in PROGRAMS}, rounds)
+    spent = medians({key: step_of(name, key) for key in PROGRAMS}, rounds, clock=clock)
     weights = sum(p.numel() * p.element_size() for p in network(name).parameters())
     title = f"{name}: {weights / MIB:.0f} MiB of weights; regularizer and SGD with momentum"
     drawn = table(title, "program", "ms", "times native, fused", "target", "memory over native", "target")
@@ -161,7 +164,7 @@ def report(name: str, rounds: int, console: Console, *, step: tuple[int, int] | 
     target = f" (target for ResNet-50: {FASTER:g})" if name == "resnet50" else ""
     console.print(f"{OURS} is {spent[TLLIB] / spent[OURS]:.1f} times as fast as {TLLIB}{target}")
     if step is not None:
-        whole = medians({"step": training_step(name, *step)}, rounds)["step"]
+        whole = medians({"step": training_step(name, *step)}, rounds, clock=clock)["step"]
         share = (spent[OURS] - spent[NATIVE]) / whole
         told = f"{whole * 1e3:.1f} ms on {step[0]} images of {step[1]}x{step[1]}"
         console.print(f"it adds {share:.2%} to a training step of {told} (target for ResNet-50 on a GPU: 1 %)")
@@ -176,12 +179,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line.add_argument(
         "--step", type=height_width, metavar="BxS", default=default, help="images in a training step, and their side"
     )
+    command_line.add_argument("--cpu-time", action="store_true", help="measure CPU seconds: other programs matter less")
     options = command_line.parse_args(arguments)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     console = Console(width=120)
     console.print(machine())
     networks, rounds = (["resnet18"], 5) if options.quick else (options.networks, options.rounds)
     for name in networks:
-        report(name, rounds, console, step=options.step, measure_memory=not options.quick)
+        report(name, rounds, console, step=options.step, measure_memory=not options.quick, clock=clock)
     return 0
 
 
