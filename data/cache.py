@@ -48,7 +48,7 @@ class CachedDataset:
             return self.dataset[index]
         slot = self._bytes[index * self.slot : (index + 1) * self.slot].numpy()
         if length := int(self._lengths[index]):
-            return pickle.loads(slot[:length])
+            return pickle.loads(slot[:length].data)
         sample = self.dataset[index]
         packed = pickle.dumps(sample, protocol=5)
         if len(packed) <= self.slot:

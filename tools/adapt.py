@@ -105,7 +105,7 @@ class Adapter:
                 certain[index][wins], masks[index][wins] = probability[wins], number
                 after_frame()
         masks[0] = video.first_mask
-        return list(masks)
+        return [masks[index] for index in range(len(masks))]  # pyright: ignore[reportReturnType]
 
     def _adapted(self, video: Video, number: int) -> "torch.nn.Module":
         """Return the network after fine-tuning on object `number` of the first frame."""
@@ -165,9 +165,9 @@ class Adapter:
         from mtsp.types import IGNORE
 
         mask = np.where(video.first_mask == IGNORE, IGNORE, video.first_mask == number).astype(np.uint8)
-        sample = {**video.read(0), "mask": mask}
+        sample: Sample = {**video.read(0), "mask": mask}
         size = self.look.frame_size(*mask.shape)
-        return resized(sample, size) if size is not None else sample  # pyright: ignore[reportReturnType]
+        return resized(sample, size) if size is not None else sample
 
     def _probability(self, model: "torch.nn.Module", frame: "Sample") -> "np.ndarray":
         """Return the probability of the object at each pixel of the frame, HW float32."""

@@ -22,7 +22,7 @@ class names.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
     with bar("predicting", frames.total) as advance:
 
-        def predictions() -> "Iterator[tuple[Fraction, Sample, Prediction]]":
+        def predictions() -> "Generator[tuple[Fraction, Sample, Prediction], None, None]":
             for time, raw in frames.pairs:
                 yield time, raw, predict(model, raw, look, accelerator.device)
                 advance()
@@ -146,7 +146,7 @@ def _what(arguments: argparse.Namespace) -> tuple[str, ...]:
 def _write_all(
     arguments: argparse.Namespace,
     experiment: "AnyExperiment",
-    predictions: "Iterator[tuple[Fraction, Sample, Prediction]]",
+    predictions: "Generator[tuple[Fraction, Sample, Prediction], None, None]",
 ) -> int:
     """Write the predictions of all frames; return the number of files."""
     from data.predictions.labels_csv import LabelPrediction, label_prediction, save_predictions

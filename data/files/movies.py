@@ -1,7 +1,7 @@
 """Read and write video files with PyAV, frame by frame, so that memory does not grow with their length."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ class Movie(NamedTuple):
 
     total: int | None
     """Number of frames that the file names; None if it does not."""
-    frames: Iterator[tuple[Fraction, np.ndarray]]
+    frames: Generator[tuple[Fraction, np.ndarray], None, None]
     """Time in seconds since the first frame, and the frame as a player shows it, HW3 uint8 RGB."""
 
 
@@ -39,7 +39,7 @@ def open_movie(path: Path) -> Movie:
         raise DataError(f"{path}: cannot be read as a video ({error})") from error
     stream.thread_type = "AUTO"
 
-    def frames() -> Iterator[tuple[Fraction, np.ndarray]]:
+    def frames() -> Generator[tuple[Fraction, np.ndarray], None, None]:
         with container:
             first = before = None
             try:
@@ -91,7 +91,7 @@ class MovieWriter:
     ) -> None:
         complete = kind is None and self._stream is not None
         try:
-            if complete:
+            if complete and self._stream is not None:
                 self._container.mux(self._stream.encode())
             self._container.close()
             if complete:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.segflow import network
 from mtsp.anchors import penalized
 from mtsp.batches import collate
-from mtsp.optim import parameter_groups
+from mtsp.optim.groups import parameter_groups
 from mtsp.regularizers.configs import NoneConfig
 from mtsp.reports.paper import PaperRow, paper_rows
 from mtsp.training.checks import align_classes, open_data

@@ -36,14 +36,14 @@ class Counted:
         return Sample(name=self.ids[index], frame=frame, mask=rng.integers(0, 2, (side, side), np.uint8))
 
     def labels(self, index: int) -> Labels:
-        return Labels(name=self.ids[index], mask=self[index]["mask"])
+        return Labels(name=self.ids[index], mask=np.zeros((1, 1), np.uint8))
 
 
 def assert_same(ours: Sample, theirs: Sample) -> None:
     assert ours.keys() == theirs.keys()
     assert ours["name"] == theirs["name"]
     for key in ("frame", "mask"):
-        np.testing.assert_array_equal(ours[key], theirs[key])  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        np.testing.assert_array_equal(ours.get(key), theirs.get(key))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_samples_are_equal_and_decoded_once() -> None:

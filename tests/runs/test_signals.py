@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtsp.training import run as training_run
+from mtsp import tasks
 from mtsp.training.checkpoint import files
 from mtsp.training.signals import STOP
 from tests.runs.run_folders import ChildProcess, command, steps_saved
@@ -24,7 +24,7 @@ Outcome = Callable[[Path], Any]
 
 def signals_at(monkeypatch: pytest.MonkeyPatch, batch: int, number: int) -> None:
     """Send this process a signal while it collates its `batch`th batch."""
-    collate, count = training_run.collate, 0
+    collate, count = tasks.collate, 0
 
     def collate_and_signal(samples: Any) -> Any:
         nonlocal count
@@ -33,7 +33,7 @@ def signals_at(monkeypatch: pytest.MonkeyPatch, batch: int, number: int) -> None
             os.kill(os.getpid(), number)
         return collate(samples)
 
-    monkeypatch.setattr(training_run, "collate", collate_and_signal)
+    monkeypatch.setattr(tasks, "collate", collate_and_signal)
 
 
 @pytest.mark.parametrize("number", STOP)
@@ -68,7 +68,7 @@ class SignalRepeatedly:
         self.patience = patience
 
     def __call__(self) -> None:
-        collate = training_run.collate
+        collate = tasks.collate
 
         def collate_and_signal(samples: Any) -> Any:
             for number in (*STOP, signal.SIGINT):
@@ -78,7 +78,7 @@ class SignalRepeatedly:
                 os.kill(os.getpid(), signal.SIGINT)
             return collate(samples)
 
-        training_run.collate = collate_and_signal
+        tasks.collate = collate_and_signal
 
 
 def test_repeated_signals_are_one_request(config: Path, tmp_path: Path) -> None:

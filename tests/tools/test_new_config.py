@@ -94,11 +94,11 @@ def test_masks_of_an_object_beside_their_photos(capsys: pytest.CaptureFixture[st
 
 
 def test_masks_in_colors_are_an_object_or_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("colors").mkdir()
+    image = np.zeros((40, 64, 3), np.uint8)
+    image[:9] = (255, 0, 0)
     for i in range(5):
         write_photo(Path(f"photos/{i}.png"), i)
-        Path("colors").mkdir(exist_ok=True)
-        image = np.zeros((40, 64, 3), np.uint8)
-        image[:9] = (255, 0, 0)
         Image.fromarray(image).save(f"colors/{i}.png")
     assert new("--masks", "photos", "colors") == 0
     assert written()["data"]["train"]["dataset"]["foreground"]

@@ -33,7 +33,7 @@ def vit(**options: Any) -> nn.Module:
 
     torch.manual_seed(0)
     config = ViTConfig(num_hidden_layers=2, intermediate_size=32, image_size=16, patch_size=8, **TINY)
-    images = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 3} for i in range(12)]
+    images: Any = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 3} for i in range(12)]
     with tempfile.TemporaryDirectory() as folder:
         ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
         torch.manual_seed(1)
@@ -71,7 +71,7 @@ def lora_and_head(**options: Any) -> nn.Module:
 
     torch.manual_seed(0)
     config = ViTConfig(num_hidden_layers=1, intermediate_size=32, image_size=16, patch_size=8, **TINY)
-    images = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 2} for i in range(12)]
+    images: Any = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 2} for i in range(12)]
     with tempfile.TemporaryDirectory() as folder:
         ViTForImageClassification(config).save_pretrained(folder)
         model = ViTForImageClassification.from_pretrained(folder)

@@ -4,6 +4,7 @@ A small BERT with random weights takes the place of a pretrained model, so that 
 """
 
 import tempfile
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
@@ -19,7 +20,7 @@ def main(steps: int = 8) -> list[dict[str, float]]:
     config = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     model = BertForSequenceClassification(config)  # in practice: from_pretrained("bert-base-uncased")
     words = torch.randint(0, 32, (32, 6))
-    examples = [{"input_ids": row, "labels": int(row[0]) % 2} for row in words]
+    examples: Any = [{"input_ids": row, "labels": int(row[0]) % 2} for row in words]
 
     pretrained = [name for name, _ in model.named_parameters() if name.startswith("bert.")]
     regularizer = L2SP(model, anchors=anchors.capture(model, pretrained), alpha=10.0, beta=1.0)

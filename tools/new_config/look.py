@@ -121,7 +121,7 @@ def held_out(names: Sequence[str], percent: int = 20) -> list[str]:
     """Return `percent` of the names, at least one, drawn at random with seed 0, in their order."""
     count = max(1, len(names) * percent // 100)
     chosen = np.random.default_rng(0).permutation(len(names))[:count]
-    return [names[i] for i in sorted(chosen.tolist())]
+    return [str(names[i]) for i in sorted(chosen.tolist())]
 
 
 def write_lists(config: Path, names: Sequence[str], held: Sequence[str]) -> tuple[Path, Path]:

@@ -52,6 +52,7 @@ def test_shapes_and_units_of_odd_frames() -> None:
     assert [x.shape[1] for x in motion.features] == list(network.exchanged_channels) == [13, 13, 13]
     assert not motion.flow.any()  # a new network predicts no motion
     with torch.no_grad():
+        assert network.predict.bias is not None
         network.predict.bias[0] = 1.0  # a step of one cell to the right at each stride
     assert torch.allclose(network(frame, frame).flow[:, 0], torch.tensor(64.0 + 32 + 16 + 8 + 4))
 
