@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,10 +97,18 @@ class Job:
     """A training run in processes of its own: forked here, or started by a launcher.
 
     `hold` names what to slow down: "training" (step 6), "evaluation" or "saving"; :meth:`held` waits until then.
+    `variables` are added to the environment of a forked run.
     """
 
     def __init__(
-        self, out: Path, name: str, *more: str, launcher: str | None = None, processes: int = 1, hold: str = ""
+        self,
+        out: Path,
+        name: str,
+        *more: str,
+        launcher: str | None = None,
+        processes: int = 1,
+        hold: str = "",
+        variables: Mapping[str, str] | None = None,
     ):
         self.run_dir = out / "runs" / name
         self.log = out / "logs" / name
@@ -114,6 +122,7 @@ class Job:
         self.spec = json.dumps({"codes": [str(code) for code in self._codes], "hold": hold, "held": str(self._held)})
         self.arguments = ["--config", str(out / "faults.yaml"), "--run-dir", str(self.run_dir), *more]
         self._children: list[Any] = []
+        self._variables = dict(variables or {})
         if launcher is None:
             self._fork()
         else:
@@ -129,7 +138,8 @@ class Job:
         context = multiprocessing.get_context("forkserver")
         for rank in range(self.processes):
             own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if self.processes > 1 else {}
-            self._children.append(context.Process(target=forked, args=(self.spec, self.arguments, str(self.log), own)))
+            arguments = (self.spec, self.arguments, str(self.log), own | self._variables)
+            self._children.append(context.Process(target=forked, args=arguments))
         for child in self._children:
             child.start()
         self.pids = [child.pid for child in self._children]
@@ -137,7 +147,13 @@ class Job:
     def _launch(self, launcher: str) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(launcher), cwd=ROOT, stderr=log, stdout=log, start_new_session=True, env=environment()
+                self.command(launcher),
+                cwd=ROOT,
+                stderr=log,
+                stdout=log,
+                start_new_session=True,
+                env=environment(),
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # `nohup` of this program ignores it
             )
 
     def command(self, launcher: str) -> list[str]:
@@ -300,8 +316,8 @@ def undisturbed(out: Path, name: str, *more: str, processes: int = 1) -> Any:
 
 def signals(out: Path, _: argparse.Namespace) -> Iterator[Row]:
     """Send each signal to all processes of a job, under each launcher, at each of three moments."""
-    for launcher, processes in LAUNCHERS.items():
-        for name in SIGNALS:
+    for name in SIGNALS:
+        for launcher, processes in LAUNCHERS.items():
             for moment in ("training", "evaluation", "saving"):
                 attack = f"{name} to all, {launcher}, {moment}"
                 if is_done(out, "signals", attack):
@@ -343,9 +359,10 @@ def kills(out: Path, options: argparse.Namespace) -> Iterator[Row]:
             killed, lost, before = 0, 0, 0
             while True:
                 job = Job(out, name, *more, "--resume", "must" if before else "auto", processes=processes)
-                if rng.random() < 0.8:  # otherwise also while it starts
-                    waited(lambda job=job, before=before: job.logged() > before or not alive(job.pids))
-                time.sleep(rng.uniform(0.0, 1.2))
+                if rng.random() < 0.9:  # otherwise while it starts
+                    until = before + rng.randint(1, 6)
+                    waited(lambda job=job, until=until: job.logged() >= until or not alive(job.pids))
+                time.sleep(rng.uniform(0.0, 0.3))
                 running = alive(job.pids)
                 for pid in rng.sample(job.pids, len(job.pids)):
                     with suppress(ProcessLookupError):
