@@ -28,9 +28,34 @@ def conv_norm_relu(channels_in: int, channels_out: int, kernel: int) -> nn.Seque
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
 
 
+def exporting() -> bool:
+    """Return whether torch.export traces the network: then no branch may depend on the image's size."""
+    return torch.compiler.is_exporting()
+
+
+def padded(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return `x`, BCHW, with its last row and column repeated to this height and width."""
+    if exporting():
+        return _indexed(x, rows, columns)
+    height, width = x.shape[-2:]
+    return F.pad(x, [0, columns - width, 0, rows - height], mode="replicate") if x.shape[-2:] != (rows, columns) else x
+
+
+def cropped(x: Tensor, like: Tensor) -> Tensor:
+    """Return the top left part of `x`, BCHW, that has the height and width of `like`."""
+    height, width = like.shape[-2:]
+    return _indexed(x, height, width) if exporting() else x[..., :height, :width]
+
+
+def _indexed(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Pad or crop without comparing sizes, as F.pad and slices do: the exported network would refuse other sizes."""
+    x = x[:, :, torch.arange(rows, device=x.device).clamp(max=x.shape[2] - 1)]
+    return x[..., torch.arange(columns, device=x.device).clamp(max=x.shape[3] - 1)]
+
+
 def resized(x: Tensor, like: Tensor, *, align_corners: bool = True) -> Tensor:
     """Return `x` resized bilinearly to the height and width of `like`, by default with corner pixels aligned."""
-    if x.shape[-2:] == like.shape[-2:]:
+    if not exporting() and x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=align_corners)
 

@@ -4,9 +4,11 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.blocks import cropped, exporting
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile
 from mtsp.config import Config
 from mtsp.types import Outputs
@@ -111,7 +113,16 @@ def enlarged(small: Tensor, frame: Tensor, *, crop: bool) -> Tensor:
             spans the frame.
     """
     height, width = frame.shape[-2:]
-    if small.shape[-2:] == (height, width):
+    if not exporting() and small.shape[-2:] == (height, width):
         return small
     size = (4 * small.shape[-2], 4 * small.shape[-1]) if crop else (height, width)
-    return F.interpolate(small, size, mode="bilinear", align_corners=False)[..., :height, :width]
+    return cropped(F.interpolate(small, size, mode="bilinear", align_corners=False), frame)
+
+
+def shrinking(like: Tensor, x: float, y: float) -> Tensor:
+    """Return the factors of dx and dy, 1211, of a flow between enlarged frames, on the device of `like`.
+
+    Made by products, because torch.export would take the numbers of a new tensor for constants.
+    """
+    one = torch.ones(1, 1, 1, 1, device=like.device)
+    return torch.cat([one * x, one * y], dim=1)

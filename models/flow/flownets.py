@@ -5,7 +5,6 @@ section 3, as configured in SegFlow's released network. Modules are named as in 
 are published, so that their keys fit (see :mod:`models.pretrained.flownets`).
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion
+from models.blocks import cropped, exporting
+from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion, shrinking
 from models.pretrained.flownets import flownets_layout
 from models.pretrained.layouts import Layout, WeightsFile
 
@@ -109,10 +109,10 @@ class FlowNetS(FlowNetwork):
         height, width = frame.shape[-2:]
         x = self._normalized(frame, next_frame)
         unit = self.div_flow.view(1, 1, 1, 1)  # 4-d promotes bfloat16 to float32, in which 100 px are not 100.5
-        if self.sizes == "resize" and (height % 64 or width % 64):
-            rows, columns = (64 * math.ceil(side / 64) for side in (height, width))
+        if self.sizes == "resize" and (exporting() or height % 64 or width % 64):
+            rows, columns = (64 * ((side + 63) // 64) for side in (height, width))
             x = F.interpolate(x, (rows, columns), mode="bilinear", align_corners=False)
-            unit = unit * unit.new_tensor([width / columns, height / rows]).view(1, 2, 1, 1)
+            unit = unit * shrinking(x, width / columns, height / rows)
 
         skips = {}
         for name in _CONVS:
@@ -146,5 +146,4 @@ def _conv(channels_in: int, channels_out: int, kernel: int, stride: int, batch_n
 
 
 def _joined(skip: Tensor, deconv: Tensor, flow: Tensor) -> Tensor:
-    height, width = skip.shape[-2:]
-    return torch.cat([skip, deconv[..., :height, :width], flow[..., :height, :width]], dim=1)
+    return torch.cat([skip, cropped(deconv, skip), cropped(flow, skip)], dim=1)

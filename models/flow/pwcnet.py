@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.blocks import cropped
 from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion
 from models.flow.flownets import SLOPE
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile
@@ -86,7 +87,8 @@ class PwcNet(FlowNetwork):
         for level in range(5, 0, -1):
             first, second = scales[level]
             stride = 2 ** (level + 1)
-            flow, hidden = _doubled(flow, first), _doubled(hidden, first)
+            if flows:
+                flow, hidden = _doubled(flow, first), _doubled(hidden, first)
             matches = compared(first, warped(second, flow / stride), self.radius)
             context = self.context[level - 1](first)
             hidden = self.estimator(torch.cat([matches, context, hidden, flow / stride], dim=1))
@@ -133,17 +135,15 @@ def compared(first: Tensor, second: Tensor, radius: int) -> Tensor:
     matches = []
     for y in range(side):
         # Products of all pairs of cells of two rows: 4 times faster than one product for each offset.
-        band = (rows @ others[:, y : y + height]).contiguous()  # b, y, x, x + radius + dx
-        *outer, _, _ = band.stride()
-        matches.append(band.as_strided((*band.shape[:3], side), (*outer, width + side, 1)))
+        band = (rows @ others[:, y : y + height]).flatten(2)  # b, y, x * (width + 2 * radius) + x + radius + dx
+        diagonal = band[..., :-side].unflatten(2, (width - 1, width + side))[..., :side]  # each x starts one later
+        matches.append(torch.cat([diagonal, band[..., None, -side:]], dim=2))
     return torch.cat(matches, dim=3).permute(0, 3, 1, 2)
 
 
 def _doubled(x: Tensor, like: Tensor) -> Tensor:
-    """Return `x` enlarged to the next finer scale and cropped to `like`; at the coarsest scale, `x` itself."""
-    if x.shape[-2:] == like.shape[-2:]:
-        return x
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear")[..., : like.shape[-2], : like.shape[-1]]
+    """Return `x` enlarged to the next finer scale and cropped to `like`."""
+    return cropped(F.interpolate(x, scale_factor=2.0, mode="bilinear"), like)
 
 
 def _conv(channels_in: int, channels_out: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:

@@ -6,12 +6,12 @@ After Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flo
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.optical_flow import raft_large, raft_small
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 
+from models.blocks import cropped, exporting, padded
 from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile, looks_like
 from models.pretrained.torchvision_download import download_torchvision
@@ -92,7 +92,7 @@ class RAFT(FlowNetwork):
             if self.training or update == updates - 1:
                 flow = there - home
                 mask = None if self.mask_predictor is None else self.mask_predictor(hidden).float()
-                sequence.append(upsample_flow(flow, mask)[..., :height, :width])
+                sequence.append(cropped(upsample_flow(flow, mask), frame))
         self.corr_block.corr_pyramid = []  # all pairs of pixels: 165 MB at 480x854
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         features = torch.cat([hidden, flow], dim=1)[..., :rows, :columns]
@@ -120,5 +120,5 @@ class RAFT(FlowNetwork):
     def _prepared(self, image: Tensor) -> Tensor:
         """Return the normalized image, padded to sides that RAFT takes."""
         image = (image - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
-        below, right = (max(SMALLEST, STRIDE * -(-side // STRIDE)) - side for side in image.shape[-2:])
-        return F.pad(image, [0, right, 0, below], mode="replicate") if below or right else image
+        sides = (STRIDE * ((side + STRIDE - 1) // STRIDE) for side in image.shape[-2:])
+        return padded(image, *(side if exporting() else max(SMALLEST, side) for side in sides))

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion
+from models.blocks import exporting
+from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion, shrinking
 from models.pretrained.layouts import Layout, WeightsFile
 from models.pretrained.spynet import spynet_layout
 from models.pretrained.torchvision_timm import IMAGENET_MEAN, IMAGENET_STD
@@ -55,9 +56,9 @@ class SPyNet(FlowNetwork):
         """Predict the flow from `frame` to `next_frame`: B3HW each, RGB in [0, 1], of any size."""
         height, width = frame.shape[-2:]
         coarsest = self.strides[-1]
-        rows, columns = (coarsest * -(-side // coarsest) for side in (height, width))
+        rows, columns = (coarsest * ((side + coarsest - 1) // coarsest) for side in (height, width))
         firsts, seconds = (self._pyramid(image, rows, columns) for image in (frame, next_frame))
-        unit = frame.new_tensor([width / columns, height / rows]).view(1, 2, 1, 1)
+        unit = shrinking(frame, width / columns, height / rows)
         flow = frame.new_zeros(len(frame), 2, *firsts[-1].shape[-2:], dtype=torch.float32)
         flows, hidden = [], []
         for level, first, second in zip(self.levels, reversed(firsts), reversed(seconds), strict=True):
@@ -78,7 +79,7 @@ class SPyNet(FlowNetwork):
         ]
         pyramid = [flow * unit * stride for flow, stride in zip(reversed(flows), self.strides, strict=True)]
         full = F.interpolate(pyramid[0], (height, width), mode="bilinear", align_corners=False)
-        return Motion(full if (rows, columns) != (height, width) else pyramid[0], features, pyramid, [])
+        return Motion(full if exporting() or (rows, columns) != (height, width) else pyramid[0], features, pyramid, [])
 
     def published_layout(self, file: WeightsFile) -> Layout:
         """Map the tensors of a published SPyNet to the network; see :mod:`models.pretrained.spynet`."""
@@ -87,7 +88,7 @@ class SPyNet(FlowNetwork):
     def _pyramid(self, image: Tensor, rows: int, columns: int) -> list[Tensor]:
         """Return the normalized image at strides 1 to 32."""
         image = (image - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
-        if image.shape[-2:] != (rows, columns):
+        if exporting() or image.shape[-2:] != (rows, columns):
             image = F.interpolate(image, (rows, columns), mode="bilinear", align_corners=False)
         images = [image]
         for _ in range(LEVELS - 1):

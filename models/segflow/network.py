@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.blocks import ClassesConfig, on_grid
+from models.blocks import ClassesConfig, cropped, on_grid, padded
 from models.encnet.encoding import Context
 from models.encoders.encoded import Encoded
 from models.encoders.names import EncoderName
@@ -188,7 +188,7 @@ class SegFlow(nn.Module):
 
     def _modern(self, frame: Tensor, next_frame: Tensor) -> Outputs:
         height, width = frame.shape[-2:]
-        frame, next_frame = _padded(frame), _padded(next_frame)
+        given, frame, next_frame = frame, _padded(frame), _padded(next_frame)
         features = self.segmentation.encode(frame)
         pooled: list[Tensor] = []
         outputs = Outputs()
@@ -198,7 +198,7 @@ class SegFlow(nn.Module):
             assert self.flow.head is not None
             residual = self.flow.head(features, pooled) * RESIDUAL_UNIT
             flow = motion.flow + on_grid(residual, motion.flow)
-            outputs["flow"] = on_grid(flow, frame)[..., :height, :width]
+            outputs["flow"] = cropped(on_grid(flow, frame), given)
             if self.training and motion.pyramid:
                 outputs["flow_pyramid"] = [
                     x[..., : math.ceil(height / stride), : math.ceil(width / stride)]
@@ -211,7 +211,7 @@ class SegFlow(nn.Module):
             if logits.se_logits is not None:
                 outputs["se_logits"] = logits.se_logits
             logits = logits.features
-        outputs["mask_logits"] = on_grid(logits, frame)[..., :height, :width]
+        outputs["mask_logits"] = cropped(on_grid(logits, frame), given)
         return outputs
 
     def _faithful(self, frame: Tensor, next_frame: Tensor) -> Outputs:
@@ -249,5 +249,4 @@ def _score_head(
 
 def _padded(frame: Tensor) -> Tensor:
     """Return the frame with its last rows and columns repeated until 32 divides both sides."""
-    pad = [0, -frame.shape[-1] % 32, 0, -frame.shape[-2] % 32]
-    return F.pad(frame, pad, mode="replicate") if any(pad) else frame
+    return padded(frame, *(32 * ((side + 31) // 32) for side in frame.shape[-2:]))

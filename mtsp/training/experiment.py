@@ -50,7 +50,7 @@ class BranchConfig(Config):
 
     weights: str | None = None
     """Pretrained weights: `imagenet`, `torchvision`, `torchvision:NAME`, `package:efficientnet-lite0`, `shipped`,
-    or a file. Null: random (new) weights."""
+    `hub:OWNER/NAME` or the folder of a shared network, or a file. Null: random (new) weights."""
     mean: tuple[float, float, float] | None = None
     """Mean to subtract from frames (RGB, values in [0, 1]); null: the mean that the weights were trained with."""
     std: tuple[float, float, float] | None = None

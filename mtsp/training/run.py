@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError
 from mtsp.cost.recompute import recompute_blocks
 from mtsp.distributed.accelerator import make_accelerator, other_processes_may_fail
@@ -318,7 +319,9 @@ def _write_results(run: TrainingRun, validation: Mapping[str, Evaluation]) -> di
     with run.ema_weights():
         weights, _ = full_states(run.network, run.state.optimizer.optimizer)
         if accelerator.is_main_process:
-            notes = {"classes": json.dumps(run.classes)} if run.classes else None
+            anchors = run.pretrained.anchors
+            notes = {"anchor": fingerprint(anchors)} if anchors else {}
+            notes |= {"classes": json.dumps(run.classes)} if run.classes else {}
             write_tensors(run.folder / "weights.safetensors", weights, notes)
     if accelerator.is_main_process:
         write_atomically(run.folder / "results.json", json.dumps(results, indent=1).encode())

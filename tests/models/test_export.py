@@ -1,0 +1,69 @@
+"""Exported networks compute what PyTorch does, for any number of images of any size."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from models import AnyModel
+from models.blocks import padded
+from models.export import TOLERANCE, Deployed, onnx_bytes, onnx_parity, program_parity, traced
+
+SHAPES = [(1, 128, 160), (3, 131, 77)]  # divisible by 32, and by nothing
+NETWORKS: dict[str, dict[str, Any]] = {
+    "flownets": {"name": "flownets", "width": 0.02, "sizes": "resize"},
+    "segflow": {
+        "name": "segflow", "encoder": "tu-test_convnext", "flow": {"width": 0.02}, "width": 8, "flow_width": 8,
+    },
+    "encnet": {"name": "encnet", "encoder": "tu-test_resnet", "classes": 5, "width": 16, "codewords": 4},
+    "classifier": {"name": "classifier", "backbone": "test_resnet", "classes": 4},
+}  # fmt: skip
+
+
+def network(values: dict[str, Any]) -> Deployed:
+    """A network without layers that are zero at first, which would hide their inputs."""
+    torch.manual_seed(0)
+    model: nn.Module = TypeAdapter(AnyModel).validate_python(values).build()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    return Deployed(model)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_files_compute_the_same_at_sizes_that_were_not_traced(name: str) -> None:
+    exported = network(NETWORKS[name])
+    content = onnx_bytes(exported, traced(exported), {"classes": "[]"})
+    for parity in onnx_parity(exported, content, SHAPES):
+        assert parity.differences.keys() == set(exported.outputs)
+        assert max(parity.differences.values()) <= TOLERANCE, parity
+    graph = onnx.load_from_string(content).graph
+    dims = [[d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in graph.input]
+    assert [value.name for value in graph.input] == list(exported.inputs)
+    assert dims == [["batch", 3, "height", "width"]] * len(exported.inputs)
+
+
+def test_a_program_of_torch_export_takes_sizes_that_32_divides_and_others() -> None:
+    exported = network({**NETWORKS["segflow"], "flow": None})
+    for parity in program_parity(exported, traced(exported), SHAPES):
+        assert parity.differences["mask_logits"] <= TOLERANCE, parity
+
+
+def test_a_network_for_one_size_is_exported_for_that_size_alone() -> None:
+    exported = network({"name": "classifier", "backbone": "test_vit", "classes": 4})
+    with pytest.raises(ValueError, match=r"cannot be exported for images of any size.*give one --size"):
+        traced(exported)
+    content = onnx_bytes(exported, traced(exported, (160, 160)), {})
+    assert max(onnx_parity(exported, content, [(3, 160, 160)])[0].differences.values()) <= TOLERANCE
+
+
+def test_frames_are_padded_in_the_same_way_while_exporting(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = torch.arange(6.0).view(1, 1, 2, 3)
+    expected = np.array([[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5]])
+    assert (padded(frame, 3, 4)[0, 0].numpy() == expected).all()
+    monkeypatch.setattr("models.blocks.exporting", lambda: True)
+    assert (padded(frame, 3, 4)[0, 0].numpy() == expected).all()
