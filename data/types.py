@@ -21,7 +21,7 @@ class Labels(TypedDict):
     """Labels of one example without its frames, with the keys of :class:`mtsp.types.Sample`."""
 
     name: str
-    mask: NotRequired[np.ndarray]  # HW uint8
+    mask: NotRequired[np.ndarray]  # HW uint8, or uint16 with more than 255 classes
     flow: NotRequired[np.ndarray]  # HW2 float32
     flow_valid: NotRequired[np.ndarray]  # HW bool
     label: NotRequired[int]

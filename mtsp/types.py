@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = 255
-"""Mask value of pixels of unknown class; losses and metrics ignore these pixels."""
+"""Mask value of pixels of unknown class; losses and metrics ignore these pixels.
+
+It is no class: a data set with more than 255 classes leaves out the number 255."""
 
 LABELS = frozenset({"mask", "flow", "label"})
 """The keys of a `Batch` that are labels."""
@@ -37,7 +39,7 @@ class Sample(TypedDict):
     name: str  # unique within the dataset and a relative path without suffix: "surf/00054", "00050"
     frame: np.ndarray  # HW3 uint8, RGB
     next_frame: NotRequired[np.ndarray]  # HW3 uint8, RGB
-    mask: NotRequired[np.ndarray]  # HW uint8, class of each pixel of `frame`, IGNORE = unknown
+    mask: NotRequired[np.ndarray]  # HW uint8 (uint16: over 255 classes), class of each pixel of `frame`, or IGNORE
     flow: NotRequired[np.ndarray]  # HW2 float32, (dx, dy) in pixels, frame -> next_frame; finite everywhere
     flow_valid: NotRequired[np.ndarray]  # HW bool, where flow is known; absent = everywhere
     label: NotRequired[int]  # class of the whole image

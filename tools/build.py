@@ -9,12 +9,13 @@ import torch
 from data import DataConfig
 from models import AnyModel
 from models.kept_classes import load_keeping_classes
-from models.pretrained.downloads import published_download, why_unreachable
+from models.pretrained.downloads import published_download
 from models.pretrained.files import locate
 from models.pretrained.load import load_branch
 from models.pretrained.tf_slim import checkpoint_at
 from mtsp import anchors
 from mtsp.config import CONFIGS, ConfigError, load
+from mtsp.files.reachable import why_unreachable
 from mtsp.training.experiment import Experiment
 from mtsp.training.state import PretrainedNetwork
 
@@ -38,15 +39,17 @@ def missing_weights(experiment: AnyExperiment) -> list[str]:
 def _why_missing(model: Any, branch: str, weights: str) -> str:
     if weights.partition(":")[0] in ("imagenet", "torchvision"):
         flow = getattr(model, "flow", model) if branch == "flow" else None
-        name = getattr(model, "encoder", None) or getattr(model, "backbone", None)
+        backbone = getattr(model, "backbone", None)  # of timm, where an encoder's name may be that of another library
+        name = backbone and (backbone if backbone.startswith("torchvision:") else f"tu-{backbone}")
+        name = name or getattr(model, "encoder", None)
         network = name if flow is None else f"{flow.name}_{getattr(flow, 'size', '')}"
         download = None if network is None else published_download(network, weights)
         if download is None or download.kept is not None or not (why := why_unreachable(download.url)):
             return ""
-        place = "" if download.place is None else f" as {download.place}, or"
+        place = "" if download.place is None else f"put it here as {download.place}, or "
         return (
-            f"{weights} needs {download.url}, which cannot be reached ({why}); fetch that file elsewhere and put it "
-            f"here{place} anywhere, and name it in place of {weights}"
+            f"{weights} needs {download.url}, which cannot be reached ({why}); fetch that file elsewhere, and "
+            f"{place}name it in place of {weights}"
         )
     try:
         path = locate(weights)

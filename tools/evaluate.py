@@ -1,4 +1,4 @@
-"""Evaluate a trained network: `accelerate launch tools/evaluate.py --config RUN/experiment.yaml --checkpoint RUN/...`.
+"""Evaluate a trained network: `python tools/evaluate.py --config RUN/experiment.yaml --checkpoint RUN/...`.
 
 `--checkpoint` is RUN/weights.safetensors or RUN/checkpoints/step-...; key=value overrides config values, as in
 training. The program evaluates each entry of `evaluation.data`, or the entries named by `--entry`. Results do not
@@ -177,16 +177,14 @@ def _measure_entry(
 
 
 def _save(folder: Path, batch: "Batch", outputs: "Outputs") -> None:
-    import torch
-
     from data.files.flow_formats import write_flo
-    from data.files.masks import write_mask
+    from data.files.masks import byte_ids, write_mask
 
     path = folder / batch["name"][0]
     if {"mask_logits", "flow"} & outputs.keys():
         path.parent.mkdir(parents=True, exist_ok=True)
     if "mask" in batch and "mask_logits" in outputs:
-        mask = outputs["mask_logits"][0].argmax(0).to(torch.uint8).cpu().numpy()
+        mask = byte_ids(outputs["mask_logits"][0].argmax(0).cpu().numpy())
         write_mask(path.with_name(f"{path.name}.png"), mask)
     if "flow" in batch and "flow" in outputs:
         flow = outputs["flow"][0].float().cpu().permute(1, 2, 0).numpy()

@@ -1,7 +1,7 @@
 """Estimate the Fisher information of an experiment's pretrained weights: how much each weight affects predictions.
 
     python tools/fisher.py --config cub_small.yaml --out runs/fisher.safetensors [key=value ...]
-    accelerate launch tools/train.py --config cub_small.yaml \\
+    python tools/train.py --config cub_small.yaml \\
       regularizer='{name: l2spfisher, fisher: runs/fisher.safetensors, alpha: 0.1, beta: 0.01}'
 
 The estimate uses the experiment's pretrained weights, its training images (augmented as in training) and its head. The

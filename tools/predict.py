@@ -301,6 +301,7 @@ def predict(model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.
     """Return the prediction of `model` for one frame, resized from the network's input to the frame's resolution."""
     import torch
 
+    from data.files.masks import byte_ids
     from mtsp.figures.panels import resize_flow
 
     outputs, (height, width) = outputs_of(model, raw, look, device)
@@ -309,7 +310,7 @@ def predict(model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.
         logits = outputs["mask_logits"].float()
         if logits.shape[-2:] != (height, width):
             logits = torch.nn.functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-        mask = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+        mask = byte_ids(logits[0].argmax(0).cpu().numpy())
     if "flow" in outputs and "next_frame" in raw:
         flow = resize_flow(outputs["flow"][0], (height, width)).permute(1, 2, 0).numpy()
     if "label_logits" in outputs:

@@ -1,4 +1,4 @@
-"""Train: `accelerate launch tools/train.py --config davis_segflow.yaml [key=value ...]`.
+"""Train: `python tools/train.py --config davis_segflow.yaml [key=value ...]`.
 
 The run folder receives the resolved config (`experiment.yaml`), the curves (`metrics.jsonl`), figures, checkpoints, the
 final weights (`weights.safetensors`) and their metrics (`results.json`).
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds.add_argument("--masks", nargs=2, type=Path, metavar=("IMAGES", "MASKS"), help="--new: images and their masks")
     kinds.add_argument("--images", nargs=1, type=Path, metavar="FOLDER", help="--new: a folder of images per class")
     kinds.add_argument("--videos", nargs=2, type=Path, metavar=("FRAMES", "MASKS"), help="--new: a folder per video")
+    kinds.add_argument(
+        "--flow", nargs=1, type=Path, metavar="FOLDER", help="--new: folders called frames and flow in it"
+    )
     parser.add_argument("--val", nargs="+", type=Path, metavar="FOLDER", help="--new: the same for validation")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     parser.add_argument("--print-schema", action="store_true", help="show the JSON schema of configs and stop")
@@ -62,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _new(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Write a config for the data that the options name, and say what it assumes."""
-    kind = next((kind for kind in ("masks", "images", "videos") if getattr(options, kind) is not None), None)
+    kind = next((kind for kind in ("masks", "images", "videos", "flow") if getattr(options, kind) is not None), None)
     if kind is None:
-        parser.error("--new needs your data: --masks IMAGES MASKS, --images FOLDER, or --videos FRAMES MASKS")
+        parser.error(
+            "--new needs your data: --masks IMAGES MASKS, --images FOLDER, --videos FRAMES MASKS, or --flow FOLDER"
+        )
     folders = getattr(options, kind)
     if options.val is not None and len(options.val) != len(folders):
         parser.error(f"--val needs {len(folders)} folders, as --{kind} has")

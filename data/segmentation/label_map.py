@@ -6,7 +6,7 @@ make every per-class table wrong.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, repeat
 from pathlib import Path
 
 import cv2
@@ -16,10 +16,11 @@ from data.types import DataError
 from mtsp.files.palettes import palette
 from mtsp.types import IGNORE
 
-MAX_CLASSES = 254
-"""Largest number of classes in a byte: one value is IGNORE, and one marks values that are not in the label map."""
+MAX_CLASSES = 65_000
+"""Largest number of classes: values of masks and class ids fit into 16 bits."""
 
-_FOREIGN = MAX_CLASSES
+RESERVED = "(unknown)"
+"""Name of class 255 where there are more than 255 classes: no pixel has it, since 255 is IGNORE."""
 
 Color = tuple[int, int, int]
 
@@ -28,7 +29,9 @@ Color = tuple[int, int, int]
 class LabelMap:
     """Classes of a data set, with ids 0, 1, ..., and their values in mask files.
 
-    Raises ValueError if names and values do not match one to one, or a value does not fit in a byte or has two
+    With more than 255 names, :data:`RESERVED` is inserted at 255, with the value -1.
+
+    Raises ValueError if names and values do not match one to one, or a value does not fit in 16 bits or has two
     meanings.
     """
 
@@ -48,27 +51,37 @@ class LabelMap:
         if twice := _twice(self.classes):
             raise ValueError(f"{self.name}: two classes have the name {twice[0]!r}")
         meanings = (*self.values, *self.unknown)
-        if bad := [value for value in meanings if not 0 <= value <= 255]:
-            raise ValueError(f"{self.name}: the values {bad} are not in 0 to 255")
+        if bad := [value for value in meanings if not 0 <= value < 1 << 16]:
+            raise ValueError(f"{self.name}: the values {bad} are not in 0 to 65535")
         if twice := _twice(meanings):
             raise ValueError(f"{self.name}: the values {twice} have two meanings each")
+        if count > IGNORE:
+            for key, filler in (("classes", RESERVED), ("values", -1), ("colors", (0, 0, 0))):
+                given = getattr(self, key)
+                object.__setattr__(self, key, given and (*given[:IGNORE], filler, *given[IGNORE:]))
 
     def __call__(self, stored: np.ndarray, path: Path) -> np.ndarray:
         """Convert the values `stored` in the file `path` to class ids, HW uint8 with IGNORE where unknown.
 
+        With more than 255 classes the ids are uint16.
+
         Raises DataError if a value is not in the label map, as in a file with another encoding.
         """
-        table = np.full(256, _FOREIGN, np.uint8)
-        table[list(self.values)] = np.arange(len(self.values))
-        table[list(self.unknown)] = IGNORE
-        mask = np.asarray(cv2.LUT(stored, table))
-        if (foreign := mask == _FOREIGN).any():
+        few = stored.dtype == np.uint8 and len(self.values) < IGNORE  # all ids and a mark for others fit into a byte
+        size, kind, mark = (256, np.uint8, IGNORE - 1) if few else (1 << 16, np.uint16, (1 << 16) - 1)
+        table = np.full(size, mark, kind)
+        for values, ids in ((self.values, range(len(self.values))), (self.unknown, repeat(IGNORE))):
+            for value, number in zip(values, ids, strict=False):
+                if 0 <= value < size:
+                    table[value] = number
+        mask = np.asarray(cv2.LUT(stored, table)) if few else table[stored]
+        if (foreign := mask == mark).any():
             found = np.unique(stored[foreign]).tolist()
             raise DataError(
                 f"{path}: the values {found} are not in the label map {self.name} (classes: {ranges(self.values)}, "
                 f"unknown: {ranges(self.unknown) or 'none'}); check the encoding of the file and the label map"
             )
-        return mask
+        return mask if len(self.values) > IGNORE else mask.astype(np.uint8, copy=False)
 
     def palette(self) -> np.ndarray:
         """Return the color of each class, K3 uint8 RGB."""

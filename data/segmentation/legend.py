@@ -39,8 +39,9 @@ def legend(label_map: LabelMap, mask: np.ndarray | None = None) -> np.ndarray:
 
 def colored(mask: np.ndarray, label_map: LabelMap) -> np.ndarray:
     """Return `mask` (class ids, HW uint8) drawn in the colors of the classes, HW3 uint8; unknown pixels are white."""
-    table = np.full((256, 3), _UNKNOWN, np.uint8)
+    table = np.full((max(256, len(label_map.classes)), 3), _UNKNOWN, np.uint8)
     table[: len(label_map.classes)] = label_map.palette()
+    table[IGNORE] = _UNKNOWN
     return table[mask]
 
 

@@ -145,9 +145,11 @@ class Folder:
         if self._config.foreground:
             return read_foreground(path).astype(np.uint8)
         mask = read_mask(path, same=self._same)
+        if mask.dtype != np.uint8:
+            raise DataError(f"{path}: values above 255 are no ids; set `foreground: true` if they are the object")
         ids = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
         classes = self._config.classes
-        if classes is not None and (wrong := [i for i in ids if classes <= i < IGNORE]):
+        if classes is not None and (wrong := [i for i in ids if i >= classes and i != IGNORE]):
             raise DataError(f"{path}: ids {wrong} are no classes; {classes} classes have the ids 0 to {classes - 1}")
         if self._config.unknown is None:
             self._doubt.check(path, mask)

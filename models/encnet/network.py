@@ -40,7 +40,7 @@ class EncNetConfig(ClassesConfig):
     """Feature pyramid of a plain vision transformer: `simple` (ViTDet's, from the last map) or `dpt` (DPT's, from four
     depths). null: `simple`; other encoders have their own maps at four strides."""
 
-    classes: int | None = Field(default=59, gt=1, lt=256)
+    classes: int | None = Field(default=59, gt=1, lt=1 << 16)
     """Number of classes of the mask, including background if it is a class; null: as many as the data have."""
 
     output_stride: Literal[8, 16, 32] | None = None

@@ -49,7 +49,7 @@ class SegFlowConfig(ClassesConfig):
     """Feature pyramid of a plain vision transformer: `simple` (ViTDet's, from the last map) or `dpt` (DPT's, from four
     depths). null: `simple`; other encoders have their own maps at four strides."""
 
-    classes: int | None = Field(default=2, gt=1, lt=256)
+    classes: int | None = Field(default=2, gt=1, lt=1 << 16)
     """Number of classes of the mask, including background; null: as many as the data have."""
 
     flow: AnyFlow | None = FlowNetSConfig()

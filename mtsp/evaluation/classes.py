@@ -24,10 +24,11 @@ class AlignedExamples:
         self._examples = examples
         self.classes = tuple(classes)
         place = {name: label for label, name in enumerate(classes)}
-        table = np.full(IGNORE + 1, IGNORE)
         own = class_names(examples)
         self._labels = [place[name] for name in own]
-        table[: min(len(own), IGNORE)] = self._labels[:IGNORE]
+        table = np.full(max(len(own), IGNORE + 1), IGNORE)
+        table[: len(own)] = self._labels
+        table[IGNORE] = IGNORE
         self._table = torch.from_numpy(table)
 
     @property

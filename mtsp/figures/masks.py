@@ -23,14 +23,14 @@ def overlay(
 
     Args:
         frame: HW3 uint8.
-        mask: HW, class ids 0..254.
+        mask: HW, class ids.
         background: class that is left uncolored, see :func:`background_class`; None colors every class.
         ignore: value of unknown pixels, which are drawn pale and without a contour.
         opacity: opacity of the colors: 0 shows only the frame and the contours, 1 hides the frame.
     """
     require_same_size(frame, mask)
-    ids = mask.astype(np.uint8)
-    colors = palette()
+    ids = mask.astype(np.uint16)
+    colors = palette(max(256, int(ids.max(initial=0)) + 2))
     if background is None:
         colors = np.roll(colors, -1, axis=0)
     colors[ignore] = _IGNORED

@@ -97,7 +97,7 @@ def _masks(batch: Batch, outputs: Outputs, index: int, frame: np.ndarray, backgr
         masks["predicted mask"] = _resize(outputs["mask_logits"][index], frame.shape[:2]).argmax(dim=0)
     tiles = []
     for title, mask in masks.items():
-        drawn = cv2.resize(mask.cpu().numpy().astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        drawn = cv2.resize(mask.cpu().numpy().astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
         tiles.append(Tile(title, overlay(small, drawn, background=background)))
     return tiles
 

@@ -1,7 +1,6 @@
 """`tools/train.py --new`: a config for a person's own data, which trains as it is."""
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.files.flow_formats import write_flo
 from data.files.images import write_image
 from data.files.masks import write_mask
 from data.segmentation.mask_folder import MaskFolderConfig
@@ -184,6 +184,36 @@ def test_values_are_filled_in_by_their_keys_and_comments_stay() -> None:
         filled(text, {"a.b": 1})
 
 
+@pytest.mark.parametrize(
+    ("stored", "single", "classes", "values", "unknown"),
+    [
+        ((0, 255), True, 2, None, None),
+        ((0, 200), True, 2, None, None),
+        ((0, 1), False, 2, None, None),
+        ((1, 255), False, 2, None, [255]),  # one class, and unknown
+        ((0, 1, 255), False, 2, None, [255]),
+        ((3, 300, 65535), False, 2, [3, 300], [65535]),  # of 16 bits
+        ((3, 255, 300), False, 3, [3, 255, 300], []),
+    ],
+)
+def test_values_of_masks_are_read_as_most_mean_them(
+    stored: tuple[int, ...], single: bool, classes: int, values: list[int] | None, unknown: list[int] | None
+) -> None:
+    for i in range(2):
+        write_photo(Path(f"photos/{i}.png"), i, size=(2, len(stored)))
+        Path("labels").mkdir(exist_ok=True)
+        Image.fromarray(np.array([stored, stored], np.uint16 if max(stored) > 255 else np.uint8)).save(
+            f"labels/{i}.png"
+        )
+    assert new("--masks", "photos", "labels") == 0
+    found = written()
+    dataset = found["data"]["val"]["dataset"]
+    assert (dataset["foreground"], found["model"]["classes"]) == (single, classes)
+    assert (dataset["values"], dataset["unknown"]) == (values, unknown)
+    data = read_experiment("mine.yaml").data["val"].build_dataset()
+    assert set(np.unique(data.labels(0).get("mask", 0)).tolist()) <= {*range(classes), 255}
+
+
 def test_the_batch_fits_half_of_the_memory() -> None:
     machine = Machine(gpu=True, memory=10 * 10**9)  # 5 GB, less 1 GB for the weights: 4 GB
     fitting = {"bytes_per_pixel": 8000, "examples": 1000}  # 1.84 GB for an image of 480x480: two of them
@@ -276,15 +306,6 @@ def test_a_file_that_its_library_keeps_needs_no_network(tmp_path: Path) -> None:
     assert downloaded(url, tmp_path).kept == tmp_path / "resnet-1234.pth"
 
 
-def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setattr(downloads, "SECONDS", 0.05)
-        assert "timed out" in downloads.why_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}/w.pth")
-    assert downloads.why_unreachable("http://127.0.0.1:9/w.pth")
-
-
 def test_the_addresses_of_published_weights_are_those_of_their_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     def url(network: str, source: str = "imagenet") -> str:
         found = downloads.published_download(network, source)
@@ -297,3 +318,35 @@ def test_the_addresses_of_published_weights_are_those_of_their_libraries(monkeyp
     assert url("no_such_network") == url("no_such_network", "torchvision") == ""
     values = {"name": "segflow", "flow": {"name": "raft", "size": "small"}}
     assert "raft_small_C_T_V2" in _why_missing(parse(SegFlowConfig, values), "flow", "torchvision")
+
+
+def test_pairs_with_flow_give_a_config_that_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(6):
+        write_photo(Path(f"set/frames/{i}.png"), i, size=(128, 160))
+    for i in range(5):
+        Path("set/flow").mkdir(exist_ok=True)
+        write_flo(Path(f"set/flow/{i}.flo"), np.ones((128, 160, 2), np.float32))
+    assert new("--flow", "set") == 0
+    told = capsys.readouterr().out
+    assert "found 5 pairs, frames in set/frames and flow in set/flow" in told
+    assert "the flow set/flow/0.flo is taken to lead from set/frames/0.png to set/frames/1.png" in told
+    assert "torchvision's RAFT cannot be had" in told  # there is no network in tests, so it trains a FlowNetS anew
+    found = written()
+    assert (found["model"]["name"], found["regularizer"]["name"], found["branches"]["flow"]["weights"]) == (
+        ("flownets", "l2", None)
+    )
+    assert main(["--config", "mine.yaml", "train.steps=1", "train.workers=0", "model.width=0.04"]) == 0
+    assert json.loads(Path("runs/mine/results.json").read_text())["val"]["epe"] > 0
+
+
+def test_pairs_start_from_raft_where_its_weights_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.new_config.machine.why_unreachable", lambda url: "")
+    for name in ("1_img1.png", "1_img2.png", "2_img1.png", "2_img2.png"):
+        write_photo(Path("set") / name, 0, size=(128, 160))
+    for i in (1, 2):
+        write_flo(Path(f"set/{i}_flow.flo"), np.ones((128, 160, 2), np.float32))
+    assert new("--flow", "set", "--val", "set") == 0
+    found = written()
+    assert (found["model"]["name"], found["model"]["size"]) == ("raft", "small")
+    assert found["branches"]["flow"]["weights"] == "torchvision"
+    assert len(read_experiment("mine.yaml").data["val"].build_dataset()) == 2

@@ -10,8 +10,9 @@ import numpy as np
 
 from data.files.images import open_image, read_file
 from data.files.list_files import read_classes
-from data.files.listing import image_tree
+from data.files.listing import image_tree, subfolders
 from data.files.masks import read_foreground, read_mask
+from data.flow.flow_folder import flow_tree
 from data.types import DataError
 from mtsp.files.progress import bar
 
@@ -103,7 +104,9 @@ def _several_colors(path: Path) -> bool:
 
 def object_only(values: Values) -> bool:
     """Return whether masks hold one object: colors, or nothing but 0 and one value of 128 to 255."""
-    return len(values.values) <= 2 and max(values.values, default=255) > 127
+    bright = [value for value in values.values if value]
+    alone = len(bright) == 1 and 127 < bright[0] <= 255
+    return not values.values or (alone and (0 in values.values or bright == [255]))
 
 
 def class_names(folders: Iterable[Path], values: Sequence[int]) -> list[str] | Path:
@@ -117,11 +120,25 @@ def class_names(folders: Iterable[Path], values: Sequence[int]) -> list[str] | P
     return [f"class_{value}" for value in values]
 
 
+def flow_folders(folder: Path) -> tuple[Path, Path]:
+    """Return the folders of frames and of flow in `folder`: those called so, or `folder` for both. Raises DataError."""
+    inner = {place.name.lower(): place for place in subfolders(folder)}
+    flow = next((inner[name] for name in inner if "flow" in name and flow_tree(inner[name])), folder)
+    known = ("frames", "images", "image", "clean", "final", "data", "rgb")
+    named = next((inner[name] for name in known if name in inner), None)
+    others = [place for place in inner.values() if place != flow and image_tree(place)]
+    if flow == folder:
+        return folder, folder
+    if named is None and len(others) != 1:
+        raise DataError(f"{folder} has flow in {flow.name}, but no folder called frames; rename the folder of frames")
+    return named or others[0], flow
+
+
 def held_out(names: Sequence[str], percent: int = 20) -> list[str]:
     """Return `percent` of the names, at least one, drawn at random with seed 0, in their order."""
     count = max(1, len(names) * percent // 100)
-    chosen = np.random.default_rng(0).permutation(len(names))[:count]
-    return [str(names[i]) for i in sorted(chosen.tolist())]
+    chosen = set(np.random.default_rng(0).permutation(len(names))[:count].tolist())
+    return [name for i, name in enumerate(names) if i in chosen]
 
 
 def write_lists(config: Path, names: Sequence[str], held: Sequence[str]) -> tuple[Path, Path]:

@@ -10,13 +10,14 @@ import yaml
 
 from data.classification.image_folder import ImageFolderConfig
 from data.files.listing import image_tree, subfolders
+from data.flow.flow_folder import FlowFolderConfig
 from data.segmentation.label_map import ranges
 from models.encoders.names import encoder_name
 from mtsp.config import CONFIGS, ConfigError
 from mtsp.files.atomic_file import write_atomically
 from mtsp.types import IGNORE
 from tools.new_config import look
-from tools.new_config.machine import Machine, choose_backbone
+from tools.new_config.machine import Machine, choose_backbone, unavailable
 
 _LINE = re.compile(r"( *)([\w-]+):(?: (?!#)(.*?))?( +#.*)?")
 _TRAINING = ("train", "training")
@@ -89,7 +90,8 @@ def _masks(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence[
     suffix = look.mask_suffix(images, masks)
     frames, stored = image_tree(images), image_tree(masks)
     names = [name for name in frames if name + suffix in stored]
-    found = look.mask_values([stored[name + suffix] for name in names])
+    others = [path for name, path in image_tree(val[1]).items() if name.endswith(suffix)] if val else []
+    found = look.mask_values([*(stored[name + suffix] for name in names), *others])
     told = [f"found {len(names):,} images with masks" + (f"; the mask of NAME is NAME{suffix}" if suffix else "")]
     dataset: dict[str, Any] = {"name": "mask_folder", "frames": str(images), "masks": str(masks)}
     if suffix:
@@ -99,16 +101,18 @@ def _masks(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence[
         dataset |= {"classes": ["background", "object"], "foreground": True}
         told.append("masks show one object: whatever is not 0 (in colors: black) is class 1")
     else:
-        values = [value for value in found.values if value != IGNORE] if len(found.values) > 2 else list(found.values)
+        mark = IGNORE if found.values[-1] <= IGNORE else (1 << 16) - 1
+        values = [value for value in found.values if value != mark]
         values = values if len(values) > 1 else [0, 1]
         classes, given = len(values), look.class_names((masks, images), values)
         dataset["classes"] = str(given) if isinstance(given, Path) else given
         if values != list(range(classes)):
             dataset |= {"values": values}
         told.append(f"{found.read:,} masks hold {classes} classes: {ranges(values)}")
-        if IGNORE in found.values:
-            dataset["unknown"] = [IGNORE]
-            told.append(f"{IGNORE} means unknown: these pixels do not count")
+        if mark in found.values or mark != IGNORE:
+            dataset["unknown"] = [value for value in found.values if value == mark]
+        if mark in found.values:
+            told.append(f"{mark} means unknown: these pixels do not count")
         told.append(
             f"classes are named as in {given}"
             if isinstance(given, Path)
@@ -121,7 +125,7 @@ def _masks(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence[
     crop = tuple(max(32, min(480, int(0.8 * side)) // 16 * 16) for side in (height, width))
     values = {
         **_backbone(machine, "encoder", "tu-", "backbone", told),
-        "model.classes": classes,
+        "model.classes": classes if classes < IGNORE else None,
         "model.width": 512 if machine.gpu else 128,
         "data.train.dataset": train,
         "data.train.augment": {"preset": "encnet", "short_side": min(height, width), "crop": list(crop), "blur": 0.0},
@@ -132,6 +136,7 @@ def _masks(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence[
     told.append(
         f"images are about {sizes.height}x{sizes.width} pixels; training crops {crop[0]}x{crop[1]} of "
         f"{height}x{width}, for {'the GPU' if machine.gpu else 'a CPU'}: larger is better and slower"
+        + ("; images differ in size, and are all stretched to it at evaluation" if sizes.several else "")
     )
     return Plan(values, told)
 
@@ -213,6 +218,59 @@ def _videos(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence
     return Plan(plan, told)
 
 
+def _flow(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence[Path] | None) -> Plan:
+    frames, flow = look.flow_folders(folders[0])
+    dataset: dict[str, Any] = {"name": "flow_folder", "frames": str(frames), "flow": str(flow)}
+    pairs = FlowFolderConfig(name="flow_folder", frames=frames, flow=flow).pairs()
+    names = [pair.name for pair in pairs]
+    told = [f"found {len(pairs):,} pairs, frames in {frames} and flow in {flow}"]
+    told.append(f"the flow {pairs[0].flow} is taken to lead from {pairs[0].frame} to {pairs[0].next_frame}")
+    if val is not None:
+        val = look.flow_folders(val[0])
+    videos = list(dict.fromkeys(name.rpartition("/")[0] for name in names))
+    parts = videos if 1 < len(videos) < len(names) else names
+    train, other = _split(path, dataset, parts, look.held_out(parts), val, told)
+    sizes = look.image_sizes(pair.frame for pair in pairs)
+    crop = [max(128, min(most, side // 32 * 32)) for side, most in zip(sizes[:2], (320, 448), strict=True)]
+    if not machine.gpu:
+        crop = [min(side, most) for side, most in zip(crop, (192, 256), strict=True)]
+    augment = {
+        "crop": crop,
+        "scale": [0.8, 1.3],
+        "rotate": 8,
+        "translate": [0.1, 0.1],
+        "flip": 0.5,
+        "keep_inside": True,
+    }
+    values: dict[str, Any] = {
+        "data.train.dataset": train,
+        "data.train.augment": augment,
+        "data.val.dataset": other,
+        **_length(machine, len(names), tuple(crop), 10000, (4, 8), told),
+    }
+    size = "large" if machine.gpu else "small"
+    why = unavailable(f"raft_{size}", "torchvision")
+    if why is None:
+        told.append(f"starts from torchvision's RAFT ({size}); set another network in model and branches.flow.weights")
+        values["model"] = {"name": "raft", "size": size}
+    else:
+        told.append(
+            f"torchvision's RAFT cannot be had ({why}), so this is a FlowNetS of a quarter of its width with random "
+            "weights, and L2. With a file of weights, set model, branches.flow.weights, and regularizer.name=l2sp"
+        )
+        values |= {
+            "model": {"name": "flownets", "width": 0.25},
+            "branches.flow.weights": None,
+            "tasks.flow": {"weight": 0.0, "multiscale": 0.01},
+            "regularizer.name": "l2",
+            "regularizer.alpha": 0.0,
+            "regularizer.beta": 4e-4,
+            "optimizer": {"name": "adam", "lr": 5e-4},
+        }
+    told.append(f"frames are about {sizes.height}x{sizes.width} pixels; training crops {crop[0]}x{crop[1]} of them")
+    return Plan(values, told)
+
+
 def _split(
     path: Path,
     dataset: dict[str, Any],
@@ -224,7 +282,7 @@ def _split(
     """Return the data sets to train and to validate on: `val`, or else `held` of the names, listed in files."""
     if val is not None:
         told.append(f"validates on {', '.join(map(str, val))}")
-        keys = ("root",) if "root" in dataset else ("frames", "masks")
+        keys = [key for key in ("root", "frames", "masks", "flow") if key in dataset]
         return dataset, dataset | {key: str(folder) for key, folder in zip(keys, val, strict=True)}
     if len(names) - len(held) < 1:
         raise ConfigError(f"{len(names)} examples cannot be split; name others to validate on with --val")
@@ -257,7 +315,7 @@ def _length(
         (size[0], size[1]), bytes_per_pixel=bytes_per_pixel, examples=examples, most=most[machine.gpu]
     )
     steps = min(20000, max(1000, 40 * examples // batch)) if machine.gpu else 150
-    told.append(f"{steps:,} steps of {batch} examples; train.steps=N trains longer")
+    told.append(f"{steps:,} steps, {batch} at a time; train.steps=N trains longer")
     every = max(1, steps // 10) if machine.gpu else steps
     return {
         "train.steps": steps,
@@ -267,4 +325,4 @@ def _length(
     }
 
 
-_PLANS = {"masks": _masks, "images": _images, "videos": _videos}
+_PLANS = {"masks": _masks, "images": _images, "videos": _videos, "flow": _flow}

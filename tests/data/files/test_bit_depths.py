@@ -92,10 +92,12 @@ def test_a_webp_without_loss_is_a_mask_of_an_object(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_foreground(tmp_path / "a.webp"), mask > 0)
 
 
-def test_a_mask_of_16_bits_is_refused_with_its_kind(tmp_path: Path) -> None:
-    deep = np.array([[0, 1, 2]], np.uint16)
-    with pytest.raises(DataError, match=r"a\.png: .*16"):
-        read_mask(written(tmp_path / "a.png", png(deep, 16)))
+@pytest.mark.parametrize("highest", [2, 256, 65535])
+def test_a_mask_of_16_bits_holds_its_values(highest: int, tmp_path: Path) -> None:
+    deep = np.array([[0, 1, highest]], np.uint16)
+    read = read_mask(written(tmp_path / "a.png", png(deep, 16)))
+    np.testing.assert_array_equal(read, deep)
+    assert read.dtype == (np.uint16 if highest > 255 else np.uint8)
 
 
 def test_a_gamma_note_changes_no_id(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def pngs() -> list[Cell]:
         else:
             scaled = values >> 8 if depth == 16 else values * 255 // (2**depth - 1)
             frame = gray(scaled[..., 0]) if color in (0, 4) else scaled[..., :3].astype(np.uint8)
-        ids = values[..., 0].astype(np.uint8) if color in (0, 3) and depth <= 8 else None
+        ids = values[..., 0].astype(np.uint16) if color in (0, 3) else None
         extra = {" tRNS": chunk(b"tRNS", clear[color])} if color in clear else {}
         for note, before in {**notes, **extra}.items():
             if color == 3 and note.strip() == "tRNS" and depth == 1:

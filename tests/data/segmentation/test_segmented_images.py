@@ -187,8 +187,8 @@ def test_own_images_are_found_behind_links_and_not_among_hidden_ones(
         ({"classes": ["a", "a"]}, "two classes have the name 'a'"),
         ({"classes": ["a", "b"], "values": [3, 3]}, r"the values \[3\] have two meanings each"),
         ({"classes": ["a", "b"], "unknown": [1]}, r"the values \[1\] have two meanings each"),
-        ({"classes": ["a"], "values": [256]}, r"the values \[256\] are not in 0 to 255"),
-        ({"classes": []}, "0 classes; the number of classes must be 1 to 254"),
+        ({"classes": ["a"], "values": [65536]}, r"the values \[65536\] are not in 0 to 65535"),
+        ({"classes": []}, "0 classes; the number of classes must be 1 to 65000"),
     ],
 )
 def test_a_wrong_label_map_is_a_mistake_in_the_config(settings: dict[str, Any], reason: str) -> None:

@@ -1,0 +1,153 @@
+"""Your own images with polygons in COCO's format, as annotation tools export them."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import model_validator
+
+from data.files.images import Exif, read_image
+from data.files.list_files import read_json
+from data.files.listing import in_split, require_files, require_unique
+from data.segmentation.label_map import LabelMap
+from data.types import DataError, Labels
+from mtsp.config import Config
+from mtsp.text import first_names
+from mtsp.types import IGNORE, Kind, Sample
+
+
+class CocoMasksConfig(Config):
+    """Config of images with objects as polygons or run lengths in a COCO file; needs `pip install mtsp[coco]`.
+
+    Class 0 is background; the categories follow in the order of their ids. Where objects overlap, the smaller one is in
+    front. Crowds (`iscrowd: 1`) are unknown where no object is.
+    """
+
+    kind: ClassVar[Kind] = "images"
+    name: Literal["coco_masks"]
+    frames: Path
+    """Folder of the images, from which their `file_name` starts."""
+    annotations: Path
+    """JSON file with `images`, `annotations` and `categories`, such as instances_train2017.json."""
+    categories: tuple[str, ...] | None = None
+    """Names of the categories to use; objects of others are background. Null: all."""
+    split: Path | None = None
+    """Text file with one image per line, its `file_name` without suffix, or a folder of images. Null: use all."""
+    exif: Literal["apply", "ignore"] | None = None
+    """How to treat EXIF orientation, see `mask_folder`."""
+
+    @model_validator(mode="after")
+    def _has_categories(self) -> Self:
+        if self.categories == ():
+            raise ValueError("`categories` is empty; null uses all of them")
+        return self
+
+    def label_map(self) -> LabelMap:
+        """Return background and the categories. Raises DataError."""
+        names = tuple(_categories(self.annotations, read_json(self.annotations), self.categories).values())
+        return LabelMap("coco_masks", ("background", *names), tuple(range(len(names) + 1)))
+
+    def build(self) -> "CocoMasks":
+        """Return the data set after checking that its images exist. Raises DataError."""
+        return CocoMasks(self)
+
+
+class CocoMasks:
+    """Images with the objects of a COCO file drawn into a mask, a :class:`data.types.SampleDataset`.
+
+    An image is named by its `file_name` without suffix. Images without objects are all background.
+
+    Raises:
+        DataError: pycocotools is not installed, the file lacks a key or a category, or images are missing. Also when an
+            example is read: its size is not that in the file, or a polygon cannot be drawn.
+    """
+
+    kind: Kind = "images"
+
+    def __init__(self, config: CocoMasksConfig) -> None:
+        try:
+            import pycocotools.mask  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise DataError("data sets in COCO's format need pycocotools: pip install mtsp[coco]") from error
+        self._config = config
+        file = config.annotations
+        content = read_json(file)
+        categories = _categories(file, content, config.categories)
+        self.classes = ("background", *categories.values())
+        self._number = {category: number for number, category in enumerate(categories, start=1)}
+        images = {
+            Path(image["file_name"]).with_suffix("").as_posix(): image for image in _entries(file, content, "images")
+        }
+        self.ids = in_split(config.split, images, config.frames)
+        require_unique("images", config.frames, self.ids)
+        self._images = [images[name] for name in self.ids]
+        self._files = [config.frames / image["file_name"] for image in self._images]
+        require_files("images", config.frames, self._files)
+        self._objects: dict[int, list[dict[str, Any]]] = {}
+        for found in _entries(file, content, "annotations"):
+            if found.get("category_id") in self._number and found.get("segmentation"):
+                self._objects.setdefault(found["image_id"], []).append(found)
+        self._exif: Exif = config.exif or "warn"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = read_image(self._files[index], exif=self._exif, any_format=True)
+        labels = self.labels(index)
+        assert "mask" in labels
+        if frame.shape[:2] != labels["mask"].shape:
+            sizes = " and ".join("x".join(map(str, array.shape[:2])) for array in (frame, labels["mask"]))
+            raise DataError(f"{self._files[index]}: its size and that in {self._config.annotations} differ: {sizes}")
+        return Sample(frame=frame, **labels)
+
+    def labels(self, index: int) -> Labels:
+        """Return the mask of example `index` without decoding its image."""
+        from pycocotools import mask as coco
+
+        image = self._images[index]
+        size = image["height"], image["width"]
+        objects = self._objects.get(image["id"], [])
+        drawn: list[tuple[bool, int, int, np.ndarray]] = []
+        for found in objects:
+            try:
+                shape: Any = found["segmentation"]
+                if isinstance(shape, list):
+                    shape = coco.merge(coco.frPyObjects(shape, *size))
+                elif isinstance(shape["counts"], list):
+                    shape = coco.frPyObjects(shape, *size)
+                inside = coco.decode(shape).astype(bool)
+            except Exception as error:  # pycocotools raises many types
+                where = f"annotation {found.get('id')} of {image['file_name']}"
+                raise DataError(f"{self._config.annotations}: {where} cannot be drawn: {error}") from error
+            number = IGNORE if found.get("iscrowd") else self._number[found["category_id"]]
+            drawn.append((number != IGNORE, -int(inside.sum()), number, inside))
+        mask = np.zeros(size, np.uint8)
+        for _, _, number, inside in sorted(drawn, key=lambda one: one[:2]):  # crowds first, then from large to small
+            mask[inside] = number
+        return Labels(name=self.ids[index], mask=mask)
+
+
+def _entries(file: Path, content: Any, key: str) -> list[dict[str, Any]]:
+    needed = {
+        "images": ("id", "file_name", "height", "width"),
+        "annotations": ("image_id",),
+        "categories": ("id", "name"),
+    }
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not all(
+        isinstance(one, dict) and set(needed[key]) <= one.keys() for one in found
+    ):
+        raise DataError(f"{file}: not in COCO's format: it needs a list `{key}`, each with {', '.join(needed[key])}")
+    return found
+
+
+def _categories(file: Path, content: Any, chosen: tuple[str, ...] | None) -> dict[int, str]:
+    """Return the names of the categories by id, ascending."""
+    names = {one["id"]: str(one["name"]) for one in _entries(file, content, "categories")}
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise DataError(f"{file}: two categories are called {twice[0]!r}")
+    if unknown := [name for name in chosen or () if name not in names.values()]:
+        raise DataError(f"{file} has no category {unknown[0]!r}; it has {first_names(list(names.values()))}")
+    return {id_: names[id_] for id_ in sorted(names) if chosen is None or names[id_] in chosen}

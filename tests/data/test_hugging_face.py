@@ -1,0 +1,134 @@
+"""Data sets of Hugging Face, read from local files that the test writes: parquet, and folders of images."""
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.hugging_face import HuggingFaceConfig
+from data.types import DataError
+from mtsp.types import IGNORE
+from tools.evaluate import main as evaluate
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png(pixels: np.ndarray) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def write_parquet(folder: Path, split: str, rows: dict[str, list[Any]], **features: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(str(folder / f"{split}.parquet"))
+
+
+def scenes(count: int) -> dict[str, list[Any]]:
+    """Photos of noise, and masks with class 0 on the left, 1 on the right, and one column of unknown pixels."""
+    rng = np.random.default_rng(0)
+    mask = np.repeat(np.array([[0] * 16 + [1] * 15 + [IGNORE]], np.uint8), 32, axis=0)
+    frames = [png(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
+    return {"photo": frames, "mask": [png(mask)] * count, "objects": [[0, 1]] * count}
+
+
+def test_masks_in_parquet_train_and_evaluate(
+    tmp_path: Path, train: Callable[..., dict[str, dict[str, float]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = datasets.Sequence(datasets.ClassLabel(names=["grass", "sky"]))
+    for split, count in (("train", 4), ("validation", 2)):
+        features = {"photo": datasets.Image(), "mask": datasets.Image(), "objects": names}
+        write_parquet(tmp_path / "scenes", split, scenes(count), **features)
+    source = {"name": "hugging_face", "path": str(tmp_path / "scenes"), "image": "photo", "mask": "mask"}
+    dataset = HuggingFaceConfig(**source).build()
+    assert dataset.classes == ("grass", "sky")  # of the only column that names classes
+    assert (dataset.kind, len(dataset), dataset.ids[3]) == ("images", 4, "00000003")
+    sample = pickle.loads(pickle.dumps(dataset))[2]  # as a worker process receives it
+    assert np.array_equal(sample["frame"], np.array(Image.open(io.BytesIO(scenes(3)["photo"][2]["bytes"]))))
+    assert np.unique(dataset.labels(2).get("mask", 0)).tolist() == [0, 1, IGNORE]
+    values = {
+        "name": "scenes",
+        "model": {"name": "encnet", "encoder": "tu-test_efficientnet", "classes": None, "width": 8, "lateral": False},
+        "branches": {"backbone": {}, "head": {}},
+        "data": {"train": {"dataset": source}, "val": {"dataset": source | {"split": "validation"}}},
+        "tasks": {"segmentation": {}},
+        "regularizer": {"name": "l2", "alpha": 0.0, "beta": 0.0},
+        "optimizer": {"name": "sgd", "lr": 0.01},
+        "train": {"steps": 2, "stages": [{"steps": 1, "batch_size": {"train": 2}}], "workers": 0},
+        "evaluation": {"data": ["val"], "at_start": False},
+        "tracking": {"images": 0},
+    }
+    results = train(values, tmp_path / "run")
+    assert results["val"]["pixels"] == 2 * 32 * 31
+    assert results["val"]["images"] == 2
+    run = ["--config", f"{tmp_path}/run/experiment.yaml", "--checkpoint", f"{tmp_path}/run/weights.safetensors"]
+    assert evaluate([*run, "--json", f"{tmp_path}/again.json"]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())["entries"]["val"]
+    assert again["miou"] == pytest.approx(results["val"]["miou"])
+
+
+def test_a_folder_of_images_by_class_is_labeled(tmp_path: Path) -> None:
+    for i, name in enumerate(("cat", "dog", "cat")):
+        (tmp_path / "pets/train" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "pets/train" / name / f"{i}.png")
+    dataset = HuggingFaceConfig(name="hugging_face", path=str(tmp_path / "pets"), label="label").build()
+    assert (dataset.kind, dataset.classes) == ("labeled", ("cat", "dog"))
+    found = [(int(dataset[i]["frame"][0, 0, 0]), dataset.labels(i).get("label")) for i in range(3)]
+    assert sorted(found) == [(0, 0), (1, 1), (2, 0)]
+
+
+def test_labels_without_names_are_numbered_in_their_order(tmp_path: Path) -> None:
+    rows = {"image": [png(np.zeros((4, 4, 3), np.uint8))] * 3, "year": [1990, 2010, 1990]}
+    write_parquet(tmp_path / "cars", "train", rows, image=datasets.Image(), year=datasets.Value("int64"))
+    dataset = HuggingFaceConfig(name="hugging_face", path=str(tmp_path / "cars"), label="year").build()
+    assert dataset.classes == ("1990", "2010")
+    assert [dataset[i].get("label") for i in range(3)] == [0, 1, 0]
+
+
+def test_pairs_have_flow_of_arrays(tmp_path: Path) -> None:
+    flow = np.zeros((4, 6, 2), np.float32)
+    flow[1, 2] = (3, -1)
+    flow[0, 0] = np.nan
+    frames = [png(np.full((4, 6, 3), gray, np.uint8)) for gray in (1, 2)]
+    rows = {"image": frames[:1], "after": frames[1:], "motion": [flow.tolist()]}
+    kind = datasets.Array3D((4, 6, 2), "float32")
+    write_parquet(tmp_path / "pairs", "train", rows, image=datasets.Image(), after=datasets.Image(), motion=kind)
+    config = {"name": "hugging_face", "path": str(tmp_path / "pairs"), "next_image": "after", "flow": "motion"}
+    sample = HuggingFaceConfig(**config).build()[0]
+    assert [int(sample.get(key, 0)[0, 0, 0]) for key in ("frame", "next_frame")] == [1, 2]  # pyright: ignore
+    assert "flow" in sample
+    assert "flow_valid" in sample
+    assert sample["flow"][1, 2].tolist() == [3, -1]
+    assert (int(sample["flow_valid"].sum()), sample["flow"][0, 0].tolist()) == (4 * 6 - 1, [0, 0])
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    rows = {"image": [png(np.zeros((4, 4, 3), np.uint8))], "mask": [png(np.full((4, 4), 7, np.uint8))], "text": ["a"]}
+    features = {"image": datasets.Image(), "mask": datasets.Image(), "text": datasets.Value("string")}
+    write_parquet(tmp_path / "odd", "train", rows, **features)
+    config: dict[str, Any] = {"name": "hugging_face", "path": str(tmp_path / "odd"), "mask": "mask"}
+    mistakes: dict[str, dict[str, Any]] = {
+        "no column names the classes of the masks; set `classes`": {},
+        "has no column 'maks' for mask; it has image, mask, text": {"mask": "maks", "classes": ("a", "b")},
+        "the column 'text' holds no images": {"mask": "text", "classes": ("a", "b")},
+        "cannot be read as a data set of Hugging Face": {"split": "test", "classes": ("a", "b")},
+        "no folder /nowhere": {"path": "/nowhere"},
+    }
+    for message, change in mistakes.items():
+        with pytest.raises(DataError, match=message):
+            HuggingFaceConfig(**config | change).build()
+    with pytest.raises(DataError, match=r"row 0, mask.png: the values \[7\] are not in the label map"):
+        HuggingFaceConfig(**config | {"classes": ("a", "b")}).build()[0]
+    with pytest.raises(ValueError, match="name the column of the labels: one of `mask`, `label` and `flow`"):
+        HuggingFaceConfig(**config, label="text")
