@@ -37,32 +37,31 @@ class WandbTracker(ExternalTracker):
     def __init__(self, run_dir: Path, mode: str, run_id: str, **about: Any) -> None:
         self.run_id = run_id
         self._run_dir = run_dir
+        self._chosen = mode
         self._about = about
         super().__init__([mode] if mode == "offline" else [mode, "offline"])
 
     def _open(self, mode: str) -> Any:
         import wandb
 
-        logged_in = True
+        if mode != "offline":
+            if wandb.login(prompt=False, verify=False):
+                _require_answer(wandb.setup().settings.base_url)
+            else:
+                mode, folder = "offline", self._run_dir / "wandb"
+                why = "no login (`wandb login` stores one)"
+                _LOG.warning("wandb: %s; the run is recorded offline in %s (`wandb sync`)", why, folder)
+        settings = wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
         if mode == "offline":
             wandb.teardown()  # after a failed init, its service still holds the run id
             wandb.setup(wandb.Settings(mode="offline"))  # else it asks the server at its end, and waits 12 s for it
-        else:
-            _require_answer(wandb.setup().settings.base_url)
-            if not (logged_in := wandb.login(prompt=False, verify=False)):
-                _LOG.warning(
-                    "wandb: no login (`wandb login` stores one); the run is recorded offline in %s (`wandb sync`)",
-                    self._run_dir / "wandb",
-                )
-        settings = wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
-        if not logged_in:
-            settings.silent = True
+            settings.silent = self._chosen != "offline"
         run = wandb.init(
             **self._about,
             dir=self._run_dir,
             id=self.run_id,
             resume="allow",
-            mode=mode if logged_in else "offline",  # pyright: ignore[reportArgumentType]
+            mode=mode,  # pyright: ignore[reportArgumentType]
             reinit="create_new",  # do not touch a run of the caller's notebook
             settings=settings,
         )

@@ -22,6 +22,7 @@ from data import AnyDataset, SampleDataset
 from data.prepared import to_tensors
 from models.flow.branch import FlowNet
 from models.flow.flownets import FlowNetSConfig
+from models.flow.pwcnet import PwcNetConfig
 from models.flow.raft import RAFTConfig
 from models.flow.spynet import SPyNetConfig
 from models.pretrained.load import load_branch
@@ -33,6 +34,7 @@ from tools.command_line import at_least_one, program
 NETWORKS = {
     "flownets": FlowNetSConfig(),
     "flownets_quarter": FlowNetSConfig(width=0.25),
+    "pwcnet": PwcNetConfig(name="pwcnet"),
     "spynet": SPyNetConfig(name="spynet"),
     "raft_small": RAFTConfig(name="raft", size="small"),
     "raft_large": RAFTConfig(name="raft", size="large"),

@@ -69,8 +69,15 @@ def test_wandb_offline_and_resumed_is_one_run_with_our_own_step(tmp_path: Path) 
 
 
 def test_wandb_without_a_login_asks_nothing_and_goes_on_offline_after_one_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def ask(url: str) -> None:
+        raise AssertionError(f"{url} was asked")
+
+    monkeypatch.setattr(wandb_tracker, "_require_answer", ask)
     caplog.set_level(logging.WARNING, "mtsp")
     tracker = opened(tmp_path, trackers=("wandb",))
     tracker.log(1, {"loss": 1})
