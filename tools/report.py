@@ -1,12 +1,14 @@
-"""Make tables and curves of experiments, the page of the paper's tables, and its analysis of linear regression.
+"""Make tables, curves and a page of experiments, the paper's tables, and its analysis of linear regression.
 
     python tools/report.py curves runs/l2 runs/l2sp --out curves.png
     python tools/report.py table runs/*-seed? --metrics 'davis/*' chairs/epe --paper paper.yaml
+    python tools/report.py page runs/l2 runs/l2sp --out report.html
     python tools/report.py evidence runs/*-tuned/runs.csv --out evidence
     python tools/report.py paper runs/segflow_davis_l2sp-seed? --evidence runs/*-tuned/runs.csv --out paper
     python tools/report.py paper-analysis --out paper-analysis
 
 Runs with the same name and different seeds share one curve and one table row, with mean and standard deviation.
+`page` writes one HTML file with settings, curves, tables and figures, which any browser shows without a network.
 `evidence` compares regularizers in runs of `tools/sweep.py --tune`. `paper` has every row of the paper's Tables 3 to 6,
 with our numbers for those that were run. `paper-analysis` needs no run: it computes the paper's Table 7, checks it by
 simulation, and draws Figure 1.
@@ -103,7 +105,7 @@ def _paper(folders: Sequence[Path], evidence: Sequence[Path], out: Path) -> None
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    """Draw or tabulate runs."""
+    """Draw runs, tabulate them, or write their page."""
     from mtsp.reports.runs import CURVES, HEADLINES, RunLog, curves, table
     from mtsp.tracking.metrics_file import METRICS
 
@@ -118,6 +120,11 @@ def _runs(arguments: argparse.Namespace) -> None:
         out = arguments.out or found[0] / "curves.png"
         curves(runs, out, arguments.metrics or CURVES)
         print(out)
+    elif arguments.command == "page":
+        from mtsp.reports.page import write_page
+
+        write_page(runs, arguments.out)
+        print(arguments.out)
     else:
         text = table(runs, arguments.metrics or HEADLINES, _published_numbers(arguments.paper))
         print(text, end="")
@@ -156,12 +163,17 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN_DIR", help="run folder with metrics.jsonl and experiment.yaml"
     )
-    runs.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show; * matches any text")
-    curves = commands.add_parser("curves", parents=[runs], help="draw metrics over steps")
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show; * matches any text")
+    page = commands.add_parser("page", parents=[runs], help="write an interactive HTML page that compares runs")
+    page.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="HTML to write (default: report.html)"
+    )
+    curves = commands.add_parser("curves", parents=[runs, chosen], help="draw metrics over steps")
     curves.add_argument(
         "--out", type=Path, metavar="FILE", help="PNG to write (default: curves.png in the first run's folder)"
     )
-    table = commands.add_parser("table", parents=[runs], help="print the last values as a Markdown table")
+    table = commands.add_parser("table", parents=[runs, chosen], help="print the last values as a Markdown table")
     table.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this file")
     table.add_argument(
         "--paper", type=Path, metavar="FILE", help="YAML file of published values: {run name: {metric: value}}"
