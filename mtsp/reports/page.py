@@ -59,9 +59,9 @@ def write_page(runs: Sequence[RunLog], path: Path) -> None:
     figures, about_figures = _figures(runs)
     title = "Runs: " + ", ".join(dict.fromkeys(run.name for run in runs))
     data = {
-        "about": f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}. Uncheck a run to hide its curves and figures.",
+        "about": f"{len(runs)} runs. Uncheck a run to hide its curves and figures." if len(runs) > 1 else "",
         "runs": [{"label": label, "path": str(run.path)} for label, run in zip(labels, runs, strict=True)],
-        "final": _final(runs),
+        "final": _final(runs, labels),
         "curves": curves,
         "curves_about": "Point at a curve to read its values."
         + (f" Curves of more than {_MOST_POINTS} points are thinned; their extremes are kept." if thinned else ""),
@@ -119,17 +119,17 @@ def _points(curve: Mapping[int, float]) -> list[tuple[int, float]]:
     return [point for point in points if point[0] in kept]
 
 
-def _final(runs: Sequence[RunLog]) -> dict[str, Any]:
+def _final(runs: Sequence[RunLog], labels: Sequence[str]) -> dict[str, Any]:
     """Return a row of values for each metric of the validation, with the runs that have the best one."""
     results = [_read_json(run.path / "results.json") for run in runs]
-    values: list[dict[str, float]] = []
     unfinished = []
-    for run, found in zip(runs, results, strict=True):
+    values: list[dict[str, float]] = []
+    for run, label, found in zip(runs, labels, results, strict=True):
         if found:
             entries = {entry: part for entry, part in found.items() if isinstance(part, dict)}
             values.append({f"{entry}/{name}": value for entry, part in entries.items() for name, value in part.items()})
         else:
-            unfinished.append(run)
+            unfinished.append(label)
             values.append({name: last for name in run.metrics if (last := run.last(name)) is not None})
     rows = []
     for name in dict.fromkeys(name for part in values for name in part):
@@ -147,9 +147,9 @@ def _final(runs: Sequence[RunLog]) -> dict[str, Any]:
                 "best": [i for i, value in enumerate(row) if headline and best is not None and value == best],
             }
         )
-    about = "Bold: best of these runs. ↓: lower is better."
+    about = ("Bold: best of these runs. " if len(runs) > 1 else "") + "↓: lower is better."
     if unfinished:
-        about += f" {len(unfinished)} of {len(runs)} runs have no results.json with values: last logged values."
+        about += f" Values last logged, because results.json has none: {', '.join(unfinished)}."
     return {"about": about, "rows": rows}
 
 
