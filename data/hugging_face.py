@@ -120,7 +120,7 @@ class HuggingFaceImages:
         if self._config.next_image is not None:
             sample["next_frame"] = self._image(row, index, self._config.next_image)
         for key in ("next_frame", "mask", "flow"):
-            if key in sample and sample[key].shape[:2] != sample["frame"].shape[:2]:
+            if key in sample and sample.get(key, sample["frame"]).shape[:2] != sample["frame"].shape[:2]:
                 raise DataError(f"{self._where}, row {index}: the {key} differs in size from the image")
         return sample
 
@@ -198,7 +198,7 @@ def _load(config: HuggingFaceConfig) -> Any:
         raise DataError("data sets of Hugging Face need the package datasets: pip install mtsp[hf]") from error
     folder = Path(config.path)
     if not folder.exists():
-        if folder.is_absolute() or len(folder.parts) > 2 or folder.parts[0] in ("..", "inputs"):
+        if folder.is_absolute() or len(folder.parts) > 2 or next(iter(folder.parts), "") in ("..", "inputs"):
             raise MissingDataError(f"no folder {folder.absolute()}")
         _stay_offline_if_unreachable()
     datasets.disable_progress_bars()
@@ -218,5 +218,6 @@ def _stay_offline_if_unreachable() -> None:
     import huggingface_hub
 
     hub: Any = huggingface_hub.constants
+    library: Any = datasets
     if not hub.HF_HUB_OFFLINE and why_unreachable(hub.ENDPOINT):
-        hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        hub.HF_HUB_OFFLINE = library.config.HF_HUB_OFFLINE = True

@@ -63,7 +63,8 @@ def flow_of_array(path: Path, array: np.ndarray) -> tuple[np.ndarray, np.ndarray
         raise DataError(
             f"{path}: flow is HW2 or 2HW of numbers, this array is {'x'.join(map(str, array.shape))} {array.dtype}"
         )
-    return _known_flow(np.nan_to_num(array.astype(np.float32), nan=UNKNOWN_FLOW, posinf=UNKNOWN_FLOW))
+    unknown = float(UNKNOWN_FLOW)
+    return _known_flow(np.nan_to_num(array.astype(np.float32), nan=unknown, posinf=unknown))
 
 
 def _read_array(path: Path) -> np.ndarray:

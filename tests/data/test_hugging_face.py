@@ -50,7 +50,7 @@ def test_masks_in_parquet_train_and_evaluate(
     for split, count in (("train", 4), ("validation", 2)):
         features = {"photo": datasets.Image(), "mask": datasets.Image(), "objects": names}
         write_parquet(tmp_path / "scenes", split, scenes(count), **features)
-    source = {"name": "hugging_face", "path": str(tmp_path / "scenes"), "image": "photo", "mask": "mask"}
+    source: Any = {"name": "hugging_face", "path": str(tmp_path / "scenes"), "image": "photo", "mask": "mask"}
     dataset = HuggingFaceConfig(**source).build()
     assert dataset.classes == ("grass", "sky")  # of the only column that names classes
     assert (dataset.kind, len(dataset), dataset.ids[3]) == ("images", 4, "00000003")
@@ -104,7 +104,7 @@ def test_pairs_have_flow_of_arrays(tmp_path: Path) -> None:
     rows = {"image": frames[:1], "after": frames[1:], "motion": [flow.tolist()]}
     kind = datasets.Array3D((4, 6, 2), "float32")
     write_parquet(tmp_path / "pairs", "train", rows, image=datasets.Image(), after=datasets.Image(), motion=kind)
-    config = {"name": "hugging_face", "path": str(tmp_path / "pairs"), "next_image": "after", "flow": "motion"}
+    config: Any = {"name": "hugging_face", "path": str(tmp_path / "pairs"), "next_image": "after", "flow": "motion"}
     sample = HuggingFaceConfig(**config).build()[0]
     assert [int(sample.get(key, 0)[0, 0, 0]) for key in ("frame", "next_frame")] == [1, 2]  # pyright: ignore
     assert "flow" in sample
@@ -117,7 +117,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     rows = {"image": [png(np.zeros((4, 4, 3), np.uint8))], "mask": [png(np.full((4, 4), 7, np.uint8))], "text": ["a"]}
     features = {"image": datasets.Image(), "mask": datasets.Image(), "text": datasets.Value("string")}
     write_parquet(tmp_path / "odd", "train", rows, **features)
-    config: dict[str, Any] = {"name": "hugging_face", "path": str(tmp_path / "odd"), "mask": "mask"}
+    config: Any = {"name": "hugging_face", "path": str(tmp_path / "odd"), "mask": "mask"}
     mistakes: dict[str, dict[str, Any]] = {
         "no column names the classes of the masks; set `classes`": {},
         "has no column 'maks' for mask; it has image, mask, text": {"mask": "maks", "classes": ("a", "b")},
@@ -127,7 +127,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     }
     for message, change in mistakes.items():
         with pytest.raises(DataError, match=message):
-            HuggingFaceConfig(**config | change).build()
+            HuggingFaceConfig(**{**config, **change}).build()
     with pytest.raises(DataError, match=r"row 0, mask.png: the values \[7\] are not in the label map"):
         HuggingFaceConfig(**config | {"classes": ("a", "b")}).build()[0]
     with pytest.raises(ValueError, match="name the column of the labels: one of `mask`, `label` and `flow`"):

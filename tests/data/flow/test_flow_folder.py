@@ -38,7 +38,7 @@ def pairs(**settings: Any) -> list[tuple[str, int, int, float]]:
     samples = [data[i] for i in range(len(data))]
     grays = [[int(sample.get(key, 0)[0, 0, 0]) for key in ("frame", "next_frame")] for sample in samples]  # pyright: ignore
     flows = [float(sample.get("flow", np.zeros(1)).reshape(-1)[0]) for sample in samples]
-    return [(sample["name"], *gray, flow) for sample, gray, flow in zip(samples, grays, flows, strict=True)]
+    return [(sample["name"], gray[0], gray[1], flow) for sample, gray, flow in zip(samples, grays, flows, strict=True)]
 
 
 def test_a_video_has_the_flow_of_each_frame_to_the_next(tmp_path: Path) -> None:
