@@ -62,8 +62,10 @@ def _evidence_text(files: Sequence[Path]) -> str:
 
     runs = _compared(files)
     found = evidence.differences(runs)
-    tables = evidence.results_table(runs), evidence.comparison_table(found)
-    return "\n".join((*tables, evidence.verdicts(found)))
+    parts = [evidence.results_table(runs), evidence.comparison_table(found), evidence.verdicts(found)]
+    if control := evidence.differences(runs, phase="control"):
+        parts += ["Control: the same strengths, all at one learning rate.\n", evidence.comparison_table(control)]
+    return "\n".join(parts)
 
 
 def _compared(files: Sequence[Path]) -> "list[Run]":

@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--curve-seeds", type=int, default=0, metavar="N", help="with --tune: also test every strength with N seeds"
     )
+    parser.add_argument(
+        "--control-rate", type=above_zero, metavar="F", help="with --tune: also test all at F times the learning rates"
+    )
     parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
     options = parser.parse_intermixed_args(arguments)
 
@@ -115,6 +118,10 @@ def _tune(experiment: "AnyExperiment", options: argparse.Namespace) -> int:
     curve = seeds_from(experiment, options.curve_seeds)
     if not protocol.test(protocol.strengths_of(chosen), curve, phase="curve"):
         return stopped()
+    if options.control_rate is not None:
+        control = [one._replace(rate=options.control_rate) for one in chosen.values()]
+        if not protocol.test(control, seeds_from(experiment, options.seeds), phase="control"):
+            return stopped()
     print(folder / "runs.csv")
     return 0
 

@@ -67,11 +67,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def differences(runs: Sequence[Run], pairs: Sequence[tuple[str, str]] = PAIRS) -> list[Difference]:
-    """Return the comparisons of all scenarios on the target and, where it is measured, on the source."""
+def differences(
+    runs: Sequence[Run], pairs: Sequence[tuple[str, str]] = PAIRS, *, phase: str = "test"
+) -> list[Difference]:
+    """Return the comparisons of all scenarios on the target and, where it is measured, on the source.
+
+    In the phase `test` each regularizer has the learning rate that was chosen for it, in `control` all have the same.
+    """
     found = []
     for scenario in dict.fromkeys(run.scenario for run in runs):
-        tested = _tested(runs, scenario)
+        tested = _tested(runs, scenario, phase)
         for first, second in pairs:
             for metric in _compared(tested):
                 values = {name: _by_seed(tested.get(name, []), metric) for name in (first, second)}
@@ -186,11 +191,11 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def _tested(runs: Iterable[Run], scenario: str) -> dict[str, list[Run]]:
-    """Return the tested runs of a scenario by regularizer."""
+def _tested(runs: Iterable[Run], scenario: str, phase: str = "test") -> dict[str, list[Run]]:
+    """Return the runs of a phase of a scenario by regularizer."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        if run.scenario == scenario and run.phase == "test":
+        if run.scenario == scenario and run.phase == phase:
             found.setdefault(run.setting.regularizer, []).append(run)
     return {name: found[name] for name in NAMES if name in found}
 

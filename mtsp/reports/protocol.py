@@ -55,7 +55,7 @@ class Setting(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A finished run: its phase (start, tune, test or curve), its setting, and metrics as `data/metric`."""
+    """A finished run: its phase (start, tune, test, curve or control), its setting, and metrics as `data/metric`."""
 
     scenario: str
     phase: str

@@ -119,6 +119,15 @@ def test_the_program_writes_tables_and_the_figure(tmp_path: Path, capsys: pytest
     assert (tmp_path / "out/evidence.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_control_is_compared_by_itself() -> None:
+    control = [run._replace(phase="control") for run in runs(L2, [0.6, 0.6, 0.7], [0.2, 0.2, 0.2])]
+    control += [run._replace(phase="control") for run in BIRDS if run.phase == "test" and run.setting == L2SP]
+    assert differences([*BIRDS, *control]) == differences(BIRDS)
+    target = differences([*BIRDS, *control], phase="control")[0]
+    assert (target.first, target.second) == ("l2sp", "l2")
+    assert target.mean == pytest.approx(-0.1 / 3)
+
+
 def test_what_a_seed_does_to_all_settings_alike_is_no_spread() -> None:
     # Seed 1 is 0.2 better under both settings: without it, 0.4 and 0.5 remain twice.
     both = [*runs(L2, [0.3, 0.5], [0.5, 0.5]), *runs(L2SP, [0.4, 0.6], [0.5, 0.5])]
@@ -138,5 +147,6 @@ def test_the_tables_in_the_documentation_are_those_of_the_runs_beside_it() -> No
     recorded = [run for file in sorted((docs / "evidence").glob("*.csv")) for run in read_csv(file)]
     text = (docs / "results.md").read_text(encoding="utf-8")
     found = differences(recorded)
-    for part in (results_table(recorded), comparison_table(found), verdicts(found)):
+    control = comparison_table(differences(recorded, phase="control"))
+    for part in (results_table(recorded), comparison_table(found), verdicts(found), control):
         assert part in text
