@@ -317,7 +317,9 @@ def test_anchors_that_match_nothing_stop_the_run(
         == 0
     )
     monkeypatch.setattr(
-        anchors, "capture", lambda *given: {f"old.{name}": value for name, value in captured(*given).items()}
+        anchors,
+        "capture",
+        lambda *given, **more: {f"old.{name}": value for name, value in captured(*given, **more).items()},
     )
     capsys.readouterr()
     assert failing(world, tmp_path / "run") == 1

@@ -13,7 +13,8 @@ from data.files.images import write_image
 from data.files.masks import read_mask, write_mask
 from mtsp.config import load, parse
 from mtsp.files.tensors import write_tensors
-from tools.adapt import ADAPTATION, AdaptConfig, Adapter, Video, main
+from tools.adapt import ADAPTATION, main
+from tools.adaptation.first_frame import AdaptConfig, Adapter, Video
 from tools.build import AnyExperiment
 
 QUICK = ["steps=2", "batch_size=2"]
