@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -169,7 +170,9 @@ class Regularizer:
         check_same_anchors(self._state["anchors"], weights)
         if verify and not isinstance(optimizer, torch.optim.LBFGS):
             wrappers = [w for w in chain[:-1] if isinstance(w, torch.optim.Optimizer) and not belongs_to_loop(w)]
-            check_arrival([*wrappers, optimizer], mode, {b.group for b in attachment.buckets()}, attach_squared)
+            groups = {bucket.group for bucket in attachment.buckets()}
+            choose = partial(resolve_mode, self.shared_penalty, self.mode)
+            check_arrival([*wrappers, optimizer], mode, groups, attach_squared, choose)
         if not self._attachments:
             self._warn_of_weights_left_out(optimizer)
         attachment.start(watch=verify)

@@ -86,7 +86,9 @@ class Unrehearsed(Exception):
     """A copy of this optimizer cannot step outside its training loop."""
 
 
-def check_arrival(chain: Sequence[Any], mode: Mode, groups: Iterable[int], attach: Attach) -> None:
+def check_arrival(
+    chain: Sequence[Any], mode: Mode, groups: Iterable[int], attach: Attach, choose: Callable[[Any], Mode]
+) -> None:
     """Raise ValueError if a pull does not arrive once and in full in the steps of this optimizer.
 
     Args:
@@ -94,8 +96,14 @@ def check_arrival(chain: Sequence[Any], mode: Mode, groups: Iterable[int], attac
         mode: how the pull enters the step; never `auto`.
         groups: the parameter groups that hold weights that are pulled.
         attach: pulls the twin's weight to an anchor, as the regularizer would, and returns what stops it.
+        choose: returns the mode that the regularizer has with an optimizer.
     """
     name = type(chain[0]).__name__
+    inside = getattr(chain[-1], "optim", chain[-1])  # by ZeRO
+    if (own := choose(inside)) != mode:
+        raise ValueError(
+            f"the pull is {mode} in {name}, but {own} in the {type(inside).__name__} that makes its steps; set the mode"
+        )
     way_out = "another optimizer" if mode == "coupled" else "mode='coupled', which is exact in any optimizer"
     try:
         for seen in rehearse(chain, mode, groups, attach):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers import L2SP, Pace, rates
+from mtsp.regularizers import L2SP, Pace, hook, rates
 
 
 class Estimating(torch.optim.Optimizer):
@@ -158,6 +158,17 @@ def by_timm(optimizer: Any) -> Callable[[], None]:
 def test_a_pace_counts_the_scale_of_a_layers_depth(prepare: Any, before: bool) -> None:
     """(1 - 1 / 100) ** 100 = 0.36603 in each layer; without the scale it would be 0.778 and 0.605 in the first two."""
     assert after_scaled_steps(prepare, before_attach=before) == pytest.approx([0.99**100] * 3)
+
+
+@pytest.mark.parametrize("prepare", [by_hand, by_timm])
+def test_without_the_scale_the_first_step_raises(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before it counted: the pace is converted at 0.01, but layers learn at a quarter, a half and all of it."""
+
+    scaled = rates.full_lr
+    for module in (rates, hook):
+        monkeypatch.setattr(module, "full_lr", lambda group: scaled({**group, "lr_scale": 1.0}))
+    with pytest.raises(ValueError, match="the learning rates of this step are not multiplied by it"):
+        after_scaled_steps(prepare, before_attach=False)
 
 
 def test_scales_that_nobody_applies_are_refused_at_the_first_step() -> None:

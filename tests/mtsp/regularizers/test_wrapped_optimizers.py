@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtsp.regularizers import L2SP, base, hook
+from mtsp.regularizers import L2SP, base, hook, rates
 from mtsp.regularizers.checks import innermost
 from mtsp.regularizers.hook import Attachment
 
@@ -283,10 +283,11 @@ def test_without_unwrapping_the_checks_catch_what_went_silent(monkeypatch: pytes
     assert model.get_parameter("weight").item() == 2.0  # a trial moves nothing of the model
 
 
-def test_zero_of_sgd_stays_coupled(tmp_path: Any) -> None:
+@pytest.mark.parametrize("mended", [True, False])
+def test_zero_of_sgd_stays_coupled(mended: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coupled through momentum 0.9: 2 - 0.1 = 1.9, then the buffer is 0.9 * 1 + 0.9: 1.9 - 0.18 = 1.72.
 
-    Decoupled it would be 1.81.
+    Decoupled it would be 1.81, as where ZeRO's own class is asked, which the trial finds.
     """
     from torch import distributed
     from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -295,6 +296,11 @@ def test_zero_of_sgd_stays_coupled(tmp_path: Any) -> None:
     try:
         model, regularizer = two_from_anchor_one()
         optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=SGD, lr=0.1, momentum=0.9)
+        if not mended:
+            monkeypatch.setattr(rates, "is_sgd", lambda optimizer: isinstance(optimizer, SGD))
+            with pytest.raises(ValueError, match="decoupled in ZeroRedundancyOptimizer, but coupled in the SGD that"):
+                regularizer.attach(optimizer)
+            return
         regularizer.attach(optimizer)
         for _ in range(2):
             show(model, 0.0)
