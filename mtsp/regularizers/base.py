@@ -132,8 +132,9 @@ class Regularizer:
         (SAM, Lookahead, gradient surgery), the optimizer inside is meant.
 
         Whether the pull arrives is measured, not assumed: here in a trial on a weight apart, with a twin of the
-        optimizer; then in training, where weights that move without a hooked step, and a pull that acts twice in one,
-        raise. It costs some 20 ms here and nothing in later steps.
+        optimizer, and again when its parameters are exchanged (FSDP2); then in training, where weights that move
+        without a hooked step, and a pull that acts twice in one, raise. It costs some 20 ms here and nothing in later
+        steps.
 
         A step that an exception interrupts may have pulled already. Start it again with `zero_grad()` and new
         gradients: the old ones contain a coupled pull. A decoupled pull stays, as native weight decay would, and the
@@ -170,9 +171,11 @@ class Regularizer:
         check_same_anchors(self._state["anchors"], weights)
         if verify and not isinstance(optimizer, torch.optim.LBFGS):
             wrappers = [w for w in chain[:-1] if isinstance(w, torch.optim.Optimizer) and not belongs_to_loop(w)]
-            groups = {bucket.group for bucket in attachment.buckets()}
             choose = partial(resolve_mode, self.shared_penalty, self.mode)
-            check_arrival([*wrappers, optimizer], mode, groups, attach_squared, choose)
+            attachment.trial = partial(
+                check_arrival, [*wrappers, optimizer], mode, attach=attach_squared, choose=choose
+            )
+            attachment.try_out()
         if not self._attachments:
             self._warn_of_weights_left_out(optimizer)
         attachment.start(watch=verify)

@@ -71,6 +71,8 @@ class Attachment:
         self.mode: Mode = mode
         self.measured: dict[str, Tensor] = {}  # by weight: squared norms of the pull and of the gradient
         self.measuring = True
+        self.trial: Callable[..., None] | None = None  # raises where a pull does not arrive in these groups
+        self._tried: tuple[int, ...] | None = None  # the parameters that the optimizer had then
         self._model = model
         self._penalties = penalties
         self._targets = targets
@@ -101,6 +103,14 @@ class Attachment:
             self._buckets = make_buckets(names, self.optimizer, self._targets, self._penalties, self._storage)
             self._parameters = parameters
         return self._buckets
+
+    def try_out(self) -> None:
+        """Make the trial, unless it was made since the optimizer's parameters were exchanged last."""
+        groups = {bucket.group for bucket in self.buckets()}
+        if self.trial is not None and self._tried != self._parameters:
+            with torch.enable_grad():
+                self.trial(groups=groups)
+            self._tried = self._parameters
 
     def start(self, *, watch: bool = False) -> None:
         """Register the hooks.
@@ -181,6 +191,8 @@ class Attachment:
         self._acts += 1
         buckets = self.buckets()
         groups = {bucket.group for bucket in buckets}
+        if not torch.compiler.is_compiling():
+            self.try_out()
         for group in groups:
             check_weight_decay(self.optimizer.param_groups[group])
         if not self._has_acted and any(target.pace for target in self._targets.values()):

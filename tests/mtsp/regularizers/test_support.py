@@ -82,14 +82,15 @@ def after_four_steps(name: str, wrapper: str, precision: str, *, reference: bool
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)
-    # timm's Muon rounds to 16 bits, and does so in another order where weights are sharded.
-    same = not reference or (name == "Muon with AdamW" and wrapper == "FSDP2")
+    # Muon rounds to 16 bits: timm's in another order where weights are sharded, torch's (2.11) where it is compiled.
+    rounds = {("Muon with AdamW", "FSDP2"), ("Muon", "compiled step"), ("Muon with AdamW", "compiled step")}
+    same = not reference or (name, wrapper) in rounds
     model, optimizer = wrapped(model, OPTIMIZERS[name], wrapper if same else "plain")
     coupled = name.startswith("SGD")
     if not reference:
         L2SP(model, anchors=anchors, alpha=ALPHA, beta=BETA).attach(optimizer)
     torch.compiler.reset()  # every cell compiles anew
-    step = torch.compile(optimizer.step, backend="eager") if wrapper == "compiled step" and not reference else None
+    step = torch.compile(optimizer.step, backend="eager") if wrapper == "compiled step" and same else None
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if precision == "fp16 scaler" else None
     for number in range(4):
         optimizer.zero_grad()

@@ -131,7 +131,7 @@ def test_the_program_draws_the_metrics_that_are_asked_for(tmp_path: Path) -> Non
     assert main(["curves", str(folder), "--metrics", "davis/*", "--out", str(out)]) == 0
     one = Image.open(out).width
     assert main(["curves", str(folder), "--out", str(out)]) == 0
-    assert Image.open(out).width == 2 * one  # the loss too
+    assert Image.open(out).width == pytest.approx(2 * one, abs=1)  # the loss too
 
 
 @pytest.mark.parametrize(
