@@ -163,7 +163,7 @@ def test_a_loop_of_timm_with_layer_decay_a_schedule_and_averaged_weights_is_a_re
 
     def run(pulled: bool) -> list[Tensor]:
         torch.manual_seed(0)
-        size = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32, "num_classes": 2}
+        size: Any = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32, "num_classes": 2}
         model = timm.create_model("vit_tiny_patch16_224", **size)
         anchors = capture(model, [name for name, _ in model.named_parameters() if not name.startswith("head.")])
         groups = param_groups_layer_decay(model, weight_decay=0.0, layer_decay=0.5)
