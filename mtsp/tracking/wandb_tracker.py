@@ -53,8 +53,9 @@ class WandbTracker(ExternalTracker):
                 _LOG.warning("wandb: %s; the run is recorded offline in %s (`wandb sync`)", why, folder)
         settings = wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
         if mode == "offline":
-            wandb.teardown()  # after a failed init, its service still holds the run id
-            wandb.setup(wandb.Settings(mode="offline"))  # else it asks the server at its end, and waits 12 s for it
+            if wandb.run is None:  # else the service belongs to a run of the caller, which teardown would end
+                wandb.teardown()  # after a failed init, its service still holds the run id
+                wandb.setup(wandb.Settings(mode="offline"))  # else it asks the server at its end, and waits 12 s for it
             settings.silent = self._chosen != "offline"
         run = wandb.init(
             **self._about,

@@ -67,8 +67,8 @@ class Worker:
         return max(self._peaks, default=float("nan"))
 
     def end(self) -> None:
-        """Stop the process."""
-        self.process.terminate()
+        """Stop the process, which may ignore SIGTERM: a fork server that training has started blocks it."""
+        self.process.kill()
         self.process.join()
 
 

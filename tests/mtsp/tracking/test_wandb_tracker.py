@@ -68,6 +68,17 @@ def test_wandb_offline_and_resumed_is_one_run_with_our_own_step(tmp_path: Path) 
     assert (after["summary"]["global_step"], after["summary"]["loss"]) == (100, 2)
 
 
+def test_a_run_that_the_caller_has_open_is_left_open(tmp_path: Path) -> None:
+    import wandb
+
+    with wandb.init(mode="offline", dir=tmp_path) as theirs:
+        ours = opened(tmp_path / "ours", trackers=("wandb",), mode="offline")
+        ours.log(1, {"loss": 3})
+        ours.close()
+        theirs.log({"mine": 7})
+        assert theirs.summary["mine"] == 7  # asks the service, which would have ended
+
+
 def test_wandb_without_a_login_asks_nothing_and_goes_on_offline_after_one_line(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
