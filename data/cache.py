@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data.types import DataError, Labels, SampleDataset
+from mtsp.indices import evenly_spaced
 from mtsp.types import Kind, Sample
 
 _MEASURED = 16
@@ -34,7 +35,8 @@ class CachedDataset:
         self.kind: Kind = dataset.kind
         self.ids: Sequence[str] = dataset.ids
         self.classes: tuple[str, ...] = tuple(getattr(dataset, "classes", ()))
-        self.slot = max((len(_packed(dataset, index)) for index in _spread(len(dataset))), default=0)
+        measured = evenly_spaced(len(dataset), _MEASURED)
+        self.slot = max((len(_packed(dataset, index)) for index in measured), default=0)
         self.slots = min(len(dataset), limit // self.slot) if self.slot else 0
         _require_free(self.slots * self.slot)
         self._bytes = torch.empty(self.slots * self.slot, dtype=torch.uint8).share_memory_()
@@ -59,10 +61,6 @@ class CachedDataset:
     def labels(self, index: int) -> Labels:
         """Return the labels of example `index`."""
         return self.dataset.labels(index)
-
-
-def _spread(count: int) -> range:
-    return range(0, count, max(1, count // _MEASURED))
 
 
 def _packed(dataset: SampleDataset, index: int) -> bytes:

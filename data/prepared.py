@@ -16,6 +16,7 @@ from data.classification.labeled_images import LabeledImages
 from data.types import DataError, Labels, SampleDataset
 from data.video.davis import DavisConfig
 from mtsp.config import Config
+from mtsp.indices import evenly_spaced
 from mtsp.types import IGNORE, Batch, Examples, Kind, Sample
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class HoldoutConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Seed of the choice of held-out examples."""
     part: Literal["rest", "held_out"]
-    """Which part to use: the rest for training, or the held-out examples for validation."""
+    """Part to use: the rest for training, or the held-out examples for validation."""
 
 
 class DataConfig(Config):
@@ -94,7 +95,7 @@ class DataConfig(Config):
             dataset = _part(dataset, self.holdout)
         if self.limit is None or self.limit >= len(dataset):
             return dataset
-        indices = [i * len(dataset) // self.limit for i in range(self.limit)]
+        indices = evenly_spaced(len(dataset), self.limit)
         return dataset.subset(indices) if isinstance(dataset, LabeledImages) else Subset(dataset, indices)
 
 

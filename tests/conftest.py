@@ -162,3 +162,16 @@ def outcome() -> Callable[[Path], tuple[dict[str, bytes], list[dict[str, float]]
         )
 
     return read
+
+
+@pytest.fixture
+def small_network(values: dict[str, Any], tmp_path: Path) -> list[str]:
+    """A small SegFlow with random weights, as the options `--config` and `--checkpoint`."""
+    (tmp_path / "small.yaml").write_text(json.dumps(values))
+    from mtsp.config import parse
+    from mtsp.files.tensors import write_tensors
+    from tools.build import AnyExperiment
+
+    torch.manual_seed(1)
+    write_tensors(tmp_path / "weights.safetensors", parse(AnyExperiment, values).model.build().state_dict())
+    return ["--config", str(tmp_path / "small.yaml"), "--checkpoint", str(tmp_path / "weights.safetensors")]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import program
+from mtsp.command_line import program, require_pair
 
 if TYPE_CHECKING:
     from tools.adaptation.first_frame import AdaptConfig, Video
@@ -37,10 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
-    if (arguments.config is None) != (arguments.checkpoint is None):
-        parser.error("--config and --checkpoint belong together; give both, or none for the shipped network")
-    if (arguments.frames is None) != (arguments.first_mask is None):
-        parser.error("--frames and --first-mask belong together")
+    require_pair(parser, arguments, "config", "checkpoint")
+    require_pair(parser, arguments, "frames", "first-mask")
     if arguments.data is not None and arguments.root is None:
         parser.error("--data needs --root, the folder of the data set")
     from data.files.masks import write_mask

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import program, stopped
+from mtsp.command_line import program, stopped
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import add_config, at_least_one, program, stopped
+from mtsp.command_line import add_config, at_least_one, program, stopped
 
 
 @program

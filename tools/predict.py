@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import above_zero, height_width, program
+from mtsp.command_line import above_zero, height_width, program, require_pair
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
-    if (arguments.config is None) != (arguments.checkpoint is None):
-        parser.error("--config and --checkpoint belong together; give both, or none for the shipped network")
+    require_pair(parser, arguments, "config", "checkpoint")
     import torch
     from rich.console import Console
 

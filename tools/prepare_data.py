@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import height_width, program
+from mtsp.command_line import height_width, program
 
 if TYPE_CHECKING:
     from data.catalog.datasets import Archive, Row

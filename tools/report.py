@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import program
+from mtsp.command_line import program
 
 if TYPE_CHECKING:
     from mtsp.reports.protocol import Run

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import above_zero, at_least_one, program
+from mtsp.command_line import above_zero, at_least_one, program
 
 if TYPE_CHECKING:
     from torch import Tensor

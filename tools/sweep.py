@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import above_zero, add_config, program, stopped
+from mtsp.command_line import above_zero, add_config, program, stopped
 
 if TYPE_CHECKING:
     from mtsp.reports.sweep import Row

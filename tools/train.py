@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from tools.command_line import STOPPED, add_config, program
+from mtsp.command_line import STOPPED, add_config, program
 
 if TYPE_CHECKING:
     from tools.build import AnyExperiment

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from data.catalog.datasets import DATASETS, Row
 from data.types import DataError, DatasetConfig, SampleDataset
+from mtsp.indices import evenly_spaced
 from mtsp.types import IGNORE, Sample
 
 
 class ClassCounts(NamedTuple):
-    """How often the classes of a split or entry occur."""
+    """Number of pixels or images of each class in a split or entry."""
 
     names: tuple[str, ...]
     examples: list[int]  # number of examples of each class, or with a pixel of it
@@ -163,10 +164,9 @@ def _unexplained(split: str, dataset: SampleDataset) -> Iterator[str]:
     Pairs are compared where their flow is known and longer than a pixel. There, the next frame warped back by the flow
     must differ less from the frame than the unwarped next frame does.
     """
-    count = min(len(dataset), PAIRS)
     worse: list[str] = []
     looked = swapped = 0
-    for index in (i * len(dataset) // count for i in range(count)):
+    for index in evenly_spaced(len(dataset), PAIRS):
         try:
             sample = dataset[index]
         except DataError:  # reported when all examples are read

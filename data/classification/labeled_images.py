@@ -16,6 +16,7 @@ from data.files.list_files import read_classes
 from data.files.listing import inside, require_files, require_unicode, require_unique
 from data.types import DataError, Labels
 from mtsp.config import Config
+from mtsp.indices import evenly_spaced
 from mtsp.text import first_names
 from mtsp.types import Kind, Sample
 
@@ -107,12 +108,11 @@ _LOOKED_AT = 200
 
 def _tell_turned(root: Path, images: Sequence[LabeledImage]) -> None:
     """Check a sample of the images, and warn if some have an EXIF orientation."""
-    count = min(len(images), _LOOKED_AT)
-    looked = [images[i * len(images) // count].path for i in range(count)]
+    looked = [images[i].path for i in evenly_spaced(len(images), _LOOKED_AT)]
     if turned := [path for path in looked if _is_turned(path)]:
         _LOG.warning(
             "images at %s: %d of %d checked have an EXIF orientation, for example %s; they are read as stored. Set "
-            "`exif: apply` to rotate them, or `exif: ignore`", root, len(turned), count, turned[0],
+            "`exif: apply` to rotate them, or `exif: ignore`", root, len(turned), len(looked), turned[0],
         )  # fmt: skip
 
 

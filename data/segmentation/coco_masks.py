@@ -35,7 +35,7 @@ class CocoMasksConfig(Config):
     split: Path | None = None
     """Text file with one image per line, its `file_name` without suffix, or a folder of images. Null: use all."""
     exif: Literal["apply", "ignore"] | None = None
-    """How to treat EXIF orientation, see `mask_folder`."""
+    """Use of the EXIF orientation, as in `mask_folder`."""
 
     @model_validator(mode="after")
     def _has_categories(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the flow networks have in common: their output, their config, and the branch that holds one of them."""
+"""Define the output and the config of all flow networks, and the branch of a network that holds one of them."""
 
 from abc import abstractmethod
 from dataclasses import replace

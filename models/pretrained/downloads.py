@@ -1,4 +1,4 @@
-"""Where the libraries download weights from, and where they keep them; nothing is downloaded here."""
+"""Tell from where the libraries download weights and where they keep them; download nothing."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ class Download(NamedTuple):
     kept: Path | None
     """The file where its library has kept it; None if it was not downloaded yet."""
     place: Path | None = None
-    """Where to put the file by hand; None if its library keeps files in folders of its own."""
+    """Path to put the file at by hand; None if its library keeps files in folders of its own."""
 
 
 def published_download(network: str, source: str = "imagenet") -> Download | None:

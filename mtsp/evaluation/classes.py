@@ -1,7 +1,6 @@
 """Match the labels of a data set to the class names stored with a network's weights."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,8 @@ class AlignedExamples:
 
     def __init__(self, examples: Examples, classes: Sequence[str]) -> None:
         self._examples = examples
+        self.kind: Kind = examples.kind
+        self.ids: Sequence[str] = getattr(examples, "ids", ())
         self.classes = tuple(classes)
         place = {name: label for label, name in enumerate(classes)}
         own = class_names(examples)
@@ -30,14 +31,6 @@ class AlignedExamples:
         table[: len(own)] = self._labels
         table[IGNORE] = IGNORE
         self._table = torch.from_numpy(table)
-
-    @property
-    def kind(self) -> Kind:
-        """Kind of the data set."""
-        return self._examples.kind
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._examples, name)
 
     def __len__(self) -> int:
         return len(self._examples)

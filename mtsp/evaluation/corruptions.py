@@ -5,7 +5,6 @@ perturbations", ICLR 2019; strengths are ours, chosen for small images, and appl
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mtsp.config import Config
+from mtsp.evaluation.classes import class_names
+from mtsp.indices import evenly_spaced
 from mtsp.types import Batch, Examples, Kind
 
 STRENGTHS = (1, 2)
@@ -67,16 +68,9 @@ class Corrupted:
 
     def __init__(self, examples: Examples, name: str, strength: int, limit: int | None = None) -> None:
         self._examples, self._corrupt, self._strength = examples, CORRUPTIONS[name], strength
-        count = min(limit or len(examples), len(examples))
-        self._indices = [i * len(examples) // count for i in range(count)]
-
-    @property
-    def kind(self) -> Kind:
-        """Kind of the data set."""
-        return self._examples.kind
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._examples, name)
+        self._indices = evenly_spaced(len(examples), limit or len(examples))
+        self.kind: Kind = examples.kind
+        self.classes = class_names(examples)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mtsp.evaluation.metrics_by_kind import headlines, lower_is_better
 from mtsp.reports.protocol import Run, Setting
-from mtsp.reports.runs import markdown_table
+from mtsp.reports.runs import markdown_table, mean_and_deviation
 from mtsp.training.experiment import SOURCE
 
 NAMES = {"none": "nothing", "l2": "L2", "l2sp": "L2-SP", "spd": "SPD"}
@@ -102,7 +102,10 @@ def results_table(runs: Sequence[Run]) -> str:
             entry = target.partition("/")[0]
             before = [values[metric] for values in start if (metric := _source(members[0])) in values]
             columns = [target, _source(members[0]), f"{entry}/ece", f"{entry}_corrupted/{target.partition('/')[2]}"]
-            cells = [_spread([run.values[column] for run in members if column in run.values]) for column in columns]
+            cells = [
+                mean_and_deviation([run.values[column] for run in members if column in run.values])
+                for column in columns
+            ]
             setting, source = members[0].setting, f"{before[0]:.3f}" if before else "-"
             label = f"{scenario}: {target.partition('/')[2]}"
             rows.append(
@@ -245,12 +248,6 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
         return values[0], 0.0
     middle, low, _, _ = paired(values, [0.0] * len(values))
     return middle, middle - low
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def _p(value: float) -> str:

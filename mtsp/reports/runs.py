@@ -186,21 +186,20 @@ def table(
         columns += [metric, "paper"] if compared else [metric]
         for name, members in groups.items():
             values = [last for run in members if (last := run.last(metric)) is not None]
-            rows[name].append(_spread(values, len(members)))
+            of = f" ({len(values)} of {len(members)})" if 0 < len(values) < len(members) else ""
+            rows[name].append(mean_and_deviation(values) + of)
             if compared:
                 rows[name].append(str(numbers.get(name, {}).get(metric, "-")))
     return markdown_table(rows.values(), columns)
 
 
-def _spread(values: Sequence[float], runs: int) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Return "mean ± deviation" with equal numbers of decimals; the value alone if there is one, "-" if none."""
     if not values:
         return "-"
-    of = f" ({len(values)} of {runs})" if len(values) < runs else ""
-    if len(values) == 1:
-        return _number(values[0]) + of
     middle = _number(mean(values))
     decimals = len(middle.partition(".")[2])
-    return f"{middle} ± {stdev(values):.{decimals}f}{of}"
+    return middle + (f" ± {stdev(values):.{decimals}f}" if len(values) > 1 else "")
 
 
 def _number(value: float) -> str:

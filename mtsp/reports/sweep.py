@@ -7,14 +7,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from statistics import mean, stdev
 from typing import NamedTuple
 
 from mtsp.config import ConfigError, parse
 from mtsp.files.atomic_file import write_atomically
 from mtsp.regularizers import Pace
 from mtsp.regularizers.configs import PenaltyConfig
-from mtsp.reports.runs import HEADLINES, markdown_table
+from mtsp.reports.runs import HEADLINES, markdown_table, mean_and_deviation
 from mtsp.training.checkpoint.resume import is_finished
 from mtsp.training.experiment import AnyExperiment
 
@@ -140,7 +139,7 @@ def write_tables(folder: Path, planned: Sequence[Row], seeds: Sequence[int], met
     lines = []
     for row in planned:
         of_row = [found[row.key, seed] for seed in seeds if (row.key, seed) in found]
-        cells = [_spread([values[name] for values in of_row if name in values]) for name in shown]
+        cells = [mean_and_deviation([values[name] for values in of_row if name in values]) for name in shown]
         lines.append([row.name, _tau(row), _alphas(row.experiment), f"{len(of_row)} of {len(seeds)}", *cells])
     text = markdown_table(lines, ["regularizer", "tau (steps)", "alpha", "seeds", *shown])
     written = io.StringIO()
@@ -196,11 +195,6 @@ def _results(run_dir: Path) -> dict[str, float] | None:
         return None
     results = json.loads(file.read_text(encoding="utf-8"))
     return {f"{data}/{name}": value for data, values in results.items() for name, value in values.items()}
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{mean(values):.4g}{deviation}" if values else "-"
 
 
 def _tau(row: Row) -> str:

@@ -17,6 +17,7 @@ from mtsp.batches import evaluating, without_computing
 from mtsp.config import ConfigError
 from mtsp.evaluation.classes import align, class_names
 from mtsp.evaluation.tta import Tta
+from mtsp.indices import evenly_spaced
 from mtsp.text import first_names
 from mtsp.training.experiment import AnyExperiment
 from mtsp.types import IGNORE, Batch, Examples
@@ -142,7 +143,7 @@ def try_sizes(experiment: AnyExperiment, network: nn.Module, data: Mapping[str, 
     with evaluating(network):
         for name in experiment.evaluation.data:
             sizes = {}
-            for index in _spread(len(data[name])):
+            for index in evenly_spaced(len(data[name]), SAMPLES):
                 batch = data[name][index]
                 sizes.setdefault((batch["frame"].shape, "next_frame" in batch), batch)
             for batch in sizes.values():
@@ -202,7 +203,7 @@ def look(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, d
     """
     found = {}
     for name, examples in data.items():
-        samples = [examples[i] for i in _spread(len(examples))]
+        samples = [examples[i] for i in evenly_spaced(len(examples), SAMPLES)]
         for line in oddities(samples):
             _LOG.warning("data.%s: %s", name, line)
         if unknown := _unknown(samples):
@@ -218,7 +219,7 @@ def look(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, d
 def fingerprint(examples: Examples, samples: list[Batch] | None = None) -> dict[str, Any]:
     """Return the number of samples, a digest of their ids, and a digest of the sizes and labels of a few samples."""
     if samples is None:
-        samples = [examples[i] for i in _spread(len(examples))]
+        samples = [examples[i] for i in evenly_spaced(len(examples), SAMPLES)]
     ids = hashlib.sha256("\n".join(getattr(examples, "ids", ())).encode())
     contents = hashlib.sha256()
     for batch in samples:
@@ -279,11 +280,6 @@ def settings_to_doubt(experiment: AnyExperiment, data: Mapping[str, Examples]) -
             f"train.precision is {experiment.train.precision}, but there is no GPU here: training on the CPU is slow"
         )
     return lines
-
-
-def _spread(count: int) -> list[int]:
-    wanted = min(count, SAMPLES)
-    return [i * count // wanted for i in range(wanted)]
 
 
 def _unknown(samples: list[Batch]) -> list[str]:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from mtsp.cost.dry_run import optimizer_bytes, saved_bytes, size_of
 from mtsp.distributed.sharding import is_sharded
+from mtsp.optim.groups import longest_prefix
+from mtsp.training.experiment import StageConfig
 from mtsp.training.state import TrainingRun
 
 
@@ -42,9 +43,7 @@ def predict_memory(run: TrainingRun) -> MemoryEstimate | None:
     shares = run.state.accelerator.num_processes * experiment.train.accumulate
     activations, gradients = 0, 0
     for stage in experiment.train.stages:
-        learning = [
-            name for name in _trainable(network) if stage.learn is None or name.partition(".")[0] in stage.learn
-        ]
+        learning = _learning(run, stage)
         gradients = max(gradients, sum(size_of(network.get_parameter(name)) for name in learning))
         for name, size in stage.batch_size.items():
             sample: Any = run.data[name].train_sample(0, np.random.default_rng(0))
@@ -52,14 +51,17 @@ def predict_memory(run: TrainingRun) -> MemoryEstimate | None:
             shapes = [(max(1, size // shares), *image.shape) for image in inputs]
             bf16 = run.state.accelerator.mixed_precision in ("bf16", "fp16")
             activations = max(activations, saved_bytes(network, shapes, learning=learning, bf16=bf16))
-    state = optimizer_bytes(experiment.optimizer.build) * sum(
-        network.get_parameter(n).numel() for n in _trainable(network)
-    )
+    moved = {name for stage in experiment.train.stages for name in _learning(run, stage)}
+    state = optimizer_bytes(experiment.optimizer.build) * sum(network.get_parameter(name).numel() for name in moved)
     return MemoryEstimate(_taken(), round(state), gradients, activations)
 
 
-def _trainable(network: nn.Module) -> list[str]:
-    return [name for name, weight in network.named_parameters() if weight.requires_grad]
+def _learning(run: TrainingRun, stage: StageConfig) -> list[str]:
+    """Return the names of the weights that get a gradient in a stage: not those that the config freezes."""
+    frozen = run.experiment.frozen
+    names = [name for name, weight in run.network.named_parameters() if weight.requires_grad]
+    learns = [name for name in names if stage.learn is None or name.partition(".")[0] in stage.learn]
+    return [name for name in learns if not frozen[longest_prefix(name, frozen) or name]]
 
 
 def _taken() -> int:

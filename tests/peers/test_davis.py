@@ -24,7 +24,7 @@ STATISTICS = ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay")
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """Where a pixel differs from its right, lower or lower right neighbor; the last row and column are repeated."""
+    """Return whether each pixel differs from its right, lower or lower right neighbor; the last ones are repeated."""
     east, south, both = (np.zeros_like(mask) for _ in range(3))
     east[:, :-1], south[:-1], both[:-1, :-1] = mask[:, 1:], mask[1:], mask[1:, 1:]
     edge = (mask ^ east) | (mask ^ south) | (mask ^ both)

@@ -1,4 +1,4 @@
-"""Which checkpoints a run saves and keeps, in a thread or not, and what it says when that fails."""
+"""A run saves and keeps the checkpoints that its config asks for, in a thread or not, and says when that fails."""
 
 import threading
 from collections.abc import Callable

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from mtsp import tasks
+from mtsp.command_line import STOPPED
 from mtsp.training.checkpoint import files
 from mtsp.training.signals import STOP
 from tests.runs.run_folders import ChildProcess, command, steps_saved
-from tools.command_line import STOPPED
 from tools.train import main
 
 Outcome = Callable[[Path], Any]

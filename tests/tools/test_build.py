@@ -1,4 +1,4 @@
-"""What is missing before a network can be built."""
+"""Missing weights are told before a network is built."""
 
 from pathlib import Path
 

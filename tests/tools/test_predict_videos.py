@@ -1,22 +1,16 @@
 """Predictions on video files, and movies of them."""
 
-import json
 import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import pytest
-import torch
 
 from data.files.images import write_image
 from data.files.movies import MovieWriter, open_movie
-from mtsp.config import parse
-from mtsp.files.tensors import write_tensors
-from tools.build import AnyExperiment
 from tools.predict import frames_of, main
 
 TIMES = [Fraction(0), Fraction(1, 24), Fraction(3, 24), Fraction(1, 2), Fraction(3, 2)]  # a varying frame rate
@@ -37,14 +31,6 @@ def video(tmp_path: Path) -> Path:
     return tmp_path / "clip.mp4"
 
 
-@pytest.fixture
-def network(values: dict[str, Any], tmp_path: Path) -> list[str]:
-    (tmp_path / "small.yaml").write_text(json.dumps(values))
-    torch.manual_seed(1)
-    write_tensors(tmp_path / "weights.safetensors", parse(AnyExperiment, values).model.build().state_dict())
-    return ["--config", str(tmp_path / "small.yaml"), "--checkpoint", str(tmp_path / "weights.safetensors")]
-
-
 def test_frames_come_in_pairs_with_their_own_times(video: Path) -> None:
     found = list(frames_of(video).pairs)
     assert [raw["name"] for _, raw in found] == [f"clip/{index:05d}" for index in range(5)]
@@ -55,8 +41,8 @@ def test_frames_come_in_pairs_with_their_own_times(video: Path) -> None:
     assert "next_frame" not in found[-1][1]
 
 
-def test_a_movie_plays_as_long_as_the_video(network: list[str], video: Path, tmp_path: Path) -> None:
-    command = [*network, "--video", str(video), "--out", str(tmp_path / "out"), "--movie"]
+def test_a_movie_plays_as_long_as_the_video(small_network: list[str], video: Path, tmp_path: Path) -> None:
+    command = [*small_network, "--video", str(video), "--out", str(tmp_path / "out"), "--movie"]
     assert main(command) == 0
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["clip.mp4"]
     with av.open(str(tmp_path / "out/movie/clip.mp4")) as container:
@@ -84,12 +70,15 @@ def test_a_turned_video_is_read_as_players_show_it(video: Path, tmp_path: Path) 
     assert frame[50].mean() > 15
 
 
-def test_each_folder_of_frames_has_a_movie(network: list[str], tmp_path: Path) -> None:
+def test_each_folder_of_frames_has_a_movie(small_network: list[str], tmp_path: Path) -> None:
     for name in ("dog/1.png", "dog/2.png", "cat/1.png"):
         (tmp_path / "frames" / name).parent.mkdir(parents=True, exist_ok=True)
         write_image(tmp_path / "frames" / name, gray(100))
     out = tmp_path / "out"
-    assert main([*network, "--frames", str(tmp_path / "frames"), "--out", str(out), "--movie", "--what", "masks"]) == 0
+    assert (
+        main([*small_network, "--frames", str(tmp_path / "frames"), "--out", str(out), "--movie", "--what", "masks"])
+        == 0
+    )
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert files == {"movie/dog.mp4", "movie/cat.mp4", "masks/dog/1.png", "masks/dog/2.png", "masks/cat/1.png"}
     times = [time for time, _ in open_movie(out / "movie/dog.mp4").frames]
@@ -109,13 +98,13 @@ def test_an_interrupted_movie_leaves_no_file(tmp_path: Path, error: type[BaseExc
 
 
 def test_a_damaged_video_keeps_no_movie_and_says_where_it_ends(
-    network: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_network: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.mp4").write_text("no video")
-    assert main([*network, "--video", str(tmp_path / "text.mp4"), "--out", str(tmp_path / "out"), "--movie"]) == 1
+    assert main([*small_network, "--video", str(tmp_path / "text.mp4"), "--out", str(tmp_path / "out"), "--movie"]) == 1
     assert "text.mp4 is no image and no video; --video takes a video" in capsys.readouterr().err
     (tmp_path / "half.mp4").write_bytes(video.read_bytes()[:400])
-    assert main([*network, "--video", str(tmp_path / "half.mp4"), "--out", str(tmp_path / "out"), "--movie"]) == 1
+    assert main([*small_network, "--video", str(tmp_path / "half.mp4"), "--out", str(tmp_path / "out"), "--movie"]) == 1
     assert "half.mp4: cannot " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

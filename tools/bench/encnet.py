@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed
 
 from models.encnet.encoding import Encoding
 from models.encnet.network import EncNet, EncNetConfig
+from mtsp.command_line import program
 from mtsp.distributed.accelerator import computes_bf16
 from mtsp.evaluation.tta import MultiScaleConfig
 from mtsp.tasks import SegmentationConfig, Tasks
@@ -35,7 +36,6 @@ from tools.bench.step import CUDA, GIB, training_step
 from tools.bench.step import Variant as Format
 from tools.bench.timing import machine, parser, table
 from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
-from tools.command_line import program
 
 LIMIT = 1200.0  # largest time for one table in seconds
 FASTER, INPUTS = 50, 5

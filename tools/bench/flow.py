@@ -26,10 +26,10 @@ from models.flow.pwcnet import PwcNetConfig
 from models.flow.raft import RAFTConfig
 from models.flow.spynet import SPyNetConfig
 from models.pretrained.load import load_branch
+from mtsp.command_line import at_least_one, program
 from mtsp.config import Config, ConfigError, parse, parse_yaml
 from mtsp.metrics import FlowErrors
 from tools.bench.timing import machine, medians, parser, table
-from tools.command_line import at_least_one, program
 
 NETWORKS = {
     "flownets": FlowNetSConfig(),

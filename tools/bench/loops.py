@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def bare(values: dict[str, Any], folder: Path, tick: Tick) -> None:
         for name, size in stage.batch_size.items():
             rng, examples = torch.Generator().manual_seed(0), experiment.data[name].build()
             order = torch.randint(len(examples), (IN_MEMORY, size), generator=rng).tolist()
-            seeded = [[examples.train_sample(i, _generator(i)) for i in part] for part in order]
+            seeded = [[examples.train_sample(i, np.random.default_rng(i)) for i in part] for part in order]
             batches.append([_channels_last(collate(samples)) for samples in seeded])
     optimizer = experiment.optimizer.build([{"params": list(network.parameters())}])
     L2SP(network, anchors=_anchors(network), alpha=ALPHA, beta=BETA).attach(optimizer)
@@ -62,12 +63,6 @@ def bare(values: dict[str, Any], folder: Path, tick: Tick) -> None:
         optimizer.step()
         optimizer.zero_grad()
         tick()
-
-
-def _generator(seed: int) -> Any:
-    import numpy as np
-
-    return np.random.default_rng(seed)
 
 
 def _channels_last(batch: Batch) -> Any:
@@ -219,7 +214,6 @@ def lightning_trainer(values: dict[str, Any], folder: Path, tick: Tick) -> None:
 
 def masks_loader(values: dict[str, Any], folder: Path, tick: Tick) -> None:
     """Train with a plain loop over a DataLoader that reads with PIL and augments with torchvision v2."""
-    import numpy as np
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import tv_tensors

@@ -22,11 +22,11 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
+from mtsp.command_line import at_least_one, program
 from mtsp.metrics import ClassificationScores, FlowErrors
 from mtsp.metrics.kernels.jit import threads
 from tools.bench import metrics_masks
 from tools.bench.timing import Program, compared, machine, medians, parser
-from tools.command_line import at_least_one, program
 
 Numbers = dict[str, float]
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
+from mtsp.command_line import program
 from mtsp.regularizers import L2SP
-from tools.command_line import program
 
 STEPS, ALPHA = 4, 0.5
 Make = Callable[[list[nn.Parameter]], Any]

@@ -32,9 +32,9 @@ from data.files.flow_formats import read_flo, read_pfm, write_flo, write_pfm
 from data.files.images import read_image, write_image
 from data.files.masks import read_mask, write_mask
 from data.prepared import to_tensors
+from mtsp.command_line import at_least_one, program
 from mtsp.types import Sample
 from tools.bench.timing import Program, machine, medians, parser, table
-from tools.command_line import at_least_one, program
 
 CROP = 400
 JITTER = (0.6, 1.4)

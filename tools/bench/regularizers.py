@@ -23,10 +23,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
 from mtsp.anchors import capture
+from mtsp.command_line import height_width, program
 from mtsp.regularizers import L2SP
 from tools.bench.timing import Clock, machine, medians, parser, table
 from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
-from tools.command_line import height_width, program
 
 ALPHA, LR, MIB = 0.01, 1e-6, 2**20
 NATIVE, OURS, TLLIB = "native weight decay, fused", "L2SP, fused", "as tllib, fused"

@@ -19,10 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
+from mtsp.command_line import program
 from mtsp.config import CONFIGS
 from mtsp.cost.dry_run import fake_forward, fake_state, saved_bytes
 from tools.build import AnyExperiment, read_experiment
-from tools.command_line import program
 
 PEAK = 989e12
 """FLOP/s of an H100 (SXM) in bf16 without sparsity, from its data sheet."""

@@ -21,12 +21,12 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
 from models.segflow.network import SegFlowConfig
+from mtsp.command_line import at_least_one, height_width, program
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.types import Batch
 from tools.bench.timing import machine, parser, table
 from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
-from tools.command_line import at_least_one, height_width, program
 
 GIB = 2**30
 CUDA = DEVICE == "cuda"

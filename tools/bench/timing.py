@@ -12,8 +12,8 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mtsp.command_line import at_least_one
 from mtsp.distributed.processors import processors
-from tools.command_line import at_least_one
 
 Program = Callable[[], object]
 Clock = Callable[[], float]

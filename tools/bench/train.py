@@ -26,9 +26,9 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
+from mtsp.command_line import at_least_one, program
 from tools.bench import loops
 from tools.bench.timing import machine, parser, peak_memory, table
-from tools.command_line import at_least_one, program
 
 WARM_UP = 5  # steps
 LIMIT = "bare loop, data in memory"

@@ -25,10 +25,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
+from mtsp.command_line import above_zero, height_width, program
 from mtsp.transfer.distances import class_weights, distances, emd
 from tools.bench.timing import Program, machine, medians, table
 from tools.bench.workers import Worker, take_turns
-from tools.command_line import above_zero, height_width, program
 
 Domains = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], float]

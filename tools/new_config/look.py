@@ -15,6 +15,7 @@ from data.files.masks import read_foreground, read_mask
 from data.flow.flow_folder import flow_tree
 from data.types import DataError
 from mtsp.files.progress import bar
+from mtsp.indices import evenly_spaced
 
 MOST = 2000
 """Number of files to read at most, evenly spaced."""
@@ -46,7 +47,7 @@ class Values(NamedTuple):
 
 def spread(items: Sequence[_T], most: int = MOST) -> list[_T]:
     """Return at most `most` items, evenly spaced."""
-    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else list(items)
+    return [items[index] for index in evenly_spaced(len(items), most)]
 
 
 def image_sizes(paths: Iterable[Path]) -> Sizes:

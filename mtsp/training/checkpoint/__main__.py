@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtsp.command_line import program
 from mtsp.evaluation.evaluate import describe
 from mtsp.evaluation.metrics_by_kind import headlines
 from mtsp.files.tensors import write_tensors
@@ -13,6 +14,7 @@ from mtsp.tracking.metrics_file import METRICS, read_metrics
 from mtsp.training.checkpoint import files
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line; return 1 after an error or if a checkpoint is damaged."""
     parser = argparse.ArgumentParser(prog="python -m mtsp.training.checkpoint", description=__doc__)
@@ -28,19 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--step", type=int, help="step of the checkpoint (default: the newest complete one)")
             command.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     options = parser.parse_args(arguments)
-    try:
-        found = files.checkpoints(options.run / "checkpoints")
-        if not found:
-            raise ValueError(f"there is no checkpoint in {options.run / 'checkpoints'}")
-        if options.command == "list":
-            print("\n".join(_lines(options.run, found)))
-        elif options.command == "verify":
-            return max([_verify(path) for path in found])
-        else:
-            export(options.run, options.step, options.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found = files.checkpoints(options.run / "checkpoints")
+    if not found:
+        raise ValueError(f"there is no checkpoint in {options.run / 'checkpoints'}")
+    if options.command == "list":
+        print("\n".join(_lines(options.run, found)))
+    elif options.command == "verify":
+        return max([_verify(path) for path in found])
+    else:
+        export(options.run, options.step, options.out)
     return 0
 
 

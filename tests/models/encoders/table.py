@@ -43,7 +43,7 @@ CLASSES = 5
 
 
 class Row(NamedTuple):
-    """What one encoder does: a text for each network, "yes" or why not."""
+    """Results of one encoder: for each network "yes", or the reason why not."""
 
     name: str
     segflow: str

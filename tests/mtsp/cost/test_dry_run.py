@@ -1,4 +1,4 @@
-"""What a dry run finds, worked out by hand for small networks."""
+"""Dry runs of small networks find the memory and the weights that are worked out by hand."""
 
 import pytest
 import torch

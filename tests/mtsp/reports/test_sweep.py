@@ -150,7 +150,7 @@ def test_a_sweep_runs_all_rows_of_a_seed_first_and_gives_means_and_deviations(
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert lines[0] == ["regularizer", "tau (steps)", "alpha", "seeds", "davis_val/J_mean"]
     # none: 0.13 with seed 3, 0.34 with seed 4 when three rows are known: mean 0.235, deviation 0.21 / sqrt 2 = 0.148.
-    assert lines[2] == ["none", "-", "-", "2 of 2", "0.235 ± 0.15"]
+    assert lines[2] == ["none", "-", "-", "2 of 2", "0.235 ± 0.148"]
     assert lines[4][:4] == ["L2-SP", "10", "segmentation 1, flow 0.5", "2 of 2"]
     written = list(csv.DictReader((tmp_path / "runs.csv").open()))
     assert len(written) == 6

@@ -1,4 +1,4 @@
-"""Which weights a step reaches: those that the last data entry's losses depend on."""
+"""A step reaches the weights that the last data entry's losses depend on, and no others."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # before installed
 from models.segflow.network import SegFlowConfig
 from mtsp.anchors import capture
 from mtsp.batches import to_device
+from mtsp.command_line import program
 from mtsp.metrics import ClassificationScores, ConfusionMatrix, FlowErrors
 from mtsp.regularizers import L2SP
 from mtsp.tasks import ClassificationConfig, FlowConfig, SegmentationConfig, Tasks
 from mtsp.types import Batch, Outputs
 from tools.bench.timing import machine
-from tools.command_line import program
 
 Check = Callable[[torch.device], float]
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -88,35 +89,29 @@ def _noise(*size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(0))
 
 
-def _flow_errors(device: torch.device) -> float:
-    prediction, truth = 5 * _noise(2, 2, 60, 80), 5 * _noise(2, 2, 60, 80).flip(0)
+def _metric(device: torch.device, make: Callable[[], Any], *arguments: Any) -> float:
+    """Return how far apart a metric of these arguments is on the device and on the CPU."""
     found = []
     for where in (device, torch.device("cpu")):
-        errors = FlowErrors()
-        errors.update(prediction.to(where), truth.to(where), None, ["a", "b"])
-        found.append(errors.compute())
+        metric = make()
+        metric.update(*(value.to(where) if isinstance(value, Tensor) else value for value in arguments))
+        found.append(metric.compute())
     return _apart(*found)
+
+
+def _flow_errors(device: torch.device) -> float:
+    prediction, truth = 5 * _noise(2, 2, 60, 80), 5 * _noise(2, 2, 60, 80).flip(0)
+    return _metric(device, FlowErrors, prediction, truth, None, ["a", "b"])
 
 
 def _confusion(device: torch.device) -> float:
     logits = _noise(2, 11, 60, 80).contiguous(memory_format=torch.channels_last)
-    mask = (_noise(2, 60, 80).abs() * 4).long().clamp(max=10)
-    found = []
-    for where in (device, torch.device("cpu")):
-        matrix = ConfusionMatrix(11)
-        matrix.update(logits.to(where), mask.to(where))
-        found.append(matrix.compute())
-    return _apart(*found)
+    return _metric(device, lambda: ConfusionMatrix(11), logits, (_noise(2, 60, 80).abs() * 4).long().clamp(max=10))
 
 
 def _classification(device: torch.device) -> float:
     logits, labels = _noise(500, 20), (_noise(500).abs() * 8).long().clamp(max=19)
-    found = []
-    for where in (device, torch.device("cpu")):
-        scores = ClassificationScores(20)
-        scores.update(logits.to(where), labels.to(where))
-        found.append(scores.compute())
-    return _apart(*found)
+    return _metric(device, lambda: ClassificationScores(20), logits, labels)
 
 
 def _losses(device: torch.device) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.command_line import program
+from mtsp.command_line import program
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text())
@@ -45,7 +45,7 @@ def test_help_imports_nothing_that_takes_long(name: str, strangers: Path) -> Non
     assert found.returncode == 0, found.stderr[-2000:]
     assert found.stdout.startswith("usage: ")
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in found.stderr.splitlines()}
-    assert "tools" in imported
+    assert "mtsp" in imported
     assert not imported & HEAVY
 
 

@@ -71,6 +71,13 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     )
 
 
+def require_pair(parser: argparse.ArgumentParser, arguments: argparse.Namespace, first: str, second: str) -> None:
+    """Exit with an error if one of two options is given without the other."""
+    given = [getattr(arguments, name.replace("-", "_")) is not None for name in (first, second)]
+    if given[0] != given[1]:
+        parser.error(f"--{first} and --{second} belong together; give both or none")
+
+
 def stopped() -> int:
     """Print that a signal stopped the program and how to continue; return the exit code `STOPPED`."""
     print("stopped; the same command continues from here", file=sys.stderr, flush=True)
