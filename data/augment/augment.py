@@ -11,6 +11,7 @@ from data.augment import geometry
 from data.augment.color import ColorConfig, Draw, Factor, draw_factor, draw_spread
 from data.augment.crops import random_box
 from data.augment.geometry import Size
+from data.files.undecoded import UndecodedJpeg, UndecodedSample
 from mtsp.config import Config
 from mtsp.types import IGNORE, Sample
 
@@ -192,10 +193,11 @@ class Augmentation:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def __call__(self, sample: Sample | UndecodedSample, rng: np.random.Generator) -> Sample:
         """Return `sample` augmented; `sample` is not changed.
 
-        The same state of `rng` gives the same result. `flow_valid` is added to every sample that has `flow`.
+        The same state of `rng` gives the same result. `flow_valid` is added to every sample that has `flow`. A frame
+        that is undecoded is decoded at the scale that the random map needs.
         Raises ValueError if the arrays of `sample` differ in height or width.
         """
         source = check_sizes(sample)
@@ -205,7 +207,8 @@ class Augmentation:
         if config.relative is not None:
             next_color = config.relative.color.sample(rng).after(color)
 
-        frame = geometry.warp_image(sample["frame"], first, size, config.frame_border)
+        pixels, to_output = _decoded(sample["frame"], first)
+        frame = geometry.warp_image(pixels, to_output, size, config.frame_border)
         out = Sample(name=sample["name"], frame=color.apply(frame, rng))
         if "label" in sample:
             out["label"] = sample["label"]
@@ -276,11 +279,19 @@ class Augmentation:
         return _about_center(geometry.scale(*mirror) @ geometry.rotate(angle), size) @ stretch
 
 
+def _decoded(frame: np.ndarray | UndecodedJpeg, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frame's pixels, reduced if it is undecoded and `affine` shrinks it, and their map to the output."""
+    if isinstance(frame, np.ndarray):
+        return frame, affine
+    pixels, scale = frame.decode(geometry.largest_scale(affine))
+    return pixels, affine @ geometry.scale(1 / scale, 1 / scale)
+
+
 def _blurred(image: np.ndarray, deviation: float) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), max(deviation, 1e-3))  # OpenCV would choose a deviation for 0
 
 
-def check_sizes(sample: Sample) -> Size:
+def check_sizes(sample: Sample | UndecodedSample) -> Size:
     """Return the height and width of all arrays of `sample`. Raises ValueError if they differ."""
     height, width = sample["frame"].shape[:2]
     for key, array in sample.items():

@@ -43,6 +43,11 @@ def resize(source: Size, size: Size) -> np.ndarray:
     return scale(size[1] / source[1], size[0] / source[0])
 
 
+def largest_scale(affine: np.ndarray) -> float:
+    """Return the factor by which the map enlarges the direction that it enlarges most; it is at least 0.001."""
+    return max(float(np.linalg.svd(affine[:2, :2], compute_uv=False)[0]), 1e-3)
+
+
 def covers(affine: np.ndarray, source: Size, size: Size) -> bool:
     """Return whether an output of `size` shows only the source image: all four corners lie inside it."""
     left, top, right, bottom = _seen(affine, size)
@@ -57,8 +62,7 @@ def warp_image(image: np.ndarray, affine: np.ndarray, size: Size, fill: tuple[in
     whole pixels (2x2 at half size, 3x3 at a third) to prevent aliasing; between half and full size it is not filtered.
     """
     source = image.shape[:2]
-    block = int(1 / max(np.linalg.svd(affine[:2, :2], compute_uv=False)[0], 1e-3) + 1e-6)
-    block = min(block, *source)
+    block = min(int(1 / largest_scale(affine) + 1e-6), *source)
     # Repeat the border so that the outermost half pixel stays clean; if more is visible, it blends with `fill`.
     border = cv2.BORDER_REPLICATE if covers(affine, source, size) else cv2.BORDER_CONSTANT
     if block > 1:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from data.files.images import orientation, read_image
 from data.files.list_files import read_classes
 from data.files.listing import inside, require_files, require_unicode, require_unique
+from data.files.undecoded import UndecodedSample, read_undecoded
 from data.types import DataError, Labels
 from mtsp.config import Config
 from mtsp.indices import evenly_spaced
@@ -168,6 +169,12 @@ class LabeledImages:
         return Sample(
             name=image.name, frame=read_image(image.path, any_format=True, exif=self._exif), label=image.label
         )
+
+    def undecoded(self, index: int) -> UndecodedSample:
+        """Return example `index` with its image undecoded if it is a JPEG."""
+        image = self.images[index]
+        frame = read_undecoded(image.path, any_format=True, exif=self._exif)
+        return UndecodedSample(name=image.name, frame=frame, label=image.label)
 
     def labels(self, index: int) -> Labels:
         """Return the class of example `index` without decoding its image."""

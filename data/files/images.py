@@ -7,6 +7,7 @@ of a JPEG, which have no checksum.
 
 import io
 import logging
+import math
 import os
 import re
 import stat
@@ -73,11 +74,11 @@ def decode_image(path: Path, data: bytes, *, any_format: bool = False, exif: Exi
     """Return the image in `data` as :func:`read_image` does; `path` names it in messages, and its format."""
     found = open_image(path, data, any_format=any_format)
     if found.orientation == 1 or exif == "ignore":
-        return _decoded(path, data, found)
+        return decode_opened(path, data, found)
     if exif == "warn":
-        _warn_of_orientation(path, found.orientation)
-        return _decoded(path, data, found)
-    return turned(_decoded(path, data, found), found.orientation)
+        warn_of_orientation(path, found.orientation)
+        return decode_opened(path, data, found)
+    return turned(decode_opened(path, data, found), found.orientation)
 
 
 def orientation(path: Path) -> int:
@@ -85,10 +86,11 @@ def orientation(path: Path) -> int:
     return open_image(path, read_file(path), any_format=True).orientation
 
 
-def _decoded(path: Path, data: bytes, found: "OpenedImage") -> np.ndarray:
+def decode_opened(path: Path, data: bytes, found: "OpenedImage", eighths: int = 8) -> np.ndarray:
+    """Return the pixels of an opened image as stored, HW3 uint8 RGB. `eighths`: see :func:`decode_jpeg`."""
     image = found.image
-    if image.format in ("JPEG", "MPO") and (pixels := decode_jpeg(path, data)) is not None:
-        return _of_size(path, image, pixels)
+    if image.format in ("JPEG", "MPO") and (pixels := decode_jpeg(path, data, eighths)) is not None:
+        return _of_size(path, image, pixels, eighths)
     # OpenCV decodes a PNG faster than PIL, with the same pixels, and refuses one with missing rows. Both fill missing
     # parts of a JPEG with gray, but PIL raises an error if the end marker is missing.
     if image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(b"\xff\xd9")):
@@ -99,8 +101,8 @@ def _decoded(path: Path, data: bytes, found: "OpenedImage") -> np.ndarray:
     return pixels_of(path, image, mode="RGB")
 
 
-def _of_size(path: Path, image: Image.Image, pixels: np.ndarray) -> np.ndarray:
-    if pixels.shape != (image.height, image.width, 3):
+def _of_size(path: Path, image: Image.Image, pixels: np.ndarray, eighths: int = 8) -> np.ndarray:
+    if pixels.shape != (math.ceil(image.height * eighths / 8), math.ceil(image.width * eighths / 8), 3):
         raise DataError(f"{path}: the header says {image.height}x{image.width}, decoded {pixels.shape}")
     return pixels
 
@@ -108,7 +110,8 @@ def _of_size(path: Path, image: Image.Image, pixels: np.ndarray) -> np.ndarray:
 _warned: set[Path] = set()
 
 
-def _warn_of_orientation(path: Path, tag: int) -> None:
+def warn_of_orientation(path: Path, tag: int) -> None:
+    """Log, once per file, that an image is read as stored although its EXIF says it is turned."""
     if path not in _warned:
         _warned.add(path)
         _LOG.warning(

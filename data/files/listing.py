@@ -14,6 +14,7 @@ import numpy as np
 
 from data.files.images import IMAGE_SUFFIXES, orientation
 from data.files.list_files import read_names
+from data.files.undecoded import UndecodedJpeg
 from data.types import DataError, MissingDataError
 from mtsp.text import ambiguous_order, first_names, natural_order
 
@@ -292,7 +293,7 @@ def require_unicode(kind: str, root: Path, names: Iterable[str]) -> None:
             raise DataError(f"{kind} at {root}: the name {name!a} is not UTF-8; rename it") from None
 
 
-def require_size(frame: Path, pixels: np.ndarray, other: Path, labels: np.ndarray) -> None:
+def require_size(frame: Path, pixels: np.ndarray | UndecodedJpeg, other: Path, labels: np.ndarray) -> None:
     """Raise DataError unless both arrays have the same height and width."""
     if pixels.shape[:2] != labels.shape[:2]:
         sizes = ("x".join(map(str, array.shape[:2])) for array in (labels, pixels))

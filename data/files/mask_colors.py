@@ -11,6 +11,13 @@ from mtsp.files.palettes import palette
 Color = tuple[int, int, int]
 
 
+def used_indices(pixels: np.ndarray) -> np.ndarray:
+    """Return the values that occur in a mask, HW uint8, in ascending order."""
+    flat = pixels.reshape(-1)
+    starts = np.append(flat[:1], flat[1:][flat[1:] != flat[:-1]])  # of runs of equal pixels: ten times as fast as all
+    return np.flatnonzero(np.bincount(starts, minlength=256))
+
+
 def foreground_table(path: Path, colors: np.ndarray, used: np.ndarray) -> np.ndarray:
     """Return for each index whether it is the object, 256 bool: black indices are background, all others the object.
 

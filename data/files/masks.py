@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -74,8 +75,8 @@ def read_foreground(path: Path) -> np.ndarray:
     image = _open_mask(path, read_file(path)).image
     pixels = pixels_of(path, image)
     if image.mode == "P":
-        used = np.flatnonzero(np.bincount(pixels.reshape(-1), minlength=256))
-        return mask_colors.foreground_table(path, _palette_of(image), used)[pixels]
+        table = mask_colors.foreground_table(path, _palette_of(image), mask_colors.used_indices(pixels))
+        return np.asarray(cv2.LUT(pixels, table.view(np.uint8))).view(bool)
     if pixels.ndim == 2:
         return pixels > 0
     colors = pixels[..., :-1] if image.mode in ("RGBA", "LA", "PA") else pixels
@@ -141,10 +142,10 @@ def _by_color(
     path: Path, image: Image.Image, pixels: np.ndarray, colors: str | None, same: mask_colors.SameColors | None
 ) -> np.ndarray:
     """Return the ids of an indexed mask: its indices, or the ids of its colors if these contradict the indices."""
-    used = np.flatnonzero(np.bincount(pixels.reshape(-1), minlength=256))
+    used = mask_colors.used_indices(pixels)
     stored = _palette_of(image)
     if colors == "voc" and (table := mask_colors.id_table(path, stored, used)) is not None:
-        return table[pixels]
+        return np.asarray(cv2.LUT(pixels, table))
     if same is not None:
         same.check(path, stored, used)
     return pixels

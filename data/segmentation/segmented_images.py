@@ -11,6 +11,7 @@ import numpy as np
 from data.files.images import Exif, read_image
 from data.files.listing import require_files, require_size, require_unique
 from data.files.masks import read_mask
+from data.files.undecoded import UndecodedSample, read_undecoded
 from data.segmentation.label_map import LabelMap
 from data.types import Labels
 from mtsp.config import Config
@@ -77,6 +78,14 @@ class SegmentedImages:
     def __getitem__(self, index: int) -> Sample:
         image, labels = self._images[index], self.labels(index)
         sample = Sample(frame=read_image(image.frame, exif=self._exif), **labels)
+        assert "mask" in sample
+        require_size(image.frame, sample["frame"], image.mask, sample["mask"])
+        return sample
+
+    def undecoded(self, index: int) -> UndecodedSample:
+        """Return example `index` with its frame undecoded if it is a JPEG."""
+        image, labels = self._images[index], self.labels(index)
+        sample = UndecodedSample(frame=read_undecoded(image.frame, exif=self._exif), **labels)
         assert "mask" in sample
         require_size(image.frame, sample["frame"], image.mask, sample["mask"])
         return sample

@@ -291,8 +291,7 @@ def test_any_bytes_under_any_name_are_data_or_an_error(
     for name, start in starts.items():
         (folder / name).write_bytes(start + content)
         for read in (read_flow, read_image, read_mask):
-            with pytest.raises(DataError, match=name):
-                read(folder / name)
+            attempt(read, folder / name)  # 48 zeros are flow of 2x2 pixels in a.pfm
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -7,6 +7,7 @@ import pytest
 
 from data import DataConfig
 from data.files.images import write_image
+from data.files.mask_colors import used_indices
 from data.files.masks import read_foreground, read_mask
 from data.types import DataError
 from mtsp.config import parse
@@ -111,3 +112,10 @@ def test_masks_of_one_folder_agree_on_what_a_color_means(tmp_path: Path) -> None
     dataset.labels(0)
     with pytest.raises(DataError, match=r"b\.png: .*color \(128, 64, 128\).*0.*1 in .*a\.png"):
         dataset.labels(1)
+
+
+def test_the_indices_in_use_are_found_whatever_their_order() -> None:
+    assert used_indices(np.array([[7, 7, 0], [0, 255, 7]], np.uint8)).tolist() == [0, 7, 255]
+    noise = np.random.default_rng(0).integers(3, 90, (20, 30)).astype(np.uint8)
+    assert used_indices(noise[:, ::2]).tolist() == np.unique(noise[:, ::2]).tolist()
+    assert used_indices(np.zeros((0, 4), np.uint8)).tolist() == []
