@@ -93,11 +93,18 @@ def frame_sizes(network: nn.Module, fits: Callable[[Any, Size], bool], *, native
 
 def maps_fit(maps: Sequence[Tensor], size: Size, output_stride: int) -> bool:
     """Return whether the last four maps, BChw, have strides 4, 8, 16, 32 (at most `output_stride`), rounded up."""
-    strides = [min(stride, output_stride) for stride in STRIDES]
-    return [tuple(x.shape[-2:]) for x in maps[-4:]] == [tuple(-(-side // s) for side in size) for s in strides]
+    return [tuple(x.shape[-2:]) for x in maps[-4:]] == _map_sizes(size, output_stride)
 
 
 def cropped(maps: Sequence[Tensor], size: Size, output_stride: int) -> list[Tensor]:
     """Return the four maps of a padded frame without what lies beyond the frame, whose height and width are `size`."""
+    sizes = _map_sizes(size, output_stride)
+    return [x[..., :rows, :columns] for x, (rows, columns) in zip(maps, sizes, strict=True)]
+
+
+def _map_sizes(size: Size, output_stride: int) -> list[Size]:
+    """Return height and width of the four maps of a frame of this size, without negative numbers: ONNX rounds their
+    quotients toward zero."""
+    height, width = size
     strides = [min(stride, output_stride) for stride in STRIDES]
-    return [x[..., : -(-size[0] // s), : -(-size[1] // s)] for x, s in zip(maps, strides, strict=True)]
+    return [((height + stride - 1) // stride, (width + stride - 1) // stride) for stride in strides]

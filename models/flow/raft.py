@@ -94,7 +94,7 @@ class RAFT(FlowNetwork):
                 mask = None if self.mask_predictor is None else self.mask_predictor(hidden).float()
                 sequence.append(cropped(upsample_flow(flow, mask), frame))
         self.corr_block.corr_pyramid = []  # all pairs of pixels: 165 MB at 480x854
-        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
+        rows, columns = ((side + STRIDE - 1) // STRIDE for side in (height, width))
         features = torch.cat([hidden, flow], dim=1)[..., :rows, :columns]
         return Motion(sequence[-1], [features], [], sequence if self.training else [])
 
