@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_pair(parser, arguments, "frames", "first-mask")
     if arguments.data is not None and arguments.root is None:
         parser.error("--data needs --root, the folder of the data set")
+    if arguments.data is None and arguments.sequences is not None:
+        parser.error("--sequences needs --data")
     from data.files.masks import write_mask
     from mtsp.config import load
     from mtsp.evaluation.scores import require_writable
@@ -102,8 +104,9 @@ def _videos(arguments: argparse.Namespace) -> "list[Video]":
 def _davis(arguments: argparse.Namespace) -> "Any":
     from data.predictions.score import truth_of
 
+    only = () if arguments.sequences is None else (f"sequences=[{arguments.sequences}]",)
     return truth_of(
-        arguments.data, arguments.root, arguments.split, arguments.resolution, (), objects=arguments.objects
+        arguments.data, arguments.root, arguments.split, arguments.resolution, only, objects=arguments.objects
     )
 
 
@@ -133,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--objects", action="store_true", help="masks number several objects: follow each")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the data set")
     parser.add_argument("--split", default="val", help="split of the data set (default: val)")
+    parser.add_argument("--sequences", metavar="A,B", help="adapt to these sequences of the data set alone")
     parser.add_argument("--resolution", help="DAVIS folder in JPEGImages and Annotations (default: 480p)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the masks")
     parser.add_argument("--json", type=Path, help="JSON file for all values of --data")

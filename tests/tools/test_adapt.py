@@ -68,6 +68,14 @@ def test_the_first_mask_stays_and_every_object_is_followed(small_network: list[s
     assert set(np.unique(found["2.png"])) <= {0, 1, 2}
 
 
+def test_one_sequence_of_a_data_set_can_be_named(small_network: list[str], synthetic: Path, tmp_path: Path) -> None:
+    davis = synthetic / "DAVIS"
+    name = (davis / "ImageSets/480p/train.txt").read_text().split()[0].split("/")[3]
+    command = [*small_network, "--data", "davis", "--root", str(davis), "--split", "train", "--sequences", name]
+    assert main([*command, "--out", str(tmp_path / "out"), "steps=0", L2SP]) == 0
+    assert {path.rpartition("/")[0] for path in masks(tmp_path / "out")} == {name}
+
+
 def test_steps_teach_the_object_and_a_strong_pull_holds_the_weights(small_network: list[str]) -> None:
     """With alpha = 1 / lr, each step begins with the pull back to the anchor: one step of Adam, lr, remains of ten."""
     rng = np.random.default_rng(1)
