@@ -33,12 +33,12 @@ def mtsp(values: dict[str, Any], folder: Path, tick: Tick) -> None:
     step = loop.optimizer_step
 
     def ticked(*arguments: Any, **named: Any) -> Any:
+        found = step(*arguments, **named)
         tick()
-        return step(*arguments, **named)
+        return found
 
     loop.optimizer_step = ticked
     train(parse(AnyExperiment, values), folder / "run")
-    tick()
 
 
 def bare(values: dict[str, Any], folder: Path, tick: Tick) -> None:
