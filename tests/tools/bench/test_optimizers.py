@@ -7,6 +7,7 @@ import functools
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_prodigys_own_decay_is_what_a_pull_to_zero_does() -> None:
     prodigy = pytest.importorskip("prodigyopt", reason="needs prodigyopt").Prodigy
     ends = []
     for native in (True, False):
-        model, _ = two_from_anchor_one()
+        model = two_from_anchor_one()[0]
         weight = model.get_parameter("weight")
         optimizer = prodigy(model.parameters(), d0=0.1, weight_decay=0.5 if native else 0.0)
         if not native:
@@ -150,7 +151,7 @@ def test_prodigys_own_decay_is_what_a_pull_to_zero_does() -> None:
 def test_a_pull_through_prodigy_stays_near() -> None:
     """At a rate of lr = 1 instead of d, the pull would be a million times as strong at first: w goes to -220 and on."""
     prodigy = pytest.importorskip("prodigyopt", reason="needs prodigyopt").Prodigy
-    model, _ = two_from_anchor_one()
+    model = two_from_anchor_one()[0]
     weight = model.get_parameter("weight")
     optimizer = prodigy(model.parameters())
     L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0).attach(optimizer)
@@ -158,3 +159,70 @@ def test_a_pull_through_prodigy_stays_near() -> None:
         weight.grad = (weight.detach() - 1.5).clone()
         optimizer.step()
         assert 0 < weight.item() < 3
+
+
+def schedule_free(name: str, model: nn.Module, **settings: Any) -> Any:
+    library = pytest.importorskip("schedulefree", reason="needs schedulefree")
+    optimizer = getattr(library, name)(model.parameters(), lr=0.1, **settings)
+    optimizer.train()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", ["SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree"])
+@pytest.mark.parametrize("mode", ["auto", "decoupled", "proximal"])
+def test_schedule_free_would_average_a_move_away_and_is_refused(name: str, mode: Any) -> None:
+    """Its own decay moves two weights, the one it trains and the one it averages; a pull can move the first alone."""
+    model = two_from_anchor_one()[0]
+    regularizer = L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0, mode=mode)
+    with pytest.raises(ValueError, match=rf"pull does not arrive in {name} as it should: 0\.\d+ times .*'coupled'"):
+        regularizer.attach(schedule_free(name, model))
+    assert model.get_parameter("weight").item() == 2.0
+
+
+def test_a_pull_through_schedule_free_sgd_is_by_hand() -> None:
+    """y = z = 2, lr 0.1, beta 0.9, alpha 1, anchor 1, no other gradient.
+
+    The first step averages nothing: z = y = 2 - 0.1 * (2 - 1) = 1.9. The second averages by 1/2: z = 1.9 - 0.1 * 0.9 =
+    1.81, y = 1.9 - 0.1 * 0.9 * (1 - 0.9 / 2) = 1.8505. What is evaluated is x = y + (1 - 1 / 0.9) * (z - y).
+    """
+    model = two_from_anchor_one()[0]
+    regularizer = L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0, mode="coupled")
+    optimizer = schedule_free("SGDScheduleFree", model, momentum=0.9)
+    regularizer.attach(optimizer)
+    weight = model.get_parameter("weight")
+    for value in (1.9, 1.8505):
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        assert weight.item() == pytest.approx(value, abs=1e-12)
+    optimizer.eval()
+    assert weight.item() == pytest.approx(1.8505 + (1.8505 - 1.81) / 9, abs=1e-12)
+
+
+def test_a_coupled_pull_to_zero_is_the_own_decay_of_schedule_free_sgd() -> None:
+    ends = []
+    for native in (True, False):
+        model = two_from_anchor_one()[0]
+        weight = model.get_parameter("weight")
+        optimizer = schedule_free("SGDScheduleFree", model, weight_decay=0.5 if native else 0.0, warmup_steps=5)
+        if not native:
+            L2SP(model, anchors=None, alpha=0.0, beta=0.5, mode="coupled").attach(optimizer)
+        for step in range(20):
+            weight.grad = torch.full_like(weight, 0.3 * (-1) ** step)
+            optimizer.step()
+        ends.append(weight.item())
+    assert ends[0] == pytest.approx(ends[1], abs=1e-12)
+    assert ends[0] < 1.9
+
+
+@pytest.mark.parametrize("name", ["SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree"])
+def test_a_coupled_pull_through_schedule_free_stays_near(name: str) -> None:
+    """The loss is least at 1.5, the penalty at 1: together at (1.5 + 1) / 2 = 1.25."""
+    model = two_from_anchor_one()[0]
+    weight, optimizer = model.get_parameter("weight"), schedule_free(name, model)
+    L2SP(model, anchors={"weight": torch.ones(1, 1)}, alpha=1.0, beta=0.0, mode="coupled").attach(optimizer)
+    for _ in range(300):
+        weight.grad = (weight.detach() - 1.5).clone()
+        optimizer.step()
+        assert 0.5 < weight.item() <= 2
+    optimizer.eval()
+    assert weight.item() == pytest.approx(1.25, abs=0.05)
