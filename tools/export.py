@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--parity",
         nargs="+",
         metavar="CONFIG",
-        help="instead of a run, export the networks of these configs with random weights; print a table of differences",
+        help="instead of a run, export the networks of these configs with random weights; print a table of differences "
+        "(key=value among them sets a value in each)",
     )
     options = parser.parse_args(arguments)
     if (options.run is None) == (options.parity is None):
@@ -104,17 +105,22 @@ def export(run: Path, kind: str, out: Path, size: tuple[int, int] | None = None)
     return file
 
 
-def parity_table(configs: Sequence[str], kind: str) -> str:
-    """Return a Markdown table of the differences between PyTorch and the exported networks of configs."""
+def parity_table(configs_and_settings: Sequence[str], kind: str) -> str:
+    """Return a Markdown table of the differences between PyTorch and the exported networks of configs.
+
+    Entries with a "=" are no configs but values to override in each.
+    """
     import torch
     from torch import nn
 
     from tools.build import read_experiment
 
+    configs = [entry for entry in configs_and_settings if "=" not in entry]
+    settings = [entry for entry in configs_and_settings if "=" in entry]
     sizes = [f"{batch} x {height}x{width}" for batch, height, width in SHAPES]
     lines = [f"| config | network | output | {' | '.join(sizes)} |", "|---|---|---|" + "---:|" * len(sizes)]
     for config in configs:
-        experiment = read_experiment(config)
+        experiment = read_experiment(config, settings)
         torch.manual_seed(experiment.seed)
         model = experiment.model.build()
         for parameter in model.parameters():

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.export import Parity
 from models.pretrained.load_trained import load_trained
 from mtsp.files.tensors import read_tensors
 from tests.finished_run import ANCHOR, CLASSES, finished_run
 from tools.build import read_experiment
-from tools.export import main
+from tools.export import main, parity_table
 
 
 @pytest.fixture
@@ -77,3 +78,10 @@ def test_an_export_that_differs_is_not_written(
     assert main([str(run), "--to", "torch_export"]) == 1
     assert "differs from PyTorch by more than" in capsys.readouterr().err
     assert not list((run / "export").iterdir())
+
+
+def test_the_table_of_differences_has_a_row_for_each_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Parity((1, 8, 8), {"mask_logits": 2e-7, "flow": 3e-6})]
+    monkeypatch.setattr("tools.export.checked", lambda *_: (b"", found))
+    rows = parity_table(["demo.yaml", "model.flow={name: spynet}"], "onnx").splitlines()[2:]
+    assert rows == ["| demo | segflow, spynet | mask_logits | 2.0e-07 |", "| demo | segflow, spynet | flow | 3.0e-06 |"]
