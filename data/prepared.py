@@ -73,6 +73,13 @@ class DataConfig(Config):
         raise ValueError(f"`{key}` would split sequences, which are scored as a whole; to use fewer, {fewer}")
 
     @model_validator(mode="after")
+    def _only_a_class_survives_mixing(self) -> "DataConfig":
+        keys = [] if self.augment is None else self.augment.only_for_labeled
+        if keys and self.dataset.kind != "labeled":
+            raise ValueError(f"`augment.{keys[0]}` is for labeled images; {self.dataset.name} has other labels")
+        return self
+
+    @model_validator(mode="after")
     def _only_a_class_survives_a_crop(self) -> "DataConfig":
         if self.crop_pct is None:
             return self
@@ -258,6 +265,8 @@ def to_tensors(sample: Sample) -> Batch:
         out["flow_valid"] = torch.from_numpy(sample["flow_valid"].astype(bool))
     if "label" in sample:
         out["label"] = torch.tensor(sample["label"])
+    if "mix" in sample:
+        out["mix"] = torch.from_numpy(sample["mix"])
     return out
 
 

@@ -36,6 +36,35 @@ def collate(samples: Sequence[Batch]) -> Batch:
     return batch | {key: torch.stack([s[key] for s in samples]) for key in keys}  # pyright: ignore[reportReturnType]
 
 
+def mixed(batch: Batch) -> Batch:
+    """Return a batch whose images are mixed in pairs, 0 with 1, 2 with 3, by mixup or CutMix as their `mix` says.
+
+    A pair is never divided among micro-batches or processes, so both give the same. The label becomes a weighted one.
+
+    Raises:
+        ValueError: the number of images is odd.
+    """
+    if "mix" not in batch or "label" not in batch:
+        return batch
+    frame, mix = batch["frame"], batch["mix"]
+    if len(frame) % 2:
+        raise ValueError(
+            f"mixup and CutMix mix pairs of images, but a micro-batch has {len(frame)}; let train.stages batch_size be "
+            "a multiple of 2 x processes x train.accumulate"
+        )
+    partner = torch.arange(len(frame)) ^ 1
+    images = frame.clone()
+    for i, (weight, *box) in enumerate(mix.tolist()):
+        top, bottom, left, right = map(int, box)
+        if bottom:
+            images[i, :, top:bottom, left:right] = frame[partner[i], :, top:bottom, left:right]
+        else:
+            images[i] = frame[partner[i]].lerp(frame[i], weight)
+    rest = {key: value for key, value in batch.items() if key != "mix"}
+    labels = {"other_label": batch["label"][partner], "label_weight": mix[:, 0]}
+    return Batch(**{**rest, "frame": images, **labels})  # pyright: ignore[reportArgumentType]
+
+
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:
     """Return the batch with its tensors on `device`; images are in channels_last memory format by default."""
     moved = {}

@@ -38,8 +38,8 @@ def mask_count(mask: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tens
     return (mask != IGNORE).sum() if reduction == "mean" else image_count(mask)
 
 
-def se_count(mask: Tensor) -> Tensor:
-    """Return the number that :func:`se_loss` averages over: images with at least one known pixel."""
+def known_image_count(mask: Tensor) -> Tensor:
+    """Return the number of images with at least one known pixel, which losses by image average over."""
     return (mask != IGNORE).flatten(1).any(1).sum()
 
 
@@ -59,9 +59,14 @@ def image_count(labels: Tensor) -> Tensor:
 
 
 def cross_entropy(
-    logits: Tensor, mask: Tensor, *, class_balance: bool, reduction: Literal["mean", "sum"] = "mean"
+    logits: Tensor,
+    mask: Tensor,
+    *,
+    class_balance: bool,
+    reduction: Literal["mean", "sum"] = "mean",
+    focal_gamma: float = 0.0,
 ) -> LossSum:
-    """Return the cross-entropy over the known pixels of a mask.
+    """Return the cross-entropy over the known pixels of a mask, or with `focal_gamma` the focal loss.
 
     With `class_balance`, a pixel of class c has weight 1 - n_c / N, where N is the number of known pixels in its frame
     and n_c the number of those with class c. With two classes, both then have equal total weight. The weights are not
@@ -75,21 +80,29 @@ def cross_entropy(
         logits: BKHW.
         mask: BHW of integers in [0, K), or IGNORE.
         reduction: "mean" divides by the number of known pixels, ignoring weights; "sum" by the number of frames.
+        focal_gamma: 0, or at least 1: a pixel whose class has probability p is weighted with (1 - p) ** focal_gamma,
+            with softmax probabilities (Lin et al., "Focal Loss", ICCV 2017, section 3.2).
 
     Raises:
         ValueError: sizes differ, or a class is outside [0, K).
     """
-    if logits.shape[:1] + logits.shape[2:] != mask.shape:
-        raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit a mask of shape {tuple(mask.shape)}")
-    classes = logits.shape[1]
-    mask = mask.long()
-    known = mask != IGNORE
-    _check_classes(mask, known, classes, "mask")
+    mask, known = checked_mask(logits, mask)
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="none")
+        if focal_gamma:
+            losses = losses * (-torch.expm1(-losses)) ** focal_gamma
         if class_balance:
-            losses = losses * _balance(mask, known, classes)
+            losses = losses * _balance(mask, known, logits.shape[1])
         return LossSum(losses.sum(), mask_count(mask, reduction).float())
+
+
+def checked_mask(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a mask as integers of 64 bits, and BHW bool: where it is known. Raises as :func:`cross_entropy`."""
+    if logits.shape[:1] + logits.shape[2:] != mask.shape:
+        raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit a mask of shape {tuple(mask.shape)}")
+    known = mask != IGNORE
+    _check_classes(mask, known, logits.shape[1], "mask")
+    return mask.long(), known
 
 
 def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
@@ -112,13 +125,16 @@ def se_loss(logits: Tensor, mask: Tensor) -> LossSum:
     present = logits.new_zeros((len(mask), classes + 1), dtype=torch.float32).scatter_(1, codes, 1.0)[:, :classes]
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.binary_cross_entropy_with_logits(logits.float(), present, reduction="none").mean(1)
-    return LossSum(torch.where(known.flatten(1).any(1), losses, 0.0).sum(), se_count(mask).float())
+    return LossSum(torch.where(known.flatten(1).any(1), losses, 0.0).sum(), known_image_count(mask).float())
 
 
-def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> LossSum:
+def label_cross_entropy(
+    logits: Tensor, label: Tensor, *, weight: Tensor | None = None, smoothing: float = 0.0
+) -> LossSum:
     """Return the cross-entropy of image classes, with BK logits and B labels in [0, K).
 
     `count` is the number of images.
+    `weight` is B factors of the losses of the images; of images that were mixed, the weight of this label.
     `smoothing` is the fraction of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016).
 
     Raises:
@@ -128,7 +144,9 @@ def label_cross_entropy(logits: Tensor, label: Tensor, *, smoothing: float = 0.0
         raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(label.shape)}")
     _check_classes(label, torch.ones_like(label, dtype=torch.bool), logits.shape[1], "label")
     with torch.autocast(logits.device.type, enabled=False):
-        total = F.cross_entropy(logits.float(), label.long(), reduction="sum", label_smoothing=smoothing)
+        reduction = "sum" if weight is None else "none"
+        total = F.cross_entropy(logits.float(), label.long(), reduction=reduction, label_smoothing=smoothing)
+        total = total if weight is None else torch.dot(total, weight)
     return LossSum(total, image_count(label).float())
 
 

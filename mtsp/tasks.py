@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from mtsp.batches import collate
+from mtsp.batches import collate, mixed
 from mtsp.config import Config
 from mtsp.losses import (
     SCALE_WEIGHTS,
@@ -18,18 +18,22 @@ from mtsp.losses import (
     end_point_error,
     flow_count,
     image_count,
+    known_image_count,
     label_cross_entropy,
     mask_count,
     multiscale_epe,
-    se_count,
     se_loss,
     sequence_count,
     sequence_loss,
 )
+from mtsp.overlap_losses import dice_loss, lovasz_loss
 from mtsp.types import Batch, Outputs
 
 _OUTPUTS = {
     "segmentation": "mask_logits",
+    "segmentation_focal": "mask_logits",
+    "segmentation_dice": "mask_logits",
+    "segmentation_lovasz": "mask_logits",
     "segmentation_aux": "aux_mask_logits",
     "segmentation_se": "se_logits",
     "flow": "flow",
@@ -77,10 +81,21 @@ class SegmentationConfig(Task):
     label = "mask"
 
     weight: float = Field(default=1.0, ge=0)
+    """Weight of the cross-entropy."""
     class_balance: bool = True
-    """Weight each pixel by 1 minus the fraction of pixels with the same class in its frame, as SegFlow's authors do."""
+    """Weight each pixel by 1 minus the fraction of pixels with the same class in its frame, as SegFlow's authors do, in
+    cross-entropy and focal loss."""
     reduction: Literal["mean", "sum"] = "mean"
-    """`mean` over pixels, or `sum` over pixels and mean over images, as in the Caffe release."""
+    """Reduction of cross-entropy and focal loss: `mean` over pixels, or `sum` over pixels and mean over images, as in
+    the Caffe release."""
+    focal_loss: float = Field(default=0.0, ge=0)
+    """Weight of the focal loss, a cross-entropy in which pixels that are easy count little."""
+    focal_gamma: float = Field(default=2.0, ge=1)
+    """Exponent of the focal loss: larger values let easy pixels count less."""
+    dice_loss: float = Field(default=0.0, ge=0)
+    """Weight of the Dice loss, which is mean over the classes of an image, then over images."""
+    lovasz_loss: float = Field(default=0.0, ge=0)
+    """Weight of the Lovasz-Softmax loss, which follows the IoU; mean over the classes of an image, then over images."""
     aux_loss: float = Field(default=0.0, ge=0)
     """Weight of the cross-entropy of the auxiliary head's mask; EncNet uses 0.2."""
     se_loss: float = Field(default=0.0, ge=0)
@@ -89,18 +104,35 @@ class SegmentationConfig(Task):
     @property
     def names(self) -> list[str]:
         """Names of the losses in use."""
-        extra = ["segmentation_aux"] * bool(self.aux_loss) + ["segmentation_se"] * bool(self.se_loss)
-        return ["segmentation", *extra]
+        return [name for name, weight in self._weights().items() if weight]
+
+    def _weights(self) -> dict[str, float]:
+        return {
+            "segmentation": self.weight,
+            "segmentation_focal": self.focal_loss,
+            "segmentation_dice": self.dice_loss,
+            "segmentation_lovasz": self.lovasz_loss,
+            "segmentation_aux": self.aux_loss,
+            "segmentation_se": self.se_loss,
+        }
 
     def _count(self, name: str, batch: Any) -> Tensor:
-        return se_count(batch["mask"]) if name == "segmentation_se" else mask_count(batch["mask"], self.reduction)
+        per_image = name in ("segmentation_dice", "segmentation_lovasz", "segmentation_se")
+        return known_image_count(batch["mask"]) if per_image else mask_count(batch["mask"], self.reduction)
 
     def _loss(self, name: str, prediction: Any, batch: Any) -> Tensor:
-        mask = batch["mask"]
-        if name == "segmentation_se":
-            return self.se_loss * se_loss(prediction, mask).total
-        total = cross_entropy(prediction, mask, class_balance=self.class_balance, reduction=self.reduction).total
-        return (self.weight if name == "segmentation" else self.aux_loss) * total
+        per_image = {"segmentation_dice": dice_loss, "segmentation_lovasz": lovasz_loss, "segmentation_se": se_loss}
+        if name in per_image:
+            loss = per_image[name](prediction, batch["mask"])
+        else:
+            loss = cross_entropy(
+                prediction,
+                batch["mask"],
+                class_balance=self.class_balance,
+                reduction=self.reduction,
+                focal_gamma=self.focal_gamma if name == "segmentation_focal" else 0.0,
+            )
+        return self._weights()[name] * loss.total
 
 
 class FlowConfig(Task):
@@ -166,7 +198,12 @@ class ClassificationConfig(Task):
 
     def _loss(self, name: str, prediction: Any, batch: Any) -> Tensor:
         weight = self.weight if name == "classification" else self.aux_loss
-        return weight * label_cross_entropy(prediction, batch["label"], smoothing=self.label_smoothing).total
+        label, other, smoothing = batch["label"], batch.get("other_label"), self.label_smoothing
+        if other is None:
+            return weight * label_cross_entropy(prediction, label, smoothing=smoothing).total
+        share = batch["label_weight"]
+        mixed_in = label_cross_entropy(prediction, other, weight=1 - share, smoothing=smoothing).total
+        return weight * (label_cross_entropy(prediction, label, weight=share, smoothing=smoothing).total + mixed_in)
 
 
 class Tasks(Config):
@@ -199,8 +236,10 @@ class Tasks(Config):
         return {name: int(count) for name, count in self.counts(batch).items()}
 
     def collate(self, samples: Sequence[Batch]) -> Batch:
-        """Return samples as one batch with its `counts`, so that a GPU need not count labels. Raises as `collate`."""
-        batch = collate(samples)
+        """Return samples as one batch, mixed where they ask for it, with its `counts`, so that a GPU need not count
+        labels. Raises as :func:`mtsp.batches.collate` and :func:`mtsp.batches.mixed`.
+        """
+        batch = mixed(collate(samples))
         return batch | {"counts": self.integer_counts(batch)}  # pyright: ignore[reportReturnType]
 
     def sums(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ class Sample(TypedDict):
     flow: NotRequired[np.ndarray]  # HW2 float32, (dx, dy) in pixels, frame -> next_frame; finite everywhere
     flow_valid: NotRequired[np.ndarray]  # HW bool, where flow is known; absent = everywhere
     label: NotRequired[int]  # class of the whole image
+    mix: NotRequired[np.ndarray]  # 5 float32, as in `Batch`
 
 
 class Batch(TypedDict):
@@ -55,6 +56,9 @@ class Batch(TypedDict):
     flow: NotRequired[Tensor]  # B2HW float, (dx, dy) in pixels of this resolution, frame -> next_frame
     flow_valid: NotRequired[Tensor]  # BHW bool, where flow is known; absent = everywhere
     label: NotRequired[Tensor]  # B long, class of the whole image
+    mix: NotRequired[Tensor]  # B5 float, how `mtsp.batches.mixed` is to mix the image: weight, top, bottom, left, right
+    other_label: NotRequired[Tensor]  # B long, class of the image that was mixed in
+    label_weight: NotRequired[Tensor]  # B float in [0, 1], weight of `label`; the rest is that of `other_label`
     counts: NotRequired[dict[str, int]]  # numbers that the losses are divided by, see `mtsp.tasks.Tasks.counts`
 
 

@@ -11,6 +11,7 @@ from data.augment import geometry
 from data.augment.color import ColorConfig, Draw, Factor, draw_factor, draw_spread
 from data.augment.crops import random_box
 from data.augment.geometry import Size
+from data.augment.labeled import RandAugment, draw_mix, erase
 from data.files.undecoded import UndecodedJpeg, UndecodedSample
 from mtsp.config import Config
 from mtsp.types import IGNORE, Sample
@@ -101,6 +102,16 @@ class AugmentConfig(Config):
     """Color changes, the same for both frames except for noise."""
     blur: NonNegative = 0.0
     """Largest standard deviation, in output pixels, of the Gaussian blur applied to half of the samples."""
+    rand_augment: Annotated[str, Field(pattern=r"^rand(-(m|n|mmax|inc)\d+|-(p|mstd)\d+(\.\d+)?)+$")] | None = None
+    """timm's RandAugment, after all other changes, as in `rand-m9-n2-mstd0.5-inc1`: magnitude, number of changes,
+    spread of the magnitude, and that each change grows with it. For labeled images alone, as are the next three."""
+    erase: Probability = 0.0
+    """Probability of overwriting a random rectangle of 2 to 33 % of the area with random colors."""
+    mixup: NonNegative = 0.0
+    """Alpha of mixup: images and labels are mixed in pairs, with weights from Beta(alpha, alpha); 0: none."""
+    cutmix: NonNegative = 0.0
+    """Alpha of CutMix: a rectangle is replaced by that of the other image of the pair, and the label by its share of
+    the area; 0: none. With both, half of the images are mixed in each way."""
     frame_border: tuple[Byte, Byte, Byte] = (124, 116, 104)
     """R, G and B of pixels outside the image; default: ImageNet's mean."""
     mask_border: Byte = IGNORE
@@ -130,6 +141,11 @@ class AugmentConfig(Config):
         if ignored := [key for key, value in still.items() if getattr(self, key) != value]:
             raise ValueError(f"`area` draws the size and position itself; leave out {', '.join(ignored)}")
         return self
+
+    @property
+    def only_for_labeled(self) -> list[str]:
+        """Keys in use that would make masks or flow wrong."""
+        return [key for key in ("rand_augment", "erase", "mixup", "cutmix") if getattr(self, key)]
 
     def build(self) -> "Augmentation":
         """Return the augmentation."""
@@ -192,6 +208,7 @@ class Augmentation:
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
+        self._rand_augment = config.rand_augment and RandAugment(config.rand_augment, config.frame_border)
 
     def __call__(self, sample: Sample | UndecodedSample, rng: np.random.Generator) -> Sample:
         """Return `sample` augmented; `sample` is not changed.
@@ -220,6 +237,12 @@ class Augmentation:
             out["frame"] = _blurred(out["frame"], deviation)
             if "next_frame" in out:
                 out["next_frame"] = _blurred(out["next_frame"], deviation)
+        if self._rand_augment:
+            out["frame"] = self._rand_augment(out["frame"], rng)
+        if config.erase and rng.random() < config.erase:
+            erase(out["frame"], rng)
+        if config.mixup or config.cutmix:
+            out["mix"] = draw_mix(config.mixup, config.cutmix, size, rng)
         if "mask" in sample:
             out["mask"] = geometry.warp_mask(sample["mask"], first, size, config.mask_border)
         if "flow" in sample:

@@ -218,3 +218,14 @@ def test_a_checkpoint_without_an_average_is_not_resumed_by_a_run_that_needs_it(
     files.save(folder, step, found.model, found.optimizer, found.state, keep_last=1)
     with pytest.raises(ValueError, match="has no averaged weights; start a new run"):
         train(classifying, run_dir, "auto")
+
+
+def test_a_classifier_with_mixed_and_erased_images_resumes_with_other_workers_as_if_uninterrupted(
+    classifying: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path
+) -> None:
+    mixing = {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "mixup": 0.2, "cutmix": 1.0}
+    classifying["data"]["colors"]["augment"] |= mixing
+    train(classifying, tmp_path / "whole")
+    classifying["train"]["workers"] = 1
+    train(classifying, run_dir := rewound(tmp_path / "whole", tmp_path / "resumed"), "auto")
+    assert outcome(run_dir) == outcome(tmp_path / "whole")
