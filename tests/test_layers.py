@@ -14,7 +14,7 @@ LEVELS = [  # a module imports from its own level and those below
     ["training"],
     ["evaluation", "tracking"],
     ["transfer", "methods"],
-    ["regularizers", "metrics", "figures", "tasks", "losses", "overlap_losses", "optim", "cost"],
+    ["regularizers", "metrics", "figures", "tasks", "losses", "overlap_losses", "task_weights", "optim", "cost"],
     ["fisher"],
     ["anchors", "batches", "distributed", "files"],
     ["command_line", "config", "indices", "types", "text"],

@@ -18,6 +18,7 @@ from mtsp.optim.groups import depth_scales, longest_prefix
 from mtsp.optim.optimizers import OptimizerConfig
 from mtsp.optim.schedule import ScheduleConfig
 from mtsp.regularizers.configs import AnyRegularizer, NoneConfig, PaceConfig, RegularizerConfig, StrengthConfig
+from mtsp.task_weights import TaskWeightsConfig
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import TrackingConfig
 from mtsp.training.checkpoint.retention import BestConfig, IntervalConfig
@@ -111,6 +112,9 @@ class TrainConfig(Config):
     """Number of micro-batches that each process splits its part of a batch into: the same result with less memory."""
     clip: float | None = Field(default=None, gt=0)
     """Clip the gradient of the losses to this norm; null: no clipping. The regularizer's gradient is not clipped."""
+    task_weights: TaskWeightsConfig | None = None
+    """Learn a factor of the losses of each task, from the uncertainty of the task; null: the losses add up as they
+    are."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """`auto` is bf16 if the hardware supports it (a GPU, or a CPU with AMX), else fp32."""
     ema: EmaConfig | None = None
@@ -189,6 +193,8 @@ class Experiment(Config, Generic[ModelT, DataT]):
         wrong = self._ignored()
         if not self.tasks.wanted:
             wrong.append(f"tasks: there is nothing to learn; set one of {', '.join(type(self.tasks).model_fields)}")
+        if self.train.task_weights is not None and len(self.tasks.wanted) < 2:
+            wrong.append("train.task_weights: weighs tasks against each other, and there is one; leave it out")
         if self.branches and not any(branch.learns for branch in self.branches.values()):
             wrong.append("branches: all are frozen, so nothing would be trained; set `freeze: false` for one")
         try:

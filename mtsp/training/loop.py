@@ -114,6 +114,7 @@ def optimizer_step(
     *global_counts, size = _sum_over_processes(accelerator, [*local_counts, len(samples)])
     counts = dict(zip(names, global_counts, strict=True))
 
+    weights = {} if state.task_weights is None else state.task_weights.by_loss()
     sums: list[dict[str, Tensor]] = []
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
@@ -125,7 +126,8 @@ def optimizer_step(
                     f"{batch['name'][0]} has the labels {', '.join(sorted(batch.keys() & LABELS)) or 'none'} and the "
                     f"network returns {', '.join(outputs)}: some task in `tasks` cannot be learned from these"
                 )
-            loss = torch.stack([total / max(1.0, counts[name]) for name, total in totals.items()]).sum()
+            means = {name: total / max(1.0, counts[name]) for name, total in totals.items()}
+            loss = torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
             sums.append({name: total.detach() for name, total in totals.items()})
             # DDP averages gradients over processes, but the loss is already divided by the global count: undo it.
             accelerator.backward(loss * accelerator.num_processes)
@@ -152,6 +154,8 @@ def optimizer_step(
         _refuse(state, f"the gradient is not finite at step {step}, though the loss is: {listed}", samples)
     optimizer.step()
     optimizer.zero_grad()
+    if state.task_weights is not None:
+        state.task_weights.step(losses)
     clipped = None if clip is None else norm
     return StepResult({"loss": sum(losses.values()), **losses}, clipped, int(size), samples, stops > 0, saves > 0)
 

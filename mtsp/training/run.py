@@ -27,6 +27,7 @@ from mtsp.files.progress import training_progress
 from mtsp.files.tensors import write_tensors
 from mtsp.optim.groups import parameter_groups
 from mtsp.regularizers import Regularizer
+from mtsp.task_weights import TaskWeights
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore
 from mtsp.training.checkpoint.saver import Saver
@@ -141,7 +142,7 @@ def _prepare(
     scales = experiment.lr_scales(model, pretrained.anchors)
     optimizer = experiment.optimizer.build(parameter_groups(model, experiment.learning_rates(), scales))
     model, optimizer = accelerator.prepare(model, optimizer)
-    branches = experiment.branches
+    branches, learned = experiment.branches, experiment.train.task_weights
     return TrainState(
         accelerator,
         model,
@@ -152,6 +153,7 @@ def _prepare(
         modules=tuple(prefix for prefix in experiment.prefixes if "." in prefix),
         frozen_norm=tuple(name for name, branch in branches.items() if branch.freeze_norm),
         channels_last=experiment.train.channels_last,
+        task_weights=None if learned is None else TaskWeights(experiment.tasks, learned),
     )
 
 
@@ -304,6 +306,8 @@ def _watch_loss(run: TrainingRun, saver: Saver, result: StepResult) -> None:
 def _log_training(run: TrainingRun, rates: Mapping[str, float]) -> None:
     values = {f"train/{name}": value for name, value in run.meter.take().items()}
     values |= {f"lr/{branch}": rate for branch, rate in rates.items()}
+    if run.state.task_weights is not None:
+        values |= {f"task_weight/{task}": weight for task, weight in run.state.task_weights.by_task().items()}
     if run.regularizer is not None:  # on every process, because this gathers sharded weights
         values["penalty"] = run.regularizer.penalty()
         for branch, report in run.regularizer.report(run.state.branches).items():

@@ -15,6 +15,7 @@ from mtsp.evaluation.classes import class_names
 from mtsp.evaluation.evaluate import Evaluation
 from mtsp.evaluation.forgetting import SourceTask
 from mtsp.regularizers import Regularizer
+from mtsp.task_weights import TaskWeights
 from mtsp.tasks import Tasks
 from mtsp.tracking.tracker import Tracker
 from mtsp.training.ema import Ema
@@ -58,7 +59,7 @@ class Position:
 class StepResult(NamedTuple):
     """Losses of one optimizer step, over all processes."""
 
-    losses: dict[str, float]  # weighted terms, and their sum as "loss"
+    losses: dict[str, float]  # terms by the weights of the config, and their sum as "loss"
     gradient_norm: float | None  # before clipping; None if the run does not clip
     samples: int
     names: tuple[str, ...]  # of the samples of this process
@@ -83,6 +84,8 @@ class TrainState:
     """Branches that learn, but keep their batch-norm statistics."""
     channels_last: bool = True
     """Memory format of the images; it should match the network's."""
+    task_weights: TaskWeights | None = None
+    """Factors of the losses that are learned; None: the losses add up as they are."""
 
 
 class Meter:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtsp.config import parse
+from mtsp.config import ConfigError, parse
 from mtsp.files.tensors import write_tensors
 from mtsp.optim.groups import longest_prefix
 from tests.runs.run_folders import rewound, rows
@@ -92,3 +92,26 @@ def test_a_frozen_branch_shows_no_pull(pretrained: dict[str, Any], train: Train,
     assert last["distance/flow"] == 0
     assert not {"time_constant/flow", "pull_to_gradient/flow"} & last.keys()
     assert last["time_constant/segmentation"] > 0
+
+
+def test_weights_of_tasks_are_learned_from_each_step_and_resumed(
+    values: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path
+) -> None:
+    """Stages of masks (2 steps), of flow (1) and of both, so that step 4 is the first in which both are learned."""
+    values["train"]["task_weights"] = {"lr": 0.1}
+    train(values, tmp_path / "run")
+    curves = {task: [row[f"task_weight/{task}"] for row in rows(tmp_path / "run") if f"task_weight/{task}" in row]
+              for task in ("segmentation", "flow")}  # fmt: skip
+    assert curves["flow"][:2] == [1.0, 1.0]
+    assert curves["flow"][2] != 1.0
+    assert curves["segmentation"][1] == curves["segmentation"][2] != curves["segmentation"][3]
+    resumed = rewound(tmp_path / "run", 4, tmp_path / "resumed")
+    train(values, resumed, "auto")
+    assert outcome(resumed) == outcome(tmp_path / "run")
+
+
+def test_weights_of_a_single_task_are_refused(values: dict[str, Any]) -> None:
+    del values["tasks"]["flow"]
+    values["train"]["task_weights"] = {}
+    with pytest.raises(ConfigError, match=r"train\.task_weights: weighs tasks against each other, and there is one"):
+        parse(AnyExperiment, values)

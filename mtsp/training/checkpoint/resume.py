@@ -105,6 +105,8 @@ def restore(run: TrainingRun, saved: files.Checkpoint) -> None:
         raise files.CheckpointError(f"{saved.path} has another network: {str(error).splitlines()[0]}") from error
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
+    if run.state.task_weights is not None:
+        run.state.task_weights.load_state_dict(state["task_weights"])
     if state["step"] > run.experiment.train.steps:
         steps = run.experiment.train.steps
         raise ConfigError(f"{saved.path} is beyond train.steps={steps}; increase it, or choose a new --run-dir")

@@ -115,6 +115,7 @@ class Saver:
             "classes": run.classes,
             "fisher": fisher_of(run),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            "task_weights": None if run.state.task_weights is None else run.state.task_weights.state_dict(),
             "processes": accelerator.num_processes,
             "sharded": is_sharded(run.network),
             "meter": {name: list(values) for name, values in run.meter.values.items()},
