@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from data.files.images import write_image
 from data.files.masks import write_mask
-from mtsp.config import ConfigError
+from mtsp.config import ConfigError, parse
 from mtsp.training.checkpoint import files
 from tests import two_processes
+from tools.build import AnyExperiment, build_network
 from tools.evaluate import main as evaluate
 from tools.score import main as score
 from tools.train import main
@@ -229,3 +230,17 @@ def test_a_classifier_with_mixed_and_erased_images_resumes_with_other_workers_as
     classifying["train"]["workers"] = 1
     train(classifying, run_dir := rewound(tmp_path / "whole", tmp_path / "resumed"), "auto")
     assert outcome(run_dir) == outcome(tmp_path / "whole")
+
+
+def test_a_head_that_is_trained_first_finds_the_backbone_as_it_was(
+    classifying: dict[str, Any], train: Train, tmp_path: Path
+) -> None:
+    """Two stages that add up to the run: two steps of the head alone, then two of both."""
+    batch = {"batch_size": {"colors": 6}}
+    classifying["train"]["stages"] = [{"steps": 2, "learn": ["head"], **batch}, {"steps": 2, **batch}]
+    train(classifying, tmp_path / "run")
+    start = build_network(parse(AnyExperiment, classifying), CLASSES).model.state_dict()
+    warm, end = (files.load(path).model for path in files.checkpoints(tmp_path / "run/checkpoints"))
+    moved = [{name for name in start if not torch.equal(start[name], now[name])} for now in (warm, end)]
+    assert {name.partition(".")[0] for name in moved[0]} == {"head"}
+    assert {"head.label.weight", "backbone.network.conv_stem.weight", "backbone.network.bn1.running_mean"} <= moved[1]
