@@ -16,7 +16,11 @@ from tests.docs.pages import PAGES, ROOT, Block, anchors, blocks, commands, link
 from tools import train
 
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page.read_text()))]
-PLACEHOLDERS = {"runs/NAME/experiment.yaml": "davis_segflow.yaml", "my_run.yaml": "own/masks.yaml"}
+PLACEHOLDERS = {
+    "runs/NAME/experiment.yaml": "davis_segflow.yaml",
+    "my_run.yaml": "own/masks.yaml",
+    "my_videos.yaml": "own/videos.yaml",
+}
 """Configs that only a reader has, and shipped ones in their place."""
 
 

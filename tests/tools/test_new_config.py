@@ -1,12 +1,15 @@
 """`tools/train.py --new`: a config for a person's own data, which trains as it is."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from data.files.flow_formats import write_flo
 from data.files.images import write_image
@@ -14,6 +17,7 @@ from data.files.masks import write_mask
 from data.segmentation.mask_folder import MaskFolderConfig
 from models.pretrained import downloads
 from models.pretrained.downloads import Download, downloaded
+from models.pretrained.files import SHIPPED
 from models.segflow import SegFlowConfig
 from mtsp.config import CONFIGS, parse
 from mtsp.training.checks import missing_fisher
@@ -159,6 +163,21 @@ def test_whole_videos_are_held_out(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert (len(train), len(val)) == (6, 3)
     assert main(["--config", "mine.yaml", *small]) == 0
+
+
+def test_a_config_for_videos_takes_the_shipped_flow_branch_as_its_first_lines_say() -> None:
+    for video in ("cat", "dog"):
+        for i in range(2):
+            write_photo(Path(f"frames/{video}/{i}.jpg"), i)
+            write_labels(Path(f"masks/{video}/{i}.png"), 0, 1)
+    assert new("--videos", "frames", "masks") == 0
+    told = [line.removeprefix("#   ") for line in Path("mine.yaml").read_text().splitlines() if "=" in line]
+    small = ["model.encoder=tu-test_efficientnet", "branches.segmentation.weights=null", "train.steps=2"]
+    assert main(["--config", "mine.yaml", *shlex.split(" ".join(told)), *small, "train.workers=0"]) == 0
+    trained, shipped = load_file("runs/mine/weights.safetensors"), load_file(SHIPPED)
+    network = [name for name in trained if name.startswith("flow.network.")]
+    assert len(network) > 20
+    assert all(torch.equal(trained[name], shipped[name]) for name in network)
 
 
 @pytest.mark.parametrize(
