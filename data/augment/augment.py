@@ -208,7 +208,8 @@ class Augmentation:
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
-        self._rand_augment = config.rand_augment and RandAugment(config.rand_augment, config.frame_border)
+        policy = config.rand_augment
+        self._rand_augment = None if policy is None else RandAugment(policy, config.frame_border)
 
     def __call__(self, sample: Sample | UndecodedSample, rng: np.random.Generator) -> Sample:
         """Return `sample` augmented; `sample` is not changed.
@@ -237,7 +238,7 @@ class Augmentation:
             out["frame"] = _blurred(out["frame"], deviation)
             if "next_frame" in out:
                 out["next_frame"] = _blurred(out["next_frame"], deviation)
-        if self._rand_augment:
+        if self._rand_augment is not None:
             out["frame"] = self._rand_augment(out["frame"], rng)
         if config.erase and rng.random() < config.erase:
             erase(out["frame"], rng)
