@@ -89,17 +89,17 @@ def load_keeping_classes(
 def matching_rows(
     classes: Sequence[str], names: Sequence[Sequence[str]], reuse: Reuse, *, place: str, source: str
 ) -> list[tuple[int, int]]:
-    """Return, for each class to keep, its number here and its number in the weights.
+    """Return two numbers for each class to keep: its number in the data, and its number in the weights.
 
     Args:
-        classes: names of the classes here.
+        classes: names of the classes of the data.
         names: names of each class in the weights, the main one first. Case, hyphens and underscores do not matter.
         reuse: the classes to keep.
         place: key of the config, for messages.
         source: the weights, for messages.
 
     Raises:
-        ConfigError: a class is unknown here or in the weights, or its name stands for several classes of the weights.
+        ConfigError: a class is unknown to data or weights, or its name stands for several classes of the weights.
     """
     if not classes:
         raise ConfigError(f"{place}: the data do not name their classes, so that rows cannot be matched")

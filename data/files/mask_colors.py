@@ -88,7 +88,13 @@ class SameColors:
         self._seen: set[bytes] = set()
 
     def check(self, path: Path, colors: np.ndarray, used: np.ndarray) -> None:
-        """Check the colors of one file. Raises DataError if an earlier file has one of them at another index."""
+        """Check one file. Raises DataError if one of its colors has another index in an earlier file.
+
+        Args:
+            path: the file, for messages.
+            colors: its palette, N3.
+            used: the indices that occur in its mask.
+        """
         key = colors.tobytes() + used.tobytes()
         if key in self._seen:
             return

@@ -220,7 +220,7 @@ def _check_objects(davis: DavisMeasure, folder: Path) -> None:
                 raise DataError(f"{file}: an object {odd[-1]}, but the true masks of its sequence have {has}")
     empty = davis.without_objects()
     if len(empty) == len(davis.frames):
-        raise DataError(f"{empty[0]}: the first true mask of its sequence has no object, and so in all sequences")
+        raise DataError(f"no sequence can be scored: the first true mask of each, such as {empty[0]}, has no object")
     if empty:
         _LOG.warning(
             "%d sequences without an object in their first true mask are not scored: %s",

@@ -49,7 +49,7 @@ class PascalVocConfig(SegmentedConfig):
 
 
 def read_voc_list(root: Path, lists: Path, split: str, masks: str) -> list[SegmentedImage]:
-    """Return the files in a list of PASCAL VOC, with a name or the paths of an image and its mask on each line.
+    """Return the files that a list of PASCAL VOC names: a name, or the paths of an image and its mask, on each line.
 
     Raises DataError if the list is missing or a path is outside `root`.
     """

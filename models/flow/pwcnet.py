@@ -112,7 +112,7 @@ def warped(features: Tensor, flow: Tensor) -> Tensor:
 
 
 def relative_motion(flow: Tensor) -> Tensor:
-    """Return how the motion differs from the image's mean motion: dx, dy and length, B3HW, of mean square about 1.
+    """Return the flow minus its mean over the image, as dx, dy and length (B3HW), scaled to a mean square of about 1.
 
     Where the camera moves as much as the objects, this tells them apart better than the flow itself. Differences below
     half a pixel stay small.

@@ -67,8 +67,8 @@ class VideoMasks(Metric):
     def __init__(self, classes: int = 2, *, every_frame: bool = False) -> None:
         if classes != 2:
             raise ValueError(
-                f"masks of {classes} classes in a data set of videos, whose masks are object or background; set kind: "
-                "images to score each class"
+                f"the network predicts {classes} classes, but masks of videos are scored as object and background; set "
+                "kind: images to score each class"
             )
         self.davis, self.pixels = DavisMeasure(every_frame=every_frame), ConfusionMatrix(2)
 

@@ -50,7 +50,7 @@ def without_frames(scores: Scores) -> list[str]:
 
 
 def is_known(labels: Mapping[str, Any], label: str) -> bool:
-    """Return whether any pixel of the true `label`, "mask" or "flow", of an example is known; True for a class."""
+    """Return whether the true `label` ("mask" or "flow") of an example has a known pixel; a class is always known."""
     if label == "mask":
         return bool((labels["mask"] != IGNORE).any())
     return label != "flow" or "flow_valid" not in labels or bool(labels["flow_valid"].any())

@@ -44,7 +44,7 @@ def l2sp_of_loaded(
     weights = named_weights(model)
     new = (new,) if isinstance(new, str) else new
     if unknown := [name for name in new or () if not any(under(weight, name) for weight in weights)]:
-        raise ValueError(f"new={unknown[0]!r}: no weight of {type(model).__name__} has a name that begins so")
+        raise ValueError(f"new={unknown[0]!r}: no weight's name in {type(model).__name__} begins with it")
     marked = {name for name, weight in weights.items() if getattr(weight, "_is_hf_initialized", False)}
     marked |= {name for name in weights if _original(name) in marked}  # a copy that PEFT trains in full
     if not marked and new is None:
@@ -106,7 +106,7 @@ def known_branches(regularizer: Regularizer, branches: Sequence[str]) -> tuple[s
         if not branch or not any(under(name, branch) for name in regularizer.targets):
             first = next(iter(regularizer.targets), "none")
             raise ValueError(
-                f"branch {branch!r}: no regularized weight has a name that begins so; give the name of a module of "
+                f"branch {branch!r}: no regularized weight's name begins with it; give the name of a module of "
                 f"{type(regularizer.model).__name__}, whose first weight is {first}"
             )
     return branches

@@ -38,7 +38,7 @@ def parameter_groups(
         branch, _, module = unused[0].partition(".")
         children = [name for name, _ in model.get_submodule(branch).named_children()]
         raise ValueError(
-            f"branches.{branch}.modules.{module}: no weight's name begins so; {branch} has the modules "
+            f"branches.{branch}.modules.{module}: no weight's name begins with it; {branch} has the modules "
             f"{', '.join(children)}"
         )
     return [group for group in groups.values() if group["params"]]

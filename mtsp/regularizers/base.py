@@ -257,11 +257,11 @@ class Regularizer:
         return result
 
     def time_constant(self, prefix: str = "") -> float | None:
-        """Return the steps in which the pull alone brings pretrained weights under `prefix` to 1/e of their distance.
+        """Return the number of steps in which the pull alone cuts the distance of pretrained weights to 1/e.
 
-        At the full learning rate, as for a :class:`~mtsp.regularizers.Pace`. None where there is no such number:
-        nothing pretrained is pulled there, or the pull does not depend on the distance alone (coupled through Adam,
-        L1-SP).
+        It is a mean over the weights whose names begin with `prefix`, at the full learning rate, as for a
+        :class:`~mtsp.regularizers.Pace`. None where there is no such number: nothing pretrained is pulled there, or
+        the pull does not depend on the distance alone (coupled through Adam, L1-SP).
         """
         fractions = self._step_fractions(full=True)
         fraction = _mean([found for (name, shared), found in fractions.items() if shared and under(name, prefix)])

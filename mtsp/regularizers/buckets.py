@@ -42,7 +42,7 @@ class Bucket:
 
 
 class Block(NamedTuple):
-    """Some of a bucket's weights, all with a gradient."""
+    """Weights of a bucket that are moved at once; all of them have a gradient."""
 
     values: WeightBlock
     gradients: list[Tensor]

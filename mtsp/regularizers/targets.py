@@ -84,7 +84,7 @@ def find_targets(
     for strength, word in ((alpha, "alpha"), (beta, "beta")):
         prefixes = strength if isinstance(strength, Mapping) else ()
         if unknown := [prefix for prefix in prefixes if not any(under(name, prefix) for name in weights)]:
-            raise ValueError(f"{word} is given for {unknown[0]!r}, but no weight's name begins so")
+            raise ValueError(f"{word} is given for {unknown[0]!r}, but no weight's name begins with it")
     found, rows, channel_groups = {}, output_dimensions(model), output_groups(model)
     for name in chosen:
         anchor, weight = given.get(name), weights[name]

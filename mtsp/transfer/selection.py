@@ -26,7 +26,7 @@ class SelectionPath(NamedTuple):
 
 
 def ranking(cost_matrix: np.ndarray, target: np.ndarray, k: int) -> list[int]:
-    """Return the `k` source classes that are nearest to the target as separate domains, nearest first.
+    """Return the `k` source classes nearest to the target, nearest first, each taken as a domain of its own.
 
     This follows the description in DSTL; the released code has no selection step. For arguments and errors, see
     :func:`greedy`.

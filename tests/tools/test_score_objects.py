@@ -152,7 +152,7 @@ def test_a_sequence_without_an_object_in_its_first_mask_is_skipped_with_its_name
         write_mask(tmp_path / f"DAVIS/Annotations/480p/a/{i:05d}.png", mask(0, 0, 0))
         write_mask(tmp_path / f"predictions/a/{i:05d}.png", mask(0, 0, 0))
     assert run([*videos, "--objects"]) == 1
-    assert "a: the first true mask of its sequence has no object, and so in all sequences" in capsys.readouterr().err
+    assert "no sequence can be scored: the first true mask of each, such as a, has no object" in capsys.readouterr().err
 
 
 def test_a_frame_that_is_unknown_everywhere_does_not_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

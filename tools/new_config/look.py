@@ -104,7 +104,7 @@ def _several_colors(path: Path) -> bool:
 
 
 def object_only(values: Values) -> bool:
-    """Return whether masks hold one object: colors, or nothing but 0 and one value of 128 to 255."""
+    """Return whether masks show a single object: colors instead of ids, or only 0 and one value from 128 to 255."""
     bright = [value for value in values.values if value]
     alone = len(bright) == 1 and 127 < bright[0] <= 255
     return not values.values or (alone and (0 in values.values or bright == [255]))
@@ -131,7 +131,9 @@ def flow_folders(folder: Path) -> tuple[Path, Path]:
     if flow == folder:
         return folder, folder
     if named is None and len(others) != 1:
-        raise DataError(f"{folder} has flow in {flow.name}, but no folder called frames; rename the folder of frames")
+        raise DataError(
+            f"{folder} has flow in {flow.name}, but no folder called frames; rename the folder of images to frames"
+        )
     return named or others[0], flow
 
 

@@ -1,4 +1,7 @@
-"""Save a run: decide when, copy its state, and write the copy in a thread while the training goes on."""
+"""Save a run: decide when, copy its state, and write the copy in a thread while the training goes on.
+
+How a checkpoint is written so that a kill leaves the earlier ones intact is in :mod:`mtsp.training.checkpoint.files`.
+"""
 
 import time
 from collections.abc import Mapping

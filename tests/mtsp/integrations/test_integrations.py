@@ -192,7 +192,7 @@ def test_where_the_trainer_logs_epochs_their_first_step_is_measured(tmp_path: Pa
 def test_a_branch_that_is_not_there_is_refused_at_once() -> None:
     regularizer = Silent().regularizer()
     with pytest.raises(
-        ValueError, match=r"'backbones': no regularized weight .* of Silent, whose first weight is backbone\."
+        ValueError, match=r"'backbones': no regularized weight's name .* of Silent, whose first weight is backbone\."
     ):
         trainer_callback(regularizer, branches=("head", "backbones"))
     assert trainer_callback(regularizer, branches="head").branches == ("head",)

@@ -116,7 +116,7 @@ def test_a_tied_embedding_is_pulled_once_and_told() -> None:
 def test_models_of_other_libraries_want_to_hear_what_is_new() -> None:
     with pytest.raises(ValueError, match=r"nothing in ModuleDict is marked as loaded .* new=\['head'\] or new=\[\]"):
         l2sp_of_loaded(network(), alpha=0.1)
-    with pytest.raises(ValueError, match="new='haed': no weight of ModuleDict has a name that begins so"):
+    with pytest.raises(ValueError, match="new='haed': no weight's name in ModuleDict begins with it"):
         l2sp_of_loaded(network(), alpha=0.1, new=["haed"])
     regularizer = l2sp_of_loaded(network(), alpha=0.1, new="head")
     assert [target.shared for target in regularizer.targets.values()] == [True, False]

@@ -91,5 +91,7 @@ def test_a_weight_of_no_branch_and_a_module_without_weights_are_refused() -> Non
     model = nn.ModuleDict({"a": nn.Linear(1, 1), "lost": nn.Linear(1, 1)})
     with pytest.raises(ValueError, match=r"weight lost.weight belongs to none of the branches a$"):
         parameter_groups(model, {"a": 0.1})
-    with pytest.raises(ValueError, match=r"branches.a.modules.2: no weight's name begins so; a has the modules 0, 1$"):
+    with pytest.raises(
+        ValueError, match=r"branches.a.modules.2: no weight's name begins with it; a has the modules 0, 1$"
+    ):
         parameter_groups(two(), {"a": 0.1, "a.2": 0.1, "b": 0.1})

@@ -365,7 +365,7 @@ def test_what_would_regularize_wrongly_without_a_word_is_refused() -> None:
     anchors = capture(model, old_names(model))
     with pytest.raises(ValueError, match="none of the 0 pretrained tensors"):
         capture(model, [])
-    with pytest.raises(ValueError, match="alpha is given for 'backbone', but no weight's name begins so"):
+    with pytest.raises(ValueError, match="alpha is given for 'backbone', but no weight's name begins with it"):
         L2SP(model, anchors=anchors, alpha={"old": 1.0, "backbone": 2.0}, beta=1.0)
     with pytest.raises(ValueError, match=r"the anchor of old\.0\.weight has values that are NaN"):
         L2SP(model, anchors=anchors | {"old.0.weight": torch.full((6, 5), float("nan"))}, alpha=1.0, beta=1.0)
