@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtsp.types import Batch
+from mtsp.types import Batch, Examples
 
 
 class Failure(NamedTuple):
@@ -63,6 +64,17 @@ def mixed(batch: Batch) -> Batch:
     rest = {key: value for key, value in batch.items() if key != "mix"}
     labels = {"other_label": batch["label"][partner], "label_weight": mix[:, 0]}
     return Batch(**{**rest, "frame": images, **labels})  # pyright: ignore[reportArgumentType]
+
+
+def first_sample(examples: Examples) -> Batch:
+    """Return the first example as a training sample, always with the same augmentation."""
+    return examples.train_sample(0, np.random.default_rng(0))
+
+
+def frame_shapes(sample: Batch, count: int) -> list[tuple[int, ...]]:
+    """Return the shapes of a network's inputs, the frame and, if there is one, the next, in a batch of `count`."""
+    frames = [sample["frame"], *([sample["next_frame"]] if "next_frame" in sample else [])]
+    return [(count, *frame.shape) for frame in frames]
 
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True) -> Batch:

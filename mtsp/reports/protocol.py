@@ -187,7 +187,7 @@ class Protocol:
         for branch in values["branches"].values():
             branch["alpha"] = branch["beta"] = None
             branch["lr"] = branch["lr"] and branch["lr"] * setting.rate
-        trained = {name for stage in self.experiment.train.stages for name in stage.batch_size}
+        trained = self.experiment.train.entries
         for name in trained:
             if "label_seed" in values["data"][name]["dataset"]:
                 values["data"][name]["dataset"]["label_seed"] = seed
@@ -204,7 +204,7 @@ class Protocol:
             values["regularizer"] |= {"alpha": setting.strength, "beta": beta}
         return parse(type(self.experiment), values)
 
-    def _cut(self, values: dict[str, Any], trained: set[str], seed: int) -> None:
+    def _cut(self, values: dict[str, Any], trained: Sequence[str], seed: int) -> None:
         """Hold out a part of the training data, and evaluate on it in place of the test data."""
         test = self.experiment.evaluation.data[0]
         first = next(iter(self.experiment.train.stages[0].batch_size))

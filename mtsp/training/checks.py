@@ -9,11 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtsp.batches import evaluating, without_computing
+from mtsp.batches import evaluating, first_sample, without_computing
 from mtsp.config import ConfigError
 from mtsp.evaluation.classes import align, class_names
 from mtsp.evaluation.tta import Tta
@@ -73,7 +72,7 @@ def with_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> Any
     """
     if getattr(experiment.model, "classes", 0) is not None:
         return experiment
-    trained = [data[name] for stage in experiment.train.stages for name in stage.batch_size if name in data]
+    trained = [data[name] for name in experiment.train.entries if name in data]
     classes = next((len(names) for one in trained if (names := class_names(one))), 0)
     if not classes and any(one.kind == "video" for one in trained):
         classes = 2
@@ -97,7 +96,7 @@ def align_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> di
             f"data.{videos[0]} is a data set of videos, with masks of object and background, but model.classes is "
             f"{wanted}; set model.classes=2, or score each class with data.{videos[0]}.dataset.kind=images"
         )
-    trained = [name for stage in experiment.train.stages for name in stage.batch_size if name in data]
+    trained = [name for name in experiment.train.entries if name in data]
     first = next((name for name in [*trained, *data] if class_names(data[name])), None)
     if first is None:
         return dict(data)
@@ -135,9 +134,8 @@ def try_sizes(experiment: AnyExperiment, network: nn.Module, data: Mapping[str, 
     Raises:
         ConfigError: the network does not take frames of one of these sizes; the message names sizes that work.
     """
-    trained = {name for stage in experiment.train.stages for name in stage.batch_size}
-    for name in sorted(trained & data.keys()):
-        batch = data[name].train_sample(0, np.random.default_rng(0))
+    for name in sorted(data.keys() & set(experiment.train.entries)):
+        batch = first_sample(data[name])
         _try(network, f"data.{name}, in training", batch["frame"].shape, "next_frame" in batch)
     tta = experiment.evaluation.tta.build()
     with evaluating(network):

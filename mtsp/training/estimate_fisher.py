@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mtsp.anchors import fingerprint
-from mtsp.batches import collate, evaluating, to_device
+from mtsp.batches import collate, evaluating, first_sample, to_device
 from mtsp.config import ConfigError
 from mtsp.distributed.accelerator import make_accelerator
 from mtsp.files.progress import progress
@@ -75,8 +75,7 @@ def estimate(
     _require_place(out, overwrite)
     task = _task(experiment)
     accelerator = make_accelerator("fp32")
-    names = {name for stage in experiment.train.stages for name in stage.batch_size}
-    opened = open_data(experiment, names, missing_weights(experiment))
+    opened = open_data(experiment, experiment.train.entries, missing_weights(experiment))
     experiment = with_classes(experiment, opened)
     with accelerator.main_process_first():  # one process downloads, the others find the file
         pretrained = build_network(experiment, learned_classes(opened))
@@ -163,10 +162,8 @@ def _task(experiment: AnyExperiment) -> str:
 
 
 def _data(experiment: AnyExperiment, opened: Mapping[str, Examples], task: str) -> dict[str, Examples]:
-    names = dict.fromkeys(name for stage in experiment.train.stages for name in stage.batch_size)
-    built = {name: opened[name] for name in names}
-    label = _OUTPUT_AND_LABEL[task][1]
-    found = {name: one for name, one in built.items() if label in one.train_sample(0, np.random.default_rng(0))}
+    names, label = experiment.train.entries, _OUTPUT_AND_LABEL[task][1]
+    found = {name: opened[name] for name in names if label in first_sample(opened[name])}
     if not found:
         raise ConfigError(f"data: none of {', '.join(names)} has a {label}, which {task} needs; add a data set with it")
     return align_classes(experiment, found)
@@ -175,7 +172,7 @@ def _data(experiment: AnyExperiment, opened: Mapping[str, Examples], task: str) 
 @torch.no_grad()
 def _passes(pretrained: PretrainedNetwork, examples: Examples, task: str, device: torch.device) -> int:
     """Return the number of backward passes per image in mode `exact`: classes times pixels."""
-    batch = to_device(collate([examples.train_sample(0, np.random.default_rng(0))]), device, channels_last=False)
+    batch = to_device(collate([first_sample(examples)]), device, channels_last=False)
     with evaluating(pretrained.model):
         outputs = pretrained.model(batch["frame"], batch.get("next_frame"))
     if (output := _OUTPUT_AND_LABEL[task][0]) in outputs:

@@ -143,6 +143,11 @@ class TrainConfig(Config):
     timeout: float = Field(default=1800.0, gt=0)
     """Number of seconds that a process waits for the other processes before the run ends with an error."""
 
+    @property
+    def entries(self) -> list[str]:
+        """Names of the data entries that any stage trains on, in the order of the stages."""
+        return list(dict.fromkeys(name for stage in self.stages for name in stage.batch_size))
+
     def worker_count(self) -> int:
         """Return `workers` as a number on this machine."""
         if self.workers != "auto":

@@ -2,11 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
+from mtsp.batches import first_sample, frame_shapes
 from mtsp.cost.dry_run import optimizer_bytes, saved_bytes, size_of
 from mtsp.distributed.sharding import is_sharded
 from mtsp.optim.groups import longest_prefix
@@ -46,9 +46,7 @@ def predict_memory(run: TrainingRun) -> MemoryEstimate | None:
         learning = _learning(run, stage)
         gradients = max(gradients, sum(size_of(network.get_parameter(name)) for name in learning))
         for name, size in stage.batch_size.items():
-            sample: Any = run.data[name].train_sample(0, np.random.default_rng(0))
-            inputs = [sample[key] for key in ("frame", "next_frame") if key in sample]
-            shapes = [(max(1, size // shares), *image.shape) for image in inputs]
+            shapes = frame_shapes(first_sample(run.data[name]), max(1, size // shares))
             bf16 = run.state.accelerator.mixed_precision in ("bf16", "fp16")
             activations = max(activations, saved_bytes(network, shapes, learning=learning, bf16=bf16))
     moved = {name for stage in experiment.train.stages for name in _learning(run, stage)}

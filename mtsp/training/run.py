@@ -85,7 +85,7 @@ def run_experiment(
     main, lock = accelerator.is_main_process, locked(run_dir)
     with lock if main else nullcontext(), other_processes_may_fail(accelerator), StopSignals() as signals:
         saved = checkpoint_to_resume(accelerator, run_dir, resume)
-        used = {*experiment.evaluation.data}.union(*(stage.batch_size for stage in experiment.train.stages))
+        used = {*experiment.evaluation.data, *experiment.train.entries}
         source = experiment.evaluation.source
         missing = [*missing_weights(experiment), *missing_fisher(experiment)]
         missing += [] if source is None else missing_weights(experiment.source_experiment())

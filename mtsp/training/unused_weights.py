@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
+from mtsp.batches import first_sample, frame_shapes
 from mtsp.cost.dry_run import reached
 from mtsp.training.experiment import AnyExperiment
 from mtsp.types import Examples
@@ -41,8 +40,7 @@ def leaves_weights_unused(experiment: AnyExperiment, network: nn.Module, data: M
     for stage in experiment.train.stages:
         if stage.learn is not None:
             return f"learn: {', '.join(stage.learn)}"
-        sample: Any = data[list(stage.batch_size)[-1]].train_sample(0, np.random.default_rng(0))
-        shapes = [(2, *sample[key].shape) for key in ("frame", "next_frame") if key in sample]
-        if reached(network, shapes, experiment.tasks.outputs(sample), sorted(trainable)) != trainable:
+        sample = first_sample(data[list(stage.batch_size)[-1]])
+        if reached(network, frame_shapes(sample, 2), experiment.tasks.outputs(sample), sorted(trainable)) != trainable:
             return f"{', '.join(stage.batch_size)}"
     return None

@@ -48,9 +48,8 @@ class Picky(nn.Module):
 
 
 def experiment(tta: Any = None, evaluated: tuple[str, ...] = ("val",)) -> Any:
-    stage = SimpleNamespace(batch_size={"train": 2})
     evaluation = SimpleNamespace(data=evaluated, tta=tta or NoTtaConfig())
-    return SimpleNamespace(train=SimpleNamespace(stages=(stage,)), evaluation=evaluation)
+    return SimpleNamespace(train=SimpleNamespace(entries=["train"]), evaluation=evaluation)
 
 
 def test_crops_are_tried_in_training_mode_and_frames_in_evaluation_mode_each_size_once() -> None:
