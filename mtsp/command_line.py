@@ -78,6 +78,12 @@ def require_pair(parser: argparse.ArgumentParser, arguments: argparse.Namespace,
         parser.error(f"--{first} and --{second} belong together; give both or none")
 
 
+def require_empty(folder: Path, option: str) -> None:
+    """Raise ValueError if the folder that `option` names exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder; choose a new or empty folder for {option}")
+
+
 def stopped() -> int:
     """Print that a signal stopped the program and how to continue; return the exit code `STOPPED`."""
     print("stopped; the same command continues from here", file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from mtsp.command_line import program, require_pair
+from mtsp.command_line import program, require_empty, require_pair
 
 if TYPE_CHECKING:
     from tools.adaptation.first_frame import AdaptConfig, Video
@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tools.predict import SHIPPED_CONFIG, SHORT_SIDE
 
     require_writable(arguments.json, None)
-    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
-        raise ValueError(f"{arguments.out} is not an empty folder; choose a new or empty folder for --out")
+    require_empty(arguments.out, "--out")
     config = load(AdaptConfig, arguments.adaptation, arguments.settings)
     adapter = Adapter(
         read_experiment(arguments.config or SHIPPED_CONFIG), str(arguments.checkpoint or "shipped"), config
@@ -101,7 +100,7 @@ def _videos(arguments: argparse.Namespace) -> "list[Video]":
     return [videos[0]._replace(name=videos[0].name or arguments.frames.name)]
 
 
-def _davis(arguments: argparse.Namespace) -> "Any":
+def _davis(arguments: argparse.Namespace) -> Any:
     from data.predictions.score import truth_of
 
     only = () if arguments.sequences is None else (f"sequences=[{arguments.sequences}]",)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before installed packages called tools, models or data
 
-from mtsp.command_line import program
+from mtsp.command_line import program, require_empty
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,8 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
     experiment = read_experiment(arguments.config, changes)
     entries = chosen_entries(experiment, names, arguments.split)
     saved = arguments.save_predictions
-    if saved is not None and saved.exists() and (not saved.is_dir() or any(saved.iterdir())):
-        raise ValueError(f"{saved} is not an empty folder; choose a new or empty folder for --save-predictions")
+    if saved is not None:
+        require_empty(saved, "--save-predictions")
     examples = {name: entry.build() for name, entry in entries.items()}
     require_whole_images(experiment, entries)
     model = load_trained(experiment, arguments.checkpoint)

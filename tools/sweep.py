@@ -32,40 +32,7 @@ if TYPE_CHECKING:
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and sweep; return 75 if a signal stopped it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    add_config(parser)
-    parser.add_argument("--run-dir", type=Path, help="folder for all runs and the table (default: runs/NAME-sweep)")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=1,
-        metavar="N",
-        help="number of seeds, counting up from the config's seed (default: 1)",
-    )
-    parser.add_argument(
-        "--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 times train.steps)"
-    )
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show in the table; * matches any text")
-    parser.add_argument("--tune", action="store_true", help="choose settings on held-out training data, then test")
-    parser.add_argument(
-        "--tuning-seeds", type=int, default=1, metavar="N", help="splits to average over while tuning (default: 1)"
-    )
-    parser.add_argument(
-        "--holdout",
-        type=above_zero,
-        default=0.25,
-        metavar="F",
-        help="fraction of training data to hold out (default: 0.25)",
-    )
-    parser.add_argument("--regularizers", nargs="+", metavar="NAME", help="with --tune: none, l2, l2sp, spd")
-    parser.add_argument(
-        "--curve-seeds", type=int, default=0, metavar="N", help="with --tune: also test every strength with N seeds"
-    )
-    parser.add_argument(
-        "--control-rate", type=above_zero, metavar="F", help="with --tune: also test all at F times the learning rates"
-    )
-    parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
-    options = parser.parse_intermixed_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
 
     from mtsp.config import ConfigError
     from mtsp.reports.runs import HEADLINES
@@ -98,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tune(experiment: "AnyExperiment", options: argparse.Namespace) -> int:
-    """Choose settings, test them, and print where their numbers are; return 130 if a signal stopped a run."""
+    """Choose settings, test them, and print where their numbers are; return 75 if a signal stopped a run."""
     from mtsp.reports.protocol import STRENGTHS, Protocol
     from mtsp.reports.sweep import seeds_from
     from tools.train import train
@@ -139,6 +106,43 @@ def _commands(folder: Path, planned: "Sequence[Row]", seeds: Sequence[int]) -> I
             run_dir = folder / f"{row.key}-seed{seed}"
             words = ["accelerate", "launch", "tools/train.py", "--config", str(config), "--run-dir", str(run_dir)]
             yield shlex.join([*words, "--resume", "auto", f"seed={seed}"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    add_config(parser)
+    parser.add_argument("--run-dir", type=Path, help="folder for all runs and the table (default: runs/NAME-sweep)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of seeds, counting up from the config's seed (default: 1)",
+    )
+    parser.add_argument(
+        "--taus", metavar="A,B,...", help="time constants in steps (default: 10 to 0.1 times train.steps)"
+    )
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show in the table; * matches any text")
+    parser.add_argument("--tune", action="store_true", help="choose settings on held-out training data, then test")
+    parser.add_argument(
+        "--tuning-seeds", type=int, default=1, metavar="N", help="splits to average over while tuning (default: 1)"
+    )
+    parser.add_argument(
+        "--holdout",
+        type=above_zero,
+        default=0.25,
+        metavar="F",
+        help="fraction of training data to hold out (default: 0.25)",
+    )
+    parser.add_argument("--regularizers", nargs="+", metavar="NAME", help="with --tune: none, l2, l2sp, spd")
+    parser.add_argument(
+        "--curve-seeds", type=int, default=0, metavar="N", help="with --tune: also test every strength with N seeds"
+    )
+    parser.add_argument(
+        "--control-rate", type=above_zero, metavar="F", help="with --tune: also test all at F times the learning rates"
+    )
+    parser.add_argument("--print-commands", action="store_true", help="write the configs, print the commands and stop")
+    return parser
 
 
 if __name__ == "__main__":
