@@ -33,6 +33,11 @@ def exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
+def next_multiple(side: int, factor: int) -> int:
+    """Return the smallest multiple of `factor` that is at least `side`."""
+    return factor * ((side + factor - 1) // factor)
+
+
 def padded(x: Tensor, rows: int, columns: int) -> Tensor:
     """Return `x`, BCHW, with its last row and column repeated to this height and width."""
     if exporting():

@@ -119,6 +119,18 @@ def enlarged(small: Tensor, frame: Tensor, *, crop: bool) -> Tensor:
     return cropped(F.interpolate(small, size, mode="bilinear", align_corners=False), frame)
 
 
+def warped(x: Tensor, flow: Tensor, *, outside: Literal["zeros", "border"]) -> Tensor:
+    """Return `x` (BChw) sampled bilinearly where `flow` (B2hw, in cells of `x`) leads, in float32.
+
+    bfloat16 would place samples to half a cell. Outside of `x` are zeros, or its repeated border.
+    """
+    height, width = flow.shape[-2:]
+    columns = torch.arange(width, device=flow.device, dtype=torch.float32) + flow[:, 0]
+    rows = torch.arange(height, device=flow.device, dtype=torch.float32)[:, None] + flow[:, 1]
+    grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=3)
+    return F.grid_sample(x.float(), grid, mode="bilinear", padding_mode=outside, align_corners=False)
+
+
 def shrinking(like: Tensor, x: float, y: float) -> Tensor:
     """Return the factors of dx and dy, 1211, of a flow between enlarged frames, on the device of `like`.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.blocks import cropped, exporting
+from models.blocks import cropped, exporting, next_multiple
 from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion, shrinking
 from models.pretrained.flownets import flownets_layout
 from models.pretrained.layouts import Layout, WeightsFile
@@ -110,7 +110,7 @@ class FlowNetS(FlowNetwork):
         x = self._normalized(frame, next_frame)
         unit = self.div_flow.view(1, 1, 1, 1)  # 4-d promotes bfloat16 to float32, in which 100 px are not 100.5
         if self.sizes == "resize" and (exporting() or height % 64 or width % 64):
-            rows, columns = (64 * ((side + 63) // 64) for side in (height, width))
+            rows, columns = (next_multiple(side, 64) for side in (height, width))
             x = F.interpolate(x, (rows, columns), mode="bilinear", align_corners=False)
             unit = unit * shrinking(x, width / columns, height / rows)
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.blocks import cropped
-from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion
+from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion, warped
 from models.flow.flownets import SLOPE
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile
 
@@ -89,7 +89,7 @@ class PwcNet(FlowNetwork):
             stride = 2 ** (level + 1)
             if flows:
                 flow, hidden = _doubled(flow, first), _doubled(hidden, first)
-            matches = compared(first, warped(second, flow / stride), self.radius)
+            matches = compared(first, warped(second, flow / stride, outside="zeros"), self.radius)
             context = self.context[level - 1](first)
             hidden = self.estimator(torch.cat([matches, context, hidden, flow / stride], dim=1))
             flow = flow + stride * self.predict(hidden).float()
@@ -100,15 +100,6 @@ class PwcNet(FlowNetwork):
     def published_layout(self, file: WeightsFile) -> Layout:
         """Raise LayoutError: nobody publishes a network of this shape."""
         raise LayoutError("this small PWC-Net loads only weights that mtsp saved, as `shipped`")
-
-
-def warped(features: Tensor, flow: Tensor) -> Tensor:
-    """Return `features` (BCHW) sampled bilinearly where `flow` (B2HW, in cells) leads; zero outside."""
-    height, width = flow.shape[-2:]
-    x = torch.arange(width, device=flow.device, dtype=torch.float32)
-    y = torch.arange(height, device=flow.device, dtype=torch.float32)[:, None]
-    grid = torch.stack([(2 * (x + flow[:, 0]) + 1) / width - 1, (2 * (y + flow[:, 1]) + 1) / height - 1], dim=-1)
-    return F.grid_sample(features.float(), grid, align_corners=False)  # bfloat16 would place samples to half a cell
 
 
 def relative_motion(flow: Tensor) -> Tensor:

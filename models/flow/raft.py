@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.optical_flow import raft_large, raft_small
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 
-from models.blocks import cropped, exporting, padded
+from models.blocks import Normalized, cropped, exporting, next_multiple, padded
 from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile, looks_like
 from models.pretrained.torchvision_download import download_torchvision
@@ -19,6 +19,9 @@ from models.pretrained.torchvision_download import download_torchvision
 STRIDE = 8
 SMALLEST = 128
 """Smallest side in pixels: below it, torchvision's coarsest correlations have no two cells."""
+
+
+_HALF = (0.5,) * 3  # mean and deviation of frames: torchvision's weights take values in [-1, 1]
 
 
 class RAFTConfig(FlowNetworkConfig):
@@ -40,7 +43,7 @@ class RAFTConfig(FlowNetworkConfig):
         return RAFT(self)
 
 
-class RAFT(FlowNetwork):
+class RAFT(FlowNetwork, Normalized):
     """RAFT, built of torchvision's modules and with their parameter names; flow is the same as torchvision's.
 
     Departures from torchvision's network: frames are RGB in [0, 1]; frames of sides that 8 does not divide, or below
@@ -51,11 +54,8 @@ class RAFT(FlowNetwork):
     and the flow in cells of 8 pixels.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: RAFTConfig) -> None:
-        super().__init__()
+        super().__init__(_HALF, _HALF)
         network: Any = raft_small() if config.size == "small" else raft_large()
         self.size = config.size
         self.iterations, self.eval_iterations = config.iterations, config.eval_iterations
@@ -65,8 +65,6 @@ class RAFT(FlowNetwork):
         self.update_block: Any = network.update_block
         self.mask_predictor: nn.Module | None = network.mask_predictor
         self.exchanged_channels = (self.update_block.hidden_state_size + 2,)
-        self.register_buffer("mean", torch.full((3,), 0.5))
-        self.register_buffer("std", torch.full((3,), 0.5))
 
     def forward(self, frame: Tensor, next_frame: Tensor) -> Motion:
         """Predict the flow from `frame` to `next_frame`: B3HW each, RGB in [0, 1], of any size."""
@@ -115,10 +113,10 @@ class RAFT(FlowNetwork):
             raise LayoutError(
                 f"it looks like {looks_like(tensors)}; expected torchvision's raft_{self.size}: {differs}"
             )
-        return Layout(tensors, [], {"mean": (0.5,) * 3, "std": (0.5,) * 3}, description)
+        return Layout(tensors, [], {"mean": _HALF, "std": _HALF}, description)
 
     def _prepared(self, image: Tensor) -> Tensor:
         """Return the normalized image, padded to sides that RAFT takes."""
-        image = (image - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
-        sides = (STRIDE * ((side + STRIDE - 1) // STRIDE) for side in image.shape[-2:])
+        image = self.normalized(image)
+        sides = (next_multiple(side, STRIDE) for side in image.shape[-2:])
         return padded(image, *(side if exporting() else max(SMALLEST, side) for side in sides))

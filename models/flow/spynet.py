@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import exporting
-from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion, shrinking
+from models.blocks import Normalized, exporting, next_multiple
+from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion, shrinking, warped
 from models.pretrained.layouts import Layout, WeightsFile
 from models.pretrained.spynet import spynet_layout
 from models.pretrained.torchvision_timm import IMAGENET_MEAN, IMAGENET_STD
@@ -30,7 +30,7 @@ class SPyNetConfig(FlowNetworkConfig):
         return SPyNet()
 
 
-class SPyNet(FlowNetwork):
+class SPyNet(FlowNetwork, Normalized):
     """SPyNet with six levels, at strides 32 to 1: 1 440 300 parameters.
 
     At each level, coarse to fine, five 7x7 convolutions see the first frame, the second frame warped by the flow of the
@@ -43,20 +43,15 @@ class SPyNet(FlowNetwork):
 
     strides = tuple(2**k for k in range(LEVELS))
     exchanged_channels = (_CHANNELS[3] + _CHANNELS[4] + 2,) * 3
-    mean: Tensor
-    std: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         self.levels = nn.ModuleList([_level() for _ in range(LEVELS)])  # coarse to fine, as in published files
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD))
 
     def forward(self, frame: Tensor, next_frame: Tensor) -> Motion:
         """Predict the flow from `frame` to `next_frame`: B3HW each, RGB in [0, 1], of any size."""
         height, width = frame.shape[-2:]
-        coarsest = self.strides[-1]
-        rows, columns = (coarsest * ((side + coarsest - 1) // coarsest) for side in (height, width))
+        rows, columns = (next_multiple(side, self.strides[-1]) for side in (height, width))
         firsts, seconds = (self._pyramid(image, rows, columns) for image in (frame, next_frame))
         unit = shrinking(frame, width / columns, height / rows)
         flow = frame.new_zeros(len(frame), 2, *firsts[-1].shape[-2:], dtype=torch.float32)
@@ -64,7 +59,7 @@ class SPyNet(FlowNetwork):
         for level, first, second in zip(self.levels, reversed(firsts), reversed(seconds), strict=True):
             if flows:
                 flow = 2 * F.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=True)
-            x = torch.cat([first, warped(second, flow), flow], dim=1)
+            x = torch.cat([first, warped(second, flow, outside="border"), flow], dim=1)
             layers = []
             for layer in level:  # pyright: ignore[reportGeneralTypeIssues]
                 x = layer(x)
@@ -87,23 +82,13 @@ class SPyNet(FlowNetwork):
 
     def _pyramid(self, image: Tensor, rows: int, columns: int) -> list[Tensor]:
         """Return the normalized image at strides 1 to 32."""
-        image = (image - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
+        image = self.normalized(image)
         if exporting() or image.shape[-2:] != (rows, columns):
             image = F.interpolate(image, (rows, columns), mode="bilinear", align_corners=False)
         images = [image]
         for _ in range(LEVELS - 1):
             images.append(F.avg_pool2d(images[-1], 2))
         return images
-
-
-def warped(x: Tensor, flow: Tensor) -> Tensor:
-    """Return `x` (BChw) fetched along `flow` (B2hw, in pixels of `x`), bilinearly; outside, its border is repeated."""
-    height, width = x.shape[-2:]
-    with torch.autocast(x.device.type, enabled=False):
-        columns = torch.arange(width, device=x.device, dtype=torch.float32) + flow[:, 0]
-        rows = torch.arange(height, device=x.device, dtype=torch.float32)[:, None] + flow[:, 1]
-        grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=3)
-        return F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _level() -> nn.Sequential:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.blocks import ClassesConfig, cropped, on_grid, padded
+from models.blocks import ClassesConfig, cropped, next_multiple, on_grid, padded
 from models.encnet.encoding import Context
 from models.encoders.encoded import Encoded
 from models.encoders.names import EncoderName
@@ -249,4 +249,4 @@ def _score_head(
 
 def _padded(frame: Tensor) -> Tensor:
     """Return the frame with its last rows and columns repeated until 32 divides both sides."""
-    return padded(frame, *(32 * ((side + 31) // 32) for side in frame.shape[-2:]))
+    return padded(frame, *(next_multiple(side, 32) for side in frame.shape[-2:]))

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.flow.pwcnet import PwcNet, PwcNetConfig, compared, relative_motion, warped
+from models.flow.branch import warped
+from models.flow.pwcnet import PwcNet, PwcNetConfig, compared, relative_motion
 
 torch.set_num_threads(1)
 SMALL = PwcNetConfig(name="pwcnet", features=(4, 4, 4, 4, 4, 4), estimator=(8, 8, 8), radius=2)
@@ -30,7 +31,7 @@ def test_warping_by_whole_cells_is_a_shift() -> None:
     flow = torch.zeros(1, 2, 4, 5)
     flow[:, 0], flow[:, 1] = 2, -1  # fetched from two cells to the right, one above
     expected = F.pad(features, [0, 2, 1, 0])[..., :4, 2:]
-    assert torch.allclose(warped(features, flow), expected, atol=1e-5)
+    assert torch.allclose(warped(features, flow, outside="zeros"), expected, atol=1e-5)
 
 
 def test_relative_motion_tells_an_object_from_a_moving_camera() -> None:
