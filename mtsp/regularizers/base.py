@@ -109,7 +109,7 @@ class Regularizer:
             }
         self._storage = Storage(anchor_dtype, offload)
         self._attachments: dict[int, Attachment] = {}
-        self._asked = False  # whether the loop says which steps are measured
+        self._asked = False  # True: the loop says which steps are measured
         expect_attachment(self)
 
     @classmethod
@@ -131,7 +131,7 @@ class Regularizer:
         Call it again for a second optimizer of the same model (Muon for matrices, AdamW for the rest). In a wrapper
         (SAM, Lookahead, gradient surgery), the optimizer inside is meant.
 
-        Whether the pull arrives is measured, not assumed: here in a trial on a weight apart, with a twin of the
+        Whether the pull arrives is measured, not assumed: here in a trial on a separate weight, with a twin of the
         optimizer, and again when its parameters are exchanged (FSDP2); then in training, where weights that move
         without a hooked step, and a pull that acts twice in one, raise. It costs some 20 ms here and nothing in later
         steps.
@@ -296,7 +296,7 @@ class Regularizer:
             )
 
     def _step_fractions(self, *, full: bool = False) -> dict[tuple[str, bool], tuple[float, int]]:
-        """As :meth:`mtsp.regularizers.hook.Attachment.step_fractions`, of all attachments."""
+        """Return :meth:`mtsp.regularizers.hook.Attachment.step_fractions` of all attachments together."""
         found: dict[tuple[str, bool], tuple[float, int]] = {}
         for attachment in self._attachments.values():
             found |= attachment.step_fractions(full=full)

@@ -43,11 +43,6 @@ def unwrapped(optimizer: Any) -> list[Any]:
     return chain
 
 
-def innermost(optimizer: Any) -> Any:
-    """Return the torch optimizer inside its wrappers, see :func:`unwrapped`."""
-    return unwrapped(optimizer)[-1]
-
-
 def belongs_to_loop(wrapper: Any) -> bool:
     """Return whether Accelerate or Lightning made this wrapper, which does more in a step than an optimizer."""
     return type(wrapper).__module__.partition(".")[0] in ("accelerate", "lightning", "pytorch_lightning")
@@ -195,7 +190,7 @@ def _optimizers_in(wrapper: Any) -> list[Any]:
 
 
 def _equals(weight: Tensor, anchor: Tensor, kept: Tensor | None) -> bool:
-    """Whether they are equal in the coarser of their dtypes, in the rows that have an anchor."""
+    """Return whether weight and anchor are equal in the coarser dtype, in the rows `kept` that have an anchor."""
     kept = local_rows(kept, weight)
     value, start = local(weight).detach(), local(placed(anchor, weight, Storage(anchor.dtype)))
     value, start = some_rows(value, kept), some_rows(start, kept)
@@ -203,5 +198,5 @@ def _equals(weight: Tensor, anchor: Tensor, kept: Tensor | None) -> bool:
 
 
 def _has_moved(state: Mapping[str, Any]) -> bool:
-    """Whether this optimizer state belongs to a trained weight; FSDP2 makes states of zeros before training."""
+    """Return whether this is the state of a trained weight; FSDP2 makes states of zeros before training."""
     return any(isinstance(v, Tensor) and v.numel() > 1 and bool(local(v).any()) for v in state.values())

@@ -72,19 +72,19 @@ class Attachment:
         self.measured: dict[str, Tensor] = {}  # by weight: squared norms of the pull and of the gradient
         self.measuring = True
         self.trial: Callable[..., None] | None = None  # raises where a pull does not arrive in these groups
-        self._tried: tuple[int, ...] | None = None  # the parameters that the optimizer had then
+        self._tried: tuple[int, ...] | None = None  # ids of the parameters at the last trial
         self._model = model
         self._penalties = penalties
         self._targets = targets
         self._storage = storage
-        self._parameters: tuple[int, ...] | None = None
+        self._parameters: tuple[int, ...] | None = None  # ids of those in `_buckets`
         self._buckets: list[Bucket] = []
         self._handles: list[Any] = []
         self._watch: Watch | None = None
         self._step: FrameType | None = None  # the call of the optimizer's step that is running
-        self._acts = self._evaluations = 0  # of the pull and of a closure, in this step
-        self._lrs: list[Any] = []  # by parameter group, as they were before this step
-        self._full_lrs: list[float] = []  # by parameter group, as they were first
+        self._acts = self._evaluations = 0  # numbers in this step: of pulls, and of calls of a closure
+        self._lrs: list[Any] = []  # of each parameter group, before this step
+        self._full_lrs: list[float] = []  # of each parameter group, at the start
         self._has_acted = False
         names = self._names()
         check_optimizer(optimizer, names, targets)
@@ -293,8 +293,8 @@ class Attachment:
     def step_fractions(self, *, full: bool = False) -> dict[tuple[str, bool], tuple[float, int]]:
         """Return the fraction of the distance that the pull alone takes in a step, and the number of entries.
 
-        For weights that learn, by their name and whether their pretrained or their new rows are meant. At the present
-        learning rate, or at the `full` one. NaN where the fraction is not constant.
+        There is one for each weight that learns, by its name and True for its pretrained or False for its new rows. It
+        is that of the present learning rate, or of the `full` one; NaN if it is not constant.
         """
         result = {}
         for bucket in self.buckets():
@@ -309,7 +309,7 @@ class Attachment:
         return result
 
     def _full_lr(self, group: int) -> float:
-        """A group's full learning rate; one that somebody multiplies by an lr_scale is known at the start alone."""
+        """Return a group's full learning rate; if a schedule multiplies it by an lr_scale, as it was at the start."""
         settings = self.optimizer.param_groups[group]
         return self._full_lrs[group] if "lr_scale" in settings else full_lr(settings)
 
@@ -318,7 +318,7 @@ class Attachment:
 
 
 def attach_squared(optimizer: Any, model: nn.Module, mode: Mode, strength: float, anchor: Tensor) -> Attachment:
-    """Pull the one weight of a model to its anchor by the squared distance, for a trial; return what does so."""
+    """Attach the squared distance to the one weight of a model, for a trial; return the attachment."""
     squared = SquaredDistance()
     attachment = Attachment(
         optimizer,
@@ -333,7 +333,7 @@ def attach_squared(optimizer: Any, model: nn.Module, mode: Mode, strength: float
 
 
 def _make_hookable(kind: type) -> None:
-    """Have the steps of a class and its bases call hooks, as torch has when one of each is made: now, not later."""
+    """Let the steps of a class and its bases call hooks now; torch does so when an optimizer of each is made."""
     for base in kind.__mro__:
         step = vars(base).get("step")
         if step is not None and base is not torch.optim.Optimizer and not getattr(step, "hooked", False):
@@ -350,6 +350,6 @@ def _is_called_by(frame: FrameType, caller: FrameType) -> bool:
 
 
 def _smallest(buckets: Iterable[Bucket]) -> nn.Parameter | None:
-    """The smallest weight that learns and is whole in this process."""
+    """Return the smallest weight that learns and is whole in this process, or None."""
     weights = [w for bucket in buckets for w in bucket.weights if w.requires_grad and w.is_leaf and not is_sharded(w)]
     return min(weights, key=lambda weight: weight.numel(), default=None)

@@ -23,7 +23,7 @@ from mtsp.regularizers.penalties import Mode
 from mtsp.regularizers.rates import estimates_lr, step_lr
 
 _STEPS = 12
-_SHARE = 0.1
+_FRACTION = 0.1
 """Fraction of the distance that the pull should remove in each step, except in coupled mode."""
 _LR = 1e-4
 """Learning rate: small, so that an optimizer whose steps grow with its weights (LAMB) responds little to the pull."""
@@ -110,22 +110,22 @@ def check_arrival(
             if not abs(seen.arrived - 1) <= _NEAR:
                 raise ValueError(
                     f"a {mode} pull does not arrive in {name} as it should: {seen.arrived + 0.0:.3g} times what was "
-                    f"asked for, in a trial on a weight apart; use {way_out}"
+                    f"asked for, in a trial on a separate weight; use {way_out}"
                 )
             if not (isnan(seen.moved) or _SLOWEST <= seen.moved <= _FASTEST):
                 raise ValueError(
                     f"{name} does not move weights at its lr, by which a {mode} pull goes: its steps were "
-                    f"{seen.moved:.1g} times as long, in a trial on a weight apart; use {way_out}"
+                    f"{seen.moved:.1g} times as long, in a trial on a separate weight; use {way_out}"
                 )
     except Unrehearsed as error:
         raise ValueError(
-            f"whether a pull arrives in {name} cannot be tried out on a weight apart ({error}); if you know that it "
+            f"whether a pull arrives in {name} cannot be tried out on a separate weight ({error}); if you know that it "
             "does, attach with verify=False"
         ) from error
 
 
 def rehearse(chain: Sequence[Any], mode: Mode, groups: Iterable[int], attach: Attach) -> list[Seen]:
-    """Return what is seen in a trial of each parameter group, of those alike in one; see :func:`check_arrival`.
+    """Return the result of one trial for each kind of parameter group; see :func:`check_arrival`.
 
     Raises:
         Unrehearsed: no twin can make a step.
@@ -171,7 +171,7 @@ def _measured(twin: "Callable[[], _Twin]", mode: Mode, attach: Attach) -> Seen:
 
 
 def _compared(free: "_Course", pulled: "_Course", by_hand: "_Course") -> Iterator[float]:
-    """Return the effect of the pull in each step, as a fraction of the effect of the same gradient added by hand."""
+    """Yield the effect of the pull in each step, as a fraction of the effect of the same gradient added by hand."""
     for a, b, c in zip(free.points[1:], pulled.points[1:], by_hand.points[1:], strict=True):
         wanted = c - a
         if float(wanted.norm()) > 1e-6 * float(c.norm()) or (wanted.any() and estimates_lr(free.group)):
@@ -179,27 +179,27 @@ def _compared(free: "_Course", pulled: "_Course", by_hand: "_Course") -> Iterato
 
 
 def _added(free: "_Course", pulled: "_Course", *, after: bool) -> Iterator[float]:
-    """Return the distance that the pull removed in each step, as a fraction of the distance it should remove."""
-    for step, share in enumerate(pulled.shares):
+    """Yield the distance that the pull removed in each step, as a fraction of the distance it should remove."""
+    for step, fraction in enumerate(pulled.fractions):
         before, now = ([course.points[step + i] for course in (free, pulled)] for i in (0, 1))
         added = (now[1] - now[0]) - (before[1] - before[0])
         distance = (now if after else before)[1] - pulled.anchor
-        yield -float((added * distance).sum() / (share * distance.square().sum()))
+        yield -float((added * distance).sum() / (fraction * distance.square().sum()))
 
 
 def _furthest(arrived: Iterable[float]) -> float:
     """Return the fraction that differs most from 1, after leaving out the worst fifth."""
-    shares = sorted(arrived, key=lambda share: abs(share - 1), reverse=True)
-    return shares[len(shares) // 5] if shares else nan
+    fractions = sorted(arrived, key=lambda fraction: abs(fraction - 1), reverse=True)
+    return fractions[len(fractions) // 5] if fractions else nan
 
 
 class _Course(NamedTuple):
-    """Run the steps once; return all values of the weight, its target, and the fraction that each step claims."""
+    """A run of the steps: values of the weight, its anchor, and for each step the fraction to remove and the rate."""
 
     group: dict[str, Any]
     points: list[Tensor]
     anchor: Tensor
-    shares: list[float]
+    fractions: list[float]
     rates: list[float]
 
     def moves(self) -> list[float]:
@@ -211,7 +211,7 @@ def _run(twin: "_Twin", kind: Run, mode: Mode, attach: Attach) -> _Course:
     torch.manual_seed(0)
     weight, group, optimizer = twin.weight, twin.group, twin.optimizer
     anchor = (weight.detach() * 0.5 - 0.3).clone()
-    strength = 1.0 if mode == "coupled" else _SHARE / float(step_lr(optimizer, group, mode))
+    strength = 1.0 if mode == "coupled" else _FRACTION / float(step_lr(optimizer, group, mode))
     course = _Course(group, [weight.detach().double().clone()], anchor.double(), [], [])
     attachment = attach(optimizer, twin.model, mode, strength, anchor) if kind == "pulled" else None
     for step in range(2 if estimates_lr(group) else _STEPS):  # two, until their estimate depends on the weights
@@ -227,7 +227,7 @@ def _run(twin: "_Twin", kind: Run, mode: Mode, attach: Attach) -> _Course:
         gradient()
         if mode != "coupled":
             course.rates.append(float(step_lr(optimizer, group, mode)))
-            course.shares.append(course.rates[-1] * strength)
+            course.fractions.append(course.rates[-1] * strength)
         twin.step(gradient)
         course.points.append(weight.detach().double().clone())
     if attachment is not None:
@@ -241,9 +241,9 @@ class _Twin:
     Args:
         chain: the optimizer in its wrappers.
         group: the parameter group whose settings it has.
-        dtype: of its weight.
-        new: whether its class makes it, for those that keep more for each weight than a state.
-        closed: whether its step gets a closure, and gradients that can be differentiated.
+        dtype: dtype of its weight.
+        new: build it by its class, for optimizers that keep more for each weight than `state`; else copy attributes.
+        closed: pass a closure to its step, and gradients that can be differentiated.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class _Twin:
             values = torch.linspace(-2, 2, 48, dtype=torch.float64, device=device)
             self.weight.copy_(values.sin().reshape(8, 6))
         own = {key: _copied(value) for key, value in group.items() if key not in ("params", "param_names")}
-        for key in own.keys() & {"step", "k"}:  # of a run before this
+        for key in own.keys() & {"step", "k"}:  # counted in the steps before
             own[key] = torch.zeros_like(own[key]) if isinstance(own[key], Tensor) else original.defaults.get(key, 0)
         if own.get("lr") is not None and not estimates_lr(own):
             own["lr"] = torch.full_like(own["lr"], _LR) if isinstance(own["lr"], Tensor) else _LR
@@ -266,8 +266,8 @@ class _Twin:
         else:
             self.optimizer = _like(original)
             self.optimizer.__dict__["param_groups"] = [{**own, "params": [self.weight]}]
-            said = {key: _copied(value) for key, value in original.state.items() if isinstance(key, str)}
-            self.optimizer.__dict__["state"] = defaultdict(dict, said)
+            shared = {key: _copied(value) for key, value in original.state.items() if isinstance(key, str)}
+            self.optimizer.__dict__["state"] = defaultdict(dict, shared)
         self.group = self.optimizer.param_groups[0]
         self._outermost = self.optimizer
         for inner, wrapper in zip(chain[:0:-1], chain[-2::-1], strict=True):

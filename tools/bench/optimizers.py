@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed
 
 from mtsp.command_line import program
 from mtsp.regularizers import L2SP
+from mtsp.regularizers.checks import unwrapped
+from mtsp.regularizers.rates import resolve_mode
 
 STEPS, ALPHA = 4, 0.5
 Make = Callable[[list[nn.Parameter]], Any]
@@ -127,7 +129,8 @@ def _run(make: Make, mode: Any, dtype: torch.dtype, *, by_hand: bool = False) ->
     regularizer = L2SP(model, anchors=anchors, alpha=ALPHA, beta=0.0, mode=mode or "auto")
     if mode is not None:
         regularizer.attach(optimizer)
-    chosen = next((a.mode for a in regularizer._attachments.values()), "")
+    inside = unwrapped(optimizer)[-1]
+    chosen = "" if mode is None else resolve_mode(regularizer.shared_penalty, regularizer.mode, inside)
     points, lrs = [weight.detach().double().clone()], []
     for step in range(STEPS):
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.regularizers import L2SP, base, hook, rates
-from mtsp.regularizers.checks import innermost
+from mtsp.regularizers.checks import unwrapped
 from mtsp.regularizers.hook import Attachment
 
 SGD, ADAMW = torch.optim.SGD, torch.optim.AdamW
@@ -253,7 +253,7 @@ def test_the_innermost_optimizer_is_found_whatever_holds_it(wrap: Callable[[Any]
     wrapper = wrap(inner)
     if isinstance(wrapper, list):  # held by a list of a wrapper
         wrapper = Surgeon([inner])
-    assert innermost(wrapper) is inner
+    assert unwrapped(wrapper)[-1] is inner
 
 
 def test_several_optimizers_side_by_side_are_refused() -> None:
