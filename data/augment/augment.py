@@ -281,7 +281,7 @@ class Augmentation:
         squeeze = math.exp(draw_spread(rng, config.squeeze, config.draw))
         angle = draw_spread(rng, config.rotate, config.draw)
         shift = [draw_spread(rng, config.translate[axis], config.draw) * size[1 - axis] for axis in (0, 1)]
-        mirror = [-1.0 if rng.random() < p else 1.0 for p in (config.flip, config.vertical_flip)]
+        mirror = self._mirror(rng)
         for axis, place in enumerate(rng.uniform(-0.5, 0.5, size=2)):
             if config.position == "random":
                 factor = scale * (squeeze if axis == 0 else 1 / squeeze)
@@ -290,7 +290,7 @@ class Augmentation:
                     shift[axis] += surplus / 2  # align the top left corners of image and output
                 else:
                     shift[axis] += place * abs(surplus)
-        linear = geometry.scale(*mirror) @ geometry.rotate(angle) @ geometry.scale(scale * squeeze, scale / squeeze)
+        linear = mirror @ geometry.rotate(angle) @ geometry.scale(scale * squeeze, scale / squeeze)
         return _place(linear, base, size, (shift[0], shift[1]))
 
     def _cut(self, area: tuple[float, float], base: Size, size: Size, rng: np.random.Generator) -> np.ndarray:
@@ -299,8 +299,12 @@ class Augmentation:
         left, top, width, height = random_box(base, area, config.aspect, rng)
         stretch = geometry.scale(size[1] / width, size[0] / height) @ geometry.translate(-left, -top)
         angle = draw_spread(rng, config.rotate, config.draw)
-        mirror = [-1.0 if rng.random() < p else 1.0 for p in (config.flip, config.vertical_flip)]
-        return _about_center(geometry.scale(*mirror) @ geometry.rotate(angle), size) @ stretch
+        return _about_center(self._mirror(rng) @ geometry.rotate(angle), size) @ stretch
+
+    def _mirror(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw whether to flip, and return the flip about the origin."""
+        factors = [-1.0 if rng.random() < p else 1.0 for p in (self.config.flip, self.config.vertical_flip)]
+        return geometry.scale(*factors)
 
 
 def _decoded(frame: np.ndarray | UndecodedJpeg, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

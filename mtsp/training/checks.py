@@ -189,7 +189,7 @@ def _works(network: nn.Module, size: tuple[int, ...], pair: bool) -> bool:
     return True
 
 
-def look(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, dict[str, Any]]:
+def check_samples(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, dict[str, Any]]:
     """Check a few samples of each data entry; warn once about each oddity, and return the entries' fingerprints.
 
     Returns:
@@ -202,14 +202,14 @@ def look(experiment: AnyExperiment, data: Mapping[str, Examples]) -> dict[str, d
     found = {}
     for name, examples in data.items():
         samples = [examples[i] for i in evenly_spaced(len(examples), SAMPLES)]
-        for line in oddities(samples):
+        for line in _oddities(samples):
             _LOG.warning("data.%s: %s", name, line)
         if unknown := _unknown(samples):
             _require_some_known(name, examples, unknown, len(samples))
         elif line := _known_pixels(samples):
             _LOG.info("data.%s: %s", name, line)
         found[name] = fingerprint(examples, samples)
-    for line in settings_to_doubt(experiment, data):
+    for line in _doubtful_settings(experiment, data):
         _LOG.warning("%s", line)
     return found
 
@@ -242,7 +242,7 @@ def other_data(now: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[
     return lines
 
 
-def oddities(samples: list[Batch]) -> list[str]:
+def _oddities(samples: list[Batch]) -> list[str]:
     """Return one line for each oddity in the checked samples of an entry."""
     checks: dict[str, Callable[[Batch], bool]] = {
         "frames look like label maps: gray, with few different values; are images and masks swapped?": _is_label_map,
@@ -255,7 +255,7 @@ def oddities(samples: list[Batch]) -> list[str]:
     return lines
 
 
-def settings_to_doubt(experiment: AnyExperiment, data: Mapping[str, Examples]) -> list[str]:
+def _doubtful_settings(experiment: AnyExperiment, data: Mapping[str, Examples]) -> list[str]:
     """Return one line for each setting that is allowed but is probably a mistake."""
     lines = []
     sizes: dict[str, int] = {}
@@ -281,25 +281,25 @@ def settings_to_doubt(experiment: AnyExperiment, data: Mapping[str, Examples]) -
 
 
 def _unknown(samples: list[Batch]) -> list[str]:
-    return [batch["name"][0] for batch in samples if known_share(batch) == 0]
+    return [batch["name"][0] for batch in samples if _known_fraction(batch) == 0]
 
 
-def known_share(batch: Batch) -> float | None:
+def _known_fraction(batch: Batch) -> float | None:
     """Return the fraction of pixels with a known label, in [0, 1]; None without pixel labels.
 
     If the batch has both a mask and flow, the larger of the two fractions is returned.
     """
-    shares = []
+    fractions = []
     if "mask" in batch:
-        shares.append(float((batch["mask"] != IGNORE).float().mean()))
+        fractions.append(float((batch["mask"] != IGNORE).float().mean()))
     if "flow" in batch:
         valid = batch.get("flow_valid")
-        shares.append(1.0 if valid is None else float(valid.float().mean()))
-    return max(shares) if shares else None
+        fractions.append(1.0 if valid is None else float(valid.float().mean()))
+    return max(fractions) if fractions else None
 
 
 def _require_some_known(name: str, examples: Examples, unknown: list[str], looked: int) -> None:
-    if len(unknown) == looked and not any(known_share(examples[i]) for i in range(len(examples))):
+    if len(unknown) == looked and not any(_known_fraction(examples[i]) for i in range(len(examples))):
         raise ConfigError(
             f"data.{name}: none of its {len(examples):,} samples (such as {unknown[0]}) has a known label: nothing "
             "can be learned or evaluated with it"

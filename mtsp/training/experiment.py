@@ -206,25 +206,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
             self.strengths()
         except ValueError as error:
             wrong += str(error).splitlines()
-        data, branches = ", ".join(self.data), ", ".join(self.branches)
-        for index, stage in enumerate(self.train.stages):
-            place = f"train.stages.{index}"
-            if stage.learn == ():
-                wrong.append(f"{place}.learn: names no branch, so nothing would be trained; null trains all branches")
-            unknown = [name for name in stage.batch_size if name not in self.data]
-            wrong += [f"{place}.batch_size.{name}: no such entry in `data`; there is {data}" for name in unknown]
-            for branch in stage.learn or ():
-                if branch not in self.branches:
-                    wrong.append(f"{place}.learn: no branch {branch!r}; there is {branches}")
-                elif not self.branches[branch].learns:
-                    wrong.append(f"{place}.learn: {branch} cannot learn, branches.{branch}.freeze is true")
-        unknown = [name for name in self.evaluation.data if name not in self.data]
-        wrong += [f"evaluation.data: no entry {name!r} in `data`; there is {data}" for name in unknown]
-        best = self.train.keep_best
-        if best is not None and best.metric.partition("/")[0] not in self.evaluation.data:
-            measured = ", ".join(self.evaluation.data) or "none"
-            wrong.append(f"train.keep_best.metric: {best.metric} is not of an entry of evaluation.data ({measured})")
-        wrong += self._source_mistakes()
+        wrong += self._stage_mistakes() + self._evaluation_mistakes() + self._source_mistakes()
         name = self.regularizer.name
         if name not in ("l2", "none") and not any(branch.weights for branch in self.branches.values()):
             wrong.append(f"regularizer: {name} needs a branch with pretrained `weights`; if there is none, use l2")
@@ -248,6 +230,32 @@ class Experiment(Config, Generic[ModelT, DataT]):
         if self.optimizer.name == "adamw" and getattr(self.regularizer, "mode", "auto") == "coupled":
             lines.append("regularizer.mode: adamw decouples the pull; set `mode: auto`, or `optimizer.name: adam`")
         return lines
+
+    def _stage_mistakes(self) -> list[str]:
+        """Return an error for each unknown name in `train.stages`, and for each branch there that cannot learn."""
+        data, branches, wrong = ", ".join(self.data), ", ".join(self.branches), []
+        for index, stage in enumerate(self.train.stages):
+            place = f"train.stages.{index}"
+            if stage.learn == ():
+                wrong.append(f"{place}.learn: names no branch, so nothing would be trained; null trains all branches")
+            unknown = [name for name in stage.batch_size if name not in self.data]
+            wrong += [f"{place}.batch_size.{name}: no such entry in `data`; there is {data}" for name in unknown]
+            for branch in stage.learn or ():
+                if branch not in self.branches:
+                    wrong.append(f"{place}.learn: no branch {branch!r}; there is {branches}")
+                elif not self.branches[branch].learns:
+                    wrong.append(f"{place}.learn: {branch} cannot learn, branches.{branch}.freeze is true")
+        return wrong
+
+    def _evaluation_mistakes(self) -> list[str]:
+        """Return an error for each unknown name in `evaluation.data`, and if `train.keep_best` names none of them."""
+        known, measured, best = ", ".join(self.data), self.evaluation.data, self.train.keep_best
+        unknown = [name for name in measured if name not in self.data]
+        wrong = [f"evaluation.data: no entry {name!r} in `data`; there is {known}" for name in unknown]
+        if best is not None and best.metric.partition("/")[0] not in measured:
+            entries = ", ".join(measured) or "none"
+            wrong.append(f"train.keep_best.metric: {best.metric} is not of an entry of evaluation.data ({entries})")
+        return wrong
 
     def _source_mistakes(self) -> list[str]:
         """Return an error for each name in the sections `source` and `corruptions` of `evaluation` that is unknown."""

@@ -33,7 +33,7 @@ from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_f
 from mtsp.training.checkpoint.saver import Saver
 from mtsp.training.checks import (
     align_classes,
-    look,
+    check_samples,
     missing_fisher,
     open_data,
     require_whole_images,
@@ -102,7 +102,7 @@ def run_experiment(
         )
         if source is not None:
             run.source = _source_task(run, source, opened[source.data], build_network)
-        run.fingerprints = look(experiment, data)
+        run.fingerprints = check_samples(experiment, data)
         if saved is not None:
             restore(run, saved)
         run.regularizer = _attach_regularizer(run)
