@@ -5,18 +5,20 @@ from bisect import bisect_right
 from collections.abc import Container, Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+import torch
 import yaml
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from mtsp.config import Config
 from mtsp.distributed.processors import processors_per_process
 from mtsp.evaluation.corruptions import CorruptionsConfig
 from mtsp.evaluation.forgetting import SourceConfig
 from mtsp.evaluation.tta import AnyTta, NoTtaConfig
-from mtsp.optim.groups import depth_scales, longest_prefix
+from mtsp.optim.groups import depth_scales, longest_prefix, parameter_groups
 from mtsp.optim.optimizers import OptimizerConfig
 from mtsp.optim.schedule import ScheduleConfig
+from mtsp.regularizers import Regularizer
 from mtsp.regularizers.configs import AnyRegularizer, NoneConfig, PaceConfig, RegularizerConfig, StrengthConfig
 from mtsp.task_weights import TaskWeightsConfig
 from mtsp.tasks import Tasks
@@ -383,6 +385,18 @@ class Experiment(Config, Generic[ModelT, DataT]):
             if branch.layer_decay is not None:
                 scales |= depth_scales(model, name, branch.layer_decay, pretrained)
         return scales
+
+    def build_optimizer(self, model: nn.Module, pretrained: Container[str]) -> torch.optim.Optimizer:
+        """Return the optimizer of the network, with a group for each learning rate; see :meth:`lr_scales`."""
+        groups = parameter_groups(model, self.learning_rates(), self.lr_scales(model, pretrained))
+        return self.optimizer.build(groups)
+
+    def build_regularizer(self, model: nn.Module, anchors: Mapping[str, Tensor]) -> Regularizer | None:
+        """Return the regularizer of the network, to be attached to its optimizer; None for `none`."""
+        if isinstance(self.regularizer, NoneConfig):
+            return None
+        alpha, beta = self.strengths(self.lr_scales(model, anchors))
+        return self.regularizer.build(model, anchors=anchors, alpha=alpha, beta=beta)
 
 
 AnyExperiment = Experiment[Any, Any]

@@ -25,7 +25,6 @@ from mtsp.files.atomic_file import write_atomically
 from mtsp.files.lock import locked
 from mtsp.files.progress import training_progress
 from mtsp.files.tensors import write_tensors
-from mtsp.optim.groups import parameter_groups
 from mtsp.regularizers import Regularizer
 from mtsp.task_weights import TaskWeights
 from mtsp.tracking.tracker import Tracker
@@ -139,9 +138,7 @@ def _prepare(
         _LOG.info("the activations of %d blocks are computed anew in the backward pass", recompute_blocks(model))
     if experiment.train.compile:
         model.compile()
-    scales = experiment.lr_scales(model, pretrained.anchors)
-    optimizer = experiment.optimizer.build(parameter_groups(model, experiment.learning_rates(), scales))
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(model, experiment.build_optimizer(model, pretrained.anchors))
     branches, learned = experiment.branches, experiment.train.task_weights
     return TrainState(
         accelerator,
@@ -191,12 +188,9 @@ def _ema(experiment: AnyExperiment, state: TrainState) -> Ema | None:
 
 def _attach_regularizer(run: TrainingRun) -> Regularizer | None:
     """Attach the regularizer. Restore a checkpoint before: loading may make torch step a sharded optimizer."""
-    section = run.experiment.regularizer
-    if section.name == "none":
-        return None
-    alpha, beta = run.experiment.strengths(run.experiment.lr_scales(run.network, run.pretrained.anchors))
-    regularizer = section.build(run.network, anchors=run.pretrained.anchors, alpha=alpha, beta=beta)
-    regularizer.attach(run.state.optimizer)
+    regularizer = run.experiment.build_regularizer(run.network, run.pretrained.anchors)
+    if regularizer is not None:
+        regularizer.attach(run.state.optimizer)
     return regularizer
 
 

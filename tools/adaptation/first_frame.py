@@ -89,7 +89,6 @@ class Adapter:
 
         from data.prepared import to_tensors
         from mtsp.batches import collate
-        from mtsp.optim.groups import parameter_groups
         from mtsp.training.loop import train
         from mtsp.training.state import Position, TrainState
 
@@ -97,13 +96,9 @@ class Adapter:
         model.load_state_dict(self._start)
         if not self.config.steps:
             return model.to(accelerator.device).eval()
-        scales = experiment.lr_scales(model, self._pretrained.anchors)
-        groups = parameter_groups(model, experiment.learning_rates(), scales)
-        prepared, optimizer = accelerator.prepare(model, experiment.optimizer.build(groups))
-        section = experiment.regularizer
-        if section.name != "none":
-            alpha, beta = experiment.strengths(scales)
-            regularizer = section.build(model, anchors=self._pretrained.anchors, alpha=alpha, beta=beta)
+        anchors = self._pretrained.anchors
+        prepared, optimizer = accelerator.prepare(model, experiment.build_optimizer(model, anchors))
+        if (regularizer := experiment.build_regularizer(model, anchors)) is not None:
             regularizer.attach(optimizer)
         first = self._first(video, number)
         augment, batch_size = self.config.augment.build(), self.config.batch_size
