@@ -96,29 +96,8 @@ def _masks(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence[
     dataset: dict[str, Any] = {"name": "mask_folder", "frames": str(images), "masks": str(masks)}
     if suffix:
         dataset["mask_suffix"] = suffix
-    if look.object_only(found):
-        classes = 2
-        dataset |= {"classes": ["background", "object"], "foreground": True}
-        told.append("masks show one object: whatever is not 0 (in colors: black) is class 1")
-    else:
-        mark = IGNORE if found.values[-1] <= IGNORE else (1 << 16) - 1
-        values = [value for value in found.values if value != mark]
-        values = values if len(values) > 1 else [0, 1]
-        classes, given = len(values), look.class_names((masks, images), values)
-        dataset["classes"] = str(given) if isinstance(given, Path) else given
-        if values != list(range(classes)):
-            dataset |= {"values": values}
-        told.append(f"{found.read:,} masks hold {classes} classes: {ranges(values)}")
-        if mark in found.values or mark != IGNORE:
-            dataset["unknown"] = [value for value in found.values if value == mark]
-        if mark in found.values:
-            told.append(f"{mark} means unknown: these pixels do not count")
-        told.append(
-            f"classes are named as in {given}"
-            if isinstance(given, Path)
-            else "names of classes are made up; write yours into `classes`, or a text file's name. If a value means "
-            "unknown, take it out of `values` and `classes`, and put it into `unknown`"
-        )
+    classes, settings = _classes_of_masks(found, (masks, images), told)
+    dataset |= settings
     train, other = _split(path, dataset, names, look.held_out(names), val, told)
     sizes = look.image_sizes(frames[name] for name in names)
     height, width = _within(sizes, 520 if machine.gpu else 216)
@@ -133,12 +112,36 @@ def _masks(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence[
         "data.val.size": [height, width],
         **_length(machine, len(names), crop, 8000, (4, 16), told),
     }
-    told.append(
-        f"images are about {sizes.height}x{sizes.width} pixels; training crops {crop[0]}x{crop[1]} of "
-        f"{height}x{width}, for {'the GPU' if machine.gpu else 'a CPU'}: larger is better and slower"
-        + ("; images differ in size, and are all stretched to it at evaluation" if sizes.several else "")
-    )
+    crops = f"training crops {crop[0]}x{crop[1]} of {height}x{width}"
+    stretched = "; images differ in size, and are all stretched to it at evaluation" if sizes.several else ""
+    told.append(_sizes_told("images", sizes, crops, machine) + stretched)
     return Plan(values, told)
+
+
+def _classes_of_masks(found: look.Values, folders: tuple[Path, Path], told: list[str]) -> tuple[int, dict[str, Any]]:
+    """Return the number of classes that masks with these values hold, and the settings that describe them."""
+    if look.object_only(found):
+        told.append("masks show one object: whatever is not 0 (in colors: black) is class 1")
+        return 2, {"classes": ["background", "object"], "foreground": True}
+    mark = IGNORE if found.values[-1] <= IGNORE else (1 << 16) - 1
+    values = [value for value in found.values if value != mark]
+    values = values if len(values) > 1 else [0, 1]
+    given = look.class_names(folders, values)
+    settings: dict[str, Any] = {"classes": str(given) if isinstance(given, Path) else given}
+    if values != list(range(len(values))):
+        settings["values"] = values
+    told.append(f"{found.read:,} masks hold {len(values)} classes: {ranges(values)}")
+    if mark in found.values or mark != IGNORE:
+        settings["unknown"] = [value for value in found.values if value == mark]
+    if mark in found.values:
+        told.append(f"{mark} means unknown: these pixels do not count")
+    told.append(
+        f"classes are named as in {given}"
+        if isinstance(given, Path)
+        else "names of classes are made up; write yours into `classes`, or a text file's name. If a value means "
+        "unknown, take it out of `values` and `classes`, and put it into `unknown`"
+    )
+    return len(values), settings
 
 
 def _images(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence[Path] | None) -> Plan:
@@ -171,10 +174,7 @@ def _images(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence
         "data.val.size": [side, side],
         **_length(machine, len(names), (side, side), 3000, (16, 64), told),
     }
-    told.append(
-        f"images are about {sizes.height}x{sizes.width} pixels; the network sees {side}x{side}, for "
-        f"{'the GPU' if machine.gpu else 'a CPU'}: larger is better and slower"
-    )
+    told.append(_sizes_told("images", sizes, f"the network sees {side}x{side}", machine))
     return Plan(values, told)
 
 
@@ -211,10 +211,7 @@ def _videos(path: Path, machine: Machine, folders: Sequence[Path], val: Sequence
         "data.val.size": [height, width],
         **_length(machine, len(names), crop, 3000, (4, 16), told),
     }
-    told.append(
-        f"frames are about {sizes.height}x{sizes.width} pixels; training crops {crop[0]}x{crop[1]} of "
-        f"{height}x{width}, for {'the GPU' if machine.gpu else 'a CPU'}: larger is better and slower"
-    )
+    told.append(_sizes_told("frames", sizes, f"training crops {crop[0]}x{crop[1]} of {height}x{width}", machine))
     return Plan(plan, told)
 
 
@@ -299,6 +296,11 @@ def _backbone(machine: Machine, key: str, prefix: str, branch: str, told: list[s
         f"starts from {chosen.network}: {chosen.found}; set another in model.{key} and branches.{branch}.weights"
     )
     return {f"model.{key}": encoder_name(prefix + chosen.network), f"branches.{branch}.weights": chosen.weights}
+
+
+def _sizes_told(what: str, sizes: look.Sizes, used: str, machine: Machine) -> str:
+    where = "the GPU" if machine.gpu else "a CPU"
+    return f"{what} are about {sizes.height}x{sizes.width} pixels; {used}, for {where}: larger is better and slower"
 
 
 def _within(sizes: look.Sizes, short: int) -> tuple[int, int]:
