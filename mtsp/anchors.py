@@ -175,6 +175,18 @@ def fingerprint(anchors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def relative_distances(weights: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return ||w - w0|| / ||w0|| of each convolution or matrix that has an anchor; rows of NaN have none."""
+    result = {}
+    for name, anchor in anchors.items():
+        if name in weights and anchor.dim() > 1:
+            start = anchor.detach().cpu().double()
+            moved = (weights[name].detach().cpu().double() - start).nan_to_num(0.0)
+            if (length := float(start.nan_to_num(0.0).norm())) > 0:
+                result[name] = float(moved.norm()) / length
+    return result
+
+
 def aliases(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield (other name, first name) for each further name of a weight that several modules share."""
     for first, *others in _shared_places(model):

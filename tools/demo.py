@@ -2,8 +2,8 @@
 
 mtsp comes with a small SegFlow that finds moving objects and optical flow. The demo teaches it a new look of the world
 from a few labels, three times: freely, with weights pulled to zero (L2), and with weights pulled to where they started
-(L2-SP). It ends with a table of how well each network does in the new domain (target) and in the old one (source), and
-with a figure. Everything is written to `runs/demo`.
+(L2-SP). It ends with a table of how well each network does in the new domain (target) and in the old one (source), a
+figure, and a page with curves, tables and figures for a browser. Everything is written to `runs/demo`.
 
 Ctrl-C stops the demo and saves; the same command continues it and skips finished steps. --fresh starts over.
 """
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs/demo")
 CONFIG = "demo.yaml"
+PAGE = "report.html"
 RUNS = {
     "free": ["regularizer={name: none}"],
     "l2": ["regularizer={name: l2, alpha: 0.01, beta: 0.01}", "evaluation.at_start=false"],
@@ -97,7 +98,8 @@ def demo(
     from PIL import Image
 
     from mtsp.files.atomic_file import write_atomically
-    from mtsp.reports.runs import comparison_markdown
+    from mtsp.reports.page import write_page
+    from mtsp.reports.runs import RunLog, comparison_markdown
 
     began = time.monotonic()
     if fresh:
@@ -116,6 +118,7 @@ def demo(
     _load_shipped(networks["before"])
     networks |= {title: _network(experiments[name], folder / name) for title, name in _SHOWN.items()}
     Image.fromarray(figure(networks, experiments["l2sp"])).save(folder / "figures.png")
+    write_page([RunLog.read(folder / name) for name in RUNS], folder / PAGE)
     _conclude(folder, rows, time.monotonic() - began)
     return rows
 
@@ -286,7 +289,7 @@ def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]], seconds: fl
         "",
         f"figure  {folder / 'figures.png'}",
         f"table   {folder / 'table.md'}",
-        f"curves  {python} tools/report.py curves {folder / 'l2'} {folder / 'l2sp'} --out curves.png",
+        f"page    {folder / PAGE}: open it in a browser to see curves, videos and every layer",
         "",
         f"Done in {seconds:.0f} s. Next, another strength of the pull, or your own data (docs/your_own_data.md):",
         f"  {accelerate} launch tools/train.py --config {CONFIG} --run-dir runs/demo_stronger regularizer.alpha=100",

@@ -12,6 +12,8 @@ video. Image size and test-time augmentation are those of the config's `evaluati
     overlay/<video>/<frame>.png     the mask drawn over the frame
     flow_color/<video>/<frame>.png  the flow in the colors of the usual wheel
 
+and overlay_legend.png, the colors of the classes that were drawn.
+
 `--movie` writes movie/<video>.mp4 instead: frame, mask and flow side by side, in H.264, with the times of the video's
 frames (a folder's are shown at 24 frames per second). The file appears when it is complete.
 
@@ -148,14 +150,18 @@ def _write_all(
     predictions: "Generator[tuple[Fraction, Sample, Prediction], None, None]",
 ) -> int:
     """Write the predictions of all frames; return the number of files."""
+    from data.files.images import write_image
     from data.predictions.labels_csv import LabelPrediction, label_prediction, save_predictions
-    from models.pretrained.load_trained import trained_classes
+    from mtsp.figures.legends import class_legend
+    from mtsp.figures.panels import TILE, seen
 
     what = _what(arguments)
     draws = arguments.movie or "overlay" in what
     written, background = 0, _background(experiment) if draws else 0
+    classes = _classes(arguments.checkpoint, experiment) if draws or "labels" in what else ()
     labels: list[LabelPrediction] = []
-    movies = _Movies(arguments.out, arguments.flow_radius, background) if arguments.movie else None
+    ids: set[int] = set()
+    movies = _Movies(arguments.out, arguments.flow_radius, background, classes) if arguments.movie else None
     try:
         with closing(predictions), movies or ExitStack():
             for time, raw, prediction in predictions:
@@ -163,23 +169,33 @@ def _write_all(
                 written += write(arguments.out, what, raw, prediction, arguments.flow_radius, background)
                 if movies is not None:
                     written += movies.add(time, raw, prediction)
+                if "overlay" in what and prediction.mask is not None:
+                    ids |= seen([prediction.mask])
                 if "labels" in what and prediction.label_logits is not None:
                     labels.append(label_prediction(len(labels), raw["name"], None, prediction.label_logits))
     finally:  # an unreadable image must not lose the predictions before it
         if labels:
-            save_predictions(
-                arguments.out / "labels.csv", trained_classes(arguments.checkpoint) or class_names(experiment), labels
-            )
+            save_predictions(arguments.out / "labels.csv", classes, labels)
             written += 1
+    if (legend := class_legend(ids, TILE, classes, background)).size:
+        write_image(arguments.out / "overlay_legend.png", legend)
+        written += 1
     return written
+
+
+def _classes(checkpoint: Path, experiment: "AnyExperiment") -> Sequence[str]:
+    """Return the names of the network's classes; an empty sequence if neither weights nor data name them."""
+    from models.pretrained.load_trained import trained_classes
+
+    return trained_classes(checkpoint) or class_names(experiment)
 
 
 class _Movies(ExitStack):
     """Writes a movie for each video; one is complete when the next begins or the context ends without an error."""
 
-    def __init__(self, out: Path, radius: float | None, background: int | None) -> None:
+    def __init__(self, out: Path, radius: float | None, background: int | None, classes: Sequence[str]) -> None:
         super().__init__()
-        self._out, self._radius, self._background = out, radius, background
+        self._out, self._settings = out, (background, radius, classes)
         self._video: Path | None = None
 
     def add(self, time: Fraction, raw: "Sample", prediction: Prediction) -> int:
@@ -196,7 +212,7 @@ class _Movies(ExitStack):
         if begins:
             self.close()
             self._writer, self._video = self.enter_context(MovieWriter(video)), video
-            self._panels = SideBySide(self._background, self._radius)
+            self._panels = SideBySide(*self._settings)
         image = self._panels.draw(raw["frame"], prediction.mask, prediction.flow, has_flow=has_flow)
         self._writer.add(time, image)
         return int(begins)
@@ -327,13 +343,13 @@ def write(
 ) -> int:
     """Write the files of one frame to `out`, except labels, and return the number of files.
 
-    `what` lists keys of `SUFFIXES`. Flow vectors of `radius` pixels are drawn in full color; None uses the longest
-    vector. Overlays leave the class `background` uncolored.
+    `what` lists keys of `SUFFIXES`. Flow vectors of `radius` pixels are drawn in full color; None uses the length
+    that 95 % of the vectors do not exceed. Overlays leave the class `background` uncolored.
     """
     from data.files.flow_formats import write_flo
     from data.files.images import write_image
     from data.files.masks import write_mask
-    from mtsp.figures.flow_colors import flow_to_color
+    from mtsp.figures.flow_colors import flow_to_color, full_color_length
     from mtsp.figures.masks import overlay
 
     count = 0
@@ -351,7 +367,7 @@ def write(
             case "flow":
                 write_flo(path, drawn)
             case _:
-                write_image(path, flow_to_color(drawn, radius))
+                write_image(path, flow_to_color(drawn, radius or full_color_length(drawn)))
         count += 1
     return count
 
@@ -440,7 +456,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--movie", action="store_true", help="write a movie; with --what, also those files")
     parser.add_argument("--size", type=_size, metavar="HxW", help="size of resized frames (default: as in evaluation)")
     parser.add_argument(
-        "--flow-radius", type=above_zero, metavar="PX", help="flow length drawn in full color (default: longest)"
+        "--flow-radius",
+        type=above_zero,
+        metavar="PX",
+        help="flow length drawn in full color (default: 95 %% of the frame's vectors are shorter)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="config values to override")

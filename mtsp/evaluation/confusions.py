@@ -111,7 +111,9 @@ def draw_pairs(
     figures: Figures,
     each: int = 3,
 ) -> None:
-    """Write a figure with a row for each pair of classes, showing misclassified examples in both directions.
+    """Write a figure with a row for each pair of classes, showing misclassified examples of both directions.
+
+    Where one direction has fewer than `each`, the other has more, so that cells are empty only where mistakes are few.
 
     Args:
         path: file to write; the suffix determines the format.
@@ -122,22 +124,32 @@ def draw_pairs(
         each: number of examples to show in each direction.
 
     Raises:
-        ValueError: `pairs` is empty.
+        ValueError: `pairs` is empty, or there is no example of any of them.
     """
-    if not pairs:
+    rows: list[list[tuple[str, int]]] = []
+    for one, other, *_ in pairs:
+        both = [(pair, mistakes.get(pair, ())) for pair in ((one, other), (other, one))]
+        sizes = [max(each, 2 * each - len(found)) for _, found in reversed(both)]
+        rows.append(
+            [
+                ("" if number else f"{names[true]}\ncalled {names[called]}: {len(found)}", index)
+                for ((true, called), found), size in zip(both, sizes, strict=True)
+                for number, index in enumerate(found[:size])
+            ]
+        )
+    if not (rows := [row for row in rows if row]):
         raise ValueError("there are no confused pairs: nothing to draw")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.7 * 2 * each, 2.1 * len(pairs)), layout="constrained")
-    axes = figure.subplots(len(pairs), 2 * each, squeeze=False)
-    for row, (one, other, *_) in zip(axes, pairs, strict=True):
-        for places, (true, called) in zip(np.split(row, 2), ((one, other), (other, one)), strict=True):
-            found = mistakes.get((true, called), [])
-            for place, index in zip(places, found, strict=False):
-                place.imshow(figures(index))
-            for place in row:
-                place.set_axis_off()
-            places[0].set_title(f"{names[true]}\ncalled {names[called]}: {len(found)}", fontsize=7, loc="left")
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(max(3.0, 2.2 * columns), 2.5 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for places, row in zip(axes, rows, strict=True):
+        for place in places:
+            place.set_axis_off()
+        for place, (title, index) in zip(places, row, strict=False):
+            place.imshow(figures(index))
+            place.set_title(title, fontsize=8, loc="left")
     figure.savefig(path, dpi=110)
 
 

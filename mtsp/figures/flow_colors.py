@@ -7,6 +7,9 @@ from mtsp.metrics.flow import KNOWN_FLOW
 
 _PAPER = (255, 255, 255)
 
+FULL_COLOR_PERCENTILE = 95
+"""Percentile of the lengths of a flow that :func:`full_color_length` returns."""
+
 
 def _wheel() -> np.ndarray:
     """Return the 55 colors of the wheel, from red through yellow, green, cyan, blue and magenta back to red."""
@@ -47,6 +50,16 @@ def flow_to_color(flow: np.ndarray, radius: float | None = None) -> np.ndarray:
     shade = length[..., None]
     color = np.where(shade <= 1, 1 - shade * (1 - hue), 0.75 * hue)
     return np.where(known[..., None], np.floor(255 * color), 0).astype(np.uint8)
+
+
+def full_color_length(flow: np.ndarray) -> float:
+    """Return the length to draw in full color, in pixels: the 95th percentile of the known lengths, at least 1.
+
+    With the longest length instead, one small fast object would make everything else pale. Give predictions the length
+    of the true flow, so that their colors can be compared.
+    """
+    lengths = np.hypot(flow[..., 0], flow[..., 1])[known_flow(flow)]
+    return max(1.0, float(np.percentile(lengths, FULL_COLOR_PERCENTILE)) if lengths.size else 0.0)
 
 
 def color_wheel(size: int) -> np.ndarray:

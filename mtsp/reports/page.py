@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,8 +44,9 @@ def write_page(runs: Sequence[RunLog], path: Path) -> None:
     """Write one HTML file, below 15 MB for usual runs, that compares runs. It holds everything and asks no network.
 
     It has the values of `results.json`, or the last logged ones; curves with a chooser; distance and pull of each
-    branch; values by sequence and class, from every JSON file of `tools/evaluate.py` in the run folders; at most 200
-    figures, evenly spaced over the steps, as WebP; and the settings, with differences marked.
+    branch, and of each layer at the end; values by sequence and class, from `evaluation.json` and every other JSON file
+    of `tools/evaluate.py` in the run folders; at most 200 figures, evenly spaced over the steps, as WebP; and the
+    settings, with differences marked.
 
     Raises:
         ValueError: a JSON file in a run folder is damaged.
@@ -71,6 +73,7 @@ def write_page(runs: Sequence[RunLog], path: Path) -> None:
             for kind, (heading, about) in _ANCHOR.items()
             if (found := [name for name in curves if _matches(name, (kind, f"{kind}/*"))])
         ],
+        "layers": _layers(runs),
         "tables": _tables(runs, labels),
         "figures": figures,
         "figures_about": about_figures,
@@ -88,7 +91,11 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _labels(runs: Sequence[RunLog]) -> list[str]:
     """Return the shortest kind of label that tells all runs apart."""
-    kinds = ([run.name for run in runs], [f"{run.name}, seed {run.seed}" for run in runs])
+    kinds = (
+        [run.name for run in runs],
+        [f"{run.name}, seed {run.seed}" for run in runs],
+        [run.path.name for run in runs],
+    )
     return next((labels for labels in kinds if len(set(labels)) == len(runs)), [str(run.path) for run in runs])
 
 
@@ -162,6 +169,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:  # includes invalid UTF-8
         raise ValueError(f"{path}: not a JSON file ({error}); remove it, or write it again") from error
     return found if isinstance(found, dict) else {}
+
+
+def _layers(runs: Sequence[RunLog]) -> list[dict[str, Any]]:
+    """Return distance and pull of the layers of each branch at the end, in the network's order, for the runs."""
+    ends = [_read_json(run.path / "layers.json") for run in runs]
+    branches: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for end in ends for name in end):
+        branches.setdefault(name.partition(".")[0], []).append(name)
+    return [
+        {
+            "branch": branch,
+            "names": [name.removeprefix(f"{branch}.").removesuffix(".weight") for name in names],
+            **{
+                key: [[end.get(name, {}).get(key) for name in names] for end in ends]
+                for key in ("distance", "pull_to_gradient")
+            },
+        }
+        for branch, names in branches.items()
+    ]
 
 
 def _tables(runs: Sequence[RunLog], labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -244,6 +270,7 @@ def _figures(runs: Sequence[RunLog]) -> tuple[list[dict[str, Any]], str]:
         for step in _spaced(sorted(steps), each)
     ][:_MOST_FIGURES]
     figures: dict[str, list[dict[str, Any]]] = {}
+    videos = _videos(list(series))
     unreadable, left = [], _FIGURE_BYTES
     with bar("figures", len(chosen)) as advance:
         for number, (name, index, step, file) in enumerate(chosen):
@@ -255,7 +282,8 @@ def _figures(runs: Sequence[RunLog]) -> tuple[list[dict[str, Any]], str]:
             else:
                 left -= len(image)
                 source = "data:image/webp;base64," + base64.b64encode(image).decode()
-                figures.setdefault(name, []).append({"run": index, "step": step, "source": source})
+                video, frame = videos[name]
+                figures.setdefault(video, []).append({"run": index, "step": step, "frame": frame, "source": source})
             advance()
     about = "Each run shows its newest figure at or before the step of the slider."
     if len(chosen) < sum(lengths):
@@ -263,6 +291,15 @@ def _figures(runs: Sequence[RunLog]) -> tuple[list[dict[str, Any]], str]:
     if unreadable:
         about += f" Could not be read: {', '.join(unreadable)}."
     return [{"name": name, "images": images} for name, images in figures.items()], about
+
+
+def _videos(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return video and frame by name of a figure: several names that end in a number and begin alike are a video."""
+    parts = {name: re.fullmatch(r"(.+)-(\d+)", name) for name in names}
+    sizes = Counter(match[1] for match in parts.values() if match)
+    return {
+        name: (match[1], match[2]) if match and sizes[match[1]] > 1 else (name, "") for name, match in parts.items()
+    }
 
 
 def _spaced(steps: Sequence[int], count: int) -> list[int]:

@@ -36,6 +36,8 @@ class TrackingConfig(Config):
     """Number of optimizer steps between two lines of training metrics."""
     images: int = Field(default=4, ge=0)
     """Number of samples to draw as figures at each validation, per data entry."""
+    frames: int = Field(default=12, ge=0)
+    """Number of frames of the first video to draw at the end of the run, evenly spaced, per data entry of videos."""
 
 
 class Tracker:

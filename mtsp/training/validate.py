@@ -20,6 +20,7 @@ from mtsp.training.state import TrainingRun
 from mtsp.types import Batch, Examples, Outputs
 
 _LOG = logging.getLogger("mtsp")
+_LONGEST_NAME = 150  # of a sample, in the name of a figure's file
 
 
 def validation_due(run: TrainingRun) -> bool:
@@ -44,10 +45,11 @@ def validate(run: TrainingRun) -> None:
     validation: dict[str, Evaluation] = {}
     for name in config.data:
         examples = run.data[name]
-        count = min(run.experiment.tracking.images, len(examples))
-        wanted = [round((i + 0.5) * len(examples) / count - 0.5) for i in range(count)]
+        wanted = _spaced(range(len(examples)), run.experiment.tracking.images)
         processes = run.state.accelerator.num_processes
         shown: set[int] = {index - index % processes for index in wanted}
+        if last:
+            shown |= {*_spaced(_first_video(examples, processes), run.experiment.tracking.frames)}
         figures: dict[str, np.ndarray] = {}
         if step == 0 and run.state.accelerator.is_main_process:
             _LOG.info("evaluating %d examples of %s first; evaluation.at_start=false skips this", len(examples), name)
@@ -126,11 +128,25 @@ def _write_curve(run: TrainingRun) -> None:
         write_atomically(run.folder / "forgetting.csv", as_csv(curve).encode())
 
 
+def _spaced(indices: Sequence[int], count: int) -> list[int]:
+    """Return at most `count` of the indices, evenly spaced."""
+    count = min(count, len(indices))
+    return [indices[round((i + 0.5) * len(indices) / count - 0.5)] for i in range(count)]
+
+
+def _first_video(examples: Examples, processes: int) -> list[int]:
+    """Return the indices of the frames of the first video that the main process evaluates; none for other data."""
+    if examples.kind != "video":
+        return []
+    videos = [name.rpartition("/")[0] for name in getattr(examples, "ids", ())]
+    return [i for i in range(0, len(videos), processes) if videos[i] == videos[0]]
+
+
 def _draw(
     figures: dict[str, np.ndarray], shown: set[int], examples: Examples, index: int, batch: Batch, outputs: Outputs
 ) -> None:
-    """Add a figure of sample `index` if it is one of `shown`."""
+    """Add a figure of sample `index`, by the end of its name, if it is one of `shown`."""
     if index in shown:
         classes: Sequence[str] = class_names(examples)
         background = background_class(examples.kind, classes)
-        figures[f"{index:05d}"] = panel(batch, outputs, background=background, classes=classes)
+        figures[batch["name"][0][-_LONGEST_NAME:]] = panel(batch, outputs, background=background, classes=classes)

@@ -90,11 +90,21 @@ def test_a_still_scene_has_the_mean_length_of_the_flow_as_its_error(finished: Pa
     assert float(rows(finished)[2][2]) == pytest.approx(expected, abs=6e-4)
 
 
-def test_the_figure_shows_frame_truth_and_three_predictions(finished: Path) -> None:
+def test_the_figure_shows_both_frames_truth_and_three_predictions(finished: Path) -> None:
     with Image.open(finished / "figures.png") as figure:
-        # Five columns of 320 with 8 between and around. Two masks and two flows of the target, one of each of the
-        # source, and the wheel: 64 * 320 / 96 = 213, 20 for the title, 8 between.
-        assert figure.size == (8 + 5 * 328, 8 + 7 * (213 + 20 + 8))
+        # Six columns of 320 with 8 between and around. Two masks and two flows of the target, one of each of the
+        # source: 64 * 320 / 96 = 213, 24 for the title, 8 between. Below, 24 for the class, 140 for the flow.
+        assert figure.size == (8 + 6 * 328, 8 + 6 * (213 + 24 + 8) + 32 + 148)
+
+
+def test_the_page_compares_the_three_runs_and_films_a_clip(finished: Path) -> None:
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    assert [run["label"] for run in data["runs"]] == list(TITLES)
+    assert {table["title"] for table in data["tables"]} >= {f"{entry}, by sequence" for entry in ENTRIES[::2]}
+    assert [layer["branch"] for layer in data["layers"]] == ["segmentation", "flow"]
+    frames = {figure["name"]: {image["frame"] for image in figure["images"]} for figure in data["figures"]}
+    assert {len(found) for name, found in frames.items() if "clips" in name} == {_CLIPS.frames}
 
 
 def test_a_second_call_repeats_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

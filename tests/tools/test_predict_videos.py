@@ -52,7 +52,7 @@ def test_a_movie_plays_as_long_as_the_video(small_network: list[str], video: Pat
         assert container.duration / 1e6 == pytest.approx(1.5 + 1 / 30, abs=0.01)  # the last frame: 1/30 s
     frames = list(open_movie(tmp_path / "out/movie/clip.mp4").frames)
     assert [float(time) for time, _ in frames] == pytest.approx([float(time) for time in TIMES], abs=1e-4)
-    assert {image.shape for _, image in frames} == {(48, 3 * 64, 3)}  # frame, mask, flow
+    assert {image.shape for _, image in frames} == {(48 + 24, 3 * 64, 3)}  # frame, mask, flow; the scale of flow
     assert frames[2][1][24, 60].mean() == pytest.approx(100, abs=4)
     assert main(command) == 1  # refuses to overwrite it
 

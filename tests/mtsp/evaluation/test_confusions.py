@@ -73,6 +73,20 @@ def test_the_figure_shows_the_mistaken_examples_only(tmp_path: Path) -> None:
     assert {50, 150} <= set(image[..., 0].reshape(-1).tolist())  # both examples, as they are
 
 
+def test_a_direction_without_mistakes_leaves_its_cells_to_the_other(tmp_path: Path) -> None:
+    shown: list[int] = []
+    pairs = [Confusion(0, 1, 8, 0.5), Confusion(2, 3, 0, 0.0)]
+
+    def figure(index: int) -> np.ndarray:
+        shown.append(index)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    draw_pairs(tmp_path / "pairs.png", pairs, NAMES, {(0, 1): range(7), (1, 0): [9]}, figure)
+    assert shown == [0, 1, 2, 3, 4, 9]  # three in each direction would leave two cells empty
+    width, height = read_image(tmp_path / "pairs.png").shape[1::-1]
+    assert width > 4 * height  # one row of six: the second pair has no example
+
+
 def test_what_cannot_be_drawn_or_counted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         draw_pairs(tmp_path / "pairs.png", [], NAMES, {}, lambda index: np.zeros((1, 1, 3)))

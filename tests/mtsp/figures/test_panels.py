@@ -3,9 +3,12 @@ import pytest
 import torch
 from torchvision.utils import flow_to_image
 
-from mtsp.figures.flow_colors import color_wheel, error_map, flow_to_color
+from mtsp.figures.comparison import comparison
+from mtsp.figures.flow_colors import color_wheel, error_map, flow_to_color, full_color_length
+from mtsp.figures.legends import class_legend, class_name
 from mtsp.figures.masks import overlay
 from mtsp.figures.panels import TILE, panel, resize_flow
+from mtsp.figures.side_by_side import SideBySide
 from mtsp.files.palettes import palette
 from mtsp.types import Batch, Outputs
 
@@ -134,43 +137,106 @@ def test_a_resized_flow_has_its_vectors_scaled_by_width_and_height() -> None:
     torch.testing.assert_close(grown[:, 7, 9], torch.tensor([2.0, 3.0]))
 
 
-def test_a_panel_has_a_column_for_each_thing_that_is_there() -> None:
-    # A column is TILE + 8 wide and 8 pixels end the row; a row is 228 high: the title 20, the figure 200, a gap 8.
-    mask, flow = torch.zeros(2, 40, 64, dtype=torch.long), torch.zeros(2, 2, 40, 64)
-    logits, next_frame = torch.zeros(2, 2, 10, 16), torch.rand(2, 3, 40, 64)
-
-    def columns_and_rows(batch: Batch, outputs: Outputs) -> tuple[float, float]:
-        height, width, _ = panel(batch, outputs).shape
-        return (width - 8) / (TILE + 8), (height - 8) / 228
-
-    assert columns_and_rows(example(), {}) == (1, 1)
-    assert columns_and_rows(example(mask=mask), {}) == (2, 1)
-    assert columns_and_rows(example(next_frame=next_frame), {"mask_logits": logits}) == (2, 2)
-    assert columns_and_rows(example(), {"flow": flow}) == (2, 2)  # the flow and its legend
-    assert columns_and_rows(example(mask=mask, flow=flow), {"mask_logits": logits, "flow": flow}) == (4, 2)
+ROW = 24 + 300 + 8
+"""Height of a panel's row: title, tile (40 x 64 at 480 wide) and gap."""
 
 
-def test_true_and_predicted_flow_of_a_panel_share_the_scale_of_the_truth() -> None:
+def tile(figure: np.ndarray, row: int, column: int) -> np.ndarray:
+    """Return a tile of a panel."""
+    x, y = 8 + column * (TILE + 8), 8 + row * ROW + 24
+    return figure[y : y + 300, x : x + TILE]
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "columns", "rows", "below"),
+    [  # below: 24 for the class, 140 for the colors of flow where no cell is left for them, and a gap of 8 for each
+        ([], [], 1, 1, 0),
+        (["mask"], [], 2, 1, 32),
+        (["mask"], ["mask_logits"], 3, 1, 32),
+        (["next_frame"], ["mask_logits", "flow"], 2, 2, 180),
+        (["next_frame", "mask"], ["mask_logits", "flow"], 2, 3, 32),
+        (["next_frame", "flow"], ["flow"], 2, 3, 0),
+        (["next_frame", "flow"], ["mask_logits", "flow"], 2, 3, 180),
+        (["next_frame", "mask", "flow"], ["mask_logits", "flow"], 2, 4, 32),
+    ],
+)
+def test_a_panel_has_no_empty_cell(
+    labels: list[str], predicted: list[str], columns: int, rows: int, below: int
+) -> None:
+    known = {"mask": torch.ones(2, 40, 64, dtype=torch.long), "next_frame": torch.rand(2, 3, 40, 64)}
+    known["flow"] = torch.ones(2, 2, 40, 64)
+    outputs: dict = {"mask_logits": torch.rand(2, 2, 10, 16), "flow": torch.ones(2, 2, 40, 64)}
+    batch = example(**{name: known[name] for name in labels})
+    figure = panel(batch, {name: outputs[name] for name in predicted})  # pyright: ignore[reportArgumentType]
+    assert figure.shape == (8 + rows * ROW + below, columns * (TILE + 8) + 8, 3)
+    assert all((tile(figure, row, column) != 255).any() for row in range(rows) for column in range(columns))
+
+
+def test_pairs_of_a_panel_share_a_row_and_the_flows_the_scale_of_the_truth() -> None:
     # Truth 4 px to the right, prediction 2 px at half the resolution, which are 4: both are the same red.
     truth, half = torch.zeros(2, 2, 40, 64), torch.zeros(2, 2, 20, 32)
     truth[:, 0], half[:, 0] = 4, 2
-    image = panel(example(flow=truth), {"flow": half})
-    x, y = 8 + TILE + 8 + TILE // 2, 8 + 20 + 100  # the middle of the second column's first figure
-    assert image[y, x].tolist() == [255, 0, 0]
-    assert image[y + 228, x].tolist() == [255, 0, 0]
-    assert image[y, x + TILE + 8].tolist() == [49, 54, 149]  # no error
+    frames = torch.stack([torch.zeros(3, 40, 64), torch.ones(3, 40, 64)])
+    image = panel(example(next_frame=frames, flow=truth), {"flow": half})
+    assert tile(image, 0, 1).max() == 0  # the next frame
+    assert [tile(image, 1, column)[150, 240].tolist() for column in (0, 1)] == [[255, 0, 0]] * 2
+    assert tile(image, 2, 0)[150, 240].tolist() == [49, 54, 149]  # no error
+
+
+def test_full_color_is_a_length_that_a_small_fast_object_does_not_set() -> None:
+    # 96 of 100 vectors have a length of 5 (3, 4), the others of 500; unknown ones do not count.
+    flow = np.tile(np.array([3.0, 4.0], np.float32), (1, 100, 1))
+    flow[0, :4] *= 100
+    assert full_color_length(flow) == 5
+    assert full_color_length(np.concatenate([flow, np.full_like(flow, np.nan)])) == 5
+    assert full_color_length(flow / 100) == 1  # noise is not motion
 
 
 def test_flow_that_is_not_valid_is_black_whatever_is_stored_there() -> None:
     flow = torch.ones(2, 2, 40, 64)
-    image = panel(example(flow=flow, flow_valid=torch.zeros(2, 40, 64, dtype=torch.bool)), {"flow": flow})
-    assert not image[8 + 20 : 8 + 220, 8 + TILE + 8 : 8 + TILE + 8 + TILE].any()
+    labels = {"flow": flow, "flow_valid": torch.zeros(2, 40, 64, dtype=torch.bool)}
+    image = panel(example(next_frame=torch.rand(2, 3, 40, 64), **labels), {"flow": flow})
+    assert not tile(image, 1, 0).any()
+
+
+def test_a_legend_has_a_swatch_for_each_class_that_is_drawn() -> None:
+    # Two classes and unknown: swatches are 28 wide, and as in a figure half gray 128, half the class's color.
+    legend = class_legend([0, 1, 2, 255], 400, ["sky", "road", "car"], 0)
+    assert legend.shape == (24, 400, 3)
+    assert {(128, 64, 64), (64, 128, 64), (176, 176, 160)} <= set(map(tuple, legend[12].tolist()))
+    assert class_legend([0, 1, 2, 255], 100, ["sky", "road", "car"], 0).shape == (72, 100, 3)  # a line for each
+    assert class_legend([0], 400, [], 0).size == 0
+
+
+def test_a_class_without_a_name_has_a_number() -> None:
+    assert [class_name(label, ["sky"]) for label in (0, 3, 255)] == ["sky", "class 3", "unknown"]
+    assert [class_name(label, [], 0) for label in (1, 2)] == ["object", "object 2"]
+    assert class_name(1, ["0", "1"], None) == "class 1"
+
+
+def test_a_comparison_has_both_frames_in_each_row_and_no_empty_cell() -> None:
+    known = {"next_frame": torch.rand(1, 3, 40, 64), "mask": torch.ones(1, 40, 64, dtype=torch.long)}
+    masks: Batch = {"name": ["a"], "frame": torch.rand(1, 3, 40, 64), **known}  # pyright: ignore[reportAssignmentType]
+    flows: Batch = {"name": ["b"], "frame": known["next_frame"], "next_frame": known["next_frame"]}
+    flows["flow"] = torch.ones(1, 2, 40, 64)
+    one: Outputs = {"mask_logits": torch.rand(1, 2, 40, 64), "flow": torch.ones(1, 2, 40, 64)}
+    figure = comparison([(masks, {"L2": one, "L2-SP": one}), (flows, {"L2": one, "L2-SP": one})])
+    # Five columns of 320; rows of 24 + 200 + 8; below, a line for the class and the colors of flow, each with a gap.
+    assert figure.shape == (8 + 2 * 232 + 32 + 148, 8 + 5 * 328, 3)
+
+
+def test_a_movie_tells_its_classes_and_the_scale_of_flow() -> None:
+    frame, flow = np.zeros((90, 160, 3), np.uint8), np.full((90, 160, 2), 30, np.float32)
+    image = SideBySide(classes=["sky", "road"]).draw(frame, np.ones((90, 160), np.uint8), flow)
+    assert image.shape == (90 + 24 + 24, 3 * 160, 3)
+    assert (image[90:114, :200] < 100).any()  # "road"
+    assert (image[114:, 320:] < 100).any()  # "flow: full color 42.4 px"
 
 
 def test_a_long_name_does_not_run_into_the_next_column() -> None:
     batch = example(mask=torch.zeros(2, 40, 64, dtype=torch.long))
     batch["name"] = ["a/" * 200 + "end", "x"]
-    gap = panel(batch, {})[:28, 8 + TILE : 16 + TILE]
+    gap = panel(batch, {})[:32, 8 + TILE : 16 + TILE]
     assert (gap == 255).all()
 
 

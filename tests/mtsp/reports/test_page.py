@@ -21,7 +21,9 @@ EVIL = "</script><img src=x onerror=alert(1)>"
 
 
 def run(root: Path, name: str, settings: str = "", scale: float = 1.0) -> Path:
-    """Write a run of three logged steps with a figure at steps 0 and 20, J of two sequences and IoU of two classes."""
+    """Write a run of three logged steps with a figure at steps 0 and 20, two frames of a video at 20, J of two
+    sequences, IoU of two classes and distances of two layers.
+    """
     folder = root / name
     (folder / "figures").mkdir(parents=True)
     (folder / "experiment.yaml").write_text(f"name: {name}\nseed: 0\nsame: 7\n{settings}")
@@ -36,9 +38,14 @@ def run(root: Path, name: str, settings: str = "", scale: float = 1.0) -> Path:
     }
     entry = {"J_mean": 0.5, "per_sequence": sequences, "class_iou": {"road": 0.75, "sky": float("nan")}}
     (folder / "evaluation.json").write_text(json.dumps({"entries": {"davis": entry}}))
-    for step in (0, 20):
+    layers = {
+        "flow.conv1.weight": {"distance": 0.125 * scale, "pull_to_gradient": 0.5},
+        "flow.conv2.weight": {"distance": 0.25 * scale},
+    }
+    (folder / "layers.json").write_text(json.dumps(layers))
+    for step, name in ((0, "cows"), (20, "cows"), (20, "bmx-00003"), (20, "bmx-00010")):
         gray = np.full((24, 40, 3), 10 * step, np.uint8)
-        Image.fromarray(gray).save(folder / "figures" / f"{step:07d}-davis-cows.png")
+        Image.fromarray(gray).save(folder / "figures" / f"{step:07d}-davis-{name}.png")
     return folder
 
 
@@ -74,14 +81,29 @@ def test_the_page_has_settings_values_tables_and_figures_of_all_runs(tmp_path: P
     assert classes["rows"] == [
         [name, run, iou] for run in ("l2", "l2sp") for name, iou in (("road", 0.75), ("sky", None))
     ]
-    (figure,) = data["figures"]
-    assert [(image["run"], image["step"]) for image in figure["images"]] == [(0, 0), (0, 20), (1, 0), (1, 20)]
-    assert all(image["source"].startswith("data:image/webp;base64,") for image in figure["images"])
+    images = {figure["name"]: figure["images"] for figure in data["figures"]}
+    figures = {name: [(one["run"], one["step"], one["frame"]) for one in found] for name, found in images.items()}
+    assert figures["davis-cows"] == [(0, 0, ""), (0, 20, ""), (1, 0, ""), (1, 20, "")]
+    assert sorted(figures["davis-bmx"]) == [(run, 20, frame) for run in (0, 1) for frame in ("00003", "00010")]
+    assert all(one["source"].startswith("data:image/webp;base64,") for found in images.values() for one in found)
+
+
+def test_the_page_has_distance_and_pull_of_each_layer_at_the_end(tmp_path: Path) -> None:
+    one, two = run(tmp_path, "l2"), run(tmp_path, "l2sp", scale=2.0)
+    (branch,) = written(tmp_path, one, two)["layers"]
+    assert (branch["branch"], branch["names"]) == ("flow", ["conv1", "conv2"])
+    assert branch["distance"] == [[0.125, 0.25], [0.25, 0.5]]
+    assert branch["pull_to_gradient"] == [[0.5, None], [0.5, None]]
+    (two / "layers.json").unlink()  # of a run before 0.2.0
+    assert written(tmp_path, one, two)["layers"][0]["distance"] == [[0.125, 0.25], [None, None]]
 
 
 def test_runs_of_one_name_are_told_apart_by_seed_and_else_by_folder(tmp_path: Path) -> None:
     folders = [run(tmp_path / side, "l2") for side in "ab"]
     assert [part["label"] for part in written(tmp_path, *folders)["runs"]] == [str(folder) for folder in folders]
+    third = run(tmp_path / "a", "third")
+    (third / "experiment.yaml").write_text("name: l2\nseed: 0\n")
+    assert [part["label"] for part in written(tmp_path, folders[0], third)["runs"]] == ["l2", "third"]
     (folders[1] / "experiment.yaml").write_text("name: l2\nseed: 1\n")
     assert [part["label"] for part in written(tmp_path, *folders)["runs"]] == ["l2, seed 0", "l2, seed 1"]
 
@@ -106,11 +128,11 @@ def test_of_too_many_figures_evenly_spaced_steps_stay_with_the_first_and_the_las
     folder = run(tmp_path, "l2")
     for step in range(40, 101, 20):
         shutil.copy(folder / "figures" / "0000020-davis-cows.png", folder / "figures" / f"{step:07d}-davis-cows.png")
-    monkeypatch.setattr(page, "_MOST_FIGURES", 3)
+    monkeypatch.setattr(page, "_MOST_FIGURES", 5)
     data = written(tmp_path, folder)
-    # Steps 0, 20, 40, 60, 80, 100: places 0, round(2.5) = 2 and 5.
+    # The two frames have one step each. Steps 0, 20, 40, 60, 80, 100: places 0, round(2.5) = 2 and 5.
     assert [image["step"] for image in data["figures"][0]["images"]] == [0, 40, 100]
-    assert "3 of 6 figures" in data["figures_about"]
+    assert "5 of 8 figures" in data["figures_about"]
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_extremes(tmp_path: Path) -> None:
@@ -158,6 +180,17 @@ found.after = charts();
 document.querySelector("#curves .chart header button").click(); found.removed = charts();
 const slider = document.getElementById("step"); found.first = texts("#figures figcaption");
 slider.value = 0; slider.dispatchEvent(new Event("input")); found.slid = texts("#figures figcaption");
+const layers = document.querySelector("#layers .chart svg"), edge = layers.getBoundingClientRect();
+layers.dispatchEvent(new PointerEvent("pointermove", {clientX: edge.right - 23, clientY: edge.top + 50}));
+found.layer = [...layers.parentNode.querySelector(".tip").children].map(line => line.textContent);
+found.layers = texts("#layers h3");
+const figure = document.getElementById("figure"), film = document.getElementById("frame");
+const turn = name => { figure.selectedIndex = [...figure.options].findIndex(option => option.text === name);
+  figure.dispatchEvent(new Event("change")); };
+found.still = film.parentNode.hidden;
+turn("davis-bmx"); found.frames = [film.parentNode.hidden, film.max, texts("#figures figcaption")];
+film.value = 1; film.dispatchEvent(new Event("input")); found.filmed = texts("#figures figcaption");
+turn("davis-cows");
 const check = document.querySelector("#runs input");
 check.click();
 found.hidden = [texts("#figures figcaption"), document.querySelector("#curves svg").querySelectorAll("path").length];
@@ -210,4 +243,9 @@ def test_in_a_browser_tables_sort_curves_answer_figures_slide_and_nothing_is_an_
     assert found["removed"] == ["davis/J_mean", "train/loss"]
     assert found["first"] == ["davis-cows, l2, step 20", "davis-cows, l2sp, step 20"]
     assert found["slid"] == ["davis-cows, l2, step 0", "davis-cows, l2sp, step 0"]
+    assert found["layers"] == ["distance, flow", "pull, flow"]
+    assert found["layer"] == ["conv2", "l2: 0.2500", "l2sp: 0.5000"]
+    assert found["still"] is True
+    assert found["frames"] == [False, "1", [f"davis-bmx, frame 00003, {run}, step 20" for run in ("l2", "l2sp")]]
+    assert found["filmed"] == [f"davis-bmx, frame 00010, {run}, step 20" for run in ("l2", "l2sp")]
     assert found["hidden"] == [["davis-cows, l2sp, step 0"], 1]
