@@ -41,6 +41,8 @@ class ClassifierConfig(ClassesConfig):
     the published size."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout rate of the pooled features before the head. TF-slim's Inception-V3, used by DSTL, has 0.2."""
+    zero_head: bool = False
+    """Begin with a head of zeros, whose first steps do not disturb the backbone."""
     aux_head: bool | None = None
     """Train Inception-V3 with its auxiliary head; null: yes. No other backbone has an auxiliary head."""
 
@@ -72,6 +74,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = Backbone(config.backbone, aux_head=config.aux_head is not False, image_size=config.image_size)
         self.head = Head(self.backbone, config.class_count, config.dropout)
+        if config.zero_head:
+            nn.init.zeros_(self.head.label.weight)
+            nn.init.zeros_(self.head.label.bias)
 
     def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
         """Predict the class of `frame`; in training also predict it with the auxiliary head, from earlier features.

@@ -31,6 +31,11 @@ class Config(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """Return the name of a generic section in the schema, without its parameters."""
+        return cls.__name__
+
 
 class _Loader(yaml.SafeLoader):
     """A YAML loader for which 1e-3 is a number, `on` and `yes` are strings, and a repeated key is an error."""

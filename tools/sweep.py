@@ -78,6 +78,7 @@ def _tune(experiment: "AnyExperiment", options: argparse.Namespace) -> int:
         holdout=options.holdout,
         regularizers=options.regularizers or tuple(STRENGTHS),
         tuning_seeds=options.tuning_seeds,
+        untuned=options.untuned,
     )
     chosen = protocol.tune() if protocol.measure_start() else None
     if chosen is None or not protocol.test(list(chosen.values()), seeds_from(experiment, options.seeds)):
@@ -135,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
         help="fraction of training data to hold out (default: 0.25)",
     )
     parser.add_argument("--regularizers", nargs="+", metavar="NAME", help="with --tune: none, l2, l2sp, spd")
+    parser.add_argument(
+        "--untuned", action="store_true", help="with --tune: choose nothing; take the middle strength of each"
+    )
     parser.add_argument(
         "--curve-seeds", type=int, default=0, metavar="N", help="with --tune: also test every strength with N seeds"
     )

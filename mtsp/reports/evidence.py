@@ -107,7 +107,8 @@ def results_table(runs: Sequence[Run]) -> str:
                 for column in columns
             ]
             setting, source = members[0].setting, f"{before[0]:.3f}" if before else "-"
-            label = f"{scenario}: {target.partition('/')[2]}"
+            names = dict.fromkeys(metric.partition("/")[2] for metric in (target, _source(members[0])))
+            label = f"{scenario}: {' and '.join(name for name in names if name != '-')}"
             rows.append(
                 [label, NAMES[name], _strength(setting), f"{setting.rate:g}", str(len(members)), *cells, source]
             )
@@ -116,14 +117,16 @@ def results_table(runs: Sequence[Run]) -> str:
 
 
 def comparison_table(found: Sequence[Difference]) -> str:
-    """Return the comparisons as Markdown, with Holm's correction over all of them and the winner of each."""
-    rows = []
+    """Return the comparisons as Markdown: a line for each pair, with p values by Holm's method and the winners."""
+    rows: dict[tuple[str, str], dict[str, list[str]]] = {}
+    missing = ["-", "-", "-"]
     for one, corrected in zip(found, holm([one.p for one in found]), strict=True):
         what = "source" if one.metric.startswith(f"{SOURCE}/") else "target"
-        interval = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
-        pair = f"{NAMES[one.first]} over {NAMES[one.second]}"
-        rows.append([f"{one.scenario}: {what}", pair, interval, _p(one.p), _p(corrected), winner(one, corrected)])
-    return markdown_table(rows, ["scenario", "comparison", "difference [95 %]", "p", "Holm", "winner"])
+        cells = [f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]", _p(corrected), winner(one, corrected)]
+        rows.setdefault((one.scenario, f"{NAMES[one.first]} over {NAMES[one.second]}"), {})[what] = cells
+    lines = [[*pair, *cells.get("target", missing), *cells.get("source", missing)] for pair, cells in rows.items()]
+    columns = [key for what in ("target", "source") for key in (f"{what} [95 %]", "p", "winner")]
+    return markdown_table(lines, ["scenario", "comparison", *columns])
 
 
 def winner(one: Difference, corrected: float) -> str:

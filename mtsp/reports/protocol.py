@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mtsp.config import ConfigError, parse
 from mtsp.evaluation.metrics_by_kind import headlines, lower_is_better
 from mtsp.files.atomic_file import write_atomically
@@ -76,6 +78,7 @@ class Protocol:
         regularizers: names among :data:`STRENGTHS`.
         tuning_seeds: number of splits to average over.
         rates: factors of the learning rates to choose from.
+        untuned: choose nothing: take the config's learning rates, and the middle strength of each regularizer.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Protocol:
         regularizers: Sequence[str] = tuple(STRENGTHS),
         tuning_seeds: int = 1,
         rates: Sequence[float] = RATES,
+        untuned: bool = False,
     ) -> None:
         if experiment.regularizer.name != "l2sp":
             raise ConfigError("regularizer: a comparison needs l2sp, whose beta the other regularizers share")
@@ -96,7 +100,7 @@ class Protocol:
         if unknown := [name for name in regularizers if name not in STRENGTHS]:
             raise ConfigError(f"no strengths for the regularizer {unknown[0]!r}; there are {', '.join(STRENGTHS)}")
         self.experiment, self.folder, self.train, self.holdout = experiment, folder, train, holdout
-        self.regularizers, self.rates = tuple(regularizers), tuple(rates)
+        self.regularizers, self.rates, self.untuned = tuple(regularizers), tuple(rates), untuned
         self.tuning_seeds = range(TUNING_SEED, TUNING_SEED + tuning_seeds)
         self.runs: list[Run] = []
 
@@ -109,6 +113,9 @@ class Protocol:
         for name in self.regularizers:
             strengths = STRENGTHS[name]
             middle = strengths[len(strengths) // 2]
+            if self.untuned:
+                chosen[name] = Setting(name, middle, 1.0)
+                continue
             best = self._best([Setting(name, middle, rate) for rate in self.rates])
             best = best and self._best([Setting(name, strength, best.rate) for strength in strengths])
             if best is None:
@@ -208,12 +215,21 @@ class Protocol:
         """Hold out a part of the training data, and evaluate on it in place of the test data."""
         test = self.experiment.evaluation.data[0]
         first = next(iter(self.experiment.train.stages[0].batch_size))
-        section = {"fraction": self.holdout, "seed": seed}
-        held_out = values["data"][test] | {"dataset": values["data"][first]["dataset"], "limit": None}
-        values["data"][VALIDATION] = held_out | {"holdout": section | {"part": "held_out"}}
+        held_out = values["data"][test] | {key: values["data"][first][key] for key in ("dataset", "limit")}
+        values["data"][VALIDATION] = self._part(held_out, seed, "held_out")
         for name in trained:
-            values["data"][name]["holdout"] = section | {"part": "rest"}
+            values["data"][name] = self._part(values["data"][name], seed, "rest")
         values["evaluation"] |= {"data": [VALIDATION], "every": None, "source": None, "corruptions": None}
+
+    def _part(self, entry: dict[str, Any], seed: int, part: str) -> dict[str, Any]:
+        """Return a data entry that is cut: of videos by whole sequences, else by examples."""
+        sequences = entry["dataset"].get("sequences")
+        if not sequences:
+            return entry | {"holdout": {"fraction": self.holdout, "seed": seed, "part": part}}
+        order = [sequences[i] for i in np.random.default_rng(seed).permutation(len(sequences))]
+        count = min(len(order) - 1, max(1, round(len(order) * self.holdout)))
+        kept = order[:count] if part == "held_out" else order[count:]
+        return entry | {"dataset": entry["dataset"] | {"sequences": sorted(kept)}}
 
 
 def headline(metrics: Mapping[str, float], entry: str) -> str:

@@ -157,7 +157,7 @@ class TrainConfig(Config):
         return min(8, processors_per_process() - 1)
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(Config, Generic[ModelT]):
     """Evaluation during training and at the end."""
 
     data: tuple[str, ...] = ()
@@ -171,7 +171,7 @@ class EvaluationConfig(Config):
     change."""
     tta: AnyTta = NoTtaConfig()
     """Test-time augmentation: scores of the whole image, or sums of the scores over several crops or scales."""
-    source: SourceConfig | None = None
+    source: SourceConfig[ModelT] | None = None
     """Also measure the source task, to see what fine-tuning forgets; null: do not. The share that is retained is known
     if `at_start` is true."""
     corruptions: CorruptionsConfig | None = None
@@ -192,7 +192,7 @@ class Experiment(Config, Generic[ModelT, DataT]):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig[ModelT] = Field(default={}, validate_default=True)
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -268,12 +268,13 @@ class Experiment(Config, Generic[ModelT, DataT]):
                 wrong.append(
                     f"evaluation.source.data: no entry {source.data!r} in `data`; there is {', '.join(self.data)}"
                 )
+            heads = source.heads if source.model is None else {}
             wrong += [
                 f"evaluation.source.heads: no branch {name!r}; there is {', '.join(self.branches)}"
-                for name in source.heads
+                for name in heads
                 if name not in self.branches
             ]
-            if source.heads.keys() >= self.branches.keys():
+            if heads.keys() >= self.branches.keys():
                 wrong.append("evaluation.source.heads: names all branches, so no fine-tuned branch would be measured")
             if SOURCE in self.evaluation.data:
                 wrong.append(f"evaluation.data: results name the source task {SOURCE!r}; rename this entry of `data`")
@@ -285,6 +286,9 @@ class Experiment(Config, Generic[ModelT, DataT]):
         """Return the experiment with the network of the source task: its number of classes and its old heads."""
         source = self.evaluation.source
         assert source is not None
+        if source.model is not None:
+            heads = {name: BranchConfig(weights=file) for name, file in source.heads.items()}
+            return self.model_copy(update={"model": source.model, "branches": heads})
         model = self.model if source.classes is None else self.model.model_copy(update={"classes": source.classes})
         branches = {name: branch.model_copy(update={"reuse": ()}) for name, branch in self.branches.items()}
         branches |= {name: branches[name].model_copy(update={"weights": file}) for name, file in source.heads.items()}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from mtsp.distributed.sharding import full_states, is_sharded
 from mtsp.distributed.sync_batchnorm import synchronize
 from mtsp.evaluation.classes import class_names
 from mtsp.evaluation.evaluate import Evaluation, EvaluationStopped, describe
-from mtsp.evaluation.forgetting import SourceConfig, SourceTask
+from mtsp.evaluation.forgetting import SourceConfig, SourceTask, shared_tensors
 from mtsp.evaluation.scores import joined, plain, scores_of
 from mtsp.files.atomic_file import write_atomically
 from mtsp.files.lock import locked
@@ -158,7 +159,7 @@ def _prepare(
 
 def _source_task(
     run: TrainingRun,
-    source: SourceConfig,
+    source: SourceConfig[Any],
     examples: Examples,
     build_network: Callable[[AnyExperiment, Sequence[str]], PretrainedNetwork],
 ) -> SourceTask:
@@ -173,7 +174,7 @@ def _source_task(
         source,
         network,
         examples,
-        branches=tuple(experiment.branches),
+        shared=shared_tensors(source, run.network, network, tuple(experiment.branches)),
         evaluate=evaluator(run),
         measure_start=experiment.evaluation.at_start,
     )

@@ -147,6 +147,13 @@ def test_lite0_of_the_package_fills_all_of_timms_backbone() -> None:
     assert load_branch(model, "head", "package:efficientnet-lite0").fresh == []
 
 
+def test_a_head_of_zeros_gives_every_class_the_same_logit() -> None:
+    network = classifier("test_efficientnet", zero_head=True)
+    logits = network.eval()(torch.rand(2, 3, 32, 32)).get("label_logits")
+    assert logits is not None
+    assert torch.equal(logits, torch.zeros(2, 3))
+
+
 def test_an_unknown_backbone_is_answered_with_the_nearest_names() -> None:
     with pytest.raises(ValueError, match=r"no backbone 'resnet5' in timm; did you mean .*resnet50"):
         classifier("resnet5")

@@ -2,11 +2,12 @@
 
     python tools/bench/regularizers.py [--networks resnet50 resnet101 vit_b_16] [--rounds 30] [--step 64x224] [--quick]
 
-Weights and gradients are random; the measured time is the part of a step after the gradients of the loss are computed.
-The programs take turns, and the median time is shown. Penalties in the loss use autograd; `as tllib` reimplements
-tllib's `SPRegularization`: a loop over all named parameters with 0.5 * norm(p - p0) ** 2. Memory is the peak of a
-separate process, minus the peak of the optimizer with native weight decay. With --step (the default on a GPU), the time
-is also shown as a fraction of a training step of the network; on a GPU the step is in bfloat16 autocast.
+A network is one of torchvision or timm, or that of a config, as evidence/camvid_few.yaml. Weights and gradients are
+random; the measured time is the part of a step after the gradients of the loss are computed. The programs take turns,
+and the median time is shown. Penalties in the loss use autograd; `as tllib` reimplements tllib's `SPRegularization`: a
+loop over all named parameters with 0.5 * norm(p - p0) ** 2. Memory is the peak of a separate process, minus the peak of
+the optimizer with native weight decay. With --step (the default on a GPU), the time is also shown as a fraction of a
+training step of the network; on a GPU the step is in bfloat16 autocast.
 """
 
 import sys
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed packages called tools, models or data
 
 from mtsp.anchors import capture
+from mtsp.batches import tensors_in
 from mtsp.command_line import height_width, program
 from mtsp.regularizers import L2SP
 from tools.bench.timing import Clock, machine, medians, parser, table
 from tools.bench.workers import DEVICE, Worker, take_turns, wait_for_gpu
+from tools.build import read_experiment
 
 ALPHA, LR, MIB = 0.01, 1e-6, 2**20
 NATIVE, OURS, TLLIB = "native weight decay, fused", "L2SP, fused", "as tllib, fused"
@@ -35,13 +38,17 @@ WITHIN, FASTER = 1.6, 5.0
 
 
 def network(name: str) -> nn.Module:
-    """Return a network of torchvision or timm with random weights and random gradients."""
+    """Return a network of torchvision, timm or a config, with random weights and random gradients."""
     import timm
     import torchvision
 
     torch.manual_seed(0)
     known = getattr(torchvision.models, name, None)
-    model: nn.Module = (timm.create_model(name) if known is None else known(weights=None)).to(DEVICE)
+    if name.endswith(".yaml"):
+        model: nn.Module = read_experiment(name).model.build()
+    else:
+        model = timm.create_model(name) if known is None else known(weights=None)
+    model = model.to(DEVICE)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
     return model
@@ -139,7 +146,7 @@ def training_step(name: str, batch_size: int, side: int) -> Callable[[], object]
     def run() -> None:
         optimizer.zero_grad()
         with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
-            loss = model(images).square().mean()
+            loss: Any = sum(output.square().mean() for output in tensors_in(model(images)))
         loss.backward()
         optimizer.step()
 
@@ -147,22 +154,30 @@ def training_step(name: str, batch_size: int, side: int) -> Callable[[], object]
 
 
 def report(
-    name: str, rounds: int, console: Console, *, step: tuple[int, int] | None, measure_memory: bool, clock: Clock
+    name: str,
+    rounds: int,
+    console: Console,
+    *,
+    programs: Sequence[str] = tuple(PROGRAMS),
+    step: tuple[int, int] | None,
+    measure_memory: bool,
+    clock: Clock,
 ) -> None:
     """Print one network's table."""
-    spent = medians({key: step_of(name, key) for key in PROGRAMS}, rounds, clock=clock)
+    spent = medians({key: step_of(name, key) for key in programs}, rounds, clock=clock)
     weights = sum(p.numel() * p.element_size() for p in network(name).parameters())
     title = f"{name}: {weights / MIB:.0f} MiB of weights; regularizer and SGD with momentum"
     drawn = table(title, "program", "ms", "times native, fused", "target", "memory over native", "target")
-    peaks = {key: peak(name, key) for key in PROGRAMS} if measure_memory else {}
+    peaks = {key: peak(name, key) for key in programs} if measure_memory else {}
     targets = (f"{WITHIN:g}x" if name == "resnet50" else "", f"{weights / MIB:.0f} MiB, the anchors")
     for key, value in spent.items():
         extra = f"{(peaks[key] - peaks[NATIVE]) / MIB:+.0f} MiB" if peaks else "-"
         time_target, memory_target = targets if key == OURS else ("", "")
         drawn.add_row(key, f"{value * 1e3:.1f}", f"{value / spent[NATIVE]:.2f}x", time_target, extra, memory_target)
     console.print(drawn)
-    target = f" (target for ResNet-50: {FASTER:g})" if name == "resnet50" else ""
-    console.print(f"{OURS} is {spent[TLLIB] / spent[OURS]:.1f} times as fast as {TLLIB}{target}")
+    if TLLIB in spent:
+        target = f" (target for ResNet-50: {FASTER:g})" if name == "resnet50" else ""
+        console.print(f"{OURS} is {spent[TLLIB] / spent[OURS]:.1f} times as fast as {TLLIB}{target}")
     if step is not None:
         whole = medians({"step": training_step(name, *step)}, rounds, clock=clock)["step"]
         share = (spent[OURS] - spent[NATIVE]) / whole
@@ -180,13 +195,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--step", type=height_width, metavar="BxS", default=default, help="images in a training step, and their side"
     )
     command_line.add_argument("--cpu-time", action="store_true", help="measure CPU seconds: other programs matter less")
+    command_line.add_argument("--brief", action="store_true", help="measure only native weight decay and L2SP, fused")
     options = command_line.parse_args(arguments)
+    programs = (NATIVE, OURS) if options.brief else tuple(PROGRAMS)
     clock = time.process_time if options.cpu_time else time.perf_counter
     console = Console(width=120)
     console.print(machine())
     networks, rounds = (["resnet18"], 5) if options.quick else (options.networks, options.rounds)
     for name in networks:
-        report(name, rounds, console, step=options.step, measure_memory=not options.quick, clock=clock)
+        report(
+            name,
+            rounds,
+            console,
+            programs=programs,
+            step=options.step,
+            measure_memory=not options.quick,
+            clock=clock,
+        )
     return 0
 
 

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mtsp.config import ConfigError
+from mtsp.config import Config, ConfigError
 from mtsp.evaluation.evaluate import Evaluation, evaluate
-from mtsp.evaluation.forgetting import SourceConfig, SourceTask, as_csv
+from mtsp.evaluation.forgetting import SourceConfig, SourceTask, as_csv, shared_tensors
 from mtsp.evaluation.metrics_by_kind import lower_is_better
 from mtsp.types import Batch, Examples, Kind, Outputs
 
@@ -53,10 +53,12 @@ def on_lights(model: nn.Module, examples: Examples) -> Evaluation:
     return evaluate(Accelerator(cpu=True), model, examples)
 
 
-def task(**settings: object) -> SourceTask:
+def task(fine_tuned: nn.Module | None = None, **settings: object) -> SourceTask:
     """Before fine-tuning scale 1 and threshold 0.4: all four are right."""
-    config = SourceConfig.model_validate({"data": "lights", "heads": {"head": "old.safetensors"}, **settings})
-    return SourceTask(config, Brightness(1.0, 0.4), Lights(), branches=Brightness.branches, evaluate=on_lights)
+    config = SourceConfig[Config].model_validate({"data": "lights", "heads": {"head": "old.safetensors"}, **settings})
+    network = Brightness(1.0, 0.4)
+    shared = shared_tensors(config, fine_tuned or network, network, Brightness.branches)
+    return SourceTask(config, network, Lights(), shared=shared, evaluate=on_lights)
 
 
 def test_the_fine_tuned_branch_is_measured_under_the_old_head() -> None:
@@ -75,6 +77,35 @@ def test_without_an_old_head_the_network_is_measured_as_it_is() -> None:
     assert source.measure(Brightness(1.0, 0.6)).values()["top1"] == 0.75  # 0.5 is taken for dark
 
 
+class Painter(nn.Module):
+    """Another network, whose `eye.scale` is what `backbone` is in :class:`Brightness`."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.eye = nn.ModuleDict({"scale": nn.Linear(1, 1, bias=False)})
+        self.brush = nn.Linear(1, 2)
+        nn.init.constant_(self.eye["scale"].weight, scale)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_encoder_is_measured_in_the_classifier_that_it_comes_from() -> None:
+    other: dict[str, object] = {"model": {}, "heads": {}, "shared": {"eye.scale": "backbone"}}
+    painter = Painter(2.0)
+    source = task(painter, **other)
+    assert source.measure(painter).values()["top1"] == 0.75  # scale 2, as above
+    found = {fraction: one.values()["top1"] for fraction, one in source.between(painter, (0.0, 1.0))}
+    assert found == {0.0: 1.0, 1.0: 0.75}
+
+
+def test_a_shared_module_that_one_of_the_networks_lacks_is_said() -> None:
+    other: dict[str, object] = {"model": {}, "heads": {}}
+    with pytest.raises(ConfigError, match=r"eye of the fine-tuned network does not fit .* \(eye.scale.weight\)"):
+        task(Painter(2.0), **other, shared={"eye": "backbone"})
+    with pytest.raises(ConfigError, match=r"nose .* \(it has no weights\); name the same module of both in `shared`"):
+        task(Painter(2.0), **other, shared={"nose": "backbone"})
+    with pytest.raises(ValueError, match="`model` and `shared` need each other"):
+        SourceConfig[Config].model_validate({"data": "lights", "model": {}})
+
+
 def test_between_start_and_end_the_shared_branches_are_interpolated_and_put_back() -> None:
     source, model = task(), Brightness(5.0, 9.0)
     # Scales 1, 3 and 5 against 0.4: brightness above 0.4, 0.13 and 0.08 is taken for class 1.
@@ -86,10 +117,10 @@ def test_between_start_and_end_the_shared_branches_are_interpolated_and_put_back
 
 def test_an_unknown_start_gives_no_retained_share() -> None:
     source = SourceTask(
-        SourceConfig(data="lights"),
+        SourceConfig[Config](data="lights"),
         Brightness(1.0, 0.4),
         Lights(),
-        branches=Brightness.branches,
+        shared={"backbone.weight": "backbone.weight"},
         evaluate=on_lights,
         measure_start=False,
     )
@@ -141,7 +172,8 @@ def test_errors_retain_the_start_as_a_share_of_now() -> None:
         def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
             return Outputs(flow=self.flow(frame))
 
-    source = SourceTask(SourceConfig(data="x"), Drift(1.0), Flow(), branches=("flow",), evaluate=on_lights)
+    shared = {name: name for name in ("flow.weight", "flow.bias")}
+    source = SourceTask(SourceConfig[Config](data="x"), Drift(1.0), Flow(), shared=shared, evaluate=on_lights)
     now = source.measure(Drift(4.0)).values()
     assert now["epe"] == 4.0
     assert math.isclose(now["retained"], 0.25)  # the error was 1 and is 4

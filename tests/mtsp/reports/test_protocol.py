@@ -67,6 +67,14 @@ def test_the_rate_is_chosen_first_and_then_the_strength(tmp_path: Path) -> None:
     assert chosen == {"none": Setting("none", 0.0, 3.0), "l2": Setting("l2", 1e-2, 3.0)}
 
 
+def test_untuned_regularizers_get_their_middle_strength_and_the_rate_of_the_config(tmp_path: Path) -> None:
+    runs = Runs()
+    chosen = protocol(tmp_path, runs, untuned=True).tune()
+    assert runs.started == []
+    # Of 1e-5, 1e-4, 1e-3, 1e-2 the third.
+    assert chosen == {"none": Setting("none", 0.0, 1.0), "l2": Setting("l2", 1e-3, 1.0)}
+
+
 def test_tuning_sees_no_test_data(tmp_path: Path) -> None:
     runs = Runs()
     protocol(tmp_path, runs, holdout=0.4).tune()
@@ -79,6 +87,15 @@ def test_tuning_sees_no_test_data(tmp_path: Path) -> None:
         assert held_out["holdout"] == trained["holdout"] | {"part": "held_out"}
         assert trained["dataset"]["label_seed"] == one.seed
         assert (held_out["size"], held_out["augment"], held_out["limit"]) == ((32, 32), None, None)
+
+
+def test_videos_are_held_out_by_whole_sequences(tmp_path: Path) -> None:
+    compared = Protocol(experiment(), tmp_path, train=Runs(), holdout=0.34)
+    entry = {"dataset": {"name": "davis", "sequences": ["a", "b", "c", "d", "e", "f"]}, "limit": None}
+    parts = [compared._part(entry, 1000, part)["dataset"]["sequences"] for part in ("held_out", "rest")]
+    assert [len(part) for part in parts] == [2, 4]  # a third of six
+    assert sorted(parts[0] + parts[1]) == ["a", "b", "c", "d", "e", "f"]
+    assert compared._part(entry, 1001, "held_out") != compared._part(entry, 1000, "held_out")
 
 
 def test_the_chosen_settings_are_tested_with_every_seed_on_all_training_data(tmp_path: Path) -> None:
