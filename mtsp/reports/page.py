@@ -206,7 +206,7 @@ def _tables(runs: Sequence[RunLog], labels: Sequence[str]) -> list[dict[str, Any
     tables = []
     for (entry, kind), rows in found.items():
         several = len({whose for whose, _, _ in rows}) > 1
-        metrics = list(dict.fromkeys(metric for _, _, row in rows for metric in row))
+        metrics = list(dict.fromkeys(metric for *_, row in rows for metric, value in row.items() if value is not None))
         cells = [
             [name, *([whose] if several else []), *(row.get(metric) for metric in metrics)] for whose, name, row in rows
         ]
