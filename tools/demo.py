@@ -106,6 +106,7 @@ def demo(
         for name in ("data", *RUNS):
             shutil.rmtree(folder / name, ignore_errors=True)
     experiments = {name: _experiment(folder, [*changes, *overrides]) for name, changes in RUNS.items()}
+    _say("About two minutes on two idle cores. Ctrl-C stops and saves; the same command continues.")
     _say("1/4  Draw short videos of two worlds: the source, which the network knows, and the target, new to it.")
     synthesize(folder / "data", folder / "leaves", data)
     for number, (name, experiment) in enumerate(experiments.items(), start=2):
