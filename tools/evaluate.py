@@ -184,7 +184,7 @@ def _save(folder: Path, batch: "Batch", outputs: "Outputs") -> None:
     if {"mask_logits", "flow"} & outputs.keys():
         path.parent.mkdir(parents=True, exist_ok=True)
     if "mask" in batch and "mask_logits" in outputs:
-        mask = byte_ids(outputs["mask_logits"][0].argmax(0).cpu().numpy())
+        mask = byte_ids(outputs["mask_logits"][0].max(0).indices.cpu().numpy())
         write_mask(path.with_name(f"{path.name}.png"), mask)
     if "flow" in batch and "flow" in outputs:
         flow = outputs["flow"][0].float().cpu().permute(1, 2, 0).numpy()

@@ -19,7 +19,7 @@ from mtsp.distributed.sharding import is_sharded
 from mtsp.evaluation.metrics_by_kind import METRICS, Metric
 from mtsp.evaluation.scores import is_known
 from mtsp.evaluation.tta import Tta, single_view
-from mtsp.files.read_ahead import read_ahead
+from mtsp.files.read_ahead import one_behind, read_ahead
 from mtsp.types import Batch, Examples, Kind, Outputs
 
 
@@ -76,7 +76,7 @@ def evaluate(
         workers: number of threads that decode examples ahead; 0 decodes each example when it is needed.
         channels_last: memory format of the images; should match the network's.
         after_example: called after each example, on the process that evaluates it, with its index, a batch of one, and
-            the outputs.
+            the outputs. Calls are in order and never at once, in a thread that measures while the network predicts.
         stop: returns whether this process asks to stop; called before each batch.
 
     Raises:
@@ -93,22 +93,27 @@ def evaluate(
     samples = read_ahead(examples.__getitem__, mine, threads=workers, ahead=2 * workers)
     groups = 0
     stopped = False
-    with closing(samples), evaluating(bare):
+
+    @torch.no_grad()  # which holds in one thread only
+    def measure(indices: Sequence[int], batch: Batch, predicted: Outputs) -> None:
+        outputs = at_resolution(predicted, batch)
+        for metric in METRICS[examples.kind]:
+            if metric.label in batch and metric.output in outputs:
+                prediction: Tensor = outputs[metric.output]
+                measured.setdefault(metric, metric(prediction.shape[1])).update(batch["name"], prediction, batch)
+        for place, index in enumerate(indices):
+            one = _one_of(batch, place)
+            unknown.extend(
+                (index, m.label, one["name"][0]) for m in measured if m.label in one and not is_known(one, m.label)
+            )
+            after_example(index, one, _one_of(outputs, place))
+
+    with closing(samples), evaluating(bare), one_behind(measure, threaded=not is_sharded(bare)) as measure_beside:
         for indices, batch in _batches(zip(mine, samples, strict=True), 1 if is_sharded(bare) else batch_size):
             stopped = stopped or stop()
             if stopped and not is_sharded(bare):
                 break
-            outputs = at_resolution(tta(bare, on_device(batch)), batch)
-            for metric in METRICS[examples.kind]:
-                if metric.label in batch and metric.output in outputs:
-                    prediction: Tensor = outputs[metric.output]
-                    measured.setdefault(metric, metric(prediction.shape[1])).update(batch["name"], prediction, batch)
-            for place, index in enumerate(indices):
-                one = _one_of(batch, place)
-                unknown += [
-                    (index, m.label, one["name"][0]) for m in measured if m.label in one and not is_known(one, m.label)
-                ]
-                after_example(index, one, _one_of(outputs, place))
+            measure_beside(indices, batch, tta(bare, on_device(batch)))
             groups += 1
         if is_sharded(bare):  # every process must join every forward pass, even with one example fewer
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):

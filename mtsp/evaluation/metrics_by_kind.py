@@ -77,7 +77,7 @@ class VideoMasks(Metric):
         self.pixels.update(prediction, labels["mask"])
         truth = as_numpy(labels["mask"])
         known = truth != IGNORE
-        predicted = as_numpy(prediction if prediction.ndim == 3 else prediction.argmax(1)) == 1
+        predicted = as_numpy(prediction if prediction.ndim == 3 else prediction.max(1).indices) == 1
         for place, name in enumerate(ids):
             self.davis.update(name, predicted[place], truth[place] == 1, known[place])
 

@@ -132,7 +132,7 @@ def _window_logits(network: Network, images: Tensor, flip: bool) -> Tensor:
     if "mask_logits" not in outputs:
         raise ValueError("tta `multi_scale` needs masks, and this network predicts none; use tta `none`")
     logits = outputs["mask_logits"].float()
-    return logits[:count] + logits[count:].flip(-1) if flip else logits
+    return logits[count:].flip(-1).add_(logits[:count]) if flip else logits.clone()
 
 
 class _Scores:
@@ -151,13 +151,14 @@ class _Scores:
         self.windows: Tensor | None = None  # 11HW, number of windows that cover each pixel
 
     def add(self, windows: Sequence[_Window], logits: Tensor) -> None:
-        """Add the logits of `windows`, NBKHW."""
-        offset = self._make_room(logits.max())
-        for window, score in zip(windows, (logits - offset).exp_(), strict=True):
+        """Add the logits of `windows`, NBKHW, which are overwritten."""
+        offset = self._make_room(logits.amax())  # max() takes ten times as long where channels are last
+        for window, score in zip(windows, logits.sub_(offset).exp_(), strict=True):
             if window.scale != self.scale:
                 self._finish_scale()
                 self.scale, size = window.scale, self.sizes[window.scale]
-                self.scores, self.windows = score.new_zeros(*score.shape[:2], *size), score.new_zeros(1, 1, *size)
+                scores, self.windows = score.new_zeros(*score.shape[:2], *size), score.new_zeros(1, 1, *size)
+                self.scores = scores.contiguous(memory_format=_layout(score))  # adding is slow between two layouts
             assert self.scores is not None
             assert self.windows is not None
             rows, columns = (slice(at, at + score.shape[-1]) for at in (window.top, window.left))
@@ -170,12 +171,13 @@ class _Scores:
         self._finish_scale()
         assert self.total is not None
         assert self.offset is not None
-        return self.total.clamp_min(torch.finfo(self.total.dtype).tiny).log() + self.offset
+        return self.total.clamp_min_(torch.finfo(self.total.dtype).tiny).log_().add_(self.offset)
 
     def _finish_scale(self) -> None:
         if self.scores is not None and self.windows is not None:
-            mean = F.interpolate(self.scores.div_(self.windows), size=self.size, mode="bilinear", align_corners=True)
-            self.total = mean if self.total is None else self.total + mean
+            mean = self.scores.div_(self.windows).contiguous()  # interpolation rounds differently with channels last
+            mean = F.interpolate(mean, size=self.size, mode="bilinear", align_corners=True)
+            self.total = mean if self.total is None else self.total.add_(mean)
             self.scores = self.windows = None
 
     def _make_room(self, largest: Tensor) -> Tensor:
@@ -186,6 +188,11 @@ class _Scores:
             if kept is not None:
                 kept *= (before - self.offset).exp()
         return self.offset
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class MultiCropConfig(Config):

@@ -4,10 +4,12 @@ All programs of a case train the same network on the same files, and pull it tow
 regularizer, the others with the loss term that tllib adds.
 """
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +41,38 @@ def mtsp(values: dict[str, Any], folder: Path, tick: Tick) -> None:
 
     loop.optimizer_step = ticked
     train(parse(AnyExperiment, values), folder / "run")
+
+
+class Evaluated(NamedTuple):
+    """Time of an evaluation from the network's first call to the end."""
+
+    seconds: float
+    outside: float
+    """Fraction of the time in which the main thread did not run the network."""
+
+
+def evaluation(folder: Path) -> Evaluated:
+    """Evaluate with tools/evaluate.py and write predictions."""
+    from tools.evaluate import main
+
+    config = folder / "experiment.json"
+    network = type(build_network(parse(AnyExperiment, json.loads(config.read_text()))).model)
+    times: list[float] = []  # beginning and end of each call
+
+    def note(module: nn.Module, *_: Any) -> None:
+        if isinstance(module, network):
+            times.append(time.perf_counter())
+
+    hooks = nn.modules.module
+    handles = hooks.register_module_forward_pre_hook(note), hooks.register_module_forward_hook(note)
+    out = str(folder / "predictions")
+    try:
+        main(["--config", str(config), "--checkpoint", str(folder / "start.safetensors"), "--save-predictions", out])
+    finally:
+        for handle in handles:
+            handle.remove()
+    seconds = time.perf_counter() - times[0]
+    return Evaluated(seconds, 1 - (sum(times[1::2]) - sum(times[::2])) / seconds)
 
 
 def bare(values: dict[str, Any], folder: Path, tick: Tick) -> None:
@@ -214,6 +248,22 @@ def lightning_trainer(values: dict[str, Any], folder: Path, tick: Tick) -> None:
 
 def masks_loader(values: dict[str, Any], folder: Path, tick: Tick) -> None:
     """Train with a plain loop over a DataLoader that reads with PIL and augments with torchvision v2."""
+    network = build_network(parse(AnyExperiment, values)).model
+    _train_on_masks(values, network, lambda images: network(images, None), tick)
+
+
+def smp_loop(values: dict[str, Any], folder: Path, tick: Tick) -> None:
+    """Train DeepLabV3 of segmentation_models_pytorch, which has no EncNet, with the loop of :func:`masks_loader`."""
+    import segmentation_models_pytorch as smp
+
+    model = values["model"]
+    network = smp.DeepLabV3(
+        model["encoder"], encoder_weights=None, classes=model["classes"], encoder_output_stride=model["output_stride"]
+    )
+    _train_on_masks(values, network, lambda images: {"mask_logits": network(images)}, tick)
+
+
+def _train_on_masks(values: dict[str, Any], network: nn.Module, predict: Callable[[Tensor], Any], tick: Tick) -> None:
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import tv_tensors
@@ -234,12 +284,11 @@ def masks_loader(values: dict[str, Any], folder: Path, tick: Tick) -> None:
             pixels, classes = steps(image, tv_tensors.Mask(mask))
             return pixels, classes.long()
 
-    experiment = parse(AnyExperiment, values)
-    network = build_network(experiment).model.train()
+    network.train()
     anchors, optimizer = _anchors(network), torch.optim.SGD(network.parameters(), lr=LR, momentum=0.9)
     loader = DataLoader(Pairs(), _size(values), shuffle=True, num_workers=1, persistent_workers=True, drop_last=True)
-    for images, masks in islice(_endless(loader), experiment.train.steps):
-        loss = _plain_loss(network(images, None), {"mask": masks}) + _term(network, anchors)
+    for images, masks in islice(_endless(loader), values["train"]["steps"]):
+        loss = _plain_loss(predict(images), {"mask": masks}) + _term(network, anchors)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,12 +1,15 @@
-"""Compare whole training programs: mtsp, a bare PyTorch loop, timm, Lightning, and the Trainer of transformers.
+"""Compare whole training programs: mtsp, a bare PyTorch loop, timm, Lightning, smp, and the Trainer of transformers.
 
     python tools/bench/train.py [--case classification] [--steps 30] [--rounds 3] [--quick]
 
-All programs of a case train the same network on the same generated files with the same batch size, in float32, with
-one worker process, and pull the weights towards their start: mtsp and the bare loop with `L2SP`, the others with the
-loss term that tllib adds. The bare loop has its batches in memory and writes nothing, so it is the limit; mtsp logs,
-tracks and saves checkpoints. Each program runs in its own process, the programs take turns, and the median over the
-rounds is shown. The first five steps do not count.
+All programs of a case train the same network, but for smp, which has no EncNet, on the same generated files with the
+same batch size, in float32, with one worker process, and pull the weights towards their start: mtsp and the bare loop
+with `L2SP`, the others with the loss term that tllib adds. The bare loop has its batches in memory and writes nothing,
+so it is the limit; mtsp logs, tracks and saves checkpoints. Each program runs in its own process, the programs take
+turns, and the median over the rounds is shown. The first five steps do not count.
+
+`--evaluation` runs tools/evaluate.py on videos of the size of DAVIS, with SegFlow, and over scales, with EncNet, both
+on ResNet-18. It shows how long the main thread does not run the network.
 """
 
 import json
@@ -49,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--case", choices=list(CASES), nargs="*", default=list(CASES), help="cases to measure (default: all)")
     add("--steps", type=at_least_one, default=30, help="measured steps of each program (default: %(default)s)")
     add("--child", nargs=3, metavar=("CASE", "PROGRAM", "FOLDER"), help="run one program; used by this program itself")
+    add(
+        "--evaluation",
+        action="store_true",
+        help="measure evaluations instead: the part of the time outside the network",
+    )
     options = command_line.parse_args(arguments)
     rounds, steps = (1, 1) if options.quick else (options.rounds, options.steps)
     if options.child:
@@ -57,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     console = Console(width=100)
     console.print(machine(), highlight=False)
+    if options.evaluation:
+        console.print(_evaluations(rounds, 2 if options.quick else 10))
+        return 0
     for case in options.case:
         with tempfile.TemporaryDirectory() as folder:
             CASES[case].write(Path(folder))
@@ -100,6 +111,51 @@ def _table(case: str, found: dict[str, list[dict[str, float]]]) -> Any:
         speed, seconds, peak = (median(run[key] for run in runs) for key in ("images_per_second", "seconds", "peak"))
         drawn.add_row(name, f"{speed:.1f}", f"{seconds:.3f}", f"{100 * speed / limit:.0f} %", f"{peak / 2**20:.0f}")
     return drawn
+
+
+def _evaluations(rounds: int, images: int) -> Any:
+    drawn = table(f"evaluation of {images} images", "data and network", "s/image", "outside the network", "target")
+    for name, write in EVALUATIONS.items():
+        seconds, outside = [], []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder), images)
+                found = loops.evaluation(Path(folder))
+            seconds.append(found.seconds / images)
+            outside.append(found.outside)
+        drawn.add_row(name, f"{median(seconds):.2f}", f"{100 * median(outside):.1f} %", "<= 10 %")
+    return drawn
+
+
+def _evaluated(folder: Path, values: dict[str, Any], entry: str, **changes: Any) -> None:
+    """Let the experiment in `folder` evaluate `entry`."""
+    values["data"] = {entry: values["data"][entry] | {"augment": None} | changes.pop("data")}
+    values["train"]["stages"][0]["batch_size"] = {entry: 2}
+    values["evaluation"] = {"data": [entry], "at_start": False, **changes}
+    (folder / "experiment.json").write_text(json.dumps(values))
+
+
+def _davis_evaluation(folder: Path, images: int) -> None:
+    from data.synthetic.clips import SyntheticConfig
+    from data.synthetic.writers import write_davis
+
+    values = _segflow(folder, encoder="resnet18")
+    clips = SyntheticConfig(clips=2, frames=images, height=480, width=854)
+    write_davis(clips, folder / "large" / "DAVIS", validation=0.5)
+    dataset = {"name": "davis", "root": str(folder / "large" / "DAVIS"), "split": "val"}
+    _evaluated(folder, values, "davis", data={"dataset": dataset})
+
+
+def _multi_scale_evaluation(folder: Path, images: int) -> None:
+    values = _encnet(folder, size=(375, 500), classes=59)
+    tta = {"name": "multi_scale", "base": 260, "crop": 240}  # half of the usual sizes
+    _evaluated(folder, values, "train", data={"limit": images}, tta=tta)
+
+
+EVALUATIONS = {
+    "frames of 480x854, SegFlow": _davis_evaluation,
+    "images of 375x500, six scales, EncNet": _multi_scale_evaluation,
+}
 
 
 def _experiment(folder: Path, **sections: Any) -> dict[str, Any]:
@@ -158,7 +214,7 @@ def _classification(folder: Path) -> dict[str, Any]:
     return _pretrained(folder, values, ["backbone"])
 
 
-def _segflow(folder: Path) -> dict[str, Any]:
+def _segflow(folder: Path, encoder: str = "mobilenetv3_small_050") -> dict[str, Any]:
     from data.synthetic.clips import SyntheticConfig
     from data.synthetic.writers import write_davis, write_flying_chairs
 
@@ -167,7 +223,7 @@ def _segflow(folder: Path) -> dict[str, Any]:
     augment = {"scale": [0.9, 1.2], "rotate": 10, "translate": [0.1, 0.1], "flip": 0.5}
     values = _experiment(
         folder, batch=(6,),
-        model={"name": "segflow", "encoder": "mobilenetv3_small_050", "width": 32, "flow_width": 16,
+        model={"name": "segflow", "encoder": encoder, "width": 32, "flow_width": 16,
                "flow": {"width": 0.125}},
         branches={"segmentation": {}, "flow": {}},
         data={"davis": {"dataset": {"name": "davis", "root": str(folder / "DAVIS"), "split": "train"},
@@ -179,7 +235,7 @@ def _segflow(folder: Path) -> dict[str, Any]:
     return _pretrained(folder, values, ["segmentation", "flow"])
 
 
-def _encnet(folder: Path) -> dict[str, Any]:
+def _encnet(folder: Path, size: tuple[int, int] = (240, 320), classes: int = 4) -> dict[str, Any]:
     from data.files.images import write_image
     from data.files.masks import write_mask
 
@@ -187,15 +243,15 @@ def _encnet(folder: Path) -> dict[str, Any]:
     for kind in ("frames", "masks"):
         (folder / kind).mkdir()
     for number in range(48):
-        write_image(folder / "frames" / f"{number:03d}.jpg", _photo(rng, 240, 320))
-        blobs = cv2.resize(rng.normal(size=(6, 8)), (320, 240))
+        write_image(folder / "frames" / f"{number:03d}.jpg", _photo(rng, *size))
+        blobs = cv2.resize(rng.normal(size=(6, 8)), size[::-1])
         write_mask(folder / "masks" / f"{number:03d}.png", np.digitize(blobs, [-1, 0, 1]).astype(np.uint8))
     values = _experiment(
         folder, batch=(4,),
-        model={"name": "encnet", "encoder": "resnet18", "classes": 4, "output_stride": 8},
+        model={"name": "encnet", "encoder": "resnet18", "classes": classes, "output_stride": 8},
         branches={"backbone": {}, "head": {}},
         data={"train": {"dataset": {"name": "mask_folder", "frames": str(folder / "frames"),
-                                    "masks": str(folder / "masks"), "classes": ["a", "b", "c", "d"]},
+                                    "masks": str(folder / "masks"), "classes": [str(i) for i in range(classes)]},
                         "augment": {"crop": [128, 128], "position": "random", "scale": [0.8, 1.25], "flip": 0.5}}},
         tasks={"segmentation": {"class_balance": False, "aux_loss": 0.2, "se_loss": 0.2}},
     )  # fmt: skip
@@ -215,7 +271,13 @@ CASES = {
     ),
     "segflow": Case(_segflow, {LIMIT: loops.bare, "mtsp": loops.mtsp}),
     "encnet": Case(
-        _encnet, {LIMIT: loops.bare, "mtsp": loops.mtsp, "plain loop, PIL and torchvision v2": loops.masks_loader}
+        _encnet,
+        {
+            LIMIT: loops.bare,
+            "mtsp": loops.mtsp,
+            "plain loop, PIL and torchvision v2": loops.masks_loader,
+            "the same with DeepLabV3 of smp": loops.smp_loop,
+        },
     ),
 }
 

@@ -206,7 +206,29 @@ def test_an_error_ends_the_threads_that_decode_ahead() -> None:
     with pytest.raises(ValueError, match="the disk is full") as error:
         evaluate(Accelerator(cpu=True), Pixel(), Labeled(), workers=2, after_example=after)
     assert error.tb  # which keeps what it passed through: nothing has ended because it was forgotten
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mtsp-decode")]
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("mtsp-decode", "mtsp-measure"))]
+
+
+def test_an_example_is_measured_while_the_network_looks_at_the_next_one() -> None:
+    second = threading.Event()
+
+    class Signals(Pixel):
+        def forward(self, frame: Tensor, next_frame: Tensor | None = None) -> Outputs:
+            if len(self.batches) == 1:
+                second.set()
+            return super().forward(frame, next_frame)
+
+    def after(index: int, batch: Batch, outputs: Outputs) -> None:
+        assert second.wait(timeout=60)
+        assert not torch.is_grad_enabled()
+
+    assert evaluate(Accelerator(cpu=True), Signals(), Labeled(), after_example=after).values()["top1"] > 0
+
+
+def test_the_class_of_a_pixel_is_the_first_largest_as_argmax_has_it() -> None:
+    logits = torch.tensor([[0.0, 1.0, 1.0, math.nan, 0.0], [0.0, 1.0, 2.0, 9.0, math.nan]])[None]  # 1KN, K = 2
+    assert logits.max(1).indices.tolist() == logits.argmax(1).tolist() == [[0, 0, 1, 0, 1]]
 
 
 def test_views_decide_how_the_network_looks() -> None:

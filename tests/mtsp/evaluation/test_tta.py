@@ -210,6 +210,22 @@ def test_the_batch_does_not_change_the_result() -> None:
         torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_memory_format_of_the_logits_changes_no_bit_and_they_stay_the_networks_own(flip: bool) -> None:
+    config = scales(base=52, crop=24, scales=(0.5, 1.0, 1.5), flip=flip)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        kept = torch.randn(100, 5, 24, 24, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+        before = kept.clone()
+
+        def network(frame: Tensor, next_frame: Tensor | None, kept: Tensor = kept) -> Outputs:
+            return Outputs(mask_logits=kept[: len(frame)])
+
+        results.append(config.build()(network, batch_of(image(33, 47))).get("mask_logits"))
+        assert torch.equal(kept, before)
+    assert torch.equal(*results)
+
+
 def test_images_of_a_batch_are_looked_at_each_by_itself() -> None:
     network, frames = Segmenter(), [image(33, 47), image(33, 47, seed=1)]
     config = scales(base=52, crop=24, batch=12)
