@@ -52,6 +52,12 @@ def cropped(x: Tensor, like: Tensor) -> Tensor:
     return _indexed(x, height, width) if exporting() else x[..., :height, :width]
 
 
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first and the second half of a batch, as `x.chunk(2)`, of which ONNX makes a sequence."""
+    count = x.shape[0] // 2
+    return x[:count], x[count:]
+
+
 def _indexed(x: Tensor, rows: int, columns: int) -> Tensor:
     """Pad or crop without comparing sizes, as F.pad and slices do: the exported network would refuse other sizes."""
     x = x[:, :, torch.arange(rows, device=x.device).clamp(max=x.shape[2] - 1)]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.blocks import cropped
+from models.blocks import cropped, halves
 from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion, warped
 from models.flow.flownets import SLOPE
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile
@@ -79,7 +79,7 @@ class PwcNet(FlowNetwork):
         scales = []
         for stage in self.pyramid:
             x = stage(x)
-            scales.append(x.chunk(2))
+            scales.append(halves(x))
         batch, _, height, width = scales[-1][0].shape
         flow = frame.new_zeros(batch, 2, height, width)
         hidden = frame.new_zeros(batch, self.predict.in_channels, height, width)

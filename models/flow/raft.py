@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.optical_flow import raft_large, raft_small
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 
-from models.blocks import Normalized, cropped, exporting, next_multiple, padded
+from models.blocks import Normalized, cropped, exporting, halves, next_multiple, padded
 from models.flow.branch import FlowNetwork, FlowNetworkConfig, Motion
 from models.pretrained.layouts import Layout, LayoutError, WeightsFile, looks_like
 from models.pretrained.torchvision_download import download_torchvision
@@ -75,11 +75,11 @@ class RAFT(FlowNetwork, Normalized):
         sizes[1] = (context := self.context_encoder(first)).shape[1] - sizes[0]
         hidden, context = context.split(sizes, dim=1)
         hidden, context = hidden.tanh(), context.relu()
-        home = make_coords_grid(len(first), *known.shape[-2:], device=frame.device)  # pyright: ignore[reportArgumentType]
+        home = make_coords_grid(first.shape[0], *known.shape[-2:], device=frame.device)  # pyright: ignore[reportArgumentType]
         there, flow = home, torch.zeros_like(home)
         sequence = []
         with torch.autocast(frame.device.type, enabled=False):
-            self.corr_block.build_pyramid(*known.float().chunk(2))
+            self.corr_block.build_pyramid(*halves(known.float()))
         updates = self.iterations if self.training else self.eval_iterations
         for update in range(updates):
             there = there.detach()

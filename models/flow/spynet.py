@@ -54,7 +54,7 @@ class SPyNet(FlowNetwork, Normalized):
         rows, columns = (next_multiple(side, self.strides[-1]) for side in (height, width))
         firsts, seconds = (self._pyramid(image, rows, columns) for image in (frame, next_frame))
         unit = shrinking(frame, width / columns, height / rows)
-        flow = frame.new_zeros(len(frame), 2, *firsts[-1].shape[-2:], dtype=torch.float32)
+        flow = frame.new_zeros(frame.shape[0], 2, *firsts[-1].shape[-2:], dtype=torch.float32)
         flows, hidden = [], []
         for level, first, second in zip(self.levels, reversed(firsts), reversed(seconds), strict=True):
             if flows:
