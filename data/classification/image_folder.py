@@ -1,5 +1,6 @@
 """Your own labeled images: one folder per class, or a list of files and labels as in DSTL."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,9 @@ from data.classification.labeled_images import Annotations, LabeledConfig, Label
 from data.files.list_files import read_names
 from data.files.listing import folders_below, images_by_stem, in_split, split_folders, subfolders, tell_skipped
 from data.types import DataError, MissingDataError
+from mtsp.text import first_names
+
+_LOG = logging.getLogger("mtsp")
 
 
 class ImageFolderConfig(LabeledConfig):
@@ -57,7 +61,7 @@ class ImageFolderConfig(LabeledConfig):
 
 
 def _require_classes(root: Path) -> None:
-    """Raise DataError if the folders are the splits of a data set; they would be read as classes."""
+    """Raise DataError if the folders are called like splits; warn if all have folders in common, as splits have."""
     splits, others = split_folders(root), subfolders(root)
     nested = len(splits) > 1 and any(subfolders(root / name) for name in splits)
     if splits and (nested or len(splits) == len(others)):
@@ -65,6 +69,12 @@ def _require_classes(root: Path) -> None:
             f"{root}: the folders {', '.join(splits)} are splits, but would be read as classes; set `root` to one "
             f"of them, for example {root / splits[0]}"
         )
+    inner = [{folder.name for folder in subfolders(other)} for other in others]
+    if len(others) > 1 and len(shared := sorted(set.intersection(*inner))) > 1:
+        _LOG.warning(
+            "%s: the folders %s are read as classes, but each holds the folders %s; if they are splits of a data set, "
+            "set `root` to one of them", root, first_names([other.name for other in others]), first_names(shared),
+        )  # fmt: skip
 
 
 def read_tree(kind: str, root: Path) -> Annotations:

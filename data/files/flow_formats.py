@@ -177,7 +177,7 @@ def read_kitti_flow(path: Path) -> tuple[np.ndarray, np.ndarray]:
     A pixel stores (u, v, valid) in 16 bits each, with u = (stored - 2^15) / 64.
 
     Raises:
-        DataError: the file is damaged, or not a PNG with three 16-bit channels.
+        DataError: the file is damaged, not a PNG with three 16-bit channels, or has channels in another order.
     """
     data = read_file(path)
     check_png(path, data)
@@ -186,6 +186,8 @@ def read_kitti_flow(path: Path) -> tuple[np.ndarray, np.ndarray]:
         kind = f"{'x'.join(map(str, stored.shape))} {stored.dtype}"
         raise DataError(f"{path}: KITTI flow is HxWx3 uint16, this PNG is {kind}")
     valid = stored[..., 0] > 0  # cv2 gives the channels in the order valid, v, u
+    if (stored[..., 0] != valid * stored[..., 0].max()).any():
+        raise DataError(f"{path}: the third channel must be 0 or 1, whether flow is known; are the channels reversed?")
     flow = np.empty((*valid.shape, 2), np.float32)
     for channel in range(2):
         flow[..., channel] = (stored[..., 2 - channel].astype(np.float32) - 32768) * (valid / np.float32(64))

@@ -25,9 +25,9 @@ class FlowFolderConfig(Config):
 
     With `next_frames`, a pair is the frames of one name in both folders, and its flow has that name. Without, a flow
     file is matched with the frame of its name in the same subfolder, without the words flow, frame, image and img (the
-    flow of frame10.png is flow10.flo or frame10.flo), and the next frame is the next one of that subfolder; or with the
-    two frames whose names begin with its own (00001_flow.flo: 00001_img1.ppm and 00001_img2.ppm). Where names are
-    otherwise, give a `triples`.
+    flow of frame10.png is flow10.flo or frame10.flo), and the next frame is the next one of that subfolder that differs
+    only in numbers (2_L.png after 1_L.png); or with the two frames whose names begin with its own (00001_flow.flo:
+    00001_img1.ppm and 00001_img2.ppm). Where names are otherwise, give a `triples`.
     """
 
     kind: ClassVar[Kind] = "pairs"
@@ -102,7 +102,7 @@ class FlowFolderConfig(Config):
 def flow_tree(folder: Path) -> dict[str, Path]:
     """Return the flow files in `folder` and its subfolders by name: .flo, .pfm and .npy, or .png if there is no other.
 
-    Raises MissingDataError if there is no such folder.
+    Raises MissingDataError if there is no such folder, and DataError if two files differ only in their suffix.
     """
     if not folder.is_dir():
         raise MissingDataError(f"no folder {folder.absolute()}")
@@ -113,7 +113,12 @@ def flow_tree(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in FLOW_SUFFIXES and not path.name.startswith(".")
     ]
     files = [path for path in files if path.suffix.lower() != ".png"] or files
-    names = {normalize("NFC", path.relative_to(folder).with_suffix("").as_posix()): path for path in files}
+    names: dict[str, Path] = {}
+    for path in sorted(files):
+        name = normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        if name in names:
+            raise DataError(f"{path.parent}: both {names[name].name} and {path.name} hold flow; keep one of them")
+        names[name] = path
     return {name: names[name] for name in sorted(names, key=natural_order)}
 
 
@@ -128,9 +133,16 @@ def _frames_of(flow: str, places: Mapping[str, Mapping[str, Path]]) -> tuple[Pat
     if len(pair) == 2 and begin not in pair:
         return frames[pair[0]], frames[pair[1]]
     same = [place for place, name in enumerate(names) if _key(name) == _key(stem)]
-    if len(same) == 1 and same[0] + 1 < len(names):
-        return frames[names[same[0]]], frames[names[same[0] + 1]]
-    return None
+    if len(same) != 1:
+        return None
+    first, *later = names[same[0] :]
+    following = next((name for name in later if _series(name) == _series(first)), None)
+    return None if following is None else (frames[first], frames[following])
+
+
+def _series(name: str) -> str:
+    """Return what the names of a video's frames have in common: "#_L" of 1_L and 2_L, "" of names without digits."""
+    return re.sub(r"\d+", "#", name) if re.search(r"\d", name) else ""
 
 
 def _key(stem: str) -> str:

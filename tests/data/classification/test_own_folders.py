@@ -62,6 +62,20 @@ def test_images_with_masks_of_several_splits_are_all_read_with_a_warning(
     assert f"{tmp_path}/images: the folders train, val look like splits" in caplog.text
 
 
+@pytest.mark.parametrize("splits", [("seg_train", "seg_test"), ("fold1", "fold2"), ("2019", "2020")])
+def test_splits_of_other_names_are_read_as_classes_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, splits: tuple[str, str]
+) -> None:
+    for split, name in ((splits[0], "ant"), (splits[0], "bee"), (splits[1], "ant"), (splits[1], "bee")):
+        (tmp_path / split / name).mkdir(parents=True)
+        write_image(tmp_path / split / name / f"{split}{name}.png", GRAY)
+    assert build(tmp_path).classes == tuple(sorted(splits))
+    assert (
+        f"the folders {', '.join(sorted(splits))} are read as classes, but each holds the folders ant, bee"
+        in caplog.text
+    )
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     for name in ("bus", "train"):
         (tmp_path / name).mkdir()

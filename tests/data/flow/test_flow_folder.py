@@ -83,6 +83,24 @@ def test_frames_and_flow_may_share_a_folder_and_second_frames_have_their_own(tmp
         pairs(**settings)
 
 
+def test_the_next_frame_is_of_the_same_camera(tmp_path: Path) -> None:
+    write_frames(tmp_path, "x/1_L.png", "x/1_R.png", "x/2_L.png", "x/2_R.png")  # gray 0 to 3
+    write_flow(tmp_path / "flow/1_L.flo", 4.0)
+    assert pairs(frames=tmp_path / "x", flow=tmp_path / "flow") == [("1_L", 0, 2, 4.0)]
+    write_flow(tmp_path / "flow/2_L.flo", 4.0)
+    with pytest.raises(DataError, match=r"the frames of 1 file \(2_L.flo\) cannot be told"):
+        pairs(frames=tmp_path / "x", flow=tmp_path / "flow")
+
+
+@pytest.mark.parametrize("other", ["1.npy", "1.FLO"])
+def test_two_files_of_flow_for_one_pair_are_refused(tmp_path: Path, other: str) -> None:
+    write_frames(tmp_path, "x/1.png", "x/2.png")
+    write_flow(tmp_path / "flow/1.flo", 4.0)
+    (tmp_path / "flow" / other).write_bytes((tmp_path / "flow/1.flo").read_bytes())
+    with pytest.raises(DataError, match=r"flow: both 1\..* and 1\..* hold flow; keep one of them"):
+        pairs(frames=tmp_path / "x", flow=tmp_path / "flow")
+
+
 def test_other_names_need_a_list(tmp_path: Path) -> None:
     write_frames(tmp_path, "x/one.png", "y/two.png")
     write_flow(tmp_path / "z/three.flo", 4.0)
