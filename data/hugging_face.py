@@ -1,21 +1,25 @@
 """Data sets of Hugging Face: of the hub, or a folder of parquet files or images, read by the package `datasets`."""
 
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
 from pydantic import model_validator
 
+from data.classification.labeled_images import tell_turned
 from data.files.flow_formats import flow_of_array
-from data.files.images import decode_image, read_file
+from data.files.images import Exif, decode_image, read_file
 from data.files.list_files import read_classes
-from data.files.masks import decode_mask
+from data.files.masks import OwnMasks
 from data.segmentation.label_map import LabelMap
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
 from mtsp.files.reachable import why_unreachable
+from mtsp.text import first_names
 from mtsp.types import IGNORE, Kind, Sample
 
 _SUFFIXES = {
@@ -56,8 +60,13 @@ class HuggingFaceConfig(Config):
     classes: tuple[str, ...] | Path | None = None
     """Class names of masks, in the order of their ids, or a text file with one name per line. Null: the names of the
     only column that has some (a ClassLabel)."""
-    unknown: tuple[int, ...] = (IGNORE,)
-    """Values in masks where the class is unknown or ignored; the others are 0, 1, ... in the order of `classes`."""
+    foreground: bool = False
+    """Read any value above 0 as the second of two classes, as in masks of 0 and 255."""
+    unknown: tuple[int, ...] | None = None
+    """Values in masks where the class is unknown or ignored; the others are 0, 1, ... in the order of `classes`. Null:
+    255, unless all masks contain only 0 and 255."""
+    exif: Literal["apply", "ignore"] | None = None
+    """Use of the EXIF orientation, as in `mask_folder` and `image_folder`."""
 
     @property
     def kind(self) -> Kind:
@@ -72,6 +81,8 @@ class HuggingFaceConfig(Config):
             raise ValueError("`flow` and `next_image` belong together: name both columns")
         if self.classes is not None and self.mask is None:
             raise ValueError("`classes` names the classes of masks; those of `label` are in the data")
+        if self.foreground and (self.mask is None or self.unknown is not None):
+            raise ValueError("`foreground` reads any value above 0 of `mask` as the object; leave out `unknown`")
         return self
 
     def build(self) -> "HuggingFaceImages":
@@ -106,10 +117,19 @@ class HuggingFaceImages:
         self.classes, self._numbers = self._names(features)
         self._map = None
         if config.mask is not None:
-            self._map = LabelMap(self._where, self.classes, _values(len(self.classes), config.unknown), config.unknown)
+            if config.foreground and len(self.classes) != 2:
+                raise DataError(f"{self._where}: `foreground` needs 2 classes, it has {first_names(self.classes)}")
+            unknown = (IGNORE,) if config.unknown is None else config.unknown
+            self._map = LabelMap(self._where, self.classes, _values(len(self.classes), unknown), unknown)
+        guess = config.unknown is None and len(self.classes) > 1
+        self._masks = OwnMasks(self._stored_masks, foreground=config.foreground, guess=guess)
         self.ids = [f"{row:08d}" for row in range(len(self._rows))]
         if not self.ids:
             raise DataError(f"{self._where} is empty")
+        self._exif: Exif = config.exif or ("ignore" if config.label is not None else "warn")
+        if config.exif is None and config.label is not None:
+            images = self._rows.select_columns([config.image])
+            tell_turned(self._where, len(self), lambda i: self._stored(images[i], i, config.image))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -133,9 +153,9 @@ class HuggingFaceImages:
         config, labels = self._config, Labels(name=self.ids[index])
         if config.mask is not None and self._map is not None:
             path, data = self._stored(row, index, config.mask)
-            labels["mask"] = self._map(decode_mask(path, data), path)
+            labels["mask"] = self._map(self._masks.decode(path, data), path)
         elif config.label is not None:
-            labels["label"] = self._numbers[row[config.label]] if self._numbers else int(row[config.label])
+            labels["label"] = self._numbers[row[config.label]]
         elif config.flow is not None:
             place = Path(f"{self._where}, row {index}")
             labels["flow"], valid = flow_of_array(place, np.asarray(row[config.flow], np.float32))
@@ -144,7 +164,12 @@ class HuggingFaceImages:
         return labels
 
     def _image(self, row: dict[str, Any], index: int, column: str) -> np.ndarray:
-        return decode_image(*self._stored(row, index, column), any_format=True)
+        return decode_image(*self._stored(row, index, column), any_format=True, exif=self._exif)
+
+    def _stored_masks(self) -> Iterator[tuple[Path, bytes]]:
+        assert self._config.mask is not None
+        rows = self._rows.select_columns([self._config.mask])
+        return (self._stored(row, index, self._config.mask) for index, row in enumerate(rows))
 
     def _stored(self, row: dict[str, Any], index: int, column: str) -> tuple[Path, bytes]:
         """Return a name for messages, with the suffix of the format, and the bytes of an image."""
@@ -166,10 +191,19 @@ class HuggingFaceImages:
         config = self._config
         if config.label is not None:
             feature = features[config.label]
-            if isinstance(feature, datasets.ClassLabel):
-                return tuple(feature.names), {}
-            values = sorted(self._rows.unique(config.label))
-            return tuple(map(str, values)), {value: number for number, value in enumerate(values)}
+            if not isinstance(feature, datasets.ClassLabel | datasets.Value):
+                raise DataError(f"{self._where}: the column {config.label!r} holds no classes, but {feature}")
+            names: list[str] | None = getattr(feature, "names", None)
+            known: dict[Any, Any] = {value: _class(value, names) for value in self._rows.unique(config.label)}
+            if None in known.values():
+                labels = enumerate(self._rows[config.label])
+                row, value = next((row, value) for row, value in labels if _class(value, names) is None)
+                raise DataError(
+                    f"{self._where}, row {row}: the {config.label} is {value!r}, no class; leave out the row"
+                )
+            classes: Any = range(len(names)) if names else sorted({*known.values()})
+            number = {name: number for number, name in enumerate(classes)}
+            return tuple(names or map(str, classes)), {value: number[name] for value, name in known.items()}
         if config.mask is None:
             return (), {}
         if config.classes is not None:
@@ -178,6 +212,15 @@ class HuggingFaceImages:
         if len(found) != 1:
             raise DataError(f"{self._where}: no column names the classes of the masks; set `classes`")
         return found.pop(), {}
+
+
+def _class(label: object, names: Sequence[str] | None) -> str | int | None:
+    """Return the class that a stored label means; None for none: a missing label, -1 beside `names`, a fraction."""
+    if isinstance(label, str) and names is None:
+        return normalize("NFC", label).strip() or None
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return label if isinstance(label, int) and (names is None or 0 <= label < len(names)) else None
 
 
 def _class_labels(feature: Any) -> list[str]:

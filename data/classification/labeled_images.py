@@ -3,7 +3,7 @@
 import difflib
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Self
@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.files.images import orientation, read_image
+from data.files.images import open_image, read_file, read_image
 from data.files.list_files import read_classes
 from data.files.listing import inside, require_files, require_unicode, require_unique
 from data.files.undecoded import UndecodedSample, read_undecoded
@@ -100,28 +100,32 @@ class LabeledConfig(Config):
         if self.per_class is not None:
             images = repeat_per_class(classes, images, self.per_class, self.label_seed)
         if self.exif is None:
-            _tell_turned(annotations.root, images)
+            tell_turned(annotations.root, len(images), lambda i: (images[i].path, read_file(images[i].path)))
         return LabeledImages(classes, images, exif=self.exif or "ignore")
 
 
 _LOOKED_AT = 200
 
 
-def _tell_turned(root: Path, images: Sequence[LabeledImage]) -> None:
-    """Check a sample of the images, and warn if some have an EXIF orientation."""
-    looked = [images[i].path for i in evenly_spaced(len(images), _LOOKED_AT)]
-    if turned := [path for path in looked if _is_turned(path)]:
+def tell_turned(root: Path | str, count: int, stored: Callable[[int], tuple[Path, bytes]]) -> None:
+    """Check a sample of `count` images, and warn if some have an EXIF orientation.
+
+    `stored` returns the path of an image, for the warning, and its bytes.
+    """
+    looked = evenly_spaced(count, _LOOKED_AT)
+    if turned := [path for i in looked if (path := _turned(stored, i)) is not None]:
         _LOG.warning(
             "images at %s: %d of %d checked have an EXIF orientation, for example %s; they are read as stored. Set "
             "`exif: apply` to rotate them, or `exif: ignore`", root, len(turned), len(looked), turned[0],
         )  # fmt: skip
 
 
-def _is_turned(path: Path) -> bool:
+def _turned(stored: Callable[[int], tuple[Path, bytes]], index: int) -> Path | None:
     try:
-        return orientation(path) != 1
+        path, data = stored(index)
+        return None if open_image(path, data, any_format=True).orientation == 1 else path
     except DataError:  # reported with its cause when the image is read
-        return False
+        return None
 
 
 class Members:

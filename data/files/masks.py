@@ -1,6 +1,6 @@
 """Read and write masks as numpy arrays of their stored values, from indexed, gray or color images without loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +72,12 @@ def read_foreground(path: Path) -> np.ndarray:
         DataError: the file is damaged, not of the format of its suffix, its colors and indices do not identify the
             background, or it has a lossy format such as JPEG, which does not keep zeros.
     """
-    image = _open_mask(path, read_file(path)).image
+    return decode_foreground(path, read_file(path))
+
+
+def decode_foreground(path: Path, data: bytes) -> np.ndarray:
+    """Return the foreground of the mask in `data` as :func:`read_foreground` does; `path` names it in messages."""
+    image = _open_mask(path, data).image
     pixels = pixels_of(path, image)
     if image.mode == "P":
         table = mask_colors.foreground_table(path, _palette_of(image), mask_colors.used_indices(pixels))
@@ -83,29 +88,49 @@ def read_foreground(path: Path) -> np.ndarray:
     return np.logical_or.reduce(colors > 0, axis=2)
 
 
-class ObjectOrUnknown:
-    """Check whether the value 255 means "unknown" or the object in a folder of masks.
+class OwnMasks:
+    """Read the masks of a data set of unknown origin, and check them against each other.
 
-    If no mask has an id from 1 to 254, 255 could mean either, and the masks are refused: if objects were read as
+    A mask is refused if it has a color at another index than an earlier mask. If `guess` and no mask has an id from 1
+    to 254, the value 255 could mean "unknown" or the object, and the masks are refused: if objects were read as
     unknown, a network that predicts only background would score 1.
 
     Args:
-        masks: all masks of the folder; they are read until one has an id from 1 to 254.
+        stored: function that returns the name and the bytes of each mask; masks are read until one has an id.
+        foreground: read masks as :func:`read_foreground`, into 0 and 1.
+        guess: whether nobody has said what 255 means.
     """
 
-    def __init__(self, masks: Sequence[Path]) -> None:
-        self._masks = masks
-        self._settled = False
+    def __init__(
+        self, stored: Callable[[], Iterable[tuple[Path, bytes]]], *, foreground: bool = False, guess: bool = False
+    ) -> None:
+        self._stored = stored
+        self._foreground = foreground
+        self._guess = guess
+        self._same = mask_colors.SameColors()
 
-    def check(self, path: Path, mask: np.ndarray) -> None:
-        """Raise DataError if `mask` has the value 255 and no mask of the folder has an id from 1 to 254."""
-        if not self._settled and not _has_ids(mask) and (mask == IGNORE).any():
-            if not any(_has_ids(read_mask(other)) for other in self._masks):
+    def read(self, path: Path) -> np.ndarray:
+        """Return the values of a mask, HW uint8 or uint16. Raises DataError."""
+        return self.decode(path, read_file(path))
+
+    def decode(self, path: Path, data: bytes) -> np.ndarray:
+        """Return the mask in `data` as :meth:`read` does; `path` names it in messages, and its format."""
+        if self._foreground:
+            return decode_foreground(path, data).astype(np.uint8)
+        mask = decode_mask(path, data, same=self._same)
+        if self._guess and not _has_ids(mask) and (mask == IGNORE).any():
+            if not any(_has_ids(decode_mask(*other)) for other in self._stored()):
                 raise DataError(
                     f"{path}: this mask and all others hold only 0 and 255. If 255 is the object, set "
                     "`foreground: true`; if it is unknown, set `unknown: [255]`"
                 )
-            self._settled = True
+            self._guess = False
+        return mask
+
+
+def stored_files(paths: Sequence[Path]) -> Iterator[tuple[Path, bytes]]:
+    """Yield the path and the bytes of each file."""
+    return ((path, read_file(path)) for path in paths)
 
 
 def _has_ids(mask: np.ndarray) -> bool:

@@ -4,13 +4,11 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-import numpy as np
 from pydantic import model_validator
 
 from data.files.list_files import read_classes
 from data.files.listing import first_ten, folders_below, image_tree, in_split, similar, tell_skipped, tell_splits
-from data.files.mask_colors import SameColors
-from data.files.masks import ObjectOrUnknown, read_foreground, read_mask
+from data.files.masks import OwnMasks, stored_files
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage, SegmentedImages
 from data.types import MissingDataError
@@ -64,9 +62,9 @@ class MaskFolderConfig(SegmentedConfig):
         root, images = self.files()
         label_map = self.label_map()
         guessed = not self.foreground and self.unknown is None and len(label_map.classes) > 1
-        doubt = ObjectOrUnknown([image.mask for image in images]) if guessed else None
-        read = partial(_read, foreground=self.foreground, same=SameColors(), doubt=doubt)
-        return SegmentedImages(self.title, root, images, label_map, read=read, exif=self.exif or "warn")
+        stored = partial(stored_files, [image.mask for image in images])
+        masks = OwnMasks(stored, foreground=self.foreground, guess=guessed)
+        return SegmentedImages(self.title, root, images, label_map, read=masks.read, exif=self.exif or "warn")
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
         """Return the root folder and the files of each example. Raises DataError."""
@@ -81,12 +79,3 @@ class MaskFolderConfig(SegmentedConfig):
             near = similar(lacking[0].stem + self.mask_suffix, masks)
             raise MissingDataError(f"no mask in {self.masks.absolute()} for {first_ten(lacking, self.frames)}{near}")
         return self.frames, [SegmentedImage(name, frames[name], masks[name + self.mask_suffix]) for name in names]
-
-
-def _read(path: Path, *, foreground: bool, same: SameColors, doubt: ObjectOrUnknown | None) -> np.ndarray:
-    if foreground:
-        return read_foreground(path).astype(np.uint8)
-    mask = read_mask(path, same=same)
-    if doubt is not None:
-        doubt.check(path, mask)
-    return mask

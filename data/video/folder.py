@@ -1,5 +1,6 @@
 """Your own frames, with or without masks: images in a folder, or in one subfolder per video."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +21,7 @@ from data.files.listing import (
     tell_skipped,
     tell_splits,
 )
-from data.files.mask_colors import SameColors
-from data.files.masks import ObjectOrUnknown, read_foreground, read_mask
+from data.files.masks import OwnMasks, stored_files
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
 from mtsp.types import IGNORE, Kind, Sample
@@ -111,7 +111,8 @@ class Folder:
             self._masks = [masks[name] for name in self.ids]
             require_files("masks", config.masks, self._masks)
         self._exif: Exif = config.exif or ("warn" if config.masks is not None else "ignore")
-        self._same, self._doubt = SameColors(), ObjectOrUnknown(self._masks or ())
+        stored = partial(stored_files, self._masks or ())
+        self._own = OwnMasks(stored, foreground=config.foreground, guess=config.unknown is None)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -142,15 +143,11 @@ class Folder:
         return following if following.parent == path.parent else path
 
     def _mask(self, path: Path) -> np.ndarray:
-        if self._config.foreground:
-            return read_foreground(path).astype(np.uint8)
-        mask = read_mask(path, same=self._same)
+        mask = self._own.read(path)
         if mask.dtype != np.uint8:
             raise DataError(f"{path}: values above 255 are no ids; set `foreground: true` if they are the object")
         ids = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
         classes = self._config.classes
         if classes is not None and (wrong := [i for i in ids if i >= classes and i != IGNORE]):
             raise DataError(f"{path}: ids {wrong} are no classes; {classes} classes have the ids 0 to {classes - 1}")
-        if self._config.unknown is None:
-            self._doubt.check(path, mask)
         return mask

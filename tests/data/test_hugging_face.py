@@ -113,6 +113,95 @@ def test_pairs_have_flow_of_arrays(tmp_path: Path) -> None:
     assert (int(sample["flow_valid"].sum()), sample["flow"][0, 0].tolist()) == (4 * 6 - 1, [0, 0])
 
 
+def colored(ids: list[int], colors: list[int]) -> dict[str, Any]:
+    """An indexed mask of one row, and the palette, R, G and B of each index."""
+    image, file = Image.fromarray(np.array([ids], np.uint8), "P"), io.BytesIO()
+    image.putpalette(colors)
+    image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def segmented(folder: Path, masks: list[dict[str, Any]], photo: dict[str, Any] | None = None, **settings: Any) -> Any:
+    rows = {"image": [photo or png(np.zeros((1, 3, 3), np.uint8))] * len(masks), "mask": masks}
+    write_parquet(folder, "train", rows, image=datasets.Image(), mask=datasets.Image())
+    values: dict[str, Any] = {"path": str(folder), "mask": "mask", "classes": ("ground", "crack"), **settings}
+    return HuggingFaceConfig(name="hugging_face", **values).build()
+
+
+def test_masks_of_0_and_255_alone_are_refused_until_255_has_a_meaning(tmp_path: Path) -> None:
+    masks = [png(np.array([row], np.uint8)) for row in ([0, 0, 0], [0, 255, 255])]
+    with pytest.raises(DataError, match=r"row 1, mask.*only 0 and 255.*`foreground: true`.*`unknown: \[255\]`"):
+        segmented(tmp_path / "a", masks)[1]
+    assert segmented(tmp_path / "b", masks, foreground=True)[1]["mask"].tolist() == [[0, 1, 1]]
+    assert segmented(tmp_path / "c", masks, unknown=(255,))[1]["mask"].tolist() == [[0, 255, 255]]
+    masks.append(png(np.array([[0, 1, 255]], np.uint8)))  # 1 is the crack, so 255 is unknown
+    assert segmented(tmp_path / "d", masks)[1]["mask"].tolist() == [[0, 255, 255]]
+
+
+def test_a_mask_with_a_sorted_palette_is_refused(tmp_path: Path) -> None:
+    black_red, red_black = [0, 0, 0, 128, 0, 0], [128, 0, 0, 0, 0, 0]
+    dataset = segmented(tmp_path / "a", [colored([0, 0, 1], black_red), colored([1, 1, 0], red_black)])
+    assert dataset[0]["mask"].tolist() == [[0, 0, 1]]
+    with pytest.raises(DataError, match=r"row 1, mask.*at index 0, which is 1 in .*row 0, mask"):
+        dataset[1]
+
+
+def turned_photo() -> dict[str, Any]:
+    """White on the left as stored; its EXIF turns it by 180 degrees."""
+    note, file = Image.Exif(), io.BytesIO()
+    note[0x0112] = 3
+    Image.fromarray(np.array([[[255] * 3, [0] * 3, [0] * 3]], np.uint8)).save(file, "PNG", exif=note)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def test_a_photo_that_exif_turns_is_said_once_or_turned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    masks = [png(np.array([[0, 0, 1]], np.uint8))]
+    dataset = segmented(tmp_path / "a", masks, turned_photo())
+    assert [dataset[0]["frame"][0, :, 0].tolist() for _ in range(2)] == [[255, 0, 0]] * 2  # as stored
+    assert [("row 0, image" in record.message, "orientation 3" in record.message) for record in caplog.records] == [
+        (True, True)
+    ]
+    caplog.clear()
+    assert segmented(tmp_path / "a", masks, turned_photo(), exif="apply")[0]["frame"][0, :, 0].tolist() == [0, 0, 255]
+    rows = {"image": [turned_photo(), png(np.zeros((1, 3, 3), np.uint8))], "label": ["a", "b"]}
+    write_parquet(tmp_path / "b", "train", rows, image=datasets.Image(), label=datasets.Value("string"))
+    assert caplog.records == []
+    HuggingFaceConfig(name="hugging_face", path=str(tmp_path / "b"), label="label").build()
+    assert "1 of 2 checked have an EXIF orientation" in caplog.text
+
+
+NAMED = datasets.ClassLabel(names=["ant", "bee"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "odd"),
+    [
+        (NAMED, [0, 1, -1], "-1"),  # how the hub marks rows without a label
+        (NAMED, [0, 1, None], "None"),
+        (datasets.Value("string"), ["ant", "bee", None], "None"),
+        (datasets.Value("string"), ["ant", "bee", " "], "' '"),
+        (datasets.Value("float32"), [0.0, 1.0, 0.5], "0.5"),
+        (datasets.Value("float32"), [0.0, 1.0, float("nan")], "nan"),
+    ],
+)
+def test_a_row_without_a_class_is_refused_by_number(tmp_path: Path, kind: Any, labels: list[Any], odd: str) -> None:
+    rows = {"image": [png(np.zeros((1, 3, 3), np.uint8))] * 3, "label": labels}
+    write_parquet(tmp_path / "a", "train", rows, image=datasets.Image(), label=kind)
+    with pytest.raises(DataError, match=rf"row 2: the label is {odd}, no class"):
+        HuggingFaceConfig(name="hugging_face", path=str(tmp_path / "a"), label="label").build()
+
+
+def test_names_of_classes_match_composed_or_not(tmp_path: Path) -> None:
+    rows = {
+        "image": [png(np.zeros((1, 3, 3), np.uint8))] * 4,
+        "label": ["\u00e9t\u00e9", "e\u0301te\u0301", "bee", "bee "],
+    }
+    write_parquet(tmp_path / "a", "train", rows, image=datasets.Image(), label=datasets.Value("string"))
+    dataset = HuggingFaceConfig(name="hugging_face", path=str(tmp_path / "a"), label="label").build()
+    assert dataset.classes == ("bee", "\u00e9t\u00e9")
+    assert [dataset.labels(i).get("label") for i in range(4)] == [1, 1, 0, 0]
+
+
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     rows = {"image": [png(np.zeros((4, 4, 3), np.uint8))], "mask": [png(np.full((4, 4), 7, np.uint8))], "text": ["a"]}
     features = {"image": datasets.Image(), "mask": datasets.Image(), "text": datasets.Value("string")}
