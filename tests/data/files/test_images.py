@@ -124,7 +124,7 @@ def test_kitti_flow_comes_back_to_a_64th(tmp_path: Path) -> None:
 
 def test_kitti_flow_with_channels_reversed_is_refused(tmp_path: Path) -> None:
     write_kitti_flow(tmp_path / "a.png", np.array([[[1, 2], [3, 2]]], np.float32))
-    stored = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
+    stored = np.asarray(cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED))
     cv2.imwrite(str(tmp_path / "a.png"), stored[..., ::-1])  # its "valid" is 32768 + 64 u
     with pytest.raises(DataError, match=r"a\.png: the third channel must be 0 or 1.*reversed"):
         read_kitti_flow(tmp_path / "a.png")
