@@ -1,5 +1,6 @@
 """Your own images with polygons in COCO's format, as annotation tools export them."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,6 +16,8 @@ from data.types import DataError, Labels
 from mtsp.config import Config
 from mtsp.text import first_names
 from mtsp.types import IGNORE, Kind, Sample
+
+_LOG = logging.getLogger("mtsp")
 
 
 class CocoMasksConfig(Config):
@@ -76,18 +79,17 @@ class CocoMasks:
         categories = _categories(file, content, config.categories)
         self.classes = ("background", *categories.values())
         self._number = {category: number for number, category in enumerate(categories, start=1)}
-        images = {
-            Path(image["file_name"]).with_suffix("").as_posix(): image for image in _entries(file, content, "images")
-        }
+        entries = _entries(file, content, "images")
+        names = [Path(image["file_name"]).with_suffix("").as_posix() for image in entries]
+        require_unique("images", file, names)
+        images = dict(zip(names, entries, strict=True))
         self.ids = in_split(config.split, images, config.frames)
         require_unique("images", config.frames, self.ids)
         self._images = [images[name] for name in self.ids]
         self._files = [config.frames / image["file_name"] for image in self._images]
         require_files("images", config.frames, self._files)
-        self._objects: dict[int, list[dict[str, Any]]] = {}
-        for found in _entries(file, content, "annotations"):
-            if found.get("category_id") in self._number and found.get("segmentation"):
-                self._objects.setdefault(found["image_id"], []).append(found)
+        self._objects = _objects(file, content)
+        self._told: set[str] = set()
         self._exif: Exif = config.exif or "warn"
 
     def __len__(self) -> int:
@@ -108,19 +110,27 @@ class CocoMasks:
 
         image = self._images[index]
         size = image["height"], image["width"]
-        objects = self._objects.get(image["id"], [])
         drawn: list[tuple[bool, int, int, np.ndarray]] = []
-        for found in objects:
+        for found in self._objects.get(image["id"], []):
+            if found["category_id"] not in self._number:
+                continue
+            shape, where = found["segmentation"], f"annotation {found.get('id')} of {image['file_name']}"
             try:
-                shape: Any = found["segmentation"]
                 if isinstance(shape, list):
+                    if _leaves_image(shape, *size):
+                        self._tell(where, "has points outside the image; only what is inside is drawn")
                     shape = coco.merge(coco.frPyObjects(shape, *size))
                 elif isinstance(shape["counts"], list):
+                    if (total := sum(shape["counts"])) != (expected := size[0] * size[1]):
+                        raise ValueError(f"its run lengths add up to {total} pixels, not {expected}")
                     shape = coco.frPyObjects(shape, *size)
+                if tuple(shape["size"]) != size:
+                    raise ValueError(f"its run lengths are of {shape['size']} pixels, the image of {[*size]}")
                 inside = coco.decode(shape).astype(bool)
             except Exception as error:  # pycocotools raises many types
-                where = f"annotation {found.get('id')} of {image['file_name']}"
                 raise DataError(f"{self._config.annotations}: {where} cannot be drawn: {error}") from error
+            if not inside.any():
+                self._tell(where, "covers no pixel, and is background")
             number = IGNORE if found.get("iscrowd") else self._number[found["category_id"]]
             drawn.append((number != IGNORE, -int(inside.sum()), number, inside))
         mask = np.zeros(size, np.uint8)
@@ -128,11 +138,69 @@ class CocoMasks:
             mask[inside] = number
         return Labels(name=self.ids[index], mask=mask)
 
+    def _tell(self, where: str, what: str) -> None:
+        if what not in self._told:  # the first of its kind: thousands of lines would not be read
+            self._told.add(what)
+            _LOG.warning("%s: %s %s (others like it are not named)", self._config.annotations, where, what)
+
+
+def _objects(file: Path, content: Any) -> dict[int, list[dict[str, Any]]]:
+    """Return the annotations of each image that can be drawn, by its id; warn about others. Raises DataError."""
+    images, categories = (_by_id(file, key, _entries(file, content, key)) for key in ("images", "categories"))
+    objects: dict[int, list[dict[str, Any]]] = {}
+    skipped: dict[str, list[str]] = {}
+    for found in (annotations := _entries(file, content, "annotations")):
+        if found["category_id"] not in categories:
+            raise DataError(
+                f"{file}: annotation {found.get('id')} has the category_id {found['category_id']!r}, which is none of "
+                f"the file's categories ({first_names([repr(id_) for id_ in categories])})"
+            )
+        if found["image_id"] not in images:
+            skipped.setdefault("an image_id that no image has", []).append(f"{found.get('id')}: {found['image_id']!r}")
+        elif not found.get("segmentation"):
+            name = images[found["image_id"]]["file_name"]
+            skipped.setdefault("no segmentation, only a box or nothing", []).append(f"{found.get('id')} of {name}")
+        else:
+            objects.setdefault(found["image_id"], []).append(found)
+    for why, which in skipped.items():
+        text = f"{file}: {len(which)} of {len(annotations)} annotations have {why} ({first_names(which)})"
+        if not objects:
+            raise DataError(f"{text}; no object is left to draw")
+        _LOG.warning("%s; these objects are not drawn", text)
+    return objects
+
+
+def _by_id(file: Path, key: str, entries: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Return entries by their id. Raises DataError if two have the same."""
+    found = {one["id"]: one for one in entries}
+    if len(found) < len(entries):
+        twice = next(id_ for id_, count in Counter(one["id"] for one in entries).items() if count > 1)
+        names = [str(one.get("file_name", one.get("name"))) for one in entries if one["id"] == twice]
+        raise DataError(f"{file}: in `{key}` {first_names(names)} have the same id, {twice!r}; number them anew")
+    return found
+
+
+def _leaves_image(polygons: list[list[float]], height: int, width: int) -> bool:
+    """Return whether points lie more than a pixel outside the image. Raises ValueError: they are not in its pixels."""
+    for polygon in polygons:
+        if np.ndim(polygon) != 1 or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(
+                f"a polygon is a list x, y, x, y, ... of 3 points or more, this one is {str(polygon)[:60]}"
+            )
+    x, y = np.concatenate([np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons]).T
+    place = f"its points lie in x {x.min():g} to {x.max():g}, y {y.min():g} to {y.max():g}"
+    if x.max() <= 1 and y.max() <= 1:
+        raise ValueError(f"{place}; points are in pixels: multiply x by the width and y by the height")
+    left, top, right, bottom = x.min() / width, y.min() / height, x.max() / width, y.max() / height
+    if not (-1 <= left < 1 and -1 <= top < 1 and 0 < right <= 2 and 0 < bottom <= 2):  # NaN fails, too
+        raise ValueError(f"{place}, but the image has {width} x {height} pixels")
+    return bool(min(x.min(), y.min()) < -1 or x.max() > width + 1 or y.max() > height + 1)
+
 
 def _entries(file: Path, content: Any, key: str) -> list[dict[str, Any]]:
     needed = {
         "images": ("id", "file_name", "height", "width"),
-        "annotations": ("image_id",),
+        "annotations": ("image_id", "category_id"),
         "categories": ("id", "name"),
     }
     found = content.get(key) if isinstance(content, dict) else None
@@ -145,7 +213,8 @@ def _entries(file: Path, content: Any, key: str) -> list[dict[str, Any]]:
 
 def _categories(file: Path, content: Any, chosen: tuple[str, ...] | None) -> dict[int, str]:
     """Return the names of the categories by id, ascending."""
-    names = {one["id"]: str(one["name"]) for one in _entries(file, content, "categories")}
+    found = _by_id(file, "categories", _entries(file, content, "categories"))
+    names = {id_: str(one["name"]) for id_, one in found.items()}
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         raise DataError(f"{file}: two categories are called {twice[0]!r}")
     if unknown := [name for name in chosen or () if name not in names.values()]:

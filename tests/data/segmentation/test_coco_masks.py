@@ -79,6 +79,90 @@ def test_chosen_categories_are_numbered_from_one(content: dict[str, Any], tmp_pa
     assert own(tmp_path, content, split=tmp_path / "val.txt").build().ids == ["park/1"]
 
 
+def square_at(*place: float) -> dict[str, Any]:
+    """One image and a cat, whose polygon is a rectangle: left, top, right, bottom."""
+    left, top, right, bottom = place
+    return one_cat([[left, top, right, top, right, bottom, left, bottom]])
+
+
+def one_cat(segmentation: Any, **change: Any) -> dict[str, Any]:
+    image = {"id": 7, "file_name": "1.png", "height": HEIGHT, "width": WIDTH}
+    cat = {"id": 1, "image_id": 7, "category_id": 3, "segmentation": segmentation}
+    return {"images": [image], "categories": [{"id": 3, "name": "cat"}], "annotations": [cat], **change}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (one_cat([]), r"1 of 1 annotations have no segmentation.*\(1 of 1.png\); no object is left to draw"),
+        (one_cat([], annotations=[{"id": 1, "image_id": 7, "category_id": 4}]), r"category_id 4, .* categories \(3\)"),
+        (one_cat([], annotations=[{"id": 1, "image_id": 7, "category_id": "3"}]), r"category_id '3', .*\(3\)"),
+        (one_cat([], annotations=[annotation(1, 8, 3, square(1, 1, 2))]), r"image_id that no image has \(1: 8\)"),
+        (
+            one_cat([], categories=[{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}]),
+            r"`categories` cat, dog .*id, 3",
+        ),
+    ],
+)
+def test_annotations_without_an_object_image_or_category_are_refused(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        own(tmp_path, content).build()
+
+
+def test_images_with_one_id_or_listed_twice_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    content["images"][1]["id"] = 7
+    with pytest.raises(DataError, match=r"in `images` park/1.jpg, 2.png have the same id, 7"):
+        own(tmp_path, content).build()
+    content["images"][1] |= {"id": 9, "file_name": "park/1.jpg"}
+    with pytest.raises(DataError, match=r"1 examples are listed twice, the first park/1"):
+        own(tmp_path, content).build()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (square_at(0.1, 0.1, 0.5, 0.5), r"in x 0.1 to 0.5, y 0.1 to 0.5; points are in pixels"),
+        (square_at(40, 5, 50, 9), r"in x 40 to 50, y 5 to 9, but the image has 30 x 20 pixels"),
+        (square_at(5, 5, 4000, 9), r"in x 5 to 4000"),
+        (square_at(5, 5, float("nan"), 9), r"in x nan to nan"),
+        (square_at(5, 5, float("inf"), 9), r"in x 5 to inf"),
+        (one_cat([[1, 1, 5, 5]]), r"3 points or more, this one is \[1, 1, 5, 5\]"),
+        (
+            one_cat({"size": [WIDTH, HEIGHT], "counts": [0, 40, 560]}),
+            r"run lengths are of \[30, 20\] pixels.*\[20, 30\]",
+        ),
+        (one_cat({"size": [HEIGHT, WIDTH], "counts": [0, 40, 100]}), r"run lengths add up to 140 pixels, not 600"),
+    ],
+)
+def test_shapes_that_cannot_be_in_the_pixels_of_the_image_are_refused(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"annotation 1 of 1.png cannot be drawn: .*{message}"):
+        own(tmp_path, content).build().labels(0)
+
+
+def test_objects_that_are_not_drawn_whole_are_warned_about(
+    content: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content["annotations"] = [
+        annotation(1, 7, 3, square(26, 16, 8)),  # 4 x 4 pixels of it are inside
+        annotation(2, 7, 3, square(5, 5, 0)),
+        annotation(3, 7, 3),
+        annotation(4, 8, 3, square(0, 0, 2)),
+    ]
+    dataset = own(tmp_path, content).build()
+    assert pixels(dataset.labels(0).get("mask", np.zeros(1))) == {0: HEIGHT * WIDTH - 16, 1: 16}
+    for text in (
+        "1 of 4 annotations have no segmentation, only a box or nothing (3 of park/1.jpg)",
+        "1 of 4 annotations have an image_id that no image has (4: 8)",
+        "annotation 1 of park/1.jpg has points outside the image",
+        "annotation 2 of park/1.jpg covers no pixel",
+    ):
+        assert text in caplog.text
+
+
 def test_what_is_wrong_is_said(content: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no category 'cow'; it has dog, cat"):
         own(tmp_path, content, categories=("cow",)).build()
