@@ -131,6 +131,7 @@ def _measure_entry(
     """Evaluate one entry on all processes; write predictions to `folder` and a classification report to `report`."""
     from accelerate.utils import gather_object
 
+    from data.predictions.class_names import write_class_names
     from data.predictions.labels_csv import LabelPrediction, label_prediction, report_classes, save_predictions
     from mtsp.config import ConfigError
     from mtsp.evaluation.evaluate import evaluate
@@ -173,6 +174,8 @@ def _measure_entry(
             report_classes(report, name, data, labels, everyone)
         if accelerator.is_main_process and folder is not None:
             save_predictions(folder / "labels.csv", classes, everyone)
+    if accelerator.is_main_process and folder is not None and classes:
+        write_class_names(folder, classes)
     return scores_of(measured.metrics, classes)
 
 

@@ -151,6 +151,7 @@ def _write_all(
 ) -> int:
     """Write the predictions of all frames; return the number of files."""
     from data.files.images import write_image
+    from data.predictions.class_names import write_class_names
     from data.predictions.labels_csv import LabelPrediction, label_prediction, save_predictions
     from mtsp.figures.legends import class_legend
     from mtsp.figures.panels import TILE, seen
@@ -158,7 +159,7 @@ def _write_all(
     what = _what(arguments)
     draws = arguments.movie or "overlay" in what
     written, background = 0, _background(experiment) if draws else 0
-    classes = _classes(arguments.checkpoint, experiment) if draws or "labels" in what else ()
+    classes = _classes(arguments.checkpoint, experiment) if draws or {"labels", "masks"} & {*what} else ()
     labels: list[LabelPrediction] = []
     ids: set[int] = set()
     movies = _Movies(arguments.out, arguments.flow_radius, background, classes) if arguments.movie else None
@@ -169,7 +170,7 @@ def _write_all(
                 written += write(arguments.out, what, raw, prediction, arguments.flow_radius, background)
                 if movies is not None:
                     written += movies.add(time, raw, prediction)
-                if "overlay" in what and prediction.mask is not None:
+                if {"overlay", "masks"} & {*what} and prediction.mask is not None:
                     ids |= seen([prediction.mask])
                 if "labels" in what and prediction.label_logits is not None:
                     labels.append(label_prediction(len(labels), raw["name"], None, prediction.label_logits))
@@ -177,7 +178,10 @@ def _write_all(
         if labels:
             save_predictions(arguments.out / "labels.csv", classes, labels)
             written += 1
-    if (legend := class_legend(ids, TILE, classes, background)).size:
+        for folder, holds in ((arguments.out, labels), (arguments.out / "masks", ids and "masks" in what)):
+            if classes and holds:
+                write_class_names(folder, classes)
+    if "overlay" in what and (legend := class_legend(ids, TILE, classes, background)).size:
         write_image(arguments.out / "overlay_legend.png", legend)
         written += 1
     return written

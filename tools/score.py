@@ -6,6 +6,7 @@ DIR contains the files that `tools/evaluate.py --save-predictions` writes, named
     <name>.png               mask of class ids for a still image
     <name of the pair>.flo   flow, in pixels at the resolution of the ground truth
     labels.csv               most probable classes of each labeled image
+    classes.txt              name of class 0, 1, ... in these files, one per line; without it, the data set's classes
 
 With `--objects`, masks hold object ids, and each object is scored by the rules of DAVIS 2017 (semi-supervised): the
 objects are those in the first true mask of a sequence, the first and the last frame are not scored and need no

@@ -113,6 +113,10 @@ class OwnMasks:
         """Return the values of a mask, HW uint8 or uint16. Raises DataError."""
         return self.decode(path, read_file(path))
 
+    def read_prediction(self, path: Path) -> np.ndarray:
+        """Return the values of a predicted mask, whose colors are held against those of the true masks."""
+        return read_foreground(path).astype(np.uint8) if self._foreground else read_mask(path, same=self._same)
+
     def decode(self, path: Path, data: bytes) -> np.ndarray:
         """Return the mask in `data` as :meth:`read` does; `path` names it in messages, and its format."""
         if self._foreground:

@@ -134,7 +134,8 @@ def _label(called: str, numbers: Mapping[str, int], classes: Sequence[str], wher
         hint = f"a spreadsheet may have made it of {same!r}" if same else f"write 'class {called}' if it counts from 0"
         raise DataError(f"{where}: no class is called {called!r}; {hint}")
     near = difflib.get_close_matches(called, classes, n=1, cutoff=0.5)
-    raise DataError(f"{where}: no class is called {called!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    hint = f"did you mean {near[0]}?" if near else "if the network has it, list the network's classes in classes.txt"
+    raise DataError(f"{where}: no class is called {called!r}; {hint}")
 
 
 def _scored(

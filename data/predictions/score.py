@@ -13,6 +13,7 @@ from data.catalog.datasets import DATASETS
 from data.classification.labeled_images import HELD_OUT
 from data.files.flow_formats import read_flow
 from data.files.masks import read_foreground, read_mask
+from data.predictions.class_names import with_predicted_classes
 from data.predictions.labels_csv import score_predictions
 from data.types import DataError, MissingDataError, SampleDataset
 from data.video.davis import Davis, DavisConfig
@@ -101,7 +102,8 @@ def score(
     """Return the scores of the predictions in `predictions`, one entry per metric.
 
     The kind of data set and its first label determine the metrics, see
-    :data:`~mtsp.evaluation.metrics_by_kind.METRICS`. Files are read in threads and scores are summed in the order of
+    :data:`~mtsp.evaluation.metrics_by_kind.METRICS`. If the folder has a `classes.txt`, predictions have its classes,
+    which are matched to those of the data set by name. Files are read in threads and scores are summed in the order of
     the data set, so results do not depend on the number of threads.
 
     Args:
@@ -120,6 +122,8 @@ def score(
         DataError: a file cannot be read, differs in size from its label or holds NaN; or an object is predicted that
             the sequence does not have.
     """
+    if dataset.kind != "video":
+        dataset = with_predicted_classes(dataset, predictions if predictions.is_dir() else predictions.parent)
     labels = dataset.labels(0)
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
     if (objects or every_frame) and (dataset.kind != "video" or "mask" not in labels):
@@ -255,7 +259,7 @@ def _object_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
 
 def _class_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
     truth, classes = _true_mask(dataset, index), len(getattr(dataset, "classes", ()))
-    predicted = read_mask(file, colors=getattr(dataset, "colors", None))
+    predicted = getattr(dataset, "read_prediction", read_mask)(file)
     _same_size(file, predicted, truth)
     if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
         raise DataError(f"{file}: a pixel of class {highest}; {classes} classes have the ids 0 to {classes - 1}")

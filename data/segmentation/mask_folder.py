@@ -64,7 +64,11 @@ class MaskFolderConfig(SegmentedConfig):
         guessed = not self.foreground and self.unknown is None and len(label_map.classes) > 1
         stored = partial(stored_files, [image.mask for image in images])
         masks = OwnMasks(stored, foreground=self.foreground, guess=guessed)
-        return SegmentedImages(self.title, root, images, label_map, read=masks.read, exif=self.exif or "warn")
+        predicted = masks.read_prediction if self.values is None else None  # `values` are of the truth alone
+        exif = self.exif or "warn"
+        return SegmentedImages(
+            self.title, root, images, label_map, read=masks.read, read_prediction=predicted, exif=exif
+        )
 
     def files(self) -> tuple[Path, list[SegmentedImage]]:
         """Return the root folder and the files of each example. Raises DataError."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from data.files.images import Exif, read_image
 from data.files.listing import require_files, require_size, require_unique
+from data.files.mask_colors import SameColors
 from data.files.masks import read_mask
 from data.files.undecoded import UndecodedSample, read_undecoded
 from data.segmentation.label_map import LabelMap
@@ -37,6 +38,7 @@ class SegmentedImages:
         images: files of each example, with unique names.
         label_map: meaning of the values in the mask files.
         read: function that reads a mask file; None: :func:`data.files.masks.read_mask`.
+        read_prediction: the same for predicted masks; None: as `read` does by default.
         colors: known palette of the indexed mask files, also of predicted masks.
         exif: treatment of EXIF orientation; "warn": read images as stored and warn once if an orientation is set.
 
@@ -56,6 +58,7 @@ class SegmentedImages:
         label_map: LabelMap,
         *,
         read: Callable[[Path], np.ndarray] | None = None,
+        read_prediction: Callable[[Path], np.ndarray] | None = None,
         colors: Literal["voc"] | None = None,
         exif: Exif = "warn",
     ) -> None:
@@ -64,6 +67,7 @@ class SegmentedImages:
         self._images = images
         self._exif: Exif = exif
         self.read_mask, self.colors = read or partial(read_mask, colors=colors), colors
+        self.read_prediction = read_prediction or partial(read_mask, colors=colors, same=SameColors())
         require_unique(title, root, self.ids)
         require_files(title, root, (file for image in images for file in (image.frame, image.mask)))
 

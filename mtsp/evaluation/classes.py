@@ -1,14 +1,16 @@
 """Match the labels of a data set to the class names stored with a network's weights."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mtsp.config import ConfigError
 from mtsp.text import first_names
 from mtsp.types import IGNORE, Batch, Examples, Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AlignedExamples:
@@ -24,13 +26,7 @@ class AlignedExamples:
         self.kind: Kind = examples.kind
         self.ids: Sequence[str] = getattr(examples, "ids", ())
         self.classes = tuple(classes)
-        place = {name: label for label, name in enumerate(classes)}
-        own = class_names(examples)
-        self._labels = [place[name] for name in own]
-        table = np.full(max(len(own), IGNORE + 1), IGNORE)
-        table[: len(own)] = self._labels
-        table[IGNORE] = IGNORE
-        self._table = torch.from_numpy(table)
+        self._labels, self._table = renumbering(class_names(examples), classes)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -44,11 +40,13 @@ class AlignedExamples:
         return self._renumbered(self._examples.train_sample(index, rng))
 
     def _renumbered(self, batch: Batch) -> Batch:
+        import torch
+
         changed: dict[str, Tensor] = {}
         if "mask" in batch:
-            changed["mask"] = self._table[batch["mask"]]
+            changed["mask"] = torch.from_numpy(self._table)[batch["mask"]]
         if "label" in batch:
-            changed["label"] = torch.tensor(self._labels)[batch["label"]]
+            changed["label"] = torch.from_numpy(self._labels)[batch["label"]]
         return Batch(**{**batch, **changed})
 
 
@@ -67,12 +65,27 @@ def align(entry: str, examples: Examples, classes: Sequence[str], whose: str) ->
     own = class_names(examples)
     if not own or not classes or own == tuple(classes):
         return examples
+    require_among(entry, own, classes, whose)
+    return AlignedExamples(examples, classes)
+
+
+def require_among(entry: str, own: Sequence[str], classes: Sequence[str], whose: str) -> None:
+    """Raise ConfigError if a class of `own`, the names of `entry`, is not in `classes`, the names of `whose`."""
     if unknown := [name for name in own if name not in classes]:
         raise ConfigError(
             f"{entry}: {len(unknown)} of its {len(own)} classes ({first_names(unknown)}) are not among the "
             f"{len(classes)} of {whose} ({first_names(list(classes))})"
         )
-    return AlignedExamples(examples, classes)
+
+
+def renumbering(own: Sequence[str], classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the place in `classes` of each class of `own`, and that of each value of a mask, where 255 stays 255."""
+    place = {name: label for label, name in enumerate(classes)}
+    labels = np.array([place[name] for name in own])
+    table = np.full(max(len(own), IGNORE + 1), IGNORE)
+    table[: len(own)] = labels
+    table[IGNORE] = IGNORE
+    return labels, table
 
 
 def class_names(examples: Examples) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from mtsp.config import ConfigError
 from mtsp.files.tensors import read_tensors, write_tensors
 from tools.evaluate import main as evaluate
 from tools.predict import main as predict
+from tools.score import main as score
 
 Train = Callable[..., dict[str, dict[str, float]]]
 COLORS = {"blue": 2, "green": 1, "red": 0}  # the channel that is bright
@@ -95,6 +96,18 @@ def test_a_folder_that_lacks_a_class_is_measured_by_name(run: Path, tmp_path: Pa
     assert found["top1"] == pytest.approx(2 / 3)
     assert found["accuracy_of_class"]["green"] == 1
     assert found["accuracy_of_class"]["red"] == 0
+
+
+def test_stored_predictions_of_classes_that_a_folder_lacks_have_the_numbers_of_the_network(
+    run: Path, tmp_path: Path
+) -> None:
+    labeled(tmp_path / "some", "blue", "red", count=1)  # "green", which is not there, is said of both
+    found = measured(run, tmp_path, tmp_path / "some", "--save-predictions", f"{tmp_path}/saved")
+    assert found["top1"] == 0
+    again = tmp_path / "again.json"
+    stored = ["--dataset", "image_folder", "--root", f"{tmp_path}/some", "--predictions", f"{tmp_path}/saved/val"]
+    assert score([*stored, "--json", str(again)]) == 0
+    assert json.loads(again.read_text())["accuracy_of_class"] == found["accuracy_of_class"]
 
 
 def test_classes_that_the_network_does_not_know_are_refused_by_name(
@@ -184,3 +197,13 @@ def test_masks_with_classes_in_another_order_are_measured_by_name(train: Train, 
     torch.manual_seed(0)
     results = train(values, tmp_path / "run")
     assert results["same"] == results["swapped"]
+    arguments = ["--config", f"{tmp_path}/run/experiment.yaml", "--checkpoint", f"{tmp_path}/run/weights.safetensors"]
+    saved, own = f"{tmp_path}/saved", [f"frames={tmp_path}/frames", f"masks={tmp_path}/masks2", "classes=[road, sky]"]
+    assert evaluate([*arguments, "--json", f"{tmp_path}/a.json", "--save-predictions", saved]) == 0
+    stored = ["--dataset", "mask_folder", *own, "--predictions", f"{saved}/swapped", "--json", f"{tmp_path}/b.json"]
+    assert score(stored) == 0
+    found = json.loads((tmp_path / "a.json").read_text())["entries"]["swapped"]
+    again = json.loads((tmp_path / "b.json").read_text())
+    assert {key: again[key] for key in ("miou", "class_iou", "per_image")} == {
+        key: found[key] for key in ("miou", "class_iou", "per_image")
+    }

@@ -162,7 +162,7 @@ def test_labels_are_reported_by_class_and_by_image(
     assert evaluate([*run, *out]) == 0
     rows = list(csv.DictReader((tmp_path / "saved/colors/labels.csv").open()))
     assert [row["name"] for row in rows][:2] == ["bright/0", "bright/1"]
-    assert [path.name for path in (tmp_path / "saved/colors").iterdir()] == ["labels.csv"]
+    assert sorted(path.name for path in (tmp_path / "saved/colors").iterdir()) == ["classes.txt", "labels.csv"]
     right = [row for row in rows if row["truth"] == row["prediction"]]
     assert len(right) / len(rows) == pytest.approx(results["colors"]["top1"])
     lines = (tmp_path / "report/colors-classes.md").read_text().splitlines()

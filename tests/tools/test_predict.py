@@ -232,7 +232,7 @@ def test_a_classifier_writes_the_most_probable_classes(
     network = stored(values | changes, tmp_path)
     arguments = [*network, "--frames", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
-    assert files(tmp_path / "out") == ["labels.csv"]
+    assert files(tmp_path / "out") == [*(["classes.txt"] if here else []), "labels.csv"]
     rows = list(csv.DictReader((tmp_path / "out/labels.csv").open()))
     assert [row["name"] for row in rows] == sorted(f"{name}/1" for name in names)
     model = parse(AnyExperiment, values | changes).model.build().eval()

@@ -12,6 +12,7 @@ from data.files.masks import read_foreground, read_mask
 from data.types import DataError
 from mtsp.config import parse
 from tests.data.files.encoded import png
+from tools.score import main as score
 
 BLACK, WHITE, RED, GREEN, SEAM = (0, 0, 0), (255, 255, 255), (128, 0, 0), (0, 128, 0), (224, 224, 192)
 """Colors 0, none, 1, 2 and 255 of PASCAL VOC and DAVIS."""
@@ -112,6 +113,27 @@ def test_masks_of_one_folder_agree_on_what_a_color_means(tmp_path: Path) -> None
     dataset.labels(0)
     with pytest.raises(DataError, match=r"b\.png: .*color \(128, 64, 128\).*0.*1 in .*a\.png"):
         dataset.labels(1)
+
+
+@pytest.mark.parametrize(("palette", "ids"), [([BLACK, RED, GREEN], [0, 1, 2]), ([GREEN, BLACK, RED], [1, 2, 0])])
+def test_predictions_of_a_folder_agree_with_the_truth_on_what_a_color_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], palette: list[tuple[int, int, int]], ids: list[int]
+) -> None:
+    """Truth and prediction are black, red and green. Once an image tool has sorted the palette, ids are not indices."""
+    (tmp_path / "frames").mkdir()
+    write_image(tmp_path / "frames/a.png", np.zeros((1, 3, 3), np.uint8))
+    written(tmp_path / "masks/a.png", [[0, 1, 2]], [BLACK, RED, GREEN])
+    written(tmp_path / "saved/a.png", [ids], palette)
+    own = [f"frames={tmp_path}/frames", f"masks={tmp_path}/masks", "classes=[ground, car, tree]"]
+    done = score(["--dataset", "mask_folder", *own, "--predictions", f"{tmp_path}/saved"])
+    if ids == [0, 1, 2]:
+        assert done == 0
+        assert "1.000" in capsys.readouterr().out
+    else:
+        assert done == 1
+        assert (
+            "saved/a.png: its palette has the color (0, 128, 0) at index 0, which is 2 in " in capsys.readouterr().err
+        )
 
 
 def test_the_indices_in_use_are_found_whatever_their_order() -> None:
