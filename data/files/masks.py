@@ -1,5 +1,6 @@
 """Read and write masks as numpy arrays of their stored values, from indexed, gray or color images without loss."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from data.files.png import require_all_rows
 from data.types import DataError
 from mtsp.files.palettes import palette
 from mtsp.types import IGNORE
+
+_LOG = logging.getLogger("mtsp")
 
 
 def read_mask(
@@ -70,7 +73,7 @@ def read_foreground(path: Path) -> np.ndarray:
 
     Raises:
         DataError: the file is damaged, not of the format of its suffix, its colors and indices do not identify the
-            background, or it has a lossy format such as JPEG, which does not keep zeros.
+            background, only its alpha varies, or it has a lossy format such as JPEG, which does not keep zeros.
     """
     return decode_foreground(path, read_file(path))
 
@@ -82,10 +85,32 @@ def decode_foreground(path: Path, data: bytes) -> np.ndarray:
     if image.mode == "P":
         table = mask_colors.foreground_table(path, _palette_of(image), mask_colors.used_indices(pixels))
         return np.asarray(cv2.LUT(pixels, table.view(np.uint8))).view(bool)
-    if pixels.ndim == 2:
-        return pixels > 0
-    colors = pixels[..., :-1] if image.mode in ("RGBA", "LA", "PA") else pixels
-    return np.logical_or.reduce(colors > 0, axis=2)
+    colors, alpha = (pixels[..., :-1], pixels[..., -1]) if image.mode in ("RGBA", "LA", "PA") else (pixels, None)
+    if alpha is not None and (alpha != alpha[0, 0]).any() and (colors == colors[0, 0]).all():
+        raise DataError(
+            f"{path}: all pixels have one color, and the object is in alpha, which is not read; store it as gray"
+        )
+    found = pixels > 0 if pixels.ndim == 2 else np.logical_or.reduce(colors > 0, axis=2)
+    _tell_soft(path, colors, found)
+    return found
+
+
+_soft: set[Path] = set()
+_FEW = 32
+
+
+def _tell_soft(path: Path, pixels: np.ndarray, found: np.ndarray) -> None:
+    """Warn, once per folder, if the values of a mask look like probabilities, of which 1 of 255 is an object, too."""
+    if path.parent in _soft:
+        return
+    if found.all() and (pixels != pixels[0, 0]).any():
+        why = "no pixel is 0, the background"
+    elif pixels.ndim == 2 and (count := len(np.unique(pixels[found]))) > _FEW:
+        why = f"it has {count} values above 0, as soft edges or probabilities have"
+    else:
+        return
+    _soft.add(path.parent)
+    _LOG.warning("%s: %s; each value above 0 is the object: store a threshold's result, 0 and 255", path, why)
 
 
 class OwnMasks:
@@ -180,6 +205,7 @@ def _by_color(
     return pixels
 
 
+_turned: set[Path] = set()
 _LOSSLESS_TIFF = {None, 1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
 """Lossless values of the TIFF tag Compression."""
 
@@ -200,6 +226,12 @@ def _open_mask(path: Path, data: bytes) -> OpenedImage:
         lossy = None
     if lossy is not None:
         raise DataError(f"{path}: the mask is a {lossy}, which changes ids slightly; create the mask again as a PNG")
+    if found.orientation != 1 and path not in _turned:
+        _turned.add(path)
+        _LOG.warning(
+            "%s: the mask's own EXIF has orientation %d; it is read as stored, even with `exif: apply`: store it "
+            "as shown, without the tag", path, found.orientation,
+        )  # fmt: skip
     if found.png is not None:
         require_all_rows(path, found.png, data)
     return found

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import DataConfig
 from data.files.images import write_image
@@ -141,3 +142,40 @@ def test_the_indices_in_use_are_found_whatever_their_order() -> None:
     noise = np.random.default_rng(0).integers(3, 90, (20, 30)).astype(np.uint8)
     assert used_indices(noise[:, ::2]).tolist() == np.unique(noise[:, ::2]).tolist()
     assert used_indices(np.zeros((0, 4), np.uint8)).tolist() == []
+
+
+@pytest.mark.parametrize("color", [[0], [255], [0, 0, 0], [255, 255, 255]])
+def test_an_object_in_alpha_is_refused_as_foreground(tmp_path: Path, color: list[int]) -> None:
+    alpha = np.array([[0, 255, 0]], np.uint8)
+    pixels = np.dstack([*(np.full_like(alpha, value) for value in color), alpha])
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a.png: all pixels have one color, and the object is in alpha"):
+        read_foreground(tmp_path / "a.png")
+    pixels[..., :-1] = np.array([[[0], [9], [0]]])  # the object is in the colors, too
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    assert read_foreground(tmp_path / "b.png").tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [([3, 255, 3], "no pixel is 0"), ([0, *range(1, 41)], "it has 40 values above 0"), ([0, 255], "")],
+)
+def test_soft_masks_are_warned_about_once_per_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: list[int], why: str
+) -> None:
+    for name in ("a", "b"):
+        Image.fromarray(np.array([values], np.uint8)).save(tmp_path / f"{name}.png")
+        assert read_foreground(tmp_path / f"{name}.png").tolist() == [[value > 0 for value in values]]
+    told = [record.message for record in caplog.records]
+    assert [("a.png" in text, why in text) for text in told] == ([(True, True)] if why else [])
+
+
+def test_a_mask_with_an_orientation_of_its_own_is_read_as_stored_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = Image.Exif()
+    note[0x0112] = 3
+    Image.fromarray(np.array([[0, 1, 1]], np.uint8)).save(tmp_path / "a.png", exif=note)
+    for _ in range(2):
+        assert read_mask(tmp_path / "a.png").tolist() == [[0, 1, 1]]
+    assert [("a.png" in r.message, "orientation 3" in r.message) for r in caplog.records] == [(True, True)]
