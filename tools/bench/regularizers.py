@@ -1,6 +1,7 @@
 """Measure the cost of regularizers: time and memory of regularizer and optimizer in a training step.
 
     python tools/bench/regularizers.py [--networks resnet50 resnet101 vit_b_16] [--rounds 30] [--step 64x224] [--quick]
+    python tools/bench/regularizers.py --anchors
 
 A network is one of torchvision or timm, or that of a config, as evidence/camvid_few.yaml. Weights and gradients are
 random; the measured time is the part of a step after the gradients of the loss are computed. The programs take turns,
@@ -8,6 +9,9 @@ and the median time is shown. Penalties in the loss use autograd; `as tllib` rei
 loop over all named parameters with 0.5 * norm(p - p0) ** 2. Memory is the peak of a separate process, minus the peak of
 the optimizer with native weight decay. With --step (the default on a GPU), the time is also shown as a fraction of a
 training step of the network; on a GPU the step is in bfloat16 autocast.
+
+With --anchors, the table of docs/optimizers.md is printed instead: memory and time of each way to keep anchors,
+measured with AdamW on a small network, and computed for large ones.
 """
 
 import sys
@@ -35,6 +39,16 @@ ALPHA, LR, MIB = 0.01, 1e-6, 2**20
 NATIVE, OURS, TLLIB = "native weight decay, fused", "L2SP, fused", "as tllib, fused"
 WITHIN, FASTER = 1.6, 5.0
 """Targets for ResNet-50: largest time as a multiple of native weight decay, and speedup over tllib."""
+KEPT: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "`anchor_dtype=torch.bfloat16`": {"anchor_dtype": torch.bfloat16},
+    "`offload=True`": {"offload": True},
+}
+SMALL, SIZES = "vit_small_patch16_224", {"86 M (ViT-B)": 86e6, "304 M (ViT-L)": 304e6, "1.1 B": 1.1e9, "7 B": 7e9}
+MEMORY_RATE, LINK_RATE = 3.35e12, 50e9
+"""Bytes per second: of an H100's memory, from its data sheet; assumed from pinned CPU memory, over PCIe 5."""
+_BLOCK = 4 * 2**24
+"""Bytes of the converted or copied anchors that exist at a time on a GPU."""
 
 
 def network(name: str) -> nn.Module:
@@ -153,6 +167,52 @@ def training_step(name: str, batch_size: int, side: int) -> Callable[[], object]
     return finished(run)
 
 
+def adamw(name: str, way: str) -> Callable[[], object]:
+    """Return an AdamW step of a network, with L2SP whose anchors are kept in this way, or without if it is empty."""
+    model = network(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
+    if way:
+        anchors = capture(model, [name for name, _ in model.named_parameters()])
+        regularizer = L2SP(model, anchors=anchors, alpha=ALPHA, beta=ALPHA, **KEPT[way])
+        del anchors
+        regularizer.attach(optimizer)
+    return finished(optimizer.step)
+
+
+def computed(weights: float, way: str) -> tuple[float, float]:
+    """Return the GiB and milliseconds that anchors take on a GPU: their bytes, and those that a step moves.
+
+    A pull reads weight and anchor and writes the weight (12 bytes); an anchor of 2 bytes is first converted (6 more),
+    an offloaded one copied (4 over the link, 4 written).
+    """
+    size, moved, linked = {"float32": (4, 12, 0), "`offload=True`": (0, 16, 4)}.get(way, (2, 18, 0))
+    block = 0 if way == "float32" else min(_BLOCK, 4 * weights)
+    return (size * weights + block) / 2**30, 1e3 * weights * (moved / MEMORY_RATE + linked / LINK_RATE)
+
+
+def anchors_table(rounds: int, clock: Clock) -> str:
+    """Return memory and time of each way to keep anchors in Markdown, over those of AdamW alone."""
+    ways = [way for way in KEPT if DEVICE == "cuda" or "offload" not in way]  # on a CPU, offload changes nothing
+    spent = medians({way: adamw(SMALL, way) for way in ["", *ways]}, rounds, clock=clock)
+    peaks = {}
+    for way in ["", *ways]:
+        worker = Worker(adamw, SMALL, way)
+        take_turns([worker], 1, steps=2, limit=600)
+        peaks[way] = worker.peak
+    count = sum(weight.numel() for weight in network(SMALL).parameters())
+    cells = [
+        f"{(peaks[way] - peaks['']) / 2**30:.2f} GiB, {1e3 * (spent[way] - spent['']):.1f} ms" if way in ways else "-"
+        for way in KEPT
+    ]
+    alone = f"AdamW alone {1e3 * spent['']:.1f} ms"
+    rows = [["weights", *KEPT, "float32, FSDP2 on 8 GPUs"], ["---"] * (len(KEPT) + 2)]
+    rows += [[f"{count / 1e6:.0f} M (ViT-S), measured on a {DEVICE.upper()}, {alone}", *cells, "-"]]
+    for name, weights in SIZES.items():
+        ways_computed = [computed(weights, way) for way in KEPT] + [computed(weights / 8, "float32")]
+        rows.append([name, *(f"{gib:.2f} GiB, {ms:.1f} ms" for gib, ms in ways_computed)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def report(
     name: str,
     rounds: int,
@@ -196,9 +256,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command_line.add_argument("--cpu-time", action="store_true", help="measure CPU seconds: other programs matter less")
     command_line.add_argument("--brief", action="store_true", help="measure only native weight decay and L2SP, fused")
+    command_line.add_argument("--anchors", action="store_true", help="print the table of ways to keep anchors")
     options = command_line.parse_args(arguments)
     programs = (NATIVE, OURS) if options.brief else tuple(PROGRAMS)
     clock = time.process_time if options.cpu_time else time.perf_counter
+    if options.anchors:
+        print(anchors_table(options.rounds, clock))
+        return 0
     console = Console(width=120)
     console.print(machine())
     networks, rounds = (["resnet18"], 5) if options.quick else (options.networks, options.rounds)
