@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from data.catalog.datasets import DATASETS, Row
 from data.types import DataError, DatasetConfig, SampleDataset
 from mtsp.indices import evenly_spaced
+from mtsp.text import first_names
 from mtsp.types import IGNORE, Sample
 
 
@@ -158,58 +159,78 @@ PAIRS = 20
 """Number of evenly spaced pairs of a split that are warped by their flow."""
 
 
-def _unexplained(split: str, dataset: SampleDataset) -> Iterator[str]:
-    """Yield a line if the flow of most pairs explains their frames worse than zero flow; it says if swapping helps.
+_READINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "swapped dx and dy": lambda flow: flow[..., ::-1],
+    "the opposite sign of dx": lambda flow: flow * (-1, 1),
+    "the opposite sign of dy": lambda flow: flow * (1, -1),
+    "the opposite sign: it may lead from the next frame to this one, or the frames are swapped": lambda flow: -flow,
+    "half its length": lambda flow: flow / 2,
+    "twice its length": lambda flow: flow * 2,
+    "a twentieth of its length": lambda flow: flow / 20,
+    "20 times its length": lambda flow: flow * 20,
+    "its units as widths and heights of the image": lambda flow: flow * (flow.shape[1], flow.shape[0]),
+    "its units as half widths and heights of the image": lambda flow: flow * (flow.shape[1] / 2, flow.shape[0] / 2),
+    "its columns in reverse order": lambda flow: flow[:, ::-1],
+    "its rows in reverse order": lambda flow: flow[::-1],
+}
+"""What else stored flow may mean: how to make the flow of it."""
 
-    Pairs are compared where their flow is known and longer than a pixel. There, the next frame warped back by the flow
-    must differ less from the frame than the unwarped next frame does.
-    """
-    worse: list[str] = []
-    looked = swapped = 0
+BETTER = 0.8
+"""A reading explains a pair better than its flow if the frames then differ by less than this share."""
+
+
+def _unexplained(split: str, dataset: SampleDataset) -> Iterator[str]:
+    """Yield a line for each other reading of the flow that explains pairs better, one for pairs that no reading
+    explains, and one if no checked pair moves by a pixel."""
+    found: dict[str, list[str]] = {}
+    looked, moving, known = 0, 0, 0
     for index in evenly_spaced(len(dataset), PAIRS):
         try:
             sample = dataset[index]
         except DataError:  # reported when all examples are read
             continue
+        if "flow" in sample and (valid := sample.get("flow_valid", np.True_)).any():
+            known += 1
+            moving += bool(((np.hypot(sample["flow"][..., 0], sample["flow"][..., 1]) > 1) & valid).any())
+        if "flow" in sample and _far_share(sample["flow"], sample.get("flow_valid")) > 0.5:  # reported, too
+            continue
         if (errors := warping_errors(sample)) is not None:
             looked += 1
-            still, there, back = errors
-            if there > still:
-                worse.append(sample["name"])
-                swapped += back < still
-    if len(worse) > looked / 2:
-        hint = ": it explains the reverse direction; check for swapped frames" if swapped > len(worse) / 2 else ""
-        yield (
-            f"{split}: the flow does not explain the frames in {len(worse)} of {looked} pairs checked, for example "
-            f"{worse[0]}{hint}"
-        )
+            best = min(_READINGS, key=errors.__getitem__)
+            if errors[best] < BETTER * min(errors["given"], errors["zero"]):
+                found.setdefault(f"with {best}, the flow explains the frames better", []).append(sample["name"])
+            elif errors["given"] > errors["zero"]:
+                found.setdefault("the flow does not explain the frames", []).append(sample["name"])
+    if known and not moving:
+        yield f"{split}: the flow of all {known} pairs checked is below 1 pixel: it may be zero, or of another unit"
+    for what, names in found.items():
+        yield f"{split}: {what} in {len(names)} of {looked} pairs checked: {first_names(names)}"
 
 
-def warping_errors(sample: Sample) -> tuple[float, float, float] | None:
-    """Return how much the frames of a pair differ: unwarped, warped by the flow, and warped with the frames swapped.
+def warping_errors(sample: Sample) -> dict[str, float] | None:
+    """Return the mean difference between a frame and the next frame, fetched along the flow, for readings of the flow.
 
-    Each difference is the median over the pixels with known flow that is longer than a pixel and leads into the image.
+    The keys are `given` (the flow as it is), `zero` (no flow) and those of `_READINGS`. Differences are over the pixels
+    with known flow that differ between the frames; there are none where the flow is zero in a static image.
     Returns None if there are fewer than 100 such pixels.
     """
     if "flow" not in sample or "next_frame" not in sample:
         return None
-    flow = sample["flow"]
+    flow, frame = sample["flow"], sample["frame"].astype(np.float32)
+    following = sample["next_frame"].astype(np.float32)
     height, width = flow.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    to_x, to_y = x + flow[..., 0], y + flow[..., 1]
-    counts = (np.hypot(flow[..., 0], flow[..., 1]) > 1) & (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
-    if "flow_valid" in sample:
-        counts &= sample["flow_valid"]
+    counts = sample.get("flow_valid", np.ones((height, width), bool)) & (np.abs(frame - following).mean(axis=2) > 1)
     if counts.sum() < 100:
         return None
-    frame, following = sample["frame"], sample["next_frame"]
-    to_x, to_y = to_x.astype(np.float32), to_y.astype(np.float32)
 
-    def difference(one: np.ndarray, other: np.ndarray) -> float:
-        return float(np.median(np.abs(one[counts].astype(np.float32) - other[counts]).mean(axis=1)))
+    def difference(read: np.ndarray) -> float:
+        to_x, to_y = x + read[..., 0].astype(np.float32), y + read[..., 1].astype(np.float32)
+        warped = cv2.remap(following, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return float(np.abs(frame[counts] - warped[counts]).mean())
 
-    warped, reverse = (cv2.remap(image, to_x, to_y, cv2.INTER_LINEAR) for image in (following, frame))
-    return difference(frame, following), difference(frame, warped), difference(following, reverse)
+    readings = {"given": flow, "zero": 0 * flow} | {name: read(flow) for name, read in _READINGS.items()}
+    return {name: difference(read) for name, read in readings.items()}
 
 
 def _far_share(flow: np.ndarray, valid: np.ndarray | None) -> float:

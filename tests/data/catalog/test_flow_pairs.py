@@ -1,15 +1,19 @@
 """Verification warps some pairs by their flow: swapped frames and flow of another unit are found."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.catalog.verify import verify, warping_errors
+from data import DataConfig
+from data.catalog.verify import verify, verify_entries, warping_errors
 from data.files.flow_formats import read_flo, write_flo
+from data.files.images import write_image
 from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_flying_chairs
+from mtsp.config import parse
 from mtsp.types import Sample
 
 
@@ -38,9 +42,7 @@ def test_swapped_frames_are_found(chairs: Path, tmp_path: Path) -> None:
         first.write_bytes(two)
         second.write_bytes(one)
     found = problems(root)
-    assert any(
-        "train: the flow does not explain the frames" in line and "check for swapped frames" in line for line in found
-    )
+    assert any("train: with the opposite sign" in line and "the frames are swapped" in line for line in found)
 
 
 def test_flow_of_another_size_is_found(chairs: Path, tmp_path: Path) -> None:
@@ -53,13 +55,38 @@ def test_flow_of_another_size_is_found(chairs: Path, tmp_path: Path) -> None:
     assert all("100 % of the flow is longer than the frame's diagonal" in line for line in found)
 
 
-def test_the_next_frame_is_read_where_the_flow_leads() -> None:
-    # Everything moves 3 pixels to the right: frame(x) = next(x + 3).
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda flow: flow[..., ::-1], "with swapped dx and dy, the flow explains the frames better in 1 of 1 pairs"),
+        (lambda flow: flow * 2, "with half its length, the flow explains"),
+        (lambda flow: flow * 0, "the flow of all 1 pairs checked is below 1 pixel"),
+    ],
+)
+def test_the_reading_that_explains_the_frames_is_named(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    sample = moved()
+    for folder in ("frames", "flow"):
+        (tmp_path / folder).mkdir()
+    write_image(tmp_path / "frames/1.png", sample["frame"])
+    write_image(tmp_path / "frames/2.png", sample.get("next_frame", sample["frame"]))
+    write_flo(tmp_path / "flow/1.flo", np.ascontiguousarray(change(sample.get("flow", np.zeros(1)))))
+    own = {"name": "flow_folder", "frames": f"{tmp_path}/frames", "flow": f"{tmp_path}/flow"}
+    found = verify_entries({"own": parse(DataConfig, {"dataset": own}).dataset}).problems
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def moved() -> Sample:
+    """Everything moves 4 pixels to the right: frame(x) = next(x + 4)."""
     texture = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
     flow = np.zeros((40, 60, 2), np.float32)
-    flow[..., 0] = 3
-    sample = Sample(name="a", frame=texture, next_frame=np.roll(texture, 3, axis=1), flow=flow)
-    still, there, back = warping_errors(sample) or (0, 1, 0)
-    assert there == 0
-    assert still > 20
-    assert back > 20
+    flow[..., 0] = 4
+    return Sample(name="a", frame=texture, next_frame=np.roll(texture, 4, axis=1), flow=flow)
+
+
+def test_the_next_frame_is_read_where_the_flow_leads() -> None:
+    errors = warping_errors(moved()) or {}
+    assert errors["given"] < 10  # 4 of 60 columns leave the image
+    assert min(errors["zero"], errors["half its length"], errors["swapped dx and dy"]) > 20
