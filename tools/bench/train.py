@@ -5,8 +5,8 @@
 All programs of a case train the same network, but for smp, which has no EncNet, on the same generated files with the
 same batch size, in float32, with one worker process, and pull the weights towards their start: mtsp and the bare loop
 with `L2SP`, the others with the loss term that tllib adds. The bare loop has its batches in memory and writes nothing,
-so it is the limit; mtsp logs, tracks and saves checkpoints. Each program runs in its own process, the programs take
-turns, and the median over the rounds is shown. The first five steps do not count.
+so it is the limit; mtsp logs and tracks, and saves checkpoints once a minute. Each program runs in its own process, the
+programs take turns, and the median over the rounds is shown. The first five steps do not count.
 
 `--evaluation` runs tools/evaluate.py on videos of the size of DAVIS, with SegFlow, and over scales, with EncNet, both
 on ResNet-18. It shows how long the main thread does not run the network.
@@ -166,7 +166,7 @@ def _experiment(folder: Path, **sections: Any) -> dict[str, Any]:
         "regularizer": {"name": "l2sp", "alpha": loops.ALPHA, "beta": loops.BETA},
         "optimizer": {"name": "sgd", "lr": loops.LR, "momentum": 0.9},
         "train": {
-            "steps": 1, "save_every": 10, "workers": 1,
+            "steps": 1, "save_every": {"seconds": 60}, "workers": 1,
             "stages": [{"steps": 1, "batch_size": {name: size for name in sections["data"]}}],
         },
         "evaluation": {"data": [], "at_start": False},
