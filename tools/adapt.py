@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtsp.files.progress import bar
     from tools.adaptation.first_frame import AdaptConfig, Adapter
     from tools.build import read_experiment
-    from tools.predict import SHIPPED_CONFIG, SHORT_SIDE
+    from tools.prediction.network import SHIPPED_CONFIG, SHORT_SIDE
 
     require_writable(arguments.json, None)
     require_empty(arguments.out, "--out")

@@ -21,7 +21,8 @@ from mtsp.files.tensors import write_tensors
 from mtsp.types import Outputs
 from tools.build import AnyExperiment
 from tools.evaluate import main as evaluate
-from tools.predict import Look, main, predict
+from tools.predict import main
+from tools.prediction.network import Look, predict
 
 
 @pytest.fixture

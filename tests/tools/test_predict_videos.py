@@ -11,7 +11,8 @@ import pytest
 
 from data.files.images import write_image
 from data.files.movies import MovieWriter, open_movie
-from tools.predict import frames_of, main
+from tools.predict import main
+from tools.prediction.frames import frames_of
 
 TIMES = [Fraction(0), Fraction(1, 24), Fraction(3, 24), Fraction(1, 2), Fraction(3, 2)]  # a varying frame rate
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from data import SampleDataset
     from mtsp.types import Batch, Sample
     from tools.build import AnyExperiment
-    from tools.predict import Look
+    from tools.prediction.network import Look
 
 
 class AdaptConfig(Config):
@@ -57,7 +57,7 @@ class Adapter:
     def __init__(self, experiment: "AnyExperiment", checkpoint: str, config: AdaptConfig) -> None:
         from mtsp.distributed.accelerator import make_accelerator
         from tools.build import build_network
-        from tools.predict import evaluated_look
+        from tools.prediction.network import evaluated_look
 
         self.config = config
         self.experiment = _adapting(experiment, checkpoint, config)
@@ -144,7 +144,7 @@ class Adapter:
         """Return the probability of the object at each pixel of the frame, HW float32."""
         import torch
 
-        from tools.predict import outputs_of
+        from tools.prediction.network import outputs_of
 
         outputs, (height, width) = outputs_of(model, frame, self.look, self._accelerator.device)
         logits = outputs["mask_logits"].float()  # pyright: ignore[reportTypedDictNotRequiredAccess]

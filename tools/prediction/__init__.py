@@ -1,0 +1,1 @@
+"""Parts of tools/predict.py, which tools/adapt.py shares."""
