@@ -53,9 +53,9 @@ class DataConfig(Config):
     limit: int | None = Field(default=None, gt=0)
     """Use only this many examples, evenly spaced. Not for videos with masks, as they are scored as a whole."""
     decode: Literal["reduced", "full"] = "reduced"
-    """How to decode a JPEG that `augment` shrinks to half or less, of labeled images or of images with masks: `reduced`
-    lets libjpeg compute 1/8 to 4/8 of each side, with exact geometry; `full` averages over all pixels. Pixels differ by
-    1 to 2 gray levels on average. Evaluation and `cache` always decode in full."""
+    """Size at which a JPEG is decoded that `augment` shrinks to half or less, for labeled images and images with masks:
+    `reduced` lets libjpeg compute 1/8 to 4/8 of each side, with exact geometry; `full` averages over all pixels. Pixels
+    differ by 1 to 2 gray levels on average. Evaluation and `cache` always decode in full."""
     cache: Annotated[ByteSize, Field(gt=0)] | None = None
     """Largest size of a cache of decoded samples in shared memory, as in `2GB`, for each training process; its workers
     share it. Null: decode every time. Use it where all samples, decoded, fit into memory."""

@@ -39,14 +39,7 @@ def lovasz_loss(logits: Tensor, mask: Tensor) -> LossSum:
 
     Berman et al., "The Lovasz-Softmax loss" (CVPR 2018), equation 9 and algorithm 1, with the classes that are present.
     Only known pixels count. `count` is the number of images with a known pixel. On a GPU it waits for the classes of
-    the batch, and sorts the pixels once for each.
-
-    Args:
-        logits: BKHW.
-        mask: BHW of integers in [0, K), or IGNORE.
-
-    Raises:
-        ValueError: sizes differ, or a class is outside [0, K).
+    the batch, and sorts the pixels once for each. Arguments and errors are those of :func:`dice_loss`.
     """
     mask, known = checked_mask(logits, mask)
     with torch.autocast(logits.device.type, enabled=False):

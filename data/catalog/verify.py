@@ -173,15 +173,18 @@ _READINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "its columns in reverse order": lambda flow: flow[:, ::-1],
     "its rows in reverse order": lambda flow: flow[::-1],
 }
-"""What else stored flow may mean: how to make the flow of it."""
+"""Other meanings that stored flow may have, each with a function that returns the flow in pixels from it."""
 
 BETTER = 0.8
 """A reading explains a pair better than its flow if the frames then differ by less than this share."""
 
 
 def _unexplained(split: str, dataset: SampleDataset) -> Iterator[str]:
-    """Yield a line for each other reading of the flow that explains pairs better, one for pairs that no reading
-    explains, and one if nothing moves in any checked pair."""
+    """Yield the problems of a split's flow, after warping some pairs by it.
+
+    There is a line for each other reading of the flow that explains pairs better, one for pairs that no reading
+    explains, and one if the flow of all pairs is zero.
+    """
     found: dict[str, list[str]] = {}
     looked, moving, known = 0, 0, 0
     for index in evenly_spaced(len(dataset), PAIRS):

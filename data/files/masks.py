@@ -105,12 +105,16 @@ def _tell_soft(path: Path, pixels: np.ndarray, found: np.ndarray) -> None:
         return
     if found.all() and (pixels != pixels[0, 0]).any():
         why = "no pixel is 0, the background"
-    elif pixels.ndim == 2 and (count := len(np.unique(pixels[found]))) > _FEW:
+    elif pixels.ndim == 2 and (count := np.count_nonzero(_values(pixels))) > _FEW:
         why = f"it has {count} values above 0, as soft edges or probabilities have"
     else:
         return
     _soft.add(path.parent)
     _LOG.warning("%s: %s; each value above 0 is the object: store a threshold's result, 0 and 255", path, why)
+
+
+def _values(pixels: np.ndarray) -> np.ndarray:
+    return mask_colors.used_indices(pixels) if pixels.dtype == np.uint8 else np.unique(pixels)
 
 
 class OwnMasks:

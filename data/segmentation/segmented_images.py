@@ -12,7 +12,7 @@ from data.files.images import Exif, read_image
 from data.files.listing import require_files, require_size, require_unique
 from data.files.mask_colors import SameColors
 from data.files.masks import read_mask
-from data.files.undecoded import UndecodedSample, read_undecoded
+from data.files.undecoded import UndecodedJpeg, UndecodedSample, read_undecoded
 from data.segmentation.label_map import LabelMap
 from data.types import Labels
 from mtsp.config import Config
@@ -80,24 +80,24 @@ class SegmentedImages:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
-        image, labels = self._images[index], self.labels(index)
-        sample = Sample(frame=read_image(image.frame, exif=self._exif), **labels)
-        assert "mask" in sample
-        require_size(image.frame, sample["frame"], image.mask, sample["mask"])
-        return sample
+        frame = read_image(self._images[index].frame, exif=self._exif)
+        return Sample(frame=frame, **self._labels_of(index, frame))
 
     def undecoded(self, index: int) -> UndecodedSample:
         """Return example `index` with its frame undecoded if it is a JPEG."""
-        image, labels = self._images[index], self.labels(index)
-        sample = UndecodedSample(frame=read_undecoded(image.frame, exif=self._exif), **labels)
-        assert "mask" in sample
-        require_size(image.frame, sample["frame"], image.mask, sample["mask"])
-        return sample
+        frame = read_undecoded(self._images[index].frame, exif=self._exif)
+        return UndecodedSample(frame=frame, **self._labels_of(index, frame))
 
     def labels(self, index: int) -> Labels:
         """Return the mask of example `index` without decoding its frame."""
         image = self._images[index]
         return Labels(name=image.name, mask=self.label_map(self.read_mask(image.mask), image.mask))
+
+    def _labels_of(self, index: int, frame: np.ndarray | UndecodedJpeg) -> Labels:
+        """Return the labels of an example. Raises DataError if the mask and the frame differ in size."""
+        image, labels = self._images[index], self.labels(index)
+        require_size(image.frame, frame, image.mask, labels["mask"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        return labels
 
 
 class SegmentedConfig(Config):

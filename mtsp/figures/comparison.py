@@ -20,8 +20,8 @@ def comparison(
 ) -> np.ndarray:
     """Return a figure with a row per example: frames, true mask or flow, and each network's prediction.
 
-    Masks are drawn over the frame. The flows of a row share one scale, which the title
-    of the true one tells, see :func:`mtsp.figures.flow_colors.full_color_length`. Legends are below.
+    Masks are drawn over the frame. The flows of a row share one scale, which the title of the true one gives (see
+    :func:`mtsp.figures.flow_colors.full_color_length`). Legends are below.
 
     Args:
         examples: for each row, a batch of one sample with a mask or flow, and the outputs of each network for it, by
