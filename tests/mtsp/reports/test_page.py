@@ -32,6 +32,7 @@ def run(root: Path, name: str, settings: str = "", scale: float = 1.0) -> Path:
         {"step": 10, "time": 1.0, "davis/J_mean": None, "train/loss": 2.0, "pull_to_gradient/flow": 0.5},
         {"step": 20, "time": 2.0, "davis/J_mean": 0.5 * scale, "distance/flow": 0.125, "train/loss": 1.0},
     ]
+    rows[1]["time_constant/flow"], rows[2]["time_constant/flow"] = 1.0, 3e8
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sequences = {
         name: {"J_mean": j, "J": [j], "frames": ["1"]} for name, j in (("cows", 0.9), (EVIL, None), ("bmx", 0.1))
@@ -74,7 +75,11 @@ def test_the_page_has_settings_values_tables_and_figures_of_all_runs(tmp_path: P
     final = {row["name"]: (row["values"], row["best"]) for row in data["final"]["rows"]}
     assert final["davis/J_mean"] == ([0.5, 0.875], [1])  # the last logged value, and that of results.json
     assert final["davis/epe"] == ([None, None], [])
-    assert [part["metrics"] for part in data["anchor"]] == [["distance/flow"], ["pull_to_gradient/flow"]]
+    assert [part["metrics"] for part in data["anchor"]] == [
+        ["distance/flow"],
+        ["pull_to_gradient/flow"],
+        ["time_constant/flow"],
+    ]
     sequences, classes = data["tables"]
     assert sequences["columns"] == ["sequence", "run", "J_mean"]
     assert sequences["rows"][:3] == [["cows", "l2", 0.9], [EVIL, "l2", None], ["bmx", "l2", 0.1]]
@@ -197,6 +202,8 @@ found.hidden = [texts("#figures figcaption"), document.querySelector("#curves sv
 found.overflow = document.documentElement.scrollWidth - innerWidth;
 found.images = document.querySelectorAll("img:not([src^='data:image/webp'])").length;
 document.querySelectorAll("details").forEach(part => { part.open = true; });
+const cut = [...document.querySelectorAll("svg text")].filter(text => text.getBBox().x < 0);
+found.cut = cut.map(text => text.textContent);
 found.problems = problems;
 document.body.append(Object.assign(document.createElement("pre"), {id: "found", textContent: JSON.stringify(found)}));
 </script>"""
@@ -232,6 +239,7 @@ def test_in_a_browser_tables_sort_curves_answer_figures_slide_and_nothing_is_an_
     found = json.loads(parser.text)
     assert found["problems"] == []
     assert found["images"] == 0
+    assert found["cut"] == []  # 300000000 beside a chart would begin outside of it
     assert found["overflow"] <= 0
     assert found["runs"] == ["l2", "l2sp"]
     assert found["differing"] == ["name", "note"]
