@@ -28,11 +28,20 @@ if TYPE_CHECKING:
     from mtsp.reports.sweep import Row
     from tools.build import AnyExperiment
 
+PLAIN = ("taus", "metrics", "print_commands")
+"""Options that only a sweep without --tune reads."""
+TUNED = ("tuning_seeds", "holdout", "regularizers", "untuned", "curve_seeds", "control_rate")
+"""Options that only --tune reads."""
+
 
 @program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and sweep; return 75 if a signal stopped it."""
-    options = _parser().parse_intermixed_args(arguments)
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    unused, when = (PLAIN, "with") if options.tune else (TUNED, "without")
+    if given := [name for name in unused if getattr(options, name) != parser.get_default(name)]:
+        parser.error(f"--{given[0].replace('_', '-')} has no effect {when} --tune")
 
     from mtsp.config import ConfigError
     from mtsp.reports.runs import HEADLINES

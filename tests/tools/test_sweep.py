@@ -73,3 +73,20 @@ def test_several_processes_are_sent_to_the_commands(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["--config", str(config), "--run-dir", str(tmp_path / "s")]) == 1
     assert "--print-commands" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--tune", "--print-commands"], "--print-commands has no effect with --tune"),
+        (["--tune", "--taus", "10"], "--taus has no effect with --tune"),
+        (["--untuned"], "--untuned has no effect without --tune"),
+        (["--control-rate", "3"], "--control-rate has no effect without --tune"),
+    ],
+)
+def test_options_of_the_other_protocol_are_refused(
+    capsys: pytest.CaptureFixture[str], line: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", "demo.yaml", *line])
+    assert message in capsys.readouterr().err

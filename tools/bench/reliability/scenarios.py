@@ -164,6 +164,7 @@ def _full_disk(out: Path, name: str, how: str) -> tuple[str, bool]:
         job = Job(out, name, "train.save_every=2", how, "--resume", "auto")
         text, stopped = ended(job, 1, "the disk is full; it needs")
         (folder / "ballast").unlink()
+        subprocess.run(["mount", "-o", "remount,size=20m", str(folder)], check=True)  # figures and weights come, too
         return both((text, stopped), resumed(out, job, "train.save_every=100"))
     finally:
         subprocess.run(["umount", str(folder)], check=True)
@@ -354,6 +355,7 @@ def _in_terminal(
             pid, self.terminal = pty.fork()
             if not pid:
                 os.chdir(ROOT)
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` of this program ignores it
                 os.execve("/bin/bash", ["bash", "--norc", "-i"], environment())
             os.write(self.terminal, f"{words}{rest}\n".encode())
             self.process: Any = subprocess.Popen(["true"], start_new_session=True)
