@@ -72,10 +72,7 @@ def traced(network: Deployed, size: tuple[int, int] | None = None) -> torch.expo
             network(*frames)
             return torch.export.export(network, frames, dynamic_shapes={"frames": (dynamic,) * len(frames)})
     except Exception as error:  # the type of error depends on what cannot be traced
-        why = " ".join(str(error).split())[:200]
-        hint = "" if size else "; give one --size that it takes"
-        sizes = f"images of {height}x{width}" if size else "images of any size"
-        raise ValueError(f"the network cannot be exported for {sizes}: {why}{hint}") from error
+        raise _refusal(error, size) from error
 
 
 def program_bytes(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
@@ -90,10 +87,18 @@ def onnx_bytes(network: Deployed, program: torch.export.ExportedProgram, metadat
 
     Raises:
         ImportError: the extra `export` is not installed.
+        ValueError: this version of torch cannot write the program as ONNX.
     """
-    exported: Any = torch.onnx.export(
-        program, input_names=network.inputs, output_names=network.outputs, dynamo=True, verbose=False
-    )
+    try:
+        exported: Any = torch.onnx.export(
+            program, input_names=network.inputs, output_names=network.outputs, dynamo=True, verbose=False
+        )
+    except ImportError:
+        raise
+    except Exception as error:  # the exporter wraps whatever its passes raise
+        raise ValueError(
+            f"torch {torch.__version__} cannot write the network as ONNX: {_reason(error)}; a newer one may"
+        ) from error
     proto = exported.model_proto
     for value in proto.graph.input:
         for name, dimension in zip(("batch", "", "height", "width"), value.type.tensor_type.shape.dim, strict=True):
@@ -127,15 +132,36 @@ def onnx_parity(network: Deployed, content: bytes, shapes: Sequence[tuple[int, i
 def program_parity(
     network: Deployed, program: torch.export.ExportedProgram, shapes: Sequence[tuple[int, int, int]]
 ) -> list[Parity]:
-    """Compare a program of torch.export with the network on random frames of some shapes."""
+    """Compare a program of torch.export with the network on random frames of some shapes.
+
+    Raises:
+        ValueError: the program does not take one of the shapes: tracing took a size of its example for granted.
+    """
     run, results = program.module(), []
     for shape in shapes:
         frames = network.frames(*shape, seed=1)
         with torch.no_grad():
-            pairs = zip((x.numpy() for x in run(*frames)), network(*frames), strict=True)
-            differences = [_difference(*pair) for pair in pairs]
+            try:
+                given = [x.numpy() for x in run(*frames)]
+            except AssertionError as error:
+                raise _refusal(error, None) from error
+            differences = [_difference(*pair) for pair in zip(given, network(*frames), strict=True)]
         results.append(Parity(shape, dict(zip(network.outputs, differences, strict=True))))
     return results
+
+
+def _refusal(error: Exception, size: tuple[int, int] | None) -> ValueError:
+    """Return the error that says for which images a network cannot be exported, and what to do."""
+    sizes = f"images of {size[0]}x{size[1]}" if size else "images of any size"
+    hint = "" if size else "; give one --size that it takes"
+    return ValueError(f"the network cannot be exported for {sizes}: {_reason(error)}{hint}")
+
+
+def _reason(error: BaseException) -> str:
+    """Return the beginning of what the first of a chain of errors said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200]
 
 
 def _difference(given: np.ndarray, expected: Tensor) -> float:

@@ -50,7 +50,7 @@ def test_the_metadata_names_classes_anchor_and_network(run: Path, tmp_path: Path
 
 
 def test_a_program_of_torch_export_is_loaded_without_mtsp(run: Path) -> None:
-    assert main([str(run), "--to", "torch_export"]) == 0
+    assert main([str(run), "--to", "torch_export", "--size", "66x77"]) == 0
     extra = {"classes": "", "anchor": ""}
     program = torch.export.load(run / "export" / "network.pt2", extra_files=extra)
     assert json.loads(extra["classes"]) == CLASSES
@@ -75,7 +75,7 @@ def test_an_export_that_differs_is_not_written(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("models.export.TOLERANCE", -1.0)
-    assert main([str(run), "--to", "torch_export"]) == 1
+    assert main([str(run), "--to", "torch_export", "--size", "66x77"]) == 1
     assert "differs from PyTorch by more than" in capsys.readouterr().err
     assert not list((run / "export").iterdir())
 

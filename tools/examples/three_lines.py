@@ -75,7 +75,8 @@ def lora_and_head(**options: Any) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         ViTForImageClassification(config).save_pretrained(folder)
         model = ViTForImageClassification.from_pretrained(folder)
-        lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
+        queries = ["q_proj", "query"]  # the later name and the earlier one
+        lora = LoraConfig(r=2, target_modules=queries, modules_to_save=["classifier"])
         torch.manual_seed(1)
         model = get_peft_model(model, lora)
         settings = arguments(folder, label_names=["labels"], remove_unused_columns=False)
