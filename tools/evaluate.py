@@ -50,7 +50,8 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
     from mtsp.distributed.accelerator import make_accelerator
     from mtsp.evaluation.classes import align
     from mtsp.evaluation.scores import joined
-    from mtsp.training.checks import align_classes, require_whole_images
+    from mtsp.training.checks.classes import align_classes
+    from mtsp.training.checks.frame_sizes import require_whole_images
     from tools.build import read_experiment
 
     names = [name for name in arguments.entry or () if "=" not in name]

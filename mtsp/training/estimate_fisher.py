@@ -19,7 +19,8 @@ from mtsp.files.progress import progress
 from mtsp.fisher.estimate import FisherSum, save_fisher
 from mtsp.fisher.inputs import Labels
 from mtsp.fisher.partial import PartialEstimate
-from mtsp.training.checks import align_classes, open_data, with_classes
+from mtsp.training.checks.classes import align_classes, with_classes
+from mtsp.training.checks.missing_files import open_data
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.sample_stream import Concatenated, SinglePass
 from mtsp.training.signals import StopSignals

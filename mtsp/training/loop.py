@@ -19,8 +19,8 @@ from torch.nn.utils import get_total_norm
 
 from mtsp.batches import to_device
 from mtsp.optim.schedule import ScheduleConfig, set_learning_rates
-from mtsp.training.experiment import StageConfig, stage_at
-from mtsp.training.state import Position, StepResult, TrainState
+from mtsp.training.experiment import StageConfig, TrainConfig, stage_at
+from mtsp.training.state import Position, Requests, StepResult, TrainState
 from mtsp.types import LABELS, Batch, Outputs
 
 
@@ -32,34 +32,27 @@ class NonFiniteStep(FloatingPointError):
 def train(
     state: TrainState,
     position: Position,
-    *,
-    steps: int,
-    stages: tuple[StageConfig, ...],
+    config: TrainConfig,
     schedule: ScheduleConfig,
-    open_stream: Callable[[str, int, int], Generator[Batch, None, None]],
+    *,
     seed: int,
-    accumulate: int = 1,
-    clip: float | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    save: Callable[[], bool] = lambda: False,
+    open_stream: Callable[[str, int, int], Generator[Batch, None, None]],
+    requests: Callable[[], Requests] = Requests,
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[StepResult, dict[str, float]], None] = lambda result, rates: None,
 ) -> bool:
-    """Train until `steps` optimizer steps are done, or until a process asks to stop. Return True if one did.
+    """Train until `config.steps` optimizer steps are done, or a process asks to stop. Return True if one did.
 
     Args:
         state: network, optimizer and tasks.
         position: where to start; updated after every step.
-        steps: number of optimizer steps of the whole run, also the length of the schedule.
-        stages: branches and data of each stage, repeated in turn.
+        config: number of steps, stages, micro-batches in a step, and the largest gradient norm.
         schedule: returns the factor of the learning rates at each step.
+        seed: with step and process, seeds the network's own randomness (dropout).
         open_stream: called with (data entry, global batch size, index of the first global batch); yields the
             micro-batches of this process.
-        seed: with step and process, seeds the network's own randomness (dropout).
-        accumulate: number of micro-batches that each process splits its part of a batch into.
-        clip: largest gradient norm, or None for no clipping.
-        stop: returns whether this process asks to stop; called late in every step. If one process asks, all stop.
-        save: returns whether this process asks to save; called as `stop`. The result of the step then says so.
+        requests: returns what this process asks for; called late in every step. If one process asks to stop, all do
+            after the step; if one asks to save, the result of the step says so on all.
         before_step: called before every step.
         after_step: called after every step with its losses and learning rates; may save or validate.
 
@@ -71,26 +64,26 @@ def train(
     streams: dict[str, Generator[Batch, None, None]] = {}
     stage: StageConfig | None = None
     with contextlib.ExitStack() as opened:  # ends the worker processes, even after an error
-        while position.step < steps:
-            previous, stage = stage, stage_at(stages, position.step)
+        while position.step < config.steps:
+            previous, stage = stage, stage_at(config.stages, position.step)
             if stage is not previous:
                 set_trainable(state, stage.learn)
-            rates = set_learning_rates(state.optimizer, schedule.lr_factor(position.step, steps))
+            rates = set_learning_rates(state.optimizer, schedule.lr_factor(position.step, config.steps))
             micro_batches = []
             for name, size in stage.batch_size.items():
                 key = f"{name}:{size}"
                 if key not in streams:
                     stream = open_stream(name, size, position.batches.setdefault(key, 0))
                     streams[key] = opened.enter_context(contextlib.closing(stream))
-                micro_batches += [next(streams[key]) for _ in range(accumulate)]
+                micro_batches += [next(streams[key]) for _ in range(config.accumulate)]
             seed_model(seed, position.step, state.accelerator.process_index)  # opening streams draws numbers
             before_step()
-            result = optimizer_step(state, micro_batches, step=position.step + 1, clip=clip, stop=stop, save=save)
+            result = optimizer_step(state, micro_batches, step=position.step + 1, clip=config.clip, requests=requests)
             position.step += 1
             for name, size in stage.batch_size.items():
                 position.batches[f"{name}:{size}"] += 1
             after_step(result, rates)
-            if result.stop:
+            if result.requests.stop:
                 return True
     return False
 
@@ -101,8 +94,7 @@ def optimizer_step(
     *,
     step: int,
     clip: float | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    save: Callable[[], bool] = lambda: False,
+    requests: Callable[[], Requests] = Requests,
 ) -> StepResult:
     """Take one optimizer step on the micro-batches of all processes; return its losses over the global batch."""
     accelerator, model, optimizer = state.accelerator, state.model, state.optimizer
@@ -132,7 +124,7 @@ def optimizer_step(
             # DDP averages gradients over processes, but the loss is already divided by the global count: undo it.
             accelerator.backward(loss * accelerator.num_processes)
 
-    asked = torch.tensor([stop(), save()], dtype=torch.float64)  # late in the step
+    asked = torch.tensor(requests(), dtype=torch.float64)  # late in the step
     zero = asked.new_zeros((), device=accelerator.device)
     local_sums = [sum((s[name].double() for s in sums if name in s), start=zero) for name in names]
     summed = torch.cat([torch.stack(local_sums), asked.to(accelerator.device)])
@@ -157,7 +149,9 @@ def optimizer_step(
     if state.task_weights is not None:
         state.task_weights.step(losses)
     clipped = None if clip is None else norm
-    return StepResult({"loss": sum(losses.values()), **losses}, clipped, int(size), samples, stops > 0, saves > 0)
+    return StepResult(
+        {"loss": sum(losses.values()), **losses}, clipped, int(size), samples, Requests(stops > 0, saves > 0)
+    )
 
 
 def _gradient_norm(state: TrainState, clip: float | None) -> Tensor:

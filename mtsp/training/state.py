@@ -56,6 +56,13 @@ class Position:
     """Number of global batches taken so far from each stream. A stream is a data entry and a batch size: `davis:4`."""
 
 
+class Requests(NamedTuple):
+    """What a process asks all processes to do after a step."""
+
+    stop: bool = False
+    save: bool = False
+
+
 class StepResult(NamedTuple):
     """Losses of one optimizer step, over all processes."""
 
@@ -63,8 +70,7 @@ class StepResult(NamedTuple):
     gradient_norm: float | None  # before clipping; None if the run does not clip
     samples: int
     names: tuple[str, ...]  # of the samples of this process
-    stop: bool = False  # whether any process asked to stop
-    save: bool = False  # whether any process asked to save
+    requests: Requests = Requests()  # of all processes together
 
 
 @dataclass
@@ -134,7 +140,7 @@ class TrainingRun:
     ema: Ema | None = None
     tracker: Tracker = field(default_factory=Tracker.silent)
     fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Fingerprint of each data entry, see :func:`mtsp.training.checks.fingerprint`."""
+    """Fingerprint of each data entry, see :func:`mtsp.training.checks.samples.fingerprint`."""
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
     validation: dict[str, Evaluation] | None = None

@@ -6,7 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mtsp.training.memory import predict_memory
+from mtsp.training.checks.memory import predict_memory
 from mtsp.training.state import TrainingRun
 
 _LOG = logging.getLogger("mtsp")

@@ -19,7 +19,8 @@ from mtsp.batches import collate
 from mtsp.optim.groups import parameter_groups
 from mtsp.regularizers.configs import NoneConfig
 from mtsp.reports.paper import PaperRow, paper_rows
-from mtsp.training.checks import align_classes, open_data
+from mtsp.training.checks.classes import align_classes
+from mtsp.training.checks.missing_files import open_data
 from tests.configs import miniatures
 from tools.build import AnyExperiment, build_network, read_experiment
 

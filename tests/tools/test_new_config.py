@@ -20,7 +20,7 @@ from models.pretrained.downloads import Download, downloaded
 from models.pretrained.files import SHIPPED
 from models.segflow import SegFlowConfig
 from mtsp.config import CONFIGS, parse
-from mtsp.training.checks import missing_fisher
+from mtsp.training.checks.missing_files import missing_fisher
 from tools import prepare_data
 from tools.build import AnyExperiment, _why_missing, read_experiment
 from tools.new_config.look import mask_suffix, spread

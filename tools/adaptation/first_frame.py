@@ -118,12 +118,10 @@ class Adapter:
         train(
             state,
             Position(),
-            steps=experiment.train.steps,
-            stages=experiment.train.stages,
-            schedule=experiment.schedule,
-            open_stream=stream,
+            experiment.train,
+            experiment.schedule,
             seed=self.config.seed,
-            clip=experiment.train.clip,
+            open_stream=stream,
         )
         accelerator.free_memory()
         return prepared.eval()

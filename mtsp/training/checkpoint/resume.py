@@ -13,7 +13,7 @@ from mtsp.config import ConfigError, parse_yaml
 from mtsp.distributed.sharding import is_sharded, load_full_states
 from mtsp.tracking.metrics_file import METRICS, read_metrics
 from mtsp.training.checkpoint import files
-from mtsp.training.checks import other_data
+from mtsp.training.checks.samples import other_data
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.state import Position, TrainingRun
 

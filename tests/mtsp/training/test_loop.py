@@ -14,9 +14,9 @@ from mtsp.optim.groups import parameter_groups
 from mtsp.optim.schedule import ScheduleConfig
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
-from mtsp.training.experiment import StageConfig
+from mtsp.training.experiment import StageConfig, TrainConfig
 from mtsp.training.loop import NonFiniteStep, optimizer_step, seed_model, set_trainable, train
-from mtsp.training.state import Position, TrainState
+from mtsp.training.state import Position, Requests, TrainState
 from mtsp.types import IGNORE, Batch, Outputs
 
 HEIGHT, WIDTH = 4, 6
@@ -101,7 +101,7 @@ def test_a_loss_is_a_mean_over_all_known_pixels_of_the_step() -> None:
     assert result.losses["segmentation"] != pytest.approx(sum(means) / 2, rel=1e-3)
     assert result.losses["flow"] == pytest.approx(sums["flow"] / 24, rel=1e-6)
     assert result.losses["loss"] == pytest.approx(result.losses["segmentation"] + result.losses["flow"], rel=1e-6)
-    assert (result.samples, result.stop, result.gradient_norm) == (2, False, None)
+    assert (result.samples, result.requests, result.gradient_norm) == (2, Requests(), None)
 
 
 def test_micro_batches_of_unequal_counts_step_as_one_batch_does() -> None:
@@ -210,6 +210,10 @@ STAGES = (
 )
 
 
+def steps(number: int, stages: tuple[StageConfig, ...] = STAGES) -> TrainConfig:
+    return TrainConfig(steps=number, stages=stages)
+
+
 def test_stages_follow_each_other_and_begin_again_where_their_streams_were() -> None:
     run, progress, opened, learned = Fixture(fresh(), BOTH), Position(), [], []
     before = run.weights()
@@ -220,14 +224,14 @@ def test_stages_follow_each_other_and_begin_again_where_their_streams_were() -> 
         learned.append({name.split(".")[0] for name in after if not torch.equal(after[name], before[name])})
         before = after
 
-    arguments: dict[str, Any] = {"stages": STAGES, "schedule": ScheduleConfig(), "seed": 0, "after_step": after_step}
-    assert not train(run.parts, progress, steps=4, open_stream=stream_of(opened), **arguments)
+    schedule, more = ScheduleConfig(), {"seed": 0, "after_step": after_step}
+    assert not train(run.parts, progress, steps(4), schedule, open_stream=stream_of(opened), **more)
     assert learned == [{"segmentation"}, {"segmentation"}, {"flow"}, {"segmentation"}]
     assert progress == Position(4, {"a:1": 3, "a:4": 1, "b:1": 1})
     assert opened[:3] == ["a by 1 from 0", "a by 4 from 0", "b by 1 from 0"]
     assert sorted(opened[3:]) == ["a closed", "a closed", "b closed"]
     opened.clear()
-    train(run.parts, progress, steps=6, open_stream=stream_of(opened), **arguments)
+    train(run.parts, progress, steps(6), schedule, open_stream=stream_of(opened), **more)
     assert opened[:3] == ["a by 1 from 3", "a by 4 from 1", "b by 1 from 1"]
 
 
@@ -241,9 +245,8 @@ def test_streams_are_closed_also_when_a_step_fails() -> None:
         train(
             Fixture(fresh(), BOTH).parts,
             Position(),
-            steps=2,
-            stages=STAGES,
-            schedule=ScheduleConfig(),
+            steps(2),
+            ScheduleConfig(),
             open_stream=stream_of(opened),
             seed=0,
             after_step=fail,
@@ -256,9 +259,8 @@ def test_each_branch_has_its_own_rate_under_the_common_schedule() -> None:
     train(
         run.parts,
         Position(),
-        steps=4,
-        stages=STAGES,
-        schedule=ScheduleConfig(name="poly", power=1.0, warmup=2),
+        steps(4),
+        ScheduleConfig(name="poly", power=1.0, warmup=2),
         open_stream=stream_of([]),
         seed=0,
         after_step=lambda result, now: rates.append(now),
@@ -275,12 +277,11 @@ def test_a_run_that_is_asked_to_stop_ends_after_the_step() -> None:
     assert train(
         Fixture(fresh(), BOTH).parts,
         progress,
-        steps=9,
-        stages=STAGES,
-        schedule=ScheduleConfig(),
+        steps(9),
+        ScheduleConfig(),
         open_stream=stream_of([]),
         seed=0,
-        stop=lambda: next(asked),
+        requests=lambda: Requests(stop=next(asked)),
     )
     assert progress.step == 2
 
@@ -293,14 +294,13 @@ def test_dropout_is_a_function_of_seed_step_and_process() -> None:
     assert drawn(1, 2, 0) == drawn(1, 2, 0)
     assert len({tuple(drawn(*where)) for where in ((1, 2, 0), (2, 1, 0), (1, 3, 0), (1, 2, 1), (0, 2, 0))}) == 5
 
-    def trained(run: Fixture, first: int, steps: int) -> dict[str, Tensor]:
-        stages = (StageConfig(steps=1, batch_size={"a": 1}),)
+    def trained(run: Fixture, first: int, last: int) -> dict[str, Tensor]:
+        config = steps(last, (StageConfig(steps=1, batch_size={"a": 1}),))
         train(
             run.parts,
             Position(first, {"a:1": first}),
-            steps=steps,
-            stages=stages,
-            schedule=ScheduleConfig(),
+            config,
+            ScheduleConfig(),
             open_stream=stream_of([]),
             seed=5,
         )

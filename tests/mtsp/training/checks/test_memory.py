@@ -1,6 +1,6 @@
 """Predicted memory of a run."""
 
-from mtsp.training.memory import MemoryEstimate
+from mtsp.training.checks.memory import MemoryEstimate
 
 
 def test_the_peak_is_the_sum_of_its_parts() -> None:

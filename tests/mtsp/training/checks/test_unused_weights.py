@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
+from mtsp.training.checks.unused_weights import leaves_weights_unused, search_for_unused
 from mtsp.training.experiment import StageConfig
-from mtsp.training.unused_weights import leaves_weights_unused, search_for_unused
 from mtsp.types import Batch
 
 MASKS, FLOWS = "masks", "flows"

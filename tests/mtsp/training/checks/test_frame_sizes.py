@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtsp.config import ConfigError
 from mtsp.evaluation.tta import MultiScaleConfig, NoTtaConfig
-from mtsp.training.checks import try_sizes
+from mtsp.training.checks.frame_sizes import try_sizes
 from mtsp.types import Batch, Outputs
 
 
