@@ -2,8 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from typing import Any
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -35,7 +37,8 @@ def ambiguous_order(names: Sequence[str]) -> str | None:
     """Return a text that says why names of frames are ambiguous to order, or None if they are not.
 
     1.9 comes before 1.10 if the dots separate two numbers, and after it if they are decimal points. t-1 may mean minus
-    one, or one after a hyphen.
+    one, or one after a hyphen. Names that count in another way than by decimal numbers (0,15 with a decimal comma; f2
+    after F1; 0a after 09; aa after z; 1e-5; dates that end with the year) are ambiguous if it changes their order.
     """
     decimals: dict[str, list[str]] = {}
     for name in names:
@@ -49,4 +52,101 @@ def ambiguous_order(names: Sequence[str]) -> str | None:
     for prefix, hyphen in sorted(ends):
         if hyphen and prefix and (prefix, "") in ends:
             return f"{prefix}-1 may be minus one or one after a hyphen: {prefix}1 exists too; number from 0 on"
+    return _another_reading(names)
+
+
+def _another_reading(names: Sequence[str]) -> str | None:
+    ordered = sorted(names, key=natural_order)
+    shortest = min(map(len, ordered), default=0)
+    start = next((i for i in range(shortest) if len({name[i] for name in ordered}) > 1), shortest)
+    for what, read in (_READINGS | _COUNTERS).items():
+        # A counter's common start such as "0" of 09, 0a may belong to it, so that names are read with and without it.
+        for ends in (ordered, [name[start:] for name in ordered])[: 2 if what in _COUNTERS else 1]:
+            values = read(ends)
+            other = (
+                [] if values is None else [name for _, name in sorted(zip(values, ordered, strict=True), key=_first)]
+            )
+            if other and other != ordered:
+                before, after = next(pair for pair in zip(ordered, other, strict=True) if pair[0] != pair[1])
+                return f"{before} comes before {after}, but after it {what}; number frames from 0 on, in decimal digits"
     return None
+
+
+def _first(pair: tuple[Any, str]) -> Any:
+    return pair[0]
+
+
+def _with_commas(names: Sequence[str]) -> list[Any] | None:
+    if not any(re.search(r"\d,\d", name) for name in names):
+        return None
+    return [natural_order(re.sub(r"(?<=\d),(?=\d)", ".", name))[0] for name in names]
+
+
+def _without_thousands(names: Sequence[str]) -> list[Any] | None:
+    if not any(re.search(r"\d,\d{3}(?!\d)", name) for name in names):
+        return None
+    return [natural_order(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", name))[0] for name in names]
+
+
+def _without_capitals(names: Sequence[str]) -> list[Any] | None:
+    if all(name == name.casefold() for name in names):
+        return None
+    return [natural_order(name.casefold())[0] for name in names]
+
+
+def _in_any_digits(names: Sequence[str]) -> list[Any] | None:
+    if all(name.isascii() for name in names):
+        return None
+    return [natural_order("".join(str(unicodedata.decimal(char, char)) for char in name))[0] for name in names]
+
+
+def _counted(form: str, gap: int, value: Callable[[str], int]) -> Callable[[Sequence[str]], list[Any] | None]:
+    """Return a reader of counters of another base; it gives None if their values are further apart than `gap`."""
+
+    def read(names: Sequence[str]) -> list[Any] | None:
+        if not all(re.fullmatch(form, name) for name in names) or all(name.isdecimal() for name in names):
+            return None
+        values = [value(name) for name in names]
+        return values if max(values) - min(values) < gap * len(names) else None
+
+    return read
+
+
+def _letters(name: str) -> int:
+    number = 0
+    for char in name.lower():
+        number = 26 * number + ord(char) - ord("a") + 1
+    return number
+
+
+def _with_exponents(names: Sequence[str]) -> list[Any] | None:
+    numbers = all(re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d{1,2})?", name, re.ASCII | re.IGNORECASE) for name in names)
+    return [float(name) for name in names] if numbers and any("e" in name.lower() for name in names) else None
+
+
+def _dates(month: int) -> Callable[[Sequence[str]], list[Any] | None]:
+    def read(names: Sequence[str]) -> list[Any] | None:
+        found = [_DATE.search(name) for name in names]
+        if not all(found):
+            return None
+        days = [(int(m[3]), int(m[month]), int(m[3 - month])) for m in found if m]
+        return [(day, natural_order(name)[0]) for day, name in zip(days, names, strict=True)]
+
+    return read
+
+
+_DATE = re.compile(r"(?<!\d)(\d\d?)[-_. ](\d\d?)[-_. ]((?:19|20)\d\d)(?!\d)", re.ASCII)
+_READINGS: dict[str, Callable[[Sequence[str]], list[Any] | None]] = {
+    "where commas are decimal": _with_commas,
+    "where commas divide thousands": _without_thousands,
+    "without regard to capitals": _without_capitals,
+    "by other digits than 0 to 9": _in_any_digits,
+    "as dates of day, month and year": _dates(month=2),
+    "as dates of month, day and year": _dates(month=1),
+}
+_COUNTERS: dict[str, Callable[[Sequence[str]], list[Any] | None]] = {
+    "as hexadecimal numbers": _counted("(0x)?([0-9a-f]+|[0-9A-F]+)", 4, lambda name: int(name, 16)),
+    "where letters count a to z, aa": _counted("[a-z]+|[A-Z]+", 30, _letters),
+    "as numbers with exponents": _with_exponents,
+}
+"""How else names may be ordered: a key for each name, or None if they are not of this form."""

@@ -10,11 +10,13 @@ import numpy as np
 from PIL import Image
 
 from data.files import mask_colors
-from data.files.images import OpenedImage, open_image, pixels_of, read_file
+from data.files.images import Exif, OpenedImage, open_image, pixels_of, read_file
+from data.files.orientation import turned
 from data.files.pgm import read_pgm
 from data.files.png import require_all_rows
 from data.types import DataError
 from mtsp.files.palettes import palette
+from mtsp.text import first_names
 from mtsp.types import IGNORE
 
 _LOG = logging.getLogger("mtsp")
@@ -42,10 +44,25 @@ def read_mask(
 
 
 def decode_mask(
-    path: Path, data: bytes, *, colors: Literal["voc"] | None = None, same: mask_colors.SameColors | None = None
+    path: Path,
+    data: bytes,
+    *,
+    colors: Literal["voc"] | None = None,
+    same: mask_colors.SameColors | None = None,
+    exif: Exif = "warn",
 ) -> np.ndarray:
-    """Return the mask in `data` as :func:`read_mask` does; `path` names it in messages, and its format."""
-    found = _open_mask(path, data)
+    """Return the mask in `data` as :func:`read_mask` does; `path` names it in messages, and its format.
+
+    `exif`: what to do with the mask's own EXIF orientation, see :data:`data.files.images.Exif`.
+    """
+    found = _open_mask(path, data, exif)
+    stored = _stored_values(path, data, found, colors, same)
+    return turned(stored, found.orientation) if exif == "apply" else stored
+
+
+def _stored_values(
+    path: Path, data: bytes, found: OpenedImage, colors: str | None, same: mask_colors.SameColors | None
+) -> np.ndarray:
     image = found.image
     if image.format == "PPM":
         return read_pgm(path, data)
@@ -78,12 +95,20 @@ def read_foreground(path: Path) -> np.ndarray:
     return decode_foreground(path, read_file(path))
 
 
-def decode_foreground(path: Path, data: bytes) -> np.ndarray:
-    """Return the foreground of the mask in `data` as :func:`read_foreground` does; `path` names it in messages."""
-    image = _open_mask(path, data).image
+def decode_foreground(path: Path, data: bytes, *, exif: Exif = "warn") -> np.ndarray:
+    """Return the foreground of the mask in `data` as :func:`read_foreground` does; `exif`: see :func:`decode_mask`."""
+    opened = _open_mask(path, data, exif)
+    stored = _stored_foreground(path, opened.image)
+    return turned(stored, opened.orientation) if exif == "apply" else stored
+
+
+def _stored_foreground(path: Path, image: Image.Image) -> np.ndarray:
     pixels = pixels_of(path, image)
     if image.mode == "P":
-        table = mask_colors.foreground_table(path, _palette_of(image), mask_colors.used_indices(pixels))
+        used = mask_colors.used_indices(pixels)
+        table = mask_colors.foreground_table(path, _palette_of(image), used)
+        if (why := _beside_255(used)) is not None:
+            _tell_doubtful(path, why)
         return np.asarray(cv2.LUT(pixels, table.view(np.uint8))).view(bool)
     colors, alpha = (pixels[..., :-1], pixels[..., -1]) if image.mode in ("RGBA", "LA", "PA") else (pixels, None)
     if alpha is not None and (alpha != alpha[0, 0]).any() and (colors == colors[0, 0]).all():
@@ -95,22 +120,35 @@ def decode_foreground(path: Path, data: bytes) -> np.ndarray:
     return found
 
 
-_soft: set[Path] = set()
+_doubtful: set[Path] = set()
 _FEW = 32
 
 
 def _tell_soft(path: Path, pixels: np.ndarray, found: np.ndarray) -> None:
-    """Warn, once per folder, if the values of a mask look like probabilities, of which 1 of 255 is an object, too."""
-    if path.parent in _soft:
+    """Warn if the values of a mask look like probabilities, of which 1 of 255 is an object, too, or if 255 is one."""
+    if path.parent in _doubtful:
         return
     if found.all() and (pixels != pixels[0, 0]).any():
-        why = "no pixel is 0, the background"
-    elif pixels.ndim == 2 and (count := np.count_nonzero(_values(pixels))) > _FEW:
-        why = f"it has {count} values above 0, as soft edges or probabilities have"
-    else:
-        return
-    _soft.add(path.parent)
-    _LOG.warning("%s: %s; each value above 0 is the object: store a threshold's result, 0 and 255", path, why)
+        _tell_doubtful(path, "no pixel is 0, the background")
+    elif pixels.ndim == 2:
+        used = _values(pixels)
+        if (count := np.count_nonzero(used)) > _FEW:
+            _tell_doubtful(path, f"it has {count} values above 0, as soft edges or probabilities have")
+        elif (why := _beside_255(used)) is not None:
+            _tell_doubtful(path, why)
+
+
+def _beside_255(used: np.ndarray) -> str | None:
+    ids = used[(used > 0) & (used < IGNORE)].tolist()
+    listed = first_names([*map(str, ids)])
+    return f"it has 255, which often means unknown, beside {listed}" if ids and IGNORE in used else None
+
+
+def _tell_doubtful(path: Path, why: str) -> None:
+    """Warn of a mask, once per folder, in which values above 0 may not all mean the object."""
+    if path.parent not in _doubtful:
+        _doubtful.add(path.parent)
+        _LOG.warning("%s: %s; each value above 0 is the object: store a threshold's result, 0 and 255", path, why)
 
 
 def _values(pixels: np.ndarray) -> np.ndarray:
@@ -128,14 +166,21 @@ class OwnMasks:
         stored: function that returns the name and the bytes of each mask; masks are read until one has an id.
         foreground: read masks as :func:`read_foreground`, into 0 and 1.
         guess: whether nobody has said what 255 means.
+        exif: what to do with an EXIF orientation of a mask's own; "apply" turns it, as images are turned.
     """
 
     def __init__(
-        self, stored: Callable[[], Iterable[tuple[Path, bytes]]], *, foreground: bool = False, guess: bool = False
+        self,
+        stored: Callable[[], Iterable[tuple[Path, bytes]]],
+        *,
+        foreground: bool = False,
+        guess: bool = False,
+        exif: Exif = "warn",
     ) -> None:
         self._stored = stored
         self._foreground = foreground
         self._guess = guess
+        self._exif: Exif = exif
         self._same = mask_colors.SameColors()
 
     def read(self, path: Path) -> np.ndarray:
@@ -149,10 +194,10 @@ class OwnMasks:
     def decode(self, path: Path, data: bytes) -> np.ndarray:
         """Return the mask in `data` as :meth:`read` does; `path` names it in messages, and its format."""
         if self._foreground:
-            return decode_foreground(path, data).astype(np.uint8)
-        mask = decode_mask(path, data, same=self._same)
+            return decode_foreground(path, data, exif=self._exif).astype(np.uint8)
+        mask = decode_mask(path, data, same=self._same, exif=self._exif)
         if self._guess and not _has_ids(mask) and (mask == IGNORE).any():
-            if not any(_has_ids(decode_mask(*other)) for other in self._stored()):
+            if not any(_has_ids(decode_mask(*other, exif=self._exif)) for other in self._stored()):
                 raise DataError(
                     f"{path}: this mask and all others hold only 0 and 255. If 255 is the object, set "
                     "`foreground: true`; if it is unknown, set `unknown: [255]`"
@@ -214,7 +259,7 @@ _LOSSLESS_TIFF = {None, 1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
 """Lossless values of the TIFF tag Compression."""
 
 
-def _open_mask(path: Path, data: bytes) -> OpenedImage:
+def _open_mask(path: Path, data: bytes, exif: Exif) -> OpenedImage:
     """Open a mask without decoding it; raise DataError if its format is lossy."""
     found = open_image(path, data)
     image = found.image
@@ -230,11 +275,11 @@ def _open_mask(path: Path, data: bytes) -> OpenedImage:
         lossy = None
     if lossy is not None:
         raise DataError(f"{path}: the mask is a {lossy}, which changes ids slightly; create the mask again as a PNG")
-    if found.orientation != 1 and path not in _turned:
+    if found.orientation != 1 and exif == "warn" and path not in _turned:
         _turned.add(path)
         _LOG.warning(
-            "%s: the mask's own EXIF has orientation %d; it is read as stored, even with `exif: apply`: store it "
-            "as shown, without the tag", path, found.orientation,
+            "%s: the mask's own EXIF has orientation %d; it is read as stored: store it as shown, without the tag",
+            path, found.orientation,
         )  # fmt: skip
     if found.png is not None:
         require_all_rows(path, found.png, data)

@@ -1,6 +1,7 @@
 """Read gray PGM files with their stored values, which Pillow would scale to 0 to 255; remove comments for Pillow."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def without_comments(path: Path, data: bytes) -> bytes:
     """Return a PBM, PGM or PPM file without its comments. Pillow takes a minute to read a mebibyte of them.
 
     Raises:
-        DataError: it has no valid header.
+        DataError: it has no valid header, or more values than the header says, such as a second image.
     """
     found = _HEADERS[data[1:2] in b"14"].match(data)
     if found is None:
@@ -27,7 +28,23 @@ def without_comments(path: Path, data: bytes) -> bytes:
     body = data[found.end() :]
     if data[1:2] in b"123":
         body = re.sub(rb"#[^\n\r]*", b" ", body)
+    if _rest(found.groups(), body):
+        raise DataError(
+            f"{path}: it goes on after the image that its header describes; store each image in a file of its own"
+        )
     return b" ".join(found.groups()) + b"\n" + body
+
+
+def _rest(header: Sequence[bytes], body: bytes) -> bytes:
+    """Return what follows the values of an image, without blanks."""
+    kind, width, height = header[0], int(header[1]), int(header[2])
+    count = width * height * (3 if kind in (b"P3", b"P6") else 1)
+    if kind == b"P1":  # digits need no blanks between them
+        return re.sub(rb"\s", b"", body)[count:]
+    if kind in (b"P2", b"P3"):
+        return b"".join(body.split(maxsplit=count)[count:])
+    size = (width + 7) // 8 * height if kind == b"P4" else count * (2 if int(header[3]) > 255 else 1)
+    return body[size:].strip()
 
 
 def read_pgm(path: Path, data: bytes) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Score predictions saved in files against the labels of a data set. Nothing here needs torch."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from data.predictions.class_names import with_predicted_classes
 from data.predictions.labels_csv import score_predictions
 from data.types import DataError, MissingDataError, SampleDataset
 from data.video.davis import Davis, DavisConfig
-from data.video.folder import FolderConfig
+from data.video.folder import Folder, FolderConfig
 from mtsp.config import ConfigError, parse, parse_yaml
 from mtsp.evaluation.metrics_by_kind import METRICS, ImageLabels, Metric, VideoMasks, VideoObjects
 from mtsp.evaluation.scores import Scores, is_known, require_known, scores_of
@@ -74,7 +75,9 @@ def truth_of(
         raise ConfigError(f"{name}: " + "; ".join(str(error).splitlines())) from error
     if objects and isinstance(config, DavisConfig):
         return Davis(config, objects=True)
-    if objects and not (isinstance(config, FolderConfig) and config.masks is not None and not config.foreground):
+    if objects and isinstance(config, FolderConfig) and config.masks is not None and not config.foreground:
+        return Folder(config, objects=True)
+    if objects:
         raise ConfigError(
             f"{name}: --objects needs masks that number the objects (davis, or folder with masks and foreground: "
             "false); leave it out"
@@ -152,24 +155,28 @@ def score(
             if metric.label == label
         ]
 
-    def measured(i: int) -> tuple[list[Metric], bool]:
+    remarks = _Remarks(predictions)
+
+    def measured(i: int) -> tuple[list[Metric], bool, _Seen]:
         found = metrics()
         prediction, truth = read(i, files[i])
         for metric in found:
             metric.update([dataset.ids[i]], prediction[None], {key: value[None] for key, value in truth.items()})
-        return found, is_known(truth, label)
+        return found, is_known(truth, label), _seen(prediction, truth)
 
     total = metrics()
     unknown: list[str] = []
     workers = workers or threads()
     results = read_ahead(measured, range(len(files)), threads=workers, ahead=2 * workers)
     with closing(results), bar("scoring", len(files)) as advance:
-        for name, (some, known) in zip(dataset.ids, results, strict=True):
+        for name, (some, known, seen) in zip(dataset.ids, results, strict=True):
+            remarks.add(name, seen)
             for metric, one in zip(total, some, strict=True):
                 metric.merge(one)
             unknown += [] if known else [name]
             advance()
     require_known(label, unknown, len(files))
+    remarks.tell()
     for metric in total:
         if isinstance(metric, VideoObjects):
             _check_objects(metric.davis, predictions)
@@ -191,7 +198,7 @@ def _object_reader(dataset: SampleDataset, folder: Path, files: Sequence[Path], 
         predicted = np.zeros_like(truth)
         if i not in spared:
             predicted = read_mask(file, colors="voc")
-            _same_size(file, predicted, truth)
+            _same_size(dataset, i, file, predicted, truth)
             if (predicted == IGNORE).any():
                 raise DataError(f"{file}: an object 255; --objects needs the number of each object")
         return predicted, {"mask": truth}
@@ -248,7 +255,7 @@ def _true_mask(dataset: SampleDataset, index: int) -> np.ndarray:
 
 def _object_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
     truth, predicted = _true_mask(dataset, index), read_foreground(file)
-    _same_size(file, predicted, truth)
+    _same_size(dataset, index, file, predicted, truth)
     if truth[truth != IGNORE].max(initial=0) > 1:
         raise DataError(
             f"{dataset.ids[index]}: the true mask has several objects; --objects scores each, without it masks are "
@@ -260,7 +267,7 @@ def _object_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
 def _class_mask(dataset: SampleDataset, index: int, file: Path) -> _Pair:
     truth, classes = _true_mask(dataset, index), len(getattr(dataset, "classes", ()))
     predicted = getattr(dataset, "read_prediction", read_mask)(file)
-    _same_size(file, predicted, truth)
+    _same_size(dataset, index, file, predicted, truth)
     if (highest := predicted[truth != IGNORE].max(initial=0)) >= classes:
         raise DataError(f"{file}: a pixel of class {highest}; {classes} classes have the ids 0 to {classes - 1}")
     return predicted, {"mask": truth}
@@ -272,17 +279,73 @@ def _flow(dataset: SampleDataset, index: int, file: Path) -> _Pair:
     if truth is None:
         raise DataError(f"{dataset.ids[index]} has no flow: there is nothing to compare its prediction with")
     predicted, known = read_flow(file)
-    _same_size(file, predicted, truth)
+    _same_size(dataset, index, file, predicted, truth)
     if known is not None:
         raise DataError(f"{file}: {np.count_nonzero(~known):,} vectors are marked unknown; a prediction has all")
     valid = {"flow_valid": labels["flow_valid"]} if "flow_valid" in labels else {}
     return predicted.transpose(2, 0, 1), {"flow": truth.transpose(2, 0, 1), **valid}
 
 
-def _same_size(file: Path, predicted: np.ndarray, truth: np.ndarray) -> None:
+def _same_size(dataset: SampleDataset, index: int, file: Path, predicted: np.ndarray, truth: np.ndarray) -> None:
     if predicted.shape[:2] != truth.shape[:2]:
+        dataset[index]  # raises if it is the truth that differs in size from its image
         ours, theirs = ("x".join(map(str, array.shape[:2])) for array in (predicted, truth))
         raise DataError(f"{file}: {ours} pixels, but the truth has {theirs}; predictions are scored at that resolution")
+
+
+class _Seen(NamedTuple):
+    """What is worth a remark in one example."""
+
+    pixels: int
+    unknown: int
+    """Number of pixels without a known class."""
+    far: tuple[float, float]
+    """Longest true and predicted flow, as a multiple of the frame's diagonal."""
+
+
+def _seen(prediction: np.ndarray, truth: dict[str, np.ndarray]) -> _Seen:
+    if "mask" in truth:
+        return _Seen(truth["mask"].size, int(np.count_nonzero(truth["mask"] == IGNORE)), (0, 0))
+    valid = truth.get("flow_valid", np.True_)
+    diagonal = math.hypot(*prediction.shape[-2:])
+    true, predicted = (float(np.hypot(*flow).max(where=valid, initial=0)) for flow in (truth["flow"], prediction))
+    return _Seen(0, 0, (true / diagonal, predicted / diagonal))
+
+
+_FAR = 10
+"""Diagonals of a frame, beyond which flow is told. FlyingThings3D has true flow of more than one."""
+
+
+class _Remarks:
+    """Collect what a reader of scores should know about the files, to tell it once."""
+
+    def __init__(self, predictions: Path) -> None:
+        self._predictions = predictions
+        self._pixels, self._unknown, self._with_unknown = 0, 0, list[str]()
+        self._far: tuple[list[str], list[str]] = [], []
+
+    def add(self, name: str, seen: _Seen) -> None:
+        """Add the example called `name`."""
+        self._pixels += seen.pixels
+        self._unknown += seen.unknown
+        self._with_unknown += [name] if seen.unknown else []
+        for names, far in zip(self._far, seen.far, strict=True):
+            names += [name] if far > _FAR else []
+
+    def tell(self) -> None:
+        """Log the number of unknown pixels, and warn about flow that no camera sees."""
+        if self._unknown:
+            _LOG.info(
+                "%s of %s true pixels (%.1f %%) are unknown (255) and not counted, in %d masks: %s",
+                f"{self._unknown:,}", f"{self._pixels:,}", 100 * self._unknown / self._pixels,
+                len(self._with_unknown), first_names(self._with_unknown),
+            )  # fmt: skip
+        for whose, names in zip(("true flow", f"flow in {self._predictions}"), self._far, strict=True):
+            if names:
+                _LOG.warning(
+                    "%s is longer than %d diagonals of the frame in %d files: %s; is it of another unit, or not marked "
+                    "as unknown?", whose, _FAR, len(names), first_names(names),
+                )  # fmt: skip
 
 
 def _require(folder: Path, files: Sequence[Path]) -> None:

@@ -36,8 +36,8 @@ class MaskFolderConfig(SegmentedConfig):
     unknown: tuple[int, ...] | None = None
     """Values in the masks where the class is unknown or ignored. Null: 255, unless all masks contain only 0 and 255."""
     exif: Literal["apply", "ignore"] | None = None
-    """How to treat EXIF orientation: `apply` rotates the image to match its mask, `ignore` reads it as stored. Null:
-    read it as stored, and name the file in a warning."""
+    """How to treat EXIF orientation: `apply` rotates the image (and a mask that has an orientation of its own),
+    `ignore` reads it as stored. Null: read it as stored, and name the file in a warning."""
     split: Path | None = None
     """Text file with one image per line, relative to `frames`, without suffix, or a folder of images. Null: use all."""
 
@@ -63,9 +63,9 @@ class MaskFolderConfig(SegmentedConfig):
         label_map = self.label_map()
         guessed = not self.foreground and self.unknown is None and len(label_map.classes) > 1
         stored = partial(stored_files, [image.mask for image in images])
-        masks = OwnMasks(stored, foreground=self.foreground, guess=guessed)
-        predicted = masks.read_prediction if self.values is None else None  # `values` are of the truth alone
         exif = self.exif or "warn"
+        masks = OwnMasks(stored, foreground=self.foreground, guess=guessed, exif=exif)
+        predicted = masks.read_prediction if self.values is None else None  # `values` are of the truth alone
         return SegmentedImages(
             self.title, root, images, label_map, read=masks.read, read_prediction=predicted, exif=exif
         )

@@ -21,7 +21,7 @@ from data.files.listing import (
     tell_skipped,
     tell_splits,
 )
-from data.files.masks import OwnMasks, stored_files
+from data.files.masks import OwnMasks, read_mask, stored_files
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
 from mtsp.types import IGNORE, Kind, Sample
@@ -72,7 +72,13 @@ class Folder:
     """Images with the following image and a mask. Names are relative to the folder, such as "dog/0001".
 
     Images of a subfolder are ordered by the numbers in their names (2 before 10); the last image is paired with itself.
-    The ids of an indexed mask are its palette indices, and those of a gray mask its values.
+    The ids of an indexed mask are its palette indices, and those of a gray mask its values. Videos have an object and
+    background; with more ids, only their objects can be scored one by one.
+
+    Args:
+        config: which images and masks.
+        objects: masks hold the number of each object, as for DAVIS: an indexed mask whose colors are those of other
+            numbers is read by color.
 
     Raises:
         DataError: there are no images, a link leads nowhere, an image has no mask, or a mask has no image; the message
@@ -80,8 +86,8 @@ class Folder:
             has ids that are not classes.
     """
 
-    def __init__(self, config: FolderConfig) -> None:
-        self._config = config
+    def __init__(self, config: FolderConfig, *, objects: bool = False) -> None:
+        self._config, self._objects = config, objects
         self.kind: Kind = config.kind
         count = (2 if config.foreground else config.classes or 0) if config.kind == "images" else 0
         self.classes = tuple(map(str, range(count)))
@@ -112,7 +118,9 @@ class Folder:
             require_files("masks", config.masks, self._masks)
         self._exif: Exif = config.exif or ("warn" if config.masks is not None else "ignore")
         stored = partial(stored_files, self._masks or ())
-        self._own = OwnMasks(stored, foreground=config.foreground, guess=config.unknown is None)
+        own = OwnMasks(stored, foreground=config.foreground, guess=config.unknown is None, exif=self._exif)
+        self._read_mask = partial(read_mask, colors="voc") if objects else own.read
+        self.read_prediction = own.read_prediction
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -143,11 +151,16 @@ class Folder:
         return following if following.parent == path.parent else path
 
     def _mask(self, path: Path) -> np.ndarray:
-        mask = self._own.read(path)
+        mask = self._read_mask(path)
         if mask.dtype != np.uint8:
             raise DataError(f"{path}: values above 255 are no ids; set `foreground: true` if they are the object")
         ids = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()
         classes = self._config.classes
+        if self.kind == "video" and not self._objects and (several := [i for i in ids if 1 < i < IGNORE]):
+            raise DataError(
+                f"{path}: ids {several}, but a video has one object, 1; set `foreground: true` to read all as one, or "
+                "score each of several objects with --objects"
+            )
         if classes is not None and (wrong := [i for i in ids if i >= classes and i != IGNORE]):
             raise DataError(f"{path}: ids {wrong} are no classes; {classes} classes have the ids 0 to {classes - 1}")
         return mask

@@ -207,6 +207,18 @@ def test_masks_of_your_own_videos_are_scored_by_object(videos: list[str], tmp_pa
     assert found["J_mean"] == scored([*videos, "--objects"], tmp_path)["J_mean"]
 
 
+def test_objects_of_your_own_videos_are_read_by_color_from_sorted_palettes(videos: list[str], tmp_path: Path) -> None:
+    arguments = ["--dataset", "folder", "--predictions", str(tmp_path / "predictions"), "--objects"]
+    arguments += [f"frames={tmp_path}/DAVIS/JPEGImages/480p", f"masks={tmp_path}/DAVIS/Annotations/480p"]
+    before = scored(arguments, tmp_path)["per_object"]
+    for path in (tmp_path / "predictions/a").iterdir():  # indices 1 and 2, and their colors, change places
+        Image.open(path).remap_palette([0, 2, 1, *range(3, 256)]).save(path)
+    assert scored(arguments, tmp_path)["per_object"] == before
+    for path in (tmp_path / "DAVIS/Annotations/480p/a").iterdir():
+        Image.open(path).remap_palette([0, 2, 1, *range(3, 256)]).save(path)
+    assert scored(arguments, tmp_path)["per_object"] == before
+
+
 def binary_truth(root: Path) -> None:
     for path in (root / "DAVIS/Annotations/480p/a").iterdir():
         Image.fromarray(np.where(mask(4, 4, 4) > 0, 255, 0).astype(np.uint8)).save(path)

@@ -2,14 +2,18 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data import DataConfig
 from data.files.images import orientation, read_image
 from data.files.orientation import turned
+from mtsp.config import parse
 from tests.data.files.encoded import tiff
+from tests.data.flow.files import made
 
 STORED = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
 SHOWN = {  # what a viewer shows of STORED, rows 0 40 80 / 120 160 200, by the standard's table of row and column 0
@@ -63,3 +67,23 @@ def test_the_turns_are_those_of_the_table(tag: int) -> None:
 def test_a_tag_that_means_nothing_turns_nothing(tmp_path: Path) -> None:
     assert orientation(written(tmp_path, "jpg", 0)) == 1
     assert orientation(written(tmp_path, "jpg", 9)) == 1
+
+
+@pytest.mark.parametrize("tag", SHOWN)
+@pytest.mark.parametrize("foreground", [False, True])
+def test_a_mask_with_a_tag_of_its_own_is_turned_with_its_image(tmp_path: Path, tag: int, foreground: bool) -> None:
+    mask = np.array([[0, 1, 2], [3, 4, 5]], np.uint8)
+    note = Image.Exif()
+    note[0x0112] = tag
+    Image.fromarray(mask).save(made(tmp_path / "masks/a.png"), exif=note)
+    shown = np.array(SHOWN[tag]) // 40
+    image = np.repeat(mask[..., None], 3, axis=2)
+    for image_tag, pixels in ((tag, image), (1, turned(image, tag))):  # both with the tag, or the mask alone
+        note[0x0112] = image_tag
+        Image.fromarray(pixels).save(made(tmp_path / "frames/a.png"), exif=note)
+        classes = ["a", "b"] if foreground else list("abcdef")
+        values = {"name": "mask_folder", "frames": str(tmp_path / "frames"), "masks": str(tmp_path / "masks")}
+        values |= {"exif": "apply", "foreground": foreground, "classes": classes}
+        sample: Any = parse(DataConfig, {"dataset": values}).build_dataset()[0]
+        assert np.array_equal(sample["frame"][..., 0], shown)
+        assert np.array_equal(sample["mask"], shown > 0 if foreground else shown)

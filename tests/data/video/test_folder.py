@@ -64,7 +64,8 @@ def test_a_masks_ids_are_its_palette_indices(tmp_path: Path) -> None:
     add(tmp_path, "clip/1", 10, [0, 2, 255])
     sample = folder(tmp_path, classes=3, kind="images")[0]
     assert sample.get("mask", NONE).tolist() == [[0, 2, 255]] * 2
-    assert folder(tmp_path).labels(0).get("mask", NONE).tolist() == [[0, 2, 255]] * 2
+    with pytest.raises(DataError, match=r"clip/1\.png: ids \[2\], but a video has one object, 1; .*--objects"):
+        folder(tmp_path)[0]
 
 
 def test_videos_are_found_behind_links_and_not_among_hidden_ones(
