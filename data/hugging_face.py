@@ -171,6 +171,10 @@ class HuggingFaceImages:
         rows = self._rows.select_columns([self._config.mask])
         return (self._stored(row, index, self._config.mask) for index, row in enumerate(rows))
 
+    def read_prediction(self, path: Path) -> np.ndarray:
+        """Return the class ids of a predicted mask, whose colors are held against those of the true masks."""
+        return self._map(self._masks.read_prediction(path), path)
+
     def _stored(self, row: dict[str, Any], index: int, column: str) -> tuple[Path, bytes]:
         """Return a name for messages, with the suffix of the format, and the bytes of an image."""
         stored = row[column]

@@ -31,6 +31,10 @@ BEST = 5
 """Number of best classes per image in the table."""
 
 
+COLUMNS = ("name", "truth", "prediction", "probability", *(f"prediction_{rank}" for rank in range(2, BEST + 1)))
+"""Columns that are read. Others are skipped, unless they look like one of these."""
+
+
 class LabelPrediction(NamedTuple):
     """Predicted classes of one image."""
 
@@ -170,6 +174,8 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
         if not {"name", "prediction"} <= {*columns}:
             found = ", ".join(columns) or "none"
             raise DataError(f"{file}: the columns are {found}; expected at least name and prediction")
+        if unread := [column for column in columns if column not in COLUMNS and _near(column)]:
+            raise DataError(f"{file}: a column {unread[0]!r}, which is not read; did you mean {_near(unread[0])!r}?")
         for row in rows:
             if row and len(row) != len(columns):
                 raise DataError(f"{file}, line {rows.line_num}: {len(row)} cells, expected {len(columns)}")
@@ -182,6 +188,11 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
                     yield rows.line_num, cells | {"prediction": label}, rank
     except csv.Error as error:
         raise DataError(f"{file}, line {rows.line_num}: not a row of a table: {error}") from error
+
+
+def _near(column: str) -> str | None:
+    """Return the column that one looks like, such as prediction_2 for prediction-2, or None."""
+    return next(iter(difflib.get_close_matches(column.strip().casefold(), COLUMNS, n=1, cutoff=0.8)), None)
 
 
 def _probability(text: str, where: str) -> float | None:

@@ -212,11 +212,12 @@ def _entries(file: Path, content: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _categories(file: Path, content: Any, chosen: tuple[str, ...] | None) -> dict[int, str]:
-    """Return the names of the categories by id, ascending."""
+    """Return the names of the categories by id: numbers ascending, then texts."""
     found = _by_id(file, "categories", _entries(file, content, "categories"))
     names = {id_: str(one["name"]) for id_, one in found.items()}
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         raise DataError(f"{file}: two categories are called {twice[0]!r}")
     if unknown := [name for name in chosen or () if name not in names.values()]:
         raise DataError(f"{file} has no category {unknown[0]!r}; it has {first_names(list(names.values()))}")
-    return {id_: names[id_] for id_ in sorted(names) if chosen is None or names[id_] in chosen}
+    ordered = sorted(names, key=lambda id_: (isinstance(id_, str), id_))
+    return {id_: names[id_] for id_ in ordered if chosen is None or names[id_] in chosen}

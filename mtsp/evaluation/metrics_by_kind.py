@@ -200,6 +200,11 @@ def headlines() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for kind in METRICS.values() for metric in kind for name in metric.headlines))
 
 
+def first_headlines() -> tuple[str, ...]:
+    """Return the one value that stands for each metric, such as miou, without duplicates."""
+    return tuple(dict.fromkeys(metric.headlines[0] for kind in METRICS.values() for metric in kind))
+
+
 _LOWER = re.compile(r"(^|/)(loss|penalty|distance|ece|nll)(/|$)|(^|/)(epe|out_|fl_|[jf]_decay)[^/]*$", re.IGNORECASE)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from mtsp.evaluation.metrics_by_kind import headlines, lower_is_better
+from mtsp.evaluation.metrics_by_kind import first_headlines, lower_is_better
 from mtsp.reports.protocol import Run, Setting
 from mtsp.reports.runs import markdown_table, mean_and_deviation
 from mtsp.training.experiment import SOURCE
@@ -216,11 +216,11 @@ def _target(run: Run) -> str:
     known = [
         name for name in run.values if not name.startswith((f"{SOURCE}/", "validation/")) and "_corrupted/" not in name
     ]
-    return next(name for headline in headlines() for name in known if name.endswith(f"/{headline}"))
+    return next(name for headline in first_headlines() for name in known if name.endswith(f"/{headline}"))
 
 
 def _source(run: Run) -> str:
-    known = [name for headline in headlines() if (name := f"{SOURCE}/{headline}") in run.values]
+    known = [name for headline in first_headlines() if (name := f"{SOURCE}/{headline}") in run.values]
     return known[0] if known else f"{SOURCE}/-"
 
 

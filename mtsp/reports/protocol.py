@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtsp.config import ConfigError, parse
-from mtsp.evaluation.metrics_by_kind import headlines, lower_is_better
+from mtsp.evaluation.metrics_by_kind import first_headlines, lower_is_better
 from mtsp.files.atomic_file import write_atomically
 from mtsp.reports.sweep import rows
 from mtsp.tracking.metrics_file import METRICS, read_metrics
@@ -234,7 +234,7 @@ class Protocol:
 
 def headline(metrics: Mapping[str, float], entry: str) -> str:
     """Return the name of the first headline of a data entry, such as top1."""
-    return next(name for name in headlines() if f"{entry}/{name}" in metrics)
+    return next(name for name in first_headlines() if f"{entry}/{name}" in metrics)
 
 
 def _score(runs: Sequence[Mapping[str, float]]) -> float:

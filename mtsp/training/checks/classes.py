@@ -54,6 +54,11 @@ def align_classes(experiment: AnyExperiment, data: Mapping[str, Examples]) -> di
             f"model.classes is {wanted}, but data.{first} has {len(classes)} classes: {first_names(classes)}; set "
             f"model.classes={len(classes)}, or check that its folder has all classes"
         )
+    if len(classes) == 1:
+        raise ConfigError(
+            f"data.{first} has one class, {classes[0]}: every prediction is right, and nothing can be learned; check "
+            "that its folder is the one that holds a folder for each class"
+        )
     for name, examples in data.items():
         if lacking := [other for other in classes if other not in class_names(examples) and class_names(examples)]:
             _LOG.info("data.%s lacks %d of %d classes: %s", name, len(lacking), len(classes), first_names(lacking))
