@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import tarfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -29,6 +30,7 @@ WORK = ".downloads"
 
 _CHUNK = 1 << 20
 _TIMEOUT = 20.0  # seconds without receiving a byte
+_MOST_WAIT = 60  # seconds before another request, if a busy server names a time
 # RuntimeError: the zip is encrypted; its subclass NotImplementedError: unknown compression method.
 # UnicodeDecodeError: the name of a member.
 _DAMAGED = (
@@ -131,22 +133,32 @@ def unpack(archive: Path, folder: Path, *, strip: str | None = None, progress: P
 
 
 def _fetch(url: str, part: Path, progress: Progress | None, attempts: int) -> None:
-    failures = 0
+    failures, most = 0, _size(part)
     while True:
-        before = _size(part)
+        wait = ""
         try:
             if _continue(url, part, progress):
                 return
             reason = "the connection was closed early"
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
-                raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+                reason = " ".join(str(error.reason).split())  # of a redirect that leads in a circle, three lines
+                raise DownloadError(f"{url}: the server answers {error.code} {reason}") from error
+            wait = error.headers.get("Retry-After", "")
             reason = f"the server answers {error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = str(getattr(error, "reason", error))
-        failures = 0 if _size(part) > before else failures + 1
+            reason = " ".join(str(getattr(error, "reason", error)).split())
+        except OSError as error:
+            raise DownloadError(f"{url}: {part} cannot be written: {error.strerror}; run again to resume") from error
+        except DownloadError:
+            raise
+        except ValueError as error:  # of a redirect's address
+            raise DownloadError(f"{url}: the server's answer cannot be read: {error}") from error
+        failures = 0 if _size(part) > most else failures + 1  # a server that always starts over gets no nearer
+        most = max(most, _size(part))
         if failures >= attempts:
             raise DownloadError(f"{url}: {reason}; {_size(part):,} bytes are kept; run again to resume")
+        time.sleep(min(int(wait), _MOST_WAIT) if wait.isdecimal() else 0)
 
 
 def _continue(url: str, part: Path, progress: Progress | None) -> bool:
@@ -163,9 +175,9 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
         # 416: the file has no bytes after `start`. Either `part` is complete, or the file has become shorter.
         if error.code != 416:
             raise
-        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(start):
+        if start and error.headers.get("Content-Range", "").rpartition("/")[2] == str(start):
             return True
-        part.unlink()
+        part.unlink(missing_ok=True)
         return False
     with response:
         span = response.headers.get("Content-Range", "")
@@ -173,8 +185,8 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
             start = 0
         elif not span.startswith(f"bytes {start}-"):
             raise DownloadError(f"{url}: the server was asked for bytes {start}- and sends {span!r}; delete {part}")
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
+        _require_plain(response.headers.get("Content-Encoding", "identity"), url)
+        total = _total(start, span, response.headers.get("Content-Length", ""))
         version = {key: response.headers[key] for key in ("ETag", "Last-Modified") if response.headers.get(key)}
         version = {key: text for key, text in version.items() if not text.startswith("W/")}
         if total is not None:
@@ -197,13 +209,29 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
     return total is None or _size(part) == total
 
 
+def _total(start: int, span: str, length: str) -> int | None:
+    """Return the size of the whole file; None if the server does not tell. A 206 may end before the file does."""
+    size = span.rpartition("/")[2]
+    if size.isdecimal():
+        return int(size)
+    return start + int(length) if length.isdecimal() else None
+
+
+def _require_plain(encoding: str, url: str) -> None:
+    """Raise DownloadError if the server compressed the file on its way; the bytes of a .gz may be called so, too."""
+    if encoding.lower() != "identity" and not urllib.parse.urlsplit(url).path.endswith(("gz", "bz2", "xz")):
+        raise DownloadError(f"{url}: the server sends the file compressed ({encoding}) though it was asked not to")
+
+
 def _require_no_page(path: Path, url: str) -> None:
-    """Raise DownloadError and delete the file if it is a web page, which servers send instead of a missing file."""
+    """Raise DownloadError and delete the file if it is empty, or a web page, which servers send instead of a file."""
     with path.open("rb") as file:
-        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html")) and not url.endswith((".html", ".htm")):
+        start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    page = start.startswith(b"<") and (b"<!doctype html" in start or b"<html" in start)
+    if not start or (page and not url.endswith((".html", ".htm"))):
         path.unlink()
-        raise DownloadError(f"{url}: the server sent a web page instead of the file; look at it in a browser")
+        sent = "a web page" if page else "nothing"
+        raise DownloadError(f"{url}: the server sent {sent} instead of the file; look at it in a browser")
 
 
 def _check(path: Path, checksum: str | None, url: str) -> None:

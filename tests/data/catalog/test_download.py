@@ -176,7 +176,7 @@ def test_a_server_that_refuses_is_named_with_its_answer(site: str, tmp_path: Pat
     assert len(Server.asked) == 1  # a refusal is not asked again
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>moved", b"\xef\xbb\xbf\n <HTML>not found</HTML>"])
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>moved", b"\xef\xbb\xbf\n<!-- --><HTML>not found"])
 def test_a_web_page_in_place_of_a_file_is_refused(site: str, tmp_path: Path, page: bytes) -> None:
     Server.files = {"/setid.mat": page}
     with pytest.raises(DownloadError, match=rf"{site}/setid\.mat: the server sent a web page"):
@@ -185,6 +185,92 @@ def test_a_web_page_in_place_of_a_file_is_refused(site: str, tmp_path: Path, pag
     Server.files = {"/setid.mat": b"the real one"}
     download(f"{site}/setid.mat", tmp_path / "setid.mat")
     assert (tmp_path / "setid.mat").read_bytes() == b"the real one"
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *replies: tuple[int, dict[str, str], bytes]) -> list[str | None]:
+    """Make the server send these replies, one per request, the last one again and again; return the Ranges asked."""
+    left = list(replies)
+
+    def answer(self: Server) -> None:
+        self.asked.append(self.headers.get("Range"))
+        status, headers, content = left.pop(0) if len(left) > 1 else left[0]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    monkeypatch.setattr(Server, "do_GET", answer)
+    return Server.asked
+
+
+def test_a_server_that_starts_over_for_ever_is_given_up(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = (200, {"Content-Length": "100", "ETag": '"one"'}, b"x" * 10)
+    other = (206, {"Content-Range": "bytes 10-29/30", "Content-Length": "20", "ETag": '"two"'}, b"y" * 20)
+    asked = answers(monkeypatch, *(20 * [first, other]))
+    with pytest.raises(DownloadError, match="the connection was closed early; 0 bytes are kept"):
+        download(f"{site}/a.csv", tmp_path / "a.csv")
+    assert asked == [None, "bytes=10-", None, "bytes=10-"]  # 10 bytes are progress once
+
+
+def test_a_server_that_sends_pieces_is_asked_for_the_next_piece(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = (200, {"Content-Length": "30", "ETag": '"one"'}, b"a" * 10)
+    pieces = [
+        (206, {"Content-Range": f"bytes {at}-{at + 9}/30", "Content-Length": "10", "ETag": '"one"'}, text * 10)
+        for at, text in ((10, b"b"), (20, b"c"))
+    ]
+    answers(monkeypatch, head, *pieces)
+    download(f"{site}/a.csv", tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes() == b"a" * 10 + b"b" * 10 + b"c" * 10
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "content", "said"),
+    [
+        (206, {"Content-Range": "bytes 7-9/10"}, b"789", "sends 'bytes 7-9/10'"),
+        (416, {}, b"", "the connection was closed early; 0 bytes"),
+        (302, {"Location": "http://[bad/"}, b"", "the server's answer cannot be read: Invalid IPv6 URL"),
+        (200, {"Content-Encoding": "gzip"}, b"\x1f\x8b", r"the file compressed \(gzip\)"),
+        (200, {"Content-Length": "0"}, b"", "sent nothing instead of the file"),
+    ],
+)
+def test_a_server_that_misbehaves_is_named(
+    site: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    headers: dict[str, str],
+    content: bytes,
+    said: str,
+) -> None:
+    answers(monkeypatch, (status, headers, content))
+    with pytest.raises(DownloadError, match=f"^{site}/a.csv: .*{said}"):
+        download(f"{site}/a.csv", tmp_path / "a.csv")
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_busy_server_is_asked_again_at_the_time_that_it_names_but_not_later_than_a_minute(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(catalog.time, "sleep", waits.append)
+    busy = [(503, {"Retry-After": "7"}, b""), (429, {"Retry-After": "3600"}, b"")]
+    answers(monkeypatch, *busy, (200, {"Content-Length": "2"}, b"ok"))
+    download(f"{site}/a.csv", tmp_path / "a.csv")
+    assert waits == [7, 60]
+
+
+def test_a_disk_that_fills_up_is_named_with_the_address(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, (200, {}, b"x"))  # no length, so the space cannot be checked before
+    (tmp_path / "a.csv.part").symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match=f"^{site}/a.csv: .*a.csv.part cannot be written: No space left"):
+        download(f"{site}/a.csv", tmp_path / "a.csv")
 
 
 def test_redirects_lead_to_web_addresses_only(site: str, tmp_path: Path) -> None:
