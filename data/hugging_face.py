@@ -14,7 +14,7 @@ from data.classification.labeled_images import tell_turned
 from data.files.flow_formats import flow_of_array
 from data.files.images import Exif, decode_image, read_file
 from data.files.list_files import read_classes
-from data.files.masks import OwnMasks
+from data.files.masks import OwnMasks, read_mask
 from data.segmentation.label_map import LabelMap
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
@@ -122,11 +122,11 @@ class HuggingFaceImages:
             unknown = (IGNORE,) if config.unknown is None else config.unknown
             self._map = LabelMap(self._where, self.classes, _values(len(self.classes), unknown), unknown)
         guess = config.unknown is None and len(self.classes) > 1
-        self._masks = OwnMasks(self._stored_masks, foreground=config.foreground, guess=guess)
+        self._exif: Exif = config.exif or ("ignore" if config.label is not None else "warn")
+        self._masks = OwnMasks(self._stored_masks, foreground=config.foreground, guess=guess, exif=self._exif)
         self.ids = [f"{row:08d}" for row in range(len(self._rows))]
         if not self.ids:
             raise DataError(f"{self._where} is empty")
-        self._exif: Exif = config.exif or ("ignore" if config.label is not None else "warn")
         if config.exif is None and config.label is not None:
             images = self._rows.select_columns([config.image])
             tell_turned(self._where, len(self), lambda i: self._stored(images[i], i, config.image))
@@ -172,8 +172,13 @@ class HuggingFaceImages:
         return (self._stored(row, index, self._config.mask) for index, row in enumerate(rows))
 
     def read_prediction(self, path: Path) -> np.ndarray:
-        """Return the class ids of a predicted mask, whose colors are held against those of the true masks."""
-        return self._map(self._masks.read_prediction(path), path)
+        """Return the class ids of a predicted mask, whose colors are held against those of the true masks.
+
+        Where `unknown` moves the values of the true masks, predictions still hold class ids, and have colors of their
+        own.
+        """
+        moved = self._map is not None and self._map.values != tuple(range(len(self.classes)))
+        return read_mask(path) if moved else self._masks.read_prediction(path)
 
     def _stored(self, row: dict[str, Any], index: int, column: str) -> tuple[Path, bytes]:
         """Return a name for messages, with the suffix of the format, and the bytes of an image."""

@@ -3,7 +3,7 @@
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +17,20 @@ def did_you_mean(name: str, known: Sequence[str], otherwise: str) -> str:
     """Return "did you mean a or b?" with at most three names like `name`, or `otherwise` if there are none."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+def similar(name: str, others: Iterable[str]) -> str:
+    """Return a hint for a message if one of `others` differs from `name` only in blanks, capitals or accents, else "".
+
+    Letters outside ASCII are written as codes, since composed and decomposed accents look the same.
+    """
+    wanted = _look(name)
+    found = next((other for other in others if other != name and _look(other) == wanted), None)
+    return "" if found is None else f"; for {name!a} there is {found!a}"
+
+
+def _look(name: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 _NUMBER = re.compile(r"((?:(?:^|(?<=/))-)?(?:(?<![\d.])\d+\.\d+(?![\d.])|\d+))", re.ASCII)

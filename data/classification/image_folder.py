@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from pydantic import model_validator
 
@@ -82,13 +83,16 @@ def read_tree(kind: str, root: Path) -> Annotations:
     if loose := images_by_stem(root):
         first = next(iter(loose.values())).name
         raise DataError(f"{root}: {len(loose)} images are outside the class folders, for example {first}")
-    names = [folder.name for folder in subfolders(root)]
-    if not names:
+    folders = {normalize("NFC", folder.name): folder for folder in subfolders(root)}
+    if not folders:
         raise DataError(f"{root} has no folders; expected one folder for each class")
+    if len(folders) < len(subfolders(root)):
+        raise DataError(f"{root}: two folders have the same name, with composed and with decomposed accents; join them")
+    names = sorted(folders)
     images = [
-        LabeledImage(path.relative_to(root).with_suffix("").as_posix(), path, label)
+        LabeledImage(normalize("NFC", path.relative_to(root).with_suffix("").as_posix()), path, label)
         for label, name in enumerate(names)
-        for folder in folders_below(root / name, root)
+        for folder in folders_below(folders[name], root)
         for path in images_by_stem(folder).values()
     ]
     return Annotations(kind, root, names, images)

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -84,9 +85,11 @@ def read_text(path: Path) -> str:
 
 def read_classes(path: Path) -> list[str]:
     """Return the class names in a file; one per line: a name ends at a tab; blank lines and lines
-    that begin with # are skipped. Raises DataError."""
+    that begin with # are skipped; accents are composed (NFC). Raises DataError."""
     lines = read_text(path).splitlines()
-    names = [name for line in lines if not line.startswith("#") and (name := line.split("\t")[0].strip())]
+    names = [
+        name for line in lines if not line.startswith("#") and (name := normalize("NFC", line.split("\t")[0].strip()))
+    ]
     if not names:
         raise DataError(f"{path}: the list of classes is empty")
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -16,7 +16,7 @@ from data.files.images import IMAGE_SUFFIXES, orientation
 from data.files.list_files import read_names
 from data.files.undecoded import UndecodedJpeg
 from data.types import DataError, MissingDataError
-from mtsp.text import ambiguous_order, first_names, natural_order
+from mtsp.text import ambiguous_order, first_names, natural_order, similar
 
 _LOG = logging.getLogger("mtsp")
 _NO_IMAGES = {
@@ -141,17 +141,6 @@ def named(path: Path) -> Path:
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     same = [name for name in names if normalize("NFC", name) == normalize("NFC", path.name)]
     return folder / (same[0] if same else path.name)
-
-
-def similar(name: str, others: Iterable[str]) -> str:
-    """Return a hint for a message if one of `others` differs from `name` only in blanks or capitals, else ""."""
-    wanted = _look(name)
-    found = next((other for other in others if _look(other) == wanted), None)
-    return "" if found is None else f"; for {name!r} there is {found!r}"
-
-
-def _look(name: str) -> str:
-    return "".join(normalize("NFKC", name).casefold().split())
 
 
 def is_image(path: Path) -> bool:

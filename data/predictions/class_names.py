@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 from data.files.list_files import read_text
 from data.files.mask_colors import SameColors
@@ -33,7 +34,7 @@ def with_predicted_classes(dataset: SampleDataset, folder: Path) -> SampleDatase
     own: tuple[str, ...] = getattr(dataset, "classes", ())
     if not own or not (folder / FILE).is_file():
         return dataset
-    classes = tuple(name for name in read_text(folder / FILE).splitlines() if name)
+    classes = tuple(name for name in normalize("NFC", read_text(folder / FILE)).splitlines() if name)
     if twice := sorted({name for name in classes if classes.count(name) > 1}):
         raise DataError(f"{folder / FILE}: the class {twice[0]!r} is listed twice")
     require_among("the data set", own, classes, str(folder / FILE))

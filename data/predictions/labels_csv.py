@@ -9,10 +9,13 @@ set, or numbers from 0 ("class 3"; a bare "3" is refused, since it may count fro
 import csv
 import difflib
 import io
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -27,6 +30,7 @@ from mtsp.types import Examples
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LOG = logging.getLogger("mtsp")
 BEST = 5
 """Number of best classes per image in the table."""
 
@@ -104,15 +108,17 @@ def score_predictions(file: Path, dataset: SampleDataset) -> ClassificationScore
     truths = {one["name"]: one["label"] for one in labels if "label" in one}
     best: dict[str, dict[int, int]] = {}  # name -> rank -> label
     chances: dict[str, float | None] = {}
+    called: set[str] = set()
     for line, row, rank in _rows(file):
         name, where = row["name"], f"{file}, line {line}"
         if name not in truths:
             continue
+        called |= {row["prediction"], row.get("truth", "")}
         ranks = best.setdefault(name, {})
         if rank in ranks:
             raise DataError(f"{where}: a second row for {name}; each image has one")
         truth = row.get("truth") or classes[truths[name]]
-        true, label = (_label(called, numbers, classes, where) for called in (truth, row["prediction"]))
+        true, label = (_label(one, numbers, classes, where) for one in (truth, row["prediction"]))
         if true != truths[name]:
             ours = classes[truths[name]]
             raise DataError(
@@ -127,6 +133,7 @@ def score_predictions(file: Path, dataset: SampleDataset) -> ClassificationScore
         raise MissingDataError(
             f"{file}: {len(missing)} of {len(truths)} images have no prediction: {first_names(missing)}"
         )
+    _tell_equal_numbers(file, classes, called)
     return _scored(best, chances, truths, len(classes))
 
 
@@ -163,7 +170,7 @@ def _scored(
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
     """Yield line number, cells by column, and rank for each of the up to five predictions in a line."""
     try:
-        text = read_text(file)
+        text = normalize("NFC", read_text(file))
     except FileNotFoundError as error:
         raise MissingDataError(f"{file}: there is no such table; --save-predictions writes one") from error
     rows = csv.reader(io.StringIO(text, newline=""))
@@ -174,8 +181,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
         if not {"name", "prediction"} <= {*columns}:
             found = ", ".join(columns) or "none"
             raise DataError(f"{file}: the columns are {found}; expected at least name and prediction")
-        if unread := [column for column in columns if column not in COLUMNS and _near(column)]:
-            raise DataError(f"{file}: a column {unread[0]!r}, which is not read; did you mean {_near(unread[0])!r}?")
+        _check_columns(file, columns)
         for row in rows:
             if row and len(row) != len(columns):
                 raise DataError(f"{file}, line {rows.line_num}: {len(row)} cells, expected {len(columns)}")
@@ -188,6 +194,31 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str], int]]:
                     yield rows.line_num, cells | {"prediction": label}, rank
     except csv.Error as error:
         raise DataError(f"{file}, line {rows.line_num}: not a row of a table: {error}") from error
+
+
+def _check_columns(file: Path, columns: Sequence[str]) -> None:
+    """Warn about columns that are not read. Raises DataError if one of them looks like a misspelled one."""
+    unread = [column for column in columns if column not in COLUMNS]
+    if misspelled := [column for column in unread if _near(column)]:
+        near = _near(misspelled[0])
+        raise DataError(f"{file}: a column {misspelled[0]!r}, which is not read; did you mean {near!r}?")
+    if unread:
+        _LOG.warning("%s: the columns %s are not read", file, ", ".join(map(repr, unread)))
+
+
+def _tell_equal_numbers(file: Path, classes: Sequence[str], called: Collection[str]) -> None:
+    """Warn of classes that a spreadsheet would make one, as 1 of 01, unless the table has one that it would change."""
+    numbers: dict[float, list[str]] = {}
+    for name in classes:
+        if re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", name.strip(), re.ASCII | re.IGNORECASE):
+            numbers.setdefault(float(name), []).append(name)
+    for number, names in numbers.items():
+        plain = f"{number:g}"
+        if len(names) > 1 and plain in called and not any(name != plain and name in called for name in names):
+            _LOG.warning(
+                "%s: the classes %s are equal as numbers, and the table has only %s; if a spreadsheet stored it, it is "
+                "wrong", file, ", ".join(map(repr, names)), plain,
+            )  # fmt: skip
 
 
 def _near(column: str) -> str | None:

@@ -129,6 +129,8 @@ def score(
         dataset = with_predicted_classes(dataset, predictions if predictions.is_dir() else predictions.parent)
     labels = dataset.labels(0)
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
+    if len(classes) == 1:
+        _LOG.warning("the data set has the single class %r, which any prediction gets right", classes[0])
     if (objects or every_frame) and (dataset.kind != "video" or "mask" not in labels):
         raise DataError("--objects and --every-frame need videos with masks; leave them out")
     if "label" in labels:

@@ -208,6 +208,12 @@ def _entries(file: Path, content: Any, key: str) -> list[dict[str, Any]]:
         isinstance(one, dict) and set(needed[key]) <= one.keys() for one in found
     ):
         raise DataError(f"{file}: not in COCO's format: it needs a list `{key}`, each with {', '.join(needed[key])}")
+    for field in (field for field in needed[key] if field.endswith("id")):
+        if wrong := [one[field] for one in found if type(one[field]) not in (int, str)]:
+            raise DataError(f"{file}: {field} in `{key}` is a number or a text everywhere, but {wrong[0]!r} once")
+    for one, field in ((one, field) for one in found for field in ("height", "width") if field in needed[key]):
+        if type(one[field]) is not int or one[field] < 1:
+            raise DataError(f"{file}: the {field} of {one['file_name']} is {one[field]!r}, not a number of pixels")
     return found
 
 

@@ -7,11 +7,12 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from data.files.list_files import read_classes
-from data.files.listing import first_ten, folders_below, image_tree, in_split, similar, tell_skipped, tell_splits
+from data.files.listing import first_ten, folders_below, image_tree, in_split, tell_skipped, tell_splits
 from data.files.masks import OwnMasks, stored_files
 from data.segmentation.label_map import LabelMap
 from data.segmentation.segmented_images import SegmentedConfig, SegmentedImage, SegmentedImages
 from data.types import MissingDataError
+from mtsp.text import similar
 from mtsp.types import IGNORE
 
 

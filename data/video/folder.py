@@ -17,13 +17,13 @@ from data.files.listing import (
     require_order,
     require_size,
     require_unique,
-    similar,
     tell_skipped,
     tell_splits,
 )
 from data.files.masks import OwnMasks, read_mask, stored_files
 from data.types import DataError, Labels, MissingDataError
 from mtsp.config import Config
+from mtsp.text import similar
 from mtsp.types import IGNORE, Kind, Sample
 
 

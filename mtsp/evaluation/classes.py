@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtsp.config import ConfigError
-from mtsp.text import first_names
+from mtsp.text import first_names, similar
 from mtsp.types import IGNORE, Batch, Examples, Kind
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def require_among(entry: str, own: Sequence[str], classes: Sequence[str], whose:
     if unknown := [name for name in own if name not in classes]:
         raise ConfigError(
             f"{entry}: {len(unknown)} of its {len(own)} classes ({first_names(unknown)}) are not among the "
-            f"{len(classes)} of {whose} ({first_names(list(classes))})"
+            f"{len(classes)} of {whose} ({first_names(list(classes))}){similar(unknown[0], classes)}"
         )
 
 

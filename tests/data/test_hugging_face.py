@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.files.masks import write_mask
 from data.hugging_face import HuggingFaceConfig
 from data.types import DataError
 from mtsp.types import IGNORE
@@ -168,6 +169,17 @@ def test_a_photo_that_exif_turns_is_said_once_or_turned(tmp_path: Path, caplog: 
     assert caplog.records == []
     HuggingFaceConfig(name="hugging_face", path=str(tmp_path / "b"), label="label").build()
     assert "1 of 2 checked have an EXIF orientation" in caplog.text
+
+
+def test_predictions_are_read_as_the_masks_are(tmp_path: Path) -> None:
+    dataset = segmented(tmp_path / "a", [png(np.array([[0, 0, 7]], np.uint8))], foreground=True)
+    write_mask(tmp_path / "0.png", np.array([[0, 255, 255]], np.uint8))
+    assert dataset.labels(0).get("mask", np.zeros(0)).tolist() == [[0, 0, 1]]
+    assert dataset.read_prediction(tmp_path / "0.png").tolist() == [[0, 1, 1]]
+    dataset = segmented(tmp_path / "b", [png(np.array([[0, 1, 2]], np.uint8))], unknown=(0,))
+    assert dataset.labels(0).get("mask", np.zeros(0)).tolist() == [[255, 0, 1]]
+    write_mask(tmp_path / "0.png", np.array([[1, 0, 1]], np.uint8))  # ids of classes, not the values of the truth
+    assert dataset.read_prediction(tmp_path / "0.png").tolist() == [[1, 0, 1]]
 
 
 NAMED = datasets.ClassLabel(names=["ant", "bee"])

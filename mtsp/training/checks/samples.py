@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtsp.config import ConfigError
 from mtsp.indices import evenly_spaced
+from mtsp.training.checks.held_out import trained_on
 from mtsp.training.checks.settings import doubtful_settings
 from mtsp.training.experiment import AnyExperiment
 from mtsp.types import IGNORE, Batch, Examples
@@ -40,21 +41,9 @@ def check_samples(experiment: AnyExperiment, data: Mapping[str, Examples]) -> di
         elif line := _known_pixels(samples):
             _LOG.info("data.%s: %s", name, line)
         found[name] = fingerprint(examples, samples)
-    for line in same_samples(experiment, found):
-        _LOG.warning("%s", line)
-    for line in doubtful_settings(experiment, data):
+    for line in (*trained_on(experiment, data), *doubtful_settings(experiment, data)):
         _LOG.warning("%s", line)
     return found
-
-
-def same_samples(experiment: AnyExperiment, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line for each entry to evaluate whose samples are those of an entry to train on."""
-    return [
-        f"data.{name} has the same samples as data.{trained}, which the run trains on: its values are of training data"
-        for name in experiment.evaluation.data
-        for trained in experiment.train.entries
-        if name in found and trained in found and name != trained and dict(found[name]) == dict(found[trained])
-    ]
 
 
 def fingerprint(examples: Examples, samples: list[Batch] | None = None) -> dict[str, Any]:

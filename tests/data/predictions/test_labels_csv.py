@@ -13,6 +13,7 @@ from data.files.images import write_image
 from data.predictions.labels_csv import LabelPrediction, label_prediction, save_predictions
 from data.predictions.score import held_out
 from mtsp.metrics import ClassificationScores
+from tests.data.flow.files import made
 from tools.score import main as run
 
 DATA = Path(os.environ.get("MTSP_DATA", ""))
@@ -208,6 +209,46 @@ def test_a_table_that_cannot_be_scored_says_why(
     assert printed.err.count("\n") == 1
     assert message in printed.err
     assert not (tmp_path / "scores.json").exists()
+
+
+def test_columns_that_are_not_read_are_said(
+    arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, [f"{row},{'note' if i == 0 else 7}" for i, row in enumerate(ROWS)])
+    assert scored(arguments, tmp_path)["top1"] == 4 / 6
+    assert "labels.csv: the columns 'note' are not read" in caplog.text
+
+
+@pytest.mark.parametrize(("predicted", "doubtful"), [(("1", "1", "2"), True), (("1", "01", "2"), False)])
+def test_classes_that_a_spreadsheet_makes_equal_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, predicted: tuple[str, ...], doubtful: bool
+) -> None:
+    for name in ("1", "01", "2"):
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        write_image(tmp_path / f"birds/{name}/x.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "saved").mkdir()
+    write(tmp_path, ["name,prediction", *(f"{a}/x,{b}" for a, b in zip(("1", "01", "2"), predicted, strict=True))])
+    given = ["--dataset", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
+    assert scored(given, tmp_path)["top1"] == (2 / 3 if doubtful else 1)
+    assert ("classes '01', '1' are equal as numbers, and the table has only 1" in caplog.text) == doubtful
+
+
+def test_a_single_class_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(made(tmp_path / "birds/auk/1.png"), np.zeros((4, 4, 3), np.uint8))
+    made(tmp_path / "saved/labels.csv").write_text("name,prediction\nauk/1,auk\n")
+    given = ["--dataset", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
+    assert scored(given, tmp_path)["top1"] == 1
+    assert caplog.messages == ["the data set has the single class 'auk', which any prediction gets right"]
+
+
+def test_names_of_classes_and_images_match_composed_or_not(tmp_path: Path) -> None:
+    for name in ("caf\u00e9", "the"):
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        write_image(tmp_path / f"birds/{name}/x.png", np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "saved").mkdir()
+    write(tmp_path, ["name,prediction", "cafe\u0301/x,cafe\u0301", "the/x,cafe\u0301"])
+    given = ["--dataset", "image_folder", "--root", str(tmp_path / "birds"), "--predictions", str(tmp_path / "saved")]
+    assert scored(given, tmp_path)["top1"] == 1 / 2
 
 
 def test_a_table_that_is_missing_or_no_text_says_why(

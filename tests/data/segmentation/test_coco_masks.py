@@ -163,6 +163,24 @@ def test_objects_that_are_not_drawn_whole_are_warned_about(
         assert text in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("key", "field", "value", "said"),
+    [
+        ("categories", "id", 3.0, "id in `categories` is a number or a text everywhere, but 3.0 once"),
+        ("images", "id", None, "id in `images` is a number or a text"),
+        ("annotations", "image_id", [9], "image_id in `annotations` is a number or a text"),
+        ("annotations", "category_id", None, "category_id in `annotations` is a number or a text"),
+        ("images", "height", "20", "the height of 2.png is '20', not a number of pixels"),
+    ],
+)
+def test_ids_and_sizes_of_other_types_are_refused(
+    content: dict[str, Any], tmp_path: Path, key: str, field: str, value: Any, said: str
+) -> None:
+    content[key][-1][field] = value
+    with pytest.raises(DataError, match=rf"instances.json: {said}"):
+        own(tmp_path, content).build()
+
+
 def test_what_is_wrong_is_said(content: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no category 'cow'; it has dog, cat"):
         own(tmp_path, content, categories=("cow",)).build()

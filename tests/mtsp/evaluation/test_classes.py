@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtsp.evaluation.classes import AlignedExamples
+from mtsp.config import ConfigError
+from mtsp.evaluation.classes import AlignedExamples, require_among
 from mtsp.evaluation.corruptions import Corrupted
 from mtsp.types import Batch, Examples, Kind
 
@@ -42,3 +43,10 @@ def test_labels_are_numbered_as_the_network_numbers_its_classes() -> None:
     assert aligned.ids == ("0", "1", "2", "3")
     with pytest.raises(AttributeError):
         getattr(aligned, "no_such_attribute")  # noqa: B009
+
+
+def test_names_that_look_the_same_are_shown_by_their_codes() -> None:
+    with pytest.raises(ConfigError, match=r"for 'caf\\xe9' there is 'cafe\\u0301'"):
+        require_among("data.val", ("caf\u00e9",), ("cafe\u0301", "the"), "the weights")
+    with pytest.raises(ConfigError, match=r"for 'Dog ' there is 'dog'"):
+        require_among("data.val", ("Dog ",), ("cat", "dog"), "the weights")

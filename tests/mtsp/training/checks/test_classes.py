@@ -1,4 +1,4 @@
-"""Samples that are suspicious together."""
+"""Classes from which nothing can be learned."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +7,6 @@ import pytest
 
 from mtsp.config import ConfigError
 from mtsp.training.checks.classes import align_classes
-from mtsp.training.checks.samples import same_samples
-
-ONE = {"samples": 2, "ids": "aa", "sizes and labels": "bb"}
 
 
 def experiment(*evaluated: str) -> Any:
@@ -18,13 +15,6 @@ def experiment(*evaluated: str) -> Any:
         train=SimpleNamespace(entries=["train"]),
         model=SimpleNamespace(classes=1),
     )
-
-
-def test_validation_on_the_training_samples_is_told() -> None:
-    found = {"train": ONE, "val": dict(ONE), "other": ONE | {"ids": "cc"}}
-    assert same_samples(experiment("val", "other", "train"), found) == [
-        "data.val has the same samples as data.train, which the run trains on: its values are of training data"
-    ]
 
 
 def test_a_single_class_is_refused() -> None:
