@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 
@@ -97,9 +98,10 @@ def _with_commas(names: Sequence[str]) -> list[Any] | None:
 
 
 def _without_thousands(names: Sequence[str]) -> list[Any] | None:
-    if not any(re.search(r"\d,\d{3}(?!\d)", name) for name in names):
+    divided = [name for name in names if re.search(r"\d[,._' ]\d", name)]
+    if not divided or len(divided) == len(names) or not all(_THOUSANDS.search(name) for name in divided):
         return None
-    return [natural_order(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", name))[0] for name in names]
+    return [natural_order(_THOUSANDS.sub(lambda m: re.sub(r"\D", "", m[0]), name))[0] for name in names]
 
 
 def _without_capitals(names: Sequence[str]) -> list[Any] | None:
@@ -111,7 +113,8 @@ def _without_capitals(names: Sequence[str]) -> list[Any] | None:
 def _in_any_digits(names: Sequence[str]) -> list[Any] | None:
     if all(name.isascii() for name in names):
         return None
-    return [natural_order("".join(str(unicodedata.decimal(char, char)) for char in name))[0] for name in names]
+    plain = [re.sub("[\u2010-\u2015\u2212\uff0d]", "-", name) for name in names]
+    return [natural_order("".join(str(unicodedata.decimal(char, char)) for char in name))[0] for name in plain]
 
 
 def _counted(form: str, gap: int, value: Callable[[str], int]) -> Callable[[Sequence[str]], list[Any] | None]:
@@ -149,16 +152,66 @@ def _dates(month: int) -> Callable[[Sequence[str]], list[Any] | None]:
     return read
 
 
+def _hours(names: Sequence[str]) -> list[Any] | None:
+    found = [_HALF_DAY.search(name) for name in names]
+    if not all(found):
+        return None
+    return [(int(m[1]) % 12 + 12 * (m[4] in "pP"), int(m[2] or 0), int(m[3] or 0)) for m in found if m]
+
+
+def _words(names: Sequence[str]) -> list[Any] | None:
+    lower = [name.strip(" _-").lower() for name in names]
+    if all(re.fullmatch(_ROMAN, name) for name in lower):
+        values = [_roman(name) for name in lower]
+        return values if max(values, default=0) < 4 * len(names) + 4 else None
+    for series in _SERIES:
+        place = {word[:length]: i for i, word in enumerate(series.split()) for length in {3, len(word)}}
+        if len(place) >= len(series.split()) and all(name in place for name in lower):
+            return [place[name] for name in lower]
+    return None
+
+
+def _roman(name: str) -> int:
+    digits = [_ROMAN_DIGITS[char] for char in name]
+    return sum(-a if a < b else a for a, b in zip(digits, [*digits[1:], 0], strict=True))
+
+
+def _wrapped(names: Sequence[str]) -> list[Any] | None:
+    found = [_LAST.fullmatch(name) for name in names]
+    ends = [m[3] for m in found if m]
+    if len(ends) < max(2, len(names)) or len({len(end) for end in ends}) > 1 or len({m[1] for m in found if m}) > 1:
+        return None
+    values, most = [int(end) for end in ends], 10 ** len(ends[0]) - 1
+    if most not in values or min(values) > 1 or most < 1000:
+        return None
+    ordered = sorted(values)
+    gap, start = max((b - a, b) for a, b in pairwise(ordered))
+    return [(value < start, value) for value in values] if gap > most // 2 else None
+
+
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[,._' ]\d{3})+(?![\d.,])", re.ASCII)
+_HALF_DAY = re.compile(r"(?<!\d)(\d\d?)(?:\D?(\d\d))?(?:\D?(\d\d))? ?[_-]?([ap])\.?m", re.ASCII | re.IGNORECASE)
+_ROMAN = "(?=.)c?(xc|xl|l?x{0,3})(ix|iv|v?i{0,3})"
+_ROMAN_DIGITS = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
+_SERIES = (
+    "january february march april may june july august september october november december",
+    "monday tuesday wednesday thursday friday saturday sunday",
+    "zero one two three four five six seven eight nine ten eleven twelve",
+    "first second third fourth fifth sixth seventh eighth ninth tenth",
+)
 _DATE = re.compile(r"(?<!\d)(\d\d?)[-_. ](\d\d?)[-_. ]((?:19|20)\d\d)(?!\d)", re.ASCII)
 _READINGS: dict[str, Callable[[Sequence[str]], list[Any] | None]] = {
     "where commas are decimal": _with_commas,
-    "where commas divide thousands": _without_thousands,
+    "where thousands are divided": _without_thousands,
     "without regard to capitals": _without_capitals,
     "by other digits than 0 to 9": _in_any_digits,
     "as dates of day, month and year": _dates(month=2),
     "as dates of month, day and year": _dates(month=1),
+    "by the hours before and after noon": _hours,
+    "where a camera's counter began again": _wrapped,
 }
 _COUNTERS: dict[str, Callable[[Sequence[str]], list[Any] | None]] = {
+    "as words or Roman numerals that count": _words,
     "as hexadecimal numbers": _counted("(0x)?([0-9a-f]+|[0-9A-F]+)", 4, lambda name: int(name, 16)),
     "where letters count a to z, aa": _counted("[a-z]+|[A-Z]+", 30, _letters),
     "as numbers with exponents": _with_exponents,

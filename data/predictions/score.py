@@ -16,6 +16,7 @@ from data.files.flow_formats import read_flow
 from data.files.masks import read_foreground, read_mask
 from data.predictions.class_names import with_predicted_classes
 from data.predictions.labels_csv import score_predictions
+from data.segmentation.label_map import LabelMap
 from data.types import DataError, MissingDataError, SampleDataset
 from data.video.davis import Davis, DavisConfig
 from data.video.folder import Folder, FolderConfig
@@ -127,6 +128,7 @@ def score(
     """
     if dataset.kind != "video":
         dataset = with_predicted_classes(dataset, predictions if predictions.is_dir() else predictions.parent)
+    _tell_values(dataset)
     labels = dataset.labels(0)
     classes: tuple[str, ...] = getattr(dataset, "classes", ())
     if len(classes) == 1:
@@ -293,6 +295,17 @@ def _same_size(dataset: SampleDataset, index: int, file: Path, predicted: np.nda
         dataset[index]  # raises if it is the truth that differs in size from its image
         ours, theirs = ("x".join(map(str, array.shape[:2])) for array in (predicted, truth))
         raise DataError(f"{file}: {ours} pixels, but the truth has {theirs}; predictions are scored at that resolution")
+
+
+def _tell_values(dataset: SampleDataset) -> None:
+    """Say that predictions hold class ids, if true masks have other values."""
+    label_map: LabelMap | None = getattr(dataset, "label_map", None)
+    if label_map is not None and label_map.values != tuple(range(len(label_map.classes))):
+        _LOG.info(
+            "predictions hold class ids, 0 for %s to %d for %s; true masks have other values: %s",
+            label_map.classes[0], len(label_map.classes) - 1, label_map.classes[-1],
+            first_names([*map(str, label_map.values)]),
+        )  # fmt: skip
 
 
 class _Seen(NamedTuple):

@@ -95,3 +95,14 @@ def test_255_beside_ids_in_masks_of_foreground_is_told(
     found, said = scored(tmp_path, given, caplog)
     assert found["J_mean"] == 1  # 255 is the object, as in the masks of 2016
     assert "0.png: it has 255, which often means unknown, beside 1; each value above 0 is the object" in said
+
+
+def test_which_values_predictions_hold_is_said_where_the_truth_has_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_image(made(tmp_path / "frames/0.png"), GRAY[:1, :4])
+    stored(tmp_path / "masks/0.png", [1, 1, 0, 0])
+    stored(tmp_path / "found/0.png", [0, 0, 1, 1])
+    found, said = scored(tmp_path, arguments(tmp_path, "mask_folder", "classes=[sky,road]", "values=[1,0]"), caplog)
+    assert found["miou"] == 1  # value 1 of the truth is sky, class 0
+    assert said == "predictions hold class ids, 0 for sky to 1 for road; true masks have other values: 1, 0"
