@@ -61,7 +61,7 @@ def read_image(path: Path, *, any_format: bool = False, exif: Exif = "ignore") -
         path: file of the image.
         any_format: also read a file with a format other than its suffix says, which is common for images from the web:
             n02105855_2933.jpg of Stanford Dogs is a PNG.
-        exif: "apply" rotates the image by its EXIF orientation; "warn" logs a warning, once per file, if it has one.
+        exif: "apply" rotates the image by its EXIF orientation; "warn" logs a warning, once per folder, if it has one.
 
     Raises:
         DataError: the file is damaged, not of the format of its suffix, has several images, or has more than
@@ -84,6 +84,13 @@ def decode_image(path: Path, data: bytes, *, any_format: bool = False, exif: Exi
 def orientation(path: Path) -> int:
     """Return the EXIF orientation of an image, 1 (as stored) to 8. Raises DataError."""
     return open_image(path, read_file(path), any_format=True).orientation
+
+
+def shape_of(path: Path, *, exif: Exif = "ignore") -> tuple[int, int]:
+    """Return the height and width of an image as :func:`read_image` gives them, without decoding it."""
+    found = open_image(path, read_file(path), any_format=True)
+    height, width = found.image.height, found.image.width
+    return (width, height) if exif == "apply" and found.orientation >= 5 else (height, width)
 
 
 def decode_opened(path: Path, data: bytes, found: "OpenedImage", eighths: int = 8) -> np.ndarray:
@@ -111,12 +118,13 @@ _warned: set[Path] = set()
 
 
 def warn_of_orientation(path: Path, tag: int) -> None:
-    """Log, once per file, that an image is read as stored although its EXIF says it is turned."""
-    if path not in _warned:
-        _warned.add(path)
+    """Log, once per folder, that an image is read as stored although its EXIF says it is turned."""
+    if path.parent not in _warned:
+        _warned.add(path.parent)
         _LOG.warning(
-            "%s: its EXIF has orientation %d (turned), and its labels may be drawn on the turned image; it is "
-            "read as stored. Say `exif: apply` (turn images) or `exif: ignore` where the data set has it", path, tag
+            "%s: its EXIF has orientation %d (turned); it is read as stored, like others of its folder. Labels or "
+            "predictions may not fit what a viewer shows: say `exif: apply` (turn images) or `exif: ignore` where the "
+            "data set has it", path, tag,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from data.files.images import Exif, read_image
+from data.files.images import Exif, read_image, shape_of
 from data.files.list_files import read_json
 from data.files.listing import in_split, require_files, require_unique
 from data.segmentation.label_map import LabelMap
@@ -97,15 +97,22 @@ class CocoMasks:
 
     def __getitem__(self, index: int) -> Sample:
         frame = read_image(self._files[index], exif=self._exif, any_format=True)
-        labels = self.labels(index)
-        assert "mask" in labels
-        if frame.shape[:2] != labels["mask"].shape:
-            sizes = " and ".join("x".join(map(str, array.shape[:2])) for array in (frame, labels["mask"]))
-            raise DataError(f"{self._files[index]}: its size and that in {self._config.annotations} differ: {sizes}")
-        return Sample(frame=frame, **labels)
+        self._require_size(index, frame.shape[:2])
+        return Sample(frame=frame, **self._labels(index))
 
     def labels(self, index: int) -> Labels:
-        """Return the mask of example `index` without decoding its image."""
+        """Return the mask of example `index`. Only the header of its image is read."""
+        self._require_size(index, shape_of(self._files[index], exif=self._exif))
+        return self._labels(index)
+
+    def _require_size(self, index: int, shape: tuple[int, ...]) -> None:
+        """Raise DataError unless the image has the height and width that the COCO file says."""
+        stated = self._images[index]["height"], self._images[index]["width"]
+        if shape != stated:
+            sizes = " and ".join("x".join(map(str, size)) for size in (shape, stated))
+            raise DataError(f"{self._files[index]}: its size and that in {self._config.annotations} differ: {sizes}")
+
+    def _labels(self, index: int) -> Labels:
         from pycocotools import mask as coco
 
         image = self._images[index]

@@ -46,7 +46,7 @@ class FolderConfig(Config):
     """`[255]`: 255 means unknown. Null: 255 means unknown, but masks are refused if all hold only 0 and 255."""
     exif: Literal["apply", "ignore"] | None = None
     """How to use an image's EXIF orientation: `apply` rotates the image, `ignore` reads it as stored. Null reads it as
-    stored, and warns about the file if there are masks."""
+    stored, and warns about the first file of a folder that has one."""
     next_frame: bool = True
     """Also read the following frame, which only a network with a flow branch needs."""
     split: Path | None = None
@@ -116,7 +116,7 @@ class Folder:
                 raise MissingDataError(f"no frame in {config.frames} for {first_ten(without_frame, config.masks)}")
             self._masks = [masks[name] for name in self.ids]
             require_files("masks", config.masks, self._masks)
-        self._exif: Exif = config.exif or ("warn" if config.masks is not None else "ignore")
+        self._exif: Exif = config.exif or "warn"
         stored = partial(stored_files, self._masks or ())
         own = OwnMasks(stored, foreground=config.foreground, guess=config.unknown is None, exif=self._exif)
         self._read_mask = partial(read_mask, colors="voc") if objects else own.read

@@ -66,3 +66,14 @@ def test_a_turn_by_90_degrees_is_refused_with_the_tag_or_applied(tmp_path: Path,
         build(tmp_path, name)[0]
     raw = build(tmp_path, name, exif="apply")[0]
     assert ((raw["frame"][..., 0] > 128) == (raw["mask"] == 1)).all()
+
+
+def test_frames_without_masks_are_warned_about_once_per_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder(tmp_path, 6, np.zeros((16, 24), np.uint8))
+    (tmp_path / "frames/b.jpg").write_bytes((tmp_path / "frames/a.jpg").read_bytes())
+    values = {"name": "folder", "frames": str(tmp_path / "frames"), "next_frame": False}
+    dataset = parse(DataConfig, {"dataset": values}).build_dataset()
+    assert [dataset[i]["frame"].shape[:2] for i in range(2)] == [(16, 24)] * 2  # as stored
+    assert ["a.jpg: its EXIF has orientation 6" in message for message in caplog.messages] == [True]

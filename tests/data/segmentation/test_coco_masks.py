@@ -188,6 +188,8 @@ def test_what_is_wrong_is_said(content: dict[str, Any], tmp_path: Path) -> None:
     write_image(tmp_path / "2.png", np.zeros((5, 5, 3), np.uint8))
     with pytest.raises(DataError, match=r"2.png: its size and that in .* differ: 5x5 and 20x30"):
         wrong[1]
+    with pytest.raises(DataError, match=r"2.png: its size and that in .* differ: 5x5 and 20x30"):
+        wrong.labels(1)  # as scoring asks for it
     (tmp_path / "2.png").unlink()
     with pytest.raises(MissingDataError, match=r"1 file \(2.png\) missing"):
         CocoMasksConfig(name="coco_masks", frames=tmp_path, annotations=tmp_path / "instances.json").build()
