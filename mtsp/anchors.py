@@ -111,7 +111,8 @@ def capture(
 
     Args:
         model: the network, with or without wrappers.
-        names: names of the pretrained weights; names of other parameters and buffers are ignored.
+        names: names of the pretrained weights; names of other parameters and buffers are ignored, with a warning for
+            matrices of recurrent and reparametrized layers (weight norm).
         rows: for weights of which only some output channels are pretrained, the numbers of these channels. The other
             rows of such an anchor are NaN, and are new: regularizers pull them to zero with beta.
 
@@ -142,6 +143,12 @@ def capture(
         raise ValueError(
             f"none of the {len(wanted)} pretrained tensors, the first {min(wanted, default=None)!r}, is a convolution "
             f"or linear weight of this model; its weights are named like {next(iter(penalized(model)), 'nothing')!r}"
+        )
+    if left := [name for name in unpenalized_matrices(model) if name in wanted_weights and name not in chosen]:
+        warnings.warn(
+            f"{len(left)} matrices of recurrent or reparametrized layers, the first {left[0]}, are not captured and "
+            "stay free; to pull them as well, add their values to the anchors and give every=True",
+            stacklevel=2,
         )
     anchors = {name: weights[name].detach().clone() for name in chosen}
     for name, kept in (rows or {}).items():

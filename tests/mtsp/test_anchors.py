@@ -7,7 +7,7 @@ from torch import nn
 from mtsp.anchors import capture, fingerprint, penalized, plain_name
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(4, 1), nn.LayerNorm(1))
 
 
@@ -45,3 +45,20 @@ def test_the_fingerprint_knows_names_values_and_dtypes() -> None:
         {"a": torch.ones(1, 2), "b": torch.zeros(1)},
     ]
     assert len({fingerprint(other) for other in [one, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 1)), r"3\.parametrizations\.weight\.original0"),
+        (nn.LSTM(4, 1), r"3\.weight_ih_l0"),
+    ],
+)
+def test_pretrained_matrices_that_stay_free_are_told(layer: nn.Module, name: str) -> None:
+    model = network()
+    model[3] = layer
+    with pytest.warns(
+        UserWarning, match=rf"2 matrices of recurrent or reparametrized layers, the first {name}, are not"
+    ):
+        anchors = capture(model, [name for name, _ in model.named_parameters()])
+    assert list(anchors) == ["0.weight"]
