@@ -1,16 +1,17 @@
 """Checks made before a regularizer acts on an optimizer: nothing is regularized twice, too strongly, or not at all."""
 
 import gc
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mtsp.anchors import named_weights
+from mtsp.anchors import aliases, named_weights, unpenalized_matrices
 from mtsp.regularizers.buckets import Bucket, Storage, is_sharded, local, local_rows, placed, some_rows
 from mtsp.regularizers.penalties import StepFraction
 from mtsp.regularizers.targets import Target
@@ -63,7 +64,7 @@ def check_optimizer(optimizer: Any, names: Mapping[int, str], targets: Mapping[s
         if names.get(id(weight)) in targets
     ]
     for _, group, _ in own:
-        check_weight_decay(group)
+        check_settings(group)
     others = [names[id(w)] for group in optimizer.param_groups for w in group["params"] if id(w) in names]
     if targets and not own and others:
         raise ValueError(
@@ -84,12 +85,31 @@ def check_optimizer(optimizer: Any, names: Mapping[int, str], targets: Mapping[s
         )
 
 
-def check_weight_decay(group: Mapping[str, Any]) -> None:
-    """Raise ValueError if the optimizer itself decays the weights of this parameter group."""
+def check_names(present: Iterable[str], targets: Mapping[str, Target], model: nn.Module) -> None:
+    """Raise ValueError if a regularized weight was reparametrized or pruned since, which gives it another name."""
+    gone = set(targets) - set(present) - {name for name, _ in aliases(model)}
+    for name in unpenalized_matrices(model) if gone else ():
+        plain = re.sub(r"parametrizations\.weight\.\w+$|weight_(orig|g|v)$", "weight", name)
+        if plain in gone:
+            raise ValueError(
+                f"{plain} is named {name} since the regularizer was built, and would not be pulled any more; "
+                "reparametrize or prune a layer before, and give its anchor by the new name with every=True"
+            )
+
+
+def check_settings(group: Mapping[str, Any]) -> None:
+    """Raise ValueError if the optimizer itself decays the weights of this parameter group, or its rate is negative."""
     if group.get("weight_decay"):
         raise ValueError(
             f"the optimizer's weight_decay={group['weight_decay']} and this regularizer would both pull the same "
             "weights; set weight_decay=0 (beta pulls the new weights to zero)"
+        )
+    lr = group.get("lr")
+    read = not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
+    if lr is not None and read and lr < 0:
+        raise ValueError(
+            f"a learning rate of {float(lr):g} would push the weights away from their anchors; use maximize=True and a "
+            "positive one"
         )
 
 

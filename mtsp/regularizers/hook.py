@@ -13,15 +13,17 @@ from mtsp.anchors import named_weights
 from mtsp.regularizers import reports
 from mtsp.regularizers.buckets import Bucket, Storage, blocks, is_sharded, make_buckets
 from mtsp.regularizers.checks import (
+    check_names,
     check_optimizer,
     check_overshoot,
     check_pulled_once,
-    check_weight_decay,
+    check_settings,
     forbid_copy,
 )
 from mtsp.regularizers.fused_sgd import decay_in_kernel, fits, fused
 from mtsp.regularizers.penalties import Mode, Penalty, SquaredDistance, StepFraction
 from mtsp.regularizers.rates import (
+    check_full_lrs,
     check_lr_scales,
     full_lr,
     has_time_constant,
@@ -85,6 +87,7 @@ class Attachment:
         self._acts = self._evaluations = 0  # numbers in this step: of pulls, and of calls of a closure
         self._lrs: list[Any] = []  # of each parameter group, before this step
         self._full_lrs: list[float] = []  # of each parameter group, at the start
+        self._paced: set[int] = set()  # parameter groups with a weight whose strength was given as a pace
         self._has_acted = False
         names = self._names()
         check_optimizer(optimizer, names, targets)
@@ -100,7 +103,13 @@ class Attachment:
             resolve_paces(self.optimizer, names, self._targets, self.mode, again=False)
             if has_time_constant(self.optimizer, self.mode):
                 self._full_lrs += [full_lr(group) for group in self.optimizer.param_groups[len(self._full_lrs) :]]
+            check_names(names.values(), self._targets, self._model)
             self._buckets = make_buckets(names, self.optimizer, self._targets, self._penalties, self._storage)
+            self._paced = {
+                bucket.group
+                for bucket in self._buckets
+                if any(part.pace for name in bucket.names for part in self._targets[name].parts)
+            }
             self._parameters = parameters
         return self._buckets
 
@@ -149,16 +158,26 @@ class Attachment:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         in_kernel = fused(optimizer) and self.mode == "coupled" and isinstance(self._penalties[True], SquaredDistance)
-        if closure is None and not in_kernel:
+        if closure is None and not in_kernel and not self._hooks_follow():
             with torch.no_grad():
                 self._before()
             return None
         # A closure computes the gradients inside the step, after this hook: act once it has. The fused kernel's
-        # parameter groups must not be seen by other hooks: as a closure, they are made after all hooks.
+        # parameter groups must not be seen by other hooks, and hooks that clip gradients must not clip the pull: as a
+        # closure, both are made after all hooks.
         wrapped = self._after_gradients(closure or (lambda: None))
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, {**kwargs, "closure": wrapped}
+
+    def _hooks_follow(self) -> bool:
+        """Whether others were registered after this one that would see the pull in the gradients."""
+        hooks = self.optimizer._optimizer_step_pre_hooks
+        return (
+            self.mode == "coupled"
+            and not torch.compiler.is_compiling()
+            and next(reversed(hooks), None) != self._handles[0].id
+        )
 
     def _begins(self, step: FrameType) -> bool:
         """Whether this call of `step` is the outermost: where a subclass calls `super().step()`, hooks run again."""
@@ -194,9 +213,11 @@ class Attachment:
         if not torch.compiler.is_compiling():
             self.try_out()
         for group in groups:
-            check_weight_decay(self.optimizer.param_groups[group])
-        if not self._has_acted and any(target.pace for target in self._targets.values()):
-            check_lr_scales((self.optimizer.param_groups[group], self._full_lrs[group]) for group in groups)
+            check_settings(self.optimizer.param_groups[group])
+        if self._paced and not torch.compiler.is_compiling():
+            check_full_lrs((self.optimizer.param_groups[group], self._full_lrs[group]) for group in self._paced)
+            if not self._has_acted:
+                check_lr_scales((self.optimizer.param_groups[group], self._full_lrs[group]) for group in groups)
         if self.mode != "coupled":  # a step may change the learning rate that the optimizer estimates
             self._lrs = [step_lr(self.optimizer, group, self.mode) for group in self.optimizer.param_groups]
         self.check_overshoots(buckets)

@@ -35,6 +35,7 @@ def present_lr(group: Mapping[str, Any]) -> float | Tensor:
         ValueError: the group has no `lr`, or the optimizer does not use it (Adafactor with relative steps).
     """
     lr = group.get("lr")
+    lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
     if lr is None or group.get("relative_step"):
         raise ValueError(
             "the learning rate of the optimizer is unknown, but a decoupled or proximal pull needs it; use "
@@ -79,6 +80,25 @@ def check_lr_scales(groups: Iterable[tuple[Mapping[str, Any], float]]) -> None:
             "the pull would not have the Pace that was set; use a schedule of timm, multiply the rates after attach(), "
             "or give the strengths as numbers"
         )
+
+
+def check_full_lrs(groups: Iterable[tuple[Mapping[str, Any], float]]) -> None:
+    """Raise ValueError if a learning rate is or will be above the one by which a pace became a strength.
+
+    Args:
+        groups: pairs of a parameter group and its :func:`full_lr` at the time the regularizer was attached.
+    """
+    for group, full in groups:
+        lr = group["lr"]
+        if "lr_scale" in group or (isinstance(lr, Tensor) and lr.device.type != "cpu"):
+            continue  # reading it would wait for the GPU
+        highest = max(full_lr(group), float(present_lr(group)))
+        if highest > full * (1 + 1e-6):
+            raise ValueError(
+                f"the full learning rate was {full:g} at attach(), by which a Pace became a strength, and is "
+                f"{highest:g} now, so the pull would be {highest / full:.3g} times as fast as was asked for; attach "
+                "after the schedule is made, with the highest rate in the parameter groups, or give numbers"
+            )
 
 
 def momentum_divisor(optimizer: Any, group: Mapping[str, Any], mode: Mode) -> float:

@@ -80,6 +80,9 @@ class Seen(NamedTuple):
     steps is left out, since Lookahead and Ranger take back half of everything in some steps."""
     moved: float
     """Mean move per step without the pull at a learning rate of 1; NaN if it depends on the size of the gradient."""
+    pauses: bool = False
+    """Whether some steps do not move the weight at all, although it has a gradient; those before the first that does
+    (AdaShift gathers ten gradients at its start) do not count unless that is the last."""
 
 
 class Unrehearsed(Exception):
@@ -111,6 +114,11 @@ def check_arrival(
                 raise ValueError(
                     f"a {mode} pull does not arrive in {name} as it should: {seen.arrived + 0.0:.3g} times what was "
                     f"asked for, in a trial on a separate weight; use {way_out}"
+                )
+            if seen.pauses:
+                raise ValueError(
+                    f"not every step() of {name} moves weights, but a {mode} pull acts in each; gather the gradients "
+                    "before the step, or use mode='coupled'"
                 )
             if not (isnan(seen.moved) or _SLOWEST <= seen.moved <= _FASTEST):
                 raise ValueError(
@@ -167,7 +175,13 @@ def _measured(twin: "Callable[[], _Twin]", mode: Mode, attach: Attach) -> Seen:
     moves, steep = free.moves(), run("steep").moves()
     moved = max((move / rate for move, rate in zip(moves, free.rates, strict=True)), default=0.0)
     by_gradient = max(steep) > 10 * max(moves)
-    return Seen(_furthest(_added(free, pulled, after=mode == "proximal")), nan if by_gradient or not moved else moved)
+    first = next((step for step, move in enumerate(moves) if move), len(moves))
+    arrived = _furthest(_added(free, pulled, after=mode == "proximal"))
+    return Seen(
+        nan if abs(arrived - 1) <= _NEAR and not any(moves) else arrived,  # a pull that arrives where nothing moves
+        nan if by_gradient or not moved else moved,
+        not all(moves[first:]) or (len(moves) == _STEPS and first >= _STEPS - 1),
+    )
 
 
 def _compared(free: "_Course", pulled: "_Course", by_hand: "_Course") -> Iterator[float]:

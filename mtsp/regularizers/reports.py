@@ -139,11 +139,15 @@ def _block(
     fisher: Tensor | None = None,
     rows: int = 0,
 ) -> WeightBlock:
-    """This process's shard of one weight, or of its rows `kept`, in float64."""
+    """This process's shard of one weight, or of its rows `kept`, in float64; complex numbers as pairs of real ones."""
     kept = local_rows(kept, weight)
     own, *beside = (
-        None if v is None else [some_rows(local(v).detach(), kept).double()]
+        None if v is None else [_real(some_rows(local(v).detach(), kept)).double()]
         for v in (weight, *(v if v is None else placed(v, weight, Storage()) for v in (anchor, fisher)))
     )
     assert own is not None
     return WeightBlock(own, beside[0], beside[1], rows)
+
+
+def _real(values: Tensor) -> Tensor:
+    return torch.view_as_real(values) if values.is_complex() else values

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from mtsp.anchors import capture, penalized, plain_name
 from mtsp.regularizers import L1SP, L2SP, MARS, SPD, CautiousL2SP, L2SPFisher, Pace
@@ -202,6 +203,82 @@ def test_a_pace_under_onecycle_is_of_its_highest_rate() -> None:
     regularizer = l2sp(model, alpha=Pace(1000))
     regularizer.attach(optimizer)
     assert regularizer.targets["0.weight"].strength == pytest.approx(0.001)  # 1 / (1.0 * 1000)
+
+
+@pytest.mark.parametrize("how", ["OneCycleLR", "assignment"])
+def test_a_rate_that_rises_above_that_of_a_pace_is_refused(how: str) -> None:
+    """Pace(1000) is the strength 1 at a rate of 0.001; at 0.1, the time constant would be 10 steps."""
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.001)
+    l2sp(model, alpha=Pace(1000)).attach(optimizer)
+    if how == "OneCycleLR":
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=100, cycle_momentum=False)
+    else:
+        optimizer.param_groups[0]["lr"] = 0.1
+    fill_gradients(model)
+    with pytest.raises(
+        ValueError, match=r"was 0\.001 at attach\(\).* is 0\.1 now, so the pull would be 100 times as fast"
+    ):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("lr", [-0.1, torch.tensor(-0.1)], ids=str)
+def test_a_negative_rate_is_refused_as_it_would_push(lr: Any) -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    l2sp(model, mode="coupled").attach(optimizer)
+    optimizer.param_groups[0]["lr"] = lr
+    fill_gradients(model)
+    with pytest.raises(ValueError, match=r"a learning rate of -0\.1 would push the weights away .* maximize=True"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (nn.utils.parametrizations.spectral_norm, r"0\.parametrizations\.weight\.original"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "0.weight_orig"),
+    ],
+)
+def test_a_layer_that_is_reparametrized_later_is_refused(change: Any, name: str) -> None:
+    """Its parameter has another name then, under which there is no anchor."""
+    message = rf"0\.weight is named {name} since the regularizer was built"
+    model = network()
+    regularizer = l2sp(model)
+    change(model[0])
+    with pytest.raises(ValueError, match=message):
+        regularizer.attach(SGD(model.parameters(), lr=0.1))
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    l2sp(model).attach(optimizer)
+    change(model[0])
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})  # the weights are looked up again
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_hook_that_clips_gradients_does_not_clip_the_pull(fused: bool, first: bool) -> None:
+    """Each step takes 0.1 * 1 of the distance to zero, whatever a hook does to the gradient of the loss."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 1.0)
+    optimizer = SGD(model.parameters(), lr=0.1, fused=fused)
+    regularizer = L2SP(model, anchors={"weight": torch.zeros(1, 1)}, alpha=1.0, beta=0.0)
+
+    def clip(*_: Any) -> None:
+        assert model.weight.grad is not None
+        model.weight.grad.mul_(0.0)
+
+    if first:
+        optimizer.register_step_pre_hook(clip)
+    regularizer.attach(optimizer)
+    if not first:
+        optimizer.register_step_pre_hook(clip)
+    for left in (0.9, 0.81):
+        fill_gradients(model, 7.0)
+        optimizer.step()
+        assert model.weight.item() == pytest.approx(left)
 
 
 @pytest.mark.parametrize("fused", [False, True])

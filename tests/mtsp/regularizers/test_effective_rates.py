@@ -111,6 +111,45 @@ def test_a_pull_that_the_optimizer_forgets_is_refused_and_right_when_coupled() -
     assert model.get_parameter("weight").item() == pytest.approx(1.81)
 
 
+class Gathering(torch.optim.AdamW):
+    """AdamW that makes one step of the gradients of several calls."""
+
+    calls, every = 0, 4
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        return super().step(closure) if self.calls % self.every == 0 else None
+
+
+@pytest.mark.parametrize(
+    ("every", "message"),
+    [
+        (2, r"not every step\(\) of Gathering moves weights, but a decoupled pull acts in each"),
+        (12, r"not every step\(\) of Gathering moves weights, but a decoupled pull acts in each"),
+        (100, "whether a pull arrives in Gathering cannot be tried out on a separate weight"),
+    ],
+)
+def test_an_optimizer_that_moves_in_some_of_its_steps_only_is_refused(
+    every: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pull would act in each call, so `every` times as often as the optimizer moves the weights."""
+    model = one_weight()
+    monkeypatch.setattr(Gathering, "every", every)
+    optimizer = Gathering(model.parameters(), lr=0.1, weight_decay=0.0)
+    with pytest.raises(ValueError, match=message):
+        L2SP(model, anchors=ONE, alpha=0.1, beta=0.0).attach(optimizer)
+
+
+def test_a_rate_that_is_a_tensor_of_one_dimension_is_the_number() -> None:
+    """2 - 0.1 * 0.5 * (2 - 1) = 1.95."""
+    model = one_weight()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor([0.1]), weight_decay=0.0, foreach=False)
+    L2SP(model, anchors=ONE, alpha=0.5, beta=0.0).attach(optimizer)
+    model.get_parameter("weight").grad = torch.zeros(1, 1, dtype=torch.float64)
+    optimizer.step()
+    assert model.get_parameter("weight").item() == pytest.approx(1.95)
+
+
 def test_relative_steps_are_refused_unless_coupled() -> None:
     optimization = pytest.importorskip("transformers.optimization", reason="needs transformers")
     model = one_weight()

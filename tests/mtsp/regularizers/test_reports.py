@@ -250,3 +250,18 @@ def test_a_resumed_run_must_pull_to_the_anchors_it_began_with() -> None:
         ValueError, match=r"was trained with another anchors .*captured before any checkpoint is loaded"
     ):
         late.load_state_dict(state)
+
+
+def test_complex_weights_are_pulled_and_reported_as_pairs_of_real_ones() -> None:
+    """3 + 4i is 5 from zero and its anchor 5i is 5 long; |3 - i|^2 = 10. A step leaves 0.99 of the distance."""
+    model = nn.Linear(1, 1, bias=False, dtype=torch.complex128)
+    with torch.no_grad():
+        model.weight.fill_(3 + 4j)
+    regularizer = L2SP(model, anchors={"weight": torch.tensor([[5j]])}, alpha=0.1, beta=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer.attach(optimizer)
+    assert regularizer.penalty() == pytest.approx(0.1 / 2 * 10)
+    assert regularizer.distances([""])[""] == pytest.approx(10**0.5 / 5)
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer.step()
+    assert model.weight.item() == pytest.approx(5j + 0.99 * (3 - 1j))
