@@ -23,6 +23,9 @@ from mtsp.training.experiment import StageConfig, TrainConfig, stage_at
 from mtsp.training.state import Position, Requests, StepResult, TrainState
 from mtsp.types import LABELS, Batch, Outputs
 
+LEAST_SCALE = 2.0**-10
+"""Loss scale of fp16 at which a gradient that is not finite has another cause than the range of fp16."""
+
 
 class NonFiniteStep(FloatingPointError):
     """Raised when a loss or the gradient is NaN or infinite. The message names step and samples; the weights have not
@@ -58,7 +61,8 @@ def train(
 
     Raises:
         NonFiniteStep: a loss or the gradient is NaN or infinite. Raised on all processes at once, before the weights
-            change. With fp16, an infinite gradient instead lowers the loss scale, and the step is skipped.
+            change. With fp16, an infinite gradient instead lowers the loss scale, down to `LEAST_SCALE`, and the step
+            is skipped.
         ValueError: a sample cannot be read.
     """
     streams: dict[str, Generator[Batch, None, None]] = {}
@@ -142,7 +146,8 @@ def optimizer_step(
             for name in batch["name"]
         ]
         _refuse(state, f"the loss is not finite at step {step}: {listed}", culprits)
-    if accelerator.scaler is None and not math.isfinite(norm):
+    scale = None if accelerator.scaler is None or math.isfinite(norm) else accelerator.scaler.get_scale()
+    if not math.isfinite(norm) and (scale is None or scale <= LEAST_SCALE):
         _refuse(state, f"the gradient is not finite at step {step}, though the loss is: {listed}", samples)
     optimizer.step()
     optimizer.zero_grad()

@@ -15,7 +15,7 @@ from mtsp.optim.schedule import ScheduleConfig
 from mtsp.regularizers import L2SP
 from mtsp.tasks import FlowConfig, SegmentationConfig, Tasks
 from mtsp.training.experiment import StageConfig, TrainConfig
-from mtsp.training.loop import NonFiniteStep, optimizer_step, seed_model, set_trainable, train
+from mtsp.training.loop import LEAST_SCALE, NonFiniteStep, optimizer_step, seed_model, set_trainable, train
 from mtsp.training.state import Position, Requests, TrainState
 from mtsp.types import IGNORE, Batch, Outputs
 
@@ -356,6 +356,23 @@ def test_a_gradient_that_is_not_finite_names_the_samples_and_changes_no_weight(c
     with pytest.raises(NonFiniteStep, match=r"the gradient is not finite at step 7, though .* in a batch of frame 3$"):
         optimizer_step(state, [batch], step=7, clip=clip)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_with_fp16_a_gradient_that_stays_infinite_lowers_the_loss_scale_and_then_stops_the_run() -> None:
+    model: Any = InfiniteSlope()
+    accelerator = Accelerator(cpu=True)
+    scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4 * LEAST_SCALE)
+    model, prepared = accelerator.prepare(
+        model, torch.optim.SGD(parameter_groups(model, {"segmentation": 0.1}), lr=0.1)
+    )
+    state = TrainState(accelerator, model, prepared, BOTH, ("segmentation",))
+    batch = example(3, 24)
+    del batch["flow"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    for step in (1, 2):  # each halves the scale
+        optimizer_step(state, [batch], step=step)
+    assert scaler.get_scale() == LEAST_SCALE
+    with pytest.raises(NonFiniteStep, match=r"the gradient is not finite at step 3, .* in a batch of frame 3$"):
+        optimizer_step(state, [batch], step=3)
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
