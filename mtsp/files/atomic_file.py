@@ -14,8 +14,14 @@ _OLD = 24 * 3600  # seconds
 def write_atomically(path: Path, data: bytes | bytearray) -> None:
     """Write a file. Readers see the old content or the new content, never a part, even if the process is killed.
 
-    What killed processes left of the same file is removed.
+    What killed processes left of the same file is removed. Devices and pipes, such as /dev/stdout, are written to; a
+    rename would put a file in their place.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file", str(path))
+    if path.exists() and (not path.is_file() or path.parent == Path("/dev")):  # /dev/stdout is a link
+        path.write_bytes(data)
+        return
     temporary = path.with_name(f".tmp-{path.name}-{socket.gethostname()}-{os.getpid()}")
     for left in path.parent.glob(f".tmp-{glob.escape(path.name)}-*"):
         if _is_left_behind(left):
