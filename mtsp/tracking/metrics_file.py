@@ -1,5 +1,6 @@
 """Write `metrics.jsonl` so that a kill loses nothing, truncate it on resume, and read it."""
 
+import errno
 import itertools
 import json
 import logging
@@ -37,7 +38,10 @@ class MetricsFile:
             raise cannot_write(path, error) from error
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line. Raises OSError if the disk is full."""
+        """Write one line. Raises OSError if the disk is full, or the file is no longer there."""
+        if not self._path.exists():  # the open file would take the line, wherever it is now
+            reason = "moved or deleted while the run writes to it; restore the folder and continue with --resume auto"
+            raise FileNotFoundError(errno.ENOENT, reason, str(self._path))
         row = {"step": step, "time": round(time.time(), 3)}
         assert not row.keys() & values.keys(), "`step` and `time` are reserved"
         row |= {name: value if math.isfinite(value) else None for name, value in values.items()}

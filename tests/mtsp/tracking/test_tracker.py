@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mtsp.config import ConfigError, parse
-from mtsp.tracking.metrics_file import read_metrics
+from mtsp.tracking.metrics_file import MetricsFile, read_metrics
 from mtsp.tracking.tracker import Tracker, TrackingConfig
 
 EXPERIMENT = {"name": "test", "seed": 0, "optim": {"lr": 0.1}}
@@ -119,6 +119,16 @@ def test_a_full_disk_is_one_clear_error_and_loses_no_line(tmp_path: Path) -> Non
     assert steps(tmp_path) == [1]
     opened(tmp_path, tracker.state(1)).log(2, {})
     assert steps(tmp_path) == [1, 2]
+
+
+def test_curves_that_are_moved_under_a_run_are_an_error_and_not_written_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    file = MetricsFile(tmp_path / "run" / "metrics.jsonl", None)
+    file.append(1, {"loss": 1.0})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=r"moved or deleted while the run writes to it; .*run/metrics.jsonl"):
+        file.append(2, {"loss": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path / "moved" / "metrics.jsonl")] == [1]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
