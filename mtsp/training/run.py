@@ -14,6 +14,7 @@ from mtsp.files.lock import locked
 from mtsp.files.progress import training_progress
 from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
+from mtsp.training.checkpoint.files import set_aside_after
 from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore
 from mtsp.training.checkpoint.saver import Saver
 from mtsp.training.checks.classes import align_classes, with_classes
@@ -90,6 +91,8 @@ def run_experiment(
             require_same_fisher(run, saved)
         if main:
             write_atomically(run_dir / "experiment.yaml", as_yaml(experiment).encode())
+            if saved is not None and resume not in ("auto", "must"):  # these pass over damaged checkpoints alone
+                set_aside_after(run_dir / "checkpoints", run.position.step)
             print_summary(run)
             tracked = None if saved is None else saved.state["tracker"]
             values = experiment.model_dump(mode="json")

@@ -8,6 +8,7 @@ import pytest
 
 from mtsp.config import ConfigError
 from mtsp.training.checkpoint import files
+from mtsp.training.signals import StopSignals
 from tests.runs.run_folders import command, rewound, rows, steps_saved
 from tools.train import main
 
@@ -34,6 +35,23 @@ def test_a_run_resumed_from_any_step_ends_as_if_uninterrupted(
         run_dir = rewound(tmp_path / "whole", step, tmp_path / f"from-{step}")
         train(values, run_dir, "auto")
         assert outcome(run_dir) == outcome(tmp_path / "whole"), step
+
+
+def test_a_run_that_goes_back_and_is_stopped_goes_on_from_there_and_not_from_its_later_checkpoints(
+    values: dict[str, Any], train: Train, outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["train"] |= {"save_every": 1, "keep_last": 10}
+    run_dir = tmp_path / "run"
+    train(values, run_dir)
+    expected = outcome(run_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignals, "received", lambda signals: True)
+        train(values, run_dir, str(run_dir / "checkpoints" / "step-00000002"))
+    assert steps_saved(run_dir) == [1, 2, 3]
+    aside = [path.name[-1] for path in (run_dir / "checkpoints").glob("before-going-back-step-*")]
+    assert sorted(aside) == ["3", "4", "5", "6"]
+    train(values, run_dir, "auto")
+    assert outcome(run_dir) == expected  # the curves without a gap, too
 
 
 def test_a_resumed_run_may_have_other_workers(

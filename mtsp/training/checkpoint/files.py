@@ -74,7 +74,7 @@ def save(
                 f"rate or train.clip may help"
             )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # the run's folder itself exists, unless somebody moved it
         recover(folder)
     except OSError as error:
         raise OSError(f"the checkpoint of step {step} was not written to {folder}: {error.strerror}") from error
@@ -130,9 +130,19 @@ def recover(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def set_aside_after(folder: Path, step: int) -> None:
+    """Rename checkpoints of later steps, so that none of them is the newest of a run that goes back to `step`."""
+    for path in checkpoints(folder):
+        if step_of(path) > step:
+            aside = path.with_name(f"before-going-back-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            _LOG.warning("the run goes back to step %d: renamed %s to %s", step, path, aside.name)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Return the paths of all checkpoints in `folder`, oldest first, complete or not."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
+    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal()]
     return sorted(found, key=step_of)
 
 
@@ -166,7 +176,7 @@ def verify(path: Path) -> dict[str, int]:
     for name, expected in files.items():
         file = path / name
         try:
-            same = file.stat().st_size == expected["bytes"] and _hash(file) == expected["sha256"]
+            same = file.is_file() and file.stat().st_size == expected["bytes"] and _hash(file) == expected["sha256"]
         except OSError:
             same = False
         if not same:
@@ -196,6 +206,8 @@ def load(path: Path) -> Checkpoint:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """Return size and SHA-256 of each file, by name."""
     try:
+        if not (path / _MANIFEST).is_file():  # opening a pipe waits for ever
+            raise OSError("there is no such regular file")
         with (path / _MANIFEST).open("rb") as file:
             manifest = json.loads(file.read(_MANIFEST_BYTES))
         version, seal = manifest["format"], manifest.pop("sha256", None)
@@ -205,7 +217,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has checkpoint format {version!r}; this version reads {FORMAT}")
     if seal != _seal(manifest):
         raise CheckpointError(f"{path / _MANIFEST} was changed since it was written")
-    return manifest["files"]
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(one, dict) and one.keys() == {"bytes", "sha256"} for one in files.values()
+    ):
+        raise CheckpointError(f"{path / _MANIFEST} does not list files with their size and SHA-256")
+    if missing := set(_FILES) - files.keys():
+        raise CheckpointError(f"{path / _MANIFEST} does not list {', '.join(sorted(missing))}")
+    return files
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

@@ -41,6 +41,32 @@ def test_the_newest_are_kept_by_number(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000020", "step-00000100"]
 
 
+@pytest.mark.parametrize(
+    "listed", [None, [], {}, {"model.safetensors": {}}, {"state.json": {"bytes": 1, "sha256": ""}}]
+)
+def test_a_manifest_that_lists_too_little_is_refused_though_its_own_hash_is_right(tmp_path: Path, listed: Any) -> None:
+    path = saved(tmp_path, 1) / "manifest.json"
+    manifest = {"format": files.FORMAT, "step": 1, "files": listed}
+    path.write_text(json.dumps(manifest | {"sha256": files._seal(manifest)}))
+    with pytest.raises(CheckpointError, match=r"step-00000001/manifest.json does not list"):
+        load(path.parent)
+
+
+def test_the_folder_of_a_run_that_was_moved_is_not_created_again(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"step 4 was not written to .*gone/checkpoints: No such file or directory"):
+        saved(tmp_path / "gone" / "checkpoints", 4)
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, file: str) -> None:
+    path = saved(tmp_path, 1) / file
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=file):
+        load(path.parent)
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json", "ema.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncated to nothing", "half", "one byte changed", "missing"])
 def test_a_damaged_checkpoint_is_detected_and_the_one_before_is_used(
