@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mtsp.types import Batch, Examples
 
+_ALIGNMENT = 64  # bytes
+
 
 class Failure(NamedTuple):
     """The error message of a sample that could not be read; worker processes return it instead of raising."""
@@ -35,6 +37,45 @@ def collate(samples: Sequence[Batch]) -> Batch:
             if ours != theirs:
                 raise ValueError(f"{refusal}: their {key} has sizes {ours} and {theirs}; crop or resize to one size")
     return batch | {key: torch.stack([s[key] for s in samples]) for key in keys}  # pyright: ignore[reportReturnType]
+
+
+class Packed(NamedTuple):
+    """A batch whose tensors are parts of one, so that a worker process sends one file, not one per tensor."""
+
+    data: Tensor
+    parts: dict[str, Sequence[Any]]
+    """By key: first byte, number of bytes, type, shape and strides."""
+    rest: dict[str, Any]
+
+
+def packed(batch: Batch, *, channels_last: bool = False, shared: bool = False) -> Packed:
+    """Return a batch in one block of memory, of which `shared` memory reaches other processes without a copy.
+
+    Images are in channels_last memory format if asked for, all other tensors are contiguous.
+    """
+    tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+    parts, size = {}, 0
+    for key, value in tensors.items():
+        form = torch.channels_last if channels_last and value.ndim == 4 else torch.contiguous_format
+        strides = torch.empty(value.shape, device="meta", memory_format=form).stride()
+        parts[key] = (size, value.nbytes, value.dtype, tuple(value.shape), strides)
+        size += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT
+    storage = torch.UntypedStorage._new_shared(size) if shared else torch.UntypedStorage(size)
+    data = torch.empty(0, dtype=torch.uint8).set_(storage)
+    for key, value in tensors.items():
+        _part(data, parts[key]).copy_(value)
+    return Packed(data, parts, {key: value for key, value in batch.items() if key not in tensors})
+
+
+def unpacked(batch: Packed) -> Batch:
+    """Return the batch that was given to :func:`packed`, without copying."""
+    tensors: dict[str, Any] = {key: _part(batch.data, part) for key, part in batch.parts.items()}
+    return batch.rest | tensors  # pyright: ignore[reportReturnType]
+
+
+def _part(data: Tensor, part: Sequence[Any]) -> Tensor:
+    first, size, dtype, shape, strides = part
+    return data[first : first + size].view(dtype).as_strided(shape, strides)
 
 
 def mixed(batch: Batch) -> Batch:

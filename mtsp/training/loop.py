@@ -164,7 +164,8 @@ def _gradient_norm(state: TrainState, clip: float | None) -> Tensor:
     if clip is not None:
         norm: Any = state.accelerator.clip_grad_norm_(state.model.parameters(), clip)
     else:
-        norm = get_total_norm([weight.grad for weight in state.model.parameters() if weight.grad is not None])
+        weights = (weight for group in state.optimizer.param_groups for weight in group["params"])
+        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
     return getattr(norm, "full_tensor", lambda: norm)()  # FSDP2 shards the gradient
 
 

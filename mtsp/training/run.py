@@ -161,6 +161,7 @@ def _open_stream(run: TrainingRun, name: str, size: int, first: int) -> Generato
         collate=run.experiment.tasks.collate,
         workers=config.worker_count(),
         pin_memory=accelerator.device.type == "cuda",
+        channels_last=run.state.channels_last,
         timeout=config.timeout,
     )
 

@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, get_worker_info
 
-from mtsp.batches import Failure, collate, to_device
+from mtsp.batches import Failure, Packed, collate, packed, to_device, unpacked
 from mtsp.training.signals import STOP
 from mtsp.types import Batch, Examples, Kind
 
@@ -113,6 +113,7 @@ def micro_batches(
     collate: Callable[[Sequence[Batch]], Batch],
     workers: int = 0,
     pin_memory: bool = False,
+    channels_last: bool = False,
     timeout: float = 0.0,
 ) -> Generator[Batch, None, None]:
     """Yield this process's micro-batches endlessly, `shard.accumulate` per global batch, starting at batch `start`.
@@ -126,6 +127,7 @@ def micro_batches(
         collate: combines samples into a batch.
         workers: number of processes that decode and augment; with 0, the calling process does.
         pin_memory: use pinned memory, for faster copies to a GPU.
+        channels_last: return images in channels_last memory format.
         timeout: number of seconds to wait for a batch from the worker processes; 0: without limit.
 
     Raises:
@@ -144,7 +146,7 @@ def micro_batches(
     loader = DataLoader(
         samples,
         batch_sampler=_positions(batch_size, start, shard),
-        collate_fn=partial(_collate, collate),
+        collate_fn=partial(_collate, collate, channels_last, workers > 0),
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker if workers else None,
@@ -165,7 +167,7 @@ def micro_batches(
             raise ValueError(_lost_worker(batches, samples)) from error
         if isinstance(batch, Failure):
             raise ValueError(batch.message)
-        yield batch
+        yield unpacked(batch)
 
 
 def _lost_worker(batches: Any, samples: _AugmentedSamples) -> str:
@@ -184,12 +186,14 @@ def _lost_worker(batches: Any, samples: _AugmentedSamples) -> str:
     return f"a data worker {reason}; the last that it read is {names}{hint}"
 
 
-def _collate(collate: Callable[[Sequence[Batch]], Batch], samples: list[Any]) -> Batch | Failure:
-    """Return the samples as a batch, or the first failure among the samples."""
+def _collate(
+    collate: Callable[[Sequence[Batch]], Batch], channels_last: bool, shared: bool, samples: list[Any]
+) -> Packed | Failure:
+    """Return the samples as a batch, laid out alike with and without workers, or the first failure among them."""
     if failures := [sample for sample in samples if isinstance(sample, Failure)]:
         return failures[0]
     try:
-        return collate(samples)
+        return packed(collate(samples), channels_last=channels_last, shared=shared)
     except ValueError as error:
         return Failure(str(error))
 

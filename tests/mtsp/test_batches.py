@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mtsp.batches import mixed
+from mtsp.batches import mixed, packed, unpacked
 from mtsp.tasks import ClassificationConfig, Tasks
 from mtsp.types import Batch, Outputs
 
@@ -56,3 +56,21 @@ def test_label_smoothing_of_mixed_labels_is_that_of_soft_targets() -> None:
     share = batch["label_weight"][:, None]
     expected = F.cross_entropy(logits, share * own + (1 - share) * other, reduction="sum", label_smoothing=0.1)
     torch.testing.assert_close(tasks.sums(Outputs(label_logits=logits), batch)["classification"], expected)
+
+
+@pytest.mark.parametrize(("channels_last", "strides"), [(False, (42, 14, 7, 1)), (True, (42, 1, 21, 3))])
+def test_a_batch_from_a_worker_is_one_block_of_shared_memory(channels_last: bool, strides: tuple[int, ...]) -> None:
+    frame, mask = torch.rand(5, 3, 2, 7), torch.randint(0, 9, (5, 2, 7), dtype=torch.uint8)
+    valid, nothing = mask > 3, torch.zeros(0, 4)
+    given: Any = {"name": ["a"], "frame": frame, "mask": mask, "valid": valid, "label": nothing, "counts": {"flow": 3}}
+    sent = packed(given, channels_last=channels_last, shared=True)
+    found: Any = unpacked(sent)
+    assert sent.data.is_shared()
+    assert sent.data.nbytes == 896 + 128 + 128  # 5*3*2*7*4 = 840 bytes, and 70 twice: multiples of 64
+    assert found["frame"].stride() == strides
+    assert {value.untyped_storage().data_ptr() for value in found.values() if torch.is_tensor(value)} == {
+        sent.data.data_ptr()
+    }
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[key], given[key]) for key in ("frame", "mask", "valid", "label"))
+    assert (found["name"], found["counts"], found["mask"].dtype) == (["a"], {"flow": 3}, torch.uint8)
