@@ -179,6 +179,8 @@ def _lost_worker(batches: Any, samples: _AugmentedSamples) -> str:
     ended = [number for number, process in enumerate(processes) if not process.is_alive()]
     names = ", ".join(f"sample {ids[samples.reading[number]]}" for number in ended or range(len(processes)))
     if not ended:
+        for process in processes:
+            process.kill()  # workers ignore SIGTERM, with which Python would end them, and then wait for ever
         return f"the data workers do not answer; they are reading {names}"
     code = processes[ended[0]].exitcode
     reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

@@ -1,5 +1,6 @@
 """Batches are a function of (seed, step), not of processes, workers, accumulation or resuming."""
 
+import multiprocessing
 import os
 import signal
 from itertools import islice
@@ -128,3 +129,26 @@ def test_the_sample_that_a_killed_worker_was_reading_is_named_and_the_handler_of
     with pytest.raises(ValueError, match="a data worker was ended by SIGKILL; the last that it read is sample frame4;"):
         next(stream)
     assert signal.getsignal(signal.SIGCHLD) == before
+
+
+class Hanging(Numbers):
+    """Reading example 4 stops the worker, as a dead network disk does."""
+
+    def train_sample(self, index: int, rng: np.random.Generator) -> Batch:
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().train_sample(index, rng)
+
+
+def test_a_worker_that_hangs_is_named_and_killed_so_that_the_run_can_end() -> None:
+    before = set(multiprocessing.active_children())
+    examples = Hanging(6)
+    stream = micro_batches(
+        examples, batch_size=6, start=0, seed=[3], shard=Shard(), collate=collate, workers=1, timeout=1
+    )
+    with pytest.raises(ValueError, match="the data workers do not answer; they are reading sample frame4"):
+        next(stream)
+    stream.close()
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.join(10)
+        assert not worker.is_alive()
