@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import model_validator
 
 from data.classification.labeled_images import tell_turned
-from data.files.flow_formats import flow_of_array
+from data.files.flow_formats.read import flow_of_array
 from data.files.images import Exif, decode_image, read_file
 from data.files.list_files import read_classes
 from data.files.masks import OwnMasks, read_mask

@@ -181,7 +181,7 @@ def _measure_entry(
 
 
 def _save(folder: Path, batch: "Batch", outputs: "Outputs") -> None:
-    from data.files.flow_formats import write_flo
+    from data.files.flow_formats.flo import write_flo
     from data.files.masks import byte_ids, write_mask
 
     path = folder / batch["name"][0]

@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from pydantic import model_validator
 
-from data.files.flow_formats import FLOW_SUFFIXES
+from data.files.flow_formats.read import FLOW_SUFFIXES
 from data.files.list_files import read_lines
 from data.files.listing import first_ten, folders_below, image_tree, in_split, inside
 from data.flow.pairs import FlowPair, FlowPairs

@@ -1,7 +1,7 @@
 """KITTI 2015: 200 street scenes with sparse flow measured by laser.
 
 Layout: training/image_2/000000_{10,11}.png, training/{flow_occ,flow_noc}/000000_10.png. The 16-bit PNG files of flow
-are read by :func:`data.files.flow_formats.read_kitti_flow`.
+are read by :func:`data.files.flow_formats.kitti.read_kitti_flow`.
 Source: Menze and Geiger, "Object Scene Flow for Autonomous Vehicles", CVPR 2015.
 """
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from data.files.flow_formats import read_flow
+from data.files.flow_formats.read import read_flow
 from data.files.images import read_image
 from data.files.listing import require_files, require_size, require_unique
 from data.files.masks import read_foreground

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.catalog.datasets import DATASETS
 from data.classification.labeled_images import HELD_OUT
-from data.files.flow_formats import read_flow
+from data.files.flow_formats.read import read_flow
 from data.files.masks import read_foreground, read_mask
 from data.predictions.class_names import with_predicted_classes
 from data.predictions.labels_csv import score_predictions

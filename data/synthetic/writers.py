@@ -16,7 +16,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from data.files.flow_formats import write_flo, write_pfm
+from data.files.flow_formats.flo import write_flo
+from data.files.flow_formats.pfm import write_pfm
 from data.files.images import write_image
 from data.files.masks import write_mask
 from data.synthetic.clips import SyntheticConfig, render_clip

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data import DataConfig
-from data.files.flow_formats import write_flo
+from data.files.flow_formats.flo import write_flo
 from data.files.images import write_image
 from data.files.masks import write_mask
 from data.types import DataError

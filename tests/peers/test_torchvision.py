@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.files.flow_formats import read_flow, write_flo, write_kitti_flow, write_pfm
+from data.files.flow_formats.flo import write_flo
+from data.files.flow_formats.kitti import write_kitti_flow
+from data.files.flow_formats.pfm import write_pfm
+from data.files.flow_formats.read import read_flow
 from data.files.images import write_image
 from data.flow.hd1k import Hd1kConfig
 from data.segmentation.sbd import SbdConfig

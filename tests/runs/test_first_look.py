@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.files.flow_formats import read_flo, write_flo
+from data.files.flow_formats.flo import read_flo, write_flo
 from data.files.images import read_image, write_image
 from mtsp.config import ConfigError
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.files.flow_formats import read_flo, write_flo
+from data.files.flow_formats.flo import read_flo, write_flo
 from data.files.masks import write_mask
 from mtsp.training.checkpoint import files
 from tools.train import main

@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from data.files.flow_formats import read_flo
+from data.files.flow_formats.flo import read_flo
 from data.files.masks import write_mask
 from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_scene_flow

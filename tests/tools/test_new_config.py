@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.files.flow_formats import write_flo
+from data.files.flow_formats.flo import write_flo
 from data.files.images import write_image
 from data.files.masks import write_mask
 from data.segmentation.mask_folder import MaskFolderConfig

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data.augment.crops import center_crop
-from data.files.flow_formats import read_flo
+from data.files.flow_formats.flo import read_flo
 from data.files.images import read_image, write_image
 from data.files.masks import read_mask
 from mtsp.config import parse

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from data import DataError, Labels
-from data.files.flow_formats import write_flo
+from data.files.flow_formats.flo import write_flo
 from data.files.images import write_image
 from data.files.masks import write_mask
 from data.predictions.score import score

@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before installed
 
 from data.augment.augment import AugmentConfig
 from data.augment.color import ColorConfig
-from data.files.flow_formats import read_flo, read_pfm, write_flo, write_pfm
+from data.files.flow_formats.flo import read_flo, write_flo
+from data.files.flow_formats.pfm import read_pfm, write_pfm
 from data.files.images import read_image, write_image
 from data.files.masks import read_mask, write_mask
 from data.files.undecoded import UndecodedSample, read_undecoded

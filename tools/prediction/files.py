@@ -78,7 +78,7 @@ def write(
     `what` lists keys of `SUFFIXES`. Flow vectors of `radius` pixels are drawn in full color; None uses the length
     that 95 % of the vectors do not exceed. Overlays leave the class `background` uncolored.
     """
-    from data.files.flow_formats import write_flo
+    from data.files.flow_formats.flo import write_flo
     from data.files.images import write_image
     from data.files.masks import write_mask
     from mtsp.figures.flow_colors import flow_to_color, full_color_length

@@ -9,7 +9,7 @@ import pytest
 
 from data import DataConfig
 from data.catalog.verify import verify, verify_entries, warping_errors
-from data.files.flow_formats import read_flo, write_flo
+from data.files.flow_formats.flo import read_flo, write_flo
 from data.files.images import write_image
 from data.synthetic.clips import SyntheticConfig
 from data.synthetic.writers import write_flying_chairs

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.files.flow_formats import read_flow, read_pfm
+from data.files.flow_formats.pfm import read_pfm
+from data.files.flow_formats.read import read_flow
 from data.files.images import read_image
 from data.files.masks import read_mask
 from data.types import DataError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import DataConfig
-from data.files.flow_formats import read_flow
+from data.files.flow_formats.read import read_flow
 from data.files.images import MAX_PIXELS, read_image
 from data.files.list_files import read_classes, read_json, read_lines, read_mat, read_names
 from data.files.masks import read_mask

@@ -15,16 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from data.files.flow_formats import (
-    UNKNOWN_FLOW,
-    read_flo,
-    read_flow,
-    read_kitti_flow,
-    read_pfm,
-    write_flo,
-    write_kitti_flow,
-    write_pfm,
-)
+from data.files.flow_formats.flo import UNKNOWN_FLOW, read_flo, write_flo
+from data.files.flow_formats.kitti import read_kitti_flow, write_kitti_flow
+from data.files.flow_formats.pfm import read_pfm, write_pfm
+from data.files.flow_formats.read import read_flow
 from data.files.images import MAX_PIXELS, read_image, write_image
 from data.files.masks import read_foreground, read_mask, write_mask
 from data.types import DataError, MissingDataError

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from data import SampleDataset
-from data.files.flow_formats import write_flo, write_kitti_flow, write_pfm
+from data.files.flow_formats.flo import write_flo
+from data.files.flow_formats.kitti import write_kitti_flow
+from data.files.flow_formats.pfm import write_pfm
 from data.files.images import write_image
 from data.flow.flying_chairs import FlyingChairsConfig
 from data.flow.kitti import KittiConfig

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files.flow_formats import write_flo
+from data.files.flow_formats.flo import write_flo
 from data.files.images import write_image
 from data.flow.middlebury import MiddleburyConfig
 from tests.data.flow.files import HEIGHT, WIDTH, first, flow, gray, made

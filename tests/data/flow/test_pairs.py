@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import DataConfig, SampleDataset
-from data.files.flow_formats import write_flo
+from data.files.flow_formats.flo import write_flo
 from data.files.images import write_image
 from data.flow.flying_chairs import FlyingChairsConfig
 from data.flow.kitti import KittiConfig

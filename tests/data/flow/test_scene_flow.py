@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.files.flow_formats import write_pfm
+from data.files.flow_formats.pfm import write_pfm
 from data.flow.scene_flow import DRIVING_VAL, MONKAA_VAL, DrivingConfig
 from data.types import MissingDataError
 from tests.data.flow.files import HEIGHT, NONE, WIDTH, first, flow, monkaa, things, write_film

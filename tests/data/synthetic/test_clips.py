@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from data.files.flow_formats import read_flo, read_pfm
+from data.files.flow_formats.flo import read_flo
+from data.files.flow_formats.pfm import read_pfm
 from data.files.images import read_image
 from data.files.masks import read_mask
 from data.synthetic.clips import SyntheticConfig, render_clip

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.files.flow_formats import read_flo, read_kitti_flow
+from data.files.flow_formats.flo import read_flo
+from data.files.flow_formats.kitti import read_kitti_flow
 from mtsp.metrics import FlowErrors, flow_sums
 from mtsp.metrics.kernels import flow_forms, flow_loops, jit
 

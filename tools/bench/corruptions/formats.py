@@ -17,7 +17,10 @@ from PIL import Image
 
 from data import DataConfig
 from data.catalog.download import unpack
-from data.files.flow_formats import read_flow, write_flo, write_kitti_flow, write_pfm
+from data.files.flow_formats.flo import write_flo
+from data.files.flow_formats.kitti import write_kitti_flow
+from data.files.flow_formats.pfm import write_pfm
+from data.files.flow_formats.read import read_flow
 from data.files.images import read_image, write_image
 from data.files.masks import read_foreground, read_mask, write_mask
 from data.predictions.labels_csv import score_predictions
