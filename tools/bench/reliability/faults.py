@@ -404,10 +404,11 @@ def is_done(out: Path, name: str, attack: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the attacks that have no row yet; return 1 if one was not survived."""
-    from tools.bench.reliability import scenarios as others
+    from tools.bench.reliability import costs
+    from tools.bench.reliability.scenarios import scenarios
 
     attacks: dict[str, Callable[[Path, argparse.Namespace], Iterator[Row]]] = {"signals": signals, "kills": kills}
-    attacks |= {name: getattr(others, name) for name in ("scenarios", "tracker", "saving")}
+    attacks |= {"scenarios": scenarios, "tracker": costs.tracker, "saving": costs.saving}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("attacks", choices=attacks, help="which attacks to make")
     parser.add_argument("--out", type=Path, default=Path("runs/faults"), help="folder for runs and results")
