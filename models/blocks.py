@@ -53,7 +53,7 @@ def cropped(x: Tensor, like: Tensor) -> Tensor:
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first and the second half of a batch, as `x.chunk(2)`, of which ONNX makes a sequence."""
+    """Return the first and the second half of a batch, like `x.chunk(2)`, which ONNX would export as a sequence."""
     count = x.shape[0] // 2
     return x[:count], x[count:]
 

@@ -21,10 +21,10 @@ class TaskWeightsConfig(Config):
 class TaskWeights:
     """Weights exp(-s) of the losses of each task, with a log-variance s that is learned by Adam, from 0.
 
-    Kendall et al., "Multi-Task Learning Using Uncertainty" (CVPR 2018), equation 10: the sum of exp(-s) L + s / 2 over
-    the tasks, of which the losses L are those of a whole step, so that all processes learn the same. A constant L
-    brings its own weight to 1 / (2 L). The log-variances are no weights of the network: they are neither anchored nor
-    decayed, clipped or averaged.
+    Kendall et al., "Multi-Task Learning Using Uncertainty" (CVPR 2018), equation 10: minimize the sum of exp(-s) L +
+    s / 2 over the tasks. L is the loss of a task over the whole step, on all processes, so that all of them learn the
+    same weights. If L stays constant, its weight becomes 1 / (2 L). The log-variances are not part of the network: they
+    are neither anchored nor decayed, clipped or averaged.
     """
 
     def __init__(self, tasks: Tasks, config: TaskWeightsConfig) -> None:

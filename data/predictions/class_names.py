@@ -1,4 +1,4 @@
-"""Names of a network's classes in `classes.txt`, beside its predictions, which number or name classes as it does."""
+"""Read and write `classes.txt`, which lies beside stored predictions and lists the class names of the network."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -54,7 +54,7 @@ class ScoreHead(nn.Module):
             self.register_buffer("up8", bilinear_kernel(channels, 8), persistent=False)
 
     def forward(self, encoder: Sequence[Tensor], motion: Sequence[Tensor]) -> Tensor:
-        """Return score maps: with `crops` at stride 1 and a few pixels too large at the lower right; else at stride 8.
+        """Return score maps: with `crops` at stride 1, a few pixels too large at the lower right; else at stride 8.
 
         Args:
             encoder: BChw at strides 8, 16, 32 (additional maps may precede them).

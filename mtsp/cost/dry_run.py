@@ -44,7 +44,7 @@ def saved_bytes(
 
 
 def fake_state(network: nn.Module, mode: Any, learning: Sequence[str]) -> dict[str, Tensor]:
-    """Return the parameters and buffers as tensors without contents, of torch's FakeTensorMode `mode`."""
+    """Return the parameters and buffers as tensors without contents, made by torch's FakeTensorMode `mode`."""
     named = (*network.named_parameters(), *network.named_buffers())
     state: dict[str, Tensor] = {name: mode.from_tensor(tensor.detach()) for name, tensor in named}
     for name in learning:

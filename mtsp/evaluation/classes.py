@@ -79,7 +79,7 @@ def require_among(entry: str, own: Sequence[str], classes: Sequence[str], whose:
 
 
 def renumbering(own: Sequence[str], classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the place in `classes` of each class of `own`, and that of each value of a mask, where 255 stays 255."""
+    """Return the index in `classes` of each class in `own`, and a table that maps mask values to them (255 to 255)."""
     place = {name: label for label, name in enumerate(classes)}
     labels = np.array([place[name] for name in own])
     table = np.full(max(len(own), IGNORE + 1), IGNORE)

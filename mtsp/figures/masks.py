@@ -12,7 +12,7 @@ _IGNORED = (224, 224, 192)  # the color of "void" in PASCAL VOC's palette
 
 
 def background_class(kind: Kind, classes: Sequence[str]) -> int | None:
-    """Return 0 if class 0 is background, else None: so for videos and pairs, and if the name of class 0 says so."""
+    """Return 0 if class 0 is background, as in videos and pairs and where its name says so; else return None."""
     return 0 if kind in ("video", "pairs") or "background" in "".join(classes[:1]).lower() else None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mtsp.integrations import known_branches, l2sp_of_loaded, measured, summary
+from mtsp.integrations.callback import RegularizerCallback
 from mtsp.regularizers import Regularizer
 from mtsp.regularizers.strength import Strength
 
@@ -13,7 +13,7 @@ except ImportError as error:
     raise ImportError("mtsp.integrations.lightning needs lightning 2; pip install lightning") from error
 
 
-class L2SPCallback(Callback):
+class L2SPCallback(RegularizerCallback, Callback):
     """Pull a LightningModule towards its pretrained weights during `fit`::
 
         module = Classifier(AutoModel.from_pretrained("..."))
@@ -55,30 +55,17 @@ class L2SPCallback(Callback):
         branches: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        if (regularizer is None) == (alpha is None):
-            raise ValueError("give a regularizer, or alpha to build L2-SP from the loaded weights")
-        self._regularizer, self._settings = regularizer, {"alpha": alpha, "beta": beta, "new": new, **options}
-        self.branches = branches if regularizer is None else known_branches(regularizer, branches)
+        super().__init__(regularizer, alpha=alpha, beta=beta, new=new, branches=branches, **options)
         self.optimizer = optimizer
         self._saved: dict[str, str] = {}
 
-    @property
-    def regularizer(self) -> Regularizer:
-        """The regularizer; if the callback builds it, it is available only after fitting has begun."""
-        if self._regularizer is None:
-            raise ValueError("the regularizer is built when fitting begins")
-        return self._regularizer
-
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Capture the anchors, before a checkpoint is loaded."""
-        if self._regularizer is None and stage == "fit":
-            self._regularizer = l2sp_of_loaded(pl_module, **self._settings)
-            self.branches = known_branches(self._regularizer, self.branches)
-            if trainer.is_global_zero:
-                print(summary(self._regularizer))
+        if not self.is_built and stage == "fit":
+            self.build(pl_module, told=trainer.is_global_zero)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach the regularizer, after detaching it from the optimizer of an earlier fit that failed."""
+        """Attach the regularizer to the chosen optimizer."""
         count = len(trainer.optimizers)
         if self.optimizer is None and count != 1:
             raise ValueError(f"the module has {count} optimizers; choose one, as in optimizer=0")
@@ -86,14 +73,11 @@ class L2SPCallback(Callback):
             raise ValueError(
                 f"optimizer={chosen}, but the module has {count} optimizers; give an index from 0 to {count - 1}"
             )
-        if self._saved:
-            self.regularizer.load_state_dict(self._saved)
-        self.regularizer.detach()
-        self.regularizer.attach(trainer.optimizers[chosen])
+        self.attach_to(trainer.optimizers[chosen], self._saved)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log penalty and distances. This must run on every process, because shards are gathered."""
-        pl_module.log_dict(measured(self.regularizer, self.branches))
+        pl_module.log_dict(self.measured())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Detach the regularizer."""
@@ -101,7 +85,7 @@ class L2SPCallback(Callback):
 
     def state_dict(self) -> dict[str, str]:
         """Return the fingerprint of the anchors, to be saved in a checkpoint."""
-        return self._regularizer.state_dict() if self._regularizer else {}
+        return self.anchor_state()
 
     def load_state_dict(self, state_dict: dict[str, str]) -> None:
         """Keep the fingerprint from a checkpoint, which is compared with the anchors when training begins."""

@@ -1,11 +1,8 @@
 """Callback that trains with L2-SP in the `Trainer` of transformers."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from mtsp.integrations import known_branches, l2sp_of_loaded, measured, summary
-from mtsp.regularizers import Regularizer
-from mtsp.regularizers.strength import Strength
+from mtsp.integrations.callback import RegularizerCallback
 
 try:
     from transformers import TrainerCallback
@@ -14,7 +11,7 @@ except ImportError as error:
     raise ImportError("mtsp.integrations.transformers needs transformers; pip install transformers") from error
 
 
-class L2SPCallback(TrainerCallback, ExportableState):
+class L2SPCallback(RegularizerCallback, TrainerCallback, ExportableState):
     """Pull a model towards its pretrained weights while the `Trainer` trains it::
 
         model = AutoModelForImageClassification.from_pretrained("...", num_labels=10)
@@ -45,44 +42,20 @@ class L2SPCallback(TrainerCallback, ExportableState):
             training arguments set a `weight_decay`; or the checkpoint was trained with other anchors.
     """
 
-    def __init__(
-        self,
-        regularizer: Regularizer | None = None,
-        *,
-        alpha: Strength | None = None,
-        beta: Strength = 0.0,
-        new: Sequence[str] | None = None,
-        branches: Sequence[str] = (),
-        **options: Any,
-    ) -> None:
-        if (regularizer is None) == (alpha is None):
-            raise ValueError("give a regularizer, or alpha to build L2-SP from the weights that from_pretrained loads")
-        self._regularizer, self._settings = regularizer, {"alpha": alpha, "beta": beta, "new": new, **options}
-        self.branches = branches if regularizer is None else known_branches(regularizer, branches)
-
-    @property
-    def regularizer(self) -> Regularizer:
-        """The regularizer; if the callback builds it, it is available only after the Trainer was created."""
-        if self._regularizer is None:
-            raise ValueError("the regularizer is built when the Trainer is created with this callback")
-        return self._regularizer
-
     def on_init_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Capture the anchors, before a checkpoint is loaded."""
-        if self._regularizer is None and parts.get("model") is not None:
-            self._build(parts["model"], told=state.is_world_process_zero)
+        if not self.is_built and parts.get("model") is not None:
+            self.build(parts["model"], told=state.is_world_process_zero)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Attach the regularizer, after detaching it from the optimizer of an earlier training that failed."""
-        if self._regularizer is None:
+        """Attach the regularizer; a resumed training must have the anchors that it had."""
+        if not self.is_built:
             if state.global_step:
                 raise ValueError("the model has already been resumed; pass this callback when the Trainer is created")
-            self._build(parts["model"], told=state.is_world_process_zero)
+            self.build(parts["model"], told=state.is_world_process_zero)
         saved = (state.stateful_callbacks or {}).get(type(self).__name__)
-        if state.global_step and isinstance(saved, dict) and saved["attributes"]["anchors"]:
-            self.regularizer.load_state_dict(saved["attributes"]["anchors"])
-        self.regularizer.detach()
-        self.regularizer.attach(parts["optimizer"])
+        anchors = saved["attributes"]["anchors"] if state.global_step and isinstance(saved, dict) else {}
+        self.attach_to(parts["optimizer"], anchors)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Measure pull and gradient in the steps that are logged, so that a resumed run logs the same values."""
@@ -93,7 +66,7 @@ class L2SPCallback(TrainerCallback, ExportableState):
     def on_log(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Add the values to the last log entry. This must run on every process, because shards are gathered."""
         if state.log_history:
-            state.log_history[-1].update(measured(self.regularizer, self.branches))
+            state.log_history[-1].update(self.measured())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Detach the regularizer."""
@@ -101,10 +74,4 @@ class L2SPCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return the fingerprint of the anchors, which the Trainer saves with a checkpoint."""
-        return {"args": {}, "attributes": {"anchors": self._regularizer.state_dict() if self._regularizer else {}}}
-
-    def _build(self, model: Any, *, told: bool) -> None:
-        self._regularizer = l2sp_of_loaded(model, **self._settings)
-        self.branches = known_branches(self._regularizer, self.branches)
-        if told:
-            print(summary(self._regularizer))
+        return {"args": {}, "attributes": {"anchors": self.anchor_state()}}

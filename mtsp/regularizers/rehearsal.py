@@ -208,7 +208,7 @@ def _furthest(arrived: Iterable[float]) -> float:
 
 
 class _Course(NamedTuple):
-    """A run of the steps: values of the weight, its anchor, and for each step the fraction to remove and the rate."""
+    """Record of a trial run: anchor and values of the weight, and for each step the fraction to remove and the rate."""
 
     group: dict[str, Any]
     points: list[Tensor]

@@ -43,7 +43,7 @@ class Target(NamedTuple):
 
     @property
     def parts(self) -> tuple["Target", ...]:
-        """The target itself, and that of the rows it does not cover, if there are any."""
+        """The target itself and, if it does not cover all rows, the target of the other rows."""
         return (self,) if self.rest is None else (self._replace(rest=None), self.rest)
 
     def size(self, weight: Tensor) -> int:
@@ -119,7 +119,7 @@ def _kept_rows(name: str, anchor: Tensor, target: Target) -> Tensor | None:
     if new.all() or not new.any():
         return None
     if target.rows != 0 or target.channel_groups > 1:
-        raise ValueError(f"{name} belongs to a transposed layer, of which an anchor cannot cover some channels only")
+        raise ValueError(f"{name} belongs to a transposed layer; its anchor must cover all channels or none")
     return (~new).nonzero().flatten()
 
 

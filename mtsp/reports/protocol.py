@@ -33,8 +33,8 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
     "l2sp": (3.0, 1.0, 0.3, 0.1),
     "spd": (0.1, 0.3, 1.0, 3.0),
 }
-"""Strengths by regularizer, from weak to strong: alpha = beta of l2, alpha of spd, and the time constant of l2sp as a
-multiple of the number of steps. All but l2 keep the config's beta."""
+"""Strengths to choose from for each regularizer, from weak to strong. For l2 they are alpha, which equals beta; for spd
+they are alpha; for l2sp they are time constants, in multiples of the run's steps. Only l2 changes the config's beta."""
 TUNING_SEED = 1000
 """Seed of the first tuning run; it differs from the seeds of the test."""
 VALIDATION = "validation"

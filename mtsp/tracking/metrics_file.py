@@ -20,7 +20,7 @@ _LOG = logging.getLogger("mtsp")
 class MetricsFile:
     """`metrics.jsonl`, open for appending. Raises OSError if it cannot be written.
 
-    A resumed run drops the lines after `resume_step`, and those of that step with names that begin as one of `again`,
+    A resumed run drops the lines after `resume_step`, and lines of that step whose names begin with one of `again`,
     which it will log again. A new run (None) renames a file that is not empty to
     `metrics.1.jsonl`, or uses the next free number.
     """

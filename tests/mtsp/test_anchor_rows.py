@@ -181,7 +181,7 @@ def test_wrong_rows_are_refused() -> None:
     transposed = nn.Sequential(nn.ConvTranspose2d(3, 4, 2))
     anchors = {"0.weight": torch.zeros(3, 4, 2, 2)}
     anchors["0.weight"][1] = torch.nan
-    with pytest.raises(ValueError, match="transposed layer, of which an anchor cannot cover some channels"):
+    with pytest.raises(ValueError, match="transposed layer; its anchor must cover all channels or none"):
         L2SP(transposed, anchors=anchors, alpha=0.1, beta=0.1)
 
 

@@ -1,1 +1,1 @@
-"""Follow the object of a first mask: the program is tools/adapt.py."""
+"""Parts of tools/adapt.py, which follows the objects that the mask of a video's first frame shows."""

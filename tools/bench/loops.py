@@ -76,7 +76,7 @@ def evaluation(folder: Path) -> Evaluated:
 
 
 def bare(values: dict[str, Any], folder: Path, tick: Tick) -> None:
-    """Train with a bare PyTorch loop on batches that are in memory: the limit."""
+    """Train with a bare PyTorch loop on batches that are in memory; no program can be faster."""
     experiment = parse(AnyExperiment, values)
     network = build_network(experiment).model.train().to(memory_format=torch.channels_last)  # pyright: ignore
     batches = []

@@ -40,7 +40,7 @@ class Values(NamedTuple):
     """What the masks of a folder hold."""
 
     values: tuple[int, ...]
-    """All values, ascending; empty if masks are colors, of which one is not black."""
+    """All values, ascending; empty if masks have colors other than black."""
     read: int
     """Number of masks that were read."""
 

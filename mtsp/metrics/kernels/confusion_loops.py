@@ -27,7 +27,7 @@ LANES = 4
 cell would make each wait for the one before."""
 
 Special = tuple[Any, Any] | None
-"""For scores stored as bits of floats: the bits of infinity, and all bits except the sign, which represent any NaN."""
+"""The bits of an infinite float, and a mask of all bits but the sign. Larger bits under the mask are NaN."""
 
 
 @functools.cache
