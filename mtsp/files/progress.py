@@ -57,8 +57,10 @@ def bar(
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *(counters or (MofNCompleteColumn(),)))
-    hidden = not shown or not (stays or console.is_terminal)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=not stays, disable=hidden) as drawn:
+    if not shown or not (stays or console.is_terminal):
+        yield lambda done=None, total=None, note="": None  # rich before 14.1 ends a disabled bar with a blank line
+        return
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=not stays) as drawn:
         task = drawn.add_task(title, total=total, completed=done, note="")
 
         def advance(done: int | None = None, total: int | None = None, note: str = "") -> None:
