@@ -1,8 +1,8 @@
-"""Collate samples into batches, move batches to a device, and put a network in evaluation mode."""
+"""Collate samples into batches, move batches to a device, resize maps, and put a network in evaluation mode."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtsp.types import Batch, Examples
 
 _ALIGNMENT = 64  # bytes
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Failure(NamedTuple):
@@ -128,6 +129,18 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool = True)
                 value = value.contiguous(memory_format=torch.channels_last)
         moved[key] = value
     return moved  # pyright: ignore[reportReturnType]
+
+
+def in_channels_last(network: ModuleT, wanted: bool = True) -> ModuleT:
+    """Return the network with its weights in the memory format channels_last, or unchanged if that is not wanted."""
+    return network.to(memory_format=torch.channels_last) if wanted else network  # pyright: ignore[reportCallIssue]
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps, BCHW, resized bilinearly to height and width `size`; the maps themselves if they have this size."""
+    if maps.shape[-2:] == size:
+        return maps
+    return nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def tensors_in(outputs: Any) -> Iterator[Tensor]:

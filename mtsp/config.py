@@ -37,6 +37,17 @@ class Config(pydantic.BaseModel):
         return cls.__name__
 
 
+def json_schema(section: type[Config]) -> dict[str, Any]:
+    """Return the JSON schema of a config, in which each section is defined under the name of its class."""
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class ShortNames(GenerateJsonSchema):
+        def normalize_name(self, name: str) -> str:
+            return super().normalize_name(name.partition("[")[0])  # without the parameters of a generic section
+
+    return section.model_json_schema(schema_generator=ShortNames)
+
+
 class _Loader(yaml.SafeLoader):
     """A YAML loader for which 1e-3 is a number, `on` and `yes` are strings, and a repeated key is an error."""
 

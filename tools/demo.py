@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from data.synthetic.clips import SyntheticConfig
-    from mtsp.types import Batch, Examples, Outputs
+    from mtsp.types import Batch, Outputs
     from tools.build import AnyExperiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,8 +211,10 @@ def figure(networks: Mapping[str, "nn.Module"], experiment: "AnyExperiment") -> 
     """Return a figure of an example of each data set: frame, ground truth and the networks' predictions; HW3 uint8."""
     import torch
 
+    from mtsp.batches import collate
     from mtsp.evaluation.evaluate import at_resolution
     from mtsp.figures.comparison import comparison
+    from mtsp.indices import evenly_spaced
 
     def predictions(batch: "Batch") -> dict[str, "Outputs"]:
         frames = batch["frame"], batch.get("next_frame")
@@ -220,7 +222,9 @@ def figure(networks: Mapping[str, "nn.Module"], experiment: "AnyExperiment") -> 
 
     batches = []
     for entry in experiment.evaluation.data:
-        for batch in _evenly_spaced(experiment.data[entry].build(), 2 if entry.startswith("target") else 1):
+        examples = experiment.data[entry].build()
+        for index in evenly_spaced(len(examples), 2 if entry.startswith("target") else 1, centered=True):
+            batch = collate([examples[index]])
             batch["name"] = [entry.partition("_")[0]]
             batches.append(batch)
     with torch.no_grad():
@@ -263,15 +267,6 @@ def _load_shipped(model: "nn.Module") -> None:
 
     for branch in model.branches:  # pyright: ignore[reportGeneralTypeIssues]
         load_branch(model, branch, "shipped")
-
-
-def _evenly_spaced(examples: "Examples", count: int) -> "Iterator[Batch]":
-    """Yield a few evenly spaced examples as batches of one; they are not chosen for good predictions."""
-    from mtsp.batches import collate
-
-    count = min(count, len(examples))
-    for part in range(count):
-        yield collate([examples[int((part + 0.5) * len(examples) / count)]])
 
 
 def _conclude(folder: Path, rows: Mapping[str, Mapping[str, float]], seconds: float) -> None:

@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, list["Scores"]]] | None:
     """Evaluate a checkpoint; return the values for the JSON and the scores by entry, on the main process only."""
-    import torch
 
     from models.pretrained.load_trained import load_trained, trained_classes
+    from mtsp.batches import in_channels_last
     from mtsp.distributed.accelerator import make_accelerator
     from mtsp.evaluation.classes import align
     from mtsp.evaluation.scores import joined
@@ -69,8 +69,7 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, l
         examples = {name: align(f"data.{name}", found, classes, whose) for name, found in examples.items()}
     examples = align_classes(experiment, examples)
     accelerator = make_accelerator(experiment.train.precision)
-    if experiment.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model = in_channels_last(model, experiment.train.channels_last)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     accelerator.wait_for_everyone()  # every process must check for an empty folder before any process writes
     scores = {}
@@ -157,7 +156,7 @@ def _measure_entry(
             model,
             data,
             tta=experiment.evaluation.tta.build(),
-            batch_size=experiment.evaluation.batch,
+            batch_size=experiment.evaluation.batch_size,
             workers=experiment.train.worker_count(),
             channels_last=experiment.train.channels_last,
             after_example=after_example,

@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
     require_pair(parser, arguments, "config", "checkpoint")
-    import torch
     from rich.console import Console
 
     from models.pretrained.files import locate
     from models.pretrained.load_trained import load_trained
+    from mtsp.batches import in_channels_last
     from mtsp.config import ConfigError
     from mtsp.distributed.accelerator import make_accelerator
     from mtsp.files.progress import bar
@@ -82,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator = make_accelerator(experiment.train.precision)
     if accelerator.num_processes > 1:
         raise ConfigError("predict.py runs in one process; start one for each folder of frames")
-    if look.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model = in_channels_last(model, look.channels_last)
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
     with bar("predicting", frames.total) as advance:
 

@@ -43,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--print-schema", action="store_true", help="show the JSON schema of configs and stop")
     options = parser.parse_intermixed_args(arguments)
     if options.print_schema:
+        from mtsp.config import json_schema
         from tools.build import AnyExperiment
 
-        print(json.dumps(AnyExperiment.model_json_schema(), indent=1))
+        print(json.dumps(json_schema(AnyExperiment), indent=1))
         return 0
     if options.new is not None:
         return _new(parser, options)

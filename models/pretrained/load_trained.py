@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.pretrained.files import read
 from models.pretrained.layouts import LayoutError
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import storage
 from mtsp.training.experiment import Experiment
 
 
@@ -44,7 +44,7 @@ def trained_classes(path: Path) -> tuple[str, ...]:
         ValueError: the file cannot be read.
     """
     if path.is_dir():
-        return tuple(files.load(path).state.get("classes", ()))
+        return tuple(storage.load(path).state.get("classes", ()))
     if path.suffix != ".safetensors":
         return ()
     try:
@@ -61,11 +61,11 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
         except LayoutError as error:
             raise ValueError(f"{path}: {error}") from error
     if not path.name.startswith("step-"):
-        places = [path / "weights.safetensors", *files.checkpoints(path / "checkpoints")]
+        places = [path / "weights.safetensors", *storage.checkpoints(path / "checkpoints")]
         there = [str(place) for place in places if place.exists()]
         hint = f"choose {' or '.join(there)}" if there else "give RUN/weights.safetensors or RUN/checkpoints/step-..."
         raise ValueError(f"{path} is a folder without a checkpoint; {hint}")
-    return files.load(path).model
+    return storage.load(path).model
 
 
 def _difference(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 
-def is_sharded(model: nn.Module) -> bool:
+def has_shards(model: nn.Module) -> bool:
     """Return whether the weights are sharded by FSDP2. If so, all processes must gather or run forward together."""
     return any(hasattr(weight, "device_mesh") for weight in model.parameters())
 
 
 def full_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the full states of network and optimizer. Call it on all processes: sharded weights are gathered."""
-    if not is_sharded(model):
+    if not has_shards(model):
         return model.state_dict(), optimizer.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
@@ -26,7 +26,7 @@ def load_full_states(
     model: nn.Module, optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
     """Load the states that :func:`full_states` returned. Raises the errors of `load_state_dict`."""
-    if not is_sharded(model):
+    if not has_shards(model):
         model.load_state_dict(weights)
         optimizer.load_state_dict(dict(state))
         return

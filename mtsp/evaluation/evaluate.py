@@ -9,13 +9,12 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mtsp.batches import collate, evaluating, to_device
-from mtsp.distributed.sharding import is_sharded
+from mtsp.batches import collate, evaluating, resize_maps, to_device
+from mtsp.distributed.sharding import has_shards
 from mtsp.evaluation.metrics_by_kind import METRICS, Metric
 from mtsp.evaluation.scores import is_known
 from mtsp.evaluation.tta import Tta, single_view
@@ -83,7 +82,7 @@ def evaluate(
         EvaluationStopped: a process asked to stop; the others finish their examples first.
     """
     bare = accelerator.unwrap_model(model)
-    if accelerator.num_processes > 1 and not is_sharded(bare):
+    if accelerator.num_processes > 1 and not has_shards(bare):
         for buffer in bare.buffers():  # without SyncBN they differ between processes; use those that are saved
             torch.distributed.broadcast(buffer, 0)
     on_device = partial(to_device, device=accelerator.device, channels_last=channels_last)
@@ -108,14 +107,14 @@ def evaluate(
             )
             after_example(index, one, _one_of(outputs, place))
 
-    with closing(samples), evaluating(bare), one_behind(measure, threaded=not is_sharded(bare)) as measure_beside:
-        for indices, batch in _batches(zip(mine, samples, strict=True), 1 if is_sharded(bare) else batch_size):
+    with closing(samples), evaluating(bare), one_behind(measure, threaded=not has_shards(bare)) as measure_beside:
+        for indices, batch in _batches(zip(mine, samples, strict=True), 1 if has_shards(bare) else batch_size):
             stopped = stopped or stop()
-            if stopped and not is_sharded(bare):
+            if stopped and not has_shards(bare):
                 break
             measure_beside(indices, batch, tta(bare, on_device(batch)))
             groups += 1
-        if is_sharded(bare):  # every process must join every forward pass, even with one example fewer
+        if has_shards(bare):  # every process must join every forward pass, even with one example fewer
             for _ in range(math.ceil(len(examples) / accelerator.num_processes) - groups):
                 tta(bare, on_device(collate([examples[0]])))
     return _merged(accelerator, examples.kind, measured, unknown, stopped)
@@ -137,9 +136,7 @@ def at_resolution(outputs: Outputs, batch: Batch) -> Outputs:
 
 
 def _resized(values: Tensor, label: Tensor | None) -> Tensor:
-    if label is None or values.shape[-2:] == label.shape[-2:]:
-        return values
-    return F.interpolate(values, size=label.shape[-2:], mode="bilinear", align_corners=False)
+    return values if label is None else resize_maps(values, (label.shape[-2], label.shape[-1]))
 
 
 def _batches(decoded: Iterable[tuple[int, Batch]], size: int) -> Iterator[tuple[list[int], Batch]]:

@@ -66,7 +66,7 @@ class MultiScaleConfig(Config):
     stride: Annotated[float, Field(gt=0, le=1)] = 2 / 3
     """Distance between windows as a fraction of `crop`, rounded down to pixels."""
     flip: bool = True
-    batch: Annotated[int, Field(gt=0)] = 8
+    batch_size: Annotated[int, Field(gt=0)] = 8
     """Number of windows per forward pass, flipped ones included. Changes memory and speed, not the result."""
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ def _multi_scale(config: MultiScaleConfig, network: Network, batch: Batch) -> Ou
         for top, left in product(config.starts(height), config.starts(width))
     ]
     scores = _Scores(size, sizes)
-    at_once, crop = max(1, config.batch // (len(images) * (2 if config.flip else 1))), config.crop
+    at_once, crop = max(1, config.batch_size // (len(images) * (2 if config.flip else 1))), config.crop
     for start in range(0, len(windows), at_once):
         seen = windows[start : start + at_once]
         cut = [enlarged[scale][..., top : top + crop, left : left + crop] for scale, top, left in seen]
@@ -209,7 +209,7 @@ class MultiCropConfig(Config):
     places: Literal["center", "corners"] = "corners"
     """Positions of the crops: the center only, or the four corners and the center."""
     flip: bool = True
-    batch: Annotated[int, Field(gt=0)] = 32
+    batch_size: Annotated[int, Field(gt=0)] = 32
     """Number of crops per forward pass. Changes memory and speed, not the result."""
 
     @model_validator(mode="after")
@@ -232,7 +232,7 @@ def _multi_crop(config: MultiCropConfig, network: Network, batch: Batch) -> Outp
     if config.flip:
         crops = torch.cat([crops, crops.flip(-1)])
     logits = []
-    for part in crops.contiguous(memory_format=torch.channels_last).split(config.batch):
+    for part in crops.contiguous(memory_format=torch.channels_last).split(config.batch_size):
         outputs = network(part, None)
         if "label_logits" not in outputs:
             raise ValueError("tta `multi_crop` needs labels, and this network predicts none; use tta `none`")

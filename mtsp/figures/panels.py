@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mtsp.batches import resize_maps
 from mtsp.figures.flow_colors import (
     FULL_COLOR_PERCENTILE,
     error_map,
@@ -164,10 +165,7 @@ def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    maps = maps.detach().cpu().float()
-    if maps.shape[1:] == size:
-        return maps
-    return torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+    return resize_maps(maps.detach().cpu().float()[None], size)[0]
 
 
 def to_image(frame: torch.Tensor) -> np.ndarray:

@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     examples: int = 1000
     draws: int = 1
     seed: int = 0
-    batch: int = 8
+    batch_size: int = 8
     """Images per batch."""
     chunk: int = 16
     """Number of gradients in memory at once."""
@@ -87,7 +87,7 @@ def estimate(
     pretrained.model.to(accelerator.device)
     settings = _settled(settings, task, len(examples), _passes(pretrained, examples, task, accelerator.device))
     workers = experiment.train.worker_count()
-    rounds = SinglePass(examples, accelerator, settings.examples, settings.batch, settings.seed, workers)
+    rounds = SinglePass(examples, accelerator, settings.examples, settings.batch_size, settings.seed, workers)
     generator = torch.Generator(accelerator.device)
     sums = _sum(pretrained, task, settings, generator)
     described = _described(experiment, settings, pretrained, task, {name: len(one) for name, one in data.items()})

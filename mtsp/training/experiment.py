@@ -166,7 +166,7 @@ class EvaluationConfig(Config, Generic[ModelT]):
     """Number of steps between evaluations; null: evaluate only at the end."""
     at_start: bool = True
     """Also evaluate before the first step."""
-    batch: Positive = 1
+    batch_size: Positive = 1
     """Number of samples of equal size to evaluate at once: faster on a GPU, but the last digits of results may
     change."""
     tta: AnyTta = NoTtaConfig()

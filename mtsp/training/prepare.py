@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
+from mtsp.batches import in_channels_last
 from mtsp.config import ConfigError
 from mtsp.cost.recompute import recompute_blocks
-from mtsp.distributed.sharding import is_sharded
+from mtsp.distributed.sharding import has_shards
 from mtsp.distributed.sync_batchnorm import synchronize
 from mtsp.evaluation.forgetting import SourceConfig, SourceTask, shared_tensors
 from mtsp.task_weights import TaskWeights
@@ -27,9 +27,7 @@ def prepare(
     experiment: AnyExperiment, accelerator: Accelerator, pretrained: PretrainedNetwork, data: Mapping[str, Examples]
 ) -> TrainState:
     """Build the optimizer, and have Accelerate place and wrap network and optimizer."""
-    model = pretrained.model
-    if experiment.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model = in_channels_last(pretrained.model, experiment.train.channels_last)
     if accelerator.num_processes > 1:
         search_for_unused(experiment, accelerator, model, data)
         model = synchronize(model, accelerator.device)
@@ -62,7 +60,7 @@ def averaged_weights(experiment: AnyExperiment, state: TrainState) -> Ema | None
     if experiment.train.ema is None:
         return None
     model = state.accelerator.unwrap_model(state.model)
-    if is_sharded(model):
+    if has_shards(model):
         raise ConfigError("train.ema: weights sharded by FSDP cannot be averaged; leave it out, or use DDP")
     return Ema(model, experiment.train.ema)
 
@@ -79,11 +77,10 @@ def source_task(
         ConfigError: the weights are sharded.
     """
     experiment, accelerator = run.experiment, run.state.accelerator
-    if is_sharded(run.network):
+    if has_shards(run.network):
         raise ConfigError("evaluation.source: weights sharded by FSDP are not measured; leave it out, or use DDP")
     network = build_network(experiment.source_experiment(), ()).model.to(accelerator.device)
-    if experiment.train.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network = in_channels_last(network, experiment.train.channels_last)
     return SourceTask(
         source,
         network,

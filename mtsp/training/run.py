@@ -14,7 +14,7 @@ from mtsp.files.lock import locked
 from mtsp.files.progress import training_progress
 from mtsp.regularizers import Regularizer
 from mtsp.tracking.tracker import Tracker
-from mtsp.training.checkpoint.files import set_aside_after
+from mtsp.training.checkpoint.atomic_save import set_aside_after
 from mtsp.training.checkpoint.resume import checkpoint_to_resume, require_same_fisher, restore
 from mtsp.training.checkpoint.saver import Saver
 from mtsp.training.checks.classes import align_classes, with_classes

@@ -15,6 +15,7 @@ from mtsp.evaluation.forgetting import as_csv
 from mtsp.figures.masks import background_class
 from mtsp.figures.panels import panel
 from mtsp.files.atomic_file import write_atomically
+from mtsp.indices import evenly_spaced
 from mtsp.training.experiment import SOURCE
 from mtsp.training.state import TrainingRun
 from mtsp.types import Batch, Examples, Outputs
@@ -45,11 +46,12 @@ def validate(run: TrainingRun) -> None:
     validation: dict[str, Evaluation] = {}
     for name in config.data:
         examples = run.data[name]
-        wanted = _spaced(range(len(examples)), run.experiment.tracking.images)
+        wanted = evenly_spaced(len(examples), run.experiment.tracking.images, centered=True)
         processes = run.state.accelerator.num_processes
         shown: set[int] = {index - index % processes for index in wanted}
         if last:
-            shown |= {*_spaced(_first_video(examples, processes), run.experiment.tracking.frames)}
+            video = _first_video(examples, processes)
+            shown |= {video[i] for i in evenly_spaced(len(video), run.experiment.tracking.frames, centered=True)}
         figures: dict[str, np.ndarray] = {}
         if step == 0 and run.state.accelerator.is_main_process:
             _LOG.info("evaluating %d examples of %s first; evaluation.at_start=false skips this", len(examples), name)
@@ -94,7 +96,7 @@ def _evaluated(
         model,
         examples,
         tta=run.experiment.evaluation.tta.build(),
-        batch_size=run.experiment.evaluation.batch,
+        batch_size=run.experiment.evaluation.batch_size,
         workers=run.experiment.train.worker_count(),
         channels_last=run.experiment.train.channels_last,
         after_example=after_example,
@@ -126,12 +128,6 @@ def _write_curve(run: TrainingRun) -> None:
         curve[fraction] = {f"{name}/{k}": v for name, one in named.items() for k, v in one.headlines().items()}
     if run.state.accelerator.is_main_process:
         write_atomically(run.folder / "forgetting.csv", as_csv(curve).encode())
-
-
-def _spaced(indices: Sequence[int], count: int) -> list[int]:
-    """Return at most `count` of the indices, evenly spaced."""
-    count = min(count, len(indices))
-    return [indices[round((i + 0.5) * len(indices) / count - 0.5)] for i in range(count)]
 
 
 def _first_video(examples: Examples, processes: int) -> list[int]:

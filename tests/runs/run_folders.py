@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import storage
 from mtsp.training.signals import STOP
 from tools.train import main
 
@@ -24,7 +24,7 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def steps_saved(run_dir: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in files.checkpoints(run_dir / "checkpoints")]
+    return [int(path.name.removeprefix("step-")) for path in storage.checkpoints(run_dir / "checkpoints")]
 
 
 def rewound(run_dir: Path, step: int, to: Path) -> Path:
@@ -32,7 +32,7 @@ def rewound(run_dir: Path, step: int, to: Path) -> Path:
     shutil.copytree(run_dir, to)
     for name in ("weights.safetensors", "results.json"):
         (to / name).unlink(missing_ok=True)
-    for path in files.checkpoints(to / "checkpoints"):
+    for path in storage.checkpoints(to / "checkpoints"):
         if int(path.name.removeprefix("step-")) > step:
             shutil.rmtree(path)
     return to

@@ -42,7 +42,7 @@ def learned(tmp_path: Path, train: Train) -> dict[str, Any]:
         "regularizer": {"name": "none"},
         "optimizer": {"name": "sgd", "lr": 0.02},
         "train": {"steps": 40, "stages": [{"steps": 1, "batch_size": {"colors": 12}}], "workers": 0},
-        "evaluation": {"data": ["colors"], "batch": 4},
+        "evaluation": {"data": ["colors"], "batch_size": 4},
         "tracking": {"log_every": 30, "images": 0},
     }
     assert train(values, tmp_path / "source")["colors"]["top1"] > 0.6
@@ -56,7 +56,7 @@ def learned(tmp_path: Path, train: Train) -> dict[str, Any]:
         "evaluation": {
             "data": ["lights"],
             "every": 2,
-            "batch": 4,
+            "batch_size": 4,
             "source": {"data": "colors", "heads": {"head": weights}, "classes": 3, "fractions": [0, 1]},
             "corruptions": {"data": ["lights"], "limit": 4},
         },

@@ -17,7 +17,7 @@ import torch
 
 from data.files.flow_formats.flo import read_flo, write_flo
 from data.files.masks import write_mask
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import atomic_save, storage
 from tools.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,7 +231,7 @@ def ran(tmp_path: Path) -> Path:
     run_dir = tmp_path / "ran"
     for step in (1, 2):
         tensors = {"segmentation.x": torch.full((3,), float(step))}
-        files.save(run_dir / "checkpoints", step, tensors, {}, {"step": step}, keep_last=2)
+        atomic_save.save(run_dir / "checkpoints", step, tensors, {}, {"step": step}, keep_last=2)
     (run_dir / "metrics.jsonl").write_text('{"step": 2, "time": 1.0, "train/loss": 0.5}\n')
     return run_dir
 
@@ -288,9 +288,9 @@ def test_a_checkpoint_of_another_network_is_not_resumed(
 ) -> None:
     assert failing(world, tmp_path / "run") == 0
     path = tmp_path / "run" / "checkpoints" / "step-00000002"
-    found = files.load(path)
+    found = storage.load(path)
     other = {name: value for name, value in found.model.items() if not name.startswith("flow.")}
-    files.save(tmp_path / "other", 2, other, found.optimizer, found.state, keep_last=1)
+    atomic_save.save(tmp_path / "other", 2, other, found.optimizer, found.state, keep_last=1)
     before = contents(tmp_path / "run")
     capsys.readouterr()
     assert failing(world, tmp_path / "run", "--resume", str(tmp_path / "other" / "step-00000002")) == 1

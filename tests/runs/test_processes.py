@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import storage
 from tests.runs.run_folders import ChildProcess, command, rewound, rows, same_but_for_rounding
 from tools.train import main
 
@@ -55,7 +55,7 @@ def test_two_processes_end_as_one(several: dict[str, Any], train: Train, tmp_pat
         assert row.keys() == truth.keys()
         for name in ("train/loss", "train/flow", "train/segmentation"):
             assert row.get(name, 0.0) == pytest.approx(truth.get(name, 0.0), rel=1e-3)
-    state = files.load(tmp_path / "two" / "checkpoints" / "step-00000006").state
+    state = storage.load(tmp_path / "two" / "checkpoints" / "step-00000006").state
     assert state["processes"] == 2
 
 

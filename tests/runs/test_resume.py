@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mtsp.config import ConfigError
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import storage
 from mtsp.training.signals import StopSignals
 from tests.runs.run_folders import command, rewound, rows, steps_saved
 from tools.train import main
@@ -118,7 +118,7 @@ def test_a_truncated_newest_checkpoint_is_passed_over(
 def test_when_no_checkpoint_is_whole_the_run_is_not_begun_anew(
     whole: Path, values: dict[str, Any], train: Train
 ) -> None:
-    for path in files.checkpoints(whole / "checkpoints"):
+    for path in storage.checkpoints(whole / "checkpoints"):
         (path / "state.json").unlink()
     with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged"):
         train(values, whole, "auto")
@@ -157,9 +157,9 @@ def test_a_resumed_run_continues_its_wandb_run(
     values["evaluation"] = {"data": [], "at_start": False}
     values["tracking"] |= {"trackers": ["wandb"], "mode": "offline"}
     train(values, tmp_path / "run")
-    first = files.load(tmp_path / "run" / "checkpoints" / "step-00000001").state["tracker"]["wandb_id"]
+    first = storage.load(tmp_path / "run" / "checkpoints" / "step-00000001").state["tracker"]["wandb_id"]
     resumed = rewound(tmp_path / "run", 1, tmp_path / "resumed")
     train(values, resumed, "auto")
-    second = files.load(resumed / "checkpoints" / "step-00000002").state["tracker"]["wandb_id"]
+    second = storage.load(resumed / "checkpoints" / "step-00000002").state["tracker"]["wandb_id"]
     assert first == second
     assert all(f"-{first}" in path.name for path in (resumed / "wandb").glob("offline-run-*"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtsp.training import loop as engine
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import atomic_save, storage
 from tests.runs.run_folders import command, rows, steps_saved
 from tools.train import main
 
@@ -35,7 +35,7 @@ def test_a_checkpoint_is_a_copy_of_its_step_however_late_it_is_written(
     """The thread that writes step 2 waits here until the training has done step 4."""
     values["train"] |= {"keep_last": 9}
     train(values, tmp_path / "whole")
-    step, save, done = engine.optimizer_step, files.save, threading.Event()
+    step, save, done = engine.optimizer_step, atomic_save.save, threading.Event()
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         result = step(*arguments, **keywords)
@@ -48,11 +48,11 @@ def test_a_checkpoint_is_a_copy_of_its_step_however_late_it_is_written(
         return save(folder, step, *arguments, **keywords)
 
     monkeypatch.setattr(engine, "optimizer_step", counted)
-    monkeypatch.setattr(files, "save", late)
+    monkeypatch.setattr(atomic_save, "save", late)
     train(values, tmp_path / "late")
     for number in (2, 4, 6):
         first, second = (
-            files.load(tmp_path / name / "checkpoints" / files.name_of(number)) for name in ("whole", "late")
+            storage.load(tmp_path / name / "checkpoints" / storage.name_of(number)) for name in ("whole", "late")
         )
         assert all((second.model[name] == tensor).all() for name, tensor in first.model.items())
         assert first.state["batches"] == second.state["batches"]
@@ -64,7 +64,7 @@ def test_a_save_that_fails_in_the_thread_ends_the_run_with_one_error(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(atomic_save, "save_file", full)
     assert main(command(config, tmp_path / "run")) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "the checkpoint of step 2 was not written to" in line
@@ -94,7 +94,7 @@ def test_the_best_checkpoint_and_the_one_before_a_spike_stay(
     assert steps_saved(tmp_path / "run") == sorted({best, 4, 8})
     assert "LOSS SPIKE at step 6" in caplog.text
     assert "the checkpoint of step 4 is kept" in caplog.text
-    assert files.load(tmp_path / "run/checkpoints/step-00000008").state["before_spikes"] == [4]
+    assert storage.load(tmp_path / "run/checkpoints/step-00000008").state["before_spikes"] == [4]
 
 
 def test_a_metric_that_no_validation_has_is_named(values: dict[str, Any], train: Train, tmp_path: Path) -> None:

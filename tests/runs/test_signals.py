@@ -14,7 +14,7 @@ import torch
 
 from mtsp import tasks
 from mtsp.command_line import STOPPED
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import atomic_save
 from mtsp.training.signals import STOP
 from tests.runs.run_folders import ChildProcess, command, steps_saved
 from tools.train import main
@@ -160,9 +160,9 @@ class KillAt:
         from mtsp.tracking.tracker import Tracker
 
         for owner, name in (
-            (files, "save_file"),
-            (files, "_hash"),
-            (files, "sync"),
+            (atomic_save, "save_file"),
+            (atomic_save, "hash_of"),
+            (atomic_save, "sync"),
             (Path, "rename"),
             (Path, "write_text"),
             (shutil, "rmtree"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import storage
 from tests.runs.run_folders import command, rows, same_but_for_rounding, steps_saved
 from tools.train import main
 
@@ -50,7 +50,7 @@ def test_a_run_leaves_its_experiment_curves_weights_and_results(
     assert [row["step"] for row in found if "davis_val/J_mean" in row] == [0, 3, 6]
     assert found[-1].keys() >= {"chairs_val/epe"}
     assert steps_saved(whole) == [4, 6]
-    last = files.load(whole / "checkpoints" / "step-00000006")
+    last = storage.load(whole / "checkpoints" / "step-00000006")
     assert last.state["batches"] == {"davis:2": 4, "davis:1": 1, "chairs:2": 2}
     assert all(torch.equal(value, last.model[name]) for name, value in load_file(whole / "weights.safetensors").items())
     # The written experiment is a config that gives the same run.

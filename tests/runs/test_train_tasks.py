@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from data.files.images import write_image
 from data.files.masks import write_mask
 from mtsp.config import ConfigError, parse
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import atomic_save, storage
 from tests import two_processes
 from tools.build import AnyExperiment, build_network
 from tools.evaluate import main as evaluate
@@ -83,7 +83,7 @@ def classifying(images: Path) -> dict[str, Any]:
             "steps": 4, "stages": [{"steps": 1, "batch_size": {"colors": 6}}], "workers": 0, "save_every": 2,
             "ema": {"decay": 0.5},
         },
-        "evaluation": {"data": ["colors"], "batch": 4},
+        "evaluation": {"data": ["colors"], "batch_size": 4},
         "tracking": {"log_every": 1, "images": 1},
     }  # fmt: skip
 
@@ -91,7 +91,7 @@ def classifying(images: Path) -> dict[str, Any]:
 def rewound(run_dir: Path, to: Path) -> Path:
     """A copy of a run as it was after its first checkpoint."""
     shutil.copytree(run_dir, to)
-    shutil.rmtree(files.checkpoints(to / "checkpoints")[-1])
+    shutil.rmtree(storage.checkpoints(to / "checkpoints")[-1])
     for name in ("weights.safetensors", "results.json"):
         (to / name).unlink()
     return to
@@ -145,7 +145,7 @@ def test_a_classifier_learns_and_its_averaged_weights_are_measured_and_exported(
     assert results["colors"]["top1"] > 0.5  # by chance 1/3
     assert results["colors"]["images"] == 18
     weights = load_file(tmp_path / "run/weights.safetensors")
-    last = files.load(tmp_path / "run/checkpoints/step-00000040")
+    last = storage.load(tmp_path / "run/checkpoints/step-00000040")
     assert last.ema is not None
     averages = last.ema["averages"]
     name = next(name for name in weights if name.startswith("head.") and name.endswith(".weight"))
@@ -213,10 +213,10 @@ def test_a_checkpoint_without_an_average_is_not_resumed_by_a_run_that_needs_it(
 ) -> None:
     train(classifying, tmp_path / "whole")
     run_dir = rewound(tmp_path / "whole", tmp_path / "without")
-    found = files.newest(run_dir / "checkpoints")
+    found = storage.newest(run_dir / "checkpoints")
     assert found is not None
     folder, step = run_dir / "checkpoints", found.state["step"]
-    files.save(folder, step, found.model, found.optimizer, found.state, keep_last=1)
+    atomic_save.save(folder, step, found.model, found.optimizer, found.state, keep_last=1)
     with pytest.raises(ValueError, match="has no averaged weights; start a new run"):
         train(classifying, run_dir, "auto")
 
@@ -240,7 +240,7 @@ def test_a_head_that_is_trained_first_finds_the_backbone_as_it_was(
     classifying["train"]["stages"] = [{"steps": 2, "learn": ["head"], **batch}, {"steps": 2, **batch}]
     train(classifying, tmp_path / "run")
     start = build_network(parse(AnyExperiment, classifying), CLASSES).model.state_dict()
-    warm, end = (files.load(path).model for path in files.checkpoints(tmp_path / "run/checkpoints"))
+    warm, end = (storage.load(path).model for path in storage.checkpoints(tmp_path / "run/checkpoints"))
     moved = [{name for name in start if not torch.equal(start[name], now[name])} for now in (warm, end)]
     assert {name.partition(".")[0] for name in moved[0]} == {"head"}
     assert {"head.label.weight", "backbone.network.conv_stem.weight", "backbone.network.bn1.running_mean"} <= moved[1]

@@ -19,7 +19,7 @@ from mtsp.files.tensors import write_tensors
 from mtsp.fisher.estimate import FisherSum, diagonal_fisher, load_fisher, mean_one, save_fisher
 from mtsp.fisher.partial import PartialEstimate
 from mtsp.training import estimate_fisher as program
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import storage
 from mtsp.training.sample_stream import SinglePass
 from tests import two_processes
 from tools import train as training
@@ -292,14 +292,14 @@ def test_a_run_that_weighs_with_it_resumes_as_if_uninterrupted_wherever_the_file
     train(classifying, tmp_path / "l2sp")
     assert outcome(tmp_path / "l2sp")[0] != outcome(tmp_path / "whole")[0]
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(files.checkpoints(tmp_path / "resumed/checkpoints")[-1])
+    shutil.rmtree(storage.checkpoints(tmp_path / "resumed/checkpoints")[-1])
     (tmp_path / "resumed/results.json").unlink()
     shutil.move(tmp_path / "fisher.safetensors", tmp_path / "moved.safetensors")
     train(weighing(classifying, tmp_path / "moved.safetensors", name), tmp_path / "resumed", "auto")
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "whole")
     begun = build_network(parse(AnyExperiment, classifying)).anchors
     save_fisher(tmp_path / "other.safetensors", {k: torch.rand_like(v) for k, v in begun.items()}, anchors=begun)
-    with pytest.raises(files.CheckpointError, match=r"was trained with another `regularizer\.fisher`"):
+    with pytest.raises(storage.CheckpointError, match=r"was trained with another `regularizer\.fisher`"):
         train(weighing(classifying, tmp_path / "other.safetensors", name), tmp_path / "resumed", "auto")
 
 
@@ -403,7 +403,7 @@ def test_a_run_with_mars_keeps_every_channel_within_the_radius_and_resumes(
     farthest = max(float((weights[n] - w).flatten(1).abs().sum(1).max()) for n, w in begun.items())
     assert farthest == pytest.approx(0.02, rel=1e-3)  # some channel is at the bound, none beyond
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(files.checkpoints(tmp_path / "resumed/checkpoints")[-1])
+    shutil.rmtree(storage.checkpoints(tmp_path / "resumed/checkpoints")[-1])
     (tmp_path / "resumed/results.json").unlink()
     train(classifying, tmp_path / "resumed", "auto")
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "whole")

@@ -140,14 +140,12 @@ class Adapter:
 
     def _probability(self, model: "torch.nn.Module", frame: "Sample") -> "np.ndarray":
         """Return the probability of the object at each pixel of the frame, HW float32."""
-        import torch
-
+        from mtsp.batches import resize_maps
         from tools.prediction.network import outputs_of
 
         outputs, (height, width) = outputs_of(model, frame, self.look, self._accelerator.device)
         logits = outputs["mask_logits"].float()  # pyright: ignore[reportTypedDictNotRequiredAccess]
-        logits = torch.nn.functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-        return logits[0].softmax(0)[1].cpu().numpy()
+        return resize_maps(logits, (height, width))[0].softmax(0)[1].cpu().numpy()
 
 
 def _adapting(experiment: "AnyExperiment", checkpoint: str, config: AdaptConfig) -> "AnyExperiment":

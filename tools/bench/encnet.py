@@ -217,7 +217,7 @@ def _step(sizes: Sizes, encoder: str, variant: Format, layer: type[Encoding]) ->
 
 def _evaluation(sizes: Sizes, encoder: str, at_once: int, bf16: bool) -> Callable[[], object]:
     network = _network(sizes, encoder, Encoding, torch.channels_last).eval()
-    tta = MultiScaleConfig(name="multi_scale", base=sizes.base, crop=sizes.crop, batch=at_once).build()
+    tta = MultiScaleConfig(name="multi_scale", base=sizes.base, crop=sizes.crop, batch_size=at_once).build()
     batch = Batch(name=["noise"], frame=torch.rand(1, 3, *sizes.image, device=DEVICE))
 
     def alone(frame: Tensor, next_frame: Tensor | None) -> Outputs:

@@ -92,17 +92,14 @@ def outputs_of(
 
 def predict(model: "torch.nn.Module", raw: "Sample", look: Look, device: "torch.device") -> Prediction:
     """Return the prediction of `model` for one frame, resized from the network's input to the frame's resolution."""
-    import torch
-
     from data.files.masks import byte_ids
+    from mtsp.batches import resize_maps
     from mtsp.figures.panels import resize_flow
 
     outputs, (height, width) = outputs_of(model, raw, look, device)
     mask = flow = label_logits = None
     if "mask_logits" in outputs:
-        logits = outputs["mask_logits"].float()
-        if logits.shape[-2:] != (height, width):
-            logits = torch.nn.functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        logits = resize_maps(outputs["mask_logits"].float(), (height, width))
         mask = byte_ids(logits[0].argmax(0).cpu().numpy())
     if "flow" in outputs and "next_frame" in raw:
         flow = resize_flow(outputs["flow"][0], (height, width)).permute(1, 2, 0).numpy()

@@ -11,7 +11,7 @@ from mtsp.evaluation.evaluate import describe
 from mtsp.evaluation.metrics_by_kind import headlines
 from mtsp.files.tensors import write_tensors
 from mtsp.tracking.metrics_file import METRICS, read_metrics
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import storage
 
 
 @program
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--step", type=int, help="step of the checkpoint (default: the newest complete one)")
             command.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     options = parser.parse_args(arguments)
-    found = files.checkpoints(options.run / "checkpoints")
+    found = storage.checkpoints(options.run / "checkpoints")
     if not found:
         raise ValueError(f"there is no checkpoint in {options.run / 'checkpoints'}")
     if options.command == "list":
@@ -47,7 +47,7 @@ def _lines(run: Path, found: Sequence[Path]) -> list[str]:
     rows = read_metrics(run / METRICS) if (run / METRICS).is_file() else []
     lines = []
     for path in found:
-        step, size = files.step_of(path), sum(file.stat().st_size for file in path.iterdir())
+        step, size = storage.step_of(path), sum(file.stat().st_size for file in path.iterdir())
         values = {name: value for row in rows if row["step"] == step for name, value in row.items()}
         shown = {k: v for k, v in values.items() if k == "train/loss" or k.rpartition("/")[2] in headlines()}
         lines.append(f"{path.name}  {size / 2**20:9,.1f} MiB  {describe(shown)}")
@@ -56,8 +56,8 @@ def _lines(run: Path, found: Sequence[Path]) -> list[str]:
 
 def _verify(path: Path) -> int:
     try:
-        files.load(path)
-    except files.CheckpointError as error:
+        storage.load(path)
+    except storage.CheckpointError as error:
         print(f"DAMAGED  {error}")
         return 1
     print(f"whole    {path}")
@@ -72,9 +72,9 @@ def export(run: Path, step: int | None, out: Path) -> None:
         OSError: `out` cannot be written.
     """
     folder = run / "checkpoints"
-    saved = files.newest(folder) if step is None else files.load(folder / files.name_of(step))
+    saved = storage.newest(folder) if step is None else storage.load(folder / storage.name_of(step))
     if saved is None:
-        raise files.CheckpointError(f"all checkpoints in {folder} are damaged")
+        raise storage.CheckpointError(f"all checkpoints in {folder} are damaged")
     weights = saved.model if saved.ema is None else saved.model | saved.ema["averages"]
     weights = {name: tensor.to(saved.model[name].dtype) for name, tensor in weights.items()}
     classes = saved.state["classes"]

@@ -10,9 +10,9 @@ from accelerate.utils import gather_object
 
 from mtsp.anchors import fingerprint
 from mtsp.config import ConfigError, parse_yaml
-from mtsp.distributed.sharding import is_sharded, load_full_states
+from mtsp.distributed.sharding import has_shards, load_full_states
 from mtsp.tracking.metrics_file import METRICS, read_metrics
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import atomic_save, storage
 from mtsp.training.checks.samples import other_data
 from mtsp.training.experiment import AnyExperiment
 from mtsp.training.state import Position, TrainingRun
@@ -35,7 +35,7 @@ FREE_TO_MOVE_UNRENAMED = ("data.*.dataset.masks", "data.*.dataset.list", "data.*
 _LOG = logging.getLogger("mtsp")
 
 
-def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> files.Checkpoint | None:
+def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | None) -> storage.Checkpoint | None:
     """Return the verified checkpoint to continue from, or None for a new run.
 
     `resume` is as in :func:`mtsp.training.run.run_experiment`. All processes must find the same checkpoint.
@@ -47,31 +47,31 @@ def checkpoint_to_resume(accelerator: Accelerator, run_dir: Path, resume: str | 
     """
     folder = run_dir / "checkpoints"
     if accelerator.is_main_process:
-        files.recover(folder)
+        atomic_save.recover(folder)
     accelerator.wait_for_everyone()
     if resume is None:
-        if files.checkpoints(folder) or (run_dir / "results.json").exists():
+        if storage.checkpoints(folder) or (run_dir / "results.json").exists():
             raise ConfigError(f"{run_dir} contains a run; continue it with --resume auto, or choose another --run-dir")
         return None
-    found = files.newest(folder) if resume in ("auto", "must") else files.load(Path(resume))
+    found = storage.newest(folder) if resume in ("auto", "must") else storage.load(Path(resume))
     if found is None:
-        if files.checkpoints(folder):
-            raise files.CheckpointError(f"all checkpoints in {folder} are damaged; delete them to start over")
+        if storage.checkpoints(folder):
+            raise storage.CheckpointError(f"all checkpoints in {folder} are damaged; delete them to start over")
         if resume == "must":
-            raise files.CheckpointError(f"there is no checkpoint in {folder}; use --resume auto to start a new run")
+            raise storage.CheckpointError(f"there is no checkpoint in {folder}; use --resume auto to start a new run")
         if (run_dir / METRICS).exists():
             _LOG.warning(
                 "%s has curves but no checkpoint: THE RUN STARTS ANEW at step 1; --resume must refuses this", run_dir
             )
     steps = [found.state["step"] if found is not None else 0]
     if accelerator.num_processes > 1 and len(set(steps := gather_object(steps))) > 1:
-        raise files.CheckpointError(
+        raise storage.CheckpointError(
             f"the processes found checkpoints of different steps, {steps}; put {folder} on a disk that all nodes share"
         )
     return found
 
 
-def restore(run: TrainingRun, saved: files.Checkpoint) -> None:
+def restore(run: TrainingRun, saved: storage.Checkpoint) -> None:
     """Restore weights, optimizer, position and averages from a checkpoint; log settings that have changed since then.
 
     Raises:
@@ -85,24 +85,24 @@ def restore(run: TrainingRun, saved: files.Checkpoint) -> None:
     if state["processes"] != accelerator.num_processes:
         _LOG.info("processes: now %d, was %d; dropout will differ", accelerator.num_processes, state["processes"])
     if state["anchors"] != fingerprint(run.pretrained.anchors):
-        raise files.CheckpointError(
+        raise storage.CheckpointError(
             f"{saved.path} was trained with anchors that differ from the branches' `weights`; restore those files"
         )
     if other := other_data(run.fingerprints, state["data"]):
-        raise files.CheckpointError(
+        raise storage.CheckpointError(
             f"{saved.path} was trained on other data: {'; '.join(other)}; restore these files, or start a new run"
         )
-    if state["sharded"] != (sharded := is_sharded(run.network)):
+    if state["sharded"] != (sharded := has_shards(run.network)):
         here, there = ("with", "without") if sharded else ("without", "with")
-        raise files.CheckpointError(f"{saved.path} was saved {there} FSDP and cannot be resumed {here} it")
+        raise storage.CheckpointError(f"{saved.path} was saved {there} FSDP and cannot be resumed {here} it")
     if run.ema is not None and saved.ema is None:
-        raise files.CheckpointError(f"{saved.path} has no averaged weights; start a new run, or leave out train.ema")
+        raise storage.CheckpointError(f"{saved.path} has no averaged weights; start a new run, or leave out train.ema")
     try:
         load_full_states(run.network, run.state.optimizer.optimizer, saved.model, saved.optimizer)
         if run.ema is not None and saved.ema is not None:
             run.ema.load_state_dict(saved.ema)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise files.CheckpointError(f"{saved.path} has another network: {str(error).splitlines()[0]}") from error
+        raise storage.CheckpointError(f"{saved.path} has another network: {str(error).splitlines()[0]}") from error
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if run.state.task_weights is not None:
@@ -126,14 +126,14 @@ def _has_validation(run: TrainingRun) -> bool:
     return all(any(key.startswith(f"{name}/") for row in rows for key in row) for name in wanted)
 
 
-def require_same_fisher(run: TrainingRun, saved: files.Checkpoint) -> None:
+def require_same_fisher(run: TrainingRun, saved: storage.Checkpoint) -> None:
     """Check that the attached regularizer reads the same Fisher information as when the checkpoint was saved.
 
     Raises:
         CheckpointError: the Fisher information differs.
     """
     if saved.state.get("fisher") != fisher_of(run):
-        raise files.CheckpointError(f"{saved.path} was trained with another `regularizer.fisher`; restore it")
+        raise storage.CheckpointError(f"{saved.path} was trained with another `regularizer.fisher`; restore it")
 
 
 def fisher_of(run: TrainingRun) -> str | None:

@@ -1,6 +1,6 @@
 """Save a run: decide when, copy its state, and write the copy in a thread while the training goes on.
 
-How a checkpoint is written so that a kill leaves the earlier ones intact is in :mod:`mtsp.training.checkpoint.files`.
+What a kill during a save does: see :mod:`mtsp.training.checkpoint.atomic_save`.
 """
 
 import time
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mtsp.anchors import fingerprint
-from mtsp.distributed.sharding import full_states, is_sharded
-from mtsp.training.checkpoint import files
+from mtsp.distributed.sharding import full_states, has_shards
+from mtsp.training.checkpoint import atomic_save, storage
 from mtsp.training.checkpoint.resume import fisher_of
 from mtsp.training.checkpoint.retention import IntervalConfig, is_kept
 from mtsp.training.state import TrainingRun
@@ -35,7 +35,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Path] | None = None
         self._time = time.monotonic()
-        resumed = run.position.step if (self._folder / files.name_of(run.position.step)).exists() else None
+        resumed = run.position.step if (self._folder / storage.name_of(run.position.step)).exists() else None
         self.saved_at: int | None = resumed
         """Step of the newest checkpoint, which may still be being written."""
 
@@ -72,7 +72,7 @@ class Saver:
         if run.state.accelerator.is_main_process:
             self._wait()
             self._pending = self._thread.submit(
-                files.save,
+                atomic_save.save,
                 self._folder,
                 step,
                 {name: _copied(tensor, torch.contiguous_format) for name, tensor in model.items()},
@@ -90,7 +90,7 @@ class Saver:
         """Keep the newest checkpoint whose weights did not see step `step` - 1, and return its step, or None."""
         self._wait()  # the newest may still be on its way
         limit, kept = self._run.experiment.train.keep_before_spike, self._run.spikes.saved_before
-        steps = [files.step_of(path) for path in files.checkpoints(self._folder)]
+        steps = [storage.step_of(path) for path in storage.checkpoints(self._folder)]
         before = max((saved for saved in steps if saved < step - 1), default=None)
         if before is not None:
             kept[:] = [*(one for one in kept if one != before), before][-limit:] if limit else []
@@ -120,7 +120,7 @@ class Saver:
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "task_weights": None if run.state.task_weights is None else run.state.task_weights.state_dict(),
             "processes": accelerator.num_processes,
-            "sharded": is_sharded(run.network),
+            "sharded": has_shards(run.network),
             "meter": {name: list(values) for name, values in run.meter.values.items()},
             "validated_at": run.validated_at,
             "scores": dict(run.scores),

@@ -8,7 +8,7 @@ import torch
 
 from mtsp.batches import first_sample, frame_shapes
 from mtsp.cost.dry_run import optimizer_bytes, saved_bytes, size_of
-from mtsp.distributed.sharding import is_sharded
+from mtsp.distributed.sharding import has_shards
 from mtsp.optim.groups import longest_prefix
 from mtsp.training.experiment import StageConfig
 from mtsp.training.state import TrainingRun
@@ -38,7 +38,7 @@ def predict_memory(run: TrainingRun) -> MemoryEstimate | None:
     step, and are not counted.
     """
     network, experiment = run.network, run.experiment
-    if experiment.train.compile or is_sharded(network):
+    if experiment.train.compile or has_shards(network):
         return None
     shares = run.state.accelerator.num_processes * experiment.train.accumulate
     activations, gradients = 0, 0

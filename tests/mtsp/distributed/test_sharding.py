@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mtsp.anchors import capture
-from mtsp.distributed.sharding import full_states, is_sharded, load_full_states
+from mtsp.distributed.sharding import full_states, has_shards, load_full_states
 from mtsp.regularizers import L2SP
-from mtsp.training.checkpoint.files import Checkpoint, load, save
+from mtsp.training.checkpoint.atomic_save import save
+from mtsp.training.checkpoint.storage import Checkpoint, load
 
 
 def network() -> nn.Module:
@@ -39,7 +40,7 @@ def in_one_of_two_processes(rank: int, folder: str) -> None:
     model = network()
     anchors = capture(model, ["0.weight", "2.weight"])
     fully_shard(model, mesh=mesh)
-    assert is_sharded(model)
+    assert has_shards(model)
     optimizer, _ = trained(model, anchors, steps=2)
     weights, state = full_states(model, optimizer)
     if rank == 0:

@@ -102,7 +102,7 @@ def one_window_at_a_time(config: MultiScaleConfig, network: nn.Module, frame: Te
 @pytest.mark.parametrize("size", [(33, 47), (47, 33), (40, 40), (7, 9), (1, 50), (25, 52)])
 @pytest.mark.parametrize("flip", [True, False])
 def test_all_windows_at_once_are_one_window_at_a_time(size: tuple[int, int], flip: bool) -> None:
-    config = scales(base=52, crop=24, scales=(0.4, 0.75, 1.0, 1.3), flip=flip, batch=7)  # 52 > 24: 1 to 12 windows
+    config = scales(base=52, crop=24, scales=(0.4, 0.75, 1.0, 1.3), flip=flip, batch_size=7)  # 52 > 24: 1 to 12 windows
     network, frame = Segmenter(factor=8), image(*size)
     expected = one_window_at_a_time(config, network, frame)
     found = look(config, network, frame)
@@ -123,7 +123,7 @@ def test_all_windows_at_once_are_one_window_at_a_time(size: tuple[int, int], fli
 def test_any_sizes_agree(
     height: int, width: int, base: int, crop: int, stride: float, scale: float, batch: int
 ) -> None:
-    config = scales(base=base, crop=crop, stride=stride, scales=(scale, 1.0), batch=batch)
+    config = scales(base=base, crop=crop, stride=stride, scales=(scale, 1.0), batch_size=batch)
     network, frame = Segmenter(), image(height, width)
     expected = one_window_at_a_time(config, network, frame)
     torch.testing.assert_close(look(config, network, frame).double(), expected, rtol=1e-4, atol=1e-4)
@@ -136,7 +136,7 @@ def test_a_pascal_photo_takes_thirty_six_forwards_of_one_size() -> None:
             return Outputs(mask_logits=frame[:, :2])
 
     seen: list[tuple[int, ...]] = []
-    look(scales(batch=16), Counter(), image(375, 500))
+    look(scales(batch_size=16), Counter(), image(375, 500))
     # Long sides 260, 390, 520, 650, 780, 910, short ones 195, 293, 390, 488, 585, 683: 1 + 1 + 2 + 4 + 4 + 6 windows.
     assert seen == [(16, 3, 480, 480), (16, 3, 480, 480), (4, 3, 480, 480)]
 
@@ -174,7 +174,7 @@ def test_mirror_images_make_the_decision_symmetric() -> None:
 
 def test_logits_beyond_the_range_of_float32_still_decide() -> None:
     """e^89 is infinite in float32; here a window and its mirror image reach 150, and some classes are far below."""
-    config = scales(base=40, crop=24, scales=(0.5, 1.0), batch=2)
+    config = scales(base=40, crop=24, scales=(0.5, 1.0), batch_size=2)
     network, frame = Segmenter(factor=40), image(30, 40)
     assert network.layer.bias is not None
     network.layer.bias.data += 1
@@ -190,7 +190,7 @@ def test_logits_beyond_the_range_of_float32_still_decide() -> None:
 @pytest.mark.parametrize("flip", [True, False])
 def test_the_level_of_all_logits_decides_nothing(level: float, flip: bool) -> None:
     """e^-104 is 0 in float32: a window's and its mirror image's -60 made every pixel class 0."""
-    config = scales(base=40, crop=24, scales=(0.5, 1.0), flip=flip, batch=2)
+    config = scales(base=40, crop=24, scales=(0.5, 1.0), flip=flip, batch_size=2)
     network, frame = Segmenter(factor=8), image(30, 40)
     usual = look(config, network, frame)
     assert len(usual.argmax(1).unique()) > 1
@@ -205,7 +205,7 @@ def test_the_level_of_all_logits_decides_nothing(level: float, flip: bool) -> No
 
 def test_the_batch_does_not_change_the_result() -> None:
     network, frame = Segmenter(), image(33, 47)
-    results = [look(scales(base=52, crop=24, batch=batch), network, frame) for batch in (1, 2, 5, 100)]
+    results = [look(scales(base=52, crop=24, batch_size=batch), network, frame) for batch in (1, 2, 5, 100)]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-5)
 
@@ -228,7 +228,7 @@ def test_the_memory_format_of_the_logits_changes_no_bit_and_they_stay_the_networ
 
 def test_images_of_a_batch_are_looked_at_each_by_itself() -> None:
     network, frames = Segmenter(), [image(33, 47), image(33, 47, seed=1)]
-    config = scales(base=52, crop=24, batch=12)
+    config = scales(base=52, crop=24, batch_size=12)
     together = look(config, network, torch.cat(frames))
     torch.testing.assert_close(together, torch.cat([look(config, network, frame) for frame in frames]))
 
@@ -298,7 +298,7 @@ def chances(config: MultiCropConfig, frame: Tensor, network: nn.Module | None = 
 
 def test_ten_crops_are_the_corners_the_middle_and_their_mirror_images() -> None:
     frame = torch.cat([image(6, 9), image(6, 9, seed=1)])
-    config = MultiCropConfig(name="multi_crop", sizes=(6,), crop=4, batch=7)
+    config = MultiCropConfig(name="multi_crop", sizes=(6,), crop=4, batch_size=7)
     # The first pixels of crops at rows 0 and 2, columns 0 and 5, and in the middle at (1, 2); of their mirror images
     # the last pixel of the first row, three columns on. (9 - 4) / 2 = 2.5 is rounded to the even 2.
     corners = [(0, 0), (0, 5), (2, 0), (2, 5), (1, 2)]

@@ -18,7 +18,7 @@ from mtsp.optim.optimizers import AdamConfig, OptimizerConfig, RMSPropConfig, SG
 from mtsp.regularizers import L2SP, Pace
 from mtsp.regularizers.configs import AnyRegularizer, NoneConfig, RegularizerConfig, SPConfig
 from mtsp.reports.sweep import rows
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import storage
 from mtsp.training.experiment import as_yaml, stage_at
 from tools.build import AnyExperiment, read_experiment
 from tools.train import main
@@ -291,7 +291,7 @@ def test_a_run_by_pace_is_the_run_by_its_numbers_and_resumes_as_if_uninterrupted
     tuned["branches"]["flow"]["alpha"] = {"time_constant": 30}
     train(tuned, tmp_path / "paced")
     shutil.copytree(tmp_path / "paced", tmp_path / "resumed")
-    shutil.rmtree(files.checkpoints(tmp_path / "resumed/checkpoints")[-1])
+    shutil.rmtree(storage.checkpoints(tmp_path / "resumed/checkpoints")[-1])
     (tmp_path / "resumed/results.json").unlink()
     train(tuned, tmp_path / "resumed", "auto")
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "paced")

@@ -29,7 +29,7 @@ from models.pretrained.files import read as read_weights
 from mtsp.config import find, load, parse
 from mtsp.files.tensors import write_tensors
 from mtsp.fisher.estimate import load_fisher, save_fisher
-from mtsp.training.checkpoint import files as checkpoints
+from mtsp.training.checkpoint import atomic_save, storage
 from mtsp.transfer.centroids import Centroids
 
 SIZE = (48, 64)
@@ -196,11 +196,11 @@ def _checkpoint(folder: Path) -> None:
     weights = _tensors()
     optimizer = {"state": {0: {"momentum": weights["head.bias"]}}}
     state = {"step": 7, "classes": ["a"]}
-    checkpoints.save(folder, 7, weights, optimizer, state, keep_last=1, ema={"weights": weights})
+    atomic_save.save(folder, 7, weights, optimizer, state, keep_last=1, ema={"weights": weights})
 
 
 def _read_checkpoint(path: Path) -> Any:
-    found = checkpoints.load(path.parent)
+    found = storage.load(path.parent)
     return (found.model, found.optimizer, found.state, found.ema)
 
 

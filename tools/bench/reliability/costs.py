@@ -63,7 +63,7 @@ def _cost_of_saving(how: str, network: dict[str, Any], out: Path) -> tuple[float
     import torch
 
     from models.segflow.network import SegFlowConfig
-    from mtsp.training.checkpoint import files
+    from mtsp.training.checkpoint import atomic_save
     from mtsp.training.checkpoint.saver import _copied
 
     model = SegFlowConfig.model_validate(network).build()
@@ -77,7 +77,7 @@ def _cost_of_saving(how: str, network: dict[str, Any], out: Path) -> tuple[float
             wall, busy = time.monotonic(), time.thread_time()
             state = _copied(model.state_dict()), _copied(optimizer.state_dict())
             size = 2 * sum(tensor.nbytes for tensor in state[0].values()) / 2**20
-            write = partial(files.save, Path(folder), step, *state, {"step": step}, keep_last=1)
+            write = partial(atomic_save.save, Path(folder), step, *state, {"step": step}, keep_last=1)
             pending = thread.submit(write) if how == "asynchronous" else write()
             costs.append((time.monotonic() - wall, time.thread_time() - busy))
             if isinstance(pending, Future):

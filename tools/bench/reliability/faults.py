@@ -210,9 +210,9 @@ class Job:
 
     def saved(self) -> int:
         """Return the step of the newest checkpoint, 0 if there is none."""
-        from mtsp.training.checkpoint import files
+        from mtsp.training.checkpoint import storage
 
-        return max(map(files.step_of, files.checkpoints(self.run_dir / "checkpoints")), default=0)
+        return max(map(storage.step_of, storage.checkpoints(self.run_dir / "checkpoints")), default=0)
 
 
 def environment() -> dict[str, str]:
@@ -250,12 +250,12 @@ def slow_down(what: str, note: Path) -> None:
     """Slow down a part of the run by replacing a function, which first creates the file `note`."""
     from mtsp.evaluation import evaluate
     from mtsp.training import loop
-    from mtsp.training.checkpoint import files
+    from mtsp.training.checkpoint import atomic_save
 
     place, name, seconds = {
         "training": (loop, "optimizer_step", 3.0),
         "evaluation": (evaluate, "at_resolution", 3.0),
-        "saving": (files, "save_file", 3.0),
+        "saving": (atomic_save, "save_file", 3.0),
     }.get(what, (None, "", 0.0))
     if place is None:
         return

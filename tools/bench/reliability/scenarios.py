@@ -210,11 +210,11 @@ def huge_rate(out: Path, name: str) -> tuple[str, bool]:
     """Destroy the weights with a learning rate that is a number."""
     import torch
 
-    from mtsp.training.checkpoint import files
+    from mtsp.training.checkpoint import storage
 
     job = Job(out, name, "optimizer.lr=1e30", "regularizer.alpha=0", "regularizer.beta=0", "train.save_every=1")
     text, stopped = ended(job, 1, "not finite")
-    weights = [files.load(path).model for path in files.checkpoints(job.run_dir / "checkpoints")]
+    weights = [storage.load(path).model for path in storage.checkpoints(job.run_dir / "checkpoints")]
     clean = all(torch.isfinite(tensor).all() for model in weights for tensor in model.values())
     return f"{text}; all {len(weights)} checkpoints are finite: {clean}", stopped and clean
 

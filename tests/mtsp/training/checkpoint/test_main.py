@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mtsp.files.tensors import read_tensors
-from mtsp.training.checkpoint import files
+from mtsp.training.checkpoint import atomic_save
 from mtsp.training.checkpoint.__main__ import main
 
 
@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> Path:
         weights = {"weight": torch.full((2,), float(step)), "count": torch.tensor(step)}
         ema = {"updates": step, "averages": weights | {"weight": weights["weight"] - 1}}
         state = {"step": step, "classes": ["dog", "cat"]}
-        files.save(tmp_path / "checkpoints", step, weights, {}, state, keep_last=2, ema=ema)
+        atomic_save.save(tmp_path / "checkpoints", step, weights, {}, state, keep_last=2, ema=ema)
     rows = [{"step": 10, "time": 1.0, "train/loss": 0.25, "lr/a": 1.0}, {"step": 10, "time": 2.0, "val/miou": 0.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtsp.training.checkpoint import files
-from mtsp.training.checkpoint.files import CheckpointError, checkpoints, load, newest, save
+from mtsp.training.checkpoint import atomic_save, storage
+from mtsp.training.checkpoint.atomic_save import save
+from mtsp.training.checkpoint.storage import CheckpointError, checkpoints, load, newest
 
 
 def saved(folder: Path, step: int, keep_last: int = 2, ema: dict[str, Any] | None = None) -> Path:
@@ -46,8 +47,8 @@ def test_the_newest_are_kept_by_number(tmp_path: Path) -> None:
 )
 def test_a_manifest_that_lists_too_little_is_refused_though_its_own_hash_is_right(tmp_path: Path, listed: Any) -> None:
     path = saved(tmp_path, 1) / "manifest.json"
-    manifest = {"format": files.FORMAT, "step": 1, "files": listed}
-    path.write_text(json.dumps(manifest | {"sha256": files._seal(manifest)}))
+    manifest = {"format": storage.FORMAT, "step": 1, "files": listed}
+    path.write_text(json.dumps(manifest | {"sha256": storage.seal(manifest)}))
     with pytest.raises(CheckpointError, match=r"step-00000001/manifest.json does not list"):
         load(path.parent)
 
@@ -125,10 +126,10 @@ def test_a_pickle_that_executes_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["optimizer.pt"] = {
         "bytes": (path / "optimizer.pt").stat().st_size,
-        "sha256": files._hash(path / "optimizer.pt"),
+        "sha256": storage.hash_of(path / "optimizer.pt"),
     }
     del manifest["sha256"]
-    manifest["sha256"] = files._seal(manifest)
+    manifest["sha256"] = storage.seal(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load(path)
@@ -182,7 +183,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_none(tmp_path: Path, monkey
         with pytest.raises(KeyboardInterrupt):
             saved(tmp_path, 1, keep_last=1)
     assert not first.exists()
-    files.recover(tmp_path)
+    atomic_save.recover(tmp_path)
     assert {file.name: file.read_bytes() for file in first.iterdir()} == content
     assert list(tmp_path.iterdir()) == [first]
 
@@ -191,13 +192,14 @@ def test_checkpoints_that_are_kept_for_another_reason_do_not_count(tmp_path: Pat
     model = {"weight": torch.ones(1)}
     for step in range(1, 9):
         save(tmp_path, step, model, {}, {"step": step}, keep_last=2, keeps=lambda step: step in (2, 4))
-    assert [files.step_of(path) for path in checkpoints(tmp_path)] == [2, 4, 7, 8]
+    assert [storage.step_of(path) for path in checkpoints(tmp_path)] == [2, 4, 7, 8]
 
 
 _SAVER = """
 import sys, torch
 from pathlib import Path
-from mtsp.training.checkpoint.files import save, newest
+from mtsp.training.checkpoint.atomic_save import save
+from mtsp.training.checkpoint.storage import newest
 folder = Path(sys.argv[1])
 found = newest(folder)
 step = found.state["step"] if found else 0
