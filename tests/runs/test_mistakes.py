@@ -229,6 +229,7 @@ def failing(values: dict[str, Any], run_dir: Path, *more: str) -> int:
 def ran(tmp_path: Path) -> Path:
     """A folder with what an earlier run wrote: curves and two checkpoints."""
     run_dir = tmp_path / "ran"
+    run_dir.mkdir()
     for step in (1, 2):
         tensors = {"segmentation.x": torch.full((3,), float(step))}
         atomic_save.save(run_dir / "checkpoints", step, tensors, {}, {"step": step}, keep_last=2)
