@@ -158,16 +158,29 @@ def micro_batches(
     batches = iter(loader)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, before)  # torch's handler raises wherever the main process is, not in next()
-    while True:
-        try:
-            batch = next(batches)
-        except (RuntimeError, ConnectionError) as error:  # while its tensors are fetched, a dead worker is the latter
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
-                raise
-            raise ValueError(_lost_worker(batches, samples)) from error
-        if isinstance(batch, Failure):
-            raise ValueError(batch.message)
-        yield unpacked(batch)
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except (RuntimeError, ConnectionError) as error:  # of a dead worker's tensors, it is the latter
+                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader"):
+                    raise
+                raise ValueError(_lost_worker(batches, samples)) from error
+            if isinstance(batch, Failure):
+                raise ValueError(batch.message)
+            yield unpacked(batch)
+    finally:
+        if workers:
+            _end_workers(batches)
+
+
+def _end_workers(batches: Any) -> None:
+    """End the worker processes, also those that hang: they ignore SIGTERM, and Python would wait for them for ever."""
+    processes = batches._workers
+    batches._shutdown_workers()
+    for process in processes:
+        if process.is_alive():
+            process.kill()
 
 
 def _lost_worker(batches: Any, samples: _AugmentedSamples) -> str:
@@ -179,8 +192,6 @@ def _lost_worker(batches: Any, samples: _AugmentedSamples) -> str:
     ended = [number for number, process in enumerate(processes) if not process.is_alive()]
     names = ", ".join(f"sample {ids[samples.reading[number]]}" for number in ended or range(len(processes)))
     if not ended:
-        for process in processes:
-            process.kill()  # workers ignore SIGTERM, with which Python would end them, and then wait for ever
         return f"the data workers do not answer; they are reading {names}"
     code = processes[ended[0]].exitcode
     reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

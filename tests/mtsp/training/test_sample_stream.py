@@ -140,6 +140,20 @@ class Hanging(Numbers):
         return super().train_sample(index, rng)
 
 
+def test_closing_a_stream_ends_a_worker_that_hangs_before_it_is_waited_for() -> None:
+    """Its stream is not the one that fails: another one's worker was stopped, too."""
+    before = set(multiprocessing.active_children())
+    stream = micro_batches(
+        Numbers(6), batch_size=2, start=0, seed=[3], shard=Shard(), collate=collate, workers=1, timeout=60
+    )
+    next(stream)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    stream.close()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
 def test_a_worker_that_hangs_is_named_and_killed_so_that_the_run_can_end() -> None:
     before = set(multiprocessing.active_children())
     examples = Hanging(6)
