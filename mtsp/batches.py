@@ -45,7 +45,7 @@ class Packed(NamedTuple):
 
     data: Tensor
     parts: dict[str, Sequence[Any]]
-    """By key: first byte, number of bytes, type, shape and strides."""
+    """First byte, number of bytes, type, shape and strides of each tensor, by its key in the batch."""
     rest: dict[str, Any]
 
 

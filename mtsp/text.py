@@ -216,4 +216,4 @@ _COUNTERS: dict[str, Callable[[Sequence[str]], list[Any] | None]] = {
     "where letters count a to z, aa": _counted("[a-z]+|[A-Z]+", 30, _letters),
     "as numbers with exponents": _with_exponents,
 }
-"""How else names may be ordered: a key for each name, or None if they are not of this form."""
+"""Other ways to order names: a key for each name, or None if the names are not of this form."""

@@ -1,12 +1,11 @@
 """Score predictions saved in files against the labels of a data set. Nothing here needs torch."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from data.files.flow_formats.read import read_flow
 from data.files.masks import read_foreground, read_mask
 from data.predictions.class_names import with_predicted_classes
 from data.predictions.labels_csv import score_predictions
+from data.predictions.remarks import Remarks, Seen, seen
 from data.segmentation.label_map import LabelMap
 from data.types import DataError, MissingDataError, SampleDataset
 from data.video.davis import Davis, DavisConfig
@@ -159,22 +159,22 @@ def score(
             if metric.label == label
         ]
 
-    remarks = _Remarks(predictions)
+    remarks = Remarks(predictions)
 
-    def measured(i: int) -> tuple[list[Metric], bool, _Seen]:
+    def measured(i: int) -> tuple[list[Metric], bool, Seen]:
         found = metrics()
         prediction, truth = read(i, files[i])
         for metric in found:
             metric.update([dataset.ids[i]], prediction[None], {key: value[None] for key, value in truth.items()})
-        return found, is_known(truth, label), _seen(prediction, truth)
+        return found, is_known(truth, label), seen(prediction, truth)
 
     total = metrics()
     unknown: list[str] = []
     workers = workers or threads()
     results = read_ahead(measured, range(len(files)), threads=workers, ahead=2 * workers)
     with closing(results), bar("scoring", len(files)) as advance:
-        for name, (some, known, seen) in zip(dataset.ids, results, strict=True):
-            remarks.add(name, seen)
+        for name, (some, known, one_seen) in zip(dataset.ids, results, strict=True):
+            remarks.add(name, one_seen)
             for metric, one in zip(total, some, strict=True):
                 metric.merge(one)
             unknown += [] if known else [name]
@@ -306,61 +306,6 @@ def _tell_values(dataset: SampleDataset) -> None:
             label_map.classes[0], len(label_map.classes) - 1, label_map.classes[-1],
             first_names([*map(str, label_map.values)]),
         )  # fmt: skip
-
-
-class _Seen(NamedTuple):
-    """What is worth a remark in one example."""
-
-    pixels: int
-    unknown: int
-    """Number of pixels without a known class."""
-    far: tuple[float, float]
-    """Longest true and predicted flow, as a multiple of the frame's diagonal."""
-
-
-def _seen(prediction: np.ndarray, truth: dict[str, np.ndarray]) -> _Seen:
-    if "mask" in truth:
-        return _Seen(truth["mask"].size, int(np.count_nonzero(truth["mask"] == IGNORE)), (0, 0))
-    valid = truth.get("flow_valid", np.True_)
-    diagonal = math.hypot(*prediction.shape[-2:])
-    true, predicted = (float(np.hypot(*flow).max(where=valid, initial=0)) for flow in (truth["flow"], prediction))
-    return _Seen(0, 0, (true / diagonal, predicted / diagonal))
-
-
-_FAR = 10
-"""Diagonals of a frame, beyond which flow is told. FlyingThings3D has true flow of more than one."""
-
-
-class _Remarks:
-    """Collect what a reader of scores should know about the files, to tell it once."""
-
-    def __init__(self, predictions: Path) -> None:
-        self._predictions = predictions
-        self._pixels, self._unknown, self._with_unknown = 0, 0, list[str]()
-        self._far: tuple[list[str], list[str]] = [], []
-
-    def add(self, name: str, seen: _Seen) -> None:
-        """Add the example called `name`."""
-        self._pixels += seen.pixels
-        self._unknown += seen.unknown
-        self._with_unknown += [name] if seen.unknown else []
-        for names, far in zip(self._far, seen.far, strict=True):
-            names += [name] if far > _FAR else []
-
-    def tell(self) -> None:
-        """Log the number of unknown pixels, and warn about flow that no camera sees."""
-        if self._unknown:
-            _LOG.info(
-                "%s of %s true pixels (%.1f %%) are unknown (255) and not counted, in %d masks: %s",
-                f"{self._unknown:,}", f"{self._pixels:,}", 100 * self._unknown / self._pixels,
-                len(self._with_unknown), first_names(self._with_unknown),
-            )  # fmt: skip
-        for whose, names in zip(("true flow", f"flow in {self._predictions}"), self._far, strict=True):
-            if names:
-                _LOG.warning(
-                    "%s is longer than %d diagonals of the frame in %d files: %s; is it of another unit, or not marked "
-                    "as unknown?", whose, _FAR, len(names), first_names(names),
-                )  # fmt: skip
 
 
 def _require(folder: Path, files: Sequence[Path]) -> None:

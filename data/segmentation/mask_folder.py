@@ -37,7 +37,7 @@ class MaskFolderConfig(SegmentedConfig):
     unknown: tuple[int, ...] | None = None
     """Values in the masks where the class is unknown or ignored. Null: 255, unless all masks contain only 0 and 255."""
     exif: Literal["apply", "ignore"] | None = None
-    """How to treat EXIF orientation: `apply` rotates the image (and a mask that has an orientation of its own),
+    """Treatment of EXIF orientation: `apply` rotates the image (and a mask that has an orientation of its own),
     `ignore` reads it as stored. Null: read it as stored, and name the file in a warning."""
     split: Path | None = None
     """Text file with one image per line, relative to `frames`, without suffix, or a folder of images. Null: use all."""

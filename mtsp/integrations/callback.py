@@ -1,4 +1,4 @@
-"""What the callbacks for Lightning and transformers share: they build a regularizer, attach it, and measure it."""
+"""Base of the callbacks for Lightning and transformers: build a regularizer, attach it, and measure it."""
 
 from collections.abc import Sequence
 from typing import Any

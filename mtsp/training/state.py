@@ -57,7 +57,7 @@ class Position:
 
 
 class Requests(NamedTuple):
-    """What a process asks all processes to do after a step."""
+    """Requests of a process to all processes, which follow them after the step."""
 
     stop: bool = False
     save: bool = False

@@ -1,4 +1,4 @@
-"""What a reader of scores is told beside them, and which of two files is named where they do not fit."""
+"""Remarks beside scores, and the file that is named where truth and prediction do not fit."""
 
 import json
 import shutil
